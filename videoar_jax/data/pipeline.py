@@ -1,0 +1,173 @@
+"""From a config to batches: which clips, in which order, in which process.
+
+The order of clips is one global sequence, cut into global batches; process p of n reads the p-th of
+n equal parts of each batch. So the batches do not depend on the number of processes, and the
+iterator's state is the number of batches taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import grain
+import numpy as np
+
+from videoar_jax.data.sources import FolderSource
+from videoar_jax.data.sprites import SPLITS, SpritesSource
+
+SOURCES = ("sprites", "folder")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """The `data` section of a config.
+
+  Attributes:
+    source: "sprites" or "folder".
+    path: of the folder of videos; only for source = "folder".
+    num_frames: frames of a clip.
+    frame_rate: frames per second that clips are read at; sprites have none.
+    resolution: (H, W) in pixels.
+    num_objects: objects in a sprites clip: 1, 2, or (1, 2) for either.
+    seed: which sprites, and where in the videos the clips begin.
+    clips_per_file: clips of each video file in an epoch.
+    cache_bytes: keep a folder's decoded frames in memory if they need no more than this.
+  """
+
+  source: str = "sprites"
+  path: str | None = None
+  num_frames: int = 17
+  frame_rate: float = 8.0
+  resolution: tuple[int, int] = (64, 64)
+  num_objects: int | tuple[int, ...] = 1
+  seed: int = 0
+  clips_per_file: int = 1
+  cache_bytes: int = 2**30
+
+  def __post_init__(self):
+    object.__setattr__(self, "resolution", _as_tuple("resolution", self.resolution))
+    if not isinstance(self.num_objects, int):
+      object.__setattr__(self, "num_objects", _as_tuple("num_objects", self.num_objects))
+    if self.source not in SOURCES:
+      raise ValueError(f"data.source is {self.source!r}; set it to one of {', '.join(SOURCES)}.")
+    if self.source == "folder" and not self.path:
+      raise ValueError("data.path is not set; set it to the folder that holds the videos.")
+    if self.source == "sprites" and self.path:
+      raise ValueError(
+        f"data.path is {self.path!r}, but sprites read no files; set data.source = 'folder' to "
+        "read it, or leave data.path unset."
+      )
+    for name, least in (("num_frames", 1), ("clips_per_file", 1), ("cache_bytes", 0), ("seed", 0)):
+      if getattr(self, name) < least:
+        raise ValueError(f"data.{name} is {getattr(self, name)}; set it to {least} or more.")
+    if not self.frame_rate > 0:
+      raise ValueError(f"data.frame_rate is {self.frame_rate}; set it to more than 0.")
+    if len(self.resolution) != 2 or min(self.resolution) < 1:
+      raise ValueError(
+        f"data.resolution is {self.resolution}; set it to (height, width), both positive."
+      )
+    objects = (self.num_objects,) if isinstance(self.num_objects, int) else self.num_objects
+    if not objects or not set(objects) <= {1, 2}:
+      raise ValueError(f"data.num_objects is {self.num_objects}; set it to 1, 2 or (1, 2).")
+
+
+def _as_tuple(name: str, value) -> tuple:
+  try:
+    return tuple(int(item) for item in value)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"data.{name} is {value!r}; set it to a tuple of integers.") from error
+
+
+def make_source(data: DataConfig, split: str) -> SpritesSource | FolderSource:
+  """Opens the data set of a config.
+
+  Args:
+    data: what to read.
+    split: "train" or "test".
+  Returns:
+    Random access to items {video: uint8 [f, H, W, 3], caption, class_id, attributes, id}.
+  Raises:
+    ValueError: the split is unknown, or the folder has no usable video.
+  """
+  if split not in SPLITS:
+    raise ValueError(f"split is {split!r}; the splits are {', '.join(SPLITS)}.")
+  clip = {"num_frames": data.num_frames, "resolution": data.resolution, "seed": data.seed}
+  if data.source == "sprites":
+    return SpritesSource(split, num_objects=data.num_objects, **clip)
+  return FolderSource(
+    data.path,
+    split,
+    frame_rate=data.frame_rate,
+    clips_per_file=data.clips_per_file,
+    cache_bytes=data.cache_bytes,
+    **clip,
+  )
+
+
+def make_iterator(
+  source,
+  *,
+  batch_size: int,
+  seed: int,
+  tokenize: Callable[[str], np.ndarray],
+  shuffle: bool = True,
+  num_epochs: int | None = None,
+  process_index: int = 0,
+  process_count: int = 1,
+  num_threads: int = 4,
+  prefetch: int = 4,
+) -> grain.DatasetIterator:
+  """Returns an iterator over this process's part of each global batch.
+
+  Args:
+    source: from `make_source`. Item `i + n * epoch` of a source of length n is visited in place
+      of item i in a later epoch, so that a video is not cut at the same places each time.
+    batch_size: clips of a global batch.
+    seed: of the order; each epoch has another one.
+    tokenize: maps a caption to int32 [P].
+    shuffle: visit an epoch's items in random order. Sprites are independent as they are.
+    num_epochs: None for endless; the last batch of a finite number of epochs is dropped where it
+      is not full.
+    process_index, process_count: this process and how many there are.
+    num_threads: threads that make batches; 0 makes them on demand in the caller's thread.
+    prefetch: batches that are made ahead, if there are threads.
+  Returns:
+    Iterator over {video: uint8 [b, f, H, W, 3], text: int32 [b, P], class_id: int32 [b],
+    id: int64 [b]}, b = batch_size / process_count. `get_state` and `set_state` carry a small JSON
+    dict; the batches after a restore are those that would have followed. `close` ends its threads.
+  Raises:
+    ValueError: the batch does not divide over processes, or there is no full batch.
+  """
+  if batch_size % process_count:
+    raise ValueError(
+      f"batch_size is {batch_size}, which {process_count} processes cannot share equally; set it "
+      f"to a multiple of {process_count}."
+    )
+  length = len(source)
+  dataset = grain.MapDataset.range(length)
+  dataset = dataset.shuffle(seed % 2**32) if shuffle else dataset
+  dataset = dataset.repeat(num_epochs)
+  num_batches = len(dataset) // batch_size
+  if num_batches == 0:
+    raise ValueError(
+      f"There are {len(dataset)} clips, fewer than one batch of {batch_size}; set a smaller "
+      "batch_size or more epochs."
+    )
+
+  def read(position: int, index: int) -> dict:
+    item = source[index + position // length * length]
+    return {
+      "video": item["video"],
+      "text": np.asarray(tokenize(item["caption"]), np.int32),
+      "class_id": np.int32(item["class_id"]),
+      "id": np.int64(item["id"]),
+    }
+
+  dataset = dataset[: num_batches * batch_size].map_with_index(read)
+  # Local batches in global order: the p-th of every process_count belongs to process p.
+  dataset = dataset.batch(batch_size // process_count)[process_index::process_count]
+  options = grain.ReadOptions(
+    num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0
+  )
+  return iter(dataset.to_iter_dataset(options))

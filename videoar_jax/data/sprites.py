@@ -1,0 +1,241 @@
+"""An endless data set of moving shapes that is computed, not stored.
+
+Sample i of a split is a function of (seed, split, i) alone. What happens in it does not depend on
+how many frames are asked for or, for one aspect ratio, on the resolution: a longer clip begins
+with the shorter one, and a larger clip shows the same scene.
+
+Lengths are in units of the picture's short side, times in frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from videoar_jax.data import captions, shapes
+from videoar_jax.data.captions import Scene, Sprite
+
+SPLITS = ("train", "test")
+RADIUS = {"small": (0.10, 0.115), "large": (0.165, 0.18)}
+SPEED = (0.025, 0.03)
+PALETTE = {
+  "red": (226, 44, 48),
+  "green": (44, 178, 66),
+  "blue": (44, 84, 236),
+  "yellow": (252, 214, 40),
+  "purple": (158, 52, 206),
+  "cyan": (60, 214, 232),
+}
+BACKGROUND_PALETTE = {
+  "grey": (132, 134, 138),
+  "black": (16, 16, 20),
+  "white": (244, 244, 242),
+  "brown": (104, 68, 42),
+}
+
+_INSIDE = 16  # A straight path stays inside until this frame, counted from 0.
+_FIRST_BOUNCE = (3.0, 5.0)
+_CANDIDATES = 120  # Tries to place two objects so that they do not meet, and ...
+_CANDIDATES_PER_SIZE = 24  # ... how many of them before other sizes are tried.
+_ALL = tuple(itertools.product(captions.SHAPES, captions.COLOURS, captions.MOTIONS))
+_COMBINATIONS = {
+  "train": tuple(c for c in _ALL if not captions.is_held_out(*c)),
+  "test": _ALL,
+}
+_DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+  """Where an object's centre of mass is; for each axis, x then y.
+
+  Attributes:
+    radius: of the circle of equal area.
+    start: position at frame 0.
+    velocity: per frame.
+    low, high: where the centre turns round, or comes in and goes out.
+    is_bouncing: turns round at low and high; else, it leaves at one and comes back at the other.
+  """
+
+  radius: float
+  start: tuple[float, float]
+  velocity: tuple[float, float]
+  low: tuple[float, float]
+  high: tuple[float, float]
+  is_bouncing: bool
+
+  def at(self, frames: np.ndarray) -> Float[np.ndarray, "f 2"]:
+    low, span = np.array(self.low), np.subtract(self.high, self.low)
+    travelled = np.add(self.start, frames[:, None] * np.array(self.velocity)) - low
+    if self.is_bouncing:
+      return low + span - np.abs(travelled % (2 * span) - span)
+    return low + travelled % span
+
+
+class SpritesSource:
+  """Random access to the clips of one split.
+
+  Args:
+    split: "train", or "test", which alone has the combinations that `is_held_out` names.
+    num_frames: frames of a clip.
+    resolution: (H, W) in pixels.
+    num_objects: 1, 2, or (1, 2) to draw either.
+    seed: another seed is another data set.
+  """
+
+  def __init__(
+    self,
+    split: str,
+    *,
+    num_frames: int,
+    resolution: tuple[int, int],
+    num_objects: int | tuple[int, ...] = 1,
+    seed: int = 0,
+  ):
+    if split not in SPLITS:
+      raise ValueError(f"split is {split!r}; the splits are {', '.join(SPLITS)}.")
+    self.split = split
+    self.num_frames = num_frames
+    self.resolution = tuple(resolution)
+    self.num_objects = (num_objects,) if isinstance(num_objects, int) else tuple(num_objects)
+    self.seed = seed
+
+  def __len__(self) -> int:
+    # Endless for all purposes, and still an index that Grain can shuffle.
+    return 2**31
+
+  def scene(self, index: int) -> tuple[Scene, list[Path]]:
+    """Returns what sample `index` shows, and its objects' paths."""
+    entropy = (self.seed, SPLITS.index(self.split), index)
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+    count = self.num_objects[rng.integers(len(self.num_objects))]
+    sprites = _draw_sprites(rng, _COMBINATIONS[self.split], count)
+    background = captions.BACKGROUNDS[rng.integers(len(captions.BACKGROUNDS))]
+    sprites, paths = _draw_paths(rng, sprites, self.resolution)
+    return Scene(tuple(sprites), background), paths
+
+  def __getitem__(self, index: int) -> dict:
+    """Returns sample `index`.
+
+    Returns:
+      video: uint8 [f, H, W, 3]; caption; class_id of the first object; attributes: `Scene`; id.
+    """
+    scene, paths = self.scene(index)
+    return {
+      "video": render(scene, paths, self.num_frames, self.resolution),
+      "caption": captions.to_caption(scene),
+      "class_id": captions.class_id(scene.objects[0]),
+      "attributes": scene,
+      "id": index,
+    }
+
+
+def render(
+  scene: Scene, paths: list[Path], num_frames: int, resolution: tuple[int, int]
+) -> UInt8[np.ndarray, "f H W 3"]:
+  """Draws the objects, later ones on top, with anti-aliased edges."""
+  height, width = resolution
+  side = min(resolution)
+  video = np.empty((num_frames, height, width, 3), np.uint8)
+  video[:] = BACKGROUND_PALETTE[scene.background]
+  for sprite, path in zip(scene.objects, paths, strict=True):
+    centres = path.at(np.arange(num_frames)) * side
+    alphas, corners = shapes.coverage(sprite.shape, path.radius * side, centres)
+    _blend(video, alphas, corners, PALETTE[sprite.colour])
+  return video
+
+
+def _blend(video, alphas, corners, colour):
+  """Blends a colour into each frame's box, where the box is inside of the frame."""
+  height, width = video.shape[1:3]
+  box_height, box_width = alphas.shape[1:]
+  colour = np.array(colour, np.float32)
+  for frame, alpha, (x, y) in zip(video, alphas, corners.tolist(), strict=True):
+    top, bottom = max(y, 0), min(y + box_height, height)
+    left, right = max(x, 0), min(x + box_width, width)
+    if top < bottom and left < right:
+      patch = frame[top:bottom, left:right]
+      mix = (colour - patch) * alpha[top - y : bottom - y, left - x : right - x, None]
+      mix += patch
+      mix += np.float32(0.5)  # The conversion below rounds down.
+      patch[:] = mix.astype(np.uint8)
+
+
+def _draw_sprites(rng, combinations, count: int) -> list[Sprite]:
+  """Draws objects of different colours, without their sizes."""
+  sprites = []
+  while len(sprites) < count:
+    shape, colour, motion = combinations[rng.integers(len(combinations))]
+    if all(colour != other.colour for other in sprites):
+      sprites.append(Sprite(colour=colour, shape=shape, motion=motion))
+  return sprites
+
+
+def _draw_paths(rng, sprites, resolution) -> tuple[list[Sprite], list[Path]]:
+  """Draws sizes and paths, again if two objects would meet, and takes the best of several tries."""
+  best, best_gap = None, -np.inf
+  for candidate in range(_CANDIDATES):
+    if candidate % _CANDIDATES_PER_SIZE == 0:
+      sizes = [captions.SIZES[i] for i in rng.integers(len(captions.SIZES), size=len(sprites))]
+      sprites = [dataclasses.replace(s, size=size) for s, size in zip(sprites, sizes, strict=True)]
+    paths = [_draw_path(rng, sprite, resolution) for sprite in sprites]
+    gap = _smallest_gap(sprites, paths)
+    if gap > best_gap:
+      best, best_gap = (sprites, paths), gap
+    if gap > 0:
+      break
+  return best
+
+
+def _smallest_gap(sprites, paths) -> float:
+  """Returns the least distance between two objects' boxes in the frames 0 to `_INSIDE`."""
+  boxes = []
+  for sprite, path in zip(sprites, paths, strict=True):
+    left, right, up, down = (path.radius * extent for extent in shapes.EXTENTS[sprite.shape])
+    centres = path.at(np.arange(_INSIDE + 1))
+    boxes.append((centres - (left, up), centres - (-right, -down)))
+  gap = np.inf
+  for (low, high), (other_low, other_high) in itertools.combinations(boxes, 2):
+    apart = np.maximum(other_low - high, low - other_high)
+    gap = min(gap, apart.max(axis=1).min())
+  return gap
+
+
+def _draw_path(rng, sprite: Sprite, resolution) -> Path:
+  radius = rng.uniform(*RADIUS[sprite.size])
+  speed = rng.uniform(*SPEED)
+  left, right, up, down = (radius * extent for extent in shapes.EXTENTS[sprite.shape])
+  height, width = (length / min(resolution) for length in resolution)
+  inner_low, inner_high = np.array((left, up)), np.array((width - right, height - down))
+  if sprite.motion in _DIRECTIONS:
+    velocity = speed * np.array(_DIRECTIONS[sprite.motion])
+  else:
+    velocity = speed * np.sqrt(0.5) * rng.choice((-1.0, 1.0), 2)
+  if sprite.motion == "bounce":
+    start = _start_of_bounce(rng, velocity, inner_low, inner_high)
+    low, high = inner_low, inner_high
+  else:
+    start = _start_inside(rng, velocity * _INSIDE, inner_low, inner_high)
+    low, high = np.array((-right, -down)), np.array((width + left, height + up))
+  return Path(
+    radius, tuple(start), tuple(velocity), tuple(low), tuple(high), sprite.motion == "bounce"
+  )
+
+
+def _start_inside(rng, travel, low, high):
+  """Draws a start such that start and start + travel are inside, or in the middle if none is."""
+  low, high = low - np.minimum(travel, 0), high - np.maximum(travel, 0)
+  middle = (low + high) / 2
+  return rng.uniform(np.minimum(low, middle), np.maximum(high, middle))
+
+
+def _start_of_bounce(rng, velocity, low, high):
+  """Draws a start such that one axis meets its wall in `_FIRST_BOUNCE` and the other one later."""
+  axis, hit = rng.integers(2), rng.uniform(*_FIRST_BOUNCE)
+  start = _start_inside(rng, velocity * _FIRST_BOUNCE[1], low, high)
+  wall = high[axis] if velocity[axis] > 0 else low[axis]
+  start[axis] = wall - velocity[axis] * hit
+  return start
