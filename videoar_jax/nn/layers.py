@@ -1,0 +1,135 @@
+"""Parameters with named axes, and the layers that both networks use.
+
+Parameters are float32 `nnx.Param`s that carry logical axis names (`parallel/rules.py` maps them to the
+mesh). Layers compute in the type of their input; statistics of normalisations are float32.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+# Modules are plain pytrees: they go through jax.jit, jax.grad and jax.lax.scan as they are.
+nnx.set_graph_mode(False)
+nnx.set_graph_updates(False)
+
+Axes = tuple[str | None, ...]
+
+
+def normal(scale: float) -> Callable:
+  """Returns an initializer that draws from N(0, scale^2)."""
+  return lambda key, shape: scale * jax.random.normal(key, shape)
+
+
+def fan_in(shape: tuple[int, ...], gain: float = 1.0) -> Callable:
+  """Returns a normal initializer that keeps the variance for a kernel `[..., in, out]`."""
+  return normal(math.sqrt(gain / math.prod(shape[:-1])))
+
+
+def zeros(key: Array, shape: tuple[int, ...]) -> Array:
+  """Initializes with zeros."""
+  return jnp.zeros(shape)
+
+
+def ones(key: Array, shape: tuple[int, ...]) -> Array:
+  """Initializes with ones."""
+  return jnp.ones(shape)
+
+
+def param(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
+  """Makes a parameter with a logical name for each axis.
+
+  Raises:
+    ValueError: the number of names is not the number of axes.
+  """
+  if len(axes) != len(shape):
+    raise ValueError(f"axes {axes} do not name the {len(shape)} axes of shape {shape}")
+  return nnx.Param(init(rngs.params(), shape), axes=axes)
+
+
+class Linear(nnx.Module):
+  """`[..., in] -> [..., out]`."""
+
+  def __init__(
+    self,
+    rngs: nnx.Rngs,
+    num_in: int,
+    num_out: int,
+    axes: Axes,
+    *,
+    use_bias: bool = False,
+    init: Callable | None = None,
+  ):
+    self.kernel = param(rngs, init or fan_in((num_in, num_out)), (num_in, num_out), axes)
+    self.bias = param(rngs, zeros, (num_out,), axes[1:]) if use_bias else None
+
+  def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+    y = x @ self.kernel[...].astype(x.dtype)
+    return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+  """A learned table `[num, width]`, looked up by row."""
+
+  def __init__(self, rngs: nnx.Rngs, num: int, width: int, *, scale: float = 0.02):
+    self.table = param(rngs, normal(scale), (num, width), ("vocabulary", "embed"))
+
+  def __call__(self, index: Int[Array, "*b"]) -> Float[Array, "*b m"]:
+    return jnp.take(self.table[...], index, axis=0)
+
+
+class RMSNorm(nnx.Module):
+  """Root-mean-square normalisation over the last axis."""
+
+  def __init__(self, rngs: nnx.Rngs, width: int, *, epsilon: float = 1e-6):
+    self.scale = param(rngs, ones, (width,), (None,))
+    self.epsilon = epsilon
+
+  def __call__(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
+    x32 = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.epsilon)
+    return (x32 * inverse * self.scale[...]).astype(x.dtype)
+
+
+class GroupNorm(nnx.Module):
+  """Group normalisation with statistics per frame, so that no frame looks at a later one.
+
+  Source: VIDEOAR section 2.1.
+  """
+
+  def __init__(self, rngs: nnx.Rngs, width: int, num_groups: int, *, epsilon: float = 1e-6):
+    if width % num_groups:
+      raise ValueError(f"{width} channels do not divide into tokenizer.num_groups={num_groups}")
+    self.scale = param(rngs, ones, (width,), (None,))
+    self.bias = param(rngs, zeros, (width,), (None,))
+    self.num_groups = num_groups
+    self.epsilon = epsilon
+
+  def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    b, t, h, w, c = x.shape
+    grouped = x.astype(jnp.float32).reshape(b, t, h * w, self.num_groups, c // self.num_groups)
+    mean = jnp.mean(grouped, (2, 4), keepdims=True)
+    variance = jnp.mean(jnp.square(grouped - mean), (2, 4), keepdims=True)
+    normed = ((grouped - mean) * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
+    return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], key: Array, num: int) -> nnx.Module:
+  """Makes `num` equal layers whose parameters carry a leading layer axis, for `jax.lax.scan`."""
+  return jax.vmap(lambda layer_key: make(nnx.Rngs(params=layer_key)))(jax.random.split(key, num))
+
+
+def cast_floating(tree, dtype):
+  """Casts every floating-point leaf of a tree to `dtype`."""
+  return jax.tree.map(
+    lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+  )
+
+
+def count_parameters(params) -> int:
+  """Returns the number of values in a tree of arrays or abstract arrays."""
+  leaves: Iterable = jax.tree.leaves(params)
+  return sum(math.prod(leaf.shape) for leaf in leaves)

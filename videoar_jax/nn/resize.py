@@ -1,0 +1,52 @@
+"""Separable resizing of feature maps `[..., h, w, d]` by constant matrices.
+
+The two modes equal torch's `interpolate(mode="area")` and `mode="trilinear", align_corners=False`.
+"""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+@functools.lru_cache(maxsize=1024)
+def area_matrix(num_in: int, num_out: int) -> Float[np.ndarray, "o i"]:
+  """Returns weights that average the cells [floor(o*in/out), ceil((o+1)*in/out)) for each output o."""
+  matrix = np.zeros((num_out, num_in), np.float32)
+  for o in range(num_out):
+    start, stop = (o * num_in) // num_out, -((-(o + 1) * num_in) // num_out)
+    matrix[o, start:stop] = 1.0 / (stop - start)
+  return matrix
+
+
+@functools.lru_cache(maxsize=1024)
+def linear_matrix(num_in: int, num_out: int) -> Float[np.ndarray, "o i"]:
+  """Returns weights of linear interpolation with half-pixel centres, clamped edges, no antialiasing."""
+  matrix = np.zeros((num_out, num_in), np.float32)
+  position = np.maximum((np.arange(num_out) + 0.5) * num_in / num_out - 0.5, 0.0)
+  low = np.minimum(position.astype(int), num_in - 1)
+  high = np.minimum(low + 1, num_in - 1)
+  weight = position - low
+  np.add.at(matrix, (np.arange(num_out), low), 1.0 - weight)
+  np.add.at(matrix, (np.arange(num_out), high), weight)
+  return matrix
+
+
+def _resize(x, size, matrix):
+  height, width = x.shape[-3:-1]
+  if height != size[0]:
+    x = jnp.einsum("yh,...hwd->...ywd", matrix(height, size[0]).astype(x.dtype), x)
+  if width != size[1]:
+    x = jnp.einsum("xw,...ywd->...yxd", matrix(width, size[1]).astype(x.dtype), x)
+  return x
+
+
+def area_resize(x: Float[Array, "*b h w d"], size: tuple[int, int]) -> Float[Array, "*b y x d"]:
+  """Resizes by averaging cells. Source: VIDEOAR section 2.3."""
+  return _resize(x, size, area_matrix)
+
+
+def linear_resize(x: Float[Array, "*b h w d"], size: tuple[int, int]) -> Float[Array, "*b y x d"]:
+  """Resizes by bilinear interpolation. Source: VIDEOAR section 2.3."""
+  return _resize(x, size, linear_matrix)

@@ -1,0 +1,218 @@
+"""The causal 3-D convolutional autoencoder.
+
+Its 2-D slice is Infinity's public image tokenizer: names of levels and blocks follow that checkpoint's keys.
+Extras that the paper does not have, off by default: `patch_size` folds pixels into channels before the first
+convolution, so that small machines skip the costly full resolution.
+
+Source: VIDEOAR section 2.1.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from videoar_jax.nn.conv import CausalConv3d
+from videoar_jax.nn.layers import GroupNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+  """Static settings of the network.
+
+  Attributes:
+    num_bits: `d`, channels of the latent.
+    base_channels: channels at full resolution.
+    multipliers: channels of each level, in units of `base_channels`.
+    num_encoder_blocks: residual blocks a level in the encoder.
+    num_decoder_blocks: residual blocks a level in the decoder.
+    num_time_levels: how many of the last downsamplings halve time as well.
+    num_groups: groups of the normalisation.
+    patch_size: pixels a side that are folded into channels at the door; 1 in the paper.
+  """
+
+  num_bits: int = 48
+  base_channels: int = 128
+  multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
+  num_encoder_blocks: int = 2
+  num_decoder_blocks: int = 3
+  num_time_levels: int = 2
+  num_groups: int = 32
+  patch_size: int = 1
+
+  def __post_init__(self):
+    object.__setattr__(self, "multipliers", tuple(self.multipliers))
+    for field in ("num_bits", "base_channels", "num_encoder_blocks", "num_groups", "patch_size"):
+      if getattr(self, field) < 1:
+        raise ValueError(f"tokenizer.{field}={getattr(self, field)} must be at least 1")
+    if not 0 <= self.num_time_levels < len(self.multipliers):
+      raise ValueError(
+        f"tokenizer.num_time_levels={self.num_time_levels} must be smaller than the number of "
+        f"levels, {len(self.multipliers)}"
+      )
+    for multiplier in self.multipliers:
+      if self.base_channels * multiplier % self.num_groups:
+        raise ValueError(
+          f"tokenizer.num_groups={self.num_groups} does not divide "
+          f"{self.base_channels * multiplier} channels (base_channels x multiplier)"
+        )
+
+  @property
+  def spatial_stride(self) -> int:
+    """Pixels a latent cell covers, a side."""
+    return self.patch_size * 2 ** (len(self.multipliers) - 1)
+
+  @property
+  def temporal_stride(self) -> int:
+    """Frames a latent frame covers, `tau`."""
+    return 2**self.num_time_levels
+
+  def is_time_level(self, level: int) -> bool:
+    """Says whether the downsampling after `level` halves time."""
+    return level >= len(self.multipliers) - 1 - self.num_time_levels
+
+  def latent_shape(self, num_frames: int, resolution: tuple[int, int]) -> tuple[int, int, int]:
+    """Returns (t, h, w) of a clip's latent.
+
+    Raises:
+      ValueError: frames are not 1 + tau k, or the stride does not divide the resolution.
+    """
+    tau, stride = self.temporal_stride, self.spatial_stride
+    if num_frames < 1 or (num_frames - 1) % tau:
+      below = max(0, (num_frames - 1) // tau) * tau + 1
+      raise ValueError(
+        f"data.num_frames={num_frames} is not 1 + {tau} k; take {below} or {below + tau}"
+      )
+    for side, size in zip(("height", "width"), resolution, strict=True):
+      if size < stride or size % stride:
+        below = max(1, size // stride) * stride
+        raise ValueError(
+          f"data.resolution: {side} {size} is not a multiple of the tokenizer's stride {stride}; "
+          f"take {below} or {below + stride}"
+        )
+    return (
+      1 + (num_frames - 1) // tau,
+      resolution[0] // stride,
+      resolution[1] // stride,
+    )
+
+
+class ResidualBlock(nnx.Module):
+  """Norm, swish, convolution, twice, around a shortcut."""
+
+  def __init__(self, rngs: nnx.Rngs, num_in: int, num_out: int, num_groups: int):
+    self.norm1 = GroupNorm(rngs, num_in, num_groups)
+    self.conv1 = CausalConv3d(rngs, num_in, num_out)
+    self.norm2 = GroupNorm(rngs, num_out, num_groups)
+    self.conv2 = CausalConv3d(rngs, num_out, num_out, gain=0.1)
+    self.nin_shortcut = (
+      CausalConv3d(rngs, num_in, num_out, size=1) if num_in != num_out else None
+    )
+
+  def __call__(self, x: Float[Array, "b t h w i"]) -> Float[Array, "b t h w o"]:
+    y = self.conv1(jax.nn.silu(self.norm1(x)))
+    y = self.conv2(jax.nn.silu(self.norm2(y)))
+    return y + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class Blocks(nnx.Module):
+  """Residual blocks in a row, named `block_0`, `block_1` and so on."""
+
+  def __init__(self, rngs: nnx.Rngs, num_in: int, num_out: int, num: int, num_groups: int):
+    self.num = num
+    for i in range(num):
+      block = ResidualBlock(rngs, num_in if i == 0 else num_out, num_out, num_groups)
+      setattr(self, f"block_{i}", block)
+
+  def __call__(self, x):
+    for i in range(self.num):
+      x = getattr(self, f"block_{i}")(x)
+    return x
+
+
+class Upsample(nnx.Module):
+  """Nearest doubling of space, and of time where asked, then a convolution.
+
+  In time the first frame stays one frame and every other becomes two.
+  """
+
+  def __init__(self, rngs: nnx.Rngs, channels: int, has_time: bool):
+    self.conv = CausalConv3d(rngs, channels, channels)
+    self.has_time = has_time
+
+  def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b u y x c"]:
+    x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
+    if self.has_time:
+      x = jnp.repeat(x, 2, axis=1)[:, 1:]
+    return self.conv(x)
+
+
+class Encoder(nnx.Module):
+  """Pixels to unquantized latents."""
+
+  def __init__(self, rngs: nnx.Rngs, config: AutoencoderConfig):
+    widths = [config.base_channels * multiplier for multiplier in config.multipliers]
+    self.config = config
+    self.conv_in = CausalConv3d(rngs, 3 * config.patch_size**2, widths[0])
+    for level, width in enumerate(widths):
+      previous = widths[max(0, level - 1)]
+      blocks = Blocks(rngs, previous, width, config.num_encoder_blocks, config.num_groups)
+      setattr(self, f"down_{level}", blocks)
+      if level + 1 < len(widths):
+        stride = (2 if config.is_time_level(level) else 1, 2, 2)
+        setattr(self, f"downsample_{level}", CausalConv3d(rngs, width, width, stride=stride))
+    self.mid = Blocks(rngs, widths[-1], widths[-1], 2, config.num_groups)
+    self.norm_out = GroupNorm(rngs, widths[-1], config.num_groups)
+    self.conv_out = CausalConv3d(rngs, widths[-1], config.num_bits)
+
+  def __call__(self, video: Float[Array, "b f H W 3"]) -> Float[Array, "b t h w d"]:
+    p = self.config.patch_size
+    x = rearrange(video, "b f (h p) (w q) c -> b f h w (p q c)", p=p, q=p)
+    x = self.conv_in(x)
+    num_levels = len(self.config.multipliers)
+    for level in range(num_levels):
+      x = getattr(self, f"down_{level}")(x)
+      if level + 1 < num_levels:
+        x = getattr(self, f"downsample_{level}")(x)
+    return self.conv_out(jax.nn.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nnx.Module):
+  """Quantized latents to pixels, unclamped."""
+
+  def __init__(self, rngs: nnx.Rngs, config: AutoencoderConfig):
+    widths = [config.base_channels * multiplier for multiplier in config.multipliers]
+    self.config = config
+    self.conv_in = CausalConv3d(rngs, config.num_bits, widths[-1])
+    self.mid = Blocks(rngs, widths[-1], widths[-1], 2, config.num_groups)
+    for level in reversed(range(len(widths))):
+      previous = widths[min(len(widths) - 1, level + 1)]
+      blocks = Blocks(rngs, previous, widths[level], config.num_decoder_blocks, config.num_groups)
+      setattr(self, f"up_{level}", blocks)
+      if level > 0:
+        upsample = Upsample(rngs, widths[level], config.is_time_level(level - 1))
+        setattr(self, f"upsample_{level}", upsample)
+    self.norm_out = GroupNorm(rngs, widths[0], config.num_groups)
+    self.conv_out = CausalConv3d(rngs, widths[0], 3 * config.patch_size**2)
+
+  def __call__(self, latents: Float[Array, "b t h w d"]) -> Float[Array, "b f H W 3"]:
+    x = self.mid(self.conv_in(latents))
+    for level in reversed(range(len(self.config.multipliers))):
+      x = getattr(self, f"up_{level}")(x)
+      if level > 0:
+        x = getattr(self, f"upsample_{level}")(x)
+    x = self.conv_out(jax.nn.silu(self.norm_out(x)))
+    p = self.config.patch_size
+    return rearrange(x, "b f h w (p q c) -> b f (h p) (w q) c", p=p, q=p)
+
+
+class Autoencoder(nnx.Module):
+  """Encoder and decoder; the quantizer between them has no parameters."""
+
+  def __init__(self, rngs: nnx.Rngs, config: AutoencoderConfig):
+    self.config = config
+    self.encoder = Encoder(rngs, config)
+    self.decoder = Decoder(rngs, config)
