@@ -7,10 +7,9 @@ with the shorter one, and a larger clip shows the same scene.
 Lengths are in units of the picture's short side, times in frames.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -38,8 +37,8 @@ BACKGROUND_PALETTE = {
 
 _INSIDE = 16  # A straight path stays inside until this frame, counted from 0.
 _FIRST_BOUNCE = (3.0, 5.0)
-_CANDIDATES = 120  # Tries to place two objects so that they do not meet, and ...
-_CANDIDATES_PER_SIZE = 24  # ... how many of them before other sizes are tried.
+_CANDIDATES = 24  # Tries to place two objects of drawn sizes so that they do not meet.
+_SIZE_DRAWS = 6  # Sizes that are tried.
 _ALL = tuple(itertools.product(captions.SHAPES, captions.COLOURS, captions.MOTIONS))
 _COMBINATIONS = {
   "train": tuple(c for c in _ALL if not captions.is_held_out(*c)),
@@ -50,7 +49,7 @@ _DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-  """Where an object's centre of mass is; for each axis, x then y.
+  """Where an object's centre of mass is. Axes are x, then y; "..." are candidates, or nothing.
 
   Attributes:
     radius: of the circle of equal area.
@@ -60,19 +59,23 @@ class Path:
     is_bouncing: turns round at low and high; else, it leaves at one and comes back at the other.
   """
 
-  radius: float
-  start: tuple[float, float]
-  velocity: tuple[float, float]
-  low: tuple[float, float]
-  high: tuple[float, float]
+  radius: Float[np.ndarray, "..."]
+  start: Float[np.ndarray, "... 2"]
+  velocity: Float[np.ndarray, "... 2"]
+  low: Float[np.ndarray, "... 2"]
+  high: Float[np.ndarray, "... 2"]
   is_bouncing: bool
 
-  def at(self, frames: np.ndarray) -> Float[np.ndarray, "f 2"]:
-    low, span = np.array(self.low), np.subtract(self.high, self.low)
-    travelled = np.add(self.start, frames[:, None] * np.array(self.velocity)) - low
+  def at(self, frames: np.ndarray) -> Float[np.ndarray, "... f 2"]:
+    low, span = self.low[..., None, :], (self.high - self.low)[..., None, :]
+    travelled = self.start[..., None, :] + frames[:, None] * self.velocity[..., None, :] - low
     if self.is_bouncing:
       return low + span - np.abs(travelled % (2 * span) - span)
     return low + travelled % span
+
+  def take(self, candidate: int) -> Self:
+    arrays = {k: v[candidate] for k, v in vars(self).items() if k != "is_bouncing"}
+    return Path(**arrays, is_bouncing=self.is_bouncing)
 
 
 class SpritesSource:
@@ -143,7 +146,7 @@ def render(
   video[:] = BACKGROUND_PALETTE[scene.background]
   for sprite, path in zip(scene.objects, paths, strict=True):
     centres = path.at(np.arange(num_frames)) * side
-    alphas, corners = shapes.coverage(sprite.shape, path.radius * side, centres)
+    alphas, corners = shapes.coverage(sprite.shape, float(path.radius) * side, centres)
     _blend(video, alphas, corners, PALETTE[sprite.colour])
   return video
 
@@ -175,54 +178,64 @@ def _draw_sprites(rng, combinations, count: int) -> list[Sprite]:
 
 
 def _draw_paths(rng, sprites, resolution) -> tuple[list[Sprite], list[Path]]:
-  """Draws sizes and paths, again if two objects would meet, and takes the best of several tries."""
+  """Draws sizes and paths, of which it takes the first where no objects meet, or the best."""
   best, best_gap = None, -np.inf
-  for candidate in range(_CANDIDATES):
-    if candidate % _CANDIDATES_PER_SIZE == 0:
-      sizes = [captions.SIZES[i] for i in rng.integers(len(captions.SIZES), size=len(sprites))]
-      sprites = [dataclasses.replace(s, size=size) for s, size in zip(sprites, sizes, strict=True)]
-    paths = [_draw_path(rng, sprite, resolution) for sprite in sprites]
-    gap = _smallest_gap(sprites, paths)
-    if gap > best_gap:
-      best, best_gap = (sprites, paths), gap
-    if gap > 0:
+  for _ in range(_SIZE_DRAWS if len(sprites) > 1 else 1):
+    sizes = [captions.SIZES[i] for i in rng.integers(len(captions.SIZES), size=len(sprites))]
+    sized = [dataclasses.replace(s, size=size) for s, size in zip(sprites, sizes, strict=True)]
+    candidates = _CANDIDATES if len(sprites) > 1 else 1
+    paths = [_draw_path(rng, sprite, resolution, candidates) for sprite in sized]
+    gaps = smallest_gap(sized, paths)
+    # The first good one, not the one that is furthest apart: that would crowd the walls.
+    choice = int(np.argmax(np.where(gaps > 0, np.inf, gaps)))
+    if gaps[choice] > best_gap:
+      best, best_gap = (sized, [path.take(choice) for path in paths]), gaps[choice]
+    if best_gap > 0:
       break
   return best
 
 
-def _smallest_gap(sprites, paths) -> float:
-  """Returns the least distance between two objects' boxes in the frames 0 to `_INSIDE`."""
+def smallest_gap(sprites: list[Sprite], paths: list[Path]) -> Float[np.ndarray, "..."]:
+  """Returns the least distance between two objects' boxes in frames 0 to 16; negative: they meet.
+
+  One object has an infinite distance from the others.
+  """
   boxes = []
   for sprite, path in zip(sprites, paths, strict=True):
-    left, right, up, down = (path.radius * extent for extent in shapes.EXTENTS[sprite.shape])
+    first, last = _reach(sprite.shape, path.radius)
     centres = path.at(np.arange(_INSIDE + 1))
-    boxes.append((centres - (left, up), centres - (-right, -down)))
-  gap = np.inf
+    boxes.append((centres - first[..., None, :], centres + last[..., None, :]))
+  gap = np.full(paths[0].radius.shape, np.inf)
   for (low, high), (other_low, other_high) in itertools.combinations(boxes, 2):
     apart = np.maximum(other_low - high, low - other_high)
-    gap = min(gap, apart.max(axis=1).min())
+    gap = np.minimum(gap, apart.max(axis=-1).min(axis=-1))
   return gap
 
 
-def _draw_path(rng, sprite: Sprite, resolution) -> Path:
-  radius = rng.uniform(*RADIUS[sprite.size])
-  speed = rng.uniform(*SPEED)
-  left, right, up, down = (radius * extent for extent in shapes.EXTENTS[sprite.shape])
+def _reach(shape: str, radius) -> tuple[np.ndarray, np.ndarray]:
+  """Returns how far an object reaches beyond its centre, to (left, up) and to (right, down)."""
+  left, right, up, down = shapes.EXTENTS[shape]
+  radius = radius[..., None]
+  return radius * (left, up), radius * (right, down)
+
+
+def _draw_path(rng, sprite: Sprite, resolution, candidates: int) -> Path:
+  """Draws paths for an object of given size and motion."""
+  radius = rng.uniform(*RADIUS[sprite.size], candidates)
+  speed = rng.uniform(*SPEED, (candidates, 1))
   height, width = (length / min(resolution) for length in resolution)
-  inner_low, inner_high = np.array((left, up)), np.array((width - right, height - down))
+  first, last = _reach(sprite.shape, radius)
+  picture = np.array((width, height))
+  inner_low, inner_high = first, picture - last
   if sprite.motion in _DIRECTIONS:
-    velocity = speed * np.array(_DIRECTIONS[sprite.motion])
+    velocity = speed * _DIRECTIONS[sprite.motion]
   else:
-    velocity = speed * np.sqrt(0.5) * rng.choice((-1.0, 1.0), 2)
+    velocity = speed * np.sqrt(0.5) * (2 * rng.integers(2, size=(candidates, 2)) - 1)
   if sprite.motion == "bounce":
     start = _start_of_bounce(rng, velocity, inner_low, inner_high)
-    low, high = inner_low, inner_high
-  else:
-    start = _start_inside(rng, velocity * _INSIDE, inner_low, inner_high)
-    low, high = np.array((-right, -down)), np.array((width + left, height + up))
-  return Path(
-    radius, tuple(start), tuple(velocity), tuple(low), tuple(high), sprite.motion == "bounce"
-  )
+    return Path(radius, start, velocity, inner_low, inner_high, is_bouncing=True)
+  start = _start_inside(rng, velocity * _INSIDE, inner_low, inner_high)
+  return Path(radius, start, velocity, -last, picture + first, is_bouncing=False)
 
 
 def _start_inside(rng, travel, low, high):
@@ -234,8 +247,7 @@ def _start_inside(rng, travel, low, high):
 
 def _start_of_bounce(rng, velocity, low, high):
   """Draws a start such that one axis meets its wall in `_FIRST_BOUNCE` and the other one later."""
-  axis, hit = rng.integers(2), rng.uniform(*_FIRST_BOUNCE)
   start = _start_inside(rng, velocity * _FIRST_BOUNCE[1], low, high)
-  wall = high[axis] if velocity[axis] > 0 else low[axis]
-  start[axis] = wall - velocity[axis] * hit
-  return start
+  hit = rng.uniform(*_FIRST_BOUNCE, (len(start), 1))
+  axis = rng.integers(2, size=(len(start), 1)) == (0, 1)
+  return np.where(axis, np.where(velocity > 0, high, low) - velocity * hit, start)

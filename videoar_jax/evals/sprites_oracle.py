@@ -1,0 +1,224 @@
+"""Reads what a sprites clip shows from its pixels, to tell whether a clip fits its prompt.
+
+Nothing is learned: colours are compared with the palette, silhouettes with the four shapes, and the
+path of the centre of mass with the kinds of motion. Made for the blur and noise of generated video.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+from videoar_jax.data import captions, shapes
+from videoar_jax.data.captions import Scene, Sprite
+from videoar_jax.data.sprites import BACKGROUND_PALETTE, PALETTE, RADIUS
+
+ATTRIBUTES = ("size", "colour", "shape", "motion")
+
+# Colours are in 8-bit steps of RGB distance.
+_BACKGROUND_TOLERANCE = 60.0  # Half the distance between the two nearest backgrounds.
+_FOREGROUND = 36.0  # 4.5 sigma of a noise of 8 steps.
+_EDGE = 0.25  # Less coverage than this is taken for noise.
+
+# Lengths and areas are in units of the short side.
+_MIN_AREA = 0.4 * math.pi * RADIUS["small"][0] ** 2
+_SIZE_BORDER = (RADIUS["small"][1] + RADIUS["large"][0]) / 2
+_MIN_TRAVEL = 0.05
+_JITTER = 0.01  # Deviations from a path that mean nothing.
+_BOUNCE_PENALTY = 4.0
+_MAX_FRAMES = 17  # After these, straight paths leave the picture.
+_SHAPE_FRAMES = 6  # As many silhouettes are enough.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Track:
+  """One object through the clip, in pixels.
+
+  Attributes:
+    coverage: the object's part of each pixel.
+    area: sum of the coverage.
+    centres: (x, y) of the centre of mass; frames without the object have area 0.
+    is_whole: not cut off by the picture's border.
+  """
+
+  coverage: Float32[np.ndarray, "f H W"]
+  area: Float32[np.ndarray, "f"]
+  centres: Float64[np.ndarray, "f 2"]
+  is_whole: np.ndarray
+
+
+def describe(clip: UInt8[np.ndarray, "f H W 3"]) -> Scene:
+  """Returns what is to be seen in the first 17 frames of a clip.
+
+  Returns:
+    Up to two objects, the larger one first, and the background. An attribute that cannot be told is
+    None; a clip without an object has one of which all is None.
+  """
+  clip = clip[:_MAX_FRAMES]
+  side = min(clip.shape[1:3])
+  colour = np.median(clip[:, ::2, ::2].reshape(-1, 3), axis=0).astype(np.float32)
+  objects = [
+    Sprite(_size(track, side), name, _shape(track), _motion(track, side))
+    for name, track in _find_objects(clip, colour, side)
+  ]
+  return Scene(tuple(objects) or (Sprite(),), _nearest_background(colour))
+
+
+def matches(clip: UInt8[np.ndarray, "f H W 3"], caption: str) -> dict[str, bool]:
+  """Returns whether each attribute of a clip is what the prompt asks for.
+
+  Args:
+    clip: what was generated.
+    caption: the prompt. What it leaves out cannot be wrong.
+  Returns:
+    {size, colour, shape, motion, background: is right}. With two objects in the prompt, an
+    attribute is right if it is for both of them.
+  Raises:
+    ValueError: the prompt is none of the sprites' captions.
+  """
+  return compare(captions.parse_caption(caption), describe(clip))
+
+
+def compare(asked: Scene, seen: Scene) -> dict[str, bool]:
+  """Returns whether each attribute that is asked for is the one that is seen."""
+  pairs = _pair_up(asked.objects, seen.objects)
+  result = {
+    name: all(getattr(a, name) in (None, getattr(s, name)) for a, s in pairs) for name in ATTRIBUTES
+  }
+  return result | {"background": asked.background in (None, seen.background)}
+
+
+def _pair_up(asked, seen) -> list[tuple[Sprite, Sprite]]:
+  """Pairs objects of the same colour, and the rest in order; the surplus is not looked at."""
+  left = list(seen)
+  partners = [next((s for s in left if s.colour == a.colour), None) for a in asked]
+  left = [s for s in left if s not in partners]
+  return [
+    (a, partner or (left.pop(0) if left else Sprite()))
+    for a, partner in zip(asked, partners, strict=True)
+  ]
+
+
+def _nearest_background(colour) -> str | None:
+  distances = {n: np.linalg.norm(colour - c) for n, c in BACKGROUND_PALETTE.items()}
+  name = min(distances, key=distances.get)
+  return name if distances[name] < _BACKGROUND_TOLERANCE else None
+
+
+def _find_objects(clip, background, side) -> list[tuple[str, _Track]]:
+  """Takes the pixels apart by the colour that, mixed with the background, explains them best."""
+  offsets = clip.astype(np.float32) - background
+  where = np.nonzero(np.einsum("fhwc,fhwc->fhw", offsets, offsets) > _FOREGROUND**2)
+  offsets = offsets[where]
+  directions = np.array(list(PALETTE.values()), np.float32) - background
+  coverage = offsets @ (directions / np.sum(directions**2, axis=1, keepdims=True)).T
+  coverage = np.clip(coverage, 0, 1)
+  misses = np.stack(
+    [np.sum((offsets - coverage[:, k, None] * d) ** 2, axis=1) for k, d in enumerate(directions)]
+  )
+  labels = np.argmin(misses, axis=0)
+  found = []
+  for k, name in enumerate(PALETTE):
+    chosen = (labels == k) & (coverage[:, k] > _EDGE)
+    picture = np.zeros(clip.shape[:3], np.float32)
+    picture[tuple(axis[chosen] for axis in where)] = coverage[chosen, k]
+    area = picture.sum() / (len(clip) * side**2)
+    if area > _MIN_AREA:
+      found.append((area, name, picture))
+  found.sort(key=lambda item: -item[0])
+  return [(name, _track(picture)) for _, name, picture in found[:2]]
+
+
+def _track(coverage) -> _Track:
+  area = coverage.sum(axis=(1, 2))
+  weight = coverage / np.maximum(area, 1e-6)[:, None, None]
+  height, width = coverage.shape[1:]
+  x = weight.sum(axis=1) @ (np.arange(width) + 0.5)
+  y = weight.sum(axis=2) @ (np.arange(height) + 0.5)
+  border = np.maximum(coverage[:, [0, -1], :].max((1, 2)), coverage[:, :, [0, -1]].max((1, 2)))
+  is_seen = area > 0.3 * np.median(area[area > 0])
+  return _Track(
+    coverage, np.where(is_seen, area, 0), np.stack((x, y), axis=1), is_seen & (border < 0.5)
+  )
+
+
+def _best_frames(track: _Track) -> np.ndarray:
+  """Returns the frames that show the whole object, or as much of it as any."""
+  (whole,) = np.nonzero(track.is_whole)
+  return whole if len(whole) else np.argsort(-track.area)[:3]
+
+
+def _size(track: _Track, side: int) -> str:
+  area = np.median(track.area[_best_frames(track)])
+  return "small" if math.sqrt(area / math.pi) / side < _SIZE_BORDER else "large"
+
+
+def _shape(track: _Track) -> str:
+  """Returns the shape whose silhouette at the same place, of the same area, overlaps most."""
+  frames = _best_frames(track)
+  frames = frames[np.linspace(0, len(frames) - 1, min(len(frames), _SHAPE_FRAMES)).astype(int)]
+  radius = math.sqrt(np.median(track.area[frames]) / math.pi)
+  return max(captions.SHAPES, key=lambda shape: _overlap(track, frames, shape, radius))
+
+
+def _overlap(track: _Track, frames, shape: str, radius: float) -> float:
+  """Returns the mean over frames of intersection over union, of soft masks."""
+  templates, corners = shapes.coverage(shape, radius, track.centres[frames])
+  box_height, box_width = templates.shape[1:]
+  total = 0.0
+  for frame, template, (x, y) in zip(frames, templates, corners, strict=True):
+    top, left = max(y, 0), max(x, 0)
+    part = track.coverage[frame, top : y + box_height, left : x + box_width]
+    inner = template[top - y :, left - x :][: part.shape[0], : part.shape[1]]
+    common = np.minimum(part, inner).sum()
+    total += common / (track.area[frame] + inner.sum() - common)
+  return total / len(frames)
+
+
+def _motion(track: _Track, side: int) -> str | None:
+  """Returns the kind of motion whose best path comes closest to the centres of mass.
+
+  Each kind moves an axis along a function of time: rest, straight on, or reflected at some time;
+  and both axes by one speed. So a path has one unknown speed, and an unknown start for each axis.
+  """
+  (frames,) = np.nonzero(track.area)
+  if len(frames) < 4:
+    return None
+  path = track.centres[frames] / side
+  path -= path.mean(axis=0)
+  bends = np.arange(frames[0] + 2, frames[-1] - 1.5, 0.5)
+  courses = np.vstack((0 * frames, frames, np.abs(frames - bends[:, None])))
+  errors, speeds = _fit_paths(courses - courses.mean(axis=1, keepdims=True), path)
+  bounces = errors.copy()
+  bounces[:2, :2] = np.inf
+  # Its free times of reflection let a bounce fit noise better than the others do.
+  advantage = np.exp(-_BOUNCE_PENALTY / len(frames))
+  choices = {
+    "x": (errors[1, 0], speeds[1, 0]),
+    "y": (errors[0, 1], speeds[0, 1]),
+    "diagonal": (errors[1, 1], speeds[1, 1]),
+    "bounce": (bounces.min() / advantage, speeds.flat[bounces.argmin()]),
+  }
+  kind = min(choices, key=lambda name: choices[name][0])
+  if choices[kind][1] * (frames[-1] - frames[0]) < _MIN_TRAVEL:
+    return None
+  forwards = frames @ path > 0
+  names = {"x": ("left", "right")[int(forwards[0])], "y": ("up", "down")[int(forwards[1])]}
+  return names.get(kind, kind)
+
+
+def _fit_paths(courses, path) -> tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k k"]]:
+  """Fits each pair of courses, one for x and one for y, to a path, both centred.
+
+  Args:
+    courses: [k, f], functions of time.
+    path: [f, 2].
+  Returns:
+    The squared error of each pair, and its speed, with either sign for each axis.
+  """
+  products = np.abs(courses @ path)
+  squares = np.sum(courses**2, axis=1)
+  squares = np.maximum(np.add.outer(squares, squares), 1e-9)
+  speeds = np.add.outer(products[:, 0], products[:, 1]) / squares
+  return np.sum(path**2) - speeds**2 * squares + len(path) * _JITTER**2, speeds
