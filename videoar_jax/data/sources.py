@@ -1,8 +1,247 @@
 """Clips from a folder of video files."""
 
+import dataclasses
+import hashlib
+import json
+import logging
+import posixpath
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from videoar_jax.data import clips
+from videoar_jax.data.sprites import SPLITS
+
+EXTENSIONS = (".mp4", ".webm", ".mov", ".mkv", ".avi")
+CAPTIONS = "captions.jsonl"
+MIN_FILES_TO_SPLIT = 20
+_PROBE_THREADS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class _Video:
+  """A usable file, by its path below the folder."""
+
+  file: str
+  info: clips.VideoInfo
+  caption: str
+  class_id: int
+
 
 class FolderSource:
-  """Not there yet."""
+  """Random access to clips of the videos below a folder.
 
-  def __init__(self, *args, **kwargs):
-    raise NotImplementedError
+  Item i is a clip of video `i % number of videos`; where it begins is drawn from (seed, i). Items
+  beyond the length are further clips of the same videos, in the same order. For the test split the
+  places are evenly spaced over the video, and repeat.
+
+  A file's caption is its line in `captions.jsonl` at the folder's root, `{"file": "a/b.mp4",
+  "caption": "..."}`; without one, the name of the folder that the file is in, which also is its
+  class.
+
+  Args:
+    path: of the folder.
+    split: "train" or "test"; a tenth of the videos is for testing, if there are at least 20.
+    num_frames, frame_rate, resolution: of a clip; see `clips.read_clip`.
+    seed: of the places.
+    clips_per_file: how many clips of each video the length counts.
+    cache_bytes: keep all decoded frames in memory if they need no more than this.
+
+  Attributes:
+    files: the videos in use, by their paths below the folder.
+    class_names: sorted; an item's class_id is an index into them.
+    skipped: (file, reason) of each video that cannot be used, also of those found out later.
+    has_test_split: False if the folder is too small, so that both splits hold all of it.
+    is_cached: whether decoded frames are kept.
+
+  Raises:
+    ValueError: the folder has no usable video, or `captions.jsonl` is wrong.
+  """
+
+  def __init__(
+    self,
+    path: str | Path,
+    split: str,
+    *,
+    num_frames: int,
+    frame_rate: float,
+    resolution: tuple[int, int],
+    seed: int = 0,
+    clips_per_file: int = 1,
+    cache_bytes: int = 2**30,
+  ):
+    self.path = Path(path).expanduser()
+    self.split = split
+    self.num_frames = num_frames
+    self.frame_rate = frame_rate
+    self.resolution = tuple(resolution)
+    self.seed = seed
+    self.clips_per_file = clips_per_file
+    self.skipped: list[tuple[str, str]] = []
+    self._span_s = (num_frames - 1) / frame_rate
+    self._lock = threading.Lock()
+    usable = self._open_folder()
+    self.has_test_split = len(usable) >= MIN_FILES_TO_SPLIT
+    chosen = _split(list(usable), split) if self.has_test_split else list(usable)
+    self._videos = [usable[file] for file in chosen]
+    self.files = chosen
+    size = sum(video.info.num_frames for video in self._videos) * 3 * int(np.prod(resolution))
+    self.is_cached = size <= cache_bytes
+    self._cache: dict[str, clips.DecodedVideo] = {}
+    self._cache_locks = {file: threading.Lock() for file in chosen}
+
+  def __len__(self) -> int:
+    return len(self._videos) * self.clips_per_file
+
+  def __getitem__(self, index: int) -> dict:
+    """Returns item `index`.
+
+    Returns:
+      video: uint8 [f, H, W, 3]; caption; class_id; attributes: None; id: the index.
+    Raises:
+      ValueError: this video fails, and so do all others.
+    """
+    visit, first = divmod(index, len(self._videos))
+    where = self._where(index, visit)
+    for step in range(len(self._videos)):
+      # A failing video is tried each time, so that the result does not depend on what was read
+      # before; the one after it stands in for it.
+      video = self._videos[(first + step) % len(self._videos)]
+      try:
+        frames = self._read(video, where * max(video.info.last_s - self._span_s, 0.0))
+      except ValueError as error:
+        self._skip_later(video.file, str(error))
+        continue
+      return {
+        "video": frames,
+        "caption": video.caption,
+        "class_id": video.class_id,
+        "attributes": None,
+        "id": index,
+      }
+    raise ValueError(self._nothing_left(len(self._videos)))
+
+  def _where(self, index: int, visit: int) -> float:
+    """Returns where in a video a clip begins, between 0 and 1."""
+    if self.split == "test":
+      return (visit % self.clips_per_file + 0.5) / self.clips_per_file
+    entropy = np.random.SeedSequence((self.seed, SPLITS.index(self.split), index))
+    return np.random.Generator(np.random.Philox(entropy)).random()
+
+  def _read(self, video: _Video, start_s: float) -> np.ndarray:
+    path = self.path / video.file
+    if not self.is_cached:
+      return clips.read_clip(path, start_s, self.num_frames, self.frame_rate, self.resolution)
+    with self._cache_locks[video.file]:
+      if video.file not in self._cache:
+        self._cache[video.file] = clips.decode_video(path, self.resolution)
+    return clips.clip_of(self._cache[video.file], start_s, self.num_frames, self.frame_rate)
+
+  def _skip_later(self, file: str, reason: str):
+    with self._lock:
+      if any(file == other for other, _ in self.skipped):
+        return
+      self.skipped.append((file, reason))
+    logging.warning("%s: %s; other videos stand in for it.", self.path / file, reason)
+
+  def _open_folder(self) -> dict[str, _Video]:
+    """Finds and probes the videos; returns the usable ones."""
+    if not self.path.is_dir():
+      raise ValueError(f"data.path is {str(self.path)!r}, which is not a folder.")
+    files = sorted(
+      path.relative_to(self.path).as_posix()
+      for path in self.path.rglob("*")
+      if path.suffix.lower() in EXTENSIONS and path.is_file()
+    )
+    captions = _read_captions(self.path / CAPTIONS, set(files))
+    folder_names = {f: Path(f).parent.name or self.path.resolve().name for f in files}
+    self.class_names = sorted(set(folder_names.values()))
+    with ThreadPoolExecutor(_PROBE_THREADS) as pool:
+      results = list(pool.map(self._probe, files))
+    usable = {}
+    for file, result in zip(files, results, strict=True):
+      if isinstance(result, str):
+        self.skipped.append((file, result))
+      else:
+        name = folder_names[file]
+        caption = captions.get(file, name)
+        usable[file] = _Video(file, result, caption, self.class_names.index(name))
+    if not usable:
+      raise ValueError(self._nothing_left(len(files)))
+    if self.skipped:
+      reasons = _count_reasons(self.skipped)
+      logging.warning(
+        "%s: %d of %d videos are skipped: %s", self.path, len(self.skipped), len(files), reasons
+      )
+    return usable
+
+  def _probe(self, file: str) -> clips.VideoInfo | str:
+    """Returns what is known of a video, or why it cannot be used."""
+    path = self.path / file
+    if path.stat().st_size == 0:
+      return "empty file"
+    try:
+      info = clips.probe(path)
+    except ValueError as error:
+      return str(error)
+    if info.last_s < self._span_s - 1e-3:
+      return f"too short for {self.num_frames} frames at {self.frame_rate:g} per second"
+    return info
+
+  def _nothing_left(self, num_files: int) -> str:
+    found = f"{num_files} videos were found" if num_files else "no video was found"
+    reasons = f", and none can be used: {_count_reasons(self.skipped)}" if num_files else ""
+    return (
+      f"There is no usable video in {str(self.path)!r}: looking for {', '.join(EXTENSIONS)} in it "
+      f"and its subfolders, {found}{reasons}."
+    )
+
+
+def _count_reasons(skipped) -> str:
+  counts = Counter(reason for _, reason in skipped)
+  return "; ".join(f"{count} x {reason}" for reason, count in counts.most_common())
+
+
+def _split(files: list[str], split: str) -> list[str]:
+  """Returns the files of a split: a tenth, chosen by a hash of the name, is for testing."""
+  by_hash = sorted(files, key=lambda file: hashlib.sha256(file.encode()).digest())
+  test = set(by_hash[: len(files) // 10])
+  return [file for file in files if (file in test) == (split == "test")]
+
+
+def _read_captions(path: Path, files: set[str]) -> dict[str, str]:
+  """Reads `captions.jsonl`, if there is one.
+
+  Raises:
+    ValueError: names the file and the line that is wrong, and what to do about it.
+  """
+  if not path.exists():
+    return {}
+  captions = {}
+  for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    if not line.strip():
+      continue
+    place = f"{path}, line {number}"
+    try:
+      entry = json.loads(line)
+      file, caption = entry["file"], entry["caption"]
+      if not (isinstance(file, str) and isinstance(caption, str)):
+        raise TypeError("both must be strings")
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(
+        f'{place}: expected {{"file": "a/b.mp4", "caption": "..."}}, found {line[:80]!r} '
+        f"({type(error).__name__}: {error})."
+      ) from error
+    file = posixpath.normpath(file)
+    if file not in files:
+      raise ValueError(
+        f"{place}: there is no video {file!r} below {str(path.parent)!r}; mend the name, which is "
+        "relative to that folder, or remove the line."
+      )
+    if file in captions:
+      raise ValueError(f"{place}: {file!r} has a caption already; remove one of the lines.")
+    captions[file] = caption
+  return captions

@@ -1,0 +1,209 @@
+"""Frame-accurate clips out of video files.
+
+A clip's frame at time t is the one that a player shows at t: the last whose time is not after t.
+Times count from the first frame of the file, whatever time stamp that has.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import Int64, UInt8
+from PIL import Image
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoInfo:
+  """What a file says of its video stream.
+
+  Attributes:
+    last_s: time of the last frame.
+    num_frames: about how many frames there are.
+  """
+
+  last_s: float
+  num_frames: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodedVideo:
+  """All frames of a file, resized. Times are in ticks, from the first frame."""
+
+  frames: UInt8[np.ndarray, "n H W 3"]
+  ticks: Int64[np.ndarray, "n"]
+  last_duration: int
+  seconds_per_tick: float
+
+
+def probe(path: str | Path) -> VideoInfo:
+  """Opens a video and decodes its first frame.
+
+  Raises:
+    ValueError: it cannot be read, or there is no video in it; the message says which.
+  """
+  with _open(path) as container:
+    stream = _video_stream(container)
+    first = next(_decode(container, stream), None)
+    if first is None:
+      raise ValueError("no frame could be decoded")
+    frame_s = _frame_s(stream)
+    if stream.duration:
+      duration_s = float(stream.duration * stream.time_base)
+    else:
+      duration_s = _measure_duration(container, stream)
+  # Some files count what precedes the first frame as part of the duration; reading finds out.
+  return VideoInfo(max(duration_s - frame_s, 0.0), max(round(duration_s / frame_s), 1))
+
+
+def read_clip(
+  path: str | Path,
+  start_s: float,
+  num_frames: int,
+  frame_rate: float,
+  resolution: tuple[int, int],
+) -> UInt8[np.ndarray, "f H W 3"]:
+  """Reads the frames at start_s, start_s + 1 / frame_rate, and so on.
+
+  Args:
+    path: of the video file.
+    start_s: seconds after the file's first frame.
+    num_frames: how many frames to read.
+    frame_rate: of the clip, in frames per second; the file may have any.
+    resolution: (H, W) that each frame is resized to cover, and then cropped to around its centre.
+  Raises:
+    ValueError: the file cannot be decoded, or ends before the clip does.
+  """
+  with _open(path) as container:
+    stream = _video_stream(container)
+    wanted = _wanted_ticks(start_s, num_frames, frame_rate, float(stream.time_base))
+    clip, resized, previous = [], None, None
+    for tick, frame in _frames_from(container, stream, int(wanted[0])):
+      while len(clip) < num_frames and wanted[len(clip)] < tick:
+        resized = resize_and_crop(previous, resolution) if resized is None else resized
+        clip.append(resized)
+      if len(clip) == num_frames:
+        return np.stack(clip)
+      previous, previous_tick, resized = frame, tick, None
+    # The rest of the clip is the last frame, if that lasts as long.
+    _check_end(wanted[-1], previous_tick, _duration(previous, stream), float(stream.time_base))
+    resized = resize_and_crop(previous, resolution)
+    return np.stack(clip + [resized] * (num_frames - len(clip)))
+
+
+def decode_video(path: str | Path, resolution: tuple[int, int]) -> DecodedVideo:
+  """Decodes all frames of a file, up to the first that is damaged, for `clip_of`."""
+  frames, ticks = [], []
+  with _open(path) as container:
+    stream = _video_stream(container)
+    try:
+      for tick, frame in _frames_from(container, stream, 0):
+        frames.append(resize_and_crop(frame, resolution))
+        ticks.append(tick)
+        duration = _duration(frame, stream)
+    except ValueError:
+      if not frames:
+        raise
+    return DecodedVideo(np.stack(frames), np.array(ticks), duration, float(stream.time_base))
+
+
+def clip_of(
+  video: DecodedVideo, start_s: float, num_frames: int, frame_rate: float
+) -> UInt8[np.ndarray, "f H W 3"]:
+  """Returns what `read_clip` reads from the same file."""
+  wanted = _wanted_ticks(start_s, num_frames, frame_rate, video.seconds_per_tick)
+  _check_end(wanted[-1], video.ticks[-1], video.last_duration, video.seconds_per_tick)
+  return video.frames[np.searchsorted(video.ticks, wanted, side="right") - 1]
+
+
+def resize_and_crop(
+  frame: av.VideoFrame, resolution: tuple[int, int]
+) -> UInt8[np.ndarray, "H W 3"]:
+  """Resizes a frame to cover (H, W), with anti-aliasing, and crops it around its centre."""
+  height, width = resolution
+  image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+  scale = min(image.width / width, image.height / height)
+  left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
+  box = (left, top, left + width * scale, top + height * scale)
+  return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
+
+
+def _open(path):
+  try:
+    return av.open(str(path))
+  except (av.FFmpegError, OSError) as error:
+    raise ValueError(f"cannot be opened as a video ({error.strerror})") from error
+
+
+def _video_stream(container):
+  if not container.streams.video:
+    raise ValueError("no video stream")
+  stream = container.streams.video[0]
+  # The pipeline's threads read a file each; threads inside of each decoder would fight with them.
+  stream.codec_context.thread_count = 1
+  return stream
+
+
+def _decode(container, stream) -> Iterator[av.VideoFrame]:
+  try:
+    for frame in container.decode(stream):
+      if frame.pts is not None:
+        yield frame
+  except av.FFmpegError as error:
+    raise ValueError(f"cannot be decoded ({error.strerror})") from error
+
+
+def _frames_from(container, stream, tick: int) -> Iterator[tuple[int, av.VideoFrame]]:
+  """Yields (tick, frame) in order of time, from a frame that is not after `tick` on."""
+  origin = stream.start_time
+  if origin is None:
+    origin = next(_decode(container, stream)).pts
+  back = 0
+  while True:
+    target = max(tick - back, 0)
+    try:
+      container.seek(origin + target, stream=stream, backward=True)
+    except av.FFmpegError as error:
+      raise ValueError(f"cannot be searched ({error.strerror})") from error
+    frames = _decode(container, stream)
+    first = next(frames, None)
+    if first is not None and (first.pts - origin <= tick or target == 0):
+      break
+    if target == 0:
+      raise ValueError("no frame could be decoded")
+    # With reordered frames, a search may end at a key frame that is shown after the target.
+    back = max(2 * back, round(1 / stream.time_base))
+  # Where the stream claims to start before its first frame, that frame is shown from the start.
+  yield min(first.pts - origin, tick), first
+  for frame in frames:
+    yield frame.pts - origin, frame
+
+
+def _wanted_ticks(start_s, num_frames, frame_rate, seconds_per_tick) -> np.ndarray:
+  times = start_s + np.arange(num_frames) / frame_rate
+  # A time that is meant to be a frame's must not miss it by rounding.
+  return np.floor(times / seconds_per_tick + 1e-3).astype(np.int64)
+
+
+def _check_end(wanted, last, duration, seconds_per_tick):
+  if wanted > last + 1.5 * duration:
+    raise ValueError(
+      f"ends at {last * seconds_per_tick:.2f} s, before the clip's last frame at "
+      f"{wanted * seconds_per_tick:.2f} s"
+    )
+
+
+def _frame_s(stream) -> float:
+  return 1 / float(stream.average_rate or stream.guessed_rate or 25)
+
+
+def _duration(frame, stream) -> int:
+  return frame.duration or round(_frame_s(stream) / float(stream.time_base))
+
+
+def _measure_duration(container, stream) -> float:
+  """Returns the duration by reading all packets, for formats that do not state a stream's."""
+  container.seek(0)
+  ticks = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
+  return float((max(ticks) - min(ticks)) * stream.time_base) + _frame_s(stream)
