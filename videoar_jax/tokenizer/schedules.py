@@ -3,6 +3,8 @@
 Source: VIDEOAR section 2.4; the public tables of Infinity, by aspect ratio height/width.
 """
 
+import itertools
+
 Schedule = tuple[tuple[int, int], ...]
 
 _TABLES = {
@@ -75,7 +77,7 @@ def check_schedule(schedule: Schedule, grid: tuple[int, int]) -> None:
   """
   if not schedule:
     raise ValueError("the schedule is empty; it must end at the latent grid")
-  for small, large in zip(schedule, schedule[1:], strict=False):
+  for small, large in itertools.pairwise(schedule):
     if not (small[0] <= large[0] and small[1] <= large[1] and small != large):
       raise ValueError(f"the schedule must increase, but {small} comes before {large}")
   if tuple(schedule[-1]) != tuple(grid):

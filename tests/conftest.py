@@ -1,0 +1,38 @@
+"""Shared fixtures: golden vectors, real clips, tiny models."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Two host devices for the sharding tests; the others use the first one.
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+).strip()
+
+import jax
+import numpy as np
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def golden():
+  """Returns a function that loads a golden file by name, with channels moved last."""
+  folder = SHARED / "golden" / "infinity"
+  if not folder.is_dir():
+    pytest.skip(f"golden vectors are not in {folder}")
+  return lambda name: np.load(folder / name)
+
+
+@pytest.fixture(scope="session")
+def media():
+  """Returns the folder of real clips."""
+  folder = SHARED / "media"
+  if not folder.is_dir():
+    pytest.skip(f"real clips are not in {folder}")
+  return folder

@@ -1,0 +1,250 @@
+"""Layout, attention mask, rotary positions, and cached decoding against the full forward pass."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from videoar_jax.nn.attention import attention
+from videoar_jax.nn.rope import rope_angles, rotate
+from videoar_jax.videoar import corruption, guidance
+from videoar_jax.videoar.decode import decode, sample_bits, sample_keys
+from videoar_jax.videoar.layout import Layout
+from videoar_jax.videoar.model import Generator, GeneratorConfig, attention_mask
+
+LAYOUT = Layout(text_length=5, num_frames=3, schedule=((1, 1), (2, 2), (3, 4)))
+CONFIG = GeneratorConfig(
+  depth=2,
+  width=32,
+  num_heads=4,
+  num_kv_heads=2,
+  head_width=16,
+  mlp_width=48,
+  num_bits=6,
+  vocabulary_size=11,
+)
+TEXT = jnp.array([[3, 4, 5, 6, 1], [7, 1, 0, 0, 0]])
+NULL = jnp.array([1, 0, 0, 0, 0])
+
+
+def make_model(config=CONFIG, layout=LAYOUT):
+  """A model whose every parameter is random, the zero-initialised head included."""
+  model = Generator(nnx.Rngs(params=0), config, layout)
+  leaves, tree = jax.tree.flatten(model)
+  keys = jax.random.split(jax.random.key(9), len(leaves))
+  drawn = [
+    x + 0.2 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)
+  ]
+  return jax.tree.unflatten(tree, drawn)
+
+
+@pytest.fixture(scope="module")
+def model():
+  return make_model()
+
+
+@pytest.fixture(scope="module")
+def batch():
+  latents = jax.random.normal(jax.random.key(1), (2, 3, 3, 4, 6))
+  return corruption.corrupt(latents, LAYOUT.schedule)
+
+
+def test_layout_by_brute_force():
+  tokens = [(-1, -1, i, i, i) for i in range(5)]
+  for t in range(3):
+    for s, (h, w) in enumerate(LAYOUT.schedule):
+      tokens += [(t, s, 5 + t, 5 + y, 5 + x) for y in range(h) for x in range(w)]
+  assert len(tokens) == LAYOUT.length == 5 + 3 * 17
+  ids = np.array(tokens)
+  np.testing.assert_array_equal(ids[:, 0], LAYOUT.frame_ids)
+  np.testing.assert_array_equal(ids[:, 1], LAYOUT.scale_ids)
+  np.testing.assert_array_equal(ids[:, 2:], LAYOUT.positions)
+  for q, (tq, sq, *_) in enumerate(tokens):
+    for k, (tk, sk, *_) in enumerate(tokens):
+      expected = k <= q if tq == -1 else (tk == -1 or tk < tq or (tk == tq and sk <= sq))
+      assert LAYOUT.visible()[q, k] == expected
+  for s in range(3):
+    frame = LAYOUT.scale_ids[5:22]
+    np.testing.assert_array_equal(np.flatnonzero(frame == s), np.r_[LAYOUT.scale_slice(s)])
+
+
+def test_full_text_attention():
+  layout = dataclasses.replace(LAYOUT, text_attention="full")
+  assert layout.visible()[:5, :5].all() and not layout.visible()[:5, 5:].any()
+
+
+def test_mask_hides_padding_and_dropped_frames():
+  text_mask = TEXT != 0
+  keep = jnp.ones((2, 3, 3), bool).at[0, 2, 0].set(False)
+  mask = np.asarray(attention_mask(LAYOUT, text_mask, keep))
+  frames = LAYOUT.frame_ids
+  assert not mask[1, 5:, 2:5].any() and mask[1, 5:, :2].all()
+  assert not mask[0][np.ix_(frames == 2, frames == 0)].any()
+  assert mask[0][np.ix_(frames == 2, frames == 1)].all()
+  assert mask[1][np.ix_(frames == 2, frames == 0)].all()
+  assert mask[0][np.ix_(frames == 2, frames == -1)].all()
+  assert mask.any(-1).all()
+
+
+def test_grouped_attention_equals_plain_softmax():
+  key = jax.random.key(0)
+  q = jax.random.normal(key, (2, 5, 4, 8))
+  k, v = jax.random.normal(jax.random.key(1), (2, 2, 7, 2, 8))
+  mask = jax.random.bernoulli(key, 0.6, (2, 5, 7)).at[:, :, 0].set(True)
+  out = attention(q, k, v, mask)
+  for b in range(2):
+    for head in range(4):
+      scores = q[b, :, head] @ k[b, :, head // 2].T / np.sqrt(8)
+      weights = jax.nn.softmax(jnp.where(mask[b], scores, -jnp.inf))
+      np.testing.assert_allclose(out[b, :, head], weights @ v[b, :, head // 2], atol=1e-5)
+
+
+def test_rope_depends_on_differences_per_axis():
+  x, y = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 16))
+  settings = {"base": 10000.0, "fractions": (0.25, 0.375, 0.375)}
+
+  def score(p, q):
+    turn = lambda z, position: rotate(z, rope_angles(np.array([position]), 16, **settings))  # noqa: E731
+    return float(jnp.sum(turn(x, p) * turn(y, q)))
+
+  assert abs(score((3, 4, 5), (1, 1, 1)) - score((5, 7, 9), (3, 4, 5))) < 1e-4
+  for axis in range(3):
+    moved = [1, 1, 1]
+    moved[axis] += 1
+    assert abs(score((3, 4, 5), (1, 1, 1)) - score((3, 4, 5), tuple(moved))) > 1e-4
+  # Equal positions are ordinary RoPE: frequency i turns by base^(-i / pairs).
+  angles = rope_angles(np.array([[7, 7, 7]]), 16, **settings)[0]
+  np.testing.assert_allclose(angles, 7 * 10000.0 ** (-np.arange(8) / 8), rtol=1e-6)
+
+
+def forward(model, batch, **kwargs):
+  return model(TEXT, batch.features, LAYOUT, text_mask=TEXT != 0, **kwargs)
+
+
+def test_no_token_sees_the_future(model, batch):
+  """Changing the input of one block changes the logits of what may see it, and of nothing else."""
+  logits = forward(model, batch)
+  changed_features = batch.features.at[:, 1, LAYOUT.scale_slice(1)].add(1.0)
+  changed = model(TEXT, changed_features, LAYOUT, text_mask=TEXT != 0)
+  moved = np.abs(np.asarray(changed - logits)).max(-1) > 1e-5
+  assert not moved[:, 0].any() and not moved[:, 1, LAYOUT.scale_slice(0)].any()
+  assert moved[:, 1, 1:].all() and moved[:, 2].all()
+
+
+def test_padding_does_not_matter(model, batch):
+  logits = forward(model, batch)
+  other = TEXT.at[1, 3].set(9)
+  changed = model(other, batch.features, LAYOUT, text_mask=TEXT != 0)
+  np.testing.assert_allclose(changed, logits, atol=1e-6)
+
+
+def test_scan_equals_unrolled_and_remat_equals_none(model, batch):
+  logits = forward(model, batch)
+  mask, angles = attention_mask(LAYOUT, TEXT != 0), model.angles(LAYOUT.positions)
+  video = model.embed_features(batch.features, LAYOUT, jnp.arange(3)[:, None] == 0)
+  x = jnp.concatenate([model.embed_text(TEXT, jnp.float32), video.reshape(2, -1, 32)], 1)
+  for layer in range(CONFIG.depth):
+    block = jax.tree.map(lambda p, layer=layer: p[layer], model.blocks)
+    x, _ = block(x, angles, mask)
+  np.testing.assert_allclose(model.logits(x[:, 5:]).reshape(logits.shape), logits, atol=1e-5)
+
+
+def decoded(model, keys, **kwargs):
+  settings = {"guidance": jnp.full((3, 3), 2.0), "temperature": 1.0, **kwargs}
+  return jax.jit(lambda model, keys: decode(model, LAYOUT, TEXT, NULL, keys, **settings))(
+    model, keys
+  )
+
+
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+@pytest.mark.parametrize("window", [None, 1])
+def test_cached_decoding_equals_full_forward(positions, window):
+  model = make_model(dataclasses.replace(CONFIG, positions=positions))
+  g = jnp.linspace(0.5, 4.0, 9).reshape(3, 3)
+  out = decoded(model, sample_keys(0, 0, 2), guidance=g, window=window)
+  inputs = corruption.corrupt(out.latents, LAYOUT.schedule)
+  # The sampled bits, not a fresh quantization, are what the decoder went on with.
+  features = features_of(out.bits)
+  keep = corruption.draw_frame_keep(jax.random.key(0), 2, 3, p_mask=0.0, window=window)
+  null = jnp.broadcast_to(NULL, TEXT.shape)
+  kwargs = {"frame_keep": keep}
+  conditional = model(TEXT, features, LAYOUT, text_mask=TEXT != 0, **kwargs)
+  unconditional = model(null, features, LAYOUT, text_mask=null != 0, **kwargs)
+  table = jnp.repeat(g, np.array(LAYOUT.scale_sizes), axis=1)[None, :, :, None]
+  expected = table * conditional + (1 - table) * unconditional
+  assert float(jnp.abs(expected).max()) > 1.0
+  np.testing.assert_allclose(out.logits, expected, atol=1e-4)
+  assert inputs.features.shape == features.shape
+
+
+def features_of(bits):
+  """The inputs that the decoder built from its own bits, by the formula."""
+  from videoar_jax.nn.resize import area_resize, linear_resize
+  from videoar_jax.tokenizer.quantizer import bits_to_codes
+
+  frames, before = [], jnp.zeros((2, 3, 4, 6))
+  for t in range(3):
+    total, parts = jnp.zeros((2, 3, 4, 6)), []
+    for s, grid in enumerate(LAYOUT.schedule):
+      source = area_resize(before, grid) if s == 0 else linear_resize(total, grid)
+      parts.append(source.reshape(2, -1, 6))
+      total = total + linear_resize(bits_to_codes(bits[s][:, t]), (3, 4))
+    frames.append(jnp.concatenate(parts, 1))
+    before = total
+  return jnp.stack(frames, 1)
+
+
+def test_samples_depend_on_their_own_key_only(model):
+  keys = sample_keys(3, 0, 2)
+  both = decoded(model, keys)
+  swapped = decoded(model, jnp.stack([keys[0], sample_keys(3, 7, 1)[0]]))
+  for a, b in zip(both.bits, swapped.bits, strict=True):
+    np.testing.assert_array_equal(a[0], b[0])
+  assert any((a[1] != b[1]).any() for a, b in zip(both.bits, swapped.bits, strict=True))
+  np.testing.assert_array_equal(
+    jax.random.key_data(sample_keys(3, 1, 1)[0]), jax.random.key_data(keys[1])
+  )
+
+
+def test_forced_frames_are_kept(model):
+  free = decoded(model, sample_keys(0, 0, 2))
+  forced = [1 - bits for bits in free.bits]
+  out = decoded(model, sample_keys(0, 0, 2), forced_bits=forced, num_forced=2)
+  for a, b in zip(out.bits, forced, strict=True):
+    np.testing.assert_array_equal(a[:, :2], b[:, :2])
+    assert a.shape == b.shape
+  assert any((a[:, 2] != b[:, 2]).any() for a, b in zip(out.bits, forced, strict=True))
+
+
+def test_bit_sampling():
+  keys = sample_keys(0, 0, 512)
+  logits = jnp.broadcast_to(jnp.array([-1.0, 0.5, 2.0]), (512, 4, 3))
+  p = np.asarray(jax.nn.sigmoid(logits[0, 0]))
+  draw = lambda **kwargs: np.asarray(sample_bits(keys, logits, **kwargs)).mean((0, 1))  # noqa: E731
+  np.testing.assert_allclose(draw(temperature=1.0, top_p=1.0), p, atol=0.04)
+  halved = np.asarray(jax.nn.sigmoid(logits[0, 0] / 2))
+  np.testing.assert_allclose(draw(temperature=2.0, top_p=1.0), halved, atol=0.04)
+  np.testing.assert_array_equal(draw(temperature=0.0, top_p=1.0), [0, 1, 1])
+  # 1 - p of the third is 0.12, which is dropped at top-p 0.8; the others keep both values.
+  kept = draw(temperature=1.0, top_p=0.8)
+  assert kept[2] == 1.0 and 0 < kept[0] < 1 and 0 < kept[1] < 1
+
+
+def test_guidance_schedules(tmp_path):
+  table = guidance.guidance_table("ucf101", 5, 6)
+  np.testing.assert_allclose(table[:, 0], [1, 2, 3, 4, 5])
+  np.testing.assert_allclose(table[:, -1], 10)
+  np.testing.assert_allclose(np.diff(table[1]), 8 / 5, rtol=1e-5)
+  t2v = guidance.guidance_table("t2v", 5, 6)
+  assert t2v[0, 0] == 5 and t2v[-1, -1] == 3 and (np.diff(t2v.reshape(-1)) < 0).all()
+  assert (guidance.guidance_table("constant:3", 2, 2) == 3).all()
+  assert (guidance.guidance_table(1.5, 2, 2) == 1.5).all()
+  (tmp_path / "g.json").write_text("[[1, 2], [3, 4]]")
+  assert guidance.guidance_table(tmp_path / "g.json", 2, 2)[1, 0] == 3
+  with pytest.raises(ValueError, match=r"\(2, 2\).*\(3, 2\)"):
+    guidance.guidance_table(tmp_path / "g.json", 3, 2)
+  with pytest.raises(ValueError, match="unknown"):
+    guidance.guidance_table("strong", 3, 2)

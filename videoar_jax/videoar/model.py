@@ -1,0 +1,249 @@
+"""The transformer: LLaMA blocks over text, frames and scales, one logit a bit.
+
+Source: VIDEOAR sections 3.1 to 3.4.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from videoar_jax.nn import layers
+from videoar_jax.nn.attention import attention
+from videoar_jax.nn.cache import Cache
+from videoar_jax.nn.rope import rope_angles, rotate
+from videoar_jax.parallel.sharding import constrain
+from videoar_jax.videoar.layout import TEXT, Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorConfig:
+  """Static settings of the network.
+
+  Attributes:
+    depth: blocks.
+    width: `m`.
+    num_heads: `n`.
+    num_kv_heads: key and value heads; divides `num_heads`.
+    head_width: `k`.
+    mlp_width: hidden width of the gated MLP.
+    num_bits: `d`, bits of a token.
+    vocabulary_size: rows of the text embedding.
+    has_qk_norm: normalise queries and keys.
+    positions: "rope", or "learned" for the ablation's absolute embedding.
+    rope_base: wavelength ratio.
+    rope_fractions: shares of time, height and width in the frequencies.
+    remat: recompute each block in the backward pass.
+  """
+
+  depth: int
+  width: int
+  num_heads: int
+  num_kv_heads: int
+  head_width: int
+  mlp_width: int
+  num_bits: int
+  vocabulary_size: int
+  has_qk_norm: bool = True
+  positions: str = "rope"
+  rope_base: float = 10000.0
+  rope_fractions: tuple[float, ...] = (0.25, 0.375, 0.375)
+  remat: bool = True
+
+  def __post_init__(self):
+    object.__setattr__(self, "rope_fractions", tuple(self.rope_fractions))
+    for field in dataclasses.fields(self):
+      if field.type is int and getattr(self, field.name) < 1:
+        raise ValueError(f"generator.{field.name}={getattr(self, field.name)} must be at least 1")
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f"generator.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}"
+      )
+    if self.head_width % 2:
+      raise ValueError(f"generator.head_width={self.head_width} must be even")
+    if self.positions not in ("rope", "learned"):
+      raise ValueError(f"generator.positions={self.positions!r} must be 'rope' or 'learned'")
+
+
+class Attention(nnx.Module):
+  """Grouped-query attention with rotary positions and optional norms of queries and keys."""
+
+  def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig):
+    m, k = config.width, config.head_width
+    n, g = config.num_heads, config.num_kv_heads
+    self.query = layers.Linear(rngs, m, n * k, ("embed", "heads"))
+    self.key = layers.Linear(rngs, m, g * k, ("embed", "kv_heads"))
+    self.value = layers.Linear(rngs, m, g * k, ("embed", "kv_heads"))
+    # Outputs of residual branches start small, by depth, so that deep stacks start near identity.
+    init = layers.fan_in((n * k, m), 1.0 / (2 * config.depth))
+    self.out = layers.Linear(rngs, n * k, m, ("heads", "embed"), init=init)
+    self.query_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
+    self.key_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
+    self.config = config
+
+  def __call__(self, x, angles, mask, cache: Cache | None, offset):
+    b, l, _ = x.shape
+    config = self.config
+    query = self.query(x).reshape(b, l, config.num_heads, config.head_width)
+    key = self.key(x).reshape(b, l, config.num_kv_heads, config.head_width)
+    value = self.value(x).reshape(b, l, config.num_kv_heads, config.head_width)
+    if self.query_norm is not None:
+      query, key = self.query_norm(query), self.key_norm(key)
+    if angles is not None:
+      query, key = rotate(query, angles), rotate(key, angles)
+    if cache is not None:
+      cache = cache.write(key, value, offset)
+      key, value = cache.keys.astype(query.dtype), cache.values.astype(query.dtype)
+    y = attention(query, key, value, mask)
+    return self.out(y.reshape(b, l, -1)), cache
+
+
+class GatedMLP(nnx.Module):
+  """SwiGLU."""
+
+  def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig):
+    m, hidden = config.width, config.mlp_width
+    self.gate = layers.Linear(rngs, m, hidden, ("embed", "mlp"))
+    self.up = layers.Linear(rngs, m, hidden, ("embed", "mlp"))
+    init = layers.fan_in((hidden, m), 1.0 / (2 * config.depth))
+    self.down = layers.Linear(rngs, hidden, m, ("mlp", "embed"), init=init)
+
+  def __call__(self, x):
+    return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+  """Attention and MLP, each behind a norm and around a residual."""
+
+  def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig):
+    self.attention_norm = layers.RMSNorm(rngs, config.width)
+    self.attention = Attention(rngs, config)
+    self.mlp_norm = layers.RMSNorm(rngs, config.width)
+    self.mlp = GatedMLP(rngs, config)
+
+  def __call__(self, x, angles, mask, cache: Cache | None = None, offset=0):
+    y, cache = self.attention(self.attention_norm(x), angles, mask, cache, offset)
+    x = x + y
+    x = constrain(x + self.mlp(self.mlp_norm(x)), ("batch", "sequence", None))
+    return x, cache
+
+
+class Generator(nnx.Module):
+  """Next-frame, next-scale transformer over bits."""
+
+  def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig, layout: Layout):
+    m = config.width
+    self.config = config
+    self.text_embedding = layers.Embedding(rngs, config.vocabulary_size, m)
+    self.scale_embedding = layers.Embedding(rngs, layout.num_scales, m)
+    self.start = layers.param(rngs, layers.normal(0.02), (m,), ("embed",))
+    self.feature_in = layers.Linear(rngs, config.num_bits, m, (None, "embed"))
+    self.position_embedding = (
+      layers.Embedding(rngs, layout.length, m) if config.positions == "learned" else None
+    )
+    self.blocks = layers.stack_layers(lambda r: Block(r, config), rngs.params(), config.depth)
+    self.norm_out = layers.RMSNorm(rngs, m)
+    self.head = layers.Linear(rngs, m, config.num_bits, ("embed", None), init=layers.zeros)
+
+  def __call__(
+    self,
+    text: Int[Array, "b P"],
+    features: Float[Array, "b t n d"],
+    layout: Layout,
+    *,
+    text_mask: Bool[Array, "b P"],
+    frame_keep: Bool[Array, "b t t"] | None = None,
+  ) -> Float[Array, "b t n d"]:
+    """Returns the logits of every bit, teacher-forced.
+
+    Args:
+      text: tokens.
+      features: input of each video token, from `corruption.corrupt`; what stands at the first scale of the
+        first frame is not read.
+      layout: the sequence.
+      text_mask: false on padding.
+      frame_keep: whether frame i (axis 1) may see the earlier frame j (axis 2); None for all.
+    """
+    b, t, n, _ = features.shape
+    first = jnp.arange(t) == 0
+    video = self.embed_features(features, layout, first[:, None])
+    x = jnp.concatenate([self.embed_text(text, features.dtype), video.reshape(b, t * n, -1)], 1)
+    if self.position_embedding is not None:
+      x = x + self.position_embedding(jnp.arange(layout.length)).astype(x.dtype)
+    mask = attention_mask(layout, text_mask, frame_keep)
+    x, _ = self.run(x, self.angles(layout.positions), mask)
+    return self.logits(x[:, layout.text_length :]).reshape(b, t, n, -1)
+
+  def embed_text(self, text: Int[Array, "b P"], dtype) -> Float[Array, "b P m"]:
+    """Looks text tokens up."""
+    return self.text_embedding(text).astype(dtype)
+
+  def embed_features(self, features, layout: Layout, is_first_frame, tokens: slice = slice(None)):
+    """Embeds features of a frame's `tokens`; the first frame's first scale is the start token.
+
+    Args:
+      features: `[b, ..., n, d]`.
+      layout: the sequence.
+      is_first_frame: bool, broadcast against `[..., n]`.
+      tokens: which of a frame's tokens the features are.
+    """
+    scales = layout.scale_ids[layout.text_length :][: layout.frame_size][tokens]
+    is_start = is_first_frame & (scales == 0)
+    x = self.feature_in(features)
+    x = jnp.where(is_start[..., None], self.start[...].astype(x.dtype), x)
+    return x + self.scale_embedding(scales).astype(x.dtype)
+
+  def angles(self, positions: Int[Array, "l 3"]) -> Float[Array, "l p"] | None:
+    """Returns rotary angles, or None with learned positions."""
+    config = self.config
+    if config.positions != "rope":
+      return None
+    return rope_angles(
+      positions, config.head_width, base=config.rope_base, fractions=config.rope_fractions
+    )
+
+  def run(self, x, angles, mask, cache: Cache | None = None, offset=0):
+    """Runs the blocks; with a cache, `x` stands at position `offset` and the cache is returned."""
+
+    def body(x, layer):
+      block, cache = layer
+      return block(x, angles, mask, cache, offset)
+
+    if self.config.remat and cache is None:
+      body = jax.checkpoint(body)
+    return jax.lax.scan(body, x, (self.blocks, cache))
+
+  def logits(self, x: Float[Array, "b q m"]) -> Float[Array, "b q d"]:
+    """Returns float32 logits, one a bit."""
+    return self.head(self.norm_out(x)).astype(jnp.float32)
+
+  def init_cache(self, batch_size: int, layout: Layout, dtype=jnp.float32) -> Cache:
+    """Returns an empty cache for all layers."""
+    config = self.config
+    shape = (config.depth, batch_size, layout.length, config.num_kv_heads, config.head_width)
+    return Cache.zeros(shape, dtype)
+
+
+def attention_mask(
+  layout: Layout,
+  text_mask: Bool[Array, "b P"],
+  frame_keep: Bool[Array, "b t t"] | None = None,
+  queries: slice = slice(None),
+) -> Bool[Array, "b q l"]:
+  """Returns who sees whom: the layout's rule, less padding, less frames that were not kept.
+
+  Padding sees itself, so that its softmax is defined; nothing sees padding.
+  """
+  query_frames, key_frames = layout.frame_ids[queries], layout.frame_ids
+  num_video = layout.length - layout.text_length
+  key_mask = jnp.pad(text_mask, ((0, 0), (0, num_video)), constant_values=True)
+  mask = layout.visible(queries)[None] & key_mask[:, None, :]
+  if frame_keep is not None:
+    rows = jnp.take(frame_keep, jnp.maximum(query_frames, 0), axis=1)
+    keep = jnp.take(rows, jnp.maximum(key_frames, 0), axis=2)
+    earlier = (query_frames[:, None] > key_frames[None, :]) & (key_frames[None, :] != TEXT)
+    mask = mask & (keep | ~earlier)
+  itself = jnp.arange(layout.length)[queries, None] == jnp.arange(layout.length)[None, :]
+  return mask | itself
