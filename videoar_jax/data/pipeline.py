@@ -17,6 +17,9 @@ from videoar_jax.data.sources import FolderSource
 from videoar_jax.data.sprites import SPLITS, SpritesSource
 
 SOURCES = ("sprites", "folder")
+_ENDLESS = (
+  2**40
+)  # Batches. Grain rounds lengths in floats, which must not reach the largest integer.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +151,7 @@ def make_iterator(
   dataset = grain.MapDataset.range(length)
   dataset = dataset.shuffle(seed % 2**32) if shuffle else dataset
   dataset = dataset.repeat(num_epochs)
-  num_batches = len(dataset) // batch_size
+  num_batches = min(len(dataset) // batch_size, _ENDLESS)
   if num_batches == 0:
     raise ValueError(
       f"There are {len(dataset)} clips, fewer than one batch of {batch_size}; set a smaller "
