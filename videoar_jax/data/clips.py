@@ -1,7 +1,9 @@
 """Frame-accurate clips out of video files.
 
 A clip's frame at time t is the one that a player shows at t: the last whose time is not after t.
-Times count from the first frame of the file, whatever time stamp that has.
+Times count from the first frame of the file, whatever time stamp that has. Some formats round them
+to milliseconds, so "not after" allows for one tick of such a fine clock: else, a clip at the file's
+own rate would show some frames twice and others never.
 """
 
 import dataclasses
@@ -28,13 +30,34 @@ class VideoInfo:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Clock:
+  """Counts a stream's time in ticks."""
+
+  seconds_per_tick: float
+  ticks_per_frame: float
+
+  def wanted(self, start_s: float, num_frames: int, frame_rate: float) -> np.ndarray:
+    """Returns the latest tick at which each of a clip's frames may begin."""
+    ticks = (start_s + np.arange(num_frames) / frame_rate) / self.seconds_per_tick
+    # A coarse clock counts frames, exactly; then, it is our own rounding that is to be allowed for.
+    return np.floor(ticks + (1 if self.ticks_per_frame > 8 else 1e-3)).astype(np.int64)
+
+  def check_end(self, wanted: int, last: int):
+    """Raises ValueError if the last frame, at tick `last`, is over at tick `wanted`."""
+    if wanted > last + 1.5 * self.ticks_per_frame:
+      raise ValueError(
+        f"ends at {last * self.seconds_per_tick:.2f} s, before the clip's last frame at "
+        f"{wanted * self.seconds_per_tick:.2f} s"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class DecodedVideo:
   """All frames of a file, resized. Times are in ticks, from the first frame."""
 
   frames: UInt8[np.ndarray, "n H W 3"]
   ticks: Int64[np.ndarray, "n"]
-  last_duration: int
-  seconds_per_tick: float
+  clock: _Clock
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -77,7 +100,8 @@ def read_clip(
   """
   with _open(path) as container:
     stream = _video_stream(container)
-    wanted = _wanted_ticks(start_s, num_frames, frame_rate, float(stream.time_base))
+    clock = _clock(stream)
+    wanted = clock.wanted(start_s, num_frames, frame_rate)
     clip, resized, previous = [], None, None
     for tick, frame in _frames_from(container, stream, int(wanted[0])):
       while len(clip) < num_frames and wanted[len(clip)] < tick:
@@ -87,7 +111,7 @@ def read_clip(
         return np.stack(clip)
       previous, previous_tick, resized = frame, tick, None
     # The rest of the clip is the last frame, if that lasts as long.
-    _check_end(wanted[-1], previous_tick, _duration(previous, stream), float(stream.time_base))
+    clock.check_end(wanted[-1], previous_tick)
     resized = resize_and_crop(previous, resolution)
     return np.stack(clip + [resized] * (num_frames - len(clip)))
 
@@ -101,19 +125,18 @@ def decode_video(path: str | Path, resolution: tuple[int, int]) -> DecodedVideo:
       for tick, frame in _frames_from(container, stream, 0):
         frames.append(resize_and_crop(frame, resolution))
         ticks.append(tick)
-        duration = _duration(frame, stream)
     except ValueError:
       if not frames:
         raise
-    return DecodedVideo(np.stack(frames), np.array(ticks), duration, float(stream.time_base))
+    return DecodedVideo(np.stack(frames), np.array(ticks), _clock(stream))
 
 
 def clip_of(
   video: DecodedVideo, start_s: float, num_frames: int, frame_rate: float
 ) -> UInt8[np.ndarray, "f H W 3"]:
   """Returns what `read_clip` reads from the same file."""
-  wanted = _wanted_ticks(start_s, num_frames, frame_rate, video.seconds_per_tick)
-  _check_end(wanted[-1], video.ticks[-1], video.last_duration, video.seconds_per_tick)
+  wanted = video.clock.wanted(start_s, num_frames, frame_rate)
+  video.clock.check_end(wanted[-1], video.ticks[-1])
   return video.frames[np.searchsorted(video.ticks, wanted, side="right") - 1]
 
 
@@ -180,26 +203,13 @@ def _frames_from(container, stream, tick: int) -> Iterator[tuple[int, av.VideoFr
     yield frame.pts - origin, frame
 
 
-def _wanted_ticks(start_s, num_frames, frame_rate, seconds_per_tick) -> np.ndarray:
-  times = start_s + np.arange(num_frames) / frame_rate
-  # A time that is meant to be a frame's must not miss it by rounding.
-  return np.floor(times / seconds_per_tick + 1e-3).astype(np.int64)
-
-
-def _check_end(wanted, last, duration, seconds_per_tick):
-  if wanted > last + 1.5 * duration:
-    raise ValueError(
-      f"ends at {last * seconds_per_tick:.2f} s, before the clip's last frame at "
-      f"{wanted * seconds_per_tick:.2f} s"
-    )
-
-
 def _frame_s(stream) -> float:
   return 1 / float(stream.average_rate or stream.guessed_rate or 25)
 
 
-def _duration(frame, stream) -> int:
-  return frame.duration or round(_frame_s(stream) / float(stream.time_base))
+def _clock(stream) -> _Clock:
+  tick_s = float(stream.time_base)
+  return _Clock(tick_s, _frame_s(stream) / tick_s)
 
 
 def _measure_duration(container, stream) -> float:

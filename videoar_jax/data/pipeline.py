@@ -17,9 +17,8 @@ from videoar_jax.data.sources import FolderSource
 from videoar_jax.data.sprites import SPLITS, SpritesSource
 
 SOURCES = ("sprites", "folder")
-_ENDLESS = (
-  2**40
-)  # Batches. Grain rounds lengths in floats, which must not reach the largest integer.
+# Batches. Grain's lengths may be rounded up, and must not exceed the largest integer then.
+_ENDLESS = 2**40
 
 
 @dataclasses.dataclass(frozen=True)
