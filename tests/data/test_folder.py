@@ -120,6 +120,15 @@ def test_reads_each_frame_of_a_file_once_at_its_own_rate(videos, name):
     clips.read_clip(videos / name, 1.0, 120, RATES[name], (32, 64))
 
 
+def test_searches_on_where_a_format_finds_only_a_later_key_frame(tmp_path):
+  # Transport streams have no index.
+  write_video(tmp_path / "a.ts", 120, 30)
+  for start in (0.0, 0.5, 1.3, 2.2, 3.1):
+    clip = clips.read_clip(tmp_path / "a.ts", start, 3, 30, (32, 64))
+    first = round(start * 30)
+    assert numbers(clip) == [first, first + 1, first + 2]
+
+
 @pytest.mark.parametrize("name", RATES)
 def test_decoded_video_gives_the_same_clips(videos, name):
   decoded = clips.decode_video(videos / name, (32, 64))

@@ -104,14 +104,19 @@ def test_paths_are_as_their_names_say(resolution):
 
 
 def test_objects_that_leave_come_back_from_the_other_side_and_are_never_on_both():
+  axes = {"left": (1, 3), "right": (1, 3), "up": (2, 3), "down": (2, 3)}
   for index in range(60):
     scene, (path,) = source().scene(index)
-    if scene.objects[0].motion in ("left", "right"):
+    if scene.objects[0].motion in axes:
       video = source(num_frames=90)[index]["video"]
       background = sprites.BACKGROUND_PALETTE[scene.background]
-      columns = (video != np.array(background)).any(axis=(1, 3))
-      assert not (columns[:, 0] & columns[:, -1]).any()
-      assert columns[:, 0].any() and columns[:, -1].any()
+      lines = (video != np.array(background)).any(axis=axes[scene.objects[0].motion])
+      assert not (lines[:, 0] & lines[:, -1]).any()
+      assert lines[:, 0].any() and lines[:, -1].any()
+      # It is out of sight, but just so, where it goes from one side to the other.
+      left, right, up, down = path.radius * np.array(shapes.EXTENTS[scene.objects[0].shape])
+      assert np.allclose(path.low, (-right, -down))
+      assert np.allclose(path.high, (1 + left, 1 + up))
     elif scene.objects[0].motion == "bounce":
       low, high = box(path, scene.objects[0].shape, 200)
       assert low.min() > -1e-9 and high.max() < 1 + 1e-9

@@ -79,12 +79,13 @@ def test_stands_strong_blur():
 
 def test_stands_an_object_that_jumps_about():
   def shake(video, seed):
-    moves = np.random.default_rng(seed).integers(-1, 2, (len(video), 2))
+    moves = np.random.default_rng(seed).integers(-2, 3, (len(video), 2))
     # Wrapping is harmless: the outermost pixels are mostly background.
     return np.stack([np.roll(f, tuple(m), (0, 1)) for f, m in zip(video, moves, strict=True)])
 
-  # Measured: 0.995.
-  assert accuracy(64, 9, 200, change=shake)["motion"] >= 0.97
+  # Measured: 0.96 and 0.995.
+  assert accuracy(64, 9, 200, change=shake)["motion"] >= 0.93
+  assert accuracy(64, 17, 200, change=shake)["motion"] >= 0.97
 
 
 @pytest.mark.parametrize(

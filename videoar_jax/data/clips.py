@@ -181,22 +181,25 @@ def _frames_from(container, stream, tick: int) -> Iterator[tuple[int, av.VideoFr
   """Yields (tick, frame) in order of time, from a frame that is not after `tick` on."""
   origin = stream.start_time
   if origin is None:
-    origin = next(_decode(container, stream)).pts
-  back = 0
+    first = next(_decode(container, stream), None)
+    origin = first.pts if first else 0
+  second, back = round(1 / stream.time_base), 0
   while True:
-    target = max(tick - back, 0)
     try:
-      container.seek(origin + target, stream=stream, backward=True)
+      container.seek(origin + tick - back, stream=stream, backward=True)
     except av.FFmpegError as error:
       raise ValueError(f"cannot be searched ({error.strerror})") from error
     frames = _decode(container, stream)
     first = next(frames, None)
-    if first is not None and (first.pts - origin <= tick or target == 0):
+    if first is not None and first.pts - origin <= tick:
       break
-    if target == 0:
-      raise ValueError("no frame could be decoded")
-    # With reordered frames, a search may end at a key frame that is shown after the target.
-    back = max(2 * back, round(1 / stream.time_base))
+    if back > tick + second:
+      if first is None:
+        raise ValueError("no frame could be decoded")
+      break
+    # With reordered frames, a search may end at a key frame that is shown after the target. To
+    # find the very first one, it may take a search for a time before it.
+    back = max(2 * back, second)
   # Where the stream claims to start before its first frame, that frame is shown from the start.
   yield min(first.pts - origin, tick), first
   for frame in frames:
