@@ -8,6 +8,7 @@ Source: VIDEOAR section 2.1.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ class AutoencoderConfig:
     multipliers: channels of each level, in units of `base_channels`.
     num_encoder_blocks: residual blocks a level in the encoder.
     num_decoder_blocks: residual blocks a level in the decoder.
-    num_time_levels: how many of the last downsamplings halve time as well.
+    strides: (time, space) of each downsampling, between a level and the next; each 1 or 2.
     num_groups: groups of the normalisation.
     patch_size: pixels a side that are folded into channels at the door; 1 in the paper.
   """
@@ -39,20 +40,23 @@ class AutoencoderConfig:
   multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
   num_encoder_blocks: int = 2
   num_decoder_blocks: int = 3
-  num_time_levels: int = 2
+  strides: tuple[tuple[int, int], ...] = ((1, 2), (1, 2), (2, 2), (2, 2))
   num_groups: int = 32
   patch_size: int = 1
 
   def __post_init__(self):
     object.__setattr__(self, "multipliers", tuple(self.multipliers))
+    object.__setattr__(self, "strides", tuple(tuple(pair) for pair in self.strides))
     for field in ("num_bits", "base_channels", "num_encoder_blocks", "num_groups", "patch_size"):
       if getattr(self, field) < 1:
         raise ValueError(f"tokenizer.{field}={getattr(self, field)} must be at least 1")
-    if not 0 <= self.num_time_levels < len(self.multipliers):
+    if len(self.strides) != len(self.multipliers) - 1:
       raise ValueError(
-        f"tokenizer.num_time_levels={self.num_time_levels} must be smaller than the number of "
-        f"levels, {len(self.multipliers)}"
+        f"tokenizer.strides has {len(self.strides)} entries, but {len(self.multipliers)} levels "
+        f"(tokenizer.multipliers) need {len(self.multipliers) - 1}"
       )
+    if not all(len(pair) == 2 and set(pair) <= {1, 2} for pair in self.strides):
+      raise ValueError(f"tokenizer.strides={self.strides}: each is (time, space), of 1 and 2")
     for multiplier in self.multipliers:
       if self.base_channels * multiplier % self.num_groups:
         raise ValueError(
@@ -63,16 +67,12 @@ class AutoencoderConfig:
   @property
   def spatial_stride(self) -> int:
     """Pixels a latent cell covers, a side."""
-    return self.patch_size * 2 ** (len(self.multipliers) - 1)
+    return self.patch_size * math.prod(space for _, space in self.strides)
 
   @property
   def temporal_stride(self) -> int:
     """Frames a latent frame covers, `tau`."""
-    return 2**self.num_time_levels
-
-  def is_time_level(self, level: int) -> bool:
-    """Says whether the downsampling after `level` halves time."""
-    return level >= len(self.multipliers) - 1 - self.num_time_levels
+    return math.prod(time for time, _ in self.strides)
 
   def latent_shape(self, num_frames: int, resolution: tuple[int, int]) -> tuple[int, int, int]:
     """Returns (t, h, w) of a clip's latent.
@@ -134,19 +134,21 @@ class Blocks(nnx.Module):
 
 
 class Upsample(nnx.Module):
-  """Nearest doubling of space, and of time where asked, then a convolution.
+  """Nearest repetition by a stride, then a convolution.
 
   In time the first frame stays one frame and every other becomes two.
   """
 
-  def __init__(self, rngs: nnx.Rngs, channels: int, has_time: bool):
+  def __init__(self, rngs: nnx.Rngs, channels: int, stride: tuple[int, int]):
     self.conv = CausalConv3d(rngs, channels, channels)
-    self.has_time = has_time
+    self.stride = stride
 
   def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b u y x c"]:
-    x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
-    if self.has_time:
-      x = jnp.repeat(x, 2, axis=1)[:, 1:]
+    time, space = self.stride
+    if space > 1:
+      x = jnp.repeat(jnp.repeat(x, space, axis=2), space, axis=3)
+    if time > 1:
+      x = jnp.repeat(x, time, axis=1)[:, time - 1 :]
     return self.conv(x)
 
 
@@ -162,8 +164,9 @@ class Encoder(nnx.Module):
       blocks = Blocks(rngs, previous, width, config.num_encoder_blocks, config.num_groups)
       setattr(self, f"down_{level}", blocks)
       if level + 1 < len(widths):
-        stride = (2 if config.is_time_level(level) else 1, 2, 2)
-        setattr(self, f"downsample_{level}", CausalConv3d(rngs, width, width, stride=stride))
+        time, space = config.strides[level]
+        conv = CausalConv3d(rngs, width, width, stride=(time, space, space))
+        setattr(self, f"downsample_{level}", conv)
     self.mid = Blocks(rngs, widths[-1], widths[-1], 2, config.num_groups)
     self.norm_out = GroupNorm(rngs, widths[-1], config.num_groups)
     self.conv_out = CausalConv3d(rngs, widths[-1], config.num_bits)
@@ -193,8 +196,7 @@ class Decoder(nnx.Module):
       blocks = Blocks(rngs, previous, widths[level], config.num_decoder_blocks, config.num_groups)
       setattr(self, f"up_{level}", blocks)
       if level > 0:
-        upsample = Upsample(rngs, widths[level], config.is_time_level(level - 1))
-        setattr(self, f"upsample_{level}", upsample)
+        setattr(self, f"upsample_{level}", Upsample(rngs, widths[level], config.strides[level - 1]))
     self.norm_out = GroupNorm(rngs, widths[0], config.num_groups)
     self.conv_out = CausalConv3d(rngs, widths[0], 3 * config.patch_size**2)
 

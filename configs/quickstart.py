@@ -1,0 +1,86 @@
+"""The whole system, small: tokenizer, then generator, in about ten minutes on two CPU cores.
+
+  python -m videoar_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Your own clips, a folder of mp4, webm or mov files:
+
+  python -m videoar_jax.main --config=configs/quickstart.py:data=FOLDER --workdir=runs/mine
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from configs.common import generator_size, parse_arg
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  """Returns the config.
+
+  Args:
+    arg: `data=FOLDER` for your own clips; `size=` of the generator; `tokenizer_steps=` and
+      `generator_steps=` to train for longer or shorter.
+  """
+  args = parse_arg(arg, data="sprites", size="small", tokenizer_steps=600, generator_steps=600)
+  config = ConfigDict()
+  config.seed = 0
+
+  config.data = ConfigDict()
+  config.data.source = "sprites" if args.data == "sprites" else "folder"
+  config.data.path = config_dict.placeholder(str)
+  if args.data != "sprites":
+    config.data.path = args.data
+    config.data.clips_per_file = 16
+  config.data.num_frames = 9
+  config.data.frame_rate = 8.0
+  config.data.resolution = (64, 64)
+
+  config.text = ConfigDict({"length": 80})
+
+  config.tokenizer = ConfigDict()
+  config.tokenizer.num_bits = 24
+  config.tokenizer.patch_size = 4
+  config.tokenizer.base_channels = 16
+  config.tokenizer.multipliers = (1, 2, 6)
+  config.tokenizer.strides = ((2, 2), (2, 2))
+  config.tokenizer.num_encoder_blocks = 1
+  config.tokenizer.num_decoder_blocks = 1
+  config.tokenizer.num_groups = 8
+  config.schedule = "1 2 3 4"
+
+  config.generator = generator_size(args.size)
+  config.generator.remat = False
+
+  config.sampling = ConfigDict({"guidance": "constant:2", "temperature": 0.7, "top_p": 1.0})
+  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+  config.report = ConfigDict({"num_clips": 64, "num_prompts": 64})
+
+  config.stages = ("tokenizer", "generator")
+  config.stage = ConfigDict()
+  config.stage.tokenizer = ConfigDict()
+  config.stage.tokenizer.loop = ConfigDict(
+    {
+      "num_steps": args.tokenizer_steps,
+      "batch_size": 8,
+      "ema_decay": 0.98,
+      "save_every": 100,
+      "media_every": 200,
+      "optimizer": {"learning_rate": 2e-3, "warmup_steps": 50, "weight_decay": 1e-4},
+    }
+  )
+  config.stage.tokenizer.loss = ConfigDict(
+    {"squared": 1.0, "absolute": 0.01, "commitment": 0.02, "entropy": 0.0}
+  )
+  config.stage.generator = ConfigDict()
+  config.stage.generator.loop = ConfigDict(
+    {
+      "num_steps": args.generator_steps,
+      "batch_size": 16,
+      "ema_decay": 0.98,
+      "save_every": 100,
+      "media_every": 200,
+      "optimizer": {"learning_rate": 1e-3, "warmup_steps": 50},
+    }
+  )
+  config.stage.generator.loss = ConfigDict(
+    {"corruption": {"p_min": 0.0, "p_max": 0.25, "delta": 0.01, "has_inheritance": True}}
+  )
+  return config

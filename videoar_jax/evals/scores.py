@@ -1,0 +1,89 @@
+"""Scores of what a run trained: how well clips are reconstructed, how well prompts are obeyed."""
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from videoar_jax.data import captions as sprite_captions
+from videoar_jax.data.captions import Scene, parse_caption
+from videoar_jax.evals import sprites_oracle
+from videoar_jax.tokenizer.tokenizer import Tokenizer, to_float, to_uint8
+
+BATCH_SIZE = 16
+
+# What a blind guess at one object gets right.
+CHANCE = {
+  "size": 1 / len(sprite_captions.SIZES),
+  "colour": 1 / len(sprite_captions.COLOURS),
+  "shape": 1 / len(sprite_captions.SHAPES),
+  "motion": 1 / len(sprite_captions.MOTIONS),
+  "background": 1 / len(sprite_captions.BACKGROUNDS),
+}
+
+
+def psnr(
+  one: UInt8[np.ndarray, "b f H W 3"], other: UInt8[np.ndarray, "b f H W 3"]
+) -> Float[np.ndarray, "b"]:
+  """Returns the peak signal-to-noise ratio of each clip, in dB over all its pixels."""
+  squared = np.square(one.astype(np.float64) - other.astype(np.float64)).mean((1, 2, 3, 4))
+  return 10 * np.log10(255.0**2 / np.maximum(squared, 1e-10))
+
+
+def reconstruct(
+  tokenizer: Tokenizer, clips: UInt8[np.ndarray, "b f H W 3"]
+) -> UInt8[np.ndarray, "b f H W 3"]:
+  """Returns what is left of clips after coding and decoding."""
+  done = []
+  for start in range(0, len(clips), BATCH_SIZE):
+    part = clips[start : start + BATCH_SIZE]
+    # Every batch is whole, so that one program serves all.
+    batch = np.concatenate([part, np.repeat(part[-1:], BATCH_SIZE - len(part), axis=0)])
+    codes = tokenizer.quantize(tokenizer.latents(to_float(batch)))
+    done.append(np.asarray(to_uint8(tokenizer.decode(codes.latents)))[: len(part)])
+  return np.concatenate(done)
+
+
+def oracle_matches(
+  clips: UInt8[np.ndarray, "b f H W 3"], captions: list[str]
+) -> list[dict[str, bool]]:
+  """Returns, for each sprite clip, whether each attribute that its caption names is to be seen."""
+  result = []
+  for clip, caption in zip(clips, captions, strict=True):
+    asked = _asked(parse_caption(caption))
+    right = sprites_oracle.matches(clip, caption)
+    result.append({name: bool(right[name]) for name in right if name in asked})
+  return result
+
+
+def _asked(scene: Scene) -> set[str]:
+  """Returns the attributes that a scene states."""
+  names = {
+    name
+    for name in sprites_oracle.ATTRIBUTES
+    if any(getattr(sprite, name) is not None for sprite in scene.objects)
+  }
+  return names | ({"background"} if scene.background is not None else set())
+
+
+def accuracy(matches: list[dict[str, bool]]) -> dict[str, float]:
+  """Returns the share of clips that are right, by attribute, and in "all" of them at once.
+
+  An attribute that a caption does not name is not counted for it.
+  """
+  right: dict[str, list[bool]] = {}
+  for match in matches:
+    for name, is_right in (match | {"all": all(match.values())}).items():
+      right.setdefault(name, []).append(is_right)
+  return {name: float(np.mean(values)) for name, values in right.items()}
+
+
+def is_held_out(caption: str) -> bool:
+  """Says whether a caption has an object that the sprites' training split never shows.
+
+  That is a combination of shape, colour and motion; a caption that leaves one out names no
+  combination.
+  """
+  return any(
+    None not in (sprite.shape, sprite.colour, sprite.motion)
+    and sprite_captions.is_held_out(sprite.shape, sprite.colour, sprite.motion)
+    for sprite in parse_caption(caption).objects
+  )

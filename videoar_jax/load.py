@@ -1,0 +1,96 @@
+"""Loads trained tokenizers and models for use."""
+
+import logging
+import os
+import pathlib
+
+import jax
+from flax import nnx
+
+from videoar_jax.data.text import ByteTokenizer
+from videoar_jax.parallel.sharding import MeshConfig, make_mesh
+from videoar_jax.tokenizer.tokenizer import Tokenizer
+from videoar_jax.train import config as configs
+from videoar_jax.train.stages import Stages
+from videoar_jax.videoar.sampler import Model
+
+log = logging.getLogger(__name__)
+
+
+def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
+  """Loads the tokenizer that a run trained.
+
+  Args:
+    path: a workdir, or a checkpoint in one (`WORKDIR/tokenizer/checkpoints/300`).
+  Raises:
+    FileNotFoundError: there is no run, or it has no checkpoint of a tokenizer yet.
+  """
+  stages, wanted, step = _open(path)
+  stage = _stage(stages, "tokenizer", wanted)
+  return Tokenizer(_module(stages, stage, step), stages.run.schedule)
+
+
+def load_model(path: str | os.PathLike) -> Model:
+  """Loads the generator that a run trained, with its tokenizer.
+
+  Args:
+    path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/600`).
+  Raises:
+    FileNotFoundError: there is no run, or it has no checkpoint of a generator yet.
+  """
+  stages, wanted, step = _open(path)
+  stage = _stage(stages, "generator", wanted)
+  tokenizer = Tokenizer(
+    _module(stages, _stage(stages, "tokenizer", None), None), stages.run.schedule
+  )
+  sampling = stages.run.sampling
+  return Model(
+    _module(stages, stage, step),
+    tokenizer,
+    ByteTokenizer(stages.run.text.length),
+    stages.run.layout,
+    defaults={
+      "guidance": sampling.guidance,
+      "temperature": sampling.temperature,
+      "top_p": sampling.top_p,
+    },
+    window=stage.loss.window,
+  )
+
+
+def _open(path: str | os.PathLike) -> tuple[Stages, str | None, int | None]:
+  """Returns the run that a path belongs to, and the stage and step that it names, if any."""
+  path = pathlib.Path(path).absolute()
+  if not path.exists():
+    raise FileNotFoundError(f"{path} does not exist; train with --workdir={path} first")
+  for workdir in (path, *path.parents):
+    if (workdir / "config.json").is_file():
+      break
+  else:
+    raise FileNotFoundError(
+      f"{path} is neither a workdir nor a checkpoint in one: no config.json in it or above it"
+    )
+  run = configs.finalize(configs.load_config(workdir / "config.json"))
+  parts = path.relative_to(workdir).parts
+  stage = parts[0] if parts else None
+  step = int(parts[2]) if len(parts) > 2 and parts[2].isdigit() else None
+  mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
+  return Stages(run, workdir, mesh), stage, step
+
+
+def _stage(stages: Stages, kind: str, name: str | None):
+  stage = stages.run.stage_of_kind(kind)
+  for other in stages.run.stages:
+    if other.name == name and other.kind == kind:
+      stage = other
+  if stage is None:
+    raise FileNotFoundError(f"the run in {stages.workdir} trains no {kind}")
+  return stage
+
+
+def _module(stages: Stages, stage, step: int | None) -> nnx.Module:
+  template, params = stages.load_params(stage, step)
+  at = step or stages.latest_step(stage)
+  if at < stage.loop.num_steps:
+    log.warning("stage %s is at step %d of %d", stage.name, at, stage.loop.num_steps)
+  return template.module(params)

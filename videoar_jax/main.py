@@ -1,0 +1,50 @@
+"""Trains every stage of a config and writes the closing report.
+
+  python -m videoar_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+The same command goes on where it stopped: Ctrl-C or SIGTERM saves first. With --config=FILE.py:name=value the
+file's own arguments are set, with --config.data.seed=1 a single field.
+"""
+
+import logging
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that the run writes.")
+
+
+def main(argv: list[str]) -> int:
+  """Runs the stages; returns the exit status."""
+  if len(argv) > 1:
+    print(f"error: unknown argument {argv[1]!r}; flags begin with --", file=sys.stderr)
+    return 2
+  if CONFIG.value is None or WORKDIR.value is None:
+    print("error: both --config=FILE.py and --workdir=FOLDER are needed", file=sys.stderr)
+    return 2
+  # Absl's handler would print every line twice beside ours.
+  logging.getLogger().handlers.clear()
+  from videoar_jax.evals.report import write_report
+  from videoar_jax.train.loop import Interrupted
+  from videoar_jax.train.run import Run
+
+  try:
+    run = Run(CONFIG.value, pathlib.Path(WORKDIR.value).absolute())
+    has_trained = run.train()
+    if has_trained or not (run.workdir / "report.md").exists():
+      write_report(run.workdir, run.stages.run, run.stages, run.train_source, run.test_source)
+    print(f"report: {run.workdir / 'report.md'}")
+  except Interrupted as stopped:
+    print(f"{stopped}. The same command goes on from there.")
+  except (ValueError, OSError, FloatingPointError) as error:
+    logging.getLogger(__name__).debug("traceback", exc_info=True)
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == "__main__":
+  app.run(main)

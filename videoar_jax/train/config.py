@@ -1,0 +1,262 @@
+"""From a config file to one frozen, checked description of a run.
+
+Every section becomes a dataclass at its module's door; a field that no dataclass knows is an error.
+"""
+
+import dataclasses
+import difflib
+import json
+import pathlib
+import types
+import typing
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from videoar_jax.data.pipeline import DataConfig
+from videoar_jax.data.text import ByteTokenizer
+from videoar_jax.parallel.sharding import MeshConfig
+from videoar_jax.tokenizer.autoencoder import AutoencoderConfig
+from videoar_jax.tokenizer.schedules import (
+  Schedule,
+  check_schedule,
+  default_schedule,
+  parse_schedule,
+)
+from videoar_jax.train.generator import GeneratorLossConfig
+from videoar_jax.train.loop import LoopConfig
+from videoar_jax.train.tokenizer import TokenizerLossConfig
+from videoar_jax.videoar.guidance import guidance_table
+from videoar_jax.videoar.layout import Layout
+from videoar_jax.videoar.model import GeneratorConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+  """How prompts become tokens: `length` is `P`, with the end token; see `Layout` for `attention`."""
+
+  length: int = 64
+  attention: str = "causal"
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+  """Defaults of sampling; see `Model.sample`."""
+
+  guidance: str = "constant:1"
+  temperature: float = 1.0
+  top_p: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+  """What the closing report measures: test clips reconstructed, test prompts generated."""
+
+  num_clips: int = 64
+  num_prompts: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+  """One stage of training: what is trained, for how long, on which loss."""
+
+  name: str
+  kind: str
+  loop: LoopConfig
+  loss: TokenizerLossConfig | GeneratorLossConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """A run, checked and complete."""
+
+  seed: int
+  data: DataConfig
+  text: TextConfig
+  tokenizer: AutoencoderConfig
+  schedule: Schedule
+  generator: GeneratorConfig
+  sampling: SamplingConfig
+  mesh: MeshConfig
+  report: ReportConfig
+  stages: tuple[StageConfig, ...]
+
+  @property
+  def layout(self) -> Layout:
+    """The sequence of a training clip."""
+    frames, _, _ = self.tokenizer.latent_shape(self.data.num_frames, self.data.resolution)
+    return Layout(self.text.length, frames, self.schedule, self.text.attention)
+
+  def stage_of_kind(self, kind: str) -> StageConfig | None:
+    """Returns the last stage that trains a tokenizer or a generator."""
+    return next((stage for stage in reversed(self.stages) if stage.kind == kind), None)
+
+
+_LOSSES = {"tokenizer": TokenizerLossConfig, "generator": GeneratorLossConfig}
+_SECTIONS = (
+  "seed",
+  "data",
+  "text",
+  "tokenizer",
+  "schedule",
+  "generator",
+  "sampling",
+  "mesh",
+  "report",
+  "stages",
+  "stage",
+)
+
+
+def finalize(config: ConfigDict | dict) -> RunConfig:
+  """Derives what follows from a config and checks it.
+
+  Raises:
+    ValueError: a field is unknown, missing or impossible; names it and the mend.
+  """
+  values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+  _check_names(values, _SECTIONS, "config")
+  tokenizer = build(AutoencoderConfig, values.get("tokenizer", {}), "tokenizer")
+  data = build(DataConfig, values.get("data", {}), "data")
+  text = build(TextConfig, values.get("text", {}), "text")
+  _, *grid = tokenizer.latent_shape(data.num_frames, data.resolution)
+  grid = tuple(grid)
+  schedule_text = values.get("schedule", "")
+  schedule = parse_schedule(schedule_text) if schedule_text else default_schedule(grid)
+  check_schedule(schedule, grid)
+  derived = {"num_bits": tokenizer.num_bits, "vocabulary_size": ByteTokenizer.vocabulary_size}
+  for name in derived:
+    if name in values.get("generator", {}):
+      raise ValueError(f"generator.{name} follows from other fields; remove it")
+  generator = build(GeneratorConfig, values.get("generator", {}) | derived, "generator")
+  run = RunConfig(
+    seed=values.get("seed", 0),
+    data=data,
+    text=text,
+    tokenizer=tokenizer,
+    schedule=schedule,
+    generator=generator,
+    sampling=build(SamplingConfig, values.get("sampling", {}), "sampling"),
+    mesh=build(MeshConfig, values.get("mesh", {}), "mesh"),
+    report=build(ReportConfig, values.get("report", {}), "report"),
+    stages=_stages(values),
+  )
+  guidance_table(run.sampling.guidance, run.layout.num_frames, run.layout.num_scales)
+  return run
+
+
+def _stages(values: dict) -> tuple[StageConfig, ...]:
+  names, settings = tuple(values.get("stages", ())), values.get("stage", {})
+  if not names:
+    raise ValueError("config.stages is empty; name at least one stage")
+  stages = []
+  for name in names:
+    if name not in settings:
+      raise ValueError(
+        f"config.stages names {name!r}, but config.stage.{name} is missing; add it, or remove the "
+        "name"
+      )
+    section, path = settings[name], f"stage.{name}"
+    _check_names(section, ("kind", "loop", "loss"), path)
+    kind = section.get("kind", name)
+    if kind not in _LOSSES:
+      raise ValueError(f"{path}.kind={kind!r} is unknown; kinds are {', '.join(_LOSSES)}")
+    loop = build(LoopConfig, section.get("loop", {}), f"{path}.loop")
+    loss = build(_LOSSES[kind], section.get("loss", {}), f"{path}.loss")
+    stages.append(StageConfig(name, kind, loop, loss))
+  kinds = [stage.kind for stage in stages]
+  if "generator" in kinds and "tokenizer" not in kinds[: kinds.index("generator")]:
+    raise ValueError("config.stages trains a generator before any tokenizer; put one before it")
+  return tuple(stages)
+
+
+def build(cls: type, values: dict, path: str):
+  """Builds a dataclass from a section, sections within it included.
+
+  Args:
+    cls: the dataclass.
+    values: its fields.
+    path: the section's name, for errors.
+  Raises:
+    ValueError: a field is unknown, missing, of another type, or out of range.
+  """
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  _check_names(values, tuple(fields), path)
+  hints, arguments = typing.get_type_hints(cls), {}
+  for name, field in fields.items():
+    if name in values:
+      arguments[name] = _convert(hints[name], values[name], f"{path}.{name}")
+    elif dataclasses.is_dataclass(hints[name]):
+      arguments[name] = _convert(hints[name], {}, f"{path}.{name}")
+    elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+      raise ValueError(f"{path}.{name} is missing; set it")
+  try:
+    return cls(**arguments)
+  except ValueError as error:
+    # Dataclasses name their field; where it stands in the config is known here.
+    prefix = "" if str(error).startswith(path.rpartition(".")[0] or path) else f"{path}: "
+    raise ValueError(f"{prefix}{error}") from None
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+  if dataclasses.is_dataclass(hint):
+    return build(hint, value, path)
+  options = typing.get_args(hint) if _is_union(hint) else (hint,)
+  kinds = tuple(typing.get_origin(option) or option for option in options)
+  if tuple in kinds and isinstance(value, list | tuple):
+    return _as_tuple(value)
+  if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+    return float(value) if int not in kinds else value
+  if isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds):
+    return value
+  wanted = " or ".join(kind.__name__ for kind in kinds)
+  raise ValueError(f"{path}={value!r} must be of type {wanted}")
+
+
+def _is_union(hint: Any) -> bool:
+  return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _as_tuple(value):
+  return tuple(_as_tuple(item) if isinstance(item, list | tuple) else item for item in value)
+
+
+def _check_names(values: dict, known: tuple[str, ...], path: str) -> None:
+  for name in values:
+    if name not in known:
+      near = difflib.get_close_matches(name, known, n=1)
+      hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+      raise ValueError(f"{path}.{name} is not a field; {hint}")
+
+
+def save_config(config: ConfigDict, path: pathlib.Path) -> None:
+  """Writes a config as JSON."""
+  partial = path.with_suffix(".partial")
+  partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+  partial.replace(path)
+
+
+def load_config(path: pathlib.Path) -> dict:
+  """Reads what `save_config` wrote."""
+  return json.loads(path.read_text())
+
+
+def differing_fields(one: dict, other: dict) -> list[str]:
+  """Returns `field: value -> other value` of every field that differs."""
+  flat_one, flat_other = _flatten(one), _flatten(other)
+  missing = "(absent)"
+  return [
+    f"config.{name}: {flat_one.get(name, missing)!r} -> {flat_other.get(name, missing)!r}"
+    for name in sorted(flat_one.keys() | flat_other.keys())
+    if flat_one.get(name, missing) != flat_other.get(name, missing)
+  ]
+
+
+def _flatten(values: dict, prefix: str = "") -> dict:
+  flat = {}
+  for name, value in json.loads(json.dumps(values)).items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat

@@ -1,0 +1,126 @@
+"""What a stage writes while it trains: a progress bar, `metrics.jsonl`, TensorBoard events.
+
+A run that goes on from step N first drops what was logged after N, so that no step is there twice.
+"""
+
+import io
+import json
+import logging
+import pathlib
+import sys
+
+import numpy as np
+import tensorboardX
+from PIL import Image
+from tensorboardX.proto.summary_pb2 import Summary
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+
+def gif_bytes(video: np.ndarray, frame_rate: float) -> bytes:
+  """Returns uint8 `[f, H, W, 3]` as an animated GIF."""
+  frames = [Image.fromarray(frame) for frame in video]
+  buffer = io.BytesIO()
+  frames[0].save(
+    buffer,
+    "gif",
+    save_all=True,
+    append_images=frames[1:],
+    duration=round(1000 / frame_rate),
+    loop=0,
+  )
+  return buffer.getvalue()
+
+
+def tile_rows(videos: np.ndarray) -> np.ndarray:
+  """Puts clips `[b, f, H, W, 3]` side by side: `[f, H, b W, 3]`."""
+  return np.concatenate(list(videos), axis=2)
+
+
+def read_metrics(path: pathlib.Path) -> list[dict]:
+  """Returns the records of a `metrics.jsonl`; a last line that was cut off is left out."""
+  records = []
+  if path.exists():
+    for line in path.read_text().splitlines():
+      try:
+        records.append(json.loads(line))
+      except json.JSONDecodeError:
+        break
+  return records
+
+
+class RunLog:
+  """Writes the numbers and videos of one stage.
+
+  Args:
+    directory: of the stage.
+    first_step: step that the run goes on from.
+    num_steps: steps in all.
+    name: shown at the progress bar.
+    frame_rate: of the videos, frames a second.
+  """
+
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    *,
+    first_step: int,
+    num_steps: int,
+    name: str,
+    frame_rate: float,
+  ):
+    directory.mkdir(parents=True, exist_ok=True)
+    self.frame_rate = frame_rate
+    path = directory / "metrics.jsonl"
+    kept = [record for record in read_metrics(path) if record["step"] <= first_step]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    partial.replace(path)
+    self._file = path.open("a")
+    self._writer = tensorboardX.SummaryWriter(
+      str(directory / "tensorboard"), purge_step=first_step + 1, flush_secs=30
+    )
+    # On a terminal the bar redraws itself; in a file it is a line now and then.
+    interval = 0.5 if sys.stderr.isatty() else 20.0
+    self._bar = tqdm(
+      total=num_steps,
+      initial=first_step,
+      desc=name,
+      unit="step",
+      mininterval=interval,
+      dynamic_ncols=True,
+    )
+
+  def scalars(self, step: int, values: dict[str, float], *, is_line: bool) -> None:
+    """Records a step's numbers; `is_line` writes them to TensorBoard as well."""
+    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    self._bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+    self._bar.update(step - self._bar.n)
+    if is_line:
+      for name, value in values.items():
+        self._writer.add_scalar(name, value, step)
+
+  def videos(self, step: int, videos: dict[str, np.ndarray]) -> None:
+    """Records clips uint8 `[b, f, H, W, 3]`, side by side, as moving pictures."""
+    for name, clips in videos.items():
+      row = tile_rows(np.asarray(clips))
+      image = Summary.Image(
+        height=row.shape[1],
+        width=row.shape[2],
+        colorspace=3,
+        encoded_image_string=gif_bytes(row, self.frame_rate),
+      )
+      summary = Summary(value=[Summary.Value(tag=name, image=image)])
+      self._writer.file_writer.add_summary(summary, step)
+
+  def flush(self) -> None:
+    """Brings everything to disk."""
+    self._file.flush()
+    self._writer.flush()
+
+  def close(self) -> None:
+    """Flushes and closes."""
+    self._bar.close()
+    self._file.close()
+    self._writer.close()

@@ -1,0 +1,206 @@
+"""The loop: batches in, a trained state out; stops and goes on at any step.
+
+The key of a step is a function of the seed and the step, the order of batches is in the iterator's state, and
+both are saved with the parameters: a run that was interrupted ends with the same numbers, bit for bit.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from videoar_jax.parallel.sharding import shard_batch
+from videoar_jax.train import state as train_state
+from videoar_jax.train.checkpoint import Checkpointer
+from videoar_jax.train.logs import RunLog
+from videoar_jax.train.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from videoar_jax.train.task import Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  """How long and how a stage trains.
+
+  Attributes:
+    num_steps: steps in all.
+    batch_size: clips a step, over all devices.
+    optimizer: see `OptimizerConfig`.
+    ema_decay: of the averaged parameters; 0 keeps none.
+    save_every: steps between checkpoints.
+    log_every: steps between lines of the log.
+    media_every: steps between videos in TensorBoard.
+  """
+
+  num_steps: int
+  batch_size: int
+  optimizer: OptimizerConfig
+  ema_decay: float = 0.0
+  save_every: int = 100
+  log_every: int = 10
+  media_every: int = 100
+
+  def __post_init__(self):
+    for name in ("num_steps", "batch_size", "save_every", "log_every", "media_every"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+    if not 0 <= self.ema_decay < 1:
+      raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1)")
+
+
+class Interrupted(Exception):
+  """A signal asked the run to stop; the state is saved."""
+
+
+@contextlib.contextmanager
+def stop_on_signals():
+  """Yields a list that holds the signal's name once Ctrl-C or SIGTERM came; a second one kills."""
+  received: list[str] = []
+
+  def handle(number, _):
+    received.append(signal.Signals(number).name)
+    signal.signal(number, previous[number])
+    print(f"\n{received[0]}: saving, then stopping; once more to stop at once", flush=True)
+
+  previous = {}
+  for number in (signal.SIGINT, signal.SIGTERM):
+    previous[number] = signal.signal(number, handle)
+  try:
+    yield received
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
+
+
+class Trainer:
+  """A task on a mesh: its jitted step and where its state lives.
+
+  Args:
+    task: what to train.
+    config: how.
+    mesh: devices.
+    seed: of the initialisation and of every step's draws.
+  """
+
+  def __init__(self, task: Task, config: LoopConfig, mesh: Mesh, seed: int):
+    self.task, self.config, self.mesh = task, config, mesh
+    self.key = jax.random.key(seed)
+    self.template = train_state.Template.of(task.init)
+    self.optimizer = make_optimizer(config.optimizer, config.num_steps, self.template.axes)
+    abstract = jax.eval_shape(self._init, self.key)
+    self.shardings = train_state.state_shardings(abstract, self.template, mesh)
+    self.abstract_state = train_state.with_shardings(abstract, self.shardings)
+    self.step = jax.jit(
+      self._step, donate_argnums=0, out_shardings=(self.shardings, None)
+    )
+    self.media = jax.jit(self._media)
+    self.learning_rate = learning_rate_schedule(config.optimizer, config.num_steps)
+
+  def _init(self, key) -> train_state.State:
+    params = train_state.init_params(self.task.init, jax.random.fold_in(key, 0))
+    return train_state.make_state(params, self.optimizer, self.config.ema_decay > 0)
+
+  def init(self) -> train_state.State:
+    """Returns the state before the first step, born sharded."""
+    with jax.set_mesh(self.mesh):
+      return jax.jit(self._init, out_shardings=self.shardings)(self.key)
+
+  def _step(self, state, frozen, batch, key):
+    step_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
+
+    def loss(params):
+      module = self.template.module(params)
+      return self.task.loss(module, frozen, batch, step_key, is_training=True)
+
+    (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state["params"])
+    updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
+    params = optax.apply_updates(state["params"], updates)
+    ema = state["ema"]
+    if self.config.ema_decay > 0:
+      # Early averages forget the random start faster than the decay alone would let them.
+      warm = (1.0 + state["step"]) / (10.0 + state["step"])
+      decay = jnp.minimum(self.config.ema_decay, warm)
+      ema = jax.tree.map(lambda a, p: a * decay + p * (1 - decay), ema, params)
+    metrics = {
+      "loss": value,
+      **metrics,
+      "gradient_norm": optax.global_norm(gradients),
+      "parameter_norm": optax.global_norm(params),
+      "learning_rate": self.learning_rate(state["step"]),
+    }
+    new_state = {"params": params, "opt_state": opt_state, "ema": ema, "step": state["step"] + 1}
+    return new_state, metrics
+
+  def _media(self, params, frozen, batch):
+    return self.task.media(self.template.module(params), frozen, batch)
+
+  def train(
+    self,
+    state: train_state.State,
+    iterator: Iterator,
+    checkpointer: Checkpointer,
+    run_log: RunLog,
+    media_batch: dict,
+  ) -> train_state.State:
+    """Trains from the state's step to the last one, and saves.
+
+    Args:
+      state: where to start; its buffers are given up.
+      iterator: of batches, with `get_state`.
+      checkpointer: of this stage.
+      run_log: where numbers and videos go.
+      media_batch: clips to show.
+    Raises:
+      Interrupted: a signal came; the state is saved.
+      FloatingPointError: the loss is not finite.
+    """
+    config, first = self.config, int(state["step"])
+    frozen, save = self.task.frozen, self._save
+    waiting: tuple[int, dict] | None = None  # Metrics of the last step, still being computed.
+    with jax.set_mesh(self.mesh), stop_on_signals() as received:
+      started = time.perf_counter()
+      for step in range(first + 1, config.num_steps + 1):
+        batch = shard_batch({k: v for k, v in next(iterator).items() if k != "id"}, self.mesh)
+        state, metrics = self.step(state, frozen, batch, self.key)
+        if waiting is not None:
+          self._report(run_log, *waiting, first, started)
+        waiting = (step, metrics)
+        checkpointer.check()
+        if step % config.media_every == 0 or step == config.num_steps:
+          params = train_state.evaluation_params(state)
+          run_log.videos(step, jax.device_get(self.media(params, frozen, media_batch)))
+        if step % config.save_every == 0 or step == config.num_steps or received:
+          self._report(run_log, *waiting, first, started)
+          waiting = None
+          save(checkpointer, run_log, step, state, iterator)
+        if received and step < config.num_steps:
+          checkpointer.close()
+          raise Interrupted(f"{received[0]}: stopped at step {step} of {config.num_steps}")
+    checkpointer.close()
+    return state
+
+  @staticmethod
+  def _save(checkpointer, run_log, step, state, iterator):
+    # The log is on disk before the checkpoint that makes it count.
+    run_log.flush()
+    checkpointer.save(step, state, iterator.get_state())
+
+  def _report(self, run_log: RunLog, step: int, metrics: dict, first: int, started: float):
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if not math.isfinite(values["loss"]):
+      raise FloatingPointError(
+        f"the loss of step {step} is {values['loss']}. The checkpoint before it is kept; lower "
+        "optimizer.learning_rate or optimizer.clip_norm and run into a new workdir"
+      )
+    values["steps_per_s"] = (step - first) / (time.perf_counter() - started)
+    run_log.scalars(step, values, is_line=step % self.config.log_every == 0)
+

@@ -1,0 +1,130 @@
+"""A run: one config in one workdir, from the first stage to the last."""
+
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+import sys
+
+import jax
+from ml_collections import ConfigDict
+
+from videoar_jax.data.pipeline import make_source
+from videoar_jax.nn.layers import count_parameters
+from videoar_jax.parallel.sharding import make_mesh
+from videoar_jax.train import config as configs
+from videoar_jax.train.stages import Stages
+
+log = logging.getLogger(__name__)
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
+
+
+class Run:
+  """Opens a workdir for a config.
+
+  Args:
+    config: from a config file.
+    workdir: made if it is not there.
+  Attributes:
+    stages: what trains.
+    train_source, test_source: clips.
+  Raises:
+    ValueError: the config is wrong, or the workdir belongs to another one.
+  """
+
+  def __init__(self, config: ConfigDict, workdir: pathlib.Path):
+    run = configs.finalize(config)
+    _check_same_config(config, workdir)
+    self.workdir = workdir
+    use_compilation_cache()
+    mesh = make_mesh(run.mesh)
+    # Sources are opened before anything is written: a wrong folder leaves no workdir behind.
+    self.train_source = make_source(run.data, "train")
+    self.test_source = make_source(run.data, "test")
+    self.stages = Stages(run, workdir, mesh)
+    workdir.mkdir(parents=True, exist_ok=True)
+    start_log(workdir / "log.txt")
+    configs.save_config(config, workdir / "config.json")
+    _write_facts(self.stages)
+    for file, reason in getattr(self.train_source, "skipped", []):
+      log.warning("skipped %s: %s", file, reason)
+
+  def train(self) -> bool:
+    """Trains what is not finished; returns whether there was anything to train.
+
+    Raises:
+      Interrupted: a signal came; what was trained is saved.
+    """
+    has_trained = False
+    for stage in self.stages.run.stages:
+      if self.stages.is_finished(stage):
+        log.info("stage %s: finished before, %d steps", stage.name, stage.loop.num_steps)
+        continue
+      self.stages.train(stage, self.train_source, self.test_source)
+      has_trained = True
+    return has_trained
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs between runs, where the user named no place of their own."""
+  if jax.config.jax_compilation_cache_dir is None:
+    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(root / "videoar_jax" / "jax"))
+
+
+def start_log(path: pathlib.Path) -> None:
+  """Sends the package's log to the terminal and to a file, which grows with every run."""
+  root = logging.getLogger("videoar_jax")
+  root.setLevel(logging.DEBUG)
+  root.propagate = False
+  for handler in root.handlers[:]:
+    root.removeHandler(handler)
+    handler.close()
+  terminal, file = logging.StreamHandler(sys.stdout), logging.FileHandler(path)
+  terminal.setLevel(logging.INFO)
+  terminal.setFormatter(logging.Formatter("%(message)s"))
+  file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+  root.addHandler(terminal)
+  root.addHandler(file)
+
+
+def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+  path = workdir / "config.json"
+  if workdir.exists() and not workdir.is_dir():
+    raise ValueError(f"--workdir={workdir} is a file; name a folder")
+  if not path.exists():
+    return
+  different = configs.differing_fields(configs.load_config(path), config.to_dict())
+  if different:
+    lines = "\n  ".join(different)
+    raise ValueError(
+      f"--workdir={workdir} was made by another config (there -> now):\n  {lines}\n"
+      "Name another workdir, or set these fields back. Nothing was changed"
+    )
+
+
+def _write_facts(stages: Stages) -> None:
+  """Writes what the run found: versions, devices, numbers of parameters."""
+  facts = {
+    "command": sys.argv,
+    "python": platform.python_version(),
+    "machine": platform.platform(),
+    "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    "devices": [str(device) for device in jax.devices()],
+    "processes": jax.process_count(),
+    "mesh": dict(stages.mesh.shape),
+    "parameters": {
+      stage.name: count_parameters(stages.module_template(stage).shapes)
+      for stage in stages.run.stages
+    },
+    "latent_shape": (stages.run.layout.num_frames, *stages.run.layout.grid),
+    "schedule": stages.run.schedule,
+    "sequence_length": stages.run.layout.length,
+  }
+  path = stages.workdir / "run.json"
+  partial = path.with_suffix(".partial")
+  partial.write_text(json.dumps(facts, indent=2) + "\n")
+  partial.replace(path)

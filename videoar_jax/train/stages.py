@@ -1,0 +1,154 @@
+"""Runs a config's stages in order, each from where it stopped."""
+
+import dataclasses
+import logging
+import pathlib
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from videoar_jax.data.pipeline import make_iterator
+from videoar_jax.data.text import ByteTokenizer
+from videoar_jax.nn.layers import count_parameters
+from videoar_jax.parallel.sharding import replicated
+from videoar_jax.tokenizer.autoencoder import Autoencoder
+from videoar_jax.train.checkpoint import Checkpointer
+from videoar_jax.train.config import RunConfig, StageConfig
+from videoar_jax.train.generator import GeneratorTask
+from videoar_jax.train.logs import RunLog
+from videoar_jax.train.loop import Trainer
+from videoar_jax.train.state import Template, with_shardings
+from videoar_jax.train.task import Task
+from videoar_jax.train.tokenizer import TokenizerTask
+from videoar_jax.videoar.guidance import guidance_table
+from videoar_jax.videoar.model import Generator
+
+log = logging.getLogger(__name__)
+
+NUM_MEDIA_CLIPS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+  """The stages of one run in one workdir, on one mesh."""
+
+  run: RunConfig
+  workdir: pathlib.Path
+  mesh: Mesh
+
+  def checkpointer(self, stage: StageConfig) -> Checkpointer:
+    """Opens a stage's checkpoints."""
+    return Checkpointer(self.workdir / stage.name / "checkpoints")
+
+  def latest_step(self, stage: StageConfig) -> int:
+    """Returns the step of a stage's newest checkpoint; 0 where there is none."""
+    if not (self.workdir / stage.name / "checkpoints").is_dir():
+      return 0
+    checkpointer = self.checkpointer(stage)
+    step = checkpointer.latest_step or 0
+    checkpointer.close()
+    return step
+
+  def is_finished(self, stage: StageConfig) -> bool:
+    """Says whether a stage has its last step."""
+    return self.latest_step(stage) >= stage.loop.num_steps
+
+  def make_task(self, stage: StageConfig) -> Task:
+    """Makes what a stage trains; a generator takes the last tokenizer before it, frozen."""
+    run = self.run
+    if stage.kind == "tokenizer":
+      return TokenizerTask(run.tokenizer, run.schedule, stage.loss)
+    before = run.stages[: run.stages.index(stage)]
+    tokenizer_stage = next(other for other in reversed(before) if other.kind == "tokenizer")
+    template, params = self.load_params(tokenizer_stage)
+    layout = run.layout
+    table = guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
+    return GeneratorTask(
+      run.generator,
+      layout,
+      stage.loss,
+      template,
+      params,
+      ByteTokenizer(run.text.length),
+      dataclasses.asdict(run.sampling) | {"guidance": table},
+    )
+
+  def module_template(self, stage: StageConfig) -> Template:
+    """Returns the structure of the module that a stage trains."""
+    run = self.run
+    if stage.kind == "tokenizer":
+      return Template.of(lambda key: Autoencoder(nnx.Rngs(params=key), run.tokenizer))
+    return Template.of(lambda key: Generator(nnx.Rngs(params=key), run.generator, run.layout))
+
+  def load_params(self, stage: StageConfig, step: int | None = None) -> tuple[Template, dict]:
+    """Returns a stage's structure and its (averaged, where kept) parameters, on every device.
+
+    Raises:
+      FileNotFoundError: the stage has no checkpoint.
+    """
+    template = self.module_template(stage)
+    whole = jax.tree.map(lambda _: replicated(self.mesh), template.shapes)
+    abstract = with_shardings(template.shapes, whole)
+    checkpointer = self.checkpointer(stage)
+    is_average = stage.loop.ema_decay > 0
+    params = checkpointer.restore_params(abstract, is_average=is_average, step=step)
+    checkpointer.close()
+    return template, params
+
+  def train(self, stage: StageConfig, train_source, test_source) -> None:
+    """Trains one stage to its end, from its newest checkpoint.
+
+    Raises:
+      Interrupted: a signal came; the state is saved.
+    """
+    loop = stage.loop
+    text_encoder = ByteTokenizer(self.run.text.length)
+    seed = self.run.seed + 1000 * (1 + self.run.stages.index(stage))
+    trainer = Trainer(self.make_task(stage), loop, self.mesh, seed)
+    log.info(
+      "stage %s: %s parameters, %d steps of %d clips",
+      stage.name,
+      f"{count_parameters(trainer.template.shapes):,}",
+      loop.num_steps,
+      loop.batch_size,
+    )
+    iterator = make_iterator(
+      train_source,
+      batch_size=loop.batch_size,
+      seed=seed,
+      tokenize=text_encoder.encode,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    checkpointer = self.checkpointer(stage)
+    step = checkpointer.latest_step
+    if step is None:
+      state = trainer.init()
+    else:
+      state, iterator_state = checkpointer.restore(trainer.abstract_state)
+      iterator.set_state(iterator_state)
+      log.info("stage %s: goes on from step %d", stage.name, step)
+    run_log = RunLog(
+      self.workdir / stage.name,
+      first_step=step or 0,
+      num_steps=loop.num_steps,
+      name=stage.name,
+      frame_rate=self.run.data.frame_rate,
+    )
+    try:
+      media = media_batch(test_source, text_encoder)
+      trainer.train(state, iterator, checkpointer, run_log, media)
+    finally:
+      run_log.close()
+      iterator.close()
+
+
+def media_batch(source, text_encoder: ByteTokenizer) -> dict[str, np.ndarray]:
+  """Returns the first clips of a source, to look at during training."""
+  items = [source[i] for i in range(NUM_MEDIA_CLIPS)]
+  return {
+    "video": np.stack([item["video"] for item in items]),
+    "text": np.stack([text_encoder.encode(item["caption"]) for item in items]),
+  }

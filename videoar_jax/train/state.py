@@ -1,0 +1,99 @@
+"""The train state: one definition gives shapes, shardings, init and restore target."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from videoar_jax.parallel.sharding import replicated, sharding_of
+
+State = dict  # {"params", "opt_state", "ema", "step"}, plain arrays.
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """A module's structure, without its arrays.
+
+  Attributes:
+    graphdef: static part of the module.
+    shapes: abstract parameters, a nested dict.
+    axes: logical axis names of each parameter.
+  """
+
+  graphdef: nnx.GraphDef
+  shapes: dict
+  axes: dict
+
+  @classmethod
+  def of(cls, make_module: Callable[[jax.Array], nnx.Module]) -> "Template":
+    """Makes the template of the module that a key initialises, without computing anything."""
+    graphdef, variables = nnx.split(jax.eval_shape(make_module, jax.random.key(0)))
+    leaves = jax.tree_util.tree_flatten_with_path(
+      variables, is_leaf=lambda x: isinstance(x, nnx.Param)
+    )[0]
+    axes = nnx.to_pure_dict(variables)
+    for path, variable in leaves:
+      *parents, last = [part.key for part in path]
+      node = axes
+      for name in parents:
+        node = node[name]
+      node[last] = variable.get_metadata()["axes"]
+    return cls(graphdef, nnx.to_pure_dict(variables), axes)
+
+  def module(self, params: dict) -> nnx.Module:
+    """Returns the module with these parameters."""
+    return nnx.merge(self.graphdef, params)
+
+  def shardings(self, mesh: Mesh) -> dict:
+    """Returns the sharding of each parameter."""
+    return jax.tree.map(lambda x, names: sharding_of(names, x.shape, mesh), self.shapes, self.axes)
+
+
+def init_params(make_module: Callable[[jax.Array], nnx.Module], key: jax.Array) -> dict:
+  """Returns freshly initialised parameters."""
+  return nnx.to_pure_dict(nnx.split(make_module(key))[1])
+
+
+def make_state(params: dict, optimizer: optax.GradientTransformation, has_ema: bool) -> State:
+  """Returns the state before the first step."""
+  return {
+    "params": params,
+    "opt_state": optimizer.init(params),
+    "ema": jax.tree.map(jnp.copy, params) if has_ema else {},
+    "step": jnp.zeros((), jnp.int32),
+  }
+
+
+def state_shardings(abstract: State, template: Template, mesh: Mesh) -> State:
+  """Returns the sharding of every leaf: whatever mirrors a parameter is split as it is."""
+  by_path = {
+    tuple(path): sharding
+    for path, sharding in jax.tree_util.tree_flatten_with_path(template.shardings(mesh))[0]
+  }
+
+  def find(path, leaf):
+    for start in range(len(path)):
+      sharding = by_path.get(tuple(path[start:]))
+      if sharding is not None:
+        return sharding
+    return replicated(mesh)
+
+  return jax.tree_util.tree_map_with_path(find, abstract)
+
+
+def with_shardings(abstract: State, shardings: State) -> State:
+  """Returns abstract arrays that carry their sharding: the target of a restore."""
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    abstract,
+    shardings,
+  )
+
+
+def evaluation_params(state: State) -> dict:
+  """Returns the averaged parameters where there are, else the parameters."""
+  return state["ema"] or state["params"]
