@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-# Depth, width, heads, key and value heads, head width, MLP width. `l`, `xl` and `4b` are the paper's.
+# Depth, width, heads, key and value heads, head width, MLP width; `l`, `xl`, `4b` as in the paper.
 _SIZES = {
   "tiny": (4, 128, 4, 4, 32, 384),
   "small": (6, 256, 4, 4, 64, 768),

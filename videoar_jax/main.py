@@ -2,8 +2,9 @@
 
   python -m videoar_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-The same command goes on where it stopped: Ctrl-C or SIGTERM saves first. With --config=FILE.py:name=value the
-file's own arguments are set, with --config.data.seed=1 a single field.
+The same command goes on where it stopped: Ctrl-C or SIGTERM saves first. With
+--config=FILE.py:name=value the file's own arguments are set, with --config.data.seed=1 a single
+field.
 """
 
 import logging

@@ -51,7 +51,7 @@ def test_formula_frame_by_frame():
 
 
 def test_labels_undo_flips():
-  """After a flip the recomputed labels of later scales bring the sum nearer than stale ones would."""
+  """After a flip the recomputed labels bring the sum nearer than stale ones would."""
   latents = jax.random.normal(jax.random.key(1), (16, 1, 4, 4, 8))
   flips = [jnp.full((16, 1, *grid, 8), s == 0) for s, grid in enumerate(SCHEDULE)]
   clean = quantizer.quantize(latents, SCHEDULE)

@@ -1,7 +1,8 @@
 """Causal 3-D convolution over `[b, t, h, w, c]`.
 
-XLA on CPU runs 3-D convolutions 3 to 40 times slower than their arithmetic allows; there the same sum is
-written as 2-D convolutions, one for each temporal tap. Elsewhere it is one `lax` convolution.
+XLA on CPU runs 3-D convolutions 3 to 40 times slower than their arithmetic allows; there the same
+sum is written as 2-D convolutions, one for each temporal tap. Elsewhere it is one `lax`
+convolution.
 """
 
 import jax
@@ -66,8 +67,8 @@ def _sum_over_taps(x, kernel, stride, pads):
 class CausalConv3d(nnx.Module):
   """3x3x3 (or 1x1x1) convolution that sees the current and two earlier frames.
 
-  With spatial stride 2 the padding is right and bottom only, as in Infinity's tokenizer; temporal stride 2
-  keeps frames 0, 2, 4 and so on.
+  With spatial stride 2 the padding is right and bottom only, as in Infinity's tokenizer; temporal
+  stride 2 keeps frames 0, 2, 4 and so on.
 
   Source: VIDEOAR section 2.1.
   """

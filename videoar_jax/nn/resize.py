@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 @functools.lru_cache(maxsize=1024)
 def area_matrix(num_in: int, num_out: int) -> Float[np.ndarray, "o i"]:
-  """Returns weights that average the cells [floor(o*in/out), ceil((o+1)*in/out)) for each output o."""
+  """Returns weights that average cells [floor(o*in/out), ceil((o+1)*in/out)) for each output o."""
   matrix = np.zeros((num_out, num_in), np.float32)
   for o in range(num_out):
     start, stop = (o * num_in) // num_out, -((-(o + 1) * num_in) // num_out)
@@ -22,7 +22,7 @@ def area_matrix(num_in: int, num_out: int) -> Float[np.ndarray, "o i"]:
 
 @functools.lru_cache(maxsize=1024)
 def linear_matrix(num_in: int, num_out: int) -> Float[np.ndarray, "o i"]:
-  """Returns weights of linear interpolation with half-pixel centres, clamped edges, no antialiasing."""
+  """Returns weights of linear interpolation: half-pixel centres, clamped edges, no antialiasing."""
   matrix = np.zeros((num_out, num_in), np.float32)
   position = np.maximum((np.arange(num_out) + 0.5) * num_in / num_out - 0.5, 0.0)
   low = np.minimum(position.astype(int), num_in - 1)

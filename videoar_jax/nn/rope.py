@@ -1,7 +1,7 @@
 """Rotary position embedding over several axes.
 
-A head's k/2 frequencies are those of ordinary RoPE; each section of them turns by its own axis' position. Equal
-positions on all axes are therefore ordinary RoPE.
+A head's k/2 frequencies are those of ordinary RoPE; each section of them turns by its own axis'
+position. Equal positions on all axes are therefore ordinary RoPE.
 
 Source: VIDEOAR section 3.3.
 """

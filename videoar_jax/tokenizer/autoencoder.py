@@ -1,8 +1,8 @@
 """The causal 3-D convolutional autoencoder.
 
-Its 2-D slice is Infinity's public image tokenizer: names of levels and blocks follow that checkpoint's keys.
-Extras that the paper does not have, off by default: `patch_size` folds pixels into channels before the first
-convolution, so that small machines skip the costly full resolution.
+Its 2-D slice is Infinity's public image tokenizer: names of levels and blocks follow that
+checkpoint's keys. Extras that the paper does not have, off by default: `patch_size` folds pixels
+into channels before the first convolution, so that small machines skip the costly full resolution.
 
 Source: VIDEOAR section 2.1.
 """

@@ -1,7 +1,7 @@
 """Multi-scale binary spherical quantizer, one frame at a time.
 
-A latent is the sum of one code a scale; a code is a corner `+-1/sqrt(d)` of the unit sphere's cube. Frames
-are quantized in isolation: every function takes any leading axes before `h w d`.
+A latent is the sum of one code a scale; a code is a corner `+-1/sqrt(d)` of the unit sphere's cube.
+Frames are quantized in isolation: every function takes any leading axes before `h w d`.
 
 Source: VIDEOAR section 2.3.
 """
@@ -93,8 +93,8 @@ def bit_entropies(units: Float[Array, "*b d"], *, sharpness: float = 100.0):
     units: normalised residuals; the mean over all axes but the last is the batch.
     sharpness: inverse temperature of the soft assignment.
   Returns:
-    (mean entropy of a token's bits, entropy of the batch's mean bits). Good codes have a small first and
-    a large second. Under `jax.jit` over a mesh the mean is over the global batch.
+    (mean entropy of a token's bits, entropy of the batch's mean bits). Good codes have a small
+    first and a large second. Under `jax.jit` over a mesh the mean is over the global batch.
   """
   d = units.shape[-1]
   p = jax.nn.sigmoid(-4.0 * units.astype(jnp.float32) * sharpness / math.sqrt(d))

@@ -33,7 +33,7 @@ from videoar_jax.videoar.model import GeneratorConfig
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-  """How prompts become tokens: `length` is `P`, with the end token; see `Layout` for `attention`."""
+  """Prompts as tokens: `length` is `P`, with the end token; see `Layout` for `attention`."""
 
   length: int = 64
   attention: str = "causal"

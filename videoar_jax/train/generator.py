@@ -1,4 +1,4 @@
-"""Trains the transformer on corrupted inputs to predict bits. Source: VIDEOAR sections 3.5 to 3.7."""
+"""Trains the transformer on corrupted inputs to predict bits. Source: VIDEOAR 3.5 to 3.7."""
 
 import dataclasses
 
@@ -24,8 +24,8 @@ class GeneratorLossConfig:
     p_frame_mask: probability that an earlier frame is hidden from a frame.
     window: earlier frames that a frame sees; None for all.
     p_drop_text: share of prompts that are replaced by the empty one, for guidance.
-    scale_weighting: "none" weighs every token the same; "sqrt" divides a scale's weight by the square
-      root of its number of tokens, so that coarse scales count for more.
+    scale_weighting: "none" weighs every token the same; "sqrt" divides a scale's weight by the
+      square root of its number of tokens, so that coarse scales count for more.
   """
 
   corruption: corrupting.CorruptionConfig = dataclasses.field(
@@ -88,8 +88,8 @@ class GeneratorTask:
   def loss(self, module: Generator, frozen, batch, key, is_training: bool):
     """Returns the binary cross-entropy a bit, and the accuracy by scale and by frame.
 
-    The batch needs `video`, uint8 `[b, f, H, W, 3]`, and `text`, `[b, P]`. Outside training nothing is
-    corrupted, hidden or dropped.
+    The batch needs `video`, uint8 `[b, f, H, W, 3]`, and `text`, `[b, P]`. Outside training nothing
+    is corrupted, hidden or dropped.
     """
     settings, layout = self.settings, self.layout
     latents = self.tokenizer.module(frozen).encoder(to_float(batch["video"]))

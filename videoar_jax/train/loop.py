@@ -1,7 +1,8 @@
 """The loop: batches in, a trained state out; stops and goes on at any step.
 
-The key of a step is a function of the seed and the step, the order of batches is in the iterator's state, and
-both are saved with the parameters: a run that was interrupted ends with the same numbers, bit for bit.
+The key of a step is a function of the seed and the step, the order of batches is in the iterator's
+state, and both are saved with the parameters: a run that was interrupted ends with the same
+numbers, bit for bit.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Trains the tokenizer: reconstruction, commitment and entropy. Source: VIDEOAR sections 2.3 and 2.5."""
+"""Trains the tokenizer: reconstruction, commitment, entropy. Source: VIDEOAR 2.3 and 2.5."""
 
 import dataclasses
 
@@ -17,8 +17,8 @@ class TokenizerLossConfig:
 
   Attributes:
     absolute: L1 between pixels, the paper's reconstruction loss.
-    squared: squared error between pixels; small networks that start from nothing need it to see objects
-      at all, since the median of most pixels is the background.
+    squared: squared error between pixels; small networks that start from nothing need it to see
+      objects at all, since the median of most pixels is the background.
     commitment: pulls latents to their codes.
     entropy: rewards decided and varied bits.
   """

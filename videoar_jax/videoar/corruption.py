@@ -1,7 +1,7 @@
 """Cross-frame error correction and the random frame mask.
 
-Training inputs are corrupted the way errors at inference would corrupt them, and the labels are recomputed so
-that the model learns to undo them.
+Training inputs are corrupted the way errors at inference would corrupt them, and the labels are
+recomputed so that the model learns to undo them.
 
 Source: VIDEOAR sections 3.5 and 3.6.
 """
@@ -62,8 +62,8 @@ def draw_ratios(
 ) -> Float[Array, "b t s"]:
   """Draws the share of bits to flip, per sample, frame and scale.
 
-  `p[t,s] ~ U(p_min + delta t, p_max + delta t)`; with inheritance `p[t,0] ~ U(p[t-1,K-1], p_max + delta t)`.
-  Shares are cut at 1.
+  `p[t,s] ~ U(p_min + delta t, p_max + delta t)`; with inheritance `p[t,0] ~ U(p[t-1,K-1], p_max +
+  delta t)`. Shares are cut at 1.
   """
   uniform = jax.random.uniform(key, (batch_size, num_frames, num_scales))
   rise = config.delta * jnp.arange(num_frames)[:, None]
@@ -103,8 +103,8 @@ def corrupt(
 ) -> Corrupted:
   """Quantizes latents while flipping bits, so that later scales correct earlier errors.
 
-  Frames are independent of each other but for the input of a frame's first scale, which is the corrupted
-  feature of the frame before. Without flips it is plain teacher forcing.
+  Frames are independent of each other but for the input of a frame's first scale, which is the
+  corrupted feature of the frame before. Without flips it is plain teacher forcing.
 
   Args:
     latents: unquantized.
@@ -130,7 +130,7 @@ def corrupt(
 def draw_frame_keep(
   key: Array, batch_size: int, num_frames: int, *, p_mask: float, window: int | None = None
 ) -> Bool[Array, "b t t"]:
-  """Draws which earlier frames each frame sees: those in its window that survive an independent draw.
+  """Draws which earlier frames each frame sees: those in its window that survive a draw.
 
   Args:
     key: random key.

@@ -1,7 +1,7 @@
-"""The sequence: text, then frame after frame, in each frame scale after scale, each scale row-major.
+"""The sequence: text, then frame after frame, scale after scale, each scale row-major.
 
-`[text (P) | t=0: s=0..K-1 | t=1: s=0..K-1 | ...]`. The layout is static: numpy arrays and Python integers, and
-the one place that knows who sees whom.
+`[text (P) | t=0: s=0..K-1 | t=1: s=0..K-1 | ...]`. The layout is static: numpy arrays and Python
+integers, and the one place that knows who sees whom.
 
 Source: VIDEOAR sections 3.1 to 3.3.
 """

@@ -160,8 +160,8 @@ class Generator(nnx.Module):
 
     Args:
       text: tokens.
-      features: input of each video token, from `corruption.corrupt`; what stands at the first scale of the
-        first frame is not read.
+      features: input of each video token, from `corruption.corrupt`; what stands at the first scale
+        of the first frame is not read.
       layout: the sequence.
       text_mask: false on padding.
       frame_keep: whether frame i (axis 1) may see the earlier frame j (axis 2); None for all.
