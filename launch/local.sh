@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Sets up this machine and trains the quickstart: a tokenizer, a generator, a report.
+#
+#   bash launch/local.sh                          about ten minutes on two CPU cores
+#   WORKDIR=runs/mine bash launch/local.sh        another folder for what it writes
+#   bash launch/local.sh --config.seed=1          further flags go to videoar_jax.main
+#
+# Needs bash and Python 3.11 or newer. Stopped, it goes on where it was when started again.
+set -euo pipefail
+
+start="$PWD"
+# shellcheck source=launch/setup.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
+set_up run
+
+workdir="${WORKDIR:-runs/quickstart}"
+# A folder that the caller names is meant from where the caller stands.
+if [[ -n "${WORKDIR:-}" && "$WORKDIR" != /* ]]; then
+  workdir="$start/$WORKDIR"
+fi
+
+status=0
+"$venv_python" -m videoar_jax.main --config=configs/quickstart.py --workdir="$workdir" "$@" ||
+  status=$?
+if [[ $status -ne 0 || ! -f "$workdir/report.md" ]]; then
+  exit "$status"
+fi
+
+python="$venv_python"
+if [[ "$start" != "$PWD" ]]; then
+  # The commands below are to work from where the caller stands.
+  python="$PWD/$venv_python"
+  [[ "$workdir" == /* ]] || workdir="$PWD/$workdir"
+fi
+python="$(printf '%q' "$python")"
+quoted="$(printf '%q' "$workdir")"
+cat <<TEXT
+
+Look at
+  $workdir/report.md            scores and pictures
+  $workdir/report/*.png         the pictures
+  $workdir/samples/             generated clips
+Training curves and videos, with TensorBoard:
+  $python -m pip install tensorboard
+  $python -m tensorboard.main --logdir $quoted
+More clips:
+  $python -m videoar_jax.sample --workdir=$quoted \\
+    --prompt="a large red circle moves left" --num_samples=4 --out=more
+TEXT

@@ -1,0 +1,85 @@
+"""Draws how a run's stages trained."""
+
+import pathlib
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+_INK, _GRID = "#333333", "#e6e6e6"
+_COLOUR = "#2563a8"
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+  """Returns the mean over the last `window` values, over fewer at the start."""
+  total = np.cumsum(np.concatenate([[0.0], values]))
+  end = np.arange(1, len(values) + 1)
+  start = np.maximum(end - window, 0)
+  return (total[end] - total[start]) / (end - start)
+
+
+def draw_curves(path: pathlib.Path, stages: list[tuple[str, str, list[dict]]], schedule) -> None:
+  """Draws a row for each stage: its loss; beside it PSNR, or bit accuracy by scale.
+
+  Args:
+    path: of the PNG; it appears once it is whole.
+    stages: (name, kind, records of `metrics.jsonl`) of each.
+    schedule: grids (h, w) of the scales, which the legend names.
+  """
+  figure = Figure(figsize=(10, 3.2 * len(stages)), layout="constrained")
+  for row, (name, kind, records) in enumerate(stages):
+    loss, quality = (figure.add_subplot(len(stages), 2, 2 * row + i) for i in (1, 2))
+    _plot(loss, records, "loss", _COLOUR)
+    _finish(loss, f"{name}: loss")
+    if kind == "tokenizer":
+      _plot(quality, records, "psnr", _COLOUR)
+      _finish(quality, f"{name}: PSNR of training clips, dB")
+    else:
+      _plot_scales(quality, records, schedule)
+      _finish(quality, f"{name}: share of right bits, by scale")
+  partial = path.with_name(path.name + ".partial")
+  try:
+    figure.savefig(partial, format="png", dpi=120)
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def _plot(axes, records, metric, colour, label=None) -> None:
+  points = [(record["step"], record[metric]) for record in records if metric in record]
+  if not points:
+    axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=_INK)
+    return
+  steps, values = np.array(points).T
+  window = max(1, len(values) // 30)
+  if label is None:
+    axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+  # A stage of one step has no line, but a point.
+  marker = "o" if len(values) == 1 else None
+  axes.plot(steps, smooth(values, window), color=colour, linewidth=1.8, label=label, marker=marker)
+  if metric == "loss":
+    # The first steps are far above the rest, which is what one wants to see.
+    shown = values[len(values) // 50 :]
+    low, high = shown.min(), shown.max()
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
+    axes.set_ylim(low - margin, high + margin)
+
+
+def _plot_scales(axes, records, schedule) -> None:
+  colours = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1.0, len(schedule)))
+  for s, (grid, colour) in enumerate(zip(schedule, colours, strict=True)):
+    _plot(axes, records, f"bit_accuracy/scale_{s}", colour, label=f"{grid[0]}x{grid[1]}")
+  axes.axhline(0.5, color=_INK, linewidth=0.8, linestyle=":", label="chance")
+  axes.legend(fontsize=8, frameon=False, ncols=2 if len(schedule) > 4 else 1)
+
+
+def _finish(axes, title: str) -> None:
+  axes.set_title(title, fontsize=10, loc="left", color=_INK)
+  axes.set_xlabel("step", fontsize=9, color=_INK)
+  axes.tick_params(labelsize=8, colors=_INK)
+  axes.grid(color=_GRID, linewidth=0.8)
+  axes.set_axisbelow(True)
+  for side in ("top", "right"):
+    axes.spines[side].set_visible(False)
+  for side in ("left", "bottom"):
+    axes.spines[side].set_color("#bbbbbb")

@@ -1,0 +1,307 @@
+"""The closing report of a run: scores, pictures, and a page that shows them.
+
+report.md                    the page
+scores.json                  every number, unrounded
+report/curves.png            loss and quality by step
+report/reconstructions.png   test clips before and after coding
+report/samples.png           generated clips, frame by frame
+samples/*.mp4                the same, to play
+"""
+
+import json
+import os
+import pathlib
+import resource
+import shlex
+import sys
+
+import numpy as np
+
+from videoar_jax.evals import scores
+from videoar_jax.evals.curves import draw_curves
+from videoar_jax.evals.media import contact_sheet, slug, write_mp4, write_png
+from videoar_jax.load import load_model, load_tokenizer
+from videoar_jax.nn.layers import count_parameters
+from videoar_jax.train.config import RunConfig
+from videoar_jax.train.logs import read_metrics
+from videoar_jax.train.stages import Stages
+
+NUM_SHOWN = 8  # Samples that become mp4 files and rows of the picture.
+NUM_RECONSTRUCTIONS_SHOWN = 4
+MAX_SKIPPED_SHOWN = 20  # Lines of skipped files on the page; scores.json has all.
+LAST_SHARE = 0.05  # Numbers of a stage's end are means over these last steps.
+
+_COLUMNS = ("size", "colour", "shape", "motion", "background", "all")
+
+
+def write_report(
+  workdir: pathlib.Path,
+  run: RunConfig,
+  stages: Stages,
+  train_source,
+  test_source,
+  *,
+  seconds: float | None = None,
+) -> dict:
+  """Scores what a run trained and writes its report.
+
+  Args:
+    workdir: of the run; every file appears in it once it is whole.
+    run: what was trained.
+    stages: its stages, each with a checkpoint.
+    train_source: clips that were trained on; only what it skipped is read.
+    test_source: clips to reconstruct, and prompts to generate from.
+    seconds: that the run took, if known.
+  Returns:
+    The scores, as in `scores.json`.
+  """
+  clips, captions = _examples(run, test_source)
+  reconstructions = scores.reconstruct(load_tokenizer(workdir), clips)
+  num_clips = min(run.report.num_clips, len(clips))
+  psnr = scores.psnr(clips[:num_clips], reconstructions[:num_clips])
+  prompts = _prompts(run, captions)
+  generated = None
+  if run.stage_of_kind("generator") is not None:
+    generated = load_model(workdir).sample(prompts)
+
+  result = {
+    "stages": {stage.name: _stage_facts(workdir, stages, stage) for stage in run.stages},
+    "reconstruction": {
+      "psnr": {"mean": float(psnr.mean()), "min": float(psnr.min()), "count": len(psnr)}
+    },
+    "data": _data_facts(run, train_source, test_source),
+    "resources": {"seconds": seconds, "peak_memory_bytes": _peak_memory_bytes()},
+  }
+  matches = None
+  if run.data.source == "sprites":
+    n = len(prompts)
+    shown = {"reconstructed": reconstructions[:n], "real": clips[:n]}
+    if generated is not None:
+      shown = {"generated": generated} | shown
+    matches = {name: scores.oracle_matches(c, prompts) for name, c in shown.items()}
+    result["prompts"] = _prompt_scores(run, prompts, matches)
+
+  folder = workdir / "report"
+  folder.mkdir(exist_ok=True)
+  histories = [(s.name, s.kind, read_metrics(_metrics_path(workdir, s))) for s in run.stages]
+  draw_curves(folder / "curves.png", histories, run.schedule)
+  k = min(NUM_RECONSTRUCTIONS_SHOWN, num_clips)
+  sheet = _reconstruction_sheet(clips[:k], reconstructions[:k], captions[:k], psnr[:k])
+  write_png(folder / "reconstructions.png", sheet)
+  if generated is not None:
+    judged = matches["generated"] if matches else None
+    _write_samples(workdir, run, generated[:NUM_SHOWN], prompts[:NUM_SHOWN], judged)
+  _write_text(workdir / "scores.json", json.dumps(result, indent=2) + "\n")
+  _write_text(workdir / "report.md", _page(workdir, run, result, prompts))
+  return result
+
+
+def _examples(run: RunConfig, source) -> tuple[np.ndarray, list[str]]:
+  """Returns the first test clips and their captions, as many as any score needs.
+
+  A folder ends: beyond its length are the same clips once more.
+  """
+  num = min(max(run.report.num_clips, run.report.num_prompts), len(source))
+  items = [source[i] for i in range(num)]
+  return np.stack([item["video"] for item in items]), [item["caption"] for item in items]
+
+
+def _prompts(run: RunConfig, captions: list[str]) -> list[str]:
+  """Returns what to generate: for sprites to count what is right, for a folder to look at it."""
+  if run.data.source == "sprites":
+    return captions[: run.report.num_prompts]
+  # Many files of a folder may share a caption.
+  return list(dict.fromkeys(captions))[: min(NUM_SHOWN, run.report.num_prompts)]
+
+
+def _metrics_path(workdir: pathlib.Path, stage) -> pathlib.Path:
+  return workdir / stage.name / "metrics.jsonl"
+
+
+def _stage_facts(workdir: pathlib.Path, stages: Stages, stage) -> dict:
+  """Returns what a stage is, how far it came, and its metrics averaged over its last steps."""
+  records = read_metrics(_metrics_path(workdir, stage))
+  last = records[-max(1, round(LAST_SHARE * len(records))) :]
+  names = [name for name in (last[-1] if last else {}) if name != "step"]
+  return {
+    "kind": stage.kind,
+    "parameters": count_parameters(stages.module_template(stage).shapes),
+    "steps": stages.latest_step(stage),
+    "num_steps": stage.loop.num_steps,
+    "batch_size": stage.loop.batch_size,
+    "last": {name: float(np.mean([r[name] for r in last if name in r])) for name in names},
+  }
+
+
+def _data_facts(run: RunConfig, train_source, test_source) -> dict:
+  facts = {"source": run.data.source, "has_test_split": True}
+  if run.data.source == "folder":
+    # Both splits probe the whole folder; a file may fail later in one of them only.
+    skipped = dict([*train_source.skipped, *test_source.skipped])
+    facts |= {
+      "path": str(train_source.path),
+      "has_test_split": train_source.has_test_split,
+      "num_train_files": len(train_source.files),
+      "num_test_files": len(test_source.files),
+      "skipped": [{"file": file, "reason": skipped[file]} for file in sorted(skipped)],
+    }
+  return facts
+
+
+def _peak_memory_bytes() -> int:
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB.
+
+
+def _prompt_scores(run: RunConfig, prompts: list[str], matches: dict[str, list[dict]]) -> dict:
+  """Returns accuracy by attribute of each kind of clip: all prompts, seen and held-out ones."""
+  held_out = [scores.is_held_out(prompt) for prompt in prompts]
+  parts = {
+    "all": [True] * len(prompts),
+    "seen": [not is_held_out for is_held_out in held_out],
+    "held_out": held_out,
+  }
+  accuracy = {
+    kind: {
+      part: scores.accuracy([m for m, is_in in zip(found, chosen, strict=True) if is_in])
+      for part, chosen in parts.items()
+    }
+    for kind, found in matches.items()
+  }
+  result = {"count": {part: sum(chosen) for part, chosen in parts.items()}, **accuracy}
+  # Two objects are right only together, which a guess seldom gets.
+  return result | ({"chance": scores.CHANCE} if run.data.num_objects == 1 else {})
+
+
+def _reconstruction_sheet(clips, reconstructions, captions, psnr):
+  rows = np.stack([clips, reconstructions], axis=1).reshape(-1, *clips.shape[1:])
+  lines = []
+  for caption, value in zip(captions, psnr, strict=True):
+    lines += [f"original: {caption}", f"reconstruction, {value:.1f} dB"]
+  return contact_sheet(rows, lines)
+
+
+def _write_samples(workdir: pathlib.Path, run: RunConfig, clips, prompts, matches) -> None:
+  """Writes generated clips as mp4 and as one picture, which tells what the oracle misses."""
+  folder = workdir / "samples"
+  folder.mkdir(exist_ok=True)
+  lines = []
+  for i, (clip, prompt) in enumerate(zip(clips, prompts, strict=True)):
+    write_mp4(folder / f"{i:02d}_{slug(prompt)}.mp4", clip, run.data.frame_rate)
+    wrong = [name for name, is_right in matches[i].items() if not is_right] if matches else []
+    lines.append(f"{prompt}   [not seen: {', '.join(wrong)}]" if wrong else prompt)
+  write_png(workdir / "report" / "samples.png", contact_sheet(clips, lines))
+
+
+def _write_text(path: pathlib.Path, text: str) -> None:
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text(text)
+  partial.replace(path)
+
+
+def _page(workdir: pathlib.Path, run: RunConfig, result: dict, prompts: list[str]) -> str:
+  parts = [f"# {workdir.name}", _summary(run, result)]
+  if run.stage_of_kind("generator") is not None:
+    parts += ["## Samples", "![Samples, a row each](report/samples.png)"]
+    parts += [_sampling_command(workdir, prompts[0])]
+  if "prompts" in result:
+    parts += ["## Is it what the prompt asks for?", _prompt_table(result["prompts"])]
+  psnr = result["reconstruction"]["psnr"]
+  parts += [
+    "## Reconstruction",
+    f"{psnr['count']} test clips through the tokenizer: PSNR {psnr['mean']:.2f} dB on average, "
+    f"{psnr['min']:.2f} dB at worst.",
+    "![Originals above their reconstructions](report/reconstructions.png)",
+    "## Training",
+    _stage_table(result["stages"]),
+    "![Loss and quality by step](report/curves.png)",
+  ]
+  if run.data.source == "folder":
+    parts += ["## Data", _data_text(result["data"])]
+  return "\n\n".join(parts) + "\n"
+
+
+def _summary(run: RunConfig, result: dict) -> str:
+  height, width = run.data.resolution
+  what = result["data"].get("path", "moving sprites")
+  text = (
+    f"Clips: {run.data.num_frames} frames of {height}x{width} pixels, "
+    f"{run.data.frame_rate:g} a second, of {what}."
+  )
+  seconds, peak = result["resources"].values()
+  if seconds is not None:
+    text += f" This run took {_duration(seconds)}."
+  return f"{text} Peak memory: {peak / 2**30:.1f} GiB."
+
+
+def _duration(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  parts = ((hours, "h"), (minutes, "min"), (seconds, "s"))
+  return " ".join(f"{value} {unit}" for value, unit in parts if value) or "0 s"
+
+
+def _sampling_command(workdir: pathlib.Path, prompt: str) -> str:
+  place = pathlib.Path(os.path.relpath(workdir))
+  place = workdir if place.parts[:1] == ("..",) else place
+  return (
+    "The clips are in `samples/`. For more:\n\n"
+    f"```\npython -m videoar_jax.sample --workdir={shlex.quote(str(place))} \\\n"
+    f"  --prompt={shlex.quote(prompt)} --num_samples=4 --out=more\n```"
+  )
+
+
+def _prompt_table(prompts: dict) -> str:
+  """Returns the accuracies in per cent."""
+  rows = ["| % right | " + " | ".join(_COLUMNS) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
+
+  def add(name: str, values: dict) -> None:
+    cells = [f"{100 * values[c]:.0f}" if c in values else "" for c in _COLUMNS]
+    rows.append(f"| {name} | " + " | ".join(cells) + " |")
+
+  count = prompts["count"]
+  if "generated" in prompts:
+    add("**generated**", prompts["generated"]["all"])
+    for part, label in (("seen", "combinations in training"), ("held_out", "held-out ones")):
+      if count[part]:
+        add(f"... {label} ({count[part]})", prompts["generated"][part])
+  add("reconstructed test clips", prompts["reconstructed"]["all"])
+  add("real test clips", prompts["real"]["all"])
+  if "chance" in prompts:
+    add("a blind guess", prompts["chance"])
+  return (
+    f"{count['all']} test prompts. A program reads from the pixels of each clip what it shows. "
+    "Reconstructed and real clips of the same prompts are what generated ones could reach.\n\n"
+    + "\n".join(rows)
+  )
+
+
+def _stage_table(stages: dict) -> str:
+  rows = ["| stage | parameters | steps | batch | at the end |", "|---|---|---|---|---|"]
+  for name, facts in stages.items():
+    last = facts["last"]
+    labels = (("loss", "loss {:.4f}"), ("psnr", "PSNR {:.2f} dB"), ("bit_accuracy", "bits {:.1%}"))
+    end = ", ".join(text.format(last[metric]) for metric, text in labels if metric in last)
+    steps = f"{facts['steps']}"
+    steps += "" if facts["steps"] >= facts["num_steps"] else f" of {facts['num_steps']}"
+    rows.append(
+      f"| {name} | {facts['parameters']:,} | {steps} | {facts['batch_size']} | {end or '-'} |"
+    )
+  return "\n".join(rows)
+
+
+def _data_text(data: dict) -> str:
+  if data["has_test_split"]:
+    text = f"{data['num_train_files']} videos to train on, {data['num_test_files']} to test on."
+  else:
+    text = (
+      f"{data['num_train_files']} videos, too few to set some aside: the test clips above were "
+      "trained on, too."
+    )
+  skipped = data["skipped"]
+  if not skipped:
+    return f"{text} None was skipped."
+  lines = [f"- `{entry['file']}`: {entry['reason']}" for entry in skipped[:MAX_SKIPPED_SHOWN]]
+  if len(skipped) > MAX_SKIPPED_SHOWN:
+    lines.append(f"- and {len(skipped) - MAX_SKIPPED_SHOWN} more, see `scores.json`")
+  return f"{text} Skipped: {len(skipped)}.\n\n" + "\n".join(lines)
