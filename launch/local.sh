@@ -4,6 +4,7 @@
 #   bash launch/local.sh                          about ten minutes on two CPU cores
 #   WORKDIR=runs/mine bash launch/local.sh        another folder for what it writes
 #   bash launch/local.sh --config.seed=1          further flags go to videoar_jax.main
+#   bash launch/local.sh --config=configs/quickstart.py:data=/my/clips
 #
 # Needs bash and Python 3.11 or newer. Stopped, it goes on where it was when started again.
 set -euo pipefail
@@ -19,9 +20,16 @@ if [[ -n "${WORKDIR:-}" && "$WORKDIR" != /* ]]; then
   workdir="$start/$WORKDIR"
 fi
 
+config="--config=configs/quickstart.py"
+for argument in "$@"; do
+  case "$argument" in
+    --config=* | --config) config="" ;; # The caller's own; a second one would be refused.
+    --workdir=* | --workdir) fail "name the folder in front: WORKDIR=FOLDER bash launch/local.sh" ;;
+  esac
+done
+
 status=0
-"$venv_python" -m videoar_jax.main --config=configs/quickstart.py --workdir="$workdir" "$@" ||
-  status=$?
+"$venv_python" -m videoar_jax.main ${config:+"$config"} --workdir="$workdir" "$@" || status=$?
 if [[ $status -ne 0 || ! -f "$workdir/report.md" ]]; then
   exit "$status"
 fi

@@ -1,0 +1,107 @@
+"""Imports go one way, from entry points down to what knows only arrays."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "videoar_jax"
+
+# What each part may import of this package, besides itself. What is not listed is an entry point.
+ALLOWED = {
+  "parallel": set(),
+  "data": set(),
+  "nn": {"parallel"},
+  "tokenizer": {"parallel", "nn"},
+  "videoar": {"parallel", "nn", "tokenizer"},
+  "train": {"parallel", "nn", "tokenizer", "videoar", "data"},
+  "load": {"parallel", "nn", "tokenizer", "videoar", "data", "train"},
+  "evals": {"parallel", "nn", "tokenizer", "videoar", "data", "train", "load"},
+}
+# No lower part may need an entry point: `main`, `sample` and what else lies at the top.
+EXCEPTIONS = {"": {"load"}}  # The package's own `__init__` opens the door to `load`.
+DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "torch", "tensorflow"}
+
+
+def imported_modules(path: pathlib.Path, package: str) -> set[str]:
+  """Returns the full names of all that a file imports, wherever in it the import stands."""
+  names = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      base = node.module or ""
+      if node.level:
+        parents = package.split(".")
+        base = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [base])])
+      # `from a import b` may mean the module a.b.
+      names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+  return names
+
+
+def part_of(path: pathlib.Path) -> str:
+  """Returns the part of the package that a file belongs to; "" for its `__init__`."""
+  first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+  return "" if first == "__init__" else first
+
+
+def known_parts() -> set[str]:
+  return {part_of(path) for path in PACKAGE.rglob("*.py")} - {""}
+
+
+def imported_parts(path: pathlib.Path) -> set[str]:
+  package = ".".join(path.relative_to(ROOT).parent.parts)
+  parts = set()
+  for name in imported_modules(path, package):
+    top, *rest = name.split(".")
+    if top == "videoar_jax" and rest:
+      parts.add(rest[0])
+  return parts & known_parts()
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+IDS = [str(path.relative_to(PACKAGE)) for path in SOURCES]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=IDS)
+def test_imports_go_down_only(path):
+  part = part_of(path)
+  entry_point = set(ALLOWED)  # Entry points may import every part, but no other entry point.
+  allowed = EXCEPTIONS.get(part, ALLOWED.get(part, entry_point)) | {part}
+  wrong = imported_parts(path) - allowed
+  assert not wrong, f"{path.name} in {part or 'the package'} must not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize(
+  "path", sorted((PACKAGE / "data").glob("*.py")), ids=lambda path: path.name
+)
+def test_data_needs_no_device_library(path):
+  libraries = {name.split(".")[0] for name in imported_modules(path, "videoar_jax.data")}
+  assert not libraries & DEVICE_LIBRARIES
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=IDS)
+def test_package_never_imports_configs_or_torch(path):
+  package = ".".join(path.relative_to(ROOT).parent.parts)
+  libraries = {name.split(".")[0] for name in imported_modules(path, package)}
+  assert not libraries & {"configs", "torch", "tensorflow"}
+
+
+@pytest.mark.parametrize(
+  "path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.name
+)
+def test_configs_are_plain(path):
+  names = imported_modules(path, "configs")
+  wrong = {n for n in names if n.split(".")[0] != "ml_collections" and n != "configs"}
+  wrong -= {n for n in wrong if n == "configs.common" or n.startswith("configs.common.")}
+  assert not wrong
+
+
+def test_checks_see_every_kind_of_import(tmp_path):
+  path = tmp_path / "module.py"
+  path.write_text(
+    "import a.b\nfrom c import d\ndef f():\n  from ..nn import rope\n  from . import x\n"
+  )
+  names = imported_modules(path, "videoar_jax.train")
+  assert {"a.b", "c.d", "videoar_jax.nn.rope", "videoar_jax.train.x"} <= names
