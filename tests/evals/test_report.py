@@ -1,0 +1,287 @@
+"""The report says what the numbers say."""
+
+import json
+import re
+import types
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from videoar_jax.data.sprites import SpritesSource
+from videoar_jax.evals import curves, report, scores
+
+NUM_FRAMES = 9
+OFFSET = 5  # Pixel steps that the fake tokenizer adds: the PSNR is known.
+PSNR = 20 * np.log10(255 / OFFSET)
+
+
+class BrighteningTokenizer:
+  """Codes nothing, and returns clips a little brighter."""
+
+  def latents(self, video):
+    return video
+
+  def quantize(self, latents):
+    return types.SimpleNamespace(latents=latents)
+
+  def decode(self, latents):
+    return latents + OFFSET / 127.5
+
+
+class ForgetfulModel:
+  """Shows what is asked for, but for the first prompts, which get an empty clip."""
+
+  def __init__(self, source, num_wrong):
+    self.source, self.num_wrong = source, num_wrong
+
+  def sample(self, prompts):
+    clips = [self.source[i]["video"] for i in range(len(prompts))]
+    for i in range(self.num_wrong):
+      clips[i] = np.full_like(clips[i], 128)
+    return np.stack(clips)
+
+
+class FakeStages:
+  """Stages that are finished, of 7 parameters."""
+
+  def latest_step(self, stage):
+    return stage.loop.num_steps
+
+  def module_template(self, stage):
+    return types.SimpleNamespace(shapes={"kernel": np.zeros((2, 3)), "bias": np.zeros(1)})
+
+
+class Folder:
+  """A folder source of plain clips."""
+
+  def __init__(self, split, captions, skipped, has_test_split):
+    self.path, self.split = "clips", split
+    self.captions, self.skipped, self.has_test_split = captions, skipped, has_test_split
+    self.files = [f"{i}.mp4" for i in range(len(captions))]
+
+  def __len__(self):
+    return len(self.captions)
+
+  def __getitem__(self, index):
+    assert index < len(self)
+    video = np.full((NUM_FRAMES, 32, 32, 3), 40 + 10 * index, np.uint8)
+    return {"video": video, "caption": self.captions[index]}
+
+
+def make_run(source, kinds, num_clips=5, num_prompts=20):
+  stages = [
+    types.SimpleNamespace(
+      name=f"my_{kind}", kind=kind, loop=types.SimpleNamespace(num_steps=40, batch_size=3)
+    )
+    for kind in kinds
+  ]
+  data = types.SimpleNamespace(
+    source=source, num_frames=NUM_FRAMES, frame_rate=8.0, resolution=(64, 64), num_objects=1
+  )
+  return types.SimpleNamespace(
+    data=data,
+    stages=stages,
+    schedule=((1, 1), (2, 2)),
+    report=types.SimpleNamespace(num_clips=num_clips, num_prompts=num_prompts),
+    stage_of_kind=lambda kind: next((s for s in stages if s.kind == kind), None),
+  )
+
+
+def write_metrics(workdir, stage):
+  folder = workdir / stage.name
+  folder.mkdir(parents=True)
+  with (folder / "metrics.jsonl").open("w") as file:
+    for step in range(1, 41):
+      record = {"step": step, "loss": 10.0 / step, "psnr": 20.0 + step}
+      if stage.kind == "generator":
+        record = {"step": step, "loss": 0.7 - step / 100}
+        record |= {"bit_accuracy": 0.5 + step / 100}
+        record |= {f"bit_accuracy/scale_{s}": 0.5 + step / 100 for s in range(2)}
+      file.write(json.dumps(record) + "\n")
+
+
+def fake_loading(monkeypatch, model=None):
+  monkeypatch.setattr(report, "load_tokenizer", lambda path: BrighteningTokenizer())
+  monkeypatch.setattr(report, "load_model", lambda path: model)
+
+
+@pytest.fixture(scope="module")
+def sprites():
+  return SpritesSource("test", num_frames=NUM_FRAMES, resolution=(64, 64))
+
+
+@pytest.fixture
+def sprites_report(tmp_path, monkeypatch, sprites):
+  run = make_run("sprites", ["tokenizer", "generator"])
+  for stage in run.stages:
+    write_metrics(tmp_path, stage)
+  fake_loading(monkeypatch, ForgetfulModel(sprites, num_wrong=5))
+  result = report.write_report(tmp_path, run, FakeStages(), sprites, sprites, seconds=3725.4)
+  return tmp_path, result
+
+
+def test_scores_of_sprites(sprites_report, sprites):
+  workdir, result = sprites_report
+  assert json.loads((workdir / "scores.json").read_text()) == result
+  psnr = result["reconstruction"]["psnr"]
+  assert psnr["count"] == 5
+  assert psnr["mean"] == pytest.approx(PSNR, abs=0.3)
+  assert psnr["min"] <= psnr["mean"]
+
+  prompts = result["prompts"]
+  held_out = [scores.is_held_out(sprites[i]["caption"]) for i in range(20)]
+  assert prompts["count"] == {"all": 20, "seen": 20 - sum(held_out), "held_out": sum(held_out)}
+  # An empty clip shows nothing but a background, grey, which some prompts ask for.
+  num_grey = sum("grey" in sprites[i]["caption"] for i in range(5))
+  assert prompts["real"]["all"]["all"] == 1.0
+  for name in ("size", "colour", "shape", "motion", "all"):
+    assert prompts["generated"]["all"][name] == 15 / 20
+  assert prompts["generated"]["all"]["background"] == (15 + num_grey) / 20
+  num_wrong_held_out = sum(held_out[:5])
+  assert prompts["generated"]["held_out"]["all"] == pytest.approx(
+    1 - num_wrong_held_out / sum(held_out)
+  )
+  assert prompts["generated"]["seen"]["all"] == pytest.approx(
+    1 - (5 - num_wrong_held_out) / (20 - sum(held_out))
+  )
+  assert prompts["chance"]["motion"] == pytest.approx(1 / 6)
+
+
+def test_facts_of_stages(sprites_report):
+  _, result = sprites_report
+  facts = result["stages"]["my_tokenizer"]
+  assert (facts["parameters"], facts["steps"], facts["batch_size"]) == (7, 40, 3)
+  # The last 5 % of 40 steps are steps 39 and 40.
+  assert facts["last"]["loss"] == pytest.approx((10 / 39 + 10 / 40) / 2)
+  assert facts["last"]["psnr"] == pytest.approx(59.5)
+  assert result["stages"]["my_generator"]["last"]["bit_accuracy"] == pytest.approx(0.895)
+  assert result["resources"]["seconds"] == 3725.4
+  assert result["resources"]["peak_memory_bytes"] > 10 * 2**20
+
+
+def test_page_of_sprites(sprites_report, sprites):
+  workdir, result = sprites_report
+  page = (workdir / "report.md").read_text()
+  for picture in re.findall(r"\]\(([^)]+)\)", page):
+    assert Image.open(workdir / picture).size[0] > 300
+  assert len(re.findall(r"!\[", page)) == 3
+  assert f"{result['reconstruction']['psnr']['mean']:.2f} dB" in page
+  assert "1 h 2 min 5 s" in page
+  assert "| **generated** | 75 | 75 | 75 | 75 |" in page
+  assert "| my_tokenizer | 7 | 40 | 3 | loss 0.2532, PSNR 59.50 dB |" in page
+  assert "| my_generator | 7 | 40 | 3 | loss 0.3050, bits 89.5% |" in page
+  assert f"--prompt='{sprites[0]['caption']}'" in page
+  assert not list(workdir.rglob("*.partial"))
+
+
+def test_samples_can_be_played(sprites_report, sprites):
+  workdir, _ = sprites_report
+  files = sorted((workdir / "samples").iterdir())
+  assert len(files) == report.NUM_SHOWN
+  assert files[0].name == f"00_{sprites[0]['caption'].replace(' ', '_')}.mp4"
+  with av.open(str(files[7])) as container:
+    frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+  assert len(frames) == NUM_FRAMES
+  expected = sprites[7]["video"].repeat(4, axis=1).repeat(4, axis=2)
+  assert np.abs(np.stack(frames).astype(float) - expected).mean() < 4
+
+
+def test_folder_without_test_split(tmp_path, monkeypatch):
+  run = make_run("folder", ["tokenizer", "generator"], num_clips=64, num_prompts=64)
+  train = Folder("train", ["dog", "cat", "dog"], [("bad.mp4", "empty file")], False)
+  test = Folder(
+    "test",
+    ["dog", "cat", "dog"],
+    [("bad.mp4", "empty file"), ("late.mkv", "cannot be decoded")],
+    False,
+  )
+  for stage in run.stages:
+    write_metrics(tmp_path, stage)
+  fake_loading(monkeypatch, ForgetfulModel(test, num_wrong=0))
+  result = report.write_report(tmp_path, run, FakeStages(), train, test)
+  assert result["data"]["skipped"] == [
+    {"file": "bad.mp4", "reason": "empty file"},
+    {"file": "late.mkv", "reason": "cannot be decoded"},
+  ]
+  assert result["data"]["has_test_split"] is False
+  assert "prompts" not in result
+  # The folder has three clips: they are not counted twice to make 64.
+  assert result["reconstruction"]["psnr"] == {
+    "mean": pytest.approx(PSNR, abs=1e-6),
+    "min": pytest.approx(PSNR, abs=1e-6),
+    "count": 3,
+  }
+  assert [path.name for path in sorted((tmp_path / "samples").iterdir())] == [
+    "00_dog.mp4",
+    "01_cat.mp4",
+  ]
+  page = (tmp_path / "report.md").read_text()
+  assert "`bad.mp4`: empty file" in page
+  assert "`late.mkv`: cannot be decoded" in page
+  assert "too few" in page
+  assert "what the prompt" not in page
+
+
+def test_tokenizer_alone(tmp_path, monkeypatch, sprites):
+  run = make_run("sprites", ["tokenizer"], num_prompts=4)
+  write_metrics(tmp_path, run.stages[0])
+  fake_loading(monkeypatch)
+  result = report.write_report(tmp_path, run, FakeStages(), sprites, sprites)
+  assert set(result["prompts"]) == {"count", "reconstructed", "real", "chance"}
+  page = (tmp_path / "report.md").read_text()
+  assert "## Samples" not in page
+  assert "| real test clips | 100 | 100 | 100 | 100 | 100 | 100 |" in page
+  assert not (tmp_path / "samples").exists()
+
+
+def test_curves_draw_the_recorded_values(tmp_path, monkeypatch):
+  figures = []
+
+  class Kept(curves.Figure):
+    def __init__(self, *args, **kwargs):
+      super().__init__(*args, **kwargs)
+      figures.append(self)
+
+  monkeypatch.setattr(curves, "Figure", Kept)
+  records = [{"step": s, "loss": 1 / s, "bit_accuracy/scale_0": s / 50} for s in range(1, 41)]
+  stages = [
+    ("one", "tokenizer", records),
+    ("two", "generator", records),
+    ("three", "tokenizer", []),
+  ]
+  curves.draw_curves(tmp_path / "curves.png", stages, ((1, 1),))
+  axes = figures[0].axes
+  assert len(axes) == 6
+  steps, values = axes[0].lines[0].get_data()
+  assert list(steps) == list(range(1, 41))
+  np.testing.assert_allclose(values, 1 / np.arange(1, 41))
+  assert [text.get_text() for text in axes[3].get_legend().get_texts()] == ["1x1", "chance"]
+  assert axes[4].texts[0].get_text() == "not recorded"
+  assert Image.open(tmp_path / "curves.png").size[0] == 1200
+
+
+def test_smooth_is_a_running_mean():
+  values = np.array([1.0, 3.0, 5.0, 11.0])
+  np.testing.assert_allclose(curves.smooth(values, 2), [1, 2, 4, 8])
+
+
+def test_accuracy_leaves_out_what_is_not_asked():
+  matches = [{"shape": True, "size": False}, {"shape": True}, {"shape": False}]
+  assert scores.accuracy(matches) == {"shape": 2 / 3, "size": 0.0, "all": 1 / 3}
+
+
+def test_psnr_of_known_error():
+  one = np.zeros((2, 1, 4, 4, 3), np.uint8)
+  other = one.copy()
+  other[0] += 10
+  other[1, :, :2] += 20  # Half of the pixels.
+  expected = [20 * np.log10(25.5), 10 * np.log10(255**2 / 200)]
+  np.testing.assert_allclose(scores.psnr(one, other), expected)
+
+
+def test_reconstruct_keeps_order_and_number():
+  clips = np.arange(19, dtype=np.uint8)[:, None, None, None, None] * np.ones((2, 4, 4, 3), np.uint8)
+  result = scores.reconstruct(BrighteningTokenizer(), clips)
+  np.testing.assert_array_equal(result, clips + OFFSET)
