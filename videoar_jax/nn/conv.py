@@ -46,22 +46,26 @@ def conv3d(
 
 
 def _sum_over_taps(x, kernel, stride, pads):
-  taps = kernel.shape[0]
   b, t, h, w, c = x.shape
-  padded = jnp.pad(x, ((0, 0), (taps - 1, 0), (0, 0), (0, 0), (0, 0)))
+  num_out = (t - 1) // stride[0] + 1
   total = None
-  for tap in range(taps):
-    frames = padded[:, tap : tap + t : stride[0]]
-    num = frames.shape[1]
+  for lag in range(kernel.shape[0]):
+    # Outputs before `first` meet the zero frames in front: no work for them.
+    first = -(-lag // stride[0])
+    if first >= num_out:
+      continue
+    frames = x[:, stride[0] * first - lag :: stride[0]][:, : num_out - first]
     y = jax.lax.conv_general_dilated(
-      frames.reshape(b * num, h, w, c),
-      kernel[tap],
+      frames.reshape(-1, h, w, c),
+      kernel[-1 - lag],
       stride[1:],
       pads,
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+    y = y.reshape(b, num_out - first, *y.shape[1:])
+    y = jnp.pad(y, ((0, 0), (first, 0), (0, 0), (0, 0), (0, 0)))
     total = y if total is None else total + y
-  return total.reshape(b, num, *total.shape[1:])
+  return total
 
 
 class CausalConv3d(nnx.Module):

@@ -1,0 +1,46 @@
+"""The rewritten convolution against `lax`, and causality."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videoar_jax.nn.conv import conv3d
+
+CASES = [
+  ((1, 1, 1), ((1, 1), (1, 1)), 3),
+  ((2, 2, 2), ((0, 1), (0, 1)), 3),
+  ((2, 1, 1), ((1, 1), (1, 1)), 3),
+  ((1, 2, 2), ((0, 1), (0, 1)), 3),
+  ((1, 1, 1), ((0, 0), (0, 0)), 1),
+]
+
+
+@pytest.mark.parametrize("num_frames", [1, 5])
+@pytest.mark.parametrize(("stride", "pads", "size"), CASES)
+def test_rewrite_equals_lax(stride, pads, size, num_frames):
+  x = jax.random.normal(jax.random.key(0), (2, num_frames, 6, 4, 3))
+  kernel = jax.random.normal(jax.random.key(1), (size, size, size, 3, 5))
+
+  def run(rewrite):
+    def loss(x, kernel):
+      y = conv3d(x, kernel, stride=stride, pads=pads, rewrite=rewrite)
+      return jnp.sum(jnp.sin(y)), y
+
+    gradients, y = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(x, kernel)
+    return (y, *gradients)
+
+  for ours, theirs in zip(run(True), run(False), strict=True):
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, atol=5e-6 * float(jnp.abs(theirs).max()))
+
+
+def test_no_frame_sees_a_later_one():
+  x = jax.random.normal(jax.random.key(0), (1, 6, 4, 4, 2))
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 2, 2))
+  settings = {"stride": (2, 1, 1), "pads": ((1, 1), (1, 1))}
+  y = conv3d(x, kernel, **settings)
+  changed = conv3d(x.at[:, 3].add(1.0), kernel, **settings)
+  moved = np.abs(np.asarray(changed - y)).max((0, 2, 3, 4)) > 1e-6
+  # Output j sees frames 2j - 2 to 2j, so frame 3 moves output 2 alone.
+  np.testing.assert_array_equal(moved, [False, False, True])
