@@ -262,9 +262,11 @@ def test_curves_draw_the_recorded_values(tmp_path, monkeypatch):
   assert Image.open(tmp_path / "curves.png").size[0] == 1200
 
 
-def test_smooth_is_a_running_mean():
-  values = np.array([1.0, 3.0, 5.0, 11.0])
-  np.testing.assert_allclose(curves.smooth(values, 2), [1, 2, 4, 8])
+def test_smooth_is_a_centred_mean():
+  values = np.array([1.0, 3.0, 5.0, 11.0, 0.0])
+  np.testing.assert_allclose(curves.smooth(values, 0), values)
+  np.testing.assert_allclose(curves.smooth(values, 1), [2, 3, 19 / 3, 16 / 3, 5.5])
+  np.testing.assert_allclose(curves.smooth(values, 9), [4] * 5)
 
 
 def test_accuracy_leaves_out_what_is_not_asked():

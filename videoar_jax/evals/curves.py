@@ -10,11 +10,11 @@ _INK, _GRID = "#333333", "#e6e6e6"
 _COLOUR = "#2563a8"
 
 
-def smooth(values: np.ndarray, window: int) -> np.ndarray:
-  """Returns the mean over the last `window` values, over fewer at the start."""
+def smooth(values: np.ndarray, radius: int) -> np.ndarray:
+  """Returns the mean over each value and its neighbours, `radius` on each side as far as they go."""
   total = np.cumsum(np.concatenate([[0.0], values]))
-  end = np.arange(1, len(values) + 1)
-  start = np.maximum(end - window, 0)
+  middle = np.arange(len(values))
+  start, end = np.maximum(middle - radius, 0), np.minimum(middle + radius + 1, len(values))
   return (total[end] - total[start]) / (end - start)
 
 
@@ -51,15 +51,15 @@ def _plot(axes, records, metric, colour, label=None) -> None:
     axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=_INK)
     return
   steps, values = np.array(points).T
-  window = max(1, len(values) // 30)
+  radius = len(values) // 60
   if label is None:
     axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
   # A stage of one step has no line, but a point.
   marker = "o" if len(values) == 1 else None
-  axes.plot(steps, smooth(values, window), color=colour, linewidth=1.8, label=label, marker=marker)
+  axes.plot(steps, smooth(values, radius), color=colour, linewidth=1.8, label=label, marker=marker)
   if metric == "loss":
     # The first steps are far above the rest, which is what one wants to see.
-    shown = values[len(values) // 50 :]
+    shown = values[len(values) // 10 :]
     low, high = shown.min(), shown.max()
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
     axes.set_ylim(low - margin, high + margin)
@@ -70,7 +70,8 @@ def _plot_scales(axes, records, schedule) -> None:
   for s, (grid, colour) in enumerate(zip(schedule, colours, strict=True)):
     _plot(axes, records, f"bit_accuracy/scale_{s}", colour, label=f"{grid[0]}x{grid[1]}")
   axes.axhline(0.5, color=_INK, linewidth=0.8, linestyle=":", label="chance")
-  axes.legend(fontsize=8, frameon=False, ncols=2 if len(schedule) > 4 else 1)
+  # Beside the curves, which may be anywhere.
+  axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _finish(axes, title: str) -> None:

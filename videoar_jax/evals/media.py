@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import av
+import matplotlib
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -81,7 +82,8 @@ def contact_sheet(
   factor = max(1, round(min_side / min(height, width)))
   cell_h, cell_w = height * factor + _MARGIN, width * factor + _MARGIN
   text = _TEXT_HEIGHT if captions is not None else 0
-  font = ImageFont.load_default(size=11)
+  # Pillow's own font lacks most letters beyond English ones; this one comes with matplotlib.
+  font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 11)
   longest = max((math.ceil(font.getlength(caption)) for caption in captions or []), default=0)
   sheet_w = max(len(columns) * cell_w, longest + 2 * _MARGIN) + _MARGIN
   sheet = Image.new("RGB", (sheet_w, b * (cell_h + text) + _MARGIN), (255, 255, 255))
