@@ -11,7 +11,7 @@ _COLOUR = "#2563a8"
 
 
 def smooth(values: np.ndarray, radius: int) -> np.ndarray:
-  """Returns the mean over each value and its neighbours, `radius` on each side as far as they go."""
+  """Returns the mean over each value and up to `radius` neighbours on each side."""
   total = np.cumsum(np.concatenate([[0.0], values]))
   middle = np.arange(len(values))
   start, end = np.maximum(middle - radius, 0), np.minimum(middle + radius + 1, len(values))
