@@ -1,0 +1,175 @@
+"""`python -m videoar_jax.sample`: what it writes, and one line for everything a user can mend."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+import videoar_jax
+from videoar_jax import sample
+from videoar_jax.data.text import ByteTokenizer
+from videoar_jax.videoar.guidance import guidance_table
+
+ROOT = pathlib.Path(sample.__file__).parent.parent
+PROMPT = "a large red circle moves left"
+
+
+class FakeModel:
+  """Draws plain clips whose brightness tells the seed and the sample."""
+
+  def __init__(self):
+    self.tokenizer = types.SimpleNamespace(config=types.SimpleNamespace(temporal_stride=4))
+    self.text_encoder = ByteTokenizer(40)
+    self.calls = []
+
+  def sample(self, prompts, num_frames=None, seed=0, **settings):
+    guidance_table(settings.get("guidance", 1.0), 3, 4)
+    self.calls.append((prompts, num_frames, seed, settings))
+    clips = np.zeros((len(prompts), num_frames or 9, 64, 64, 3), np.uint8)
+    return (
+      clips
+      + np.uint8(10 * seed)
+      + np.arange(len(prompts), dtype=np.uint8)[:, None, None, None, None] * np.uint8(50)
+    )
+
+
+@pytest.fixture
+def model(monkeypatch):
+  fake = FakeModel()
+  monkeypatch.setattr(videoar_jax, "load_model", lambda path: fake, raising=False)
+  monkeypatch.setattr(sample, "_frame_rate", lambda path: 8.0)
+  return fake
+
+
+def run(*arguments):
+  return sample.main(list(arguments))
+
+
+def expect_error(capsys, *arguments):
+  """Runs a call that must fail, and returns its one line on stderr."""
+  try:
+    status = run(*arguments)
+  except SystemExit as stopped:
+    status = stopped.code
+  out, error = capsys.readouterr()
+  assert status == 2
+  assert out == ""
+  assert error.startswith("error: ")
+  assert error.count("\n") == 1
+  return error
+
+
+def test_writes_a_clip_a_sample_and_one_sheet(tmp_path, model, capsys):
+  out = tmp_path / "new" / "folder"
+  flags = ["--num_samples=3", "--seed=2", "--num_frames=5", "--guidance=constant:3", "--top_p=0.9"]
+  assert run("--workdir=w", f"--prompt={PROMPT}", "--prompt=star!", f"--out={out}", *flags) == 0
+  stems = ["a_large_red_circle_moves_left", "star"]
+  names = [f"{stem}_2_{i}.mp4" for stem in stems for i in range(3)] + ["contact_sheet.png"]
+  assert capsys.readouterr().out.splitlines() == [str(out / name) for name in names]
+  assert sorted(path.name for path in out.iterdir()) == sorted(names)
+  with av.open(str(out / names[4])) as container:
+    assert float(container.streams.video[0].average_rate) == 8.0
+    frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+  assert len(frames) == 5
+  assert abs(float(frames[0].mean()) - 70) < 4  # Seed 2, sample 1.
+  width, height = Image.open(out / "contact_sheet.png").size
+  assert (width, height) == (5 * 130 + 2, 6 * (130 + 15) + 2)
+  settings = {"guidance": "constant:3", "top_p": 0.9}
+  assert model.calls == [([PROMPT] * 3, 5, 2, settings), (["star!"] * 3, 5, 2, settings)]
+
+
+def test_prompts_with_one_name_get_files_of_their_own(tmp_path, model):
+  prompts = ["--prompt=a star", "--prompt=A star!", "--prompt=a  star"]
+  assert run("--workdir=w", *prompts, "--num_samples=1", f"--out={tmp_path}") == 0
+  names = {path.name for path in tmp_path.glob("*.mp4")}
+  assert names == {"a_star_0_0.mp4", "a_star-2_0_0.mp4", "a_star-3_0_0.mp4"}
+
+
+@pytest.mark.parametrize(
+  ("flags", "wanted"),
+  [
+    (["--num_samples=0"], "--num_samples=0 must be at least 1"),
+    (["--num_samples=many"], "--num_samples"),
+    (["--num_frames=8"], "--num_frames=8 is not 1 + 4 k; take 5 or 9"),
+    (["--num_frames=-3"], "take 1 or 5"),
+    (["--guidance=strong"], "guidance: 'strong' is unknown"),
+    (["--guidance=nan"], "--guidance=nan must be a finite number"),
+    (["--guidance=none.json"], "--guidance=none.json cannot be read"),
+    (["--guidance={tmp}/broken.json"], "is not valid JSON"),
+    (["--guidance={tmp}/small.json"], "has shape (1, 2)"),
+    (["--temperature=-1"], "--temperature=-1.0"),
+    (["--top_p=0"], "--top_p=0.0 must be in (0, 1]"),
+    (["--seed=-1"], "--seed=-1"),
+    (["--prompt=" + "long " * 20], "text.length"),
+    (["--out={tmp}/small.json"], "is a file; name a folder"),
+    (["--out={tmp}/small.json/below"], "is a file; name a folder"),
+    (["--promt=x"], "--promt"),
+  ],
+)
+def test_bad_input_is_one_line(tmp_path, model, capsys, flags, wanted):
+  (tmp_path / "broken.json").write_text("[[1, 2]")
+  (tmp_path / "small.json").write_text("[[1, 2]]")
+  out = tmp_path / "out"
+  flags = [flag.format(tmp=tmp_path) for flag in flags]
+  error = expect_error(capsys, "--workdir=w", f"--prompt={PROMPT}", f"--out={out}", *flags)
+  assert wanted in error
+  assert not out.exists()
+
+
+def test_a_table_of_guidance_is_passed_on(tmp_path, model):
+  table = tmp_path / "table.json"
+  table.write_text(str([[1.0] * 4] * 3))
+  flags = [f"--guidance={table}", "--num_samples=1", f"--out={tmp_path / 'out'}"]
+  assert run("--workdir=w", f"--prompt={PROMPT}", *flags) == 0
+  assert model.calls[0][3] == {"guidance": str(table)}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_out(tmp_path, model, capsys):
+  tmp_path.chmod(0o500)
+  error = expect_error(capsys, "--workdir=w", "--prompt=x", f"--out={tmp_path / 'out'}")
+  assert "cannot be written to" in error
+
+
+def test_a_failed_write_leaves_no_files(tmp_path, model, capsys, monkeypatch):
+  def fail(path, image):
+    raise OSError("No space left on device")
+
+  monkeypatch.setattr("videoar_jax.evals.media.write_png", fail)
+  error = expect_error(capsys, "--workdir=w", f"--prompt={PROMPT}", f"--out={tmp_path}")
+  assert "No space left" in error
+  assert not list(tmp_path.iterdir())
+
+
+def test_no_workdir_and_no_run(tmp_path, capsys):
+  missing = tmp_path / "missing"
+  error = expect_error(capsys, f"--workdir={missing}", "--prompt=x", f"--out={tmp_path / 'o'}")
+  assert f"{missing} does not exist" in error
+  error = expect_error(capsys, f"--workdir={tmp_path}", "--prompt=x", f"--out={tmp_path / 'o'}")
+  assert "config.json" in error
+  assert "--workdir" in expect_error(capsys, "--prompt=x")
+  assert "--prompt" in expect_error(capsys, f"--workdir={tmp_path}")
+
+
+def test_no_checkpoint_of_a_generator(tmp_path, capsys):
+  from configs import quickstart
+  from videoar_jax.train.config import save_config
+
+  save_config(quickstart.get_config("size=tiny"), tmp_path / "config.json")
+  error = expect_error(capsys, f"--workdir={tmp_path}", "--prompt=x", f"--out={tmp_path / 'o'}")
+  assert "no checkpoint" in error
+  assert not (tmp_path / "o").exists()
+
+
+def test_help_shows_an_example_and_defaults():
+  command = [sys.executable, "-m", "videoar_jax.sample", "--help"]
+  done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+  assert '--prompt="a large red circle moves left"' in done.stdout
+  assert "(default: 4)" in done.stdout
+  assert "None" not in done.stdout
