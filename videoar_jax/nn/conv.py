@@ -71,10 +71,13 @@ def _sum_over_taps(x, kernel, stride, pads):
 class CausalConv3d(nnx.Module):
   """3x3x3 (or 1x1x1) convolution that sees the current and two earlier frames.
 
+  It starts as an image convolution: the taps of earlier frames are zero. So a video network begins
+  as the image network that codes every frame alone, whether its weights are new or imported.
+
   With spatial stride 2 the padding is right and bottom only, as in Infinity's tokenizer; temporal
   stride 2 keeps frames 0, 2, 4 and so on.
 
-  Source: VIDEOAR section 2.1.
+  Source: VIDEOAR sections 2.1 and 2.2.
   """
 
   def __init__(
@@ -89,7 +92,12 @@ class CausalConv3d(nnx.Module):
   ):
     shape = (size, size, size, num_in, num_out)
     axes = (None, None, None, "conv_in", "conv_out")
-    self.kernel = layers.param(rngs, layers.fan_in(shape, gain), shape, axes)
+
+    def init(key, shape):
+      current = layers.fan_in(shape[1:], gain)(key, shape[1:])
+      return jnp.zeros(shape).at[-1].set(current)
+
+    self.kernel = layers.param(rngs, init, shape, axes)
     self.bias = layers.param(rngs, layers.zeros, (num_out,), ("conv_out",))
     self.stride = stride
 

@@ -58,10 +58,20 @@ class ReportConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
-  """One stage of training: what is trained, for how long, on which loss."""
+  """One stage of training.
+
+  Attributes:
+    name: of its folder in the workdir.
+    kind: "tokenizer" or "generator", what is trained. It starts from the weights of the stage
+      before it of the same kind.
+    data: the clips, which a stage may have of another length than the run's.
+    loop: for how long.
+    loss: on what.
+  """
 
   name: str
   kind: str
+  data: DataConfig
   loop: LoopConfig
   loss: TokenizerLossConfig | GeneratorLossConfig
 
@@ -83,8 +93,12 @@ class RunConfig:
 
   @property
   def layout(self) -> Layout:
-    """The sequence of a training clip."""
-    frames, _, _ = self.tokenizer.latent_shape(self.data.num_frames, self.data.resolution)
+    """The sequence of a clip of the run's length."""
+    return self.layout_of(self.data)
+
+  def layout_of(self, data: DataConfig) -> Layout:
+    """The sequence of a clip."""
+    frames, _, _ = self.tokenizer.latent_shape(data.num_frames, data.resolution)
     return Layout(self.text.length, frames, self.schedule, self.text.attention)
 
   def stage_of_kind(self, kind: str) -> StageConfig | None:
@@ -139,13 +153,15 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
     sampling=build(SamplingConfig, values.get("sampling", {}), "sampling"),
     mesh=build(MeshConfig, values.get("mesh", {}), "mesh"),
     report=build(ReportConfig, values.get("report", {}), "report"),
-    stages=_stages(values),
+    stages=_stages(values, data),
   )
+  for stage in run.stages:
+    tokenizer.latent_shape(stage.data.num_frames, stage.data.resolution)
   guidance_table(run.sampling.guidance, run.layout.num_frames, run.layout.num_scales)
   return run
 
 
-def _stages(values: dict) -> tuple[StageConfig, ...]:
+def _stages(values: dict, data: DataConfig) -> tuple[StageConfig, ...]:
   names, settings = tuple(values.get("stages", ())), values.get("stage", {})
   if not names:
     raise ValueError("config.stages is empty; name at least one stage")
@@ -157,13 +173,14 @@ def _stages(values: dict) -> tuple[StageConfig, ...]:
         "name"
       )
     section, path = settings[name], f"stage.{name}"
-    _check_names(section, ("kind", "loop", "loss"), path)
+    _check_names(section, ("kind", "num_frames", "loop", "loss"), path)
     kind = section.get("kind", name)
     if kind not in _LOSSES:
       raise ValueError(f"{path}.kind={kind!r} is unknown; kinds are {', '.join(_LOSSES)}")
     loop = build(LoopConfig, section.get("loop", {}), f"{path}.loop")
     loss = build(_LOSSES[kind], section.get("loss", {}), f"{path}.loss")
-    stages.append(StageConfig(name, kind, loop, loss))
+    clips = dataclasses.replace(data, num_frames=section.get("num_frames") or data.num_frames)
+    stages.append(StageConfig(name, kind, clips, loop, loss))
   kinds = [stage.kind for stage in stages]
   if "generator" in kinds and "tokenizer" not in kinds[: kinds.index("generator")]:
     raise ValueError("config.stages trains a generator before any tokenizer; put one before it")

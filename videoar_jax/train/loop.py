@@ -107,13 +107,17 @@ class Trainer:
     self.learning_rate = learning_rate_schedule(config.optimizer, config.num_steps)
 
   def _init(self, key) -> train_state.State:
-    params = train_state.init_params(self.task.init, jax.random.fold_in(key, 0))
+    return self._begin(train_state.init_params(self.task.init, jax.random.fold_in(key, 0)))
+
+  def _begin(self, params: dict) -> train_state.State:
     return train_state.make_state(params, self.optimizer, self.config.ema_decay > 0)
 
-  def init(self) -> train_state.State:
-    """Returns the state before the first step, born sharded."""
+  def init(self, params: dict | None = None) -> train_state.State:
+    """Returns the state before the first step, born sharded; from given parameters, if any."""
     with jax.set_mesh(self.mesh):
-      return jax.jit(self._init, out_shardings=self.shardings)(self.key)
+      if params is None:
+        return jax.jit(self._init, out_shardings=self.shardings)(self.key)
+      return jax.jit(self._begin, out_shardings=self.shardings)(params)
 
   def _step(self, state, frozen, batch, key):
     step_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])

@@ -63,7 +63,10 @@ class Run:
       if self.stages.is_finished(stage):
         log.info("stage %s: finished before, %d steps", stage.name, stage.loop.num_steps)
         continue
-      self.stages.train(stage, self.train_source, self.test_source)
+      same = stage.data == self.stages.run.data
+      train_source = self.train_source if same else make_source(stage.data, "train")
+      test_source = self.test_source if same else make_source(stage.data, "test")
+      self.stages.train(stage, train_source, test_source)
       has_trained = True
     return has_trained
 

@@ -60,10 +60,8 @@ class Stages:
     run = self.run
     if stage.kind == "tokenizer":
       return TokenizerTask(run.tokenizer, run.schedule, stage.loss)
-    before = run.stages[: run.stages.index(stage)]
-    tokenizer_stage = next(other for other in reversed(before) if other.kind == "tokenizer")
-    template, params = self.load_params(tokenizer_stage)
-    layout = run.layout
+    template, params = self.load_params(self.stage_before(stage, "tokenizer"))
+    layout = run.layout_of(stage.data)
     table = guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
     return GeneratorTask(
       run.generator,
@@ -74,6 +72,11 @@ class Stages:
       ByteTokenizer(run.text.length),
       dataclasses.asdict(run.sampling) | {"guidance": table},
     )
+
+  def stage_before(self, stage: StageConfig, kind: str) -> StageConfig | None:
+    """Returns the nearest stage before this one that trains that kind of thing."""
+    before = self.run.stages[: self.run.stages.index(stage)]
+    return next((other for other in reversed(before) if other.kind == kind), None)
 
   def module_template(self, stage: StageConfig) -> Template:
     """Returns the structure of the module that a stage trains."""
@@ -125,7 +128,9 @@ class Stages:
     checkpointer = self.checkpointer(stage)
     step = checkpointer.latest_step
     if step is None:
-      state = trainer.init()
+      before = self.stage_before(stage, stage.kind)
+      params = None if before is None else self.load_params(before)[1]
+      state = trainer.init(params)
     else:
       state, iterator_state = checkpointer.restore(trainer.abstract_state)
       iterator.set_state(iterator_state)
