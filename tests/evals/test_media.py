@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from videoar_jax.evals import media
 from videoar_jax.evals.media import contact_sheet, slug, write_mp4, write_png
 
 COLOURS = np.array([(220, 30, 30), (30, 200, 40), (30, 40, 220), (240, 240, 240)], np.uint8)
@@ -37,9 +38,14 @@ def test_mp4_has_the_frames_and_their_size(tmp_path, num_frames, height, width, 
     assert np.abs(middle.astype(int) - original[0, 0]).max() < 12
 
 
-def test_a_failed_mp4_leaves_nothing(tmp_path):
-  with pytest.raises(ValueError):
-    write_mp4(tmp_path / "clip.mp4", np.zeros((2, 64, 64, 4), np.uint8), 8.0)
+def test_a_failed_mp4_leaves_nothing(tmp_path, monkeypatch):
+  def fail(path, frames, frame_rate):
+    path.write_bytes(b"half of it")
+    raise OSError("No space left on device")
+
+  monkeypatch.setattr(media, "_encode", fail)
+  with pytest.raises(OSError, match="No space"):
+    write_mp4(tmp_path / "clip.mp4", np.zeros((2, 64, 64, 3), np.uint8), 8.0)
   assert not list(tmp_path.iterdir())
 
 

@@ -18,9 +18,13 @@ PSNR = 20 * np.log10(255 / OFFSET)
 
 
 class BrighteningTokenizer:
-  """Codes nothing, and returns clips a little brighter."""
+  """Codes nothing, and returns clips a little brighter. Remembers the shapes it was given."""
+
+  def __init__(self):
+    self.shapes = []
 
   def latents(self, video):
+    self.shapes.append(video.shape)
     return video
 
   def quantize(self, latents):
@@ -283,7 +287,21 @@ def test_psnr_of_known_error():
   np.testing.assert_allclose(scores.psnr(one, other), expected)
 
 
+def test_oracle_judges_only_what_is_asked(sprites):
+  item = sprites[0]
+  sprite = item["attributes"].objects[0]
+  (match,) = scores.oracle_matches(item["video"][None], [f"a {sprite.colour} {sprite.shape}"])
+  assert match == {"colour": True, "shape": True}
+  other = "white" if item["attributes"].background != "white" else "black"
+  (match,) = scores.oracle_matches(
+    item["video"][None], [f"a {sprite.size} {sprite.shape} on a {other} background"]
+  )
+  assert match == {"size": True, "shape": True, "background": False}
+
+
 def test_reconstruct_keeps_order_and_number():
   clips = np.arange(19, dtype=np.uint8)[:, None, None, None, None] * np.ones((2, 4, 4, 3), np.uint8)
-  result = scores.reconstruct(BrighteningTokenizer(), clips)
-  np.testing.assert_array_equal(result, clips + OFFSET)
+  tokenizer = BrighteningTokenizer()
+  np.testing.assert_array_equal(scores.reconstruct(tokenizer, clips), clips + OFFSET)
+  # One shape, so one program.
+  assert tokenizer.shapes == [(scores.BATCH_SIZE, 2, 4, 4, 3)] * 2
