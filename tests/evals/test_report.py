@@ -75,15 +75,13 @@ class Folder:
 
 
 def make_run(source, kinds, num_clips=5, num_prompts=20):
-  stages = [
-    types.SimpleNamespace(
-      name=f"my_{kind}", kind=kind, loop=types.SimpleNamespace(num_steps=40, batch_size=3)
-    )
-    for kind in kinds
-  ]
   data = types.SimpleNamespace(
     source=source, num_frames=NUM_FRAMES, frame_rate=8.0, resolution=(64, 64), num_objects=1
   )
+  loop = types.SimpleNamespace(num_steps=40, batch_size=3)
+  stages = [
+    types.SimpleNamespace(name=f"my_{kind}", kind=kind, loop=loop, data=data) for kind in kinds
+  ]
   return types.SimpleNamespace(
     data=data,
     stages=stages,
@@ -174,8 +172,8 @@ def test_page_of_sprites(sprites_report, sprites):
   assert f"{result['reconstruction']['psnr']['mean']:.2f} dB" in page
   assert "1 h 2 min 5 s" in page
   assert "| **generated** | 75 | 75 | 75 | 75 |" in page
-  assert "| my_tokenizer | 7 | 40 | 3 | loss 0.2532, PSNR 59.50 dB |" in page
-  assert "| my_generator | 7 | 40 | 3 | loss 0.3050, bits 89.5% |" in page
+  assert "| my_tokenizer | 7 | 40 | 3 of 9 frames | loss 0.2532, PSNR 59.50 dB |" in page
+  assert "| my_generator | 7 | 40 | 3 of 9 frames | loss 0.3050, bits 89.5% |" in page
   assert f"--prompt='{sprites[0]['caption']}'" in page
   assert not list(workdir.rglob("*.partial"))
 

@@ -129,6 +129,7 @@ def _stage_facts(workdir: pathlib.Path, stages: Stages, stage) -> dict:
     "steps": stages.latest_step(stage),
     "num_steps": stage.loop.num_steps,
     "batch_size": stage.loop.batch_size,
+    "num_frames": stage.data.num_frames,
     "last": {name: float(np.mean([r[name] for r in last if name in r])) for name in names},
   }
 
@@ -277,16 +278,15 @@ def _prompt_table(prompts: dict) -> str:
 
 
 def _stage_table(stages: dict) -> str:
-  rows = ["| stage | parameters | steps | batch | at the end |", "|---|---|---|---|---|"]
+  rows = ["| stage | parameters | steps | clips a step | at the end |", "|---|---|---|---|---|"]
   for name, facts in stages.items():
     last = facts["last"]
     labels = (("loss", "loss {:.4f}"), ("psnr", "PSNR {:.2f} dB"), ("bit_accuracy", "bits {:.1%}"))
     end = ", ".join(text.format(last[metric]) for metric, text in labels if metric in last)
     steps = f"{facts['steps']}"
     steps += "" if facts["steps"] >= facts["num_steps"] else f" of {facts['num_steps']}"
-    rows.append(
-      f"| {name} | {facts['parameters']:,} | {steps} | {facts['batch_size']} | {end or '-'} |"
-    )
+    clips = f"{facts['batch_size']} of {facts['num_frames']} frames"
+    rows.append(f"| {name} | {facts['parameters']:,} | {steps} | {clips} | {end or '-'} |")
   return "\n".join(rows)
 
 
