@@ -16,10 +16,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
   """Returns the config.
 
   Args:
-    arg: `data=FOLDER` for your own clips; `size=` of the generator; `tokenizer_steps=` and
-      `generator_steps=` to train for longer or shorter.
+    arg: `data=FOLDER` for your own clips; `size=` of the generator; `image_steps=`,
+      `tokenizer_steps=` and `generator_steps=` to train for longer or shorter.
   """
-  args = parse_arg(arg, data="sprites", size="small", tokenizer_steps=600, generator_steps=600)
+  args = parse_arg(arg, data="sprites", size="small", image_steps=800, tokenizer_steps=700, generator_steps=600)
   config = ConfigDict()
   config.seed = 0
 
@@ -36,14 +36,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.text = ConfigDict({"length": 80})
 
   config.tokenizer = ConfigDict()
-  config.tokenizer.num_bits = 24
+  config.tokenizer.num_bits = 48
   config.tokenizer.patch_size = 4
   config.tokenizer.base_channels = 16
   config.tokenizer.multipliers = (1, 2, 6)
   config.tokenizer.strides = ((2, 2), (2, 2))
   config.tokenizer.num_encoder_blocks = 1
   config.tokenizer.num_decoder_blocks = 1
-  config.tokenizer.num_groups = 8
+  config.tokenizer.num_groups = 4
   config.schedule = "1 2 3 4"
 
   config.generator = generator_size(args.size)
@@ -53,34 +53,35 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
   config.report = ConfigDict({"num_clips": 64, "num_prompts": 64})
 
-  config.stages = ("tokenizer", "generator")
+  # Single frames first: a step on many different pictures costs less than one on few clips.
+  config.stages = ("images", "tokenizer", "generator")
   config.stage = ConfigDict()
-  config.stage.tokenizer = ConfigDict()
-  config.stage.tokenizer.loop = ConfigDict(
-    {
-      "num_steps": args.tokenizer_steps,
-      "batch_size": 8,
-      "ema_decay": 0.98,
-      "save_every": 100,
-      "media_every": 200,
-      "optimizer": {"learning_rate": 2e-3, "warmup_steps": 50, "weight_decay": 1e-4},
-    }
-  )
-  config.stage.tokenizer.loss = ConfigDict(
-    {"squared": 1.0, "absolute": 0.01, "commitment": 0.02, "entropy": 0.0}
-  )
-  config.stage.generator = ConfigDict()
-  config.stage.generator.loop = ConfigDict(
-    {
-      "num_steps": args.generator_steps,
-      "batch_size": 16,
-      "ema_decay": 0.98,
-      "save_every": 100,
-      "media_every": 200,
-      "optimizer": {"learning_rate": 1e-3, "warmup_steps": 50},
-    }
-  )
+  loss = ConfigDict({"squared": 1.0, "absolute": 0.0, "commitment": 0.02, "entropy": 0.0})
+  config.stage.images = ConfigDict({"kind": "tokenizer", "num_frames": 1, "loss": loss})
+  config.stage.images.loop = _loop(args.image_steps, batch_size=24, learning_rate=4e-3)
+  config.stage.tokenizer = ConfigDict({"kind": "tokenizer", "loss": loss})
+  config.stage.tokenizer.loop = _loop(args.tokenizer_steps, batch_size=6, learning_rate=1.5e-3)
+  config.stage.generator = ConfigDict({"kind": "generator"})
+  config.stage.generator.loop = _loop(args.generator_steps, batch_size=16, learning_rate=1e-3)
   config.stage.generator.loss = ConfigDict(
     {"corruption": {"p_min": 0.0, "p_max": 0.25, "delta": 0.01, "has_inheritance": True}}
   )
   return config
+
+
+def _loop(num_steps: int, *, batch_size: int, learning_rate: float) -> ConfigDict:
+  return ConfigDict(
+    {
+      "num_steps": num_steps,
+      "batch_size": batch_size,
+      "ema_decay": 0.98,
+      "save_every": 100,
+      "media_every": 200,
+      "optimizer": {
+        "learning_rate": learning_rate,
+        "warmup_steps": 50,
+        "weight_decay": 1e-4,
+        "final_fraction": 0.02,
+      },
+    }
+  )

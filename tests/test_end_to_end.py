@@ -1,0 +1,242 @@
+"""The command line from clips to clips: training, resuming, sampling, bad input."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+# The quickstart at a size that trains in seconds.
+TINY = [
+  "--config.data.resolution=(16,16)",
+  "--config.data.num_frames=5",
+  "--config.tokenizer.patch_size=1",
+  "--config.tokenizer.base_channels=4",
+  "--config.tokenizer.multipliers=(1,2,2)",
+  "--config.tokenizer.num_groups=2",
+  "--config.tokenizer.num_bits=8",
+  "--config.schedule=1 2 4",
+  "--config.report.num_clips=4",
+  "--config.report.num_prompts=4",
+  "--config.stage.images.loop.num_steps=4",
+  "--config.stage.images.loop.batch_size=4",
+  "--config.stage.tokenizer.loop.batch_size=4",
+  "--config.stage.tokenizer.loop.num_steps=6",
+  "--config.stage.generator.loop.batch_size=4",
+  "--config.stage.generator.loop.num_steps=6",
+  *(
+    f"--config.stage.{stage}.loop.{name}={value}"
+    for stage in ("images", "tokenizer", "generator")
+    for name, value in (("save_every", 2), ("media_every", 100))
+  ),
+]
+
+
+def command(workdir, *extra, config="configs/quickstart.py:size=tiny"):
+  main = [sys.executable, "-m", "videoar_jax.main"]
+  return [*main, f"--config={config}", f"--workdir={workdir}", *TINY, *extra]
+
+
+def environment(num_devices=1):
+  return os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+    "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+  }
+
+
+def run(arguments, num_devices=1, **kwargs):
+  return subprocess.run(
+    arguments,
+    cwd=REPOSITORY,
+    env=environment(num_devices),
+    capture_output=True,
+    text=True,
+    timeout=600,
+    **kwargs,
+  )
+
+
+def losses(workdir):
+  """Returns stage -> step -> every number of that step but the clock's."""
+  found = {}
+  for stage in ("images", "tokenizer", "generator"):
+    lines = (workdir / stage / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    steps = [record["step"] for record in records]
+    assert steps == sorted(set(steps)), f"steps of {stage} are there twice, or out of order"
+    for record in records:
+      record.pop("steps_per_s")
+    found[stage] = {record["step"]: record for record in records}
+  return found
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+  """A workdir with everything trained, in one go."""
+  workdir = tmp_path_factory.mktemp("trained") / "run"
+  done = run(command(workdir))
+  assert done.returncode == 0, done.stderr[-3000:]
+  return workdir
+
+
+def test_workdir_holds_what_a_run_decided(trained):
+  for name in ("config.json", "run.json", "log.txt", "report.md", "scores.json"):
+    assert (trained / name).stat().st_size > 0, name
+  facts = json.loads((trained / "run.json").read_text())
+  assert facts["parameters"]["generator"] > facts["parameters"]["tokenizer"] > 1000
+  assert facts["packages"]["jax"]
+  for stage in ("images", "tokenizer", "generator"):
+    assert list((trained / stage / "tensorboard").glob("events*"))
+  assert set(losses(trained)["generator"]) == set(range(1, 7))
+
+
+def test_second_run_trains_nothing(trained):
+  before = (trained / "generator" / "metrics.jsonl").read_bytes()
+  done = run(command(trained))
+  assert done.returncode == 0 and done.stdout.count("finished before") == 3
+  assert (trained / "generator" / "metrics.jsonl").read_bytes() == before
+
+
+def test_killed_run_ends_with_the_same_numbers(trained, tmp_path):
+  """SIGKILL in every stage, SIGTERM once; what is left goes on to the same losses, bit for bit."""
+  workdir = tmp_path / "killed"
+  kills = [("images", 3, signal.SIGKILL), ("tokenizer", 3, signal.SIGKILL)]
+  kills += [("tokenizer", 5, signal.SIGTERM), ("generator", 3, signal.SIGKILL)]
+  for stage, at_step, kind in kills:
+    process = subprocess.Popen(
+      command(workdir),
+      cwd=REPOSITORY,
+      env=environment(),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    # The first checkpoint of a stage is a sure sign that the stage has come that far.
+    wanted = workdir / stage / "checkpoints" / str(at_step - at_step % 2)
+    deadline = time.time() + 300
+    while not wanted.is_dir() and process.poll() is None and time.time() < deadline:
+      time.sleep(0.002)
+    process.send_signal(kind)
+    output, _ = process.communicate(timeout=300)
+    if kind == signal.SIGTERM and "goes on from there" in output:
+      assert process.returncode == 0
+  done = run(command(workdir))
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert losses(workdir) == losses(trained)
+
+
+def test_two_devices_equal_one(trained, tmp_path):
+  """Data-parallel and fully sharded: the same losses to 1e-5."""
+  for mesh in (("data", 2), ("fsdp", 2)):
+    workdir = tmp_path / mesh[0]
+    sizes = {"data": 1, "fsdp": 1} | dict([mesh])
+    flags = [f"--config.mesh.{axis}={size}" for axis, size in sizes.items()]
+    done = run(command(workdir, *flags), num_devices=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((workdir / "run.json").read_text())["mesh"][mesh[0]] == 2
+    for stage, steps in losses(trained).items():
+      ours = losses(workdir)[stage]
+      np.testing.assert_allclose(
+        [ours[step]["loss"] for step in steps],
+        [record["loss"] for record in steps.values()],
+        rtol=1e-5,
+        atol=1e-5,
+      )
+
+
+def test_python_interface(trained):
+  import videoar_jax
+
+  tokenizer = videoar_jax.load_tokenizer(trained)
+  video = np.random.default_rng(0).uniform(-1, 1, (2, 5, 16, 16, 3)).astype(np.float32)
+  latents = tokenizer.latents(video)
+  assert latents.shape == (2, 2, 4, 4, 8)
+  codes = tokenizer.quantize(latents)
+  assert [bits.shape for bits in codes.bits] == [(2, 2, n, n, 8) for n in (1, 2, 4)]
+  assert all(bits.dtype == np.uint8 for bits in codes.bits)
+  decoded = tokenizer.decode(codes.latents)
+  assert decoded.shape == video.shape and abs(np.asarray(decoded)).max() <= 1
+  assert len(tokenizer.quantize(latents, ((2, 2), (4, 4))).bits) == 2
+  checkpoint = videoar_jax.load_tokenizer(trained / "tokenizer" / "checkpoints" / "6")
+  np.testing.assert_array_equal(checkpoint.latents(video), latents)
+  earlier = videoar_jax.load_tokenizer(trained / "tokenizer" / "checkpoints" / "4")
+  assert np.abs(np.asarray(earlier.latents(video)) - latents).max() > 0
+  with pytest.raises(ValueError, match="schedule ends at"):
+    tokenizer.quantize(latents, ((1, 1), (2, 2)))
+  with pytest.raises(ValueError, match=r"1 \+ 4 k"):
+    tokenizer.latents(video[:, :4])
+  with pytest.raises(ValueError, match="multiple of the tokenizer's stride"):
+    tokenizer.latents(video[:, :, :15])
+  with pytest.raises(ValueError, match="floats in"):
+    tokenizer.latents((video * 100).astype(np.uint8))
+
+  model = videoar_jax.load_model(trained)
+  prompts = ["a large red circle moves left", "a small blue star moves up"]
+  clips = model.sample(prompts=prompts, num_frames=5, seed=0)
+  assert clips.shape == (2, 5, 16, 16, 3) and clips.dtype == np.uint8
+  np.testing.assert_array_equal(model.sample(prompts, seed=0), clips)
+  assert (model.sample(prompts, seed=1) != clips).any()
+  np.testing.assert_array_equal(model.sample(prompts[:1], seed=0)[0], clips[0])
+  assert model.sample(prompts[:1], num_frames=9).shape[1] == 9
+  for bad, match in (
+    ({"prompts": ["x" * 200]}, "200 bytes"),
+    ({"prompts": "one"}, "list"),
+    ({"prompts": prompts, "num_frames": 4}, r"1 \+ 4 k"),
+    ({"prompts": prompts, "temperature": -1}, "temperature"),
+    ({"prompts": prompts, "top_p": 0}, "top_p"),
+    ({"prompts": prompts, "guidance": "much"}, "guidance"),
+  ):
+    with pytest.raises(ValueError, match=match):
+      model.sample(**bad)
+  with pytest.raises(FileNotFoundError, match="config.json"):
+    videoar_jax.load_model(trained.parent)
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--config.data.num_frames=8"], "1 + 4 k"),
+    (["--config.data.resolution=(16,18)"], "multiple of the tokenizer's stride"),
+    (["--config.generator.depht=3"], "depht"),
+    (["--config.data.source=webcam"], "webcam"),
+    (["--config.schedule=1 2"], "schedule ends at"),
+    (["--config.generator.num_kv_heads=3"], "num_kv_heads"),
+    (["--config.mesh.data=3"], "devices"),
+    (["--config.stage.generator.loss.corruption.p_max=2.0"], "p_max"),
+    (["--config.sampling.guidance=much"], "guidance"),
+  ],
+)
+def test_bad_settings_are_named_and_write_nothing(tmp_path, flags, message):
+  done = run(command(tmp_path / "run", *flags))
+  assert done.returncode != 0 and message in done.stderr, done.stderr[-1000:]
+  assert not (tmp_path / "run").exists()
+
+
+def test_workdir_of_another_config_is_refused(trained):
+  before = (trained / "config.json").read_bytes()
+  done = run(command(trained, "--config.seed=5"))
+  assert done.returncode == 1
+  assert "config.seed: 0 -> 5" in done.stderr
+  assert (trained / "config.json").read_bytes() == before
+
+
+def test_unknown_config_argument(tmp_path):
+  done = run(command(tmp_path / "run", config="configs/quickstart.py:sizes=tiny"))
+  assert done.returncode != 0 and "known, with defaults" in done.stderr
+
+
+def test_empty_folder(tmp_path):
+  (tmp_path / "clips").mkdir()
+  config = f"configs/quickstart.py:size=tiny,data={tmp_path / 'clips'}"
+  done = run(command(tmp_path / "run", config=config))
+  assert done.returncode == 1 and "clips" in done.stderr and "mp4" in done.stderr
+  assert not (tmp_path / "run").exists()
