@@ -1,5 +1,7 @@
 """What config files share: parsing their argument, named sizes."""
 
+import re
+
 from ml_collections import ConfigDict
 
 # Depth, width, heads, key and value heads, head width, MLP width; `l`, `xl`, `4b` as in the paper.
@@ -37,7 +39,8 @@ def parse_arg(arg: str | None, **defaults):
     ValueError: a name is unknown, or a value is not of its type.
   """
   values = ConfigDict(defaults)
-  for part in filter(None, (arg or "").split(",")):
+  # A comma that no `name=` follows belongs to the value: folders may have one.
+  for part in filter(None, re.split(r",(?=\w+=)", arg or "")):
     name, equals, text = part.partition("=")
     if not equals or name not in defaults:
       known = ", ".join(f"{key}={value}" for key, value in defaults.items())

@@ -19,7 +19,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg: `data=FOLDER` for your own clips; `size=` of the generator; `image_steps=`,
       `tokenizer_steps=` and `generator_steps=` to train for longer or shorter.
   """
-  args = parse_arg(arg, data="sprites", size="small", image_steps=800, tokenizer_steps=700, generator_steps=600)
+  args = parse_arg(
+    arg,
+    data="sprites",
+    size="small",
+    image_steps=800,
+    tokenizer_steps=700,
+    generator_steps=600,
+  )
   config = ConfigDict()
   config.seed = 0
 
@@ -33,7 +40,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.data.frame_rate = 8.0
   config.data.resolution = (64, 64)
 
-  config.text = ConfigDict({"length": 80})
+  config.text = ConfigDict({"length": 72})
 
   config.tokenizer = ConfigDict()
   config.tokenizer.num_bits = 48

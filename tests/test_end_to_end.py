@@ -197,7 +197,7 @@ def test_python_interface(trained):
   ):
     with pytest.raises(ValueError, match=match):
       model.sample(**bad)
-  with pytest.raises(FileNotFoundError, match="config.json"):
+  with pytest.raises(FileNotFoundError, match=r"config\.json"):
     videoar_jax.load_model(trained.parent)
 
 

@@ -27,6 +27,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
   """
   stages, wanted, step = _open(path)
   stage = _stage(stages, "tokenizer", wanted)
+  step = step if stage.name == wanted else None
   return Tokenizer(_module(stages, stage, step), stages.run.schedule)
 
 
@@ -40,15 +41,16 @@ def load_model(path: str | os.PathLike) -> Model:
   """
   stages, wanted, step = _open(path)
   stage = _stage(stages, "generator", wanted)
-  tokenizer = Tokenizer(
-    _module(stages, _stage(stages, "tokenizer", None), None), stages.run.schedule
-  )
+  # A path may name a checkpoint of the tokenizer's stage: the step is not the generator's then.
+  step = step if stage.name == wanted else None
+  coder = stages.stage_before(stage, "tokenizer")
+  tokenizer = Tokenizer(_module(stages, coder, None), stages.run.schedule)
   sampling = stages.run.sampling
   return Model(
     _module(stages, stage, step),
     tokenizer,
     ByteTokenizer(stages.run.text.length),
-    stages.run.layout,
+    stages.run.layout_of(stage.data),
     defaults={
       "guidance": sampling.guidance,
       "temperature": sampling.temperature,

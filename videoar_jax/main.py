@@ -10,6 +10,7 @@ field.
 import logging
 import pathlib
 import sys
+import time
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -28,6 +29,7 @@ def main(argv: list[str]) -> int:
     return 2
   # Absl's handler would print every line twice beside ours.
   logging.getLogger().handlers.clear()
+  started = time.perf_counter()
   from videoar_jax.evals.report import write_report
   from videoar_jax.train.loop import Interrupted
   from videoar_jax.train.run import Run
@@ -36,10 +38,21 @@ def main(argv: list[str]) -> int:
     run = Run(CONFIG.value, pathlib.Path(WORKDIR.value).absolute())
     has_trained = run.train()
     if has_trained or not (run.workdir / "report.md").exists():
-      write_report(run.workdir, run.stages.run, run.stages, run.train_source, run.test_source)
+      # The time of a run that went on is not this command's.
+      seconds = time.perf_counter() - started if run.is_new else None
+      write_report(
+        run.workdir,
+        run.stages.run,
+        run.stages,
+        run.train_source,
+        run.test_source,
+        seconds=seconds,
+      )
     print(f"report: {run.workdir / 'report.md'}")
   except Interrupted as stopped:
     print(f"{stopped}. The same command goes on from there.")
+  except KeyboardInterrupt:
+    print("stopped. The same command goes on from the last checkpoint.")
   except (ValueError, OSError, FloatingPointError) as error:
     logging.getLogger(__name__).debug("traceback", exc_info=True)
     print(f"error: {error}", file=sys.stderr)
@@ -47,5 +60,20 @@ def main(argv: list[str]) -> int:
   return 0
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses the command line; a mistake in it, or in what it sets, ends with one line."""
+  try:
+    return flags.FLAGS(argv, known_only=False)
+  except KeyError as error:
+    print(f"error: the config has no field {str(error.args[0])}", file=sys.stderr)
+  except (flags.Error, ValueError, AttributeError, TypeError, OSError) as error:
+    text = str(error).strip()
+    if "Traceback" in text:
+      # What the config file itself said, without how it came to say so.
+      text = text.splitlines()[-1].partition(": ")[2]
+    print(f"error: {text}", file=sys.stderr)
+  sys.exit(2)
+
+
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

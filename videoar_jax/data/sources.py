@@ -15,6 +15,8 @@ import numpy as np
 from videoar_jax.data import clips
 from videoar_jax.data.sprites import SPLITS
 
+log = logging.getLogger(__name__)
+
 EXTENSIONS = (".mp4", ".webm", ".mov", ".mkv", ".avi")
 CAPTIONS = "captions.jsonl"
 MIN_FILES_TO_SPLIT = 20
@@ -84,8 +86,11 @@ class FolderSource:
     self._span_s = (num_frames - 1) / frame_rate
     self._lock = threading.Lock()
     usable = self._open_folder()
-    self.has_test_split = len(usable) >= MIN_FILES_TO_SPLIT
-    chosen = _split(list(usable), split) if self.has_test_split else list(usable)
+    # By the names of all files, usable or not: clips of another length must split the same way.
+    chosen = [file for file in _split(self._found, split) if file in usable]
+    self.has_test_split = len(self._found) >= MIN_FILES_TO_SPLIT and bool(chosen)
+    if not self.has_test_split:
+      chosen = list(usable)
     self._videos = [usable[file] for file in chosen]
     self.files = chosen
     size = sum(video.info.num_frames for video in self._videos) * 3 * int(np.prod(resolution))
@@ -95,6 +100,10 @@ class FolderSource:
 
   def __len__(self) -> int:
     return len(self._videos) * self.clips_per_file
+
+  def longest_captions(self) -> list[str]:
+    """Returns every caption, for a check that they fit the prompt's length."""
+    return [video.caption for video in self._videos]
 
   def __getitem__(self, index: int) -> dict:
     """Returns item `index`.
@@ -145,7 +154,7 @@ class FolderSource:
       if any(file == other for other, _ in self.skipped):
         return
       self.skipped.append((file, reason))
-    logging.warning("%s: %s; other videos stand in for it.", self.path / file, reason)
+    log.warning("%s: %s; other videos stand in for it.", self.path / file, reason)
 
   def _open_folder(self) -> dict[str, _Video]:
     """Finds and probes the videos; returns the usable ones."""
@@ -156,6 +165,7 @@ class FolderSource:
       for path in self.path.rglob("*")
       if path.suffix.lower() in EXTENSIONS and path.is_file()
     )
+    self._found = files
     captions = _read_captions(self.path / CAPTIONS, set(files))
     folder_names = {f: Path(f).parent.name or self.path.resolve().name for f in files}
     self.class_names = sorted(set(folder_names.values()))
@@ -173,7 +183,7 @@ class FolderSource:
       raise ValueError(self._nothing_left(len(files)))
     if self.skipped:
       reasons = _count_reasons(self.skipped)
-      logging.warning(
+      log.warning(
         "%s: %d of %d videos are skipped: %s", self.path, len(self.skipped), len(files), reasons
       )
     return usable

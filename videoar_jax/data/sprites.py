@@ -110,6 +110,12 @@ class SpritesSource:
     # Endless for all purposes, and still an index that Grain can shuffle.
     return 2**31
 
+  def longest_captions(self) -> list[str]:
+    """Returns a longest caption, for a check that it fits the prompt's length."""
+    longest = [max(words, key=len) for words in (captions.SIZES, captions.COLOURS, captions.SHAPES)]
+    objects = (Sprite(*longest, motion="bounce"),) * max(self.num_objects)
+    return [captions.to_caption(Scene(objects, max(captions.BACKGROUNDS, key=len)))]
+
   def scene(self, index: int) -> tuple[Scene, list[Path]]:
     """Returns what sample `index` shows, and its objects' paths."""
     entropy = (self.seed, SPLITS.index(self.split), index)

@@ -14,13 +14,21 @@ class Checkpointer:
   """Saves and restores one stage; saving is asynchronous and atomic.
 
   A save that was cut off leaves no checkpoint. `check` raises what went wrong in the background.
+
+  Args:
+    directory: of the checkpoints.
+    is_reader: only read: nothing is made, and the unfinished save of a running stage is left alone.
+    max_to_keep: older checkpoints are removed.
   """
 
-  def __init__(self, directory: str | os.PathLike, *, max_to_keep: int | None = 2):
+  def __init__(
+    self, directory: str | os.PathLike, *, is_reader: bool = False, max_to_keep: int | None = 2
+  ):
     self.directory = pathlib.Path(directory).absolute()
-    options = ocp.CheckpointManagerOptions(
-      max_to_keep=max_to_keep, cleanup_tmp_directories=True, step_prefix=None
-    )
+    if is_reader:
+      options = ocp.CheckpointManagerOptions(read_only=True)
+    else:
+      options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, cleanup_tmp_directories=True)
     self._manager = ocp.CheckpointManager(self.directory, options=options)
 
   @property

@@ -55,6 +55,11 @@ class ReportConfig:
   num_clips: int = 64
   num_prompts: int = 64
 
+  def __post_init__(self):
+    for name in ("num_clips", "num_prompts"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"report.{name}={getattr(self, name)} must be at least 1")
+
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
@@ -157,7 +162,8 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
   )
   for stage in run.stages:
     tokenizer.latent_shape(stage.data.num_frames, stage.data.resolution)
-  guidance_table(run.sampling.guidance, run.layout.num_frames, run.layout.num_scales)
+    layout = run.layout_of(stage.data)
+    guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
   return run
 
 

@@ -171,7 +171,11 @@ class Trainer:
     config, first = self.config, int(state["step"])
     frozen, save = self.task.frozen, self._save
     waiting: tuple[int, dict] | None = None  # Metrics of the last step, still being computed.
-    with jax.set_mesh(self.mesh), stop_on_signals() as received:
+    with (
+      contextlib.closing(checkpointer),
+      jax.set_mesh(self.mesh),
+      stop_on_signals() as received,
+    ):
       started = time.perf_counter()
       for step in range(first + 1, config.num_steps + 1):
         batch = shard_batch({k: v for k, v in next(iterator).items() if k != "id"}, self.mesh)
@@ -187,10 +191,8 @@ class Trainer:
           self._report(run_log, *waiting, first, started)
           waiting = None
           save(checkpointer, run_log, step, state, iterator)
-        if received and step < config.num_steps:
-          checkpointer.close()
+        if received:
           raise Interrupted(f"{received[0]}: stopped at step {step} of {config.num_steps}")
-    checkpointer.close()
     return state
 
   @staticmethod

@@ -9,9 +9,11 @@ import platform
 import sys
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from videoar_jax.data.pipeline import make_source
+from videoar_jax.data.text import ByteTokenizer
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel.sharding import make_mesh
 from videoar_jax.train import config as configs
@@ -31,6 +33,7 @@ class Run:
   Attributes:
     stages: what trains.
     train_source, test_source: clips.
+    is_new: nothing was trained in this workdir before.
   Raises:
     ValueError: the config is wrong, or the workdir belongs to another one.
   """
@@ -41,10 +44,14 @@ class Run:
     self.workdir = workdir
     use_compilation_cache()
     mesh = make_mesh(run.mesh)
+    _check_batches(run, mesh)
     # Sources are opened before anything is written: a wrong folder leaves no workdir behind.
     self.train_source = make_source(run.data, "train")
     self.test_source = make_source(run.data, "test")
+    for source in (self.train_source, self.test_source):
+      _check_captions(source, run.text.length)
     self.stages = Stages(run, workdir, mesh)
+    self.is_new = all(self.stages.latest_step(stage) == 0 for stage in run.stages)
     workdir.mkdir(parents=True, exist_ok=True)
     start_log(workdir / "log.txt")
     configs.save_config(config, workdir / "config.json")
@@ -63,6 +70,8 @@ class Run:
       if self.stages.is_finished(stage):
         log.info("stage %s: finished before, %d steps", stage.name, stage.loop.num_steps)
         continue
+      # What the last report said is no longer so.
+      (self.workdir / "report.md").unlink(missing_ok=True)
       same = stage.data == self.stages.run.data
       train_source = self.train_source if same else make_source(stage.data, "train")
       test_source = self.test_source if same else make_source(stage.data, "test")
@@ -71,15 +80,38 @@ class Run:
     return has_trained
 
 
+def _check_batches(run: configs.RunConfig, mesh: Mesh) -> None:
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  for stage in run.stages:
+    if stage.loop.batch_size % ways:
+      raise ValueError(
+        f"stage.{stage.name}.loop.batch_size={stage.loop.batch_size} does not divide over the "
+        f"{ways} devices of mesh.data x mesh.fsdp; take a multiple of {ways}"
+      )
+
+
+def _check_captions(source, text_length: int) -> None:
+  encoder = ByteTokenizer(text_length)
+  for caption in source.longest_captions():
+    encoder.encode(caption)
+
+
 def use_compilation_cache() -> None:
   """Keeps compiled programs between runs, where the user named no place of their own."""
   if jax.config.jax_compilation_cache_dir is None:
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    try:
+      root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    except RuntimeError:  # No home, as in some containers.
+      return
     jax.config.update("jax_compilation_cache_dir", str(root / "videoar_jax" / "jax"))
 
 
 def start_log(path: pathlib.Path) -> None:
   """Sends the package's log to the terminal and to a file, which grows with every run."""
+  # Libraries write to the root logger, and give it a handler of their own where it has none.
+  logging.getLogger().addHandler(logging.NullHandler())
+  for name in ("absl", "jax"):
+    logging.getLogger(name).setLevel(logging.WARNING)
   root = logging.getLogger("videoar_jax")
   root.setLevel(logging.DEBUG)
   root.propagate = False

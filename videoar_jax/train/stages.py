@@ -38,15 +38,15 @@ class Stages:
   workdir: pathlib.Path
   mesh: Mesh
 
-  def checkpointer(self, stage: StageConfig) -> Checkpointer:
-    """Opens a stage's checkpoints."""
-    return Checkpointer(self.workdir / stage.name / "checkpoints")
+  def checkpoints(self, stage: StageConfig) -> pathlib.Path:
+    """Returns the folder of a stage's checkpoints."""
+    return self.workdir / stage.name / "checkpoints"
 
   def latest_step(self, stage: StageConfig) -> int:
     """Returns the step of a stage's newest checkpoint; 0 where there is none."""
-    if not (self.workdir / stage.name / "checkpoints").is_dir():
+    if not self.checkpoints(stage).is_dir():
       return 0
-    checkpointer = self.checkpointer(stage)
+    checkpointer = Checkpointer(self.checkpoints(stage), is_reader=True)
     step = checkpointer.latest_step or 0
     checkpointer.close()
     return step
@@ -83,7 +83,8 @@ class Stages:
     run = self.run
     if stage.kind == "tokenizer":
       return Template.of(lambda key: Autoencoder(nnx.Rngs(params=key), run.tokenizer))
-    return Template.of(lambda key: Generator(nnx.Rngs(params=key), run.generator, run.layout))
+    layout = run.layout_of(stage.data)
+    return Template.of(lambda key: Generator(nnx.Rngs(params=key), run.generator, layout))
 
   def load_params(self, stage: StageConfig, step: int | None = None) -> tuple[Template, dict]:
     """Returns a stage's structure and its (averaged, where kept) parameters, on every device.
@@ -94,7 +95,11 @@ class Stages:
     template = self.module_template(stage)
     whole = jax.tree.map(lambda _: replicated(self.mesh), template.shapes)
     abstract = with_shardings(template.shapes, whole)
-    checkpointer = self.checkpointer(stage)
+    if not self.checkpoints(stage).is_dir():
+      raise FileNotFoundError(
+        f"no checkpoint in {self.checkpoints(stage)}; train stage {stage.name!r} first"
+      )
+    checkpointer = Checkpointer(self.checkpoints(stage), is_reader=True)
     is_average = stage.loop.ema_decay > 0
     params = checkpointer.restore_params(abstract, is_average=is_average, step=step)
     checkpointer.close()
@@ -125,7 +130,7 @@ class Stages:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
-    checkpointer = self.checkpointer(stage)
+    checkpointer = Checkpointer(self.checkpoints(stage))
     step = checkpointer.latest_step
     if step is None:
       before = self.stage_before(stage, stage.kind)

@@ -4,6 +4,7 @@ Source: VIDEOAR section 4.
 """
 
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -52,4 +53,6 @@ def guidance_table(spec: str | float, num_frames: int, num_scales: int):
       f"guidance: {text!r} is unknown; use a number, constant:NUMBER, {', '.join(SCHEDULES)} "
       "or the path of a .json table"
     ) from None
+  if not math.isfinite(value):
+    raise ValueError(f"guidance: {text!r} is not a finite number")
   return np.full((num_frames, num_scales), value, np.float32)
