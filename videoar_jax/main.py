@@ -9,6 +9,7 @@ field.
 
 import logging
 import pathlib
+import re
 import sys
 import time
 
@@ -63,14 +64,18 @@ def main(argv: list[str]) -> int:
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the command line; a mistake in it, or in what it sets, ends with one line."""
   try:
-    return flags.FLAGS(argv, known_only=False)
-  except KeyError as error:
-    print(f"error: the config has no field {str(error.args[0])}", file=sys.stderr)
+    rest = flags.FLAGS(argv, known_only=False)
+    CONFIG.value  # noqa: B018  A file that is missing is found out here.
+    return rest
   except (flags.Error, ValueError, AttributeError, TypeError, OSError) as error:
     text = str(error).strip()
     if "Traceback" in text:
       # What the config file itself said, without how it came to say so.
       text = text.splitlines()[-1].partition(": ")[2]
+    elif "Errno" in text:
+      text = text.splitlines()[-1].strip()
+    elif re.fullmatch(r"\W*\w+\W*", text):
+      text = f"the config has no field {text}, or a flag sets it to what it cannot be"
     print(f"error: {text}", file=sys.stderr)
   sys.exit(2)
 

@@ -67,7 +67,12 @@ class Linear(nnx.Module):
     self.bias = param(rngs, zeros, (num_out,), axes[1:]) if use_bias else None
 
   def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-    y = x @ self.kernel[...].astype(x.dtype)
+    kernel = self.kernel[...].astype(x.dtype)
+    if jax.default_backend() == "cpu":
+      # The gradient of the kernel contracts all leading axes; XLA on CPU is 1.6 times faster at one.
+      y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    else:
+      y = x @ kernel
     return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
