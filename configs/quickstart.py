@@ -23,8 +23,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg,
     data="sprites",
     size="small",
-    image_steps=800,
-    tokenizer_steps=700,
+    image_steps=500,
+    tokenizer_steps=500,
     generator_steps=600,
   )
   config = ConfigDict()
@@ -65,11 +65,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.stage = ConfigDict()
   loss = ConfigDict({"squared": 1.0, "absolute": 0.0, "commitment": 0.02, "entropy": 0.0})
   config.stage.images = ConfigDict({"kind": "tokenizer", "num_frames": 1, "loss": loss})
-  config.stage.images.loop = _loop(args.image_steps, batch_size=24, learning_rate=4e-3)
+  config.stage.images.loop = _loop(args.image_steps, batch_size=32, learning_rate=2e-2)
   config.stage.tokenizer = ConfigDict({"kind": "tokenizer", "loss": loss})
-  config.stage.tokenizer.loop = _loop(args.tokenizer_steps, batch_size=6, learning_rate=1.5e-3)
+  config.stage.tokenizer.loop = _loop(args.tokenizer_steps, batch_size=8, learning_rate=1e-2)
   config.stage.generator = ConfigDict({"kind": "generator"})
-  config.stage.generator.loop = _loop(args.generator_steps, batch_size=16, learning_rate=1e-3)
+  config.stage.generator.loop = _loop(args.generator_steps, batch_size=16, learning_rate=1e-2)
   config.stage.generator.loss = ConfigDict(
     {"corruption": {"p_min": 0.0, "p_max": 0.25, "delta": 0.01, "has_inheritance": True}}
   )
@@ -85,6 +85,7 @@ def _loop(num_steps: int, *, batch_size: int, learning_rate: float) -> ConfigDic
       "save_every": 100,
       "media_every": 200,
       "optimizer": {
+        "kind": "muon",
         "learning_rate": learning_rate,
         "warmup_steps": 50,
         "weight_decay": 1e-4,

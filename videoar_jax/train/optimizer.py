@@ -1,4 +1,4 @@
-"""AdamW with warm-up, cosine decay and clipping. Source: VIDEOAR section 3.7."""
+"""AdamW or Muon, with warm-up, cosine decay and clipping. Source: VIDEOAR section 3.7."""
 
 import dataclasses
 
@@ -11,7 +11,10 @@ class OptimizerConfig:
   """How parameters move.
 
   Attributes:
+    kind: "adamw", or "muon": orthogonalised momentum for matrices and convolutions, AdamW for the
+      rest. A step costs more and gets further; its learning rate is about ten times AdamW's.
     learning_rate: peak.
+    adamw_share: learning rate of what Muon leaves to AdamW, as a share of its own.
     warmup_steps: linear rise from 0.
     final_fraction: learning rate at the last step, as a share of the peak.
     b1, b2: AdamW's averages.
@@ -19,7 +22,9 @@ class OptimizerConfig:
     clip_norm: bound on the global gradient norm.
   """
 
+  kind: str = "adamw"
   learning_rate: float = 1e-4
+  adamw_share: float = 0.1
   warmup_steps: int = 100
   final_fraction: float = 0.0
   b1: float = 0.9
@@ -28,6 +33,8 @@ class OptimizerConfig:
   clip_norm: float = 1.0
 
   def __post_init__(self):
+    if self.kind not in ("adamw", "muon"):
+      raise ValueError(f"optimizer.kind={self.kind!r} must be 'adamw' or 'muon'")
     if self.learning_rate <= 0:
       raise ValueError(f"optimizer.learning_rate={self.learning_rate} must be positive")
     if self.warmup_steps < 0:
@@ -56,15 +63,38 @@ def make_optimizer(
     axes: logical axis names of each parameter; those with two or more are matrices and decay.
   """
   is_matrix = jax.tree.map(lambda names: len(names) > 1, axes, is_leaf=_is_axes)
-  return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
-    optax.adamw(
-      learning_rate_schedule(config, num_steps),
+  schedule = learning_rate_schedule(config, num_steps)
+  if config.kind == "adamw":
+    step = optax.adamw(
+      schedule,
       b1=config.b1,
       b2=config.b2,
       weight_decay=config.weight_decay,
       mask=is_matrix,
-    ),
+    )
+  else:
+    step = optax.contrib.muon(
+      schedule,
+      weight_decay=config.weight_decay,
+      weight_decay_mask=is_matrix,
+      adam_b1=config.b1,
+      adam_b2=config.b2,
+      adam_learning_rate=lambda count: config.adamw_share * schedule(count),
+      muon_weight_dimension_numbers=lambda params: jax.tree.map(
+        _muon_axes, axes, params, is_leaf=_is_axes
+      ),
+    )
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), step)
+
+
+def _muon_axes(names: tuple, param: jax.Array):
+  """Returns which axes of a kernel are inputs and outputs; None leaves it to AdamW."""
+  if len(names) < 2 or "vocabulary" in names:
+    return None
+  # Axes in front of the named ones are stacked layers, each a matrix of its own.
+  first = param.ndim - len(names)
+  return optax.contrib.MuonDimensionNumbers(
+    reduction_axis=tuple(range(first, param.ndim - 1)), output_axis=(param.ndim - 1,)
   )
 
 

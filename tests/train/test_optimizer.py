@@ -1,0 +1,60 @@
+"""What decays, what Muon takes, and the learning rate."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videoar_jax.train.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+
+PARAMS = {
+  "kernel": jnp.full((2, 3, 4), 0.5),  # Two stacked layers.
+  "norm": jnp.ones((2, 3)),
+  "table": jnp.full((5, 3), 0.5),
+}
+AXES = {"kernel": ("embed", "mlp"), "norm": (None,), "table": ("vocabulary", "embed")}
+
+
+def update(config, gradients, num_steps=10):
+  optimizer = make_optimizer(config, num_steps, AXES)
+  updates, _ = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)
+  return updates
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_matrices_decay_and_norms_do_not(kind):
+  config = OptimizerConfig(kind=kind, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+  zero = {name: jnp.zeros_like(x) for name, x in PARAMS.items()}
+  updates = update(config, zero)
+  np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5 * PARAMS["kernel"], rtol=1e-5)
+  np.testing.assert_array_equal(updates["norm"], 0.0)
+
+
+def test_muon_orthogonalises_each_layer():
+  """Every layer's update has singular values near each other, however skewed its gradient is."""
+  config = OptimizerConfig(kind="muon", learning_rate=0.1, warmup_steps=0, weight_decay=0.0)
+  rng = np.random.default_rng(0)
+  skewed = rng.normal(size=(2, 3, 3)) @ np.diag([1.0, 0.1, 0.05]) @ rng.normal(size=(2, 3, 4))
+  gradients = {"kernel": jnp.asarray(skewed), "norm": PARAMS["norm"], "table": PARAMS["table"]}
+  updates = update(config, gradients)
+  for layer in range(2):
+    before = np.linalg.svd(skewed[layer], compute_uv=False)
+    after = np.linalg.svd(np.asarray(updates["kernel"][layer]), compute_uv=False)
+    assert before[0] / before[-1] > 5 and after[0] / after[-1] < 2.5
+  # Embeddings are AdamW's: the first step follows the sign of the gradient, whatever its size, at
+  # about a tenth of the rate.
+  table = np.asarray(updates["table"])
+  np.testing.assert_allclose(table, table[0, 0], rtol=1e-3)
+  assert -0.02 < table[0, 0] < -0.005
+
+
+def test_schedule():
+  config = OptimizerConfig(learning_rate=2.0, warmup_steps=10, final_fraction=0.1)
+  schedule = learning_rate_schedule(config, 100)
+  assert schedule(0) == 0 and float(schedule(5)) == pytest.approx(1.0)
+  assert float(schedule(10)) == pytest.approx(2.0)
+  assert float(schedule(100)) == pytest.approx(0.2)
+
+
+def test_unknown_kind_is_named():
+  with pytest.raises(ValueError, match="sgd"):
+    OptimizerConfig(kind="sgd")
