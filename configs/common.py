@@ -1,7 +1,5 @@
 """What config files share: parsing their argument, named sizes."""
 
-import re
-
 from ml_collections import ConfigDict
 
 # Depth, width, heads, key and value heads, head width, MLP width; `l`, `xl`, `4b` as in the paper.
@@ -39,8 +37,14 @@ def parse_arg(arg: str | None, **defaults):
     ValueError: a name is unknown, or a value is not of its type.
   """
   values = ConfigDict(defaults)
-  # A comma that no `name=` follows belongs to the value: folders may have one.
-  for part in filter(None, re.split(r",(?=\w+=)", arg or "")):
+  parts: list[str] = []
+  for text in filter(None, (arg or "").split(",")):
+    if "=" in text or not parts:
+      parts.append(text)
+    else:
+      # A comma that no `name=` follows belongs to the value: folders may have one.
+      parts[-1] += f",{text}"
+  for part in parts:
     name, equals, text = part.partition("=")
     if not equals or name not in defaults:
       known = ", ".join(f"{key}={value}" for key, value in defaults.items())

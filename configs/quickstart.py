@@ -69,7 +69,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.stage.tokenizer = ConfigDict({"kind": "tokenizer", "loss": loss})
   config.stage.tokenizer.loop = _loop(args.tokenizer_steps, batch_size=8, learning_rate=1e-2)
   config.stage.generator = ConfigDict({"kind": "generator"})
-  config.stage.generator.loop = _loop(args.generator_steps, batch_size=16, learning_rate=1e-2)
+  config.stage.generator.loop = _loop(args.generator_steps, batch_size=12, learning_rate=1e-2)
   config.stage.generator.loss = ConfigDict(
     {"corruption": {"p_min": 0.0, "p_max": 0.25, "delta": 0.01, "has_inheritance": True}}
   )

@@ -1,5 +1,7 @@
 """Checkpoints of a stage: the train state and, beside it, the input iterator's."""
 
+import contextlib
+import logging
 import os
 import pathlib
 import shutil
@@ -25,11 +27,12 @@ class Checkpointer:
     self, directory: str | os.PathLike, *, is_reader: bool = False, max_to_keep: int | None = 2
   ):
     self.directory = pathlib.Path(directory).absolute()
-    if is_reader:
+    with _quiet():
       options = ocp.CheckpointManagerOptions(read_only=True)
-    else:
+    if not is_reader:
       options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, cleanup_tmp_directories=True)
-    self._manager = ocp.CheckpointManager(self.directory, options=options)
+    with _quiet():
+      self._manager = ocp.CheckpointManager(self.directory, options=options)
 
   @property
   def latest_step(self) -> int | None:
@@ -107,6 +110,18 @@ class Checkpointer:
     self._manager.wait_until_finished()
     self._manager.check_for_errors()
     self._manager.close()
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Keeps Orbax from warning, each time, that a reader does not write."""
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
 
 
 def _items(state: State) -> dict:

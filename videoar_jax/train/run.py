@@ -111,7 +111,7 @@ def start_log(path: pathlib.Path) -> None:
   # Libraries write to the root logger, and give it a handler of their own where it has none.
   logging.getLogger().addHandler(logging.NullHandler())
   for name in ("absl", "jax"):
-    logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger(name).setLevel(logging.ERROR)
   root = logging.getLogger("videoar_jax")
   root.setLevel(logging.DEBUG)
   root.propagate = False
