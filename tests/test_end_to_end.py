@@ -41,7 +41,10 @@ TINY = [
 
 def command(workdir, *extra, config="configs/quickstart.py:size=tiny"):
   main = [sys.executable, "-m", "videoar_jax.main"]
-  return [*main, f"--config={config}", f"--workdir={workdir}", *TINY, *extra]
+  # A tuple that is set twice would be both values in a row.
+  names = {flag.partition("=")[0] for flag in extra}
+  tiny = [flag for flag in TINY if flag.partition("=")[0] not in names]
+  return [*main, f"--config={config}", f"--workdir={workdir}", *tiny, *extra]
 
 
 def environment(num_devices=1):
