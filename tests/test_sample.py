@@ -99,7 +99,7 @@ def test_prompts_with_one_name_get_files_of_their_own(tmp_path, model):
     (["--num_frames=8"], "--num_frames=8 is not 1 + 4 k; take 5 or 9"),
     (["--num_frames=-3"], "take 1 or 5"),
     (["--guidance=strong"], "guidance: 'strong' is unknown"),
-    (["--guidance=nan"], "--guidance=nan must be a finite number"),
+    (["--guidance=nan"], "guidance: 'nan' is not a finite number"),
     (["--guidance=none.json"], "--guidance=none.json cannot be read"),
     (["--guidance={tmp}/broken.json"], "is not valid JSON"),
     (["--guidance={tmp}/small.json"], "has shape (1, 2)"),

@@ -202,7 +202,7 @@ def _overlap(track: _Track, frames, templates, corners) -> float:
     inner = template[top - y :, left - x :][: part.shape[0], : part.shape[1]]
     inner = np.where(inner > _EDGE, inner, 0)  # As in `_find_objects`.
     common = np.minimum(part, inner).sum()
-    total += common / (track.area[frame] + inner.sum() - common)
+    total += common / max(track.area[frame] + inner.sum() - common, 1e-9)
   return total / len(frames)
 
 
