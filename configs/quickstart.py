@@ -22,10 +22,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
   args = parse_arg(
     arg,
     data="sprites",
-    size="small",
+    size="tiny",
     image_steps=500,
-    tokenizer_steps=500,
-    generator_steps=600,
+    tokenizer_steps=450,
+    generator_steps=800,
   )
   config = ConfigDict()
   config.seed = 0
@@ -69,7 +69,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.stage.tokenizer = ConfigDict({"kind": "tokenizer", "loss": loss})
   config.stage.tokenizer.loop = _loop(args.tokenizer_steps, batch_size=8, learning_rate=1e-2)
   config.stage.generator = ConfigDict({"kind": "generator"})
-  config.stage.generator.loop = _loop(args.generator_steps, batch_size=12, learning_rate=1e-2)
+  config.stage.generator.loop = _loop(args.generator_steps, batch_size=16, learning_rate=1e-2)
   config.stage.generator.loss = ConfigDict(
     {"corruption": {"p_min": 0.0, "p_max": 0.25, "delta": 0.01, "has_inheritance": True}}
   )
