@@ -39,6 +39,7 @@ class Run:
   """
 
   def __init__(self, config: ConfigDict, workdir: pathlib.Path):
+    quiet_libraries()
     run = configs.finalize(config)
     _check_same_config(config, workdir)
     self.workdir = workdir
@@ -106,12 +107,16 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(root / "videoar_jax" / "jax"))
 
 
-def start_log(path: pathlib.Path) -> None:
-  """Sends the package's log to the terminal and to a file, which grows with every run."""
-  # Libraries write to the root logger, and give it a handler of their own where it has none.
+def quiet_libraries() -> None:
+  """Keeps what libraries tell of their own doings off the terminal."""
+  # They write to the root logger, and give it a handler of their own where it has none.
   logging.getLogger().addHandler(logging.NullHandler())
   for name in ("absl", "jax"):
     logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def start_log(path: pathlib.Path) -> None:
+  """Sends the package's log to the terminal and to a file, which grows with every run."""
   root = logging.getLogger("videoar_jax")
   root.setLevel(logging.DEBUG)
   root.propagate = False

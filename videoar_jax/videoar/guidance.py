@@ -45,6 +45,8 @@ def guidance_table(spec: str | float, num_frames: int, num_scales: int):
         f"guidance: the table in {text} has shape {table.shape}, but {num_frames} latent frames "
         f"of {num_scales} scales need ({num_frames}, {num_scales})"
       )
+    if not np.isfinite(table).all():
+      raise ValueError(f"guidance: the table in {text} holds what is not a finite number")
     return table
   try:
     value = float(text.removeprefix("constant:"))
