@@ -22,7 +22,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 @pytest.fixture(scope="session")
 def golden():
-  """Returns a function that loads a golden file by name, with channels moved last."""
+  """Returns a function that loads a golden file by name."""
   folder = SHARED / "golden" / "infinity"
   if not folder.is_dir():
     pytest.skip(f"golden vectors are not in {folder}")

@@ -5,7 +5,7 @@ the mesh). Layers compute in the type of their input; statistics of normalisatio
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -127,14 +127,6 @@ def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], key: Array, num: int) -
   return jax.vmap(lambda layer_key: make(nnx.Rngs(params=layer_key)))(jax.random.split(key, num))
 
 
-def cast_floating(tree, dtype):
-  """Casts every floating-point leaf of a tree to `dtype`."""
-  return jax.tree.map(
-    lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
-  )
-
-
 def count_parameters(params) -> int:
   """Returns the number of values in a tree of arrays or abstract arrays."""
-  leaves: Iterable = jax.tree.leaves(params)
-  return sum(math.prod(leaf.shape) for leaf in leaves)
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
