@@ -16,6 +16,7 @@ from videoar_jax.videoar.layout import Layout
 from videoar_jax.videoar.model import Generator, GeneratorConfig, attention_mask
 
 LAYOUT = Layout(text_length=5, num_frames=3, schedule=((1, 1), (2, 2), (3, 4)))
+LAYOUTS = (LAYOUT, dataclasses.replace(LAYOUT, past="final"))
 CONFIG = GeneratorConfig(
   depth=2,
   width=32,
@@ -52,23 +53,54 @@ def batch():
   return corruption.corrupt(latents, LAYOUT.schedule)
 
 
-def test_layout_by_brute_force():
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.past)
+def test_layout_by_brute_force(layout):
+  has_final = layout.past == "final"
   tokens = [(-1, -1, i, i, i) for i in range(5)]
   for t in range(3):
-    for s, (h, w) in enumerate(LAYOUT.schedule):
+    grids = list(enumerate(layout.schedule))
+    if has_final and t < 2:
+      grids.append((3, (3, 4)))
+    for s, (h, w) in grids:
       tokens += [(t, s, 5 + t, 5 + y, 5 + x) for y in range(h) for x in range(w)]
-  assert len(tokens) == LAYOUT.length == 5 + 3 * 17
+  assert len(tokens) == layout.length == 5 + 3 * 17 + has_final * 2 * 12
   ids = np.array(tokens)
-  np.testing.assert_array_equal(ids[:, 0], LAYOUT.frame_ids)
-  np.testing.assert_array_equal(ids[:, 1], LAYOUT.scale_ids)
-  np.testing.assert_array_equal(ids[:, 2:], LAYOUT.positions)
-  for q, (tq, sq, *_) in enumerate(tokens):
-    for k, (tk, sk, *_) in enumerate(tokens):
-      expected = k <= q if tq == -1 else (tk == -1 or tk < tq or (tk == tq and sk <= sq))
-      assert LAYOUT.visible()[q, k] == expected
+  np.testing.assert_array_equal(ids[:, 0], layout.frame_ids)
+  np.testing.assert_array_equal(ids[:, 1], layout.scale_ids)
+  np.testing.assert_array_equal(ids[:, 2:], layout.positions)
+
+  def sees(query, key, q, k):
+    (tq, sq, *_), (tk, sk, *_) = query, key
+    if tq == -1:
+      return k <= q
+    if tk == -1:
+      return True
+    if tk < tq:
+      return sk == 3 or not has_final
+    return tk == tq and (sk == 3 if sq == 3 else sk <= sq)
+
+  expected = [[sees(a, b, q, k) for k, b in enumerate(tokens)] for q, a in enumerate(tokens)]
+  np.testing.assert_array_equal(layout.visible(), expected)
   for s in range(3):
-    frame = LAYOUT.scale_ids[5:22]
-    np.testing.assert_array_equal(np.flatnonzero(frame == s), np.r_[LAYOUT.scale_slice(s)])
+    frame = layout.scale_ids[5:22]
+    np.testing.assert_array_equal(np.flatnonzero(frame == s), np.r_[layout.scale_slice(s)])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.past)
+def test_attention_blocks_lose_nothing(layout):
+  """Each query is in one block, in order, and the block has every key that the query sees."""
+  queries = np.concatenate([np.arange(layout.length)[block] for block, _ in layout.blocks])
+  np.testing.assert_array_equal(queries, np.arange(layout.length))
+  for block, keys in layout.blocks:
+    outside = np.ones(layout.length, bool)
+    for part in keys:
+      assert outside[part].all()
+      outside[part] = False
+    assert not layout.visible(block)[:, outside].any()
+  q, k, v = jax.random.normal(jax.random.key(0), (3, 2, layout.length, 2, 8))
+  mask = attention_mask(layout, TEXT != 0)
+  out = attention(q, k, v, mask, layout.blocks)
+  np.testing.assert_allclose(out, attention(q, k, v, mask), atol=1e-6)
 
 
 def test_full_text_attention():
@@ -152,26 +184,26 @@ def test_scan_equals_unrolled_and_remat_equals_none(model, batch):
   np.testing.assert_allclose(model.logits(x[:, 5:]).reshape(logits.shape), logits, atol=1e-5)
 
 
-def decoded(model, keys, **kwargs):
+def decoded(model, keys, layout=LAYOUT, **kwargs):
   settings = {"guidance": jnp.full((3, 3), 2.0), "temperature": 1.0, **kwargs}
-  return jax.jit(lambda model, keys: decode(model, LAYOUT, TEXT, NULL, keys, **settings))(
+  return jax.jit(lambda model, keys: decode(model, layout, TEXT, NULL, keys, **settings))(
     model, keys
   )
 
 
-@pytest.mark.parametrize("positions", ["rope", "learned"])
-@pytest.mark.parametrize("window", [None, 1])
-def test_cached_decoding_equals_full_forward(positions, window):
-  model = make_model(dataclasses.replace(CONFIG, positions=positions))
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.past)
+@pytest.mark.parametrize("positions, window", [("rope", None), ("rope", 1), ("learned", None)])
+def test_cached_decoding_equals_full_forward(positions, window, layout):
+  model = make_model(dataclasses.replace(CONFIG, positions=positions), layout)
   g = jnp.linspace(0.5, 4.0, 9).reshape(3, 3)
-  out = decoded(model, sample_keys(0, 0, 2), guidance=g, window=window)
+  out = decoded(model, sample_keys(0, 0, 2), layout, guidance=g, window=window)
   # The sampled bits, not a fresh quantization, are what the decoder went on with.
   features = features_of(out.bits)
   keep = corruption.draw_frame_keep(jax.random.key(0), 2, 3, p_mask=0.0, window=window)
   null = jnp.broadcast_to(NULL, TEXT.shape)
-  kwargs = {"frame_keep": keep}
-  conditional = model(TEXT, features, LAYOUT, text_mask=TEXT != 0, **kwargs)
-  unconditional = model(null, features, LAYOUT, text_mask=null != 0, **kwargs)
+  kwargs = {"frame_keep": keep, "latents": out.latents}
+  conditional = model(TEXT, features, layout, text_mask=TEXT != 0, **kwargs)
+  unconditional = model(null, features, layout, text_mask=null != 0, **kwargs)
   table = jnp.repeat(g, np.array(LAYOUT.scale_sizes), axis=1)[None, :, :, None]
   expected = table * conditional + (1 - table) * unconditional
   assert float(jnp.abs(expected).max()) > 1.0

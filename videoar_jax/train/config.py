@@ -104,7 +104,8 @@ class RunConfig:
   def layout_of(self, data: DataConfig) -> Layout:
     """The sequence of a clip."""
     frames, _, _ = self.tokenizer.latent_shape(data.num_frames, data.resolution)
-    return Layout(self.text.length, frames, self.schedule, self.text.attention)
+    past = self.generator.past
+    return Layout(self.text.length, frames, self.schedule, self.text.attention, past)
 
   def stage_of_kind(self, kind: str) -> StageConfig | None:
     """Returns the last stage that trains a tokenizer or a generator."""

@@ -115,6 +115,7 @@ class GeneratorTask:
       inputs.features,
       layout,
       text_mask=text != self.text_encoder.pad_id,
+      latents=inputs.latents,
       frame_keep=keep,
     )
     labels = jnp.concatenate([scale.reshape(b, t, -1, d) for scale in inputs.labels], axis=2)

@@ -48,7 +48,7 @@ class Corrupted(NamedTuple):
 
   Attributes:
     labels: a scale each, uint8 `[b, t, h_s, w_s, d]`.
-    features: input of each video token `[b, t, n, d]`; zeros where the start token stands.
+    features: input of each predicted token `[b, t, n, d]`; zeros where the start token stands.
     latents: the accumulated corrupted codes `[b, t, h, w, d]`.
   """
 

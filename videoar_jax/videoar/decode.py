@@ -111,25 +111,34 @@ def decode(
     turns = None
     if angles is not None:
       turns = jax.lax.dynamic_slice_in_dim(angles, offset, x.shape[1], axis=0)
-    return model.run(embed_positions(x, offset), turns, rows, cache, offset)
+    return model.run(embed_positions(x, offset), turns, rows, cache=cache, offset=offset)
 
   dtype = model.feature_in.kernel.dtype
   num_bits = model.config.num_bits
   cache = model.init_cache(2 * b, layout, dtype)
   _, cache = run(model.embed_text(texts, dtype), cache, 0)
 
+  def write_final(cache, total, start):
+    features = jnp.tile(total.reshape(b, -1, num_bits), (2, 1, 1))
+    tokens = slice(layout.frame_size, layout.frame_stride)
+    x = model.embed_features(features, layout, jnp.asarray(False), tokens)
+    return run(x, cache, start + tokens.start)[1]
+
+  def keep_cache(cache, total, start):
+    return cache
+
   def decode_frame(carry, frame):
     cache, before = carry
     t, frame_guidance, forced = frame
     total = jnp.zeros_like(before)
+    start = layout.text_length + t * layout.frame_stride
     frame_bits, frame_logits = [], []
     for s, grid in enumerate(layout.schedule):
       tokens = layout.scale_slice(s)
       inputs = area_resize(before, grid) if s == 0 else linear_resize(total, grid)
       features = jnp.tile(inputs.reshape(b, -1, num_bits), (2, 1, 1))
       x = model.embed_features(features, layout, t == 0, tokens)
-      offset = layout.text_length + t * layout.frame_size + tokens.start
-      y, cache = run(x, cache, offset)
+      y, cache = run(x, cache, start + tokens.start)
       conditional, unconditional = jnp.split(model.logits(y), 2)
       g = frame_guidance[s]
       logits = g * conditional + (1 - g) * unconditional
@@ -141,6 +150,8 @@ def decode(
       total = total + linear_resize(bits_to_codes(bits, dtype), layout.grid)
       frame_bits.append(bits)
       frame_logits.append(logits)
+    if layout.final_size:
+      cache = jax.lax.cond(t + 1 < layout.num_frames, write_final, keep_cache, cache, total, start)
     return (cache, total), (frame_bits, total, jnp.concatenate(frame_logits, 1))
 
   forced = None

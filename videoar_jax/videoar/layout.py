@@ -3,6 +3,11 @@
 `[text (P) | t=0: s=0..K-1 | t=1: s=0..K-1 | ...]`. The layout is static: numpy arrays and Python
 integers, and the one place that knows who sees whom.
 
+In the paper, `past="scales"`, later frames see the scales of earlier ones. But the token at scale s
+carries the sum of the scales before it, so of a frame's last scale they see next to nothing. With
+`past="final"`, ours, each frame but the last is followed by a block of its complete latent, which
+later frames see instead of its scales.
+
 Source: VIDEOAR sections 3.1 to 3.3.
 """
 
@@ -26,19 +31,23 @@ class Layout:
     num_frames: `t`, latent frames.
     schedule: grids (h, w) of the scales.
     text_attention: "causal", or "full" for text that sees all of itself.
+    past: what is seen of earlier frames, their "scales" or their "final" latent.
   """
 
   text_length: int
   num_frames: int
   schedule: Schedule
   text_attention: str = "causal"
+  past: str = "scales"
 
   def __post_init__(self):
     object.__setattr__(self, "schedule", tuple(tuple(grid) for grid in self.schedule))
     if self.text_attention not in ("causal", "full"):
       raise ValueError(
-        f"generator.text_attention={self.text_attention!r} must be 'causal' or 'full'"
+        f"text.attention={self.text_attention!r} must be 'causal' or 'full'"
       )
+    if self.past not in ("scales", "final"):
+      raise ValueError(f"generator.past={self.past!r} must be 'scales' or 'final'")
 
   @property
   def num_scales(self) -> int:
@@ -52,13 +61,23 @@ class Layout:
 
   @property
   def frame_size(self) -> int:
-    """Tokens of a frame, all scales together."""
+    """Tokens of a frame that are predicted, all scales together: `n`."""
     return sum(self.scale_sizes)
+
+  @property
+  def final_size(self) -> int:
+    """Tokens of the block that follows a frame, 0 without one."""
+    return self.scale_sizes[-1] if self.past == "final" else 0
+
+  @property
+  def frame_stride(self) -> int:
+    """Tokens from a frame's first one to the next frame's."""
+    return self.frame_size + self.final_size
 
   @property
   def length(self) -> int:
     """`l`, tokens of the whole sequence."""
-    return self.text_length + self.num_frames * self.frame_size
+    return self.text_length + self.num_frames * self.frame_stride - self.final_size
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -73,19 +92,26 @@ class Layout:
   @functools.cached_property
   def frame_ids(self) -> Int[np.ndarray, "l"]:
     """Frame of each token; `TEXT` for text."""
-    video = np.repeat(np.arange(self.num_frames), self.frame_size)
-    return np.concatenate([np.full(self.text_length, TEXT), video])
+    video = np.repeat(np.arange(self.num_frames), self.frame_stride)
+    return np.concatenate([np.full(self.text_length, TEXT), video])[: self.length]
 
   @functools.cached_property
   def scale_ids(self) -> Int[np.ndarray, "l"]:
-    """Scale of each token; `TEXT` for text."""
-    frame = np.repeat(np.arange(self.num_scales), self.scale_sizes)
-    return np.concatenate([np.full(self.text_length, TEXT), np.tile(frame, self.num_frames)])
+    """Scale of each token; `TEXT` for text, `num_scales` for a frame's complete latent."""
+    video = np.tile(self.frame_scale_ids, self.num_frames)
+    return np.concatenate([np.full(self.text_length, TEXT), video])[: self.length]
+
+  @functools.cached_property
+  def frame_scale_ids(self) -> Int[np.ndarray, "n"]:
+    """Scale of each token from a frame's first one to the next frame's."""
+    final = np.full(self.final_size, self.num_scales)
+    return np.concatenate([np.repeat(np.arange(self.num_scales), self.scale_sizes), final])
 
   @functools.cached_property
   def frame_positions(self) -> Int[np.ndarray, "n 3"]:
     """Offsets (0, y, x) of a frame's tokens, each scale in its own grid."""
-    grids = [np.stack(np.mgrid[:1, :h, :w], -1).reshape(-1, 3) for h, w in self.schedule]
+    schedule = (*self.schedule, self.grid) if self.final_size else self.schedule
+    grids = [np.stack(np.mgrid[:1, :h, :w], -1).reshape(-1, 3) for h, w in schedule]
     return np.concatenate(grids)
 
   @functools.cached_property
@@ -94,21 +120,33 @@ class Layout:
     text = np.repeat(np.arange(self.text_length)[:, None], 3, axis=1)
     time = np.arange(self.num_frames)[:, None, None] * np.array([1, 0, 0])
     video = self.text_length + time + self.frame_positions
-    return np.concatenate([text, video.reshape(-1, 3)])
-
-  @functools.cached_property
-  def last_visible(self) -> Int[np.ndarray, "l"]:
-    """Last position each token may attend to: what it sees is a prefix of the sequence.
-
-    A video token sees the text, every earlier frame, and scales up to its own in its own frame.
-    """
-    text = np.arange(self.text_length)
-    if self.text_attention == "full":
-      text = np.full(self.text_length, self.text_length - 1)
-    ends = np.repeat(np.cumsum(self.scale_sizes), self.scale_sizes) - 1
-    starts = self.text_length + np.arange(self.num_frames)[:, None] * self.frame_size
-    return np.concatenate([text, (starts + ends).reshape(-1)])
+    return np.concatenate([text, video.reshape(-1, 3)])[: self.length]
 
   def visible(self, queries: slice = slice(None)) -> Bool[np.ndarray, "q l"]:
-    """Returns which tokens each query may attend to, before masks that depend on the sample."""
-    return np.arange(self.length)[None, :] <= self.last_visible[queries, None]
+    """Returns which tokens each query may attend to, before masks that depend on the sample.
+
+    A video token sees the text, the past, and scales up to its own in its own frame. A frame's
+    complete latent sees the text, those of earlier frames, and itself.
+    """
+    position = np.arange(self.length)
+    frame, scale = self.frame_ids, self.scale_ids
+    query, own = frame[queries, None], scale[queries, None]
+    is_text = frame[None] == TEXT
+    text = is_text if self.text_attention == "full" else position[None] <= position[queries, None]
+    is_final = scale[None] == self.num_scales
+    past = (frame[None] < query) & (is_final if self.final_size else True)
+    present = np.where(own == self.num_scales, is_final, scale[None] <= own)
+    video = is_text | past | ((frame[None] == query) & present)
+    return np.where(query == TEXT, is_text & text, video)
+
+  @functools.cached_property
+  def blocks(self) -> tuple[tuple[slice, tuple[slice, ...]], ...]:
+    """The text, then each frame, as queries: (which they are, where all lies that they see)."""
+    text = slice(0, self.text_length)
+    blocks, past = [(text, (text,))], (text,)
+    for t in range(self.num_frames):
+      start = self.text_length + t * self.frame_stride
+      end = min(start + self.frame_stride, self.length)
+      blocks.append((slice(start, end), (*past, slice(start, end))))
+      past = (*past, slice(start + self.frame_size if self.final_size else start, end))
+    return tuple(blocks)

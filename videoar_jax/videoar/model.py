@@ -35,6 +35,7 @@ class GeneratorConfig:
     positions: "rope", or "learned" for the ablation's absolute embedding.
     rope_base: wavelength ratio.
     rope_fractions: shares of time, height and width in the frequencies.
+    past: what a frame sees of earlier ones, see `Layout`.
     remat: recompute each block in the backward pass.
   """
 
@@ -50,6 +51,7 @@ class GeneratorConfig:
   positions: str = "rope"
   rope_base: float = 10000.0
   rope_fractions: tuple[float, ...] = (0.25, 0.375, 0.375)
+  past: str = "scales"
   remat: bool = True
 
   def __post_init__(self):
@@ -83,7 +85,7 @@ class Attention(nnx.Module):
     self.key_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
     self.config = config
 
-  def __call__(self, x, angles, mask, cache: Cache | None, offset):
+  def __call__(self, x, angles, mask, blocks, cache: Cache | None, offset):
     b, l, _ = x.shape
     config = self.config
     query = self.query(x).reshape(b, l, config.num_heads, config.head_width)
@@ -96,7 +98,7 @@ class Attention(nnx.Module):
     if cache is not None:
       cache = cache.write(key, value, offset)
       key, value = cache.keys.astype(query.dtype), cache.values.astype(query.dtype)
-    y = attention(query, key, value, mask)
+    y = attention(query, key, value, mask, blocks)
     return self.out(y.reshape(b, l, -1)), cache
 
 
@@ -123,8 +125,8 @@ class Block(nnx.Module):
     self.mlp_norm = layers.RMSNorm(rngs, config.width)
     self.mlp = GatedMLP(rngs, config)
 
-  def __call__(self, x, angles, mask, cache: Cache | None = None, offset=0):
-    y, cache = self.attention(self.attention_norm(x), angles, mask, cache, offset)
+  def __call__(self, x, angles, mask, blocks=(), cache: Cache | None = None, offset=0):
+    y, cache = self.attention(self.attention_norm(x), angles, mask, blocks, cache, offset)
     x = x + y
     x = constrain(x + self.mlp(self.mlp_norm(x)), ("batch", "sequence", None))
     return x, cache
@@ -137,7 +139,8 @@ class Generator(nnx.Module):
     m = config.width
     self.config = config
     self.text_embedding = layers.Embedding(rngs, config.vocabulary_size, m)
-    self.scale_embedding = layers.Embedding(rngs, layout.num_scales, m)
+    num_kinds = layout.num_scales + (layout.final_size > 0)
+    self.scale_embedding = layers.Embedding(rngs, num_kinds, m)
     self.start = layers.param(rngs, layers.normal(0.02), (m,), ("embed",))
     self.feature_in = layers.Linear(rngs, config.num_bits, m, (None, "embed"))
     self.position_embedding = (
@@ -154,6 +157,7 @@ class Generator(nnx.Module):
     layout: Layout,
     *,
     text_mask: Bool[Array, "b P"],
+    latents: Float[Array, "b t h w d"] | None = None,
     frame_keep: Bool[Array, "b t t"] | None = None,
   ) -> Float[Array, "b t n d"]:
     """Returns the logits of every bit, teacher-forced.
@@ -164,17 +168,22 @@ class Generator(nnx.Module):
         of the first frame is not read.
       layout: the sequence.
       text_mask: false on padding.
+      latents: the frames' complete latents, read with `past="final"` only.
       frame_keep: whether frame i (axis 1) may see the earlier frame j (axis 2); None for all.
     """
-    b, t, n, _ = features.shape
+    b, t, n, d = features.shape
+    if layout.final_size:
+      features = jnp.concatenate([features, latents.reshape(b, t, -1, d)], axis=2)
     first = jnp.arange(t) == 0
     video = self.embed_features(features, layout, first[:, None])
-    x = jnp.concatenate([self.embed_text(text, features.dtype), video.reshape(b, t * n, -1)], 1)
+    video = video.reshape(b, t * layout.frame_stride, -1)
+    x = jnp.concatenate([self.embed_text(text, features.dtype), video], 1)[:, : layout.length]
     if self.position_embedding is not None:
       x = x + self.position_embedding(jnp.arange(layout.length)).astype(x.dtype)
     mask = attention_mask(layout, text_mask, frame_keep)
-    x, _ = self.run(x, self.angles(layout.positions), mask)
-    return self.logits(x[:, layout.text_length :]).reshape(b, t, n, -1)
+    x, _ = self.run(x, self.angles(layout.positions), mask, layout.blocks)
+    x = jnp.pad(x[:, layout.text_length :], ((0, 0), (0, layout.final_size), (0, 0)))
+    return self.logits(x.reshape(b, t, layout.frame_stride, -1)[:, :, :n])
 
   def embed_text(self, text: Int[Array, "b P"], dtype) -> Float[Array, "b P m"]:
     """Looks text tokens up."""
@@ -189,7 +198,7 @@ class Generator(nnx.Module):
       is_first_frame: bool, broadcast against `[..., n]`.
       tokens: which of a frame's tokens the features are.
     """
-    scales = layout.scale_ids[layout.text_length :][: layout.frame_size][tokens]
+    scales = layout.frame_scale_ids[tokens]
     is_start = is_first_frame & (scales == 0)
     x = self.feature_in(features)
     x = jnp.where(is_start[..., None], self.start[...].astype(x.dtype), x)
@@ -204,12 +213,12 @@ class Generator(nnx.Module):
       positions, config.head_width, base=config.rope_base, fractions=config.rope_fractions
     )
 
-  def run(self, x, angles, mask, cache: Cache | None = None, offset=0):
+  def run(self, x, angles, mask, attention_blocks=(), cache: Cache | None = None, offset=0):
     """Runs the blocks; with a cache, `x` stands at position `offset` and the cache is returned."""
 
     def body(x, layer):
       block, cache = layer
-      return block(x, angles, mask, cache, offset)
+      return block(x, angles, mask, attention_blocks, cache, offset)
 
     if self.config.remat and cache is None:
       body = jax.checkpoint(body)

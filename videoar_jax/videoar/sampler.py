@@ -1,5 +1,6 @@
 """The trained model, for use: prompts to clips."""
 
+import dataclasses
 import logging
 
 import jax
@@ -118,9 +119,7 @@ class Model:
           f"num_frames={num_frames}: learned positions end at the trained {self.num_frames} frames"
         )
       log.warning("%d frames are more than the %d trained ones", num_frames, self.num_frames)
-    return Layout(
-      self.layout.text_length, frames, self.layout.schedule, self.layout.text_attention
-    )
+    return dataclasses.replace(self.layout, num_frames=frames)
 
   def _sample_batch(
     self, generator, autoencoder, texts, keys, table, temperature, top_p, *, layout
