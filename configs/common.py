@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 # Depth, width, heads, key and value heads, head width, MLP width; `l`, `xl`, `4b` as in the paper.
 _SIZES = {
-  "tiny": (4, 128, 4, 4, 32, 384),
+  "tiny": (4, 128, 2, 2, 64, 384),
   "small": (6, 256, 4, 4, 64, 768),
   "base": (12, 768, 12, 12, 64, 2048),
   "l": (24, 1536, 12, 12, 128, 4096),

@@ -23,9 +23,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg,
     data="sprites",
     size="tiny",
-    image_steps=500,
-    tokenizer_steps=450,
-    generator_steps=800,
+    image_steps=600,
+    tokenizer_steps=300,
+    generator_steps=1500,
   )
   config = ConfigDict()
   config.seed = 0
@@ -43,33 +43,41 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.text = ConfigDict({"length": 72})
 
   config.tokenizer = ConfigDict()
-  config.tokenizer.num_bits = 48
+  config.tokenizer.num_bits = 16
   config.tokenizer.patch_size = 4
   config.tokenizer.base_channels = 16
-  config.tokenizer.multipliers = (1, 2, 6)
-  config.tokenizer.strides = ((2, 2), (2, 2))
+  config.tokenizer.multipliers = (3, 4, 4)
+  config.tokenizer.strides = ((2, 2), (2, 1))
   config.tokenizer.num_encoder_blocks = 1
   config.tokenizer.num_decoder_blocks = 1
   config.tokenizer.num_groups = 4
-  config.schedule = "1 2 3 4"
+  config.schedule = "1 2 4 8"
 
   config.generator = generator_size(args.size)
   config.generator.remat = False
+  # A small grid and a short training: every axis gets high frequencies, and what earlier frames
+  # showed is seen in full.
+  config.generator.rope_is_interleaved = True
+  config.generator.rope_base = 1000.0
+  config.generator.past = "final"
 
-  config.sampling = ConfigDict({"guidance": "constant:2", "temperature": 0.7, "top_p": 1.0})
+  config.sampling = ConfigDict({"guidance": "constant:4", "temperature": 0.7, "top_p": 1.0})
   config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
   config.report = ConfigDict({"num_clips": 64, "num_prompts": 64})
 
   # Single frames first: a step on many different pictures costs less than one on few clips.
   config.stages = ("images", "tokenizer", "generator")
   config.stage = ConfigDict()
-  loss = ConfigDict({"squared": 1.0, "absolute": 0.0, "commitment": 0.02, "entropy": 0.0})
+  loss = ConfigDict()
+  loss.squared, loss.absolute = 1.0, 0.0
+  loss.commitment, loss.remainder, loss.entropy = 0.02, 0.05, 0.0
+  loss.scale_dropout = 0.4
   config.stage.images = ConfigDict({"kind": "tokenizer", "num_frames": 1, "loss": loss})
-  config.stage.images.loop = _loop(args.image_steps, batch_size=32, learning_rate=2e-2)
+  config.stage.images.loop = _loop(args.image_steps, batch_size=16, learning_rate=3e-2)
   config.stage.tokenizer = ConfigDict({"kind": "tokenizer", "loss": loss})
-  config.stage.tokenizer.loop = _loop(args.tokenizer_steps, batch_size=8, learning_rate=1e-2)
+  config.stage.tokenizer.loop = _loop(args.tokenizer_steps, batch_size=4, learning_rate=1e-2)
   config.stage.generator = ConfigDict({"kind": "generator"})
-  config.stage.generator.loop = _loop(args.generator_steps, batch_size=16, learning_rate=1e-2)
+  config.stage.generator.loop = _loop(args.generator_steps, batch_size=4, learning_rate=1.5e-2)
   config.stage.generator.loss = ConfigDict(
     {"corruption": {"p_min": 0.0, "p_max": 0.25, "delta": 0.01, "has_inheritance": True}}
   )
@@ -81,12 +89,13 @@ def _loop(num_steps: int, *, batch_size: int, learning_rate: float) -> ConfigDic
     {
       "num_steps": num_steps,
       "batch_size": batch_size,
-      "ema_decay": 0.98,
-      "save_every": 100,
-      "media_every": 200,
+      "ema_decay": 0.99,
+      "save_every": 200,
+      "media_every": 300,
       "optimizer": {
         "kind": "muon",
         "learning_rate": learning_rate,
+        "muon_steps": 4,
         "warmup_steps": 50,
         "weight_decay": 1e-4,
         "final_fraction": 0.02,

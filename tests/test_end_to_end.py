@@ -17,7 +17,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 TINY = [
   "--config.data.resolution=(16,16)",
   "--config.data.num_frames=5",
-  "--config.tokenizer.patch_size=1",
+  "--config.tokenizer.patch_size=2",
   "--config.tokenizer.base_channels=4",
   "--config.tokenizer.multipliers=(1,2,2)",
   "--config.tokenizer.num_groups=2",
@@ -228,9 +228,18 @@ def test_workdir_of_another_config_is_refused(trained):
   assert (trained / "config.json").read_bytes() == before
 
 
-def test_unknown_config_argument(tmp_path):
-  done = run(command(tmp_path / "run", config="configs/quickstart.py:sizes=tiny"))
-  assert done.returncode != 0 and "known, with defaults" in done.stderr
+@pytest.mark.parametrize(
+  ("config", "flags", "message"),
+  [
+    ("configs/quickstart.py:sizes=tiny", (), "known, with defaults"),
+    ("configs/nope.py", (), "does not exist; give --config"),
+    ("configs/quickstart.py", ("--config.dat.seed=1",), 'Did you mean "data"'),
+  ],
+)
+def test_bad_config_flag_takes_one_line(tmp_path, config, flags, message):
+  done = run(command(tmp_path / "run", *flags, config=config))
+  assert done.returncode == 2 and message in done.stderr, done.stderr[-1000:]
+  assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
 def test_empty_folder(tmp_path):

@@ -65,11 +65,18 @@ def parse_flags(argv: list[str]) -> list[str]:
   """Parses the command line; a mistake in it, or in what it sets, ends with one line."""
   try:
     rest = flags.FLAGS(argv, known_only=False)
-    CONFIG.value  # noqa: B018  A file that is missing is found out here.
+    if CONFIG.value is not None:
+      CONFIG.value.keys()  # A file that is missing is found out at the first use.
     return rest
-  except (flags.Error, ValueError, AttributeError, TypeError, OSError) as error:
-    text = str(error).strip()
-    if "Traceback" in text:
+  except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as error:
+    # A KeyError's own text is quoted.
+    text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
+    missing = re.search(r"No such file or directory: (.+)", text)
+    if missing:
+      text = f"the config file {missing[1]} does not exist; give --config the path of one"
+    elif isinstance(error, KeyError):
+      text = f"the config has no section {' '.join(text.split())}"
+    elif "Traceback" in text:
       # What the config file itself said, without how it came to say so.
       text = text.splitlines()[-1].partition(": ")[2]
     elif "Errno" in text:

@@ -85,3 +85,24 @@ def test_entropy_rewards_decided_and_varied_bits():
   equal = quantizer.quantize(jnp.ones((8, 4, 4, 8)), schedule)
   assert quantizer.entropy_loss(varied) < quantizer.entropy_loss(equal) - 0.3
   assert quantizer.commitment_loss(varied) > 0 and quantizer.commitment_loss(equal) < 1e-12
+
+
+def test_first_scales_alone():
+  """With k scales the sum is that of the first k; bits and what is left over do not change."""
+  schedule = ((1, 1), (2, 2), (4, 4))
+  x = jax.random.normal(jax.random.key(0), (3, 2, 4, 4, 6))
+  whole = quantizer.quantize(x, schedule)
+  part = quantizer.quantize(x, schedule, jnp.array([1, 2, 3])[:, None])
+  for k in range(3):
+    first = [bits[k] for bits in whole.bits[: k + 1]]
+    expected = sum(linear_resize(quantizer.bits_to_codes(bits), (4, 4)) for bits in first)
+    np.testing.assert_allclose(part.latents[k], expected, atol=1e-6)
+  np.testing.assert_allclose(part.remainder, x - whole.latents, atol=1e-6)
+
+
+def test_remainder_loss_pulls_latents_to_their_codes():
+  schedule = ((1, 1), (2, 2), (4, 4))
+  x = 5 * jax.random.normal(jax.random.key(0), (2, 1, 4, 4, 6))
+  loss = lambda x: quantizer.remainder_loss(quantizer.quantize(x, schedule))  # noqa: E731
+  codes = quantizer.quantize(x, schedule).latents
+  np.testing.assert_allclose(jax.grad(loss)(x), 2 * (x - codes) / x.size, atol=1e-6)

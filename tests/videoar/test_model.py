@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from videoar_jax.nn.attention import attention
-from videoar_jax.nn.rope import rope_angles, rotate
+from videoar_jax.nn.rope import frequency_axes, rope_angles, rotate
 from videoar_jax.videoar import corruption, guidance
 from videoar_jax.videoar.decode import decode, sample_bits, sample_keys
 from videoar_jax.videoar.layout import Layout
@@ -36,9 +36,7 @@ def make_model(config=CONFIG, layout=LAYOUT):
   model = Generator(nnx.Rngs(params=0), config, layout)
   leaves, tree = jax.tree.flatten(model)
   keys = jax.random.split(jax.random.key(9), len(leaves))
-  drawn = [
-    x + 0.2 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)
-  ]
+  drawn = [x + 0.2 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
   return jax.tree.unflatten(tree, drawn)
 
 
@@ -150,6 +148,23 @@ def test_rope_depends_on_differences_per_axis():
   # Equal positions are ordinary RoPE: frequency i turns by base^(-i / pairs).
   angles = rope_angles(np.array([[7, 7, 7]]), 16, **settings)[0]
   np.testing.assert_allclose(angles, 7 * 10000.0 ** (-np.arange(8) / 8), rtol=1e-6)
+
+
+def test_interleaved_rope_gives_each_axis_high_and_low_frequencies():
+  fractions = (0.25, 0.375, 0.375)
+  sections = frequency_axes(64, fractions, is_interleaved=False)
+  np.testing.assert_array_equal(sections, np.repeat([0, 1, 2], [8, 12, 12]))
+  dealt = frequency_axes(64, fractions, is_interleaved=True)
+  np.testing.assert_array_equal(np.bincount(dealt), [8, 12, 12])
+  for axis in range(3):
+    places = np.flatnonzero(dealt == axis)
+    assert places[0] <= 2 and places[-1] >= 29 and np.diff(places).max() <= 5
+  # Equal positions remain ordinary RoPE, whichever axis a frequency belongs to.
+  settings = {"base": 100.0, "fractions": fractions}
+  plain = rope_angles(np.array([[3, 3, 3]]), 64, **settings)
+  np.testing.assert_array_equal(
+    rope_angles(np.array([[3, 3, 3]]), 64, **settings, is_interleaved=True), plain
+  )
 
 
 def forward(model, batch, **kwargs):

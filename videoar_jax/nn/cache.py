@@ -8,9 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass, data_fields=("keys", "values"), meta_fields=()
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("keys", "values"), meta_fields=())
 @dataclasses.dataclass(frozen=True)
 class Cache:
   """Keys and values of every position, of one layer or with a leading layer axis.

@@ -1,7 +1,7 @@
 """Rotary position embedding over several axes.
 
-A head's k/2 frequencies are those of ordinary RoPE; each section of them turns by its own axis'
-position. Equal positions on all axes are therefore ordinary RoPE.
+A head's k/2 frequencies are those of ordinary RoPE; each turns by one axis' position. Equal
+positions on all axes are therefore ordinary RoPE.
 
 Source: VIDEOAR section 3.3.
 """
@@ -13,11 +13,26 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-def split_sections(head_width: int, fractions: Sequence[float]) -> tuple[int, ...]:
-  """Splits a head's k/2 frequency pairs among the axes; the last one takes what is left."""
+def frequency_axes(
+  head_width: int, fractions: Sequence[float], *, is_interleaved: bool
+) -> Int[np.ndarray, "p"]:
+  """Returns the axis by whose position each of a head's k/2 frequencies turns, highest first.
+
+  Args:
+    head_width: `k`, even.
+    fractions: share of the frequencies of each axis; the last one takes what rounding leaves.
+    is_interleaved: deals the frequencies out in turns, so that each axis has high and low ones.
+      Else each axis takes a section, and the last axis has low ones only, which can hardly tell
+      neighbouring cells of a small grid apart.
+  """
   pairs = head_width // 2
-  sections = [round(pairs * fraction / sum(fractions)) for fraction in fractions[:-1]]
-  return (*sections, pairs - sum(sections))
+  counts = [round(pairs * fraction / sum(fractions)) for fraction in fractions[:-1]]
+  counts = (*counts, pairs - sum(counts))
+  axes = np.repeat(np.arange(len(counts)), counts)
+  if is_interleaved:
+    turns = np.concatenate([(np.arange(count) + 0.5) / count for count in counts if count])
+    axes = axes[np.argsort(turns, kind="stable")]
+  return axes
 
 
 def rope_angles(
@@ -26,6 +41,7 @@ def rope_angles(
   *,
   base: float,
   fractions: Sequence[float],
+  is_interleaved: bool = False,
 ) -> Float[Array, "*b p"]:
   """Returns the angle of each frequency pair.
 
@@ -33,11 +49,12 @@ def rope_angles(
     positions: position on each axis.
     head_width: `k`, even.
     base: wavelength ratio.
-    fractions: share of the frequencies of each axis.
+    fractions: see `frequency_axes`.
+    is_interleaved: see `frequency_axes`.
   """
   pairs = head_width // 2
   frequencies = base ** (-np.arange(pairs, dtype=np.float32) / pairs)
-  axis = np.repeat(np.arange(len(fractions)), split_sections(head_width, fractions))
+  axis = frequency_axes(head_width, fractions, is_interleaved=is_interleaved)
   return jnp.asarray(positions, jnp.float32)[..., axis] * frequencies
 
 

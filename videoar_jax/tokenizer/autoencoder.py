@@ -108,9 +108,7 @@ class ResidualBlock(nnx.Module):
     self.conv1 = CausalConv3d(rngs, num_in, num_out)
     self.norm2 = GroupNorm(rngs, num_out, num_groups)
     self.conv2 = CausalConv3d(rngs, num_out, num_out, gain=0.1)
-    self.nin_shortcut = (
-      CausalConv3d(rngs, num_in, num_out, size=1) if num_in != num_out else None
-    )
+    self.nin_shortcut = CausalConv3d(rngs, num_in, num_out, size=1) if num_in != num_out else None
 
   def __call__(self, x: Float[Array, "b t h w i"]) -> Float[Array, "b t h w o"]:
     y = self.conv1(jax.nn.silu(self.norm1(x)))

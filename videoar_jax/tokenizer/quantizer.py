@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from videoar_jax.nn.resize import area_resize, linear_resize
 from videoar_jax.tokenizer.schedules import Schedule
@@ -24,11 +24,13 @@ class Quantized(NamedTuple):
     bits: a scale each, uint8 `[..., h_s, w_s, d]`.
     units: the normalised residuals that the bits are the signs of, `[..., h_s, w_s, d]`.
     latents: the accumulated codes `[..., h, w, d]`; gradients pass straight through to the input.
+    remainder: what the codes of all scales leave of the input, `[..., h, w, d]`.
   """
 
   bits: list[UInt8[Array, "*b y x d"]]
   units: list[Float[Array, "*b y x d"]]
   latents: Float[Array, "*b h w d"]
+  remainder: Float[Array, "*b h w d"]
 
 
 def bits_to_codes(bits: Array, dtype=jnp.float32) -> Float[Array, "*b d"]:
@@ -50,20 +52,29 @@ def residual_bits(residual: Float[Array, "*b h w d"], size: tuple[int, int]):
   return (units > 0).astype(jnp.uint8), units
 
 
-def quantize(latents: Float[Array, "*b h w d"], schedule: Schedule) -> Quantized:
-  """Quantizes latents scale by scale, each scale coding what the ones before left over."""
+def quantize(
+  latents: Float[Array, "*b h w d"], schedule: Schedule, num_scales: Int[Array, "*b"] | None = None
+) -> Quantized:
+  """Quantizes latents scale by scale, each scale coding what the ones before left over.
+
+  Args:
+    latents: unquantized.
+    schedule: scales, ending at (h, w).
+    num_scales: how many scales are accumulated; None for all. Bits are made of all scales anyway.
+  """
   size = tuple(latents.shape[-3:-1])
   residual, total = latents, jnp.zeros_like(latents)
   all_bits, all_units = [], []
-  for scale in schedule:
+  for s, scale in enumerate(schedule):
     bits, units = residual_bits(residual, scale)
     codes = units + jax.lax.stop_gradient(bits_to_codes(bits, latents.dtype) - units)
     upsampled = linear_resize(codes, size)
     residual = residual - jax.lax.stop_gradient(upsampled)
-    total = total + upsampled
+    is_kept = True if num_scales is None else (s < num_scales)[..., None, None, None]
+    total = total + jnp.where(is_kept, upsampled, 0.0)
     all_bits.append(bits)
     all_units.append(units)
-  return Quantized(all_bits, all_units, total)
+  return Quantized(all_bits, all_units, total, residual)
 
 
 def dequantize(bits: list[UInt8[Array, "*b y x d"]]) -> Float[Array, "*b h w d"]:
@@ -79,6 +90,15 @@ def commitment_loss(quantized: Quantized) -> Float[Array, ""]:
     for bits, units in zip(quantized.bits, quantized.units, strict=True)
   ]
   return sum(losses) / len(losses)
+
+
+def remainder_loss(quantized: Quantized) -> Float[Array, ""]:
+  """Returns the mean square of what the codes leave over: `mean((x - sg(sum of codes))^2)`.
+
+  The commitment loss sees directions alone. Without this one a latent may grow longer than the
+  scales together can reach; then each scale repeats the same bits and none refines or corrects.
+  """
+  return jnp.mean(jnp.square(quantized.remainder))
 
 
 def _binary_entropy(p: Array) -> Array:

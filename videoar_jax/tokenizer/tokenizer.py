@@ -68,9 +68,7 @@ class Tokenizer:
     self.config.latent_shape(video.shape[1], video.shape[2:4])
     return self._encode(self.autoencoder, video)
 
-  def quantize(
-    self, latents: Float[Array, "b t h w d"], schedule: Schedule | None = None
-  ) -> Codes:
+  def quantize(self, latents: Float[Array, "b t h w d"], schedule: Schedule | None = None) -> Codes:
     """Quantizes latents, each frame alone.
 
     Args:

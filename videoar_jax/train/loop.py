@@ -100,9 +100,7 @@ class Trainer:
     abstract = jax.eval_shape(self._init, self.key)
     self.shardings = train_state.state_shardings(abstract, self.template, mesh)
     self.abstract_state = train_state.with_shardings(abstract, self.shardings)
-    self.step = jax.jit(
-      self._step, donate_argnums=0, out_shardings=(self.shardings, None)
-    )
+    self.step = jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings, None))
     self.media = jax.jit(self._media)
     self.learning_rate = learning_rate_schedule(config.optimizer, config.num_steps)
 
@@ -210,4 +208,3 @@ class Trainer:
       )
     values["steps_per_s"] = (step - first) / (time.perf_counter() - started)
     run_log.scalars(step, values, is_line=step % self.config.log_every == 0)
-

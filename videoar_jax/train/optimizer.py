@@ -15,6 +15,7 @@ class OptimizerConfig:
       rest. A step costs more and gets further; its learning rate is about ten times AdamW's.
     learning_rate: peak.
     adamw_share: learning rate of what Muon leaves to AdamW, as a share of its own.
+    muon_steps: Newton-Schulz iterations of Muon.
     warmup_steps: linear rise from 0.
     final_fraction: learning rate at the last step, as a share of the peak.
     b1, b2: AdamW's averages.
@@ -25,6 +26,7 @@ class OptimizerConfig:
   kind: str = "adamw"
   learning_rate: float = 1e-4
   adamw_share: float = 0.1
+  muon_steps: int = 5
   warmup_steps: int = 100
   final_fraction: float = 0.0
   b1: float = 0.9
@@ -37,6 +39,8 @@ class OptimizerConfig:
       raise ValueError(f"optimizer.kind={self.kind!r} must be 'adamw' or 'muon'")
     if self.learning_rate <= 0:
       raise ValueError(f"optimizer.learning_rate={self.learning_rate} must be positive")
+    if self.muon_steps < 1:
+      raise ValueError(f"optimizer.muon_steps={self.muon_steps} must be at least 1")
     if self.warmup_steps < 0:
       raise ValueError(f"optimizer.warmup_steps={self.warmup_steps} must not be negative")
 
@@ -75,6 +79,7 @@ def make_optimizer(
   else:
     step = optax.contrib.muon(
       schedule,
+      ns_steps=config.muon_steps,
       weight_decay=config.weight_decay,
       weight_decay_mask=is_matrix,
       adam_b1=config.b1,

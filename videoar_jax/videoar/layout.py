@@ -43,9 +43,7 @@ class Layout:
   def __post_init__(self):
     object.__setattr__(self, "schedule", tuple(tuple(grid) for grid in self.schedule))
     if self.text_attention not in ("causal", "full"):
-      raise ValueError(
-        f"text.attention={self.text_attention!r} must be 'causal' or 'full'"
-      )
+      raise ValueError(f"text.attention={self.text_attention!r} must be 'causal' or 'full'")
     if self.past not in ("scales", "final"):
       raise ValueError(f"generator.past={self.past!r} must be 'scales' or 'final'")
 

@@ -35,6 +35,7 @@ class GeneratorConfig:
     positions: "rope", or "learned" for the ablation's absolute embedding.
     rope_base: wavelength ratio.
     rope_fractions: shares of time, height and width in the frequencies.
+    rope_is_interleaved: whether each axis has high and low frequencies, or a section of them.
     past: what a frame sees of earlier ones, see `Layout`.
     remat: recompute each block in the backward pass.
   """
@@ -51,6 +52,7 @@ class GeneratorConfig:
   positions: str = "rope"
   rope_base: float = 10000.0
   rope_fractions: tuple[float, ...] = (0.25, 0.375, 0.375)
+  rope_is_interleaved: bool = False
   past: str = "scales"
   remat: bool = True
 
@@ -210,7 +212,11 @@ class Generator(nnx.Module):
     if config.positions != "rope":
       return None
     return rope_angles(
-      positions, config.head_width, base=config.rope_base, fractions=config.rope_fractions
+      positions,
+      config.head_width,
+      base=config.rope_base,
+      fractions=config.rope_fractions,
+      is_interleaved=config.rope_is_interleaved,
     )
 
   def run(self, x, angles, mask, attention_blocks=(), cache: Cache | None = None, offset=0):
