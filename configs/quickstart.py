@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     size="tiny",
     image_steps=600,
     tokenizer_steps=300,
-    generator_steps=1500,
+    generator_steps=1300,
   )
   config = ConfigDict()
   config.seed = 0
@@ -61,7 +61,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.generator.rope_base = 1000.0
   config.generator.past = "final"
 
-  config.sampling = ConfigDict({"guidance": "constant:4", "temperature": 0.7, "top_p": 1.0})
+  config.sampling = ConfigDict({"guidance": "constant:3", "temperature": 1.0, "top_p": 1.0})
   config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
   config.report = ConfigDict({"num_clips": 64, "num_prompts": 64})
 
