@@ -21,7 +21,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
   """Loads the tokenizer that a run trained.
 
   Args:
-    path: a workdir, or a checkpoint in one (`WORKDIR/tokenizer/checkpoints/300`).
+    path: a workdir, or a checkpoint in one (`WORKDIR/tokenizer/checkpoints/270`).
   Raises:
     FileNotFoundError: there is no run, or it has no checkpoint of a tokenizer yet.
   """
@@ -35,7 +35,7 @@ def load_model(path: str | os.PathLike) -> Model:
   """Loads the generator that a run trained, with its tokenizer.
 
   Args:
-    path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/600`).
+    path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/1300`).
   Raises:
     FileNotFoundError: there is no run, or it has no checkpoint of a generator yet.
   """

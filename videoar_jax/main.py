@@ -71,10 +71,10 @@ def parse_flags(argv: list[str]) -> list[str]:
   except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as error:
     # A KeyError's own text is quoted.
     text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
-    missing = re.search(r"No such file or directory: (.+)", text)
+    missing = re.search(r"Attempted.*\n.*No such file or directory: (.+)", text, re.DOTALL)
     if missing:
       text = f"the config file {missing[1]} does not exist; give --config the path of one"
-    elif isinstance(error, KeyError):
+    elif isinstance(error, KeyError) and "Did you mean" in text:
       text = f"the config has no section {' '.join(text.split())}"
     elif "Traceback" in text:
       # What the config file itself said, without how it came to say so.

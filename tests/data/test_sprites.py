@@ -25,6 +25,14 @@ def test_a_shorter_clip_is_the_beginning_of_a_longer_one(num_objects):
     assert a["caption"] == b["caption"]
 
 
+def test_half_the_rate_is_every_second_frame():
+  settings = {"resolution": (32, 32), "seed": 0}
+  slow = SpritesSource("train", num_frames=9, frame_rate=sprites.FRAME_RATE / 2, **settings)
+  for index in range(5):
+    expected = source(num_frames=17, resolution=(32, 32))[index]["video"][::2]
+    np.testing.assert_array_equal(slow[index]["video"], expected)
+
+
 def test_an_item_is_a_function_of_seed_split_and_index_alone():
   first = source()[5]
   other = source()

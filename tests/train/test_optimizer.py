@@ -47,6 +47,20 @@ def test_muon_orthogonalises_each_layer():
   assert -0.02 < table[0, 0] < -0.005
 
 
+def test_number_of_newton_schulz_steps_matters():
+  kernel = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)))
+  few, many = (
+    update(
+      OptimizerConfig(kind="muon", learning_rate=1.0, warmup_steps=0, muon_steps=steps),
+      PARAMS | {"kernel": kernel},
+    )["kernel"]
+    for steps in (1, 5)
+  )
+  assert float(jnp.abs(few - many).max()) > 0.1
+  with pytest.raises(ValueError, match="muon_steps=0"):
+    OptimizerConfig(muon_steps=0)
+
+
 def test_schedule():
   config = OptimizerConfig(learning_rate=2.0, warmup_steps=10, final_fraction=0.1)
   schedule = learning_rate_schedule(config, 100)

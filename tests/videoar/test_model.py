@@ -106,11 +106,15 @@ def test_full_text_attention():
   assert layout.visible()[:5, :5].all() and not layout.visible()[:5, 5:].any()
 
 
-def test_mask_hides_padding_and_dropped_frames():
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.past)
+def test_mask_hides_padding_and_dropped_frames(layout):
   text_mask = TEXT != 0
   keep = jnp.ones((2, 3, 3), bool).at[0, 2, 0].set(False)
-  mask = np.asarray(attention_mask(LAYOUT, text_mask, keep))
-  frames = LAYOUT.frame_ids
+  mask = np.asarray(attention_mask(layout, text_mask, keep))
+  # What later frames see of a frame: all of it, or its complete latent.
+  frames = np.where(layout.scale_ids == 3, layout.frame_ids, -2)
+  frames = np.where(layout.frame_ids == 2, 2, frames) if layout.final_size else layout.frame_ids
+  frames = np.where(layout.frame_ids == -1, -1, frames)
   assert not mask[1, 5:, 2:5].any() and mask[1, 5:, :2].all()
   assert not mask[0][np.ix_(frames == 2, frames == 0)].any()
   assert mask[0][np.ix_(frames == 2, frames == 1)].all()
@@ -181,6 +185,36 @@ def test_no_token_sees_the_future(model, batch):
   assert moved[:, 1, 1:].all() and moved[:, 2].all()
 
 
+def test_later_frames_see_the_complete_latent(batch):
+  layout = LAYOUTS[1]
+  model = make_model(layout=layout)
+  run = lambda latents: model(  # noqa: E731
+    TEXT, batch.features, layout, text_mask=TEXT != 0, latents=latents
+  )
+  moved = np.abs(run(batch.latents.at[:, 1].add(1.0)) - run(batch.latents)).max((-1, -2)) > 1e-5
+  np.testing.assert_array_equal(moved, [[False, False, True]] * 2)
+  with pytest.raises(ValueError, match="complete latents"):
+    model(TEXT, batch.features, layout, text_mask=TEXT != 0)
+
+
+def test_learned_positions_end():
+  model = make_model(dataclasses.replace(CONFIG, positions="learned"))
+  longer = dataclasses.replace(LAYOUT, num_frames=4)
+  with pytest.raises(ValueError, match="learned positions"):
+    decoded(model, sample_keys(0, 0, 2), longer, guidance=jnp.ones((4, 3)))
+
+
+@pytest.mark.parametrize(
+  ("field", "value"), [("rope_fractions", (0.5, 0.5)), ("rope_base", 0.0), ("past", "none")]
+)
+def test_impossible_settings_are_named(field, value):
+  with pytest.raises(ValueError, match=field):
+    if field == "past":
+      dataclasses.replace(LAYOUT, past=value)
+    else:
+      dataclasses.replace(CONFIG, **{field: value})
+
+
 def test_padding_does_not_matter(model, batch):
   logits = forward(model, batch)
   other = TEXT.at[1, 3].set(9)
@@ -188,7 +222,21 @@ def test_padding_does_not_matter(model, batch):
   np.testing.assert_allclose(changed, logits, atol=1e-6)
 
 
-def test_scan_equals_unrolled_and_remat_equals_none(model, batch):
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.past)
+def test_gradients_with_remat_equal_those_without(batch, layout):
+  def gradient(remat):
+    model = make_model(dataclasses.replace(CONFIG, remat=remat), layout)
+    loss = lambda m: jnp.sum(  # noqa: E731
+      jnp.sin(m(TEXT, batch.features, layout, text_mask=TEXT != 0, latents=batch.latents))
+    )
+    return jax.tree.leaves(jax.jit(jax.grad(loss))(model))
+
+  for a, b in zip(gradient(True), gradient(False), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4)
+  assert max(float(jnp.abs(x).max()) for x in gradient(False)) > 0.1
+
+
+def test_scan_equals_unrolled(model, batch):
   logits = forward(model, batch)
   mask, angles = attention_mask(LAYOUT, TEXT != 0), model.angles(LAYOUT.positions)
   video = model.embed_features(batch.features, LAYOUT, jnp.arange(3)[:, None] == 0)

@@ -29,7 +29,7 @@ class DataConfig:
     source: "sprites" or "folder".
     path: of the folder of videos; only for source = "folder".
     num_frames: frames of a clip.
-    frame_rate: frames per second that clips are read at; sprites have none.
+    frame_rate: frames per second that clips are read at.
     resolution: (H, W) in pixels.
     num_objects: objects in a sprites clip: 1, 2, or (1, 2) for either.
     seed: which sprites, and where in the videos the clips begin.
@@ -96,7 +96,7 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | FolderSource:
     raise ValueError(f"split is {split!r}; the splits are {', '.join(SPLITS)}.")
   clip = {"num_frames": data.num_frames, "resolution": data.resolution, "seed": data.seed}
   if data.source == "sprites":
-    return SpritesSource(split, num_objects=data.num_objects, **clip)
+    return SpritesSource(split, frame_rate=data.frame_rate, num_objects=data.num_objects, **clip)
   return FolderSource(
     data.path,
     split,

@@ -4,7 +4,7 @@ Sample i of a split is a function of (seed, split, i) alone. What happens in it 
 how many frames are asked for or, for one aspect ratio, on the resolution: a longer clip begins
 with the shorter one, and a larger clip shows the same scene.
 
-Lengths are in units of the picture's short side, times in frames.
+Lengths are in units of the picture's short side, times in frames at `FRAME_RATE`.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from videoar_jax.data import captions, shapes
 from videoar_jax.data.captions import Scene, Sprite
 
 SPLITS = ("train", "test")
+FRAME_RATE = 8.0  # Frames a second; at a lower rate, objects move further from one to the next.
 RADIUS = {"small": (0.10, 0.115), "large": (0.165, 0.18)}
 SPEED = (0.025, 0.03)
 PALETTE = {
@@ -85,6 +86,7 @@ class SpritesSource:
     split: "train", or "test", which alone has the combinations that `is_held_out` names.
     num_frames: frames of a clip.
     resolution: (H, W) in pixels.
+    frame_rate: frames a second.
     num_objects: 1, 2, or (1, 2) to draw either.
     seed: another seed is another data set.
   """
@@ -95,6 +97,7 @@ class SpritesSource:
     *,
     num_frames: int,
     resolution: tuple[int, int],
+    frame_rate: float = FRAME_RATE,
     num_objects: int | tuple[int, ...] = 1,
     seed: int = 0,
   ):
@@ -103,6 +106,7 @@ class SpritesSource:
     self.split = split
     self.num_frames = num_frames
     self.resolution = tuple(resolution)
+    self.times = np.arange(num_frames) * (FRAME_RATE / frame_rate)
     self.num_objects = (num_objects,) if isinstance(num_objects, int) else tuple(num_objects)
     self.seed = seed
 
@@ -134,7 +138,7 @@ class SpritesSource:
     """
     scene, paths = self.scene(index)
     return {
-      "video": render(scene, paths, self.num_frames, self.resolution),
+      "video": render(scene, paths, self.times, self.resolution),
       "caption": captions.to_caption(scene),
       "class_id": captions.class_id(scene.objects[0]),
       "attributes": scene,
@@ -143,15 +147,15 @@ class SpritesSource:
 
 
 def render(
-  scene: Scene, paths: list[Path], num_frames: int, resolution: tuple[int, int]
+  scene: Scene, paths: list[Path], times: Float[np.ndarray, "f"], resolution: tuple[int, int]
 ) -> UInt8[np.ndarray, "f H W 3"]:
-  """Draws the objects, later ones on top, with anti-aliased edges."""
+  """Draws the objects at some times, later ones on top, with anti-aliased edges."""
   height, width = resolution
   side = min(resolution)
-  video = np.empty((num_frames, height, width, 3), np.uint8)
+  video = np.empty((len(times), height, width, 3), np.uint8)
   video[:] = BACKGROUND_PALETTE[scene.background]
   for sprite, path in zip(scene.objects, paths, strict=True):
-    centres = path.at(np.arange(num_frames)) * side
+    centres = path.at(times) * side
     alphas, corners = shapes.coverage(sprite.shape, float(path.radius) * side, centres)
     _blend(video, alphas, corners, PALETTE[sprite.colour])
   return video

@@ -78,7 +78,8 @@ def write_report(
     shown = {"reconstructed": reconstructions[:n], "real": clips[:n]}
     if generated is not None:
       shown = {"generated": generated} | shown
-    matches = {name: scores.oracle_matches(c, prompts) for name, c in shown.items()}
+    rate = run.data.frame_rate
+    matches = {name: scores.oracle_matches(c, prompts, rate) for name, c in shown.items()}
     result["prompts"] = _prompt_scores(run, prompts, matches)
 
   folder = workdir / "report"

@@ -43,13 +43,13 @@ def reconstruct(
 
 
 def oracle_matches(
-  clips: UInt8[np.ndarray, "b f H W 3"], captions: list[str]
+  clips: UInt8[np.ndarray, "b f H W 3"], captions: list[str], frame_rate: float = 8.0
 ) -> list[dict[str, bool]]:
   """Returns, for each sprite clip, whether each attribute that its caption names is to be seen."""
   result = []
   for clip, caption in zip(clips, captions, strict=True):
     asked = _asked(parse_caption(caption))
-    right = sprites_oracle.matches(clip, caption)
+    right = sprites_oracle.matches(clip, caption, frame_rate)
     result.append({name: bool(right[name]) for name in right if name in asked})
   return result
 

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64, UInt8
 
 from videoar_jax.data import captions, shapes
 from videoar_jax.data.captions import Scene, Sprite
-from videoar_jax.data.sprites import BACKGROUND_PALETTE, PALETTE, RADIUS
+from videoar_jax.data.sprites import BACKGROUND_PALETTE, FRAME_RATE, PALETTE, RADIUS
 
 ATTRIBUTES = ("size", "colour", "shape", "motion")
 
@@ -28,7 +28,7 @@ _SIZE_BORDER = (RADIUS["small"][1] + RADIUS["large"][0]) / 2
 _MIN_TRAVEL = 0.05
 _JITTER = 0.01  # Deviations from a path that mean nothing.
 _BOUNCE_PENALTY = 4.0
-_MAX_FRAMES = 17  # After these, straight paths leave the picture.
+_MAX_TIME = 16  # In frames at `FRAME_RATE`; later, straight paths leave the picture.
 _SHAPE_FRAMES = 4  # As many silhouettes are enough.
 # Generated clips may be blurred, which rounds corners and takes the faint edges from the area that
 # is measured: so silhouettes are compared at several (passes of blur, growth of the radius).
@@ -53,14 +53,14 @@ class _Track:
   is_whole: np.ndarray
 
 
-def describe(clip: UInt8[np.ndarray, "f H W 3"]) -> Scene:
-  """Returns what is to be seen in the first 17 frames of a clip.
+def describe(clip: UInt8[np.ndarray, "f H W 3"], frame_rate: float = FRAME_RATE) -> Scene:
+  """Returns what is to be seen in the first two seconds of a clip.
 
   Returns:
     Up to two objects, the larger one first, and the background. An attribute that cannot be told is
     None; a clip without an object has one of which all is None.
   """
-  clip = clip[:_MAX_FRAMES]
+  clip = clip[: int(_MAX_TIME * frame_rate / FRAME_RATE) + 1]
   side = min(clip.shape[1:3])
   colour = np.median(clip[:, ::2, ::2].reshape(-1, 3), axis=0).astype(np.float32)
   objects = [
@@ -70,19 +70,22 @@ def describe(clip: UInt8[np.ndarray, "f H W 3"]) -> Scene:
   return Scene(tuple(objects) or (Sprite(),), _nearest_background(colour))
 
 
-def matches(clip: UInt8[np.ndarray, "f H W 3"], caption: str) -> dict[str, bool]:
+def matches(
+  clip: UInt8[np.ndarray, "f H W 3"], caption: str, frame_rate: float = FRAME_RATE
+) -> dict[str, bool]:
   """Returns whether each attribute of a clip is what the prompt asks for.
 
   Args:
     clip: what was generated.
     caption: the prompt. What it leaves out cannot be wrong.
+    frame_rate: of the clip, frames a second.
   Returns:
     {size, colour, shape, motion, background: is right}. With two objects in the prompt, an
     attribute is right if it is for both of them.
   Raises:
     ValueError: the prompt is none of the sprites' captions.
   """
-  return compare(captions.parse_caption(caption), describe(clip))
+  return compare(captions.parse_caption(caption), describe(clip, frame_rate))
 
 
 def compare(asked: Scene, seen: Scene) -> dict[str, bool]:

@@ -1,7 +1,7 @@
 """Parameters with named axes, and the layers that both networks use.
 
-Parameters are float32 `nnx.Param`s that carry logical axis names (`parallel/rules.py` maps them to
-the mesh). Layers compute in the type of their input; statistics of normalisations are float32.
+Parameters are float32 `nnx.Param`s that carry logical axis names (`parallel/sharding.py` maps them
+to the mesh). Layers compute in the type of their input; statistics of normalisations are float32.
 """
 
 import math

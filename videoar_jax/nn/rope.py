@@ -26,8 +26,10 @@ def frequency_axes(
       neighbouring cells of a small grid apart.
   """
   pairs = head_width // 2
-  counts = [round(pairs * fraction / sum(fractions)) for fraction in fractions[:-1]]
-  counts = (*counts, pairs - sum(counts))
+  counts = []
+  for fraction in fractions[:-1]:
+    counts.append(min(round(pairs * fraction / sum(fractions)), pairs - sum(counts)))
+  counts.append(pairs - sum(counts))
   axes = np.repeat(np.arange(len(counts)), counts)
   if is_interleaved:
     turns = np.concatenate([(np.arange(count) + 0.5) / count for count in counts if count])

@@ -53,7 +53,7 @@ def residual_bits(residual: Float[Array, "*b h w d"], size: tuple[int, int]):
 
 
 def quantize(
-  latents: Float[Array, "*b h w d"], schedule: Schedule, num_scales: Int[Array, "*b"] | None = None
+  latents: Float[Array, "*b h w d"], schedule: Schedule, num_scales: Int[Array, "*#b"] | None = None
 ) -> Quantized:
   """Quantizes latents scale by scale, each scale coding what the ones before left over.
 

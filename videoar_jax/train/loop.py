@@ -182,13 +182,14 @@ class Trainer:
           self._report(run_log, *waiting, first, started)
         waiting = (step, metrics)
         checkpointer.check()
-        if step % config.media_every == 0 or step == config.num_steps:
-          params = train_state.evaluation_params(state)
-          run_log.videos(step, jax.device_get(self.media(params, frozen, media_batch)))
         if step % config.save_every == 0 or step == config.num_steps or received:
           self._report(run_log, *waiting, first, started)
           waiting = None
           save(checkpointer, run_log, step, state, iterator)
+        # After the save, so that nothing that goes wrong here costs a step.
+        if step % config.media_every == 0 or step == config.num_steps:
+          params = train_state.evaluation_params(state)
+          run_log.videos(step, jax.device_get(self.media(params, frozen, media_batch)))
         if received:
           raise Interrupted(f"{received[0]}: stopped at step {step} of {config.num_steps}")
     return state

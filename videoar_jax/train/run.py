@@ -87,7 +87,8 @@ def _check_batches(run: configs.RunConfig, mesh: Mesh) -> None:
     if stage.loop.batch_size % ways:
       raise ValueError(
         f"stage.{stage.name}.loop.batch_size={stage.loop.batch_size} does not divide over the "
-        f"{ways} devices of mesh.data x mesh.fsdp; take a multiple of {ways}"
+        f"{ways} devices of mesh.data x mesh.fsdp; take a multiple of {ways}, or "
+        "make another axis of the mesh larger"
       )
 
 

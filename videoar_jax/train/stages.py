@@ -27,7 +27,7 @@ from videoar_jax.videoar.model import Generator
 
 log = logging.getLogger(__name__)
 
-NUM_MEDIA_CLIPS = 4
+NUM_MEDIA_CLIPS = 4  # Or a few more, where the mesh needs them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,16 +148,18 @@ class Stages:
       frame_rate=self.run.data.frame_rate,
     )
     try:
-      media = media_batch(test_source, text_encoder)
+      media = media_batch(test_source, text_encoder, self.mesh)
       trainer.train(state, iterator, checkpointer, run_log, media)
     finally:
       run_log.close()
       iterator.close()
 
 
-def media_batch(source, text_encoder: ByteTokenizer) -> dict[str, np.ndarray]:
+def media_batch(source, text_encoder: ByteTokenizer, mesh: Mesh) -> dict[str, np.ndarray]:
   """Returns the first clips of a source, to look at during training."""
-  items = [source[i] for i in range(NUM_MEDIA_CLIPS)]
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  num = -(-NUM_MEDIA_CLIPS // ways) * ways
+  items = [source[i % len(source)] for i in range(num)]
   return {
     "video": np.stack([item["video"] for item in items]),
     "text": np.stack([text_encoder.encode(item["caption"]) for item in items]),

@@ -1,6 +1,7 @@
 """Cached decoding over frames and scales: one program, static shapes.
 
-Each step samples the bits of one scale in parallel. Guidance runs both halves in one batch.
+Each step samples the bits of one scale in parallel. Guidance runs both halves in one batch. With
+`past="final"` one more step writes a frame's complete latent to the cache.
 
 Source: VIDEOAR section 4.
 """
@@ -89,7 +90,13 @@ def decode(
     window: number of earlier frames a frame sees; None for all.
     forced_bits: bits to take instead of sampled ones, for the first `num_forced` frames.
     num_forced: how many frames are given.
+  Raises:
+    ValueError: the layout is longer than the model's learned positions.
   """
+  if model.position_embedding is not None:
+    trained = model.position_embedding.table.shape[0]
+    if layout.length > trained:
+      raise ValueError(f"layout: {layout.length} tokens are more than {trained} learned positions")
   b = text.shape[0]
   texts = jnp.concatenate([text, jnp.broadcast_to(null_text, text.shape)])
   text_mask = texts != pad_id

@@ -100,14 +100,14 @@ class Layout:
     return np.concatenate([np.full(self.text_length, TEXT), video])[: self.length]
 
   @functools.cached_property
-  def frame_scale_ids(self) -> Int[np.ndarray, "n"]:
+  def frame_scale_ids(self) -> Int[np.ndarray, "n+final"]:
     """Scale of each token from a frame's first one to the next frame's."""
     final = np.full(self.final_size, self.num_scales)
     return np.concatenate([np.repeat(np.arange(self.num_scales), self.scale_sizes), final])
 
   @functools.cached_property
-  def frame_positions(self) -> Int[np.ndarray, "n 3"]:
-    """Offsets (0, y, x) of a frame's tokens, each scale in its own grid."""
+  def frame_positions(self) -> Int[np.ndarray, "n+final 3"]:
+    """Offsets (0, y, x) of a frame's tokens, each scale and the final block in its own grid."""
     schedule = (*self.schedule, self.grid) if self.final_size else self.schedule
     grids = [np.stack(np.mgrid[:1, :h, :w], -1).reshape(-1, 3) for h, w in schedule]
     return np.concatenate(grids)
@@ -141,10 +141,11 @@ class Layout:
   def blocks(self) -> tuple[tuple[slice, tuple[slice, ...]], ...]:
     """The text, then each frame, as queries: (which they are, where all lies that they see)."""
     text = slice(0, self.text_length)
-    blocks, past = [(text, (text,))], (text,)
+    blocks, finals = [(text, (text,))], []
     for t in range(self.num_frames):
       start = self.text_length + t * self.frame_stride
       end = min(start + self.frame_stride, self.length)
-      blocks.append((slice(start, end), (*past, slice(start, end))))
-      past = (*past, slice(start + self.frame_size if self.final_size else start, end))
+      seen = (text, *finals, slice(start, end)) if self.final_size else (slice(0, end),)
+      blocks.append((slice(start, end), seen))
+      finals.append(slice(start + self.frame_size, end))
     return tuple(blocks)

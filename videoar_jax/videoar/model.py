@@ -67,6 +67,13 @@ class GeneratorConfig:
       )
     if self.head_width % 2:
       raise ValueError(f"generator.head_width={self.head_width} must be even")
+    shares = self.rope_fractions
+    if len(shares) != 3 or min(shares) < 0 or sum(shares) <= 0:
+      raise ValueError(
+        f"generator.rope_fractions={shares}: needs 3 shares, of time, height and width"
+      )
+    if self.rope_base <= 0:
+      raise ValueError(f"generator.rope_base={self.rope_base} must be positive")
     if self.positions not in ("rope", "learned"):
       raise ValueError(f"generator.positions={self.positions!r} must be 'rope' or 'learned'")
 
@@ -130,7 +137,9 @@ class Block(nnx.Module):
   def __call__(self, x, angles, mask, blocks=(), cache: Cache | None = None, offset=0):
     y, cache = self.attention(self.attention_norm(x), angles, mask, blocks, cache, offset)
     x = x + y
-    x = constrain(x + self.mlp(self.mlp_norm(x)), ("batch", "sequence", None))
+    # A decoder's step may be one token, which no mesh axis divides.
+    sequence = "sequence" if cache is None else None
+    x = constrain(x + self.mlp(self.mlp_norm(x)), ("batch", sequence, None))
     return x, cache
 
 
@@ -172,9 +181,13 @@ class Generator(nnx.Module):
       text_mask: false on padding.
       latents: the frames' complete latents, read with `past="final"` only.
       frame_keep: whether frame i (axis 1) may see the earlier frame j (axis 2); None for all.
+    Raises:
+      ValueError: the layout has complete latents in it, and none are given.
     """
     b, t, n, d = features.shape
     if layout.final_size:
+      if latents is None:
+        raise ValueError("latents: generator.past='final' needs the frames' complete latents")
       features = jnp.concatenate([features, latents.reshape(b, t, -1, d)], axis=2)
     first = jnp.arange(t) == 0
     video = self.embed_features(features, layout, first[:, None])
@@ -195,10 +208,10 @@ class Generator(nnx.Module):
     """Embeds features of a frame's `tokens`; the first frame's first scale is the start token.
 
     Args:
-      features: `[b, ..., n, d]`.
+      features: `[b, ..., q, d]`.
       layout: the sequence.
-      is_first_frame: bool, broadcast against `[..., n]`.
-      tokens: which of a frame's tokens the features are.
+      is_first_frame: bool, broadcast against `[..., q]`.
+      tokens: which of a frame's tokens the features are; its complete latent follows its scales.
     """
     scales = layout.frame_scale_ids[tokens]
     is_start = is_first_frame & (scales == 0)
