@@ -103,6 +103,9 @@ def test_first_scales_alone():
 def test_remainder_loss_pulls_latents_to_their_codes():
   schedule = ((1, 1), (2, 2), (4, 4))
   x = 5 * jax.random.normal(jax.random.key(0), (2, 1, 4, 4, 6))
-  loss = lambda x: quantizer.remainder_loss(quantizer.quantize(x, schedule))  # noqa: E731
+
+  def loss(x):
+    return quantizer.remainder_loss(quantizer.quantize(x, schedule))
+
   codes = quantizer.quantize(x, schedule).latents
   np.testing.assert_allclose(jax.grad(loss)(x), 2 * (x - codes) / x.size, atol=1e-6)

@@ -188,9 +188,10 @@ def test_no_token_sees_the_future(model, batch):
 def test_later_frames_see_the_complete_latent(batch):
   layout = LAYOUTS[1]
   model = make_model(layout=layout)
-  run = lambda latents: model(  # noqa: E731
-    TEXT, batch.features, layout, text_mask=TEXT != 0, latents=latents
-  )
+
+  def run(latents):
+    return model(TEXT, batch.features, layout, text_mask=TEXT != 0, latents=latents)
+
   moved = np.abs(run(batch.latents.at[:, 1].add(1.0)) - run(batch.latents)).max((-1, -2)) > 1e-5
   np.testing.assert_array_equal(moved, [[False, False, True]] * 2)
   with pytest.raises(ValueError, match="complete latents"):
@@ -226,9 +227,11 @@ def test_padding_does_not_matter(model, batch):
 def test_gradients_with_remat_equal_those_without(batch, layout):
   def gradient(remat):
     model = make_model(dataclasses.replace(CONFIG, remat=remat), layout)
-    loss = lambda m: jnp.sum(  # noqa: E731
-      jnp.sin(m(TEXT, batch.features, layout, text_mask=TEXT != 0, latents=batch.latents))
-    )
+
+    def loss(model):
+      kwargs = {"text_mask": TEXT != 0, "latents": batch.latents}
+      return jnp.sum(jnp.sin(model(TEXT, batch.features, layout, **kwargs)))
+
     return jax.tree.leaves(jax.jit(jax.grad(loss))(model))
 
   for a, b in zip(gradient(True), gradient(False), strict=True):

@@ -5,6 +5,7 @@ from jaxtyping import Float, UInt8
 
 from videoar_jax.data import captions as sprite_captions
 from videoar_jax.data.captions import Scene, parse_caption
+from videoar_jax.data.sprites import FRAME_RATE
 from videoar_jax.evals import sprites_oracle
 from videoar_jax.tokenizer.tokenizer import Tokenizer, to_float, to_uint8
 
@@ -43,7 +44,7 @@ def reconstruct(
 
 
 def oracle_matches(
-  clips: UInt8[np.ndarray, "b f H W 3"], captions: list[str], frame_rate: float = 8.0
+  clips: UInt8[np.ndarray, "b f H W 3"], captions: list[str], frame_rate: float = FRAME_RATE
 ) -> list[dict[str, bool]]:
   """Returns, for each sprite clip, whether each attribute that its caption names is to be seen."""
   result = []
