@@ -48,6 +48,14 @@ def test_formula_frame_by_frame():
     np.testing.assert_allclose(out.features[:, t], jnp.concatenate(inputs, 1), atol=1e-6)
     before = total
   np.testing.assert_allclose(out.latents[:, -1], before, atol=1e-6)
+  # With the frame before beside every input, that half holds means over what a cell covers.
+  both = corruption.corrupt(latents, SCHEDULE, flips, previous="all").features
+  np.testing.assert_array_equal(both[..., :8], out.features)
+  assert not both[:, 0, :, 8:].any()
+  shown = out.latents[:, :-1]
+  np.testing.assert_allclose(both[:, 1:, 5:, 8:], shown.reshape(2, 2, 16, 8), atol=1e-6)
+  quarters = shown.reshape(2, 2, 2, 2, 2, 2, 8).mean((3, 5)).reshape(2, 2, 4, 8)
+  np.testing.assert_allclose(both[:, 1:, 1:5, 8:], quarters, atol=1e-6)
 
 
 def test_labels_undo_flips():

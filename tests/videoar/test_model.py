@@ -16,7 +16,12 @@ from videoar_jax.videoar.layout import Layout
 from videoar_jax.videoar.model import Generator, GeneratorConfig, attention_mask
 
 LAYOUT = Layout(text_length=5, num_frames=3, schedule=((1, 1), (2, 2), (3, 4)))
-LAYOUTS = (LAYOUT, dataclasses.replace(LAYOUT, past="final"))
+LAYOUTS = (
+  LAYOUT,
+  dataclasses.replace(LAYOUT, past="final"),
+  dataclasses.replace(LAYOUT, past="final", previous="all", rope_grid="latent"),
+)
+NAMES = ("paper", "final", "final-all-latent")
 CONFIG = GeneratorConfig(
   depth=2,
   width=32,
@@ -45,13 +50,17 @@ def model():
   return make_model()
 
 
+def make_batch(layout):
+  latents = jax.random.normal(jax.random.key(1), (2, 3, 3, 4, 6))
+  return corruption.corrupt(latents, layout.schedule, previous=layout.previous)
+
+
 @pytest.fixture(scope="module")
 def batch():
-  latents = jax.random.normal(jax.random.key(1), (2, 3, 3, 4, 6))
-  return corruption.corrupt(latents, LAYOUT.schedule)
+  return make_batch(LAYOUT)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.past)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
 def test_layout_by_brute_force(layout):
   has_final = layout.past == "final"
   tokens = [(-1, -1, i, i, i) for i in range(5)]
@@ -60,12 +69,16 @@ def test_layout_by_brute_force(layout):
     if has_final and t < 2:
       grids.append((3, (3, 4)))
     for s, (h, w) in grids:
-      tokens += [(t, s, 5 + t, 5 + y, 5 + x) for y in range(h) for x in range(w)]
+      # In the latent's grid, a cell lies at the mean of the cells that it covers.
+      is_latent = layout.rope_grid == "latent"
+      rows = [(3 * y + 3 * (y + 1) - h) / (2 * h) if is_latent else y for y in range(h)]
+      columns = [(4 * x + 4 * (x + 1) - w) / (2 * w) if is_latent else x for x in range(w)]
+      tokens += [(t, s, 5 + t, 5 + y, 5 + x) for y in rows for x in columns]
   assert len(tokens) == layout.length == 5 + 3 * 17 + has_final * 2 * 12
   ids = np.array(tokens)
   np.testing.assert_array_equal(ids[:, 0], layout.frame_ids)
   np.testing.assert_array_equal(ids[:, 1], layout.scale_ids)
-  np.testing.assert_array_equal(ids[:, 2:], layout.positions)
+  np.testing.assert_allclose(layout.positions, ids[:, 2:], atol=1e-6)
 
   def sees(query, key, q, k):
     (tq, sq, *_), (tk, sk, *_) = query, key
@@ -84,7 +97,7 @@ def test_layout_by_brute_force(layout):
     np.testing.assert_array_equal(np.flatnonzero(frame == s), np.r_[layout.scale_slice(s)])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.past)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
 def test_attention_blocks_lose_nothing(layout):
   """Each query is in one block, in order, and the block has every key that the query sees."""
   queries = np.concatenate([np.arange(layout.length)[block] for block, _ in layout.blocks])
@@ -106,7 +119,7 @@ def test_full_text_attention():
   assert layout.visible()[:5, :5].all() and not layout.visible()[:5, 5:].any()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.past)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
 def test_mask_hides_padding_and_dropped_frames(layout):
   text_mask = TEXT != 0
   keep = jnp.ones((2, 3, 3), bool).at[0, 2, 0].set(False)
@@ -206,12 +219,19 @@ def test_learned_positions_end():
 
 
 @pytest.mark.parametrize(
-  ("field", "value"), [("rope_fractions", (0.5, 0.5)), ("rope_base", 0.0), ("past", "none")]
+  ("field", "value"),
+  [
+    ("rope_fractions", (0.5, 0.5)),
+    ("rope_base", 0.0),
+    ("past", "none"),
+    ("previous", "no"),
+    ("rope_grid", "no"),
+  ],
 )
 def test_impossible_settings_are_named(field, value):
   with pytest.raises(ValueError, match=field):
-    if field == "past":
-      dataclasses.replace(LAYOUT, past=value)
+    if field in ("past", "previous", "rope_grid"):
+      dataclasses.replace(LAYOUT, **{field: value})
     else:
       dataclasses.replace(CONFIG, **{field: value})
 
@@ -223,10 +243,12 @@ def test_padding_does_not_matter(model, batch):
   np.testing.assert_allclose(changed, logits, atol=1e-6)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.past)
-def test_gradients_with_remat_equal_those_without(batch, layout):
-  def gradient(remat):
-    model = make_model(dataclasses.replace(CONFIG, remat=remat), layout)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
+def test_gradients_with_remat_or_unrolled_equal_those_without(layout):
+  batch = make_batch(layout)
+
+  def gradient(**settings):
+    model = make_model(dataclasses.replace(CONFIG, **settings), layout)
 
     def loss(model):
       kwargs = {"text_mask": TEXT != 0, "latents": batch.latents}
@@ -234,9 +256,11 @@ def test_gradients_with_remat_equal_those_without(batch, layout):
 
     return jax.tree.leaves(jax.jit(jax.grad(loss))(model))
 
-  for a, b in zip(gradient(True), gradient(False), strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-4)
-  assert max(float(jnp.abs(x).max()) for x in gradient(False)) > 0.1
+  expected = gradient(remat=False)
+  for settings in ({"remat": True}, {"remat": False, "is_scanned": False}):
+    for a, b in zip(gradient(**settings), expected, strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-4)
+  assert max(float(jnp.abs(x).max()) for x in expected) > 0.1
 
 
 def test_scan_equals_unrolled(model, batch):
@@ -257,14 +281,14 @@ def decoded(model, keys, layout=LAYOUT, **kwargs):
   )
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.past)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
 @pytest.mark.parametrize("positions, window", [("rope", None), ("rope", 1), ("learned", None)])
 def test_cached_decoding_equals_full_forward(positions, window, layout):
   model = make_model(dataclasses.replace(CONFIG, positions=positions), layout)
   g = jnp.linspace(0.5, 4.0, 9).reshape(3, 3)
   out = decoded(model, sample_keys(0, 0, 2), layout, guidance=g, window=window)
   # The sampled bits, not a fresh quantization, are what the decoder went on with.
-  features = features_of(out.bits)
+  features = features_of(out.bits, layout.previous)
   keep = corruption.draw_frame_keep(jax.random.key(0), 2, 3, p_mask=0.0, window=window)
   null = jnp.broadcast_to(NULL, TEXT.shape)
   kwargs = {"frame_keep": keep, "latents": out.latents}
@@ -276,7 +300,7 @@ def test_cached_decoding_equals_full_forward(positions, window, layout):
   np.testing.assert_allclose(out.logits, expected, atol=1e-4)
 
 
-def features_of(bits):
+def features_of(bits, previous):
   """The inputs that the decoder built from its own bits, by the formula."""
   from videoar_jax.nn.resize import area_resize, linear_resize
   from videoar_jax.tokenizer.quantizer import bits_to_codes
@@ -286,7 +310,9 @@ def features_of(bits):
     total, parts = jnp.zeros((2, 3, 4, 6)), []
     for s, grid in enumerate(LAYOUT.schedule):
       source = area_resize(before, grid) if s == 0 else linear_resize(total, grid)
-      parts.append(source.reshape(2, -1, 6))
+      if previous == "all":
+        source = jnp.concatenate([source, area_resize(before, grid)], -1)
+      parts.append(source.reshape(2, grid[0] * grid[1], -1))
       total = total + linear_resize(bits_to_codes(bits[s][:, t]), (3, 4))
     frames.append(jnp.concatenate(parts, 1))
     before = total

@@ -38,7 +38,7 @@ def frequency_axes(
 
 
 def rope_angles(
-  positions: Int[Array, "*b a"],
+  positions: Float[Array, "*b a"],
   head_width: int,
   *,
   base: float,

@@ -104,8 +104,16 @@ class RunConfig:
   def layout_of(self, data: DataConfig) -> Layout:
     """The sequence of a clip."""
     frames, _, _ = self.tokenizer.latent_shape(data.num_frames, data.resolution)
-    past = self.generator.past
-    return Layout(self.text.length, frames, self.schedule, self.text.attention, past)
+    generator = self.generator
+    return Layout(
+      self.text.length,
+      frames,
+      self.schedule,
+      text_attention=self.text.attention,
+      past=generator.past,
+      previous=generator.previous,
+      rope_grid=generator.rope_grid,
+    )
 
   def stage_of_kind(self, kind: str) -> StageConfig | None:
     """Returns the last stage that trains a tokenizer or a generator."""

@@ -109,7 +109,7 @@ class GeneratorTask:
     if settings.window is not None or (is_training and settings.p_frame_mask > 0):
       p_mask = settings.p_frame_mask if is_training else 0.0
       keep = corrupting.draw_frame_keep(keys[3], b, t, p_mask=p_mask, window=settings.window)
-    inputs = corrupting.corrupt(latents, layout.schedule, flips)
+    inputs = corrupting.corrupt(latents, layout.schedule, flips, layout.previous)
     logits = module(
       text,
       inputs.features,

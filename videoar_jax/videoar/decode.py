@@ -126,7 +126,7 @@ def decode(
   _, cache = run(model.embed_text(texts, dtype), cache, 0)
 
   def write_final(cache, total, start):
-    features = jnp.tile(total.reshape(b, -1, num_bits), (2, 1, 1))
+    features = jnp.tile(model.final_features(total.reshape(b, -1, num_bits)), (2, 1, 1))
     tokens = slice(layout.frame_size, layout.frame_stride)
     x = model.embed_features(features, layout, jnp.asarray(False), tokens)
     return run(x, cache, start + tokens.start)[1]
@@ -143,7 +143,9 @@ def decode(
     for s, grid in enumerate(layout.schedule):
       tokens = layout.scale_slice(s)
       inputs = area_resize(before, grid) if s == 0 else linear_resize(total, grid)
-      features = jnp.tile(inputs.reshape(b, -1, num_bits), (2, 1, 1))
+      if layout.previous == "all":
+        inputs = jnp.concatenate([inputs, area_resize(before, grid)], axis=-1)
+      features = jnp.tile(inputs.reshape(b, grid[0] * grid[1], -1), (2, 1, 1))
       x = model.embed_features(features, layout, t == 0, tokens)
       y, cache = run(x, cache, start + tokens.start)
       conditional, unconditional = jnp.split(model.logits(y), 2)

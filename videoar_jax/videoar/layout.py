@@ -8,6 +8,14 @@ carries the sum of the scales before it, so of a frame's last scale they see nex
 `past="final"`, ours, each frame but the last is followed by a block of its complete latent, which
 later frames see instead of its scales.
 
+In the paper, a frame's first scale alone takes the frame before as its input, resized to that
+scale, often one cell. With `previous="all"`, ours, every token has beside its input what the frame
+before shows at its place: attention need not find what hardly moved.
+
+Rotary positions count a scale's cells in its own grid. With `rope_grid="latent"`, as in Infinity's
+code, a cell lies where its centre is in the latent's grid: a way across the picture is as long at
+every scale.
+
 Source: VIDEOAR sections 3.1 to 3.3.
 """
 
@@ -15,7 +23,7 @@ import dataclasses
 import functools
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from videoar_jax.tokenizer.schedules import Schedule
 
@@ -32,6 +40,8 @@ class Layout:
     schedule: grids (h, w) of the scales.
     text_attention: "causal", or "full" for text that sees all of itself.
     past: what is seen of earlier frames, their "scales" or their "final" latent.
+    previous: scales whose inputs carry the frame before, the "first" or "all".
+    rope_grid: cells of a scale lie in its own grid, "scale", or in the "latent" one.
   """
 
   text_length: int
@@ -39,6 +49,8 @@ class Layout:
   schedule: Schedule
   text_attention: str = "causal"
   past: str = "scales"
+  previous: str = "first"
+  rope_grid: str = "scale"
 
   def __post_init__(self):
     object.__setattr__(self, "schedule", tuple(tuple(grid) for grid in self.schedule))
@@ -46,6 +58,10 @@ class Layout:
       raise ValueError(f"text.attention={self.text_attention!r} must be 'causal' or 'full'")
     if self.past not in ("scales", "final"):
       raise ValueError(f"generator.past={self.past!r} must be 'scales' or 'final'")
+    if self.previous not in ("first", "all"):
+      raise ValueError(f"generator.previous={self.previous!r} must be 'first' or 'all'")
+    if self.rope_grid not in ("scale", "latent"):
+      raise ValueError(f"generator.rope_grid={self.rope_grid!r} must be 'scale' or 'latent'")
 
   @property
   def num_scales(self) -> int:
@@ -106,19 +122,25 @@ class Layout:
     return np.concatenate([np.repeat(np.arange(self.num_scales), self.scale_sizes), final])
 
   @functools.cached_property
-  def frame_positions(self) -> Int[np.ndarray, "n+final 3"]:
-    """Offsets (0, y, x) of a frame's tokens, each scale and the final block in its own grid."""
+  def frame_positions(self) -> Float[np.ndarray, "n+final 3"]:
+    """Offsets (0, y, x) of a frame's tokens, in cells of their own or of the latent's grid."""
     schedule = (*self.schedule, self.grid) if self.final_size else self.schedule
-    grids = [np.stack(np.mgrid[:1, :h, :w], -1).reshape(-1, 3) for h, w in schedule]
-    return np.concatenate(grids)
+    scales = []
+    for h, w in schedule:
+      cells = np.stack(np.mgrid[:1, :h, :w], -1).reshape(-1, 3).astype(np.float32)
+      if self.rope_grid == "latent":
+        size = np.array([1, self.grid[0] / h, self.grid[1] / w], np.float32)
+        cells = (cells + 0.5) * size - 0.5
+      scales.append(cells)
+    return np.concatenate(scales)
 
   @functools.cached_property
-  def positions(self) -> Int[np.ndarray, "l 3"]:
+  def positions(self) -> Float[np.ndarray, "l 3"]:
     """Rotary positions (time, height, width): text (i, i, i), video (P + t, P + y, P + x)."""
     text = np.repeat(np.arange(self.text_length)[:, None], 3, axis=1)
     time = np.arange(self.num_frames)[:, None, None] * np.array([1, 0, 0])
     video = self.text_length + time + self.frame_positions
-    return np.concatenate([text, video.reshape(-1, 3)])[: self.length]
+    return np.concatenate([text, video.reshape(-1, 3)])[: self.length].astype(np.float32)
 
   def visible(self, queries: slice = slice(None)) -> Bool[np.ndarray, "q l"]:
     """Returns which tokens each query may attend to, before masks that depend on the sample.
