@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     size="tiny",
     image_steps=550,
     tokenizer_steps=270,
-    generator_steps=1300,
+    generator_steps=2400,
   )
   config = ConfigDict()
   config.seed = 0
@@ -56,13 +56,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   config.generator = generator_size(args.size)
   config.generator.remat = False
-  # A small grid and a short training: every axis gets high frequencies, and what earlier frames
-  # showed is seen in full.
+  config.generator.is_scanned = False
+  # A small grid and a short training: every axis gets high frequencies, a way across the picture is
+  # as long at every scale, and what the frame before showed stands beside every input.
   config.generator.rope_is_interleaved = True
   config.generator.rope_base = 1000.0
-  config.generator.past = "final"
+  config.generator.rope_grid = "latent"
+  config.generator.previous = "all"
 
-  config.sampling = ConfigDict({"guidance": "constant:3", "temperature": 1.0, "top_p": 1.0})
+  config.sampling = ConfigDict({"guidance": "constant:3", "temperature": 0.5, "top_p": 1.0})
   config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
   config.report = ConfigDict({"num_clips": 64, "num_prompts": 64})
 
@@ -77,7 +79,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.stage.generator = ConfigDict({"kind": "generator"})
   config.stage.generator.loop = _loop(args.generator_steps, batch_size=4, learning_rate=1.5e-2)
   config.stage.generator.loss = ConfigDict(
-    {"corruption": {"p_min": 0.0, "p_max": 0.25, "delta": 0.01, "has_inheritance": True}}
+    {"corruption": {"p_min": 0.0, "p_max": 0.1, "delta": 0.01, "has_inheritance": True}}
   )
   return config
 
