@@ -17,7 +17,7 @@ import sys
 
 import numpy as np
 
-from videoar_jax.evals import scores
+from videoar_jax.evals import metrics, scores
 from videoar_jax.evals.curves import draw_curves
 from videoar_jax.evals.media import contact_sheet, slug, write_mp4, write_png
 from videoar_jax.load import load_model, load_tokenizer
@@ -58,7 +58,7 @@ def write_report(
   clips, captions = _examples(run, test_source)
   reconstructions = scores.reconstruct(load_tokenizer(workdir), clips)
   num_clips = min(run.report.num_clips, len(clips))
-  psnr = scores.psnr(clips[:num_clips], reconstructions[:num_clips])
+  psnr = metrics.psnr(clips[:num_clips], reconstructions[:num_clips])
   prompts = _prompts(run, captions)
   generated = None
   if run.stage_of_kind("generator") is not None:
