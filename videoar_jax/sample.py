@@ -143,14 +143,9 @@ def _sample(options: argparse.Namespace) -> tuple[np.ndarray, float]:
 
 def _frame_rate(path: pathlib.Path) -> float:
   """Returns the frame rate of the run that a workdir, or a checkpoint in it, belongs to."""
-  from videoar_jax.train.config import finalize, load_config
+  from videoar_jax.load import find_run
 
-  if not path.exists():
-    raise ValueError(f"--workdir={path} does not exist; train with this --workdir first")
-  for folder in (path.absolute(), *path.absolute().parents):
-    if (folder / "config.json").is_file():
-      return finalize(load_config(folder / "config.json")).data.frame_rate
-  raise ValueError(f"--workdir={path} is no workdir: there is no config.json in it")
+  return find_run(path)[1].data.frame_rate
 
 
 def _check_frames(num_frames: int | None, stride: int) -> None:
