@@ -13,6 +13,8 @@ import jax
 import numpy as np
 import pytest
 
+from videoar_jax import weights
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
@@ -36,3 +38,16 @@ def media():
   if not folder.is_dir():
     pytest.skip(f"real clips are not in {folder}")
   return folder
+
+
+@pytest.fixture(scope="session")
+def weights_of():
+  """Returns a function that loads converted weights by their name in `convert`."""
+
+  def load(name, shapes):
+    path = weights.default_path(name)
+    if not path.is_file():
+      pytest.skip(f"no {path}; `python -m videoar_jax.convert {name} --help` says how to make it")
+    return weights.load(path, shapes)
+
+  return load

@@ -152,6 +152,18 @@ def test_two_devices_equal_one(trained, tmp_path):
     )
 
 
+def test_evaluation_of_a_trained_tokenizer(trained, tmp_path):
+  evaluate = [sys.executable, "-m", "videoar_jax.evaluate", "--suite=reconstruction"]
+  done = run([*evaluate, f"--workdir={trained}", "--num_clips=4", f"--out={tmp_path / 'out'}"])
+  assert done.returncode == 0, done.stderr[-3000:]
+  result = json.loads((tmp_path / "out" / "reconstruction.json").read_text())
+  # The same clips as in the report of the run.
+  report = json.loads((trained / "scores.json").read_text())["reconstruction"]["psnr"]
+  assert result["psnr"]["mean"] == pytest.approx(report["mean"], abs=1e-3)
+  assert result["psnr"]["worst"] == pytest.approx(report["min"], abs=1e-3)
+  assert [scale["size"] for scale in result["code_use"]["scales"]] == ["1x1", "2x2", "4x4"]
+
+
 def test_python_interface(trained):
   import videoar_jax
 

@@ -12,12 +12,14 @@ PACKAGE = ROOT / "videoar_jax"
 ALLOWED = {
   "parallel": set(),
   "data": set(),
+  "weights": set(),
+  "command_line": set(),
   "nn": {"parallel"},
   "tokenizer": {"parallel", "nn"},
   "videoar": {"parallel", "nn", "tokenizer"},
-  "train": {"parallel", "nn", "tokenizer", "videoar", "data"},
-  "load": {"parallel", "nn", "tokenizer", "videoar", "data", "train"},
-  "evals": {"parallel", "nn", "tokenizer", "videoar", "data", "train", "load"},
+  "train": {"parallel", "nn", "tokenizer", "videoar", "data", "weights"},
+  "load": {"parallel", "nn", "tokenizer", "videoar", "data", "train", "weights"},
+  "evals": {"parallel", "nn", "tokenizer", "videoar", "data", "train", "load", "weights"},
 }
 # No lower part may need an entry point: `main`, `sample` and what else lies at the top.
 EXCEPTIONS = {"": {"load"}}  # The package's own `__init__` opens the door to `load`.

@@ -60,20 +60,27 @@ def load_model(path: str | os.PathLike) -> Model:
   )
 
 
-def _open(path: str | os.PathLike) -> tuple[Stages, str | None, int | None]:
-  """Returns the run that a path belongs to, and the stage and step that it names, if any."""
+def find_run(path: str | os.PathLike) -> tuple[pathlib.Path, configs.RunConfig]:
+  """Returns the workdir that a path is, or is in, and the config of its run.
+
+  Raises:
+    FileNotFoundError: there is no run.
+  """
   path = pathlib.Path(path).absolute()
   if not path.exists():
     raise FileNotFoundError(f"{path} does not exist; train with --workdir={path} first")
   for workdir in (path, *path.parents):
     if (workdir / "config.json").is_file():
-      break
-  else:
-    raise FileNotFoundError(
-      f"{path} is neither a workdir nor a checkpoint in one: no config.json in it or above it"
-    )
-  run = configs.finalize(configs.load_config(workdir / "config.json"))
-  parts = path.relative_to(workdir).parts
+      return workdir, configs.finalize(configs.load_config(workdir / "config.json"))
+  raise FileNotFoundError(
+    f"{path} is neither a workdir nor a checkpoint in one: no config.json in it or above it"
+  )
+
+
+def _open(path: str | os.PathLike) -> tuple[Stages, str | None, int | None]:
+  """Returns the run that a path belongs to, and the stage and step that it names, if any."""
+  workdir, run = find_run(path)
+  parts = pathlib.Path(path).absolute().relative_to(workdir).parts
   stage = parts[0] if parts else None
   step = int(parts[2]) if len(parts) > 2 and parts[2].isdigit() else None
   mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])

@@ -7,13 +7,14 @@
 import argparse
 import json
 import math
-import os
 import pathlib
 import shutil
 import sys
 import tempfile
 
 import numpy as np
+
+from videoar_jax.command_line import Formatter, Parser, check_out, one_line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,29 +25,17 @@ def main(argv: list[str] | None = None) -> int:
     clips, frame_rate = _sample(options)
     files = _write(options, clips, frame_rate)
   except (ValueError, OSError) as error:
-    print(f"error: {_one_line(error)}", file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     return 2
   print("\n".join(str(file) for file in files))
   return 0
 
 
-class _Parser(argparse.ArgumentParser):
-  """Tells of errors in one line, as the rest of the package does."""
-
-  def error(self, message):
-    print(f"error: {message}; see --help", file=sys.stderr)
-    raise SystemExit(2)
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-  """Shows defaults, and the example as it is written."""
-
-
 def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(
+  parser = Parser(
     prog="python -m videoar_jax.sample",
     description=__doc__,
-    formatter_class=_Formatter,
+    formatter_class=Formatter,
     allow_abbrev=False,
   )
   add = parser.add_argument
@@ -107,7 +96,7 @@ def _check(options: argparse.Namespace) -> None:
     raise ValueError(f"--top_p={options.top_p} must be in (0, 1]")
   if hasattr(options, "guidance"):
     _check_guidance(options.guidance)
-  _check_out(pathlib.Path(options.out))
+  check_out(pathlib.Path(options.out))
 
 
 def _check_guidance(guidance: str) -> None:
@@ -123,16 +112,6 @@ def _check_guidance(guidance: str) -> None:
       raise ValueError(f"--guidance={guidance} is not valid JSON ({error})") from error
   else:
     guidance_table(guidance, 1, 1)
-
-
-def _check_out(out: pathlib.Path) -> None:
-  place = out.absolute()
-  while not place.exists():
-    place = place.parent
-  if not place.is_dir():
-    raise ValueError(f"--out={out}: {place} is a file; name a folder")
-  if not os.access(place, os.W_OK | os.X_OK):
-    raise ValueError(f"--out={out}: {place} cannot be written to; name another folder")
 
 
 def _sample(options: argparse.Namespace) -> tuple[np.ndarray, float]:
@@ -164,14 +143,9 @@ def _sample(options: argparse.Namespace) -> tuple[np.ndarray, float]:
 
 def _frame_rate(path: pathlib.Path) -> float:
   """Returns the frame rate of the run that a workdir, or a checkpoint in it, belongs to."""
-  from videoar_jax.train.config import finalize, load_config
+  from videoar_jax.load import find_run
 
-  if not path.exists():
-    raise ValueError(f"--workdir={path} does not exist; train with this --workdir first")
-  for folder in (path.absolute(), *path.absolute().parents):
-    if (folder / "config.json").is_file():
-      return finalize(load_config(folder / "config.json")).data.frame_rate
-  raise ValueError(f"--workdir={path} is no workdir: there is no config.json in it")
+  return find_run(path)[1].data.frame_rate
 
 
 def _check_frames(num_frames: int | None, stride: int) -> None:
@@ -220,10 +194,6 @@ def _stems(prompts: list[str]) -> list[str]:
       stem, number = f"{slug(prompt)}-{number}", number + 1
     stems.append(stem)
   return stems
-
-
-def _one_line(error: Exception) -> str:
-  return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

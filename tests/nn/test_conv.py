@@ -35,6 +35,19 @@ def test_rewrite_equals_lax(stride, pads, size, num_frames):
     np.testing.assert_allclose(ours, theirs, atol=5e-6 * float(jnp.abs(theirs).max()))
 
 
+@pytest.mark.parametrize("num_frames", [2, 4, 5])
+@pytest.mark.parametrize(
+  ("size", "stride", "time_pads"), [(3, 1, (1, 1)), (7, 2, (2, 3)), (7, 2, (3, 3)), (2, 1, (0, 1))]
+)
+def test_rewrite_equals_lax_where_time_is_not_causal(size, stride, time_pads, num_frames):
+  x = jax.random.normal(jax.random.key(0), (2, num_frames, 5, 4, 2))
+  kernel = jax.random.normal(jax.random.key(1), (size, 3, 3, 2, 3))
+  settings = {"stride": (stride, 1, 1), "pads": ((1, 1), (1, 1)), "time_pads": time_pads}
+  ours, theirs = (conv3d(x, kernel, **settings, rewrite=rewrite) for rewrite in (True, False))
+  assert ours.shape == theirs.shape
+  np.testing.assert_allclose(ours, theirs, atol=5e-6 * float(jnp.abs(theirs).max()))
+
+
 def test_no_frame_sees_a_later_one():
   x = jax.random.normal(jax.random.key(0), (1, 6, 4, 4, 2))
   kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 2, 2))

@@ -8,7 +8,7 @@ import re
 import av
 import matplotlib
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 _MARGIN = 2
@@ -98,3 +98,27 @@ def contact_sheet(
       )
       sheet.paste(picture, (_MARGIN + column * cell_w, top + text))
   return sheet
+
+
+def reconstruction_sheet(
+  clips: UInt8[np.ndarray, "b f H W 3"],
+  reconstructions: UInt8[np.ndarray, "b f H W 3"],
+  captions: list[str],
+  psnr: Float[np.ndarray, "b"],
+) -> Image.Image:
+  """Draws each clip above what coding and decoding leave of it."""
+  rows = np.stack([clips, reconstructions], axis=1).reshape(-1, *clips.shape[1:])
+  lines = []
+  for caption, value in zip(captions, psnr, strict=True):
+    lines += [f"original: {caption}", f"reconstruction, {value:.1f} dB"]
+  return contact_sheet(rows, lines)
+
+
+def side_by_side(
+  left: UInt8[np.ndarray, "b f H W 3"], right: UInt8[np.ndarray, "b f H W 3"]
+) -> UInt8[np.ndarray, "f Y X 3"]:
+  """Joins clips to one: a row for each, the left one and the right one beside each other."""
+  pads = ((0, 0), (0, 0), (0, _MARGIN), (0, _MARGIN), (0, 0))
+  pair = [np.pad(clips, pads, constant_values=255) for clips in (left, right)]
+  rows = np.concatenate(pair, axis=3)  # [b, f, H, 2 W, 3], with margins behind.
+  return np.concatenate(list(rows), axis=1)[:, :-_MARGIN, :-_MARGIN]

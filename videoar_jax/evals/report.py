@@ -17,9 +17,9 @@ import sys
 
 import numpy as np
 
-from videoar_jax.evals import scores
+from videoar_jax.evals import metrics, scores
 from videoar_jax.evals.curves import draw_curves
-from videoar_jax.evals.media import contact_sheet, slug, write_mp4, write_png
+from videoar_jax.evals.media import contact_sheet, reconstruction_sheet, slug, write_mp4, write_png
 from videoar_jax.load import load_model, load_tokenizer
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.train.config import RunConfig
@@ -58,7 +58,7 @@ def write_report(
   clips, captions = _examples(run, test_source)
   reconstructions = scores.reconstruct(load_tokenizer(workdir), clips)
   num_clips = min(run.report.num_clips, len(clips))
-  psnr = scores.psnr(clips[:num_clips], reconstructions[:num_clips])
+  psnr = metrics.psnr(clips[:num_clips], reconstructions[:num_clips])
   prompts = _prompts(run, captions)
   generated = None
   if run.stage_of_kind("generator") is not None:
@@ -87,7 +87,7 @@ def write_report(
   histories = [(s.name, s.kind, read_metrics(_metrics_path(workdir, s))) for s in run.stages]
   draw_curves(folder / "curves.png", histories, run.schedule)
   k = min(NUM_RECONSTRUCTIONS_SHOWN, num_clips)
-  sheet = _reconstruction_sheet(clips[:k], reconstructions[:k], captions[:k], psnr[:k])
+  sheet = reconstruction_sheet(clips[:k], reconstructions[:k], captions[:k], psnr[:k])
   write_png(folder / "reconstructions.png", sheet)
   if generated is not None:
     judged = matches["generated"] if matches else None
@@ -173,14 +173,6 @@ def _prompt_scores(run: RunConfig, prompts: list[str], matches: dict[str, list[d
   result = {"count": {part: sum(chosen) for part, chosen in parts.items()}, **accuracy}
   # Two objects are right only together, which a guess seldom gets.
   return result | ({"chance": scores.CHANCE} if run.data.num_objects == 1 else {})
-
-
-def _reconstruction_sheet(clips, reconstructions, captions, psnr):
-  rows = np.stack([clips, reconstructions], axis=1).reshape(-1, *clips.shape[1:])
-  lines = []
-  for caption, value in zip(captions, psnr, strict=True):
-    lines += [f"original: {caption}", f"reconstruction, {value:.1f} dB"]
-  return contact_sheet(rows, lines)
 
 
 def _write_samples(workdir: pathlib.Path, run: RunConfig, clips, prompts, matches) -> None:

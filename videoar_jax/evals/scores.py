@@ -1,7 +1,7 @@
 """Scores of what a run trained: how well clips are reconstructed, how well prompts are obeyed."""
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from videoar_jax.data import captions as sprite_captions
 from videoar_jax.data.captions import Scene, parse_caption
@@ -21,26 +21,25 @@ CHANCE = {
 }
 
 
-def psnr(
-  one: UInt8[np.ndarray, "b f H W 3"], other: UInt8[np.ndarray, "b f H W 3"]
-) -> Float[np.ndarray, "b"]:
-  """Returns the peak signal-to-noise ratio of each clip, in dB over all its pixels."""
-  squared = np.square(one.astype(np.float64) - other.astype(np.float64)).mean((1, 2, 3, 4))
-  return 10 * np.log10(255.0**2 / np.maximum(squared, 1e-10))
+def code_batch(
+  tokenizer: Tokenizer, clips: UInt8[np.ndarray, "b f H W 3"]
+) -> tuple[Float[Array, "b t h w d"], list[Array], UInt8[np.ndarray, "b f H W 3"]]:
+  """Codes at most `BATCH_SIZE` clips; returns their latents, bits, and what is decoded of them."""
+  # Every batch is whole, so that one program serves all.
+  num = len(clips)
+  batch = np.concatenate([clips, np.repeat(clips[-1:], BATCH_SIZE - num, axis=0)])
+  latents = tokenizer.latents(to_float(batch))
+  codes = tokenizer.quantize(latents)
+  decoded = np.asarray(to_uint8(tokenizer.decode(codes.latents)))
+  return latents[:num], [scale[:num] for scale in codes.bits], decoded[:num]
 
 
 def reconstruct(
   tokenizer: Tokenizer, clips: UInt8[np.ndarray, "b f H W 3"]
 ) -> UInt8[np.ndarray, "b f H W 3"]:
   """Returns what is left of clips after coding and decoding."""
-  done = []
-  for start in range(0, len(clips), BATCH_SIZE):
-    part = clips[start : start + BATCH_SIZE]
-    # Every batch is whole, so that one program serves all.
-    batch = np.concatenate([part, np.repeat(part[-1:], BATCH_SIZE - len(part), axis=0)])
-    codes = tokenizer.quantize(tokenizer.latents(to_float(batch)))
-    done.append(np.asarray(to_uint8(tokenizer.decode(codes.latents)))[: len(part)])
-  return np.concatenate(done)
+  starts = range(0, len(clips), BATCH_SIZE)
+  return np.concatenate([code_batch(tokenizer, clips[i : i + BATCH_SIZE])[2] for i in starts])
 
 
 def oracle_matches(

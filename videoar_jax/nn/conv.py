@@ -1,4 +1,4 @@
-"""Causal 3-D convolution over `[b, t, h, w, c]`.
+"""3-D convolution over `[b, t, h, w, c]`.
 
 XLA on CPU runs 3-D convolutions 3 to 40 times slower than their arithmetic allows; there the same
 sum is written as 2-D convolutions, one for each temporal tap. Elsewhere it is one `lax`
@@ -21,17 +21,21 @@ def conv3d(
   *,
   stride: tuple[int, int, int] = (1, 1, 1),
   pads: Pads,
+  time_pads: tuple[int, int] | None = None,
   rewrite: bool | None = None,
 ) -> Float[Array, "b u y x o"]:
-  """Convolves, with `kt - 1` zero frames in front and none behind.
+  """Convolves over time and space.
 
   Args:
     x: input.
-    kernel: taps; the last temporal one meets the current frame.
+    kernel: taps; where time is causal, the last temporal one meets the current frame.
     stride: (time, height, width).
     pads: zero rows (top, bottom) and columns (left, right).
+    time_pads: zero frames (in front, behind); by default it is causal: `kt - 1` in front.
     rewrite: sum 2-D convolutions over the temporal taps; by default on CPU only. Same numbers.
   """
+  if time_pads is None:
+    time_pads = (kernel.shape[0] - 1, 0)
   if rewrite is None:
     rewrite = jax.default_backend() == "cpu"
   if not rewrite:
@@ -39,31 +43,34 @@ def conv3d(
       x,
       kernel,
       stride,
-      ((kernel.shape[0] - 1, 0), *pads),
+      (time_pads, *pads),
       dimension_numbers=("NTHWC", "THWIO", "NTHWC"),
     )
-  return _sum_over_taps(x, kernel, stride, pads)
+  return _sum_over_taps(x, kernel, stride, time_pads, pads)
 
 
-def _sum_over_taps(x, kernel, stride, pads):
+def _sum_over_taps(x, kernel, stride, time_pads, pads):
   b, t, h, w, c = x.shape
-  num_out = (t - 1) // stride[0] + 1
+  step, (front, behind) = stride[0], time_pads
+  num_out = (front + t + behind - kernel.shape[0]) // step + 1
   total = None
-  for lag in range(kernel.shape[0]):
-    # Outputs before `first` meet the zero frames in front: no work for them.
-    first = -(-lag // stride[0])
-    if first >= num_out:
+  for tap in reversed(range(kernel.shape[0])):
+    # Output o meets frame o * step + tap - front. Where that is one of zeros, there is no work.
+    first = max(0, -(-(front - tap) // step))
+    end = min(num_out, (t - 1 + front - tap) // step + 1)
+    if first >= end:
       continue
-    frames = x[:, stride[0] * first - lag :: stride[0]][:, : num_out - first]
+    start = first * step + tap - front
+    frames = x[:, start : start + (end - first - 1) * step + 1 : step]
     y = jax.lax.conv_general_dilated(
       frames.reshape(-1, h, w, c),
-      kernel[-1 - lag],
+      kernel[tap],
       stride[1:],
       pads,
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    y = y.reshape(b, num_out - first, *y.shape[1:])
-    y = jnp.pad(y, ((0, 0), (first, 0), (0, 0), (0, 0), (0, 0)))
+    y = y.reshape(b, end - first, *y.shape[1:])
+    y = jnp.pad(y, ((0, 0), (first, num_out - end), (0, 0), (0, 0), (0, 0)))
     total = y if total is None else total + y
   return total
 

@@ -1,0 +1,34 @@
+"""What the command lines share: errors in one line, and checks of flags."""
+
+import argparse
+import os
+import pathlib
+import sys
+
+
+class Parser(argparse.ArgumentParser):
+  """Tells of errors in one line, as the rest of the package does."""
+
+  def error(self, message):
+    print(f"error: {message}; see --help", file=sys.stderr)
+    raise SystemExit(2)
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+  """Shows defaults, and the example as it is written."""
+
+
+def check_out(out: pathlib.Path) -> None:
+  """Raises ValueError if a folder cannot be made, or written to."""
+  place = out.absolute()
+  while not place.exists():
+    place = place.parent
+  if not place.is_dir():
+    raise ValueError(f"--out={out}: {place} is a file; name a folder")
+  if not os.access(place, os.W_OK | os.X_OK):
+    raise ValueError(f"--out={out}: {place} cannot be written to; name another folder")
+
+
+def one_line(error: Exception) -> str:
+  """Returns what an error says, without line breaks."""
+  return " ".join(str(error).split())

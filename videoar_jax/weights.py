@@ -1,0 +1,160 @@
+"""Files of foreign weights: read out of a public package, checked, kept as safetensors.
+
+Converted files lie in one folder: `$VIDEOAR_JAX_WEIGHTS` if that is set, else
+`$XDG_CACHE_HOME/videoar_jax/weights`, which is `~/.cache/videoar_jax/weights` where that is not
+set. What needs weights looks there unless it is told a file; tests that need them skip without.
+"""
+
+import io
+import os
+import pathlib
+import pickle
+import tarfile
+from collections.abc import Mapping
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from safetensors.numpy import save as to_bytes
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# All that a pickle of numpy arrays in dicts calls; numpy 2 moved `_reconstruct` and kept the alias.
+_ADMITTED = {
+  ("numpy.core.multiarray", "_reconstruct"): np.ndarray.__reduce__(np.zeros(0))[0],
+  ("numpy._core.multiarray", "_reconstruct"): np.ndarray.__reduce__(np.zeros(0))[0],
+  ("numpy", "ndarray"): np.ndarray,
+  ("numpy", "dtype"): np.dtype,
+}
+
+
+def default_path(name: str) -> pathlib.Path:
+  """Returns where the converted weights of a network are kept, by its name in `convert`."""
+  folder = os.environ.get("VIDEOAR_JAX_WEIGHTS")
+  if not folder:
+    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()
+    folder = pathlib.Path(root) / "videoar_jax" / "weights"
+  return pathlib.Path(folder).expanduser() / f"{name}.safetensors"
+
+
+class _ArraysOnly(pickle.Unpickler):
+  """Refuses every name but those that numpy arrays need, before anything of it is run."""
+
+  def find_class(self, module, name):
+    if (module, name) not in _ADMITTED:
+      raise pickle.UnpicklingError(
+        f"it names {module}.{name}, and only numpy arrays are admitted; nothing of it was run"
+      )
+    return _ADMITTED[module, name]
+
+  def persistent_load(self, pid):
+    raise pickle.UnpicklingError("it refers to objects outside of it, which are not admitted")
+
+
+def read_pickle(package: str | os.PathLike, member: str) -> dict[str, np.ndarray]:
+  """Reads a pickled tree of arrays out of a source package; no code in it is run.
+
+  Args:
+    package: a `.tar.gz` as downloaded, or the folder that it unpacks to.
+    member: end of the pickle's path in it.
+  Returns:
+    The arrays by path, parts joined by "/".
+  Raises:
+    ValueError: the package or the pickle is not what it should be; the message says how.
+  """
+  path = pathlib.Path(package).expanduser()
+  data = _folder_member(path, member) if path.is_dir() else _archive_member(path, member)
+  try:
+    tree = _ArraysOnly(io.BytesIO(data)).load()
+  except pickle.UnpicklingError as error:
+    raise ValueError(f"{member} in {path} is refused: {error}") from error
+  except Exception as error:  # A damaged pickle may fail anywhere in the unpickler.
+    what = f"{type(error).__name__}: {error}"
+    raise ValueError(f"{member} in {path} is not a whole pickle ({what})") from error
+  arrays: dict[str, np.ndarray] = {}
+  _flatten(tree, "", arrays, f"{member} in {path}")
+  return arrays
+
+
+def _folder_member(folder: pathlib.Path, member: str) -> bytes:
+  found = sorted(file for file in folder.rglob(pathlib.Path(member).name) if file.is_file())
+  found = [file for file in found if file.as_posix().endswith("/" + member)]
+  _check_found(len(found), member, folder)
+  return found[0].read_bytes()
+
+
+def _archive_member(path: pathlib.Path, member: str) -> bytes:
+  if not path.is_file():
+    raise ValueError(f"{path} does not exist")
+  try:
+    with tarfile.open(path) as archive:
+      found = [f for f in archive if f.isfile() and f.name.endswith("/" + member)]
+      _check_found(len(found), member, path)
+      return archive.extractfile(found[0]).read()
+  except (tarfile.TarError, EOFError, OSError) as error:
+    raise ValueError(f"{path} is not a whole .tar.gz ({error})") from error
+
+
+def _check_found(number: int, member: str, place: pathlib.Path) -> None:
+  if number != 1:
+    raise ValueError(f"{place} has {number or 'no'} files .../{member}")
+
+
+def _flatten(tree, path: str, arrays: dict, place: str) -> None:
+  if isinstance(tree, dict):
+    for key, value in tree.items():
+      _flatten(value, f"{path}/{key}" if path else str(key), arrays, place)
+  elif isinstance(tree, np.ndarray) and tree.dtype.kind == "f":
+    arrays[path] = tree
+  else:
+    what = f"array of {tree.dtype}" if isinstance(tree, np.ndarray) else type(tree).__name__
+    raise ValueError(f"{place}: {path or 'its root'} is a {what}, not an array of floats")
+
+
+def check(arrays: Mapping[str, np.ndarray], shapes: Shapes, place: str) -> None:
+  """Checks that arrays are those that a network has.
+
+  Raises:
+    ValueError: lists every key that is missing, unexpected, or of another shape.
+  """
+  wrong = [f"missing: {key}" for key in shapes if key not in arrays]
+  wrong += [f"unexpected: {key}" for key in arrays if key not in shapes]
+  wrong += [
+    f"shape: {key} is {arrays[key].shape}, should be {tuple(shape)}"
+    for key, shape in shapes.items()
+    if key in arrays and arrays[key].shape != tuple(shape)
+  ]
+  if wrong:
+    raise ValueError(f"{place} does not have the network's weights: {'; '.join(wrong)}")
+
+
+def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes arrays as float32 safetensors; the file appears once it is whole."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(path.name + ".partial")
+  try:
+    # Not by the library's own writer, whose files only their owner may read.
+    partial.write_bytes(
+      to_bytes({key: np.ascontiguousarray(value, np.float32) for key, value in arrays.items()})
+    )
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike, shapes: Shapes) -> dict[str, np.ndarray]:
+  """Reads converted weights and checks them.
+
+  Raises:
+    ValueError: the file is missing, damaged, or of another network.
+  """
+  path = pathlib.Path(path).expanduser()
+  if not path.is_file():
+    raise ValueError(f"there are no weights in {path}")
+  try:
+    arrays = load_file(path)
+  except (SafetensorError, OSError) as error:
+    raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
+  check(arrays, shapes, str(path))
+  return arrays
