@@ -21,12 +21,18 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="session")
-def golden():
-  """Returns a function that loads a golden file by name."""
+def golden_folder():
+  """Returns the folder of golden files."""
   folder = SHARED / "golden" / "infinity"
   if not folder.is_dir():
     pytest.skip(f"golden vectors are not in {folder}")
-  return lambda name: np.load(folder / name)
+  return folder
+
+
+@pytest.fixture(scope="session")
+def golden(golden_folder):
+  """Returns a function that loads a golden file by name."""
+  return lambda name: np.load(golden_folder / name)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ import tempfile
 
 import numpy as np
 
+from videoar_jax.command_line import Formatter, Parser, one_line
+
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command line; returns the exit status: 2 for what the user can mend."""
@@ -24,29 +26,17 @@ def main(argv: list[str] | None = None) -> int:
     clips, frame_rate = _sample(options)
     files = _write(options, clips, frame_rate)
   except (ValueError, OSError) as error:
-    print(f"error: {_one_line(error)}", file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     return 2
   print("\n".join(str(file) for file in files))
   return 0
 
 
-class _Parser(argparse.ArgumentParser):
-  """Tells of errors in one line, as the rest of the package does."""
-
-  def error(self, message):
-    print(f"error: {message}; see --help", file=sys.stderr)
-    raise SystemExit(2)
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-  """Shows defaults, and the example as it is written."""
-
-
 def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(
+  parser = Parser(
     prog="python -m videoar_jax.sample",
     description=__doc__,
-    formatter_class=_Formatter,
+    formatter_class=Formatter,
     allow_abbrev=False,
   )
   add = parser.add_argument
@@ -220,10 +210,6 @@ def _stems(prompts: list[str]) -> list[str]:
       stem, number = f"{slug(prompt)}-{number}", number + 1
     stems.append(stem)
   return stems
-
-
-def _one_line(error: Exception) -> str:
-  return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

@@ -216,3 +216,19 @@ class Autoencoder(nnx.Module):
     self.config = config
     self.encoder = Encoder(rngs, config)
     self.decoder = Decoder(rngs, config)
+
+
+def abstract_params(config: AutoencoderConfig) -> dict:
+  """Returns the shapes of an autoencoder's parameters, without computing anything."""
+  return _abstract(config)[1]
+
+
+def autoencoder_of(config: AutoencoderConfig, params: dict) -> Autoencoder:
+  """Returns the autoencoder with given parameters."""
+  return nnx.merge(_abstract(config)[0], params)
+
+
+def _abstract(config: AutoencoderConfig) -> tuple[nnx.GraphDef, dict]:
+  module = jax.eval_shape(lambda key: Autoencoder(nnx.Rngs(params=key), config), jax.random.key(0))
+  graphdef, variables = nnx.split(module)
+  return graphdef, nnx.to_pure_dict(variables)

@@ -1,0 +1,153 @@
+"""The command line that converts public checkpoints, and what it refuses."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import videoar_jax
+from videoar_jax import convert
+
+
+@pytest.fixture(scope="module")
+def checkpoint(golden_folder):
+  return golden_folder / "a_vae_d48_ch32.safetensors"
+
+
+def run(checkpoint, out, capsys):
+  """Returns the exit status and what was said."""
+  status = convert.main(["infinity_tokenizer", f"--checkpoint={checkpoint}", f"--out={out}"])
+  said = capsys.readouterr()
+  return status, said.out if status == 0 else said.err
+
+
+def refused(checkpoint, out, capsys):
+  """Returns the error; nothing may be left of the attempt."""
+  before = sorted(out.parent.rglob("*"))
+  status, said = run(checkpoint, out, capsys)
+  assert status == 2 and said.startswith("error: ") and said.count("\n") == 1
+  assert sorted(out.parent.rglob("*")) == before
+  return said
+
+
+def test_converted_tokenizer_loads(checkpoint, golden, tmp_path, capsys):
+  status, said = run(checkpoint, tmp_path / "new" / "tokenizer", capsys)
+  assert status == 0 and "48 bits, stride 16" in said and "quantize.lfq.mask" in said
+  assert [path.name for path in (tmp_path / "new").iterdir()] == ["tokenizer"]
+  arrays = golden("a_vae_d48_ch32_img64.npz")
+  tokenizer = videoar_jax.load_tokenizer(tmp_path / "new" / "tokenizer")
+  latents = tokenizer.latents(np.moveaxis(arrays["x"], 1, -1)[:, None])
+  schedule = tuple((int(h), int(w)) for _, h, w in arrays["schedule"])
+  decoded = tokenizer.decode(tokenizer.quantize(latents, schedule).latents)
+  np.testing.assert_allclose(decoded[:, 0], np.moveaxis(arrays["recon"], 1, -1), atol=2e-5)
+  saved = json.loads((tmp_path / "new" / "tokenizer" / "tokenizer.json").read_text())
+  assert checkpoint.name in saved["source"] and saved["config"]["num_bits"] == 48
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_pth_gives_the_same_tokenizer(is_nested, checkpoint, tmp_path, capsys):
+  torch = pytest.importorskip("torch", reason="a .pth file needs PyTorch")
+  state = {key: torch.from_numpy(value) for key, value in load_file(checkpoint).items()}
+  nested = {"vae": state, "image_disc": {"weight": torch.zeros(2)}, "step": 3}
+  torch.save(nested if is_nested else state, tmp_path / "vae.pth")
+  status, said = run(tmp_path / "vae.pth", tmp_path / "out", capsys)
+  assert status == 0 and ("image_disc" in said) == is_nested
+  run(checkpoint, tmp_path / "same", capsys)
+  ours, same = (load_file(tmp_path / name / "tokenizer.safetensors") for name in ("out", "same"))
+  assert ours.keys() == same.keys()
+  for name in ours:
+    np.testing.assert_array_equal(ours[name], same[name])
+
+
+class Code:
+  """What a pickle may run."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return (pathlib.Path.touch, (self.path,))
+
+
+def test_pickled_code_is_refused_and_not_run(tmp_path, capsys):
+  torch = pytest.importorskip("torch", reason="a .pth file needs PyTorch")
+  torch.save({"vae": {}, "code": Code(tmp_path / "ran")}, tmp_path / "bad.pth")
+  assert "holds code" in refused(tmp_path / "bad.pth", tmp_path / "out", capsys)
+  assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_files_are_named(checkpoint, tmp_path, capsys):
+  whole = checkpoint.read_bytes()
+  cases = {"half": whole[: len(whole) // 2], "head": whole[:4], "text": b"no weights", "empty": b""}
+  for name, content in cases.items():
+    (tmp_path / f"{name}.safetensors").write_bytes(content)
+    said = refused(tmp_path / f"{name}.safetensors", tmp_path / "out", capsys)
+    assert f"{name}.safetensors is cut off or damaged" in said
+
+
+def test_damaged_pth_files_are_named(checkpoint, tmp_path, capsys):
+  torch = pytest.importorskip("torch", reason="a .pth file needs PyTorch")
+  torch.save({"weight": torch.zeros(1000)}, tmp_path / "whole.pth")
+  whole = (tmp_path / "whole.pth").read_bytes()
+  cases = {"half": whole[: len(whole) // 2], "text": b"no weights", "empty": b""}
+  for name, content in cases.items():
+    (tmp_path / f"{name}.pth").write_bytes(content)
+    said = refused(tmp_path / f"{name}.pth", tmp_path / "out", capsys)
+    assert f"{name}.pth is cut off or damaged" in said
+  torch.save([1, 2], tmp_path / "list.pth")
+  assert "not tensors by key" in refused(tmp_path / "list.pth", tmp_path / "out", capsys)
+  torch.save({"a": 1}, tmp_path / "numbers.pth")
+  assert "not tensors: a" in refused(tmp_path / "numbers.pth", tmp_path / "out", capsys)
+
+
+def test_without_torch_a_pth_names_what_to_install(tmp_path, capsys, monkeypatch):
+  monkeypatch.setitem(sys.modules, "torch", None)
+  (tmp_path / "vae.pth").write_bytes(b"")
+  assert "pip install" in refused(tmp_path / "vae.pth", tmp_path / "out", capsys)
+
+
+def test_wrong_files_and_folders_are_named(checkpoint, tmp_path, capsys):
+  out = tmp_path / "out"
+  assert "is not a file" in refused(tmp_path / "nope.pth", out, capsys)
+  (tmp_path / "a.bin").touch()
+  assert "neither" in refused(tmp_path / "a.bin", out, capsys)
+  save_file({"layer.weight": np.zeros((2, 2), np.float32)}, tmp_path / "other.safetensors")
+  said = refused(tmp_path / "other.safetensors", out, capsys)
+  assert "other.safetensors: it holds no Infinity image tokenizer" in said
+  tensors = load_file(checkpoint)
+  del tensors["encoder.conv_in.conv.bias"]
+  save_file(tensors, tmp_path / "less.safetensors")
+  said = refused(tmp_path / "less.safetensors", out, capsys)
+  assert "missing encoder.conv_in.conv.bias (32,)" in said
+  assert "is a file; name a folder" in refused(checkpoint, tmp_path / "a.bin" / "x", capsys)
+  out.mkdir()
+  (out / "mine.txt").touch()
+  assert "holds something already" in refused(checkpoint, out, capsys)
+
+
+def test_a_failed_write_leaves_nothing(checkpoint, tmp_path, capsys, monkeypatch):
+  def fail(self, target):
+    raise OSError("disk full")
+
+  monkeypatch.setattr(pathlib.Path, "replace", fail)
+  assert "disk full" in refused(checkpoint, tmp_path / "out", capsys)
+
+
+def test_a_damaged_folder_is_named(checkpoint, tmp_path, capsys):
+  folder = tmp_path / "out"
+  run(checkpoint, folder, capsys)
+  weights, text = folder / "tokenizer.safetensors", folder / "tokenizer.json"
+  whole = weights.read_bytes()
+  weights.write_bytes(whole[:-9])
+  with pytest.raises(ValueError, match="safetensors is damaged"):
+    videoar_jax.load_tokenizer(folder)
+  weights.write_bytes(whole)
+  text.write_text(text.read_text().replace('"num_bits": 48', '"num_bits": 32'))
+  with pytest.raises(ValueError, match="does not fit"):
+    videoar_jax.load_tokenizer(folder)
+  text.write_text("{}")
+  with pytest.raises(ValueError, match="json is damaged"):
+    videoar_jax.load_tokenizer(folder)
