@@ -91,6 +91,15 @@ def test_weights_that_are_no_numbers_are_refused(tensors):
       infinity.import_params(tensors | {key: value})
 
 
+def test_half_precision_is_read(tensors):
+  """As bfloat16 too, which NumPy itself does not know for a number."""
+  halves = {key: value.astype(jnp.bfloat16) for key, value in tensors.items()}
+  params = infinity.import_params(halves)[1]
+  kernel, weight = params["encoder"]["conv_in"]["kernel"], tensors["encoder.conv_in.conv.weight"]
+  assert kernel.dtype == np.float32
+  np.testing.assert_allclose(kernel[-1], weight.transpose(2, 3, 1, 0), rtol=2**-8)
+
+
 def test_image_kernels_become_the_last_tap(tensors):
   config, params = infinity.import_params(tensors)
   kernel = params["decoder"]["conv_in"]["kernel"]

@@ -10,6 +10,7 @@ import collections
 import re
 from collections.abc import Iterable, Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
 from videoar_jax.tokenizer.autoencoder import AutoencoderConfig, abstract_params
@@ -126,7 +127,7 @@ def import_params(tensors: Mapping[str, np.ndarray]) -> tuple[AutoencoderConfig,
   config = recognise(shapes)
   names, params = check_keys(config, shapes), {}
   for name, key in names.items():
-    if not np.issubdtype(tensors[key].dtype, np.floating):
+    if not jnp.issubdtype(tensors[key].dtype, jnp.floating):
       raise ValueError(f"{key} is of type {tensors[key].dtype}; weights are floating-point numbers")
     value = np.asarray(tensors[key], np.float32)
     if not np.isfinite(value).all():
