@@ -5,6 +5,8 @@ sum is written as 2-D convolutions, one for each temporal tap. Elsewhere it is o
 convolution.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -68,6 +70,19 @@ def _sum_over_taps(x, kernel, stride, pads):
   return total
 
 
+def image_start(gain: float = 1.0) -> Callable:
+  """Returns an initializer of a kernel `[kt, kh, kw, in, out]`: an image kernel on the last tap.
+
+  The taps of earlier frames are zero.
+  """
+
+  def init(key, shape):
+    current = layers.fan_in(shape[1:], gain)(key, shape[1:])
+    return jnp.zeros(shape).at[-1].set(current)
+
+  return init
+
+
 class CausalConv3d(nnx.Module):
   """3x3x3 (or 1x1x1) convolution that sees the current and two earlier frames.
 
@@ -92,12 +107,7 @@ class CausalConv3d(nnx.Module):
   ):
     shape = (size, size, size, num_in, num_out)
     axes = (None, None, None, "conv_in", "conv_out")
-
-    def init(key, shape):
-      current = layers.fan_in(shape[1:], gain)(key, shape[1:])
-      return jnp.zeros(shape).at[-1].set(current)
-
-    self.kernel = layers.param(rngs, init, shape, axes)
+    self.kernel = layers.param(rngs, image_start(gain), shape, axes)
     self.bias = layers.param(rngs, layers.zeros, (num_out,), ("conv_out",))
     self.stride = stride
 
