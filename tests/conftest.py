@@ -10,6 +10,7 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -42,3 +43,20 @@ def media():
   if not folder.is_dir():
     pytest.skip(f"real clips are not in {folder}")
   return folder
+
+
+@pytest.fixture(scope="session")
+def random_autoencoder():
+  """Returns a function that makes an autoencoder of random weights, earlier frames' taps too."""
+  from videoar_jax.tokenizer.autoencoder import abstract_params, autoencoder_of
+
+  def make(config):
+    generator = np.random.default_rng(0)
+
+    def draw(leaf):
+      fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 10
+      return jnp.asarray(generator.normal(0, fan_in**-0.5, leaf.shape), jnp.float32)
+
+    return autoencoder_of(config, jax.tree.map(draw, abstract_params(config)))
+
+  return make

@@ -126,14 +126,14 @@ def test_one_frame_equals_the_image_network(tensors, golden):
   @jax.jit
   def encode(module, x):
     encoder = module.encoder
-    x, steps = encoder.conv_in(x), []
+    x, steps = encoder.conv_in(x)[0], []
     for level in range(5):
-      x = getattr(encoder, f"down_{level}")(x)
+      x, _ = getattr(encoder, f"down_{level}")(x)
       steps.append(x)
       if level < 4:
-        x = getattr(encoder, f"downsample_{level}")(x)
+        x, _ = getattr(encoder, f"downsample_{level}")(x)
         steps.append(x)
-    return steps, encoder.mid(x)
+    return steps, encoder.mid(x)[0]
 
   steps, middle = encode(module, expected("x"))
   # The first of theirs are the input convolution and the first level's, which are not recorded.

@@ -23,40 +23,51 @@ def conv3d(
   *,
   stride: tuple[int, int, int] = (1, 1, 1),
   pads: Pads,
+  past: Float[Array, "b p h w i"] | None = None,
   rewrite: bool | None = None,
 ) -> Float[Array, "b u y x o"]:
-  """Convolves, with `kt - 1` zero frames in front and none behind.
+  """Convolves, with `kt - 1` zero frames in front, or the frames before, and none behind.
 
   Args:
     x: input.
     kernel: taps; the last temporal one meets the current frame.
     stride: (time, height, width).
     pads: zero rows (top, bottom) and columns (left, right).
+    past: the `num_past` frames before the input; None where the input starts a clip.
     rewrite: sum 2-D convolutions over the temporal taps; by default on CPU only. Same numbers.
   """
   if rewrite is None:
     rewrite = jax.default_backend() == "cpu"
+  # The first output's last tap meets the first frame of a clip; later, the taps are full of frames.
+  origin = 0 if past is None else kernel.shape[0] - 1
+  x = x if past is None else jnp.concatenate([past, x], axis=1)
   if not rewrite:
     return jax.lax.conv_general_dilated(
       x,
       kernel,
       stride,
-      ((kernel.shape[0] - 1, 0), *pads),
+      ((kernel.shape[0] - 1 - origin, 0), *pads),
       dimension_numbers=("NTHWC", "THWIO", "NTHWC"),
     )
-  return _sum_over_taps(x, kernel, stride, pads)
+  return _sum_over_taps(x, kernel, stride, pads, origin)
 
 
-def _sum_over_taps(x, kernel, stride, pads):
+def num_past(size: int, stride: int) -> int:
+  """Returns how many frames before a chunk its outputs see, where chunks keep to the stride."""
+  return max(0, size - stride)
+
+
+def _sum_over_taps(x, kernel, stride, pads, origin):
   b, t, h, w, c = x.shape
-  num_out = (t - 1) // stride[0] + 1
+  num_out = (t - 1 - origin) // stride[0] + 1
   total = None
   for lag in range(kernel.shape[0]):
     # Outputs before `first` meet the zero frames in front: no work for them.
-    first = -(-lag // stride[0])
+    first = max(0, -((origin - lag) // stride[0]))
     if first >= num_out:
       continue
-    frames = x[:, stride[0] * first - lag :: stride[0]][:, : num_out - first]
+    start = origin + stride[0] * first - lag
+    frames = x[:, start :: stride[0]][:, : num_out - first]
     y = jax.lax.conv_general_dilated(
       frames.reshape(-1, h, w, c),
       kernel[-1 - lag],
@@ -92,6 +103,10 @@ class CausalConv3d(nnx.Module):
   With spatial stride 2 the padding is right and bottom only, as in Infinity's tokenizer; temporal
   stride 2 keeps frames 0, 2, 4 and so on.
 
+  A clip may come in chunks: each call returns the last frames of its input, which the next one
+  takes as its `past`; without one a clip starts. The first chunk has one frame more than a multiple
+  of the temporal stride, every other a multiple.
+
   Source: VIDEOAR sections 2.1 and 2.2.
   """
 
@@ -111,8 +126,20 @@ class CausalConv3d(nnx.Module):
     self.bias = layers.param(rngs, layers.zeros, (num_out,), ("conv_out",))
     self.stride = stride
 
-  def __call__(self, x: Float[Array, "b t h w i"]) -> Float[Array, "b u y x o"]:
-    half = self.kernel.shape[0] // 2
+  def __call__(
+    self, x: Float[Array, "b t h w i"], past: Float[Array, "b p h w i"] | None = None
+  ) -> tuple[Float[Array, "b u y x o"], Float[Array, "b p h w i"]]:
+    size = self.kernel.shape[0]
+    half = size // 2
     pads = tuple((half, half) if step == 1 else (0, half) for step in self.stride[1:])
-    y = conv3d(x, self.kernel[...].astype(x.dtype), stride=self.stride, pads=pads)
-    return y + self.bias[...].astype(x.dtype)
+    y = conv3d(x, self.kernel[...].astype(x.dtype), stride=self.stride, pads=pads, past=past)
+    last = _last_frames(x, past, num_past(size, self.stride[0]))
+    return y + self.bias[...].astype(x.dtype), last
+
+
+def _last_frames(x, past, num):
+  if x.shape[1] < num:
+    if past is None:
+      past = jnp.zeros((x.shape[0], num, *x.shape[2:]), x.dtype)
+    x = jnp.concatenate([past, x], axis=1)
+  return x[:, x.shape[1] - num :]
