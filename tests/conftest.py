@@ -10,6 +10,7 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,12 +24,18 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="session")
-def golden():
-  """Returns a function that loads a golden file by name."""
+def golden_folder():
+  """Returns the folder of golden files."""
   folder = SHARED / "golden" / "infinity"
   if not folder.is_dir():
     pytest.skip(f"golden vectors are not in {folder}")
-  return lambda name: np.load(folder / name)
+  return folder
+
+
+@pytest.fixture(scope="session")
+def golden(golden_folder):
+  """Returns a function that loads a golden file by name."""
+  return lambda name: np.load(golden_folder / name)
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +58,20 @@ def weights_of():
     return weights.load(path, shapes)
 
   return load
+
+
+@pytest.fixture(scope="session")
+def random_autoencoder():
+  """Returns a function that makes an autoencoder of random weights, earlier frames' taps too."""
+  from videoar_jax.tokenizer.autoencoder import abstract_params, autoencoder_of
+
+  def make(config):
+    generator = np.random.default_rng(0)
+
+    def draw(leaf):
+      fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 10
+      return jnp.asarray(generator.normal(0, fan_in**-0.5, leaf.shape), jnp.float32)
+
+    return autoencoder_of(config, jax.tree.map(draw, abstract_params(config)))
+
+  return make

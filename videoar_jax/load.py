@@ -5,10 +5,13 @@ import os
 import pathlib
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from videoar_jax.data.text import ByteTokenizer
 from videoar_jax.parallel.sharding import MeshConfig, make_mesh
+from videoar_jax.tokenizer.autoencoder import autoencoder_of
+from videoar_jax.tokenizer.files import is_saved, read_params
 from videoar_jax.tokenizer.tokenizer import Tokenizer
 from videoar_jax.train import config as configs
 from videoar_jax.train.stages import Stages
@@ -18,13 +21,19 @@ log = logging.getLogger(__name__)
 
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
-  """Loads the tokenizer that a run trained.
+  """Loads a tokenizer that a run trained, or that `python -m videoar_jax.convert` made.
 
   Args:
-    path: a workdir, or a checkpoint in one (`WORKDIR/tokenizer/checkpoints/270`).
+    path: a workdir, a checkpoint in one (`WORKDIR/tokenizer/checkpoints/270`), or a folder with a
+      converted tokenizer.
   Raises:
-    FileNotFoundError: there is no run, or it has no checkpoint of a tokenizer yet.
+    FileNotFoundError: there is none of them, or the run has no checkpoint of a tokenizer yet.
+    ValueError: the converted tokenizer is damaged.
   """
+  if is_saved(path):
+    saved, params = read_params(path)
+    params = jax.tree.map(jnp.asarray, params)
+    return Tokenizer(autoencoder_of(saved.config, params), saved.schedule)
   stages, wanted, step = _open(path)
   stage = _stage(stages, "tokenizer", wanted)
   step = step if stage.name == wanted else None

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videoar_jax.nn.conv import conv3d
+from videoar_jax.nn.conv import conv3d, num_past
 
 CASES = [
   ((1, 1, 1), ((1, 1), (1, 1)), 3),
@@ -16,20 +16,25 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("num_frames", [1, 5])
+@pytest.mark.parametrize("num_frames", [1, 4, 5])
+@pytest.mark.parametrize("has_past", [False, True])
 @pytest.mark.parametrize(("stride", "pads", "size"), CASES)
-def test_rewrite_equals_lax(stride, pads, size, num_frames):
+def test_rewrite_equals_lax(stride, pads, size, num_frames, has_past):
   x = jax.random.normal(jax.random.key(0), (2, num_frames, 6, 4, 3))
+  num = num_past(size, stride[0])
+  past = jax.random.normal(jax.random.key(2), (2, num, 6, 4, 3)) if has_past else None
   kernel = jax.random.normal(jax.random.key(1), (size, size, size, 3, 5))
 
   def run(rewrite):
     def loss(x, kernel):
-      y = conv3d(x, kernel, stride=stride, pads=pads, rewrite=rewrite)
+      y = conv3d(x, kernel, stride=stride, pads=pads, past=past, rewrite=rewrite)
       return jnp.sum(jnp.sin(y)), y
 
     gradients, y = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(x, kernel)
     return (y, *gradients)
 
+  if has_past and num_frames < stride[0]:
+    return  # No output.
   for ours, theirs in zip(run(True), run(False), strict=True):
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, atol=5e-6 * float(jnp.abs(theirs).max()))

@@ -5,6 +5,8 @@ sum is written as 2-D convolutions, one for each temporal tap. Elsewhere it is o
 convolution.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,6 +24,7 @@ def conv3d(
   stride: tuple[int, int, int] = (1, 1, 1),
   pads: Pads,
   time_pads: tuple[int, int] | None = None,
+  past: Float[Array, "b p h w i"] | None = None,
   rewrite: bool | None = None,
 ) -> Float[Array, "b u y x o"]:
   """Convolves over time and space.
@@ -31,13 +34,16 @@ def conv3d(
     kernel: taps; where time is causal, the last temporal one meets the current frame.
     stride: (time, height, width).
     pads: zero rows (top, bottom) and columns (left, right).
-    time_pads: zero frames (in front, behind); by default it is causal: `kt - 1` in front.
+    time_pads: zero frames (in front, behind); by default it is causal: `kt - 1` in front, or none
+      where there is a past.
+    past: the `num_past` frames before the input; None where the input starts a clip.
     rewrite: sum 2-D convolutions over the temporal taps; by default on CPU only. Same numbers.
   """
   if time_pads is None:
-    time_pads = (kernel.shape[0] - 1, 0)
+    time_pads = (kernel.shape[0] - 1 if past is None else 0, 0)
   if rewrite is None:
     rewrite = jax.default_backend() == "cpu"
+  x = x if past is None else jnp.concatenate([past, x], axis=1)
   if not rewrite:
     return jax.lax.conv_general_dilated(
       x,
@@ -47,6 +53,11 @@ def conv3d(
       dimension_numbers=("NTHWC", "THWIO", "NTHWC"),
     )
   return _sum_over_taps(x, kernel, stride, time_pads, pads)
+
+
+def num_past(size: int, stride: int) -> int:
+  """Returns how many frames before a chunk its outputs see, where chunks keep to the stride."""
+  return max(0, size - stride)
 
 
 def _sum_over_taps(x, kernel, stride, time_pads, pads):
@@ -75,6 +86,19 @@ def _sum_over_taps(x, kernel, stride, time_pads, pads):
   return total
 
 
+def image_start(gain: float = 1.0) -> Callable:
+  """Returns an initializer of a kernel `[kt, kh, kw, in, out]`: an image kernel on the last tap.
+
+  The taps of earlier frames are zero.
+  """
+
+  def init(key, shape):
+    current = layers.fan_in(shape[1:], gain)(key, shape[1:])
+    return jnp.zeros(shape).at[-1].set(current)
+
+  return init
+
+
 class CausalConv3d(nnx.Module):
   """3x3x3 (or 1x1x1) convolution that sees the current and two earlier frames.
 
@@ -83,6 +107,10 @@ class CausalConv3d(nnx.Module):
 
   With spatial stride 2 the padding is right and bottom only, as in Infinity's tokenizer; temporal
   stride 2 keeps frames 0, 2, 4 and so on.
+
+  A clip may come in chunks: each call returns the last frames of its input, which the next one
+  takes as its `past`; without one a clip starts. The first chunk has one frame more than a multiple
+  of the temporal stride, every other a multiple.
 
   Source: VIDEOAR sections 2.1 and 2.2.
   """
@@ -99,17 +127,24 @@ class CausalConv3d(nnx.Module):
   ):
     shape = (size, size, size, num_in, num_out)
     axes = (None, None, None, "conv_in", "conv_out")
-
-    def init(key, shape):
-      current = layers.fan_in(shape[1:], gain)(key, shape[1:])
-      return jnp.zeros(shape).at[-1].set(current)
-
-    self.kernel = layers.param(rngs, init, shape, axes)
+    self.kernel = layers.param(rngs, image_start(gain), shape, axes)
     self.bias = layers.param(rngs, layers.zeros, (num_out,), ("conv_out",))
     self.stride = stride
 
-  def __call__(self, x: Float[Array, "b t h w i"]) -> Float[Array, "b u y x o"]:
-    half = self.kernel.shape[0] // 2
+  def __call__(
+    self, x: Float[Array, "b t h w i"], past: Float[Array, "b p h w i"] | None = None
+  ) -> tuple[Float[Array, "b u y x o"], Float[Array, "b p h w i"]]:
+    size = self.kernel.shape[0]
+    half = size // 2
     pads = tuple((half, half) if step == 1 else (0, half) for step in self.stride[1:])
-    y = conv3d(x, self.kernel[...].astype(x.dtype), stride=self.stride, pads=pads)
-    return y + self.bias[...].astype(x.dtype)
+    y = conv3d(x, self.kernel[...].astype(x.dtype), stride=self.stride, pads=pads, past=past)
+    last = _last_frames(x, past, num_past(size, self.stride[0]))
+    return y + self.bias[...].astype(x.dtype), last
+
+
+def _last_frames(x, past, num):
+  if x.shape[1] < num:
+    if past is None:
+      past = jnp.zeros((x.shape[0], num, *x.shape[2:]), x.dtype)
+    x = jnp.concatenate([past, x], axis=1)
+  return x[:, x.shape[1] - num :]

@@ -19,6 +19,9 @@ from jaxtyping import Array, Float
 from videoar_jax.nn.conv import CausalConv3d
 from videoar_jax.nn.layers import GroupNorm
 
+# The last inputs of each convolution by module, as deep as modules are: arrays in nested dicts.
+State = dict
+
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
@@ -110,10 +113,14 @@ class ResidualBlock(nnx.Module):
     self.conv2 = CausalConv3d(rngs, num_out, num_out, gain=0.1)
     self.nin_shortcut = CausalConv3d(rngs, num_in, num_out, size=1) if num_in != num_out else None
 
-  def __call__(self, x: Float[Array, "b t h w i"]) -> Float[Array, "b t h w o"]:
-    y = self.conv1(jax.nn.silu(self.norm1(x)))
-    y = self.conv2(jax.nn.silu(self.norm2(y)))
-    return y + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+  def __call__(
+    self, x: Float[Array, "b t h w i"], past: State | None = None
+  ) -> tuple[Float[Array, "b t h w o"], State]:
+    past, last = past or {}, {}
+    y, last["conv1"] = self.conv1(jax.nn.silu(self.norm1(x)), past.get("conv1"))
+    y, last["conv2"] = self.conv2(jax.nn.silu(self.norm2(y)), past.get("conv2"))
+    # The shortcut sees the current frame alone: nothing to keep.
+    return y + (x if self.nin_shortcut is None else self.nin_shortcut(x)[0]), last
 
 
 class Blocks(nnx.Module):
@@ -125,10 +132,12 @@ class Blocks(nnx.Module):
       block = ResidualBlock(rngs, num_in if i == 0 else num_out, num_out, num_groups)
       setattr(self, f"block_{i}", block)
 
-  def __call__(self, x):
+  def __call__(self, x, past: State | None = None):
+    past, last = past or {}, {}
     for i in range(self.num):
-      x = getattr(self, f"block_{i}")(x)
-    return x
+      name = f"block_{i}"
+      x, last[name] = getattr(self, name)(x, past.get(name))
+    return x, last
 
 
 class Upsample(nnx.Module):
@@ -141,13 +150,17 @@ class Upsample(nnx.Module):
     self.conv = CausalConv3d(rngs, channels, channels)
     self.stride = stride
 
-  def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b u y x c"]:
+  def __call__(
+    self, x: Float[Array, "b t h w c"], past: State | None = None
+  ) -> tuple[Float[Array, "b u y x c"], State]:
     time, space = self.stride
     if space > 1:
       x = jnp.repeat(jnp.repeat(x, space, axis=2), space, axis=3)
     if time > 1:
-      x = jnp.repeat(x, time, axis=1)[:, time - 1 :]
-    return self.conv(x)
+      x = jnp.repeat(x, time, axis=1)
+      x = x[:, time - 1 :] if past is None else x
+    y, last = self.conv(x, None if past is None else past["conv"])
+    return y, {"conv": last}
 
 
 class Encoder(nnx.Module):
@@ -170,15 +183,26 @@ class Encoder(nnx.Module):
     self.conv_out = CausalConv3d(rngs, widths[-1], config.num_bits)
 
   def __call__(self, video: Float[Array, "b f H W 3"]) -> Float[Array, "b t h w d"]:
+    return self.chunk(video)[0]
+
+  def chunk(
+    self, video: Float[Array, "b f H W 3"], past: State | None = None
+  ) -> tuple[Float[Array, "b t h w d"], State]:
+    """Encodes the next frames of a clip; without a past, the first ones. See `Tokenizer`."""
     p = self.config.patch_size
     x = rearrange(video, "b f (h p) (w q) c -> b f h w (p q c)", p=p, q=p)
-    x = self.conv_in(x)
-    num_levels = len(self.config.multipliers)
-    for level in range(num_levels):
-      x = getattr(self, f"down_{level}")(x)
-      if level + 1 < num_levels:
-        x = getattr(self, f"downsample_{level}")(x)
-    return self.conv_out(jax.nn.silu(self.norm_out(self.mid(x))))
+    past, last = past or {}, {}
+    for name in self._names():
+      if name == "conv_out":
+        x = jax.nn.silu(self.norm_out(x))
+      x, last[name] = getattr(self, name)(x, past.get(name))
+    return x, last
+
+  def _names(self) -> list[str]:
+    """Returns the modules that see several frames, in their order."""
+    levels = range(len(self.config.multipliers))
+    pairs = [name for level in levels for name in (f"down_{level}", f"downsample_{level}")]
+    return ["conv_in", *pairs[:-1], "mid", "conv_out"]
 
 
 class Decoder(nnx.Module):
@@ -199,14 +223,25 @@ class Decoder(nnx.Module):
     self.conv_out = CausalConv3d(rngs, widths[0], 3 * config.patch_size**2)
 
   def __call__(self, latents: Float[Array, "b t h w d"]) -> Float[Array, "b f H W 3"]:
-    x = self.mid(self.conv_in(latents))
-    for level in reversed(range(len(self.config.multipliers))):
-      x = getattr(self, f"up_{level}")(x)
-      if level > 0:
-        x = getattr(self, f"upsample_{level}")(x)
-    x = self.conv_out(jax.nn.silu(self.norm_out(x)))
+    return self.chunk(latents)[0]
+
+  def chunk(
+    self, latents: Float[Array, "b t h w d"], past: State | None = None
+  ) -> tuple[Float[Array, "b f H W 3"], State]:
+    """Decodes the next latent frames of a clip; without a past, the first ones."""
+    x, past, last = latents, past or {}, {}
+    for name in self._names():
+      if name == "conv_out":
+        x = jax.nn.silu(self.norm_out(x))
+      x, last[name] = getattr(self, name)(x, past.get(name))
     p = self.config.patch_size
-    return rearrange(x, "b f h w (p q c) -> b f (h p) (w q) c", p=p, q=p)
+    return rearrange(x, "b f h w (p q c) -> b f (h p) (w q) c", p=p, q=p), last
+
+  def _names(self) -> list[str]:
+    """Returns the modules that see several frames, in their order."""
+    levels = reversed(range(len(self.config.multipliers)))
+    pairs = [name for level in levels for name in (f"up_{level}", f"upsample_{level}")]
+    return ["conv_in", "mid", *pairs[:-1], "conv_out"]
 
 
 class Autoencoder(nnx.Module):
@@ -216,3 +251,19 @@ class Autoencoder(nnx.Module):
     self.config = config
     self.encoder = Encoder(rngs, config)
     self.decoder = Decoder(rngs, config)
+
+
+def abstract_params(config: AutoencoderConfig) -> dict:
+  """Returns the shapes of an autoencoder's parameters, without computing anything."""
+  return _abstract(config)[1]
+
+
+def autoencoder_of(config: AutoencoderConfig, params: dict) -> Autoencoder:
+  """Returns the autoencoder with given parameters."""
+  return nnx.merge(_abstract(config)[0], params)
+
+
+def _abstract(config: AutoencoderConfig) -> tuple[nnx.GraphDef, dict]:
+  module = jax.eval_shape(lambda key: Autoencoder(nnx.Rngs(params=key), config), jax.random.key(0))
+  graphdef, variables = nnx.split(module)
+  return graphdef, nnx.to_pure_dict(variables)

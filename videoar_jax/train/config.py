@@ -17,6 +17,7 @@ from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.data.text import ByteTokenizer
 from videoar_jax.parallel.sharding import MeshConfig
 from videoar_jax.tokenizer.autoencoder import AutoencoderConfig
+from videoar_jax.tokenizer.inflation import InflateConfig
 from videoar_jax.tokenizer.schedules import (
   Schedule,
   check_schedule,
@@ -68,10 +69,11 @@ class StageConfig:
   Attributes:
     name: of its folder in the workdir.
     kind: "tokenizer" or "generator", what is trained. It starts from the weights of the stage
-      before it of the same kind.
+      before it of the same kind, unless `inflate` names others.
     data: the clips, which a stage may have of another length than the run's.
     loop: for how long.
     loss: on what.
+    inflate: the image tokenizer to start from, if any.
   """
 
   name: str
@@ -79,6 +81,7 @@ class StageConfig:
   data: DataConfig
   loop: LoopConfig
   loss: TokenizerLossConfig | GeneratorLossConfig
+  inflate: InflateConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,14 +191,18 @@ def _stages(values: dict, data: DataConfig) -> tuple[StageConfig, ...]:
         "name"
       )
     section, path = settings[name], f"stage.{name}"
-    _check_names(section, ("kind", "num_frames", "loop", "loss"), path)
+    _check_names(section, ("kind", "num_frames", "loop", "loss", "inflate"), path)
     kind = section.get("kind", name)
     if kind not in _LOSSES:
       raise ValueError(f"{path}.kind={kind!r} is unknown; kinds are {', '.join(_LOSSES)}")
     loop = build(LoopConfig, section.get("loop", {}), f"{path}.loop")
     loss = build(_LOSSES[kind], section.get("loss", {}), f"{path}.loss")
     clips = dataclasses.replace(data, num_frames=section.get("num_frames") or data.num_frames)
-    stages.append(StageConfig(name, kind, clips, loop, loss))
+    inflate = build(InflateConfig, section.get("inflate", {}), f"{path}.inflate")
+    if inflate.path and kind != "tokenizer":
+      raise ValueError(f"{path}.inflate starts a tokenizer, but the stage is a {kind}; remove it")
+    inflate = inflate if inflate.path else None
+    stages.append(StageConfig(name, kind, clips, loop, loss, inflate))
   kinds = [stage.kind for stage in stages]
   if "generator" in kinds and "tokenizer" not in kinds[: kinds.index("generator")]:
     raise ValueError("config.stages trains a generator before any tokenizer; put one before it")

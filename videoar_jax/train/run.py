@@ -52,6 +52,7 @@ class Run:
     for source in (self.train_source, self.test_source):
       _check_captions(source, run.text.length)
     self.stages = Stages(run, workdir, mesh)
+    self.stages.check_inflation()
     self.is_new = all(self.stages.latest_step(stage) == 0 for stage in run.stages)
     workdir.mkdir(parents=True, exist_ok=True)
     start_log(workdir / "log.txt")

@@ -14,6 +14,8 @@ from videoar_jax.data.text import ByteTokenizer
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel.sharding import replicated
 from videoar_jax.tokenizer.autoencoder import Autoencoder
+from videoar_jax.tokenizer.files import read_params, read_saved
+from videoar_jax.tokenizer.inflation import check_inflatable, inflate
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.config import RunConfig, StageConfig
 from videoar_jax.train.generator import GeneratorTask
@@ -105,6 +107,40 @@ class Stages:
     checkpointer.close()
     return template, params
 
+  def check_inflation(self) -> None:
+    """Checks that the image tokenizers that stages are to start from are there and fit.
+
+    Raises:
+      ValueError: one is not, or does not; names the field.
+    """
+    for stage in self.run.stages:
+      if stage.inflate is not None and self.latest_step(stage) == 0:
+        try:
+          check_inflatable(read_saved(stage.inflate.path).config, self.run.tokenizer)
+        except (ValueError, OSError) as error:
+          field = f"stage.{stage.name}.inflate.path={stage.inflate.path}"
+          raise ValueError(f"{field}: {error}") from error
+
+  def _first_params(self, stage: StageConfig, seed: int) -> dict | None:
+    """Returns the parameters that a stage starts from; None for random ones."""
+    if stage.inflate is None:
+      before = self.stage_before(stage, stage.kind)
+      return None if before is None else self.load_params(before)[1]
+    saved, params = read_params(stage.inflate.path)
+    key = jax.random.fold_in(jax.random.key(seed), 2)
+    params, fresh = inflate(params, saved.config, self.run.tokenizer, stage.inflate.rest, key)
+    log.info(
+      "stage %s: starts from %s (%s), taps of earlier frames are %s",
+      stage.name,
+      stage.inflate.path,
+      saved.source,
+      stage.inflate.rest,
+    )
+    if fresh:
+      bits = f"{self.run.tokenizer.num_bits} bits instead of {saved.config.num_bits}"
+      log.info("stage %s: random, for %s: %s", stage.name, bits, ", ".join(fresh))
+    return params
+
   def train(self, stage: StageConfig, train_source, test_source) -> None:
     """Trains one stage to its end, from its newest checkpoint.
 
@@ -133,9 +169,7 @@ class Stages:
     checkpointer = Checkpointer(self.checkpoints(stage))
     step = checkpointer.latest_step
     if step is None:
-      before = self.stage_before(stage, stage.kind)
-      params = None if before is None else self.load_params(before)[1]
-      state = trainer.init(params)
+      state = trainer.init(self._first_params(stage, seed))
     else:
       state, iterator_state = checkpointer.restore(trainer.abstract_state)
       iterator.set_state(iterator_state)
