@@ -83,7 +83,7 @@ class Tokenizer:
       return self._encode(self.autoencoder, jnp.asarray(video))
     tau = self.config.temporal_stride
     ends = [1 + tau * (end - 1) for end in _chunk_ends(num_latents, chunk)]
-    return _in_chunks(self.encode_chunk, video, ends)
+    return _in_chunks(self.encode_chunk, video, ends, num_latents)
 
   def encode_chunk(
     self, video: Float[Array, "b f H W 3"], state: State | None = None
@@ -143,7 +143,9 @@ class Tokenizer:
     self._check_latents(latents)
     if chunk is None:
       return self._decode(self.autoencoder, jnp.asarray(latents))
-    return _in_chunks(self.decode_chunk, latents, _chunk_ends(latents.shape[1], chunk))
+    num_latents = latents.shape[1]
+    num_frames = 1 + self.config.temporal_stride * (num_latents - 1)
+    return _in_chunks(self.decode_chunk, latents, _chunk_ends(num_latents, chunk), num_frames)
 
   def decode_chunk(
     self, latents: Float[Array, "b t h w d"], state: State | None = None
@@ -178,15 +180,18 @@ def _chunk_ends(num_frames: int, chunk: int) -> list[int]:
   return [*range(chunk, num_frames, chunk), num_frames]
 
 
-def _in_chunks(code, x, ends: list[int]) -> np.ndarray:
-  """Codes a clip's chunks, one after the other."""
-  parts, state, start = [], None, 0
+def _in_chunks(code, x, ends: list[int], num_out: int) -> np.ndarray:
+  """Codes a clip's chunks, one after the other, to `num_out` frames."""
+  result, state, start, at = None, None, 0, 0
   for end in ends:
     part, state = code(x[:, start:end], state)
     # Fetched before the next one starts, so that the device holds a single chunk.
-    parts.append(np.asarray(part))
-    start = end
-  return np.concatenate(parts, axis=1)
+    part = np.asarray(part)
+    if result is None:
+      result = np.empty((part.shape[0], num_out, *part.shape[2:]), part.dtype)
+    result[:, at : at + part.shape[1]] = part
+    start, at = end, at + part.shape[1]
+  return result
 
 
 def _check_state(state: State | None, wanted: tuple[int, int, int]) -> None:
