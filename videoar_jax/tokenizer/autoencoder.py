@@ -229,19 +229,30 @@ class Decoder(nnx.Module):
     self, latents: Float[Array, "b t h w d"], past: State | None = None
   ) -> tuple[Float[Array, "b f H W 3"], State]:
     """Decodes the next latent frames of a clip; without a past, the first ones."""
-    x, past, last = latents, past or {}, {}
-    for name in self._names():
-      if name == "conv_out":
-        x = jax.nn.silu(self.norm_out(x))
-      x, last[name] = getattr(self, name)(x, past.get(name))
-    p = self.config.patch_size
-    return rearrange(x, "b f h w (p q c) -> b f (h p) (w q) c", p=p, q=p), last
+    past = past or {}
+    hidden, last = self._hidden(latents, past)
+    x, last["conv_out"] = self.conv_out(hidden, past.get("conv_out"))
+    return self.unfold(x), last
 
-  def _names(self) -> list[str]:
-    """Returns the modules that see several frames, in their order."""
-    levels = reversed(range(len(self.config.multipliers)))
+  def hidden(self, latents: Float[Array, "b t h w d"]) -> Float[Array, "b f y x c"]:
+    """Returns what the last convolution, `pixels`, is given."""
+    return self._hidden(latents, {})[0]
+
+  def pixels(self, hidden: Float[Array, "b f y x c"]) -> Float[Array, "b f H W 3"]:
+    """Returns the clip of what `hidden` returned."""
+    return self.unfold(self.conv_out(hidden)[0])
+
+  def unfold(self, x: Float[Array, "b f y x c"]) -> Float[Array, "b f H W 3"]:
+    """Lays channels out as the pixels that they are."""
+    p = self.config.patch_size
+    return rearrange(x, "b f h w (p q c) -> b f (h p) (w q) c", p=p, q=p)
+
+  def _hidden(self, x, past: State):
+    levels, last = reversed(range(len(self.config.multipliers))), {}
     pairs = [name for level in levels for name in (f"up_{level}", f"upsample_{level}")]
-    return ["conv_in", "mid", *pairs[:-1], "conv_out"]
+    for name in ["conv_in", "mid", *pairs[:-1]]:
+      x, last[name] = getattr(self, name)(x, past.get(name))
+    return jax.nn.silu(self.norm_out(x)), last
 
 
 class Autoencoder(nnx.Module):

@@ -78,9 +78,8 @@ class Checkpointer:
     items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
     items["iterator"] = ocp.args.JsonRestore()
     restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-    state = {"params": restored["params"], "ema": {}, **restored["progress"]}
-    if "ema" in items:
-      state["ema"] = restored["ema"]
+    state = {"params": restored["params"], "ema": {}, "rival": {}, **restored["progress"]}
+    state |= {name: restored[name] for name in ("ema", "rival") if name in items}
     return state, restored["iterator"]
 
   def restore_params(self, abstract: dict, *, is_average: bool, step: int | None = None) -> dict:
@@ -130,4 +129,4 @@ def _items(state: State) -> dict:
     "params": state["params"],
     "progress": {"opt_state": state["opt_state"], "step": state["step"]},
   }
-  return items | ({"ema": state["ema"]} if state["ema"] else {})
+  return items | {name: state[name] for name in ("ema", "rival") if state[name]}

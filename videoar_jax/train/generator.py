@@ -79,6 +79,7 @@ class GeneratorTask:
   ):
     self.config, self.layout, self.settings = config, layout, loss
     self.tokenizer, self.frozen = tokenizer, tokenizer_params
+    self.rival = None
     self.text_encoder, self.sampling = text_encoder, sampling
 
   def init(self, key) -> Generator:

@@ -23,6 +23,7 @@ from videoar_jax.train import state as train_state
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.logs import RunLog
 from videoar_jax.train.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from videoar_jax.train.rival import RivalTrainer
 from videoar_jax.train.task import Task
 
 log = logging.getLogger(__name__)
@@ -97,34 +98,50 @@ class Trainer:
     self.key = jax.random.key(seed)
     self.template = train_state.Template.of(task.init)
     self.optimizer = make_optimizer(config.optimizer, config.num_steps, self.template.axes)
+    self.rival = RivalTrainer(task.rival, config.num_steps)
     abstract = jax.eval_shape(self._init, self.key)
-    self.shardings = train_state.state_shardings(abstract, self.template, mesh)
+    templates = {"": self.template}
+    if task.rival is not None:
+      templates["rival"] = self.rival.template
+    self.shardings = train_state.state_shardings(abstract, templates, mesh)
     self.abstract_state = train_state.with_shardings(abstract, self.shardings)
     self.step = jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings, None))
     self.media = jax.jit(self._media)
     self.learning_rate = learning_rate_schedule(config.optimizer, config.num_steps)
 
   def _init(self, key) -> train_state.State:
-    return self._begin(train_state.init_params(self.task.init, jax.random.fold_in(key, 0)))
+    return self._begin(train_state.init_params(self.task.init, jax.random.fold_in(key, 0)), key)
 
-  def _begin(self, params: dict) -> train_state.State:
-    return train_state.make_state(params, self.optimizer, self.config.ema_decay > 0)
+  def _begin(self, params: dict, key) -> train_state.State:
+    state = train_state.make_state(params, self.optimizer, self.config.ema_decay > 0)
+    return state | {"rival": self.rival.init(jax.random.fold_in(key, 2))}
 
   def init(self, params: dict | None = None) -> train_state.State:
     """Returns the state before the first step, born sharded; from given parameters, if any."""
     with jax.set_mesh(self.mesh):
       if params is None:
         return jax.jit(self._init, out_shardings=self.shardings)(self.key)
-      return jax.jit(self._begin, out_shardings=self.shardings)(params)
+      return jax.jit(self._begin, out_shardings=self.shardings)(params, self.key)
 
   def _step(self, state, frozen, batch, key):
     step_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
 
-    def loss(params):
-      module = self.template.module(params)
-      return self.task.loss(module, frozen, batch, step_key, is_training=True)
+    def loss(params, rival_params):
+      module, rival = self.template.module(params), self.rival.module(rival_params)
+      if rival is None:
+        value, metrics = self.task.loss(module, frozen, batch, step_key, is_training=True)
+        return value, ({"loss": value, **metrics}, {})
+      averages = state["rival"]["averages"]
+      value, metrics, averages = self.task.contest(
+        module, rival, averages, frozen, batch, step_key, state["step"]
+      )
+      return value, (metrics, averages)
 
-    (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state["params"])
+    both = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    (gradients, rival_gradients), (metrics, averages) = both(
+      state["params"], state["rival"].get("params", {})
+    )
+    rival, rival_metrics = self.rival.update(state["rival"], rival_gradients, averages)
     updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
     ema = state["ema"]
@@ -134,13 +151,19 @@ class Trainer:
       decay = jnp.minimum(self.config.ema_decay, warm)
       ema = jax.tree.map(lambda a, p: a * decay + p * (1 - decay), ema, params)
     metrics = {
-      "loss": value,
       **metrics,
+      **rival_metrics,
       "gradient_norm": optax.global_norm(gradients),
       "parameter_norm": optax.global_norm(params),
       "learning_rate": self.learning_rate(state["step"]),
     }
-    new_state = {"params": params, "opt_state": opt_state, "ema": ema, "step": state["step"] + 1}
+    new_state = {
+      "params": params,
+      "opt_state": opt_state,
+      "ema": ema,
+      "step": state["step"] + 1,
+      "rival": rival,
+    }
     return new_state, metrics
 
   def _media(self, params, frozen, batch):

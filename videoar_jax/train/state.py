@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from videoar_jax.parallel.sharding import replicated, sharding_of
 
-State = dict  # {"params", "opt_state", "ema", "step"}, plain arrays.
+# {"params", "opt_state", "ema", "step", "rival"}, plain arrays; see `rival.py` for the last.
+State = dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +66,29 @@ def make_state(params: dict, optimizer: optax.GradientTransformation, has_ema: b
     "opt_state": optimizer.init(params),
     "ema": jax.tree.map(jnp.copy, params) if has_ema else {},
     "step": jnp.zeros((), jnp.int32),
+    "rival": {},
   }
 
 
-def state_shardings(abstract: State, template: Template, mesh: Mesh) -> State:
-  """Returns the sharding of every leaf: whatever mirrors a parameter is split as it is."""
-  by_path = {
-    tuple(path): sharding
-    for path, sharding in jax.tree_util.tree_flatten_with_path(template.shardings(mesh))[0]
+def state_shardings(abstract: State, templates: dict[str, Template], mesh: Mesh) -> State:
+  """Returns the sharding of every leaf: whatever mirrors a parameter is split as it is.
+
+  Args:
+    abstract: shapes of the state.
+    templates: structure of what a part of the state trains, by the part's name; "" for the rest.
+    mesh: devices.
+  """
+  by_part = {
+    part: {
+      tuple(path): sharding
+      for path, sharding in jax.tree_util.tree_flatten_with_path(template.shardings(mesh))[0]
+    }
+    for part, template in templates.items()
   }
 
   def find(path, leaf):
+    part = path[0].key if path[0].key in by_part else ""
+    by_path = by_part[part]
     for start in range(len(path)):
       sharding = by_path.get(tuple(path[start:]))
       if sharding is not None:

@@ -4,7 +4,9 @@ from typing import Protocol
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+from videoar_jax.train.rival import Rival
 
 Metrics = dict[str, jax.Array]
 
@@ -14,9 +16,12 @@ class Task(Protocol):
 
   Attributes:
     frozen: parameters that the loss needs and does not train, a tree of arrays.
+    rival: a second network that trains against the module; None for none. Then the loop calls
+      `contest` in place of `loss`.
   """
 
   frozen: dict
+  rival: Rival | None
 
   def init(self, key: Array) -> nnx.Module:
     """Makes the module to train."""
@@ -25,6 +30,21 @@ class Task(Protocol):
     self, module: nnx.Module, frozen: dict, batch: dict, key: Array, is_training: bool
   ) -> tuple[Float[Array, ""], Metrics]:
     """Returns the loss and scalars to log."""
+
+  def contest(
+    self,
+    module: nnx.Module,
+    rival: nnx.Module,
+    averages: dict,
+    frozen: dict,
+    batch: dict,
+    key: Array,
+    step: Int[Array, ""],
+  ) -> tuple[Float[Array, ""], Metrics, dict]:
+    """Returns a sum whose gradient by each network is its own, scalars, and the new averages.
+
+    The scalars have the module's own loss as `loss`.
+    """
 
   def media(self, module: nnx.Module, frozen: dict, batch: dict) -> dict[str, Array]:
     """Returns videos to show, uint8 [b, f, H, W, 3], by name."""

@@ -1,0 +1,217 @@
+"""Adversarial training: whose gradient is whose, the start, the adaptive weight, the resume."""
+
+import dataclasses
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videoar_jax.parallel.sharding import MeshConfig, make_mesh
+from videoar_jax.tokenizer import adversarial, quantizer
+from videoar_jax.tokenizer.autoencoder import AutoencoderConfig
+from videoar_jax.tokenizer.discriminator import DiscriminatorConfig
+from videoar_jax.tokenizer.tokenizer import to_float
+from videoar_jax.train.checkpoint import Checkpointer
+from videoar_jax.train.loop import LoopConfig, Trainer
+from videoar_jax.train.optimizer import OptimizerConfig
+from videoar_jax.train.tokenizer import AdversarialConfig, TokenizerLossConfig, TokenizerTask
+
+CONFIG = AutoencoderConfig(
+  num_bits=4,
+  base_channels=4,
+  multipliers=(1, 2),
+  num_encoder_blocks=1,
+  num_decoder_blocks=1,
+  strides=((2, 2),),
+  num_groups=2,
+)
+SCHEDULE = ((1, 1), (4, 4))
+ADVERSARIAL = AdversarialConfig(
+  weight=0.5,
+  start_step=2,
+  r1=0.1,
+  lecam=0.2,
+  lecam_decay=0.5,
+  discriminator=DiscriminatorConfig(base_channels=4, multipliers=(1,), strides=((2, 2),)),
+  optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=0, weight_decay=0.0),
+)
+
+
+def make_task(**settings):
+  loss = dataclasses.replace(ADVERSARIAL, **settings)
+  return TokenizerTask(CONFIG, SCHEDULE, TokenizerLossConfig(adversarial=loss))
+
+
+@pytest.fixture(scope="module")
+def networks():
+  task = make_task()
+  module, rival = task.init(jax.random.key(0)), task.rival.init(jax.random.key(1))
+  # Away from the start, where some gradients are zero by chance of the initialisation.
+  drawn = lambda tree: jax.tree.map(  # noqa: E731
+    lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), tree
+  )
+  return drawn(module), drawn(rival)
+
+
+@pytest.fixture(scope="module")
+def batch():
+  video = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8, 3), np.uint8)
+  return {"video": jnp.asarray(video)}
+
+
+AVERAGES = {"real": jnp.float32(0.3), "fake": jnp.float32(-0.2)}
+
+
+def contest(task, networks, batch, step):
+  """Returns gradients by both networks, metrics and averages."""
+
+  def loss(module, rival):
+    value, *rest = task.contest(
+      module, rival, AVERAGES, task.frozen, batch, jax.random.key(5), jnp.int32(step)
+    )
+    return value, rest
+
+  return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(*networks)
+
+
+def assert_close(tree, other, atol=1e-6):
+  for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+    np.testing.assert_allclose(a, b, atol=atol, rtol=2e-4)
+
+
+def reconstruct(module, video):
+  quantized = quantizer.quantize(module.encoder(video), SCHEDULE)
+  return module.decoder(quantized.latents), quantized
+
+
+@pytest.mark.parametrize("kind", adversarial.KINDS)
+def test_each_network_gets_the_gradient_of_its_own_loss(networks, batch, kind):
+  task = make_task(kind=kind)
+  (by_module, by_rival), (metrics, averages) = contest(task, networks, batch, step=2)
+  video = to_float(batch["video"])
+
+  def autoencoder(module):
+    pixels, quantized = reconstruct(module, video)
+    weights = task.weights
+    loss = weights.absolute * jnp.mean(jnp.abs(pixels - video))
+    loss += weights.commitment * quantizer.commitment_loss(quantized)
+    loss += weights.entropy * quantizer.entropy_loss(quantized)
+    return loss + 0.5 * adversarial.autoencoder_loss(kind, networks[1](pixels))
+
+  value, expected = jax.jit(jax.value_and_grad(autoencoder))(networks[0])
+  assert_close(by_module, expected)
+  np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+
+  made, _ = reconstruct(networks[0], video)
+
+  def discriminator(rival):
+    real, fake = rival(video), rival(made)
+    loss = adversarial.discriminator_loss(kind, real, fake)
+    loss += 0.2 * adversarial.lecam_penalty(AVERAGES, real, fake)
+    return loss + 0.1 * adversarial.r1_penalty(rival, video), (real, fake)
+
+  expected, (real, fake) = jax.jit(jax.grad(discriminator, has_aux=True))(networks[1])
+  assert_close(by_rival, expected)
+  assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(by_rival)) > 1e-3
+  np.testing.assert_allclose(averages["real"], 0.15 + 0.5 * real.mean(), rtol=1e-5)
+  np.testing.assert_allclose(averages["fake"], -0.1 + 0.5 * fake.mean(), rtol=1e-5)
+
+
+def test_before_its_start_the_discriminator_changes_nothing(networks, batch):
+  (by_module, by_rival), (metrics, averages) = contest(make_task(), networks, batch, step=1)
+  plain = TokenizerTask(CONFIG, SCHEDULE, TokenizerLossConfig())
+  gradient = jax.grad(lambda module: plain.loss(module, {}, batch, jax.random.key(5), True)[0])
+  assert_close(by_module, jax.jit(gradient)(networks[0]))
+  assert all((x == 0).all() for x in jax.tree.leaves(by_rival))
+  assert averages == AVERAGES and metrics["adversarial_weight"] == 0
+
+
+def test_adaptive_weight_makes_both_pull_equally_hard(networks, batch):
+  task = make_task(is_adaptive=True, weight=1.0)
+  _, (metrics, _) = contest(task, networks, batch, step=2)
+  module, rival = networks
+  video = to_float(batch["video"])
+  latents = reconstruct(module, video)[1].latents
+
+  def by_decoder(loss):
+    gradient = jax.jit(jax.grad(lambda decoder: loss(decoder(latents))))(module.decoder)
+    return jnp.linalg.norm(gradient.conv_out.kernel[...])
+
+  pull = by_decoder(lambda pixels: jnp.mean(jnp.abs(pixels - video)))
+  push = by_decoder(lambda pixels: adversarial.autoencoder_loss("non_saturating", rival(pixels)))
+  np.testing.assert_allclose(metrics["adversarial_weight"], pull / (push + 1e-4), rtol=1e-4)
+
+
+class Log:
+  """Keeps what the loop reports."""
+
+  def __init__(self):
+    self.steps = {}
+
+  def scalars(self, step, values, is_line):
+    self.steps[step] = {k: v for k, v in values.items() if k != "steps_per_s"}
+
+  def videos(self, step, videos):
+    pass
+
+  def flush(self):
+    pass
+
+
+def batches():
+  def read(i):
+    return {"video": np.random.default_rng(i).integers(0, 256, (2, 3, 8, 8, 3), np.uint8)}
+
+  dataset = grain.MapDataset.range(100).map(read)
+  return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def test_resumed_from_any_step_it_is_the_same_bit_for_bit(tmp_path):
+  """Both networks, both optimizers, LeCAM's averages, the averaged parameters, the log."""
+  optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
+  config = LoopConfig(num_steps=5, batch_size=2, optimizer=optimizer, ema_decay=0.9, save_every=1)
+  mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
+  trainer = Trainer(make_task(), config, mesh, seed=3)
+  media = next(batches())
+  whole, log = Checkpointer(tmp_path / "whole", max_to_keep=None), Log()
+  end = trainer.train(trainer.init(), batches(), whole, log, media)
+  reader = Checkpointer(tmp_path / "whole", is_reader=True)
+  first, _ = reader.restore(trainer.abstract_state, 2)
+  assert float(jnp.abs(end["rival"]["averages"]["real"])) > 0
+  assert all((x == 0).all() for x in jax.tree.leaves(first["rival"]["averages"]))
+  for step in (1, 3):
+    state, position = reader.restore(trainer.abstract_state, step)
+    iterator, again = batches(), Log()
+    iterator.set_state(position)
+    rest = Checkpointer(tmp_path / f"from_{step}")
+    resumed = trainer.train(state, iterator, rest, again, media)
+    jax.tree.map(np.testing.assert_array_equal, resumed, end)
+    assert again.steps == {i: log.steps[i] for i in range(step + 1, 6)}
+  reader.close()
+
+
+def test_without_the_weights_of_lpips_it_says_how_to_make_them(tmp_path):
+  loss = TokenizerLossConfig(perceptual=1.0, perceptual_weights=str(tmp_path / "no"))
+  with pytest.raises(ValueError, match=r"python -m videoar_jax\.convert lpips"):
+    TokenizerTask(CONFIG, SCHEDULE, loss)
+
+
+def test_perceptual_loss_is_lpips_between_frames(weights_of):
+  from videoar_jax.nn import lpips
+
+  frozen = {"lpips": weights_of("lpips", lpips.shapes())}
+  weights = TokenizerLossConfig(absolute=0.0, perceptual=2.0)
+  video = np.random.default_rng(0).uniform(-1, 1, (2, 1, 2, 16, 16, 3)).astype(np.float32)
+  loss, metrics = TokenizerTask(CONFIG, SCHEDULE, weights).reconstruction(frozen, *video)
+  expected = np.mean([lpips.lpips(frozen["lpips"], *video[:, 0, i]) for i in range(2)])
+  np.testing.assert_allclose([loss, metrics["perceptual"]], [2 * expected, expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("field", "value"), [("weight", -1.0), ("kind", "wasserstein"), ("lecam_decay", 1.0)]
+)
+def test_impossible_settings_are_named(field, value):
+  with pytest.raises(ValueError, match=field):
+    dataclasses.replace(ADVERSARIAL, **{field: value})

@@ -1,0 +1,66 @@
+"""A second network that trains against the first, on the same batches.
+
+Its part of the train state is {"params", "opt_state", "averages"}: an optimizer of its own, and
+numbers that one step hands to the next. A task without a rival has {} there.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import optax
+from flax import nnx
+
+from videoar_jax.train.optimizer import OptimizerConfig, make_optimizer
+from videoar_jax.train.state import Template
+
+
+@dataclasses.dataclass(frozen=True)
+class Rival:
+  """What a task says of its rival.
+
+  Attributes:
+    init: makes the network.
+    optimizer: its own.
+    averages: numbers that steps hand on, as they are before the first one.
+  """
+
+  init: Callable[[jax.Array], nnx.Module]
+  optimizer: OptimizerConfig
+  averages: dict
+
+
+class RivalTrainer:
+  """How a rival's part of the state begins and moves.
+
+  Args:
+    rival: of the task; None for a task without.
+    num_steps: length of the stage.
+  """
+
+  def __init__(self, rival: Rival | None, num_steps: int):
+    self.rival = rival
+    if rival is not None:
+      self.template = Template.of(rival.init)
+      self.optimizer = make_optimizer(rival.optimizer, num_steps, self.template.axes)
+
+  def init(self, key: jax.Array) -> dict:
+    """Returns the rival's state before the first step."""
+    if self.rival is None:
+      return {}
+    params = nnx.to_pure_dict(nnx.split(self.rival.init(key))[1])
+    opt_state = self.optimizer.init(params)
+    return {"params": params, "opt_state": opt_state, "averages": self.rival.averages}
+
+  def module(self, params: dict) -> nnx.Module | None:
+    """Returns the network with these parameters."""
+    return None if self.rival is None else self.template.module(params)
+
+  def update(self, state: dict, gradients: dict, averages: dict) -> tuple[dict, dict]:
+    """Returns the state after a step, and scalars to log."""
+    if self.rival is None:
+      return state, {}
+    updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
+    params = optax.apply_updates(state["params"], updates)
+    metrics = {"rival_gradient_norm": optax.global_norm(gradients)}
+    return {"params": params, "opt_state": opt_state, "averages": averages}, metrics
