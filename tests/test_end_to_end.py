@@ -327,3 +327,63 @@ def test_tokenizer_starts_from_an_image_tokenizer(tmp_path):
     done = run(command(tmp_path / "bad", *flags, flag, config=config))
     assert done.returncode == 1 and message in done.stderr, done.stderr[-1000:]
     assert "stage.tokenizer.inflate" in done.stderr and not (tmp_path / "bad").exists()
+
+
+ADVERSARIAL = [
+  "--config.data.resolution=(16,16)",
+  "--config.data.num_frames=5",
+  "--config.tokenizer.patch_size=2",
+  "--config.tokenizer.base_channels=4",
+  "--config.tokenizer.multipliers=(1,2,2)",
+  "--config.tokenizer.num_groups=2",
+  "--config.schedule=1 2 4",
+  "--config.report.num_clips=4",
+  "--config.stage.tokenizer.loop.num_steps=8",
+  "--config.stage.tokenizer.loop.save_every=3",
+  "--config.stage.tokenizer.images.batch_size=4",
+  "--config.stage.tokenizer.loss.adversarial.start_step=2",
+  "--config.stage.tokenizer.loss.adversarial.discriminator.patch_size=2",
+]
+
+
+def adversarial_command(workdir, *extra):
+  main = [sys.executable, "-m", "videoar_jax.main", f"--workdir={workdir}"]
+  config = "configs/tokenizer_ucf101.py:size=tiny,perceptual=0"
+  return [*main, f"--config={config}", *ADVERSARIAL, *extra]
+
+
+def test_adversarial_training_on_images_and_clips_resumes(tmp_path):
+  """One step in five is on images; a run that was stopped ends as one that was not."""
+
+  def numbers(workdir):
+    lines = (workdir / "tokenizer" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [{k: v for k, v in record.items() if k != "steps_per_s"} for record in records]
+
+  whole, cut = tmp_path / "whole", tmp_path / "cut"
+  done = run(adversarial_command(whole))
+  assert done.returncode == 0, done.stderr[-3000:]
+  records = numbers(whole)
+  assert [record["step"] for record in records] == list(range(1, 9))
+  assert [record["adversarial_weight"] > 0 for record in records] == [False] * 2 + [True] * 6
+  assert all(np.isfinite(list(record.values())).all() for record in records)
+  # Stopped in the middle of a step; the same command goes on from the step that was saved.
+  started = subprocess.Popen(
+    adversarial_command(cut), cwd=REPOSITORY, env=environment(), stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )  # fmt: skip
+  deadline = time.monotonic() + 300
+  while not (cut / "tokenizer" / "checkpoints" / "3").is_dir() and time.monotonic() < deadline:
+    time.sleep(0.05)
+  started.kill()
+  started.wait()
+  done = run(adversarial_command(cut))
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert numbers(cut) == records
+
+
+def test_a_size_that_the_discriminator_cannot_halve_is_named(tmp_path):
+  levels = "--config.stage.tokenizer.loss.adversarial.discriminator.patch_size=3"
+  done = run(adversarial_command(tmp_path / "new", levels))
+  assert done.returncode == 2 and "the discriminator's stride" in done.stderr
+  assert not (tmp_path / "new").exists()

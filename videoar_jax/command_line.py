@@ -3,6 +3,7 @@
 import argparse
 import os
 import pathlib
+import re
 import sys
 
 
@@ -16,6 +17,18 @@ class Parser(argparse.ArgumentParser):
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
   """Shows defaults, and the example as it is written."""
+
+
+def parse_resolution(text: str) -> tuple[int, int]:
+  """Reads `SIDE` or `HEIGHTxWIDTH`, in pixels.
+
+  Raises:
+    ValueError: it is neither.
+  """
+  size = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+  if not size:
+    raise ValueError(f"--resolution={text} is neither SIDE nor HEIGHTxWIDTH")
+  return int(size[1]), int(size[2] or size[1])
 
 
 def check_out(out: pathlib.Path) -> None:

@@ -16,7 +16,7 @@ import sys
 import time
 
 from videoar_jax import weights
-from videoar_jax.command_line import Formatter, Parser, check_out, one_line
+from videoar_jax.command_line import Formatter, Parser, check_out, one_line, parse_resolution
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -115,10 +115,7 @@ def _data(options: argparse.Namespace, data):
   if hasattr(options, "num_frames"):
     changes["num_frames"] = options.num_frames
   if hasattr(options, "resolution"):
-    size = re.fullmatch(r"(\d+)(?:x(\d+))?", options.resolution)
-    if size is None:
-      raise ValueError(f"--resolution={options.resolution} is neither SIDE nor HEIGHTxWIDTH")
-    changes["resolution"] = (int(size[1]), int(size[2] or size[1]))
+    changes["resolution"] = parse_resolution(options.resolution)
   if getattr(options, "data", None) == "sprites":
     changes |= {"source": "sprites", "path": None}
   elif hasattr(options, "data"):

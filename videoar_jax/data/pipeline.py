@@ -107,6 +107,48 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | FolderSource:
   )
 
 
+class MixedIterator:
+  """Takes each batch from one of several iterators, in fixed shares.
+
+  Which one follows from the number of batches taken: the one that is furthest behind its share, the
+  first of them where several are. So every batch has one shape, and the order never changes.
+
+  Args:
+    parts: iterators, from `make_iterator`.
+    shares: of the batches; they sum to 1.
+  """
+
+  def __init__(self, parts: list[grain.DatasetIterator], shares: tuple[float, ...]):
+    self.parts, self.shares = parts, np.asarray(shares)
+    self._taken = np.zeros(len(parts), np.int64)
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> dict:
+    behind = self.shares * (self._taken.sum() + 1) - self._taken
+    # Rounding must not decide between parts that are equally far behind.
+    part = int(np.argmax(np.round(behind, 9)))
+    batch = next(self.parts[part])
+    self._taken[part] += 1
+    return batch
+
+  def get_state(self) -> dict:
+    """Returns where it stands, as JSON."""
+    return {"taken": self._taken.tolist(), "parts": [part.get_state() for part in self.parts]}
+
+  def set_state(self, state: dict) -> None:
+    """Goes to where it stood."""
+    self._taken = np.array(state["taken"], np.int64)
+    for part, part_state in zip(self.parts, state["parts"], strict=True):
+      part.set_state(part_state)
+
+  def close(self) -> None:
+    """Ends the threads of its parts."""
+    for part in self.parts:
+      part.close()
+
+
 def make_iterator(
   source,
   *,

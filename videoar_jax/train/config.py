@@ -63,6 +63,25 @@ class ReportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImagesConfig:
+  """Steps on single frames among those on clips, each kind of batch in its one shape.
+
+  Attributes:
+    share: of the steps; 0 for none.
+    batch_size: frames a step, over all devices.
+  """
+
+  share: float = 0.0
+  batch_size: int = 1
+
+  def __post_init__(self):
+    if not 0 <= self.share < 1:
+      raise ValueError(f"share={self.share} must be in [0, 1); data of images alone: num_frames=1")
+    if self.batch_size < 1:
+      raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class StageConfig:
   """One stage of training.
 
@@ -74,6 +93,7 @@ class StageConfig:
     loop: for how long.
     loss: on what.
     inflate: the image tokenizer to start from, if any.
+    images: single frames of the same data, beside the clips.
   """
 
   name: str
@@ -82,6 +102,7 @@ class StageConfig:
   loop: LoopConfig
   loss: TokenizerLossConfig | GeneratorLossConfig
   inflate: InflateConfig | None = None
+  images: ImagesConfig = ImagesConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,16 +114,11 @@ class RunConfig:
   text: TextConfig
   tokenizer: AutoencoderConfig
   schedule: Schedule
-  generator: GeneratorConfig
+  generator: GeneratorConfig | None
   sampling: SamplingConfig
   mesh: MeshConfig
   report: ReportConfig
   stages: tuple[StageConfig, ...]
-
-  @property
-  def layout(self) -> Layout:
-    """The sequence of a clip of the run's length."""
-    return self.layout_of(self.data)
 
   def layout_of(self, data: DataConfig) -> Layout:
     """The sequence of a clip."""
@@ -159,7 +175,10 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
   for name in derived:
     if name in values.get("generator", {}):
       raise ValueError(f"generator.{name} follows from other fields; remove it")
-  generator = build(GeneratorConfig, values.get("generator", {}) | derived, "generator")
+  # A run that trains a tokenizer alone need not say what a generator would be.
+  generator = None
+  if values.get("generator") or "generator" in _kinds(values):
+    generator = build(GeneratorConfig, values.get("generator", {}) | derived, "generator")
   run = RunConfig(
     seed=values.get("seed", 0),
     data=data,
@@ -174,9 +193,22 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
   )
   for stage in run.stages:
     tokenizer.latent_shape(stage.data.num_frames, stage.data.resolution)
-    layout = run.layout_of(stage.data)
-    guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
+    if stage.kind == "tokenizer" and stage.loss.adversarial.weight > 0:
+      discriminator = stage.loss.adversarial.discriminator
+      try:
+        discriminator.check_resolution(stage.data.resolution)
+      except ValueError as error:
+        raise ValueError(f"stage.{stage.name}.loss.adversarial.discriminator: {error}") from None
+    if run.generator is not None:
+      layout = run.layout_of(stage.data)
+      guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
   return run
+
+
+def _kinds(values: dict) -> set[str]:
+  """Returns what the stages train, as far as they say."""
+  settings = values.get("stage", {})
+  return {settings.get(name, {}).get("kind", name) for name in values.get("stages", ())}
 
 
 def _stages(values: dict, data: DataConfig) -> tuple[StageConfig, ...]:
@@ -191,7 +223,7 @@ def _stages(values: dict, data: DataConfig) -> tuple[StageConfig, ...]:
         "name"
       )
     section, path = settings[name], f"stage.{name}"
-    _check_names(section, ("kind", "num_frames", "loop", "loss", "inflate"), path)
+    _check_names(section, ("kind", "num_frames", "loop", "loss", "inflate", "images"), path)
     kind = section.get("kind", name)
     if kind not in _LOSSES:
       raise ValueError(f"{path}.kind={kind!r} is unknown; kinds are {', '.join(_LOSSES)}")
@@ -202,7 +234,10 @@ def _stages(values: dict, data: DataConfig) -> tuple[StageConfig, ...]:
     if inflate.path and kind != "tokenizer":
       raise ValueError(f"{path}.inflate starts a tokenizer, but the stage is a {kind}; remove it")
     inflate = inflate if inflate.path else None
-    stages.append(StageConfig(name, kind, clips, loop, loss, inflate))
+    images = build(ImagesConfig, section.get("images", {}), f"{path}.images")
+    if images.share > 0 and kind != "tokenizer":
+      raise ValueError(f"{path}.images: a {kind} trains on clips of one length; set share=0")
+    stages.append(StageConfig(name, kind, clips, loop, loss, inflate, images))
   kinds = [stage.kind for stage in stages]
   if "generator" in kinds and "tokenizer" not in kinds[: kinds.index("generator")]:
     raise ValueError("config.stages trains a generator before any tokenizer; put one before it")

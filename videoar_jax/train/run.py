@@ -1,5 +1,6 @@
 """A run: one config in one workdir, from the first stage to the last."""
 
+import dataclasses
 import importlib.metadata
 import json
 import logging
@@ -77,7 +78,10 @@ class Run:
       same = stage.data == self.stages.run.data
       train_source = self.train_source if same else make_source(stage.data, "train")
       test_source = self.test_source if same else make_source(stage.data, "test")
-      self.stages.train(stage, train_source, test_source)
+      image_source = None
+      if stage.images.share > 0:
+        image_source = make_source(dataclasses.replace(stage.data, num_frames=1), "train")
+      self.stages.train(stage, train_source, image_source, test_source)
       has_trained = True
     return has_trained
 
@@ -85,9 +89,12 @@ class Run:
 def _check_batches(run: configs.RunConfig, mesh: Mesh) -> None:
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
   for stage in run.stages:
-    if stage.loop.batch_size % ways:
+    sizes = {"loop": stage.loop.batch_size}
+    if stage.images.share > 0:
+      sizes["images"] = stage.images.batch_size
+    for section in (name for name, size in sizes.items() if size % ways):
       raise ValueError(
-        f"stage.{stage.name}.loop.batch_size={stage.loop.batch_size} does not divide over the "
+        f"stage.{stage.name}.{section}.batch_size={sizes[section]} does not divide over the "
         f"{ways} devices of mesh.data x mesh.fsdp; take a multiple of {ways}, or "
         "make another axis of the mesh larger"
       )
@@ -150,6 +157,7 @@ def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def _write_facts(stages: Stages) -> None:
   """Writes what the run found: versions, devices, numbers of parameters."""
+  run = stages.run
   facts = {
     "command": sys.argv,
     "python": platform.python_version(),
@@ -162,10 +170,11 @@ def _write_facts(stages: Stages) -> None:
       stage.name: count_parameters(stages.module_template(stage).shapes)
       for stage in stages.run.stages
     },
-    "latent_shape": (stages.run.layout.num_frames, *stages.run.layout.grid),
-    "schedule": stages.run.schedule,
-    "sequence_length": stages.run.layout.length,
+    "latent_shape": run.tokenizer.latent_shape(run.data.num_frames, run.data.resolution),
+    "schedule": run.schedule,
   }
+  if run.generator is not None:
+    facts["sequence_length"] = run.layout_of(run.data).length
   path = stages.workdir / "run.json"
   partial = path.with_suffix(".partial")
   partial.write_text(json.dumps(facts, indent=2) + "\n")

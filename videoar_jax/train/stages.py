@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from videoar_jax.data.pipeline import make_iterator
+from videoar_jax.data.pipeline import MixedIterator, make_iterator
 from videoar_jax.data.text import ByteTokenizer
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel.sharding import replicated
@@ -141,9 +141,24 @@ class Stages:
       log.info("stage %s: random, for %s: %s", stage.name, bits, ", ".join(fresh))
     return params
 
-  def train(self, stage: StageConfig, train_source, test_source) -> None:
+  def _make_iterator(self, source, batch_size: int, seed: int):
+    return make_iterator(
+      source,
+      batch_size=batch_size,
+      seed=seed,
+      tokenize=ByteTokenizer(self.run.text.length).encode,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+  def train(self, stage: StageConfig, train_source, image_source, test_source) -> None:
     """Trains one stage to its end, from its newest checkpoint.
 
+    Args:
+      stage: which.
+      train_source: clips.
+      image_source: single frames; None where the stage has none.
+      test_source: clips to show.
     Raises:
       Interrupted: a signal came; the state is saved.
     """
@@ -158,14 +173,11 @@ class Stages:
       loop.num_steps,
       loop.batch_size,
     )
-    iterator = make_iterator(
-      train_source,
-      batch_size=loop.batch_size,
-      seed=seed,
-      tokenize=text_encoder.encode,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
+    iterator = self._make_iterator(train_source, loop.batch_size, seed)
+    if stage.images.share > 0:
+      images = self._make_iterator(image_source, stage.images.batch_size, seed)
+      share = stage.images.share
+      iterator = MixedIterator([iterator, images], (1.0 - share, share))
     checkpointer = Checkpointer(self.checkpoints(stage))
     step = checkpointer.latest_step
     if step is None:

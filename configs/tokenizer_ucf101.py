@@ -1,0 +1,109 @@
+"""The paper's tokenizer on UCF-101: 17 frames of 128x128, stride 16 in space and 4 in time.
+
+Convert the public image tokenizer and LPIPS once (see the README), then:
+
+  python -m videoar_jax.main --workdir=runs/tokenizer \
+    --config=configs/tokenizer_ucf101.py:data=FOLDER,start=weights/infinity_d32
+
+FOLDER has the videos, in one folder a class. Two CPU cores can try it all at a small size, in
+minutes:
+
+  python -m videoar_jax.main --config=configs/tokenizer_ucf101.py:size=tiny --workdir=runs/tiny
+
+Without LPIPS, add perceptual=0. The paper trains for 2000 epochs of batches of 128, to rFVD 61; its
+weights of the losses it does not say.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from configs.common import parse_arg
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  """Returns the config.
+
+  Args:
+    arg: `data=` a folder, or sprites; `size=` full or tiny; `start=` a converted image tokenizer;
+      `steps=`; `perceptual=`, `adversarial=` and `entropy=` the weights of these losses.
+  """
+  args = parse_arg(
+    arg,
+    data="sprites",
+    size="full",
+    start="",
+    steps=150_000,
+    perceptual=1.0,
+    adversarial=0.1,
+    entropy=0.1,
+  )
+  if args.size not in ("full", "tiny"):
+    raise ValueError(f"size={args.size!r} is unknown; sizes are full, tiny")
+  is_tiny = args.size == "tiny"
+  config = ConfigDict()
+  config.seed = 0
+
+  config.data = ConfigDict()
+  config.data.source = "sprites" if args.data == "sprites" else "folder"
+  config.data.path = config_dict.placeholder(str)
+  if args.data != "sprites":
+    config.data.path = args.data
+  config.data.num_frames = 9 if is_tiny else 17
+  config.data.frame_rate = 8.0
+  config.data.resolution = (64, 64) if is_tiny else (128, 128)
+
+  config.text = ConfigDict({"length": 72})
+  config.tokenizer = ConfigDict({"num_bits": 16 if is_tiny else 48})
+  if is_tiny:
+    config.tokenizer.patch_size = 4
+    config.tokenizer.base_channels = 16
+    config.tokenizer.multipliers = (3, 4, 4)
+    config.tokenizer.strides = ((2, 2), (2, 1))
+    config.tokenizer.num_encoder_blocks = 1
+    config.tokenizer.num_decoder_blocks = 1
+    config.tokenizer.num_groups = 4
+  config.schedule = "1 2 3 4 6 8"
+  config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+  config.report = ConfigDict({"num_clips": 64})
+
+  discriminator = ConfigDict()
+  discriminator.base_channels = 8 if is_tiny else 64
+  discriminator.multipliers = (2, 4) if is_tiny else (2, 4, 4, 4)
+  discriminator.strides = ((2, 2), (2, 2)) if is_tiny else ((1, 2), (2, 2), (2, 2), (1, 2))
+  discriminator.patch_size = 4 if is_tiny else 1
+
+  config.stages = ("tokenizer",)
+  stage = ConfigDict({"kind": "tokenizer"})
+  stage.inflate = ConfigDict({"path": config_dict.placeholder(str), "rest": "zeros"})
+  if args.start:
+    stage.inflate.path = args.start
+  # One step in five is on single frames, which keeps images as good as video.
+  stage.images = ConfigDict({"share": 0.2, "batch_size": 16 if is_tiny else 512})
+  stage.loss = ConfigDict()
+  # Small networks that start from nothing see no objects by absolute differences.
+  stage.loss.absolute = 0.0 if is_tiny else 1.0
+  stage.loss.squared = 1.0 if is_tiny else 0.0
+  stage.loss.perceptual = args.perceptual
+  stage.loss.commitment = 0.02 if is_tiny else 0.25
+  stage.loss.remainder = 0.05 if is_tiny else 0.0
+  stage.loss.entropy = 0.01 * args.entropy if is_tiny else args.entropy
+  stage.loss.adversarial = ConfigDict()
+  stage.loss.adversarial.weight = args.adversarial
+  stage.loss.adversarial.is_adaptive = True
+  stage.loss.adversarial.start_step = 100 if is_tiny else 10_000
+  stage.loss.adversarial.lecam = 0.001
+  stage.loss.adversarial.discriminator = discriminator
+  stage.loss.adversarial.optimizer = ConfigDict(
+    {"learning_rate": 1e-3 if is_tiny else 1e-4, "b1": 0.5, "b2": 0.9, "weight_decay": 0.0}
+  )
+  stage.loop = ConfigDict()
+  stage.loop.num_steps = min(args.steps, 500) if is_tiny else args.steps
+  stage.loop.batch_size = 4 if is_tiny else 128
+  stage.loop.ema_decay = 0.99 if is_tiny else 0.9999
+  stage.loop.save_every = 100 if is_tiny else 2000
+  stage.loop.media_every = 250 if is_tiny else 2000
+  stage.loop.optimizer = ConfigDict({"warmup_steps": 50 if is_tiny else 5000})
+  stage.loop.optimizer.kind = "muon" if is_tiny else "adamw"
+  stage.loop.optimizer.learning_rate = 1e-2 if is_tiny else 1e-4
+  stage.loop.optimizer.weight_decay = 1e-4
+  config.stage = ConfigDict({"tokenizer": stage})
+  return config

@@ -1,0 +1,71 @@
+"""Counted arithmetic against the program's own, and the table."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from videoar_jax import bench
+from videoar_jax.tokenizer.autoencoder import AutoencoderConfig, abstract_params, autoencoder_of
+from videoar_jax.tokenizer.flops import decoder_flops, encoder_flops
+
+CONFIG = AutoencoderConfig(
+  num_bits=4,
+  base_channels=4,
+  multipliers=(1, 2, 2),
+  num_encoder_blocks=1,
+  num_decoder_blocks=2,
+  strides=((1, 2), (2, 2)),
+  num_groups=2,
+  patch_size=2,
+)
+
+
+def convolutions(jaxpr) -> int:
+  """Returns the operations of all convolutions in a program."""
+  total = 0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "conv_general_dilated":
+      kernel = equation.invars[1].aval.shape
+      total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel[:-1])
+    for value in equation.params.values():
+      if hasattr(value, "jaxpr"):
+        total += convolutions(value.jaxpr)
+  return total
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 9])
+def test_flops_are_those_of_the_program(num_frames):
+  """On CPU the program skips the zero frames before a clip, as the count does."""
+  size = (16, 24)
+
+  def encode(params, video):
+    return autoencoder_of(CONFIG, params).encoder(video)
+
+  def decode(params, latents):
+    return autoencoder_of(CONFIG, params).decoder(latents)
+
+  video = jax.ShapeDtypeStruct((1, num_frames, *size, 3), jnp.float32)
+  latents = jax.ShapeDtypeStruct((1, *CONFIG.latent_shape(num_frames, size), 4), jnp.float32)
+  params = abstract_params(CONFIG)
+  counted = convolutions(jax.make_jaxpr(encode)(params, video).jaxpr)
+  assert encoder_flops(CONFIG, num_frames, size) == counted > 0
+  counted = convolutions(jax.make_jaxpr(decode)(params, latents).jaxpr)
+  assert decoder_flops(CONFIG, num_frames, size) == counted > 0
+
+
+@pytest.mark.parametrize(
+  ("flags", "said"),
+  [
+    (["--resolution=256x"], "HEIGHTxWIDTH"),
+    (["--resolution=250x256"], "multiple of the tokenizer's stride 16"),
+    (["--num_frames=4"], "1 + 4 k"),
+    (["--repeats=0"], "--repeats=0"),
+    (["--tokenizer=nowhere"], "nowhere does not exist"),
+  ],
+)
+def test_bad_flags_are_named(flags, said, capsys):
+  assert bench.main(["tokenizer", *flags]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and error.count("\n") == 1 and said in error
