@@ -83,6 +83,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   stage.loss.absolute = 0.0 if is_tiny else 1.0
   stage.loss.squared = 1.0 if is_tiny else 0.0
   stage.loss.perceptual = args.perceptual
+  # VGG16 costs more than all the rest.
+  stage.loss.perceptual_frames = 1 if is_tiny else 4
   stage.loss.commitment = 0.02 if is_tiny else 0.25
   stage.loss.remainder = 0.05 if is_tiny else 0.0
   stage.loss.entropy = 0.01 * args.entropy if is_tiny else args.entropy

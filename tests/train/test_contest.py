@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videoar_jax.parallel.sharding import MeshConfig, make_mesh
+from videoar_jax import weights
+from videoar_jax.parallel.sharding import MeshConfig, make_mesh, shard_batch
 from videoar_jax.tokenizer import adversarial, quantizer
 from videoar_jax.tokenizer.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizer.discriminator import DiscriminatorConfig
@@ -198,15 +199,24 @@ def test_without_the_weights_of_lpips_it_says_how_to_make_them(tmp_path):
     TokenizerTask(CONFIG, SCHEDULE, loss)
 
 
-def test_perceptual_loss_is_lpips_between_frames(weights_of):
+def test_perceptual_loss_is_lpips_between_frames(weights_of, monkeypatch):
   from videoar_jax.nn import lpips
 
   frozen = {"lpips": weights_of("lpips", lpips.shapes())}
-  weights = TokenizerLossConfig(absolute=0.0, perceptual=2.0)
   video = np.random.default_rng(0).uniform(-1, 1, (2, 1, 2, 16, 16, 3)).astype(np.float32)
-  loss, metrics = TokenizerTask(CONFIG, SCHEDULE, weights).reconstruction(frozen, *video)
-  expected = np.mean([lpips.lpips(frozen["lpips"], *video[:, 0, i]) for i in range(2)])
-  np.testing.assert_allclose([loss, metrics["perceptual"]], [2 * expected, expected], rtol=1e-5)
+  key = jax.random.key(0)
+  monkeypatch.setattr(weights, "load", lambda path, shapes: frozen["lpips"])
+
+  def reconstruction(**settings):
+    loss = TokenizerLossConfig(absolute=0.0, perceptual=2.0, **settings)
+    return TokenizerTask(CONFIG, SCHEDULE, loss).reconstruction(frozen, *video, key)
+
+  expected = [float(lpips.lpips(frozen["lpips"], *video[:, 0, i])) for i in range(2)]
+  loss, metrics = reconstruction()
+  mean = np.mean(expected)
+  np.testing.assert_allclose([loss, metrics["perceptual"]], [2 * mean, mean], rtol=1e-5)
+  one = float(reconstruction(perceptual_frames=1)[1]["perceptual"])
+  assert min(abs(one - value) for value in expected) < 1e-5 * one
 
 
 @pytest.mark.parametrize(
@@ -215,3 +225,25 @@ def test_perceptual_loss_is_lpips_between_frames(weights_of):
 def test_impossible_settings_are_named(field, value):
   with pytest.raises(ValueError, match=field):
     dataclasses.replace(ADVERSARIAL, **{field: value})
+
+
+def test_two_devices_train_as_one():
+  """The global batch counts: in the entropy's mean bits, in LeCAM's averages, in both gradients."""
+  optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
+  config = LoopConfig(num_steps=3, batch_size=2, optimizer=optimizer)
+  results = []
+  for num_devices in (1, 2):
+    mesh = make_mesh(MeshConfig(data=1, fsdp=num_devices), devices=jax.devices()[:num_devices])
+    trainer = Trainer(make_task(start_step=0, is_adaptive=True), config, mesh, seed=3)
+    state, steps, iterator = trainer.init(), [], batches()
+    with jax.set_mesh(mesh):
+      for _ in range(3):
+        batch = shard_batch(next(iterator), mesh)
+        state, metrics = trainer.step(state, trainer.task.frozen, batch, trainer.key)
+        steps.append(jax.device_get(metrics))
+    results.append(steps)
+    kernel = state["rival"]["params"]["conv_out"]["kernel"]
+    assert len(kernel.sharding.device_set) == num_devices
+  for one, two in zip(*results, strict=True):
+    for name, value in one.items():
+      np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=1e-5, err_msg=name)

@@ -68,6 +68,7 @@ class TokenizerLossConfig:
     squared: squared error between pixels; small networks that start from nothing need it to see
       objects at all, since the median of most pixels is the background.
     perceptual: LPIPS between frames.
+    perceptual_frames: frames of a clip, drawn anew each step, that LPIPS looks at; None for all.
     perceptual_weights: file that `python -m videoar_jax.convert lpips` made; None for its default
       place.
     adversarial: see `AdversarialConfig`.
@@ -81,6 +82,7 @@ class TokenizerLossConfig:
   absolute: float = 1.0
   squared: float = 0.0
   perceptual: float = 0.0
+  perceptual_frames: int | None = None
   perceptual_weights: str | None = None
   adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
   commitment: float = 0.25
@@ -91,6 +93,10 @@ class TokenizerLossConfig:
   def __post_init__(self):
     if not 0 <= self.scale_dropout <= 1:
       raise ValueError(f"scale_dropout={self.scale_dropout} must be in [0, 1]")
+    if self.perceptual_frames is not None and self.perceptual_frames < 1:
+      raise ValueError(
+        f"perceptual_frames={self.perceptual_frames} must be at least 1, or None for all"
+      )
 
 
 class TokenizerTask:
@@ -124,7 +130,7 @@ class TokenizerTask:
     video = to_float(batch["video"])
     quantized = self.quantize(module, video, key, is_training)
     pixels = module.decoder(quantized.latents)
-    reconstruction, metrics = self.reconstruction(frozen, pixels, video)
+    reconstruction, metrics = self.reconstruction(frozen, pixels, video, key)
     regularisation, more = self.regularisation(quantized)
     return reconstruction + regularisation, metrics | more
 
@@ -142,7 +148,7 @@ class TokenizerTask:
     # autoencoder is then trained by.
     judge = jax.lax.stop_gradient(rival)
     (reconstruction, metrics), pull = jax.value_and_grad(
-      lambda x: self.reconstruction(frozen, x, video), has_aux=True
+      lambda x: self.reconstruction(frozen, x, video, key), has_aux=True
     )(made)
     fooling, push = jax.value_and_grad(
       lambda x: adversarial.autoencoder_loss(settings.kind, judge(x))
@@ -180,7 +186,7 @@ class TokenizerTask:
       num_scales = self.draw_num_scales(key, video.shape[0])[:, None]
     return quantizer.quantize(module.encoder(video), self.schedule, num_scales)
 
-  def reconstruction(self, frozen, pixels, video):
+  def reconstruction(self, frozen, pixels, video, key):
     """Returns the weighted sum of the losses by pixels, and each."""
     difference = pixels - video
     absolute, squared = jnp.mean(jnp.abs(difference)), jnp.mean(jnp.square(difference))
@@ -191,7 +197,12 @@ class TokenizerTask:
       "psnr": 10 * jnp.log10(4.0 / squared),
     }
     if self.weights.perceptual > 0:
-      metrics["perceptual"] = jnp.mean(lpips.lpips(frozen["lpips"], pixels, video))
+      frames = jnp.arange(video.shape[1])
+      if self.weights.perceptual_frames is not None:
+        frames = jax.random.permutation(jax.random.fold_in(key, 1), frames)
+        frames = frames[: self.weights.perceptual_frames]
+      distances = lpips.lpips(frozen["lpips"], pixels[:, frames], video[:, frames])
+      metrics["perceptual"] = jnp.mean(distances)
       loss = loss + self.weights.perceptual * metrics["perceptual"]
     return loss, metrics
 
