@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     size="tiny",
     image_steps=550,
     tokenizer_steps=270,
-    generator_steps=2000,
+    generator_steps=1600,
   )
   config = ConfigDict()
   config.seed = 0
