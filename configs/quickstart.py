@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     size="tiny",
     image_steps=550,
     tokenizer_steps=270,
-    generator_steps=2400,
+    generator_steps=1600,
   )
   config = ConfigDict()
   config.seed = 0
@@ -58,13 +58,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.generator.remat = False
   config.generator.is_scanned = False
   # A small grid and a short training: every axis gets high frequencies, a way across the picture is
-  # as long at every scale, and what the frame before showed stands beside every input.
+  # as long at every scale, what the frame before showed stands beside every input, and all earlier
+  # frames are seen in full.
   config.generator.rope_is_interleaved = True
   config.generator.rope_base = 1000.0
   config.generator.rope_grid = "latent"
   config.generator.previous = "all"
+  config.generator.past = "final"
 
-  config.sampling = ConfigDict({"guidance": "constant:3", "temperature": 0.5, "top_p": 1.0})
+  config.sampling = ConfigDict({"guidance": "constant:2", "temperature": 0.7, "top_p": 1.0})
   config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
   config.report = ConfigDict({"num_clips": 64, "num_prompts": 64})
 
@@ -78,8 +80,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.stage.tokenizer.loop = _loop(args.tokenizer_steps, batch_size=4, learning_rate=1e-2)
   config.stage.generator = ConfigDict({"kind": "generator"})
   config.stage.generator.loop = _loop(args.generator_steps, batch_size=4, learning_rate=1.5e-2)
-  config.stage.generator.loss = ConfigDict(
-    {"corruption": {"p_min": 0.0, "p_max": 0.1, "delta": 0.01, "has_inheritance": True}}
+  # Coarse scales, of few tokens, decide what moves where.
+  config.stage.generator.loss = ConfigDict({"scale_weighting": "sqrt"})
+  config.stage.generator.loss.corruption = ConfigDict(
+    {"p_min": 0.0, "p_max": 0.1, "delta": 0.01, "has_inheritance": True}
   )
   return config
 

@@ -44,7 +44,7 @@ def load_model(path: str | os.PathLike) -> Model:
   """Loads the generator that a run trained, with its tokenizer.
 
   Args:
-    path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/2400`).
+    path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/1600`).
   Raises:
     FileNotFoundError: there is no run, or it has no checkpoint of a generator yet.
   """
