@@ -16,7 +16,9 @@ Usage = collections.namedtuple("Usage", "total used free")
 def make_state(value):
   params = {"kernel": jnp.full((3, 4), value)}
   opt_state = ({"mu": params}, ())
-  return {"params": params, "opt_state": opt_state, "ema": {}, "step": jnp.asarray(7)}
+  rival = {"params": {"bias": jnp.full(3, 2 * value)}, "averages": {"real": jnp.asarray(value)}}
+  state = {"params": params, "opt_state": opt_state, "ema": {}, "step": jnp.asarray(7)}
+  return state | {"rival": rival}
 
 
 @pytest.fixture
