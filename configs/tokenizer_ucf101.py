@@ -8,37 +8,40 @@ Convert the public image tokenizer and LPIPS once (see the README), then:
 FOLDER has the videos, in one folder a class. Two CPU cores can try it all at a small size, in
 minutes:
 
-  python -m videoar_jax.main --config=configs/tokenizer_ucf101.py:size=tiny --workdir=runs/tiny
+  python -m videoar_jax.main --config=configs/tokenizer_ucf101.py:variant=quick --workdir=runs/quick
 
-Without LPIPS, add perceptual=0. The paper trains for 2000 epochs of batches of 128, to rFVD 61; its
-weights of the losses it does not say.
+Without LPIPS, add perceptual=0. The paper trains for 2000 epochs of batches of 128, to rFVD 61; the
+weights of its losses it does not say.
 """
 
 from ml_collections import ConfigDict, config_dict
 
 from configs.common import parse_arg
 
+NUM_STEPS = 2000 * 9537 // 128  # 2000 epochs of the training videos of the first split.
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
   """Returns the config.
 
   Args:
-    arg: `data=` a folder, or sprites; `size=` full or tiny; `start=` a converted image tokenizer;
-      `steps=`; `perceptual=`, `adversarial=` and `entropy=` the weights of these losses.
+    arg: `data=` a folder, or sprites; `variant=` full, or quick for small machines; `start=` a
+      converted image tokenizer; `steps=`, 0 for the variant's own number; `perceptual=`,
+      `adversarial=` and `entropy=` the weights of these losses.
   """
   args = parse_arg(
     arg,
     data="sprites",
-    size="full",
+    variant="full",
     start="",
-    steps=150_000,
+    steps=0,
     perceptual=1.0,
     adversarial=0.1,
     entropy=0.1,
   )
-  if args.size not in ("full", "tiny"):
-    raise ValueError(f"size={args.size!r} is unknown; sizes are full, tiny")
-  is_tiny = args.size == "tiny"
+  if args.variant not in ("full", "quick"):
+    raise ValueError(f"variant={args.variant!r} is unknown; variants are full, quick")
+  is_quick = args.variant == "quick"
   config = ConfigDict()
   config.seed = 0
 
@@ -47,13 +50,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.data.path = config_dict.placeholder(str)
   if args.data != "sprites":
     config.data.path = args.data
-  config.data.num_frames = 9 if is_tiny else 17
+  config.data.num_frames = 9 if is_quick else 17
   config.data.frame_rate = 8.0
-  config.data.resolution = (64, 64) if is_tiny else (128, 128)
+  config.data.resolution = (64, 64) if is_quick else (128, 128)
 
   config.text = ConfigDict({"length": 72})
-  config.tokenizer = ConfigDict({"num_bits": 16 if is_tiny else 48})
-  if is_tiny:
+  config.tokenizer = ConfigDict({"num_bits": 16 if is_quick else 48})
+  if is_quick:
     config.tokenizer.patch_size = 4
     config.tokenizer.base_channels = 16
     config.tokenizer.multipliers = (3, 4, 4)
@@ -66,10 +69,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.report = ConfigDict({"num_clips": 64})
 
   discriminator = ConfigDict()
-  discriminator.base_channels = 8 if is_tiny else 64
-  discriminator.multipliers = (2, 4) if is_tiny else (2, 4, 4, 4)
-  discriminator.strides = ((2, 2), (2, 2)) if is_tiny else ((1, 2), (2, 2), (2, 2), (1, 2))
-  discriminator.patch_size = 4 if is_tiny else 1
+  discriminator.base_channels = 8 if is_quick else 64
+  discriminator.multipliers = (2, 4) if is_quick else (2, 4, 4, 4)
+  discriminator.strides = ((2, 2), (2, 2)) if is_quick else ((1, 2), (2, 2), (2, 2), (1, 2))
+  discriminator.patch_size = 4 if is_quick else 1
 
   config.stages = ("tokenizer",)
   stage = ConfigDict({"kind": "tokenizer"})
@@ -77,35 +80,35 @@ def get_config(arg: str | None = None) -> ConfigDict:
   if args.start:
     stage.inflate.path = args.start
   # One step in five is on single frames, which keeps images as good as video.
-  stage.images = ConfigDict({"share": 0.2, "batch_size": 16 if is_tiny else 512})
+  stage.images = ConfigDict({"share": 0.2, "batch_size": 16 if is_quick else 512})
   stage.loss = ConfigDict()
   # Small networks that start from nothing see no objects by absolute differences.
-  stage.loss.absolute = 0.0 if is_tiny else 1.0
-  stage.loss.squared = 1.0 if is_tiny else 0.0
+  stage.loss.absolute = 0.0 if is_quick else 1.0
+  stage.loss.squared = 1.0 if is_quick else 0.0
   stage.loss.perceptual = args.perceptual
   # VGG16 costs more than all the rest.
-  stage.loss.perceptual_frames = 1 if is_tiny else 4
-  stage.loss.commitment = 0.02 if is_tiny else 0.25
-  stage.loss.remainder = 0.05 if is_tiny else 0.0
-  stage.loss.entropy = 0.01 * args.entropy if is_tiny else args.entropy
+  stage.loss.perceptual_frames = 1 if is_quick else 4
+  stage.loss.commitment = 0.02 if is_quick else 0.25
+  stage.loss.remainder = 0.05 if is_quick else 0.0
+  stage.loss.entropy = 0.01 * args.entropy if is_quick else args.entropy
   stage.loss.adversarial = ConfigDict()
   stage.loss.adversarial.weight = args.adversarial
   stage.loss.adversarial.is_adaptive = True
-  stage.loss.adversarial.start_step = 100 if is_tiny else 10_000
+  stage.loss.adversarial.start_step = 100 if is_quick else 10_000
   stage.loss.adversarial.lecam = 0.001
   stage.loss.adversarial.discriminator = discriminator
   stage.loss.adversarial.optimizer = ConfigDict(
-    {"learning_rate": 1e-3 if is_tiny else 1e-4, "b1": 0.5, "b2": 0.9, "weight_decay": 0.0}
+    {"learning_rate": 1e-3 if is_quick else 1e-4, "b1": 0.5, "b2": 0.9, "weight_decay": 0.0}
   )
   stage.loop = ConfigDict()
-  stage.loop.num_steps = min(args.steps, 500) if is_tiny else args.steps
-  stage.loop.batch_size = 4 if is_tiny else 128
-  stage.loop.ema_decay = 0.99 if is_tiny else 0.9999
-  stage.loop.save_every = 100 if is_tiny else 2000
-  stage.loop.media_every = 250 if is_tiny else 2000
-  stage.loop.optimizer = ConfigDict({"warmup_steps": 50 if is_tiny else 5000})
-  stage.loop.optimizer.kind = "muon" if is_tiny else "adamw"
-  stage.loop.optimizer.learning_rate = 1e-2 if is_tiny else 1e-4
+  stage.loop.num_steps = args.steps or (500 if is_quick else NUM_STEPS)
+  stage.loop.batch_size = 4 if is_quick else 128
+  stage.loop.ema_decay = 0.99 if is_quick else 0.9999
+  stage.loop.save_every = 100 if is_quick else 2000
+  stage.loop.media_every = 250 if is_quick else 2000
+  stage.loop.optimizer = ConfigDict({"warmup_steps": 50 if is_quick else 5000})
+  stage.loop.optimizer.kind = "muon" if is_quick else "adamw"
+  stage.loop.optimizer.learning_rate = 1e-2 if is_quick else 1e-4
   stage.loop.optimizer.weight_decay = 1e-4
   config.stage = ConfigDict({"tokenizer": stage})
   return config

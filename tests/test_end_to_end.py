@@ -348,7 +348,7 @@ ADVERSARIAL = [
 
 def adversarial_command(workdir, *extra):
   main = [sys.executable, "-m", "videoar_jax.main", f"--workdir={workdir}"]
-  config = "configs/tokenizer_ucf101.py:size=tiny,perceptual=0"
+  config = "configs/tokenizer_ucf101.py:variant=quick,perceptual=0"
   return [*main, f"--config={config}", *ADVERSARIAL, *extra]
 
 
