@@ -83,7 +83,7 @@ def test_numbers_and_files(tmp_path, workdir, fake_networks, capsys):
 
   result = json.loads(files[0].read_text())
   source = SpritesSource("test", num_frames=9, resolution=(64, 64), frame_rate=4.0)
-  clips = np.stack([source[i]["video"] for i in range(40)])
+  clips = np.stack([source[int(i)]["video"] for i in reconstruction.draw(source, 40)])
   real, others = clips[:20], clips[20:]
   decoded = np.clip(real.astype(int) + OFFSET, 0, 255).astype(np.uint8)
   psnr = metrics.psnr(real, decoded)
@@ -200,7 +200,7 @@ def test_bad_input_is_one_line(tmp_path, workdir, capsys, flags, wanted):
   assert not out.exists()
 
 
-def test_shown_clips_are_the_first_ones_of_several_batches(workdir, monkeypatch):
+def test_shown_clips_are_those_first_drawn_of_several_batches(workdir, monkeypatch):
   """Also where a batch holds fewer clips than are shown."""
   monkeypatch.setattr("videoar_jax.evals.scores.BATCH_SIZE", 3)
   items = [
@@ -208,9 +208,13 @@ def test_shown_clips_are_the_first_ones_of_several_batches(workdir, monkeypatch)
   ]
   tokenizer = BrighteningTokenizer(types.SimpleNamespace())
   found = reconstruction.measure(tokenizer, items, 7)
-  assert found.captions == ["0", "1", "2", "3"]
-  np.testing.assert_array_equal(found.clips[:, 0, 0, 0, 0], [0, 20, 40, 60])
-  np.testing.assert_array_equal(found.decoded[:, 0, 0, 0, 0], [10, 30, 50, 70])
+  shown = [int(caption) for caption in found.captions]
+  assert len(set(shown)) == 4
+  # Drawn from all of a source that is sorted, always the same ones.
+  assert shown != [0, 1, 2, 3]
+  assert found.captions == reconstruction.measure(tokenizer, items, 7).captions
+  np.testing.assert_array_equal(found.clips[:, 0, 0, 0, 0], [20 * i for i in shown])
+  np.testing.assert_array_equal(found.decoded[:, 0, 0, 0, 0], [20 * i + 10 for i in shown])
   assert len(found.psnr) == 7
   assert found.lpips is None
   assert found.rfvd is None

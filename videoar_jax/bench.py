@@ -3,7 +3,7 @@
   python -m videoar_jax.bench tokenizer --num_frames=1 --resolution=256 --num_bits=32
 
 Without --tokenizer it is a random network of the paper's size. The limit is the rate of a large
-matrix product, measured between the other measurements, on the same devices.
+matrix product, measured between the other measurements, on the same device.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def tokenizer_table(options: argparse.Namespace) -> str:
   device = jax.devices()[0]
   lines = [
     f"{f} frames of {resolution[0]}x{resolution[1]}, batches of {b}, float32, on "
-    f"{jax.device_count()} {device.device_kind} device(s)",
+    f"one device, {device.device_kind}",
     f"{count_parameters(module):,} parameters, {config.num_bits} bits, latent "
     f"{'x'.join(map(str, latent_shape))}",
     f"a matrix product of {side} a side: {product / 1e9:,.0f} GFLOP/s",

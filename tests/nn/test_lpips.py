@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from videoar_jax.nn import lpips
+from videoar_jax.parallel.sharding import MeshConfig, make_mesh
 
 distance = jax.jit(lpips.lpips)
 
@@ -89,3 +91,18 @@ def test_gradient_goes_down_hill_and_is_finite(params):
 def test_small_pictures_are_refused(params):
   with pytest.raises(ValueError, match="16 pixels a side, got 15x40"):
     lpips.lpips(params, np.zeros((15, 40, 3)), np.zeros((15, 40, 3)))
+
+
+def test_a_split_batch_stays_split():
+  """Each of two devices looks at its own pictures: no convolution has the whole batch."""
+  mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
+  split = NamedSharding(mesh, PartitionSpec("data"))
+  pictures = jax.ShapeDtypeStruct((4, 16, 16, 3), jnp.float32, sharding=split)
+  whole = NamedSharding(mesh, PartitionSpec())
+  params = {
+    name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole)
+    for name, shape in lpips.shapes().items()
+  }
+  text = jax.jit(lpips.lpips).lower(params, pictures, pictures).compile().as_text()
+  assert "all-gather" not in text
+  assert "f32[4,16,16,64]" in text and "f32[8,16,16,64]" not in text

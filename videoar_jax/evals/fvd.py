@@ -42,8 +42,10 @@ def features(
 @functools.cache
 def _jitted_features():
   def apply(params, clips: UInt8[Array, "b f H W 3"]):
-    video = linear_resize(jnp.asarray(clips, jnp.float32) / 127.5 - 1.0, (i3d.SIDE, i3d.SIDE))
-    return i3d.logits(params, video)
+    # In float32 on every machine: accelerators multiply in shorter types unless told.
+    with jax.default_matmul_precision("highest"):
+      video = linear_resize(jnp.asarray(clips, jnp.float32) / 127.5 - 1.0, (i3d.SIDE, i3d.SIDE))
+      return i3d.logits(params, video)
 
   return jax.jit(apply)
 

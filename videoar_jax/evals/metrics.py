@@ -72,6 +72,7 @@ def lpips_of_clips(
 def _jitted_lpips():
   def distance(params, one, other):
     one, other = (jnp.asarray(x, jnp.float32) / 127.5 - 1.0 for x in (one, other))
-    return jnp.mean(lpips.lpips(params, one, other))
+    with jax.default_matmul_precision("highest"):
+      return jnp.mean(lpips.lpips(params, one, other))
 
   return jax.jit(distance)

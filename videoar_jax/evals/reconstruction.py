@@ -5,7 +5,7 @@ import json
 import pathlib
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
 from videoar_jax.evals import fvd, i3d, metrics, scores
@@ -64,20 +64,25 @@ def measure(
   lpips_params: lpips.Params | None = None,
   i3d_params: i3d.Params | None = None,
 ) -> Reconstruction:
-  """Codes and decodes the first clips of a source, and measures what is left of them.
+  """Codes and decodes clips of a source, and measures what is left of them.
+
+  They are drawn, always the same ones: a folder's clips are sorted by class, and its first ones
+  would be of few classes, and the next ones, which FVD compares them with, of others.
 
   Args:
     tokenizer: to measure.
-    source: of clips; for FVD among real clips, those after the first ones are read as well.
+    source: of clips; for FVD among real clips, as many others are read as well.
     num_clips: how many, at most what the source holds.
     lpips_params, i3d_params: converted weights; what needs them is left out without.
   Raises:
     ValueError: clips are too small or too short for the tokenizer, SSIM, LPIPS or I3D, or too few
       for FVD.
   """
+  has_others = len(source) >= 2 * num_clips
+  order = draw(source, 2 * num_clips if has_others else num_clips)
   use, found = CodeUse(), {name: [] for name in ("psnr", "ssim", "lpips", "real", "decoded")}
   shown = [], [], []
-  for clips, captions in _batches(source, 0, num_clips, "reconstruct"):
+  for clips, captions in _batches(source, order[:num_clips], "reconstruct"):
     latents, bits, decoded = scores.code_batch(tokenizer, clips)
     use.add(latents, bits)
     found["psnr"].append(metrics.psnr(clips, decoded))
@@ -93,8 +98,8 @@ def measure(
   rfvd = real_fvd = None
   if i3d_params is not None:
     rfvd = fvd.fvd(values["real"], values["decoded"])
-    if len(source) >= 2 * num_clips:
-      others = _batches(source, num_clips, num_clips, "other real clips")
+    if has_others:
+      others = _batches(source, order[num_clips : 2 * num_clips], "other real clips")
       features = np.concatenate([fvd.features(i3d_params, clips) for clips, _ in others])
       real_fvd = fvd.fvd(values["real"], features)
   return Reconstruction(
@@ -110,13 +115,17 @@ def measure(
   )
 
 
-def _batches(source, start: int, num: int, what: str):
+def draw(source, num: int) -> Int[np.ndarray, "n"]:
+  """Draws indices of a source, none twice, always the same ones."""
+  return np.random.default_rng(0).choice(len(source), min(num, len(source)), replace=False)
+
+
+def _batches(source, indices, what: str):
   """Yields (clips, captions), at most `scores.BATCH_SIZE` of them at a time."""
   # On a terminal only: a bar in a log file is many lines.
-  with tqdm(total=num, desc=what, unit="clip", disable=None) as bar:
-    for first in range(start, start + num, scores.BATCH_SIZE):
-      end = min(first + scores.BATCH_SIZE, start + num)
-      items = [source[i] for i in range(first, end)]
+  with tqdm(total=len(indices), desc=what, unit="clip", disable=None) as bar:
+    for first in range(0, len(indices), scores.BATCH_SIZE):
+      items = [source[int(i)] for i in indices[first : first + scores.BATCH_SIZE]]
       yield np.stack([item["video"] for item in items]), [item["caption"] for item in items]
       bar.update(len(items))
 

@@ -60,10 +60,13 @@ def lpips(
   *batch, height, width, _ = x.shape
   if min(height, width) < MIN_SIDE:
     raise ValueError(f"LPIPS needs pictures of {MIN_SIDE} pixels a side, got {height}x{width}")
-  pictures = jnp.stack([x, y]).reshape(-1, height, width, 3)
+  # Pairs side by side: with all of x in front of all of y, a batch that is split over devices would
+  # be gathered on each.
+  pairs = jnp.stack([z.reshape(-1, height, width, 3) for z in (x, y)], axis=1)
+  pictures = pairs.reshape(-1, height, width, 3)
   total = 0.0
   for i, features in enumerate(_features(params, (pictures - _SHIFT) / _SCALE)):
-    one, other = jnp.split(_unit(features), 2)
+    one, other = jnp.moveaxis(_unit(features).reshape(-1, 2, *features.shape[1:]), 1, 0)
     total += jnp.mean(jnp.square(one - other) @ params[f"head_{i}/kernel"], (1, 2))
   return total.reshape(batch)
 

@@ -141,7 +141,9 @@ class Trainer:
     (gradients, rival_gradients), (metrics, averages) = both(
       state["params"], state["rival"].get("params", {})
     )
-    rival, rival_metrics = self.rival.update(state["rival"], rival_gradients, averages)
+    rival, rival_metrics = self.rival.update(
+      state["rival"], rival_gradients, averages, state["step"]
+    )
     updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
     ema = state["ema"]
@@ -225,10 +227,14 @@ class Trainer:
 
   def _report(self, run_log: RunLog, step: int, metrics: dict, first: int, started: float):
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not math.isfinite(values["loss"]):
+    # A perfect reconstruction has an infinite PSNR.
+    bad = [name for name in values if not math.isfinite(values[name]) and name != "psnr"]
+    if bad:
+      name = "loss" if "loss" in bad else bad[0]
       raise FloatingPointError(
-        f"the loss of step {step} is {values['loss']}. The checkpoint before it is kept; lower "
-        "optimizer.learning_rate or optimizer.clip_norm and run into a new workdir"
+        f"{name} of step {step} is {values[name]}. The checkpoint before it is kept; lower "
+        "optimizer.learning_rate or optimizer.clip_norm (with a discriminator, those of "
+        "loss.adversarial.optimizer too) and run into a new workdir"
       )
     values["steps_per_s"] = (step - first) / (time.perf_counter() - started)
     run_log.scalars(step, values, is_line=step % self.config.log_every == 0)

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -23,11 +24,13 @@ class Rival:
     init: makes the network.
     optimizer: its own.
     averages: numbers that steps hand on, as they are before the first one.
+    start_step: it rests before this step.
   """
 
   init: Callable[[jax.Array], nnx.Module]
   optimizer: OptimizerConfig
   averages: dict
+  start_step: int = 0
 
 
 class RivalTrainer:
@@ -42,6 +45,8 @@ class RivalTrainer:
     self.rival = rival
     if rival is not None:
       self.template = Template.of(rival.init)
+      # Its schedule begins when it does.
+      num_steps = max(1, num_steps - rival.start_step)
       self.optimizer = make_optimizer(rival.optimizer, num_steps, self.template.axes)
 
   def init(self, key: jax.Array) -> dict:
@@ -56,11 +61,13 @@ class RivalTrainer:
     """Returns the network with these parameters."""
     return None if self.rival is None else self.template.module(params)
 
-  def update(self, state: dict, gradients: dict, averages: dict) -> tuple[dict, dict]:
-    """Returns the state after a step, and scalars to log."""
+  def update(self, state: dict, gradients: dict, averages: dict, step) -> tuple[dict, dict]:
+    """Returns the state after a step, unmoved while the rival rests, and scalars to log."""
     if self.rival is None:
       return state, {}
     updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
     metrics = {"rival_gradient_norm": optax.global_norm(gradients)}
-    return {"params": params, "opt_state": opt_state, "averages": averages}, metrics
+    new = {"params": params, "opt_state": opt_state, "averages": averages}
+    is_started = step >= self.rival.start_step
+    return jax.tree.map(lambda x, y: jnp.where(is_started, x, y), new, state), metrics

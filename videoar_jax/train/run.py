@@ -54,6 +54,7 @@ class Run:
       _check_captions(source, run.text.length)
     self.stages = Stages(run, workdir, mesh)
     self.stages.check_inflation()
+    self.stages.check_frozen()
     self.is_new = all(self.stages.latest_step(stage) == 0 for stage in run.stages)
     workdir.mkdir(parents=True, exist_ok=True)
     start_log(workdir / "log.txt")

@@ -23,7 +23,7 @@ from videoar_jax.train.logs import RunLog
 from videoar_jax.train.loop import Trainer
 from videoar_jax.train.state import Template, with_shardings
 from videoar_jax.train.task import Task
-from videoar_jax.train.tokenizer import TokenizerTask
+from videoar_jax.train.tokenizer import TokenizerTask, load_frozen
 from videoar_jax.videoar.guidance import guidance_table
 from videoar_jax.videoar.model import Generator
 
@@ -121,13 +121,26 @@ class Stages:
           field = f"stage.{stage.name}.inflate.path={stage.inflate.path}"
           raise ValueError(f"{field}: {error}") from error
 
+  def check_frozen(self) -> None:
+    """Checks that the weights that losses need are there, before anything is trained.
+
+    Raises:
+      ValueError: they are not; names the field and the command that makes them.
+    """
+    for stage in self.run.stages:
+      if stage.kind == "tokenizer" and not self.is_finished(stage):
+        try:
+          load_frozen(stage.loss)
+        except ValueError as error:
+          raise ValueError(f"stage.{stage.name}.{error}") from None
+
   def _first_params(self, stage: StageConfig, seed: int) -> dict | None:
     """Returns the parameters that a stage starts from; None for random ones."""
     if stage.inflate is None:
       before = self.stage_before(stage, stage.kind)
       return None if before is None else self.load_params(before)[1]
     saved, params = read_params(stage.inflate.path)
-    key = jax.random.fold_in(jax.random.key(seed), 2)
+    key = jax.random.fold_in(jax.random.key(seed), 3)
     params, fresh = inflate(params, saved.config, self.run.tokenizer, stage.inflate.rest, key)
     log.info(
       "stage %s: starts from %s (%s), taps of earlier frames are %s",
@@ -181,6 +194,8 @@ class Stages:
     checkpointer = Checkpointer(self.checkpoints(stage))
     step = checkpointer.latest_step
     if step is None:
+      if trainer.rival.rival is not None and self.stage_before(stage, stage.kind) is not None:
+        log.info("stage %s: its discriminator starts at random", stage.name)
       state = trainer.init(self._first_params(stage, seed))
     else:
       state, iterator_state = checkpointer.restore(trainer.abstract_state)

@@ -119,6 +119,7 @@ class TokenizerTask:
         lambda key: Discriminator(nnx.Rngs(params=key), loss.adversarial.discriminator),
         loss.adversarial.optimizer,
         adversarial.init_averages(),
+        loss.adversarial.start_step,
       )
 
   def init(self, key) -> Autoencoder:
@@ -164,9 +165,7 @@ class TokenizerTask:
     lecam = adversarial.lecam_penalty(averages, real, fake)
     r1 = adversarial.r1_penalty(rival, video) if settings.r1 > 0 else jnp.zeros(())
     rival_loss = separation + settings.lecam * lecam + settings.r1 * r1
-    # Before its start, means follow nothing either: LeCAM begins with the discriminator.
-    moved = adversarial.update_averages(averages, real, fake, settings.lecam_decay)
-    averages = jax.tree.map(lambda a, b: jnp.where(is_started > 0, b, a), averages, moved)
+    averages = adversarial.update_averages(averages, real, fake, settings.lecam_decay)
     metrics |= more | {
       "loss": reconstruction + weight * fooling + regularisation,
       "adversarial": fooling,
@@ -199,7 +198,7 @@ class TokenizerTask:
     if self.weights.perceptual > 0:
       frames = jnp.arange(video.shape[1])
       if self.weights.perceptual_frames is not None:
-        frames = jax.random.permutation(jax.random.fold_in(key, 1), frames)
+        frames = jax.random.permutation(jax.random.fold_in(key, 2), frames)
         frames = frames[: self.weights.perceptual_frames]
       distances = lpips.lpips(frozen["lpips"], pixels[:, frames], video[:, frames])
       metrics["perceptual"] = jnp.mean(distances)
