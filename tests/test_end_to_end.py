@@ -352,6 +352,7 @@ def adversarial_command(workdir, *extra):
   return [*main, f"--config={config}", *ADVERSARIAL, *extra]
 
 
+@pytest.mark.slow  # What must always hold of it is in train/test_contest.py.
 def test_adversarial_training_on_images_and_clips_resumes(tmp_path):
   """One step in five is on images; a run that was stopped ends as one that was not."""
 
