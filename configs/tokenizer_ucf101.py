@@ -28,13 +28,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
   """Returns the config.
 
   Args:
-    arg: `data=` a folder, or sprites; `variant=` full, or quick for small machines; `start=` a
-      converted image tokenizer; `steps=`, 0 for the variant's own number; `perceptual=`,
-      `adversarial=` and `entropy=` the weights of these losses.
+    arg: `data=` a folder, or sprites, which only quick takes by itself; `variant=` full, or quick
+      for small machines; `start=` a converted image tokenizer; `steps=`, 0 for the variant's own
+      number; `perceptual=`, `adversarial=` and `entropy=` the weights of these losses.
+  Raises:
+    ValueError: the variant is unknown, or the full one is not told its data.
   """
   args = parse_arg(
     arg,
-    data="sprites",
+    data="",
     variant="full",
     start="",
     steps=0,
@@ -45,14 +47,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
   if args.variant not in ("full", "quick"):
     raise ValueError(f"variant={args.variant!r} is unknown; variants are full, quick")
   is_quick = args.variant == "quick"
+  if not args.data and not is_quick:
+    raise ValueError("data= is missing; name the folder of videos, or sprites, or variant=quick")
+  data = args.data or "sprites"
   config = ConfigDict()
   config.seed = 0
 
   config.data = ConfigDict()
-  config.data.source = "sprites" if args.data == "sprites" else "folder"
+  config.data.source = "sprites" if data == "sprites" else "folder"
   config.data.path = config_dict.placeholder(str)
-  if args.data != "sprites":
-    config.data.path = args.data
+  if data != "sprites":
+    config.data.path = data
   config.data.num_frames = 9 if is_quick else 17
   config.data.frame_rate = 8.0
   config.data.resolution = (64, 64) if is_quick else (128, 128)

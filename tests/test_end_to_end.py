@@ -13,17 +13,21 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
-# The quickstart at a size that trains in seconds.
-TINY = [
+# A tokenizer that trains in seconds.
+TINY_TOKENIZER = [
   "--config.data.resolution=(16,16)",
   "--config.data.num_frames=5",
   "--config.tokenizer.patch_size=2",
   "--config.tokenizer.base_channels=4",
   "--config.tokenizer.multipliers=(1,2,2)",
   "--config.tokenizer.num_groups=2",
-  "--config.tokenizer.num_bits=8",
   "--config.schedule=1 2 4",
   "--config.report.num_clips=4",
+]
+# The quickstart at that size.
+TINY = [
+  *TINY_TOKENIZER,
+  "--config.tokenizer.num_bits=8",
   "--config.report.num_prompts=4",
   "--config.stage.images.loop.num_steps=4",
   "--config.stage.images.loop.batch_size=4",
@@ -245,6 +249,7 @@ def test_workdir_of_another_config_is_refused(trained):
   [
     ("configs/quickstart.py:sizes=tiny", (), "known, with defaults"),
     ("configs/nope.py", (), "does not exist; give --config"),
+    ("configs/tokenizer_ucf101.py", (), "data= is missing"),
     ("configs/quickstart.py", ("--config.dat.seed=1",), 'Did you mean "data"'),
   ],
 )
@@ -330,14 +335,7 @@ def test_tokenizer_starts_from_an_image_tokenizer(tmp_path):
 
 
 ADVERSARIAL = [
-  "--config.data.resolution=(16,16)",
-  "--config.data.num_frames=5",
-  "--config.tokenizer.patch_size=2",
-  "--config.tokenizer.base_channels=4",
-  "--config.tokenizer.multipliers=(1,2,2)",
-  "--config.tokenizer.num_groups=2",
-  "--config.schedule=1 2 4",
-  "--config.report.num_clips=4",
+  *TINY_TOKENIZER,
   "--config.stage.tokenizer.loop.num_steps=8",
   "--config.stage.tokenizer.loop.save_every=3",
   "--config.stage.tokenizer.images.batch_size=4",

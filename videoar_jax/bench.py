@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from videoar_jax.command_line import Formatter, Parser, one_line, parse_resolution
+from videoar_jax.command_line import Parser, parse_resolution, print_result
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,27 +20,22 @@ def main(argv: list[str] | None = None) -> int:
   parser = Parser(
     prog="python -m videoar_jax.bench",
     description=__doc__,
-    formatter_class=Formatter,
-    allow_abbrev=False,
   )
   commands = parser.add_subparsers(dest="command", required=True, metavar="WHAT")
   text = "time to encode and to decode a clip"
-  command = commands.add_parser(
-    "tokenizer", help=text, description=text, formatter_class=Formatter, allow_abbrev=False
+  command = commands.add_parser("tokenizer", help=text, description=text)
+  command.add_argument(
+    "--tokenizer",
+    default=argparse.SUPPRESS,
+    help="workdir, checkpoint or converted tokenizer to measure",
   )
-  command.add_argument("--tokenizer", help="workdir, checkpoint or converted tokenizer to measure")
   command.add_argument("--num_bits", type=int, default=32, help="of the random network")
   command.add_argument("--num_frames", type=int, default=17, help="frames of a clip")
   command.add_argument("--resolution", default="256", help="in pixels, as 256 or HEIGHTxWIDTH")
   command.add_argument("--batch_size", type=int, default=1, help="clips at a time")
   command.add_argument("--repeats", type=int, default=5, help="measurements; the median counts")
   options = parser.parse_args(argv)
-  try:
-    print(tokenizer_table(options))
-  except (ValueError, OSError) as error:
-    print(f"error: {one_line(error)}", file=sys.stderr)
-    return 2
-  return 0
+  return print_result(lambda: tokenizer_table(options))
 
 
 def tokenizer_table(options: argparse.Namespace) -> str:
@@ -62,7 +57,7 @@ def tokenizer_table(options: argparse.Namespace) -> str:
   for name in ("batch_size", "repeats", "num_frames"):
     if getattr(options, name) < 1:
       raise ValueError(f"--{name}={getattr(options, name)} must be at least 1")
-  if options.tokenizer:
+  if hasattr(options, "tokenizer"):
     module = load_tokenizer(options.tokenizer).autoencoder
   else:
     config = AutoencoderConfig(num_bits=options.num_bits)

@@ -5,18 +5,32 @@ import os
 import pathlib
 import re
 import sys
+from collections.abc import Callable
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+  """Shows defaults, and the example as it is written."""
 
 
 class Parser(argparse.ArgumentParser):
-  """Tells of errors in one line, as the rest of the package does."""
+  """Tells of errors in one line, as the rest of the package does; takes no shortened flags."""
+
+  def __init__(self, **settings):
+    super().__init__(formatter_class=Formatter, allow_abbrev=False, **settings)
 
   def error(self, message):
     print(f"error: {message}; see --help", file=sys.stderr)
     raise SystemExit(2)
 
 
-class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-  """Shows defaults, and the example as it is written."""
+def print_result(run: Callable[[], str]) -> int:
+  """Prints what a command returns, or its error; returns 2 for what the user can mend, else 0."""
+  try:
+    print(run())
+  except (ValueError, OSError) as error:
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return 2
+  return 0
 
 
 def parse_resolution(text: str) -> tuple[int, int]:

@@ -22,33 +22,23 @@ import sys
 import numpy as np
 
 from videoar_jax import weights
-from videoar_jax.command_line import Formatter, Parser, one_line
+from videoar_jax.command_line import Parser, one_line, print_result
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command line; returns the exit status: 2 for what the user can mend."""
   options = _parser().parse_args(argv)
-  try:
-    print(options.run(options))
-  except (ValueError, OSError) as error:
-    print(f"error: {one_line(error)}", file=sys.stderr)
-    return 2
-  return 0
+  return print_result(lambda: options.run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = Parser(
     prog="python -m videoar_jax.convert",
     description=__doc__,
-    formatter_class=Formatter,
-    allow_abbrev=False,
   )
   commands = parser.add_subparsers(dest="command", required=True, metavar="WHAT")
   for name, (summary, add_arguments) in COMMANDS.items():
-    command = commands.add_parser(
-      name, help=summary, description=summary, formatter_class=Formatter, allow_abbrev=False
-    )
-    add_arguments(command)
+    add_arguments(commands.add_parser(name, help=summary, description=summary))
   return parser
 
 

@@ -16,30 +16,27 @@ import sys
 import time
 
 from videoar_jax import weights
-from videoar_jax.command_line import Formatter, Parser, check_out, one_line, parse_resolution
+from videoar_jax.command_line import Parser, check_out, parse_resolution, print_result
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command line; returns the exit status: 2 for what the user can mend."""
   options = _parser().parse_args(argv)
-  try:
-    if options.num_clips < 1:
-      raise ValueError(f"--num_clips={options.num_clips} must be at least 1")
-    check_out(pathlib.Path(options.out))
-    files = SUITES[options.suite](options)
-  except (ValueError, OSError) as error:
-    print(f"error: {one_line(error)}", file=sys.stderr)
-    return 2
-  print("\n".join(str(file) for file in files))
-  return 0
+  return print_result(lambda: _evaluate(options))
+
+
+def _evaluate(options: argparse.Namespace) -> str:
+  """Runs a suite; returns the files that it wrote, a line each."""
+  if options.num_clips < 1:
+    raise ValueError(f"--num_clips={options.num_clips} must be at least 1")
+  check_out(pathlib.Path(options.out))
+  return "\n".join(str(file) for file in SUITES[options.suite](options))
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = Parser(
     prog="python -m videoar_jax.evaluate",
     description=__doc__,
-    formatter_class=Formatter,
-    allow_abbrev=False,
   )
   add = parser.add_argument
   # Without a default of None, since that would be shown as one.

@@ -14,29 +14,26 @@ import tempfile
 
 import numpy as np
 
-from videoar_jax.command_line import Formatter, Parser, check_out, one_line
+from videoar_jax.command_line import Parser, check_out, print_result
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command line; returns the exit status: 2 for what the user can mend."""
   options = _parser().parse_args(argv)
-  try:
-    _check(options)
-    clips, frame_rate = _sample(options)
-    files = _write(options, clips, frame_rate)
-  except (ValueError, OSError) as error:
-    print(f"error: {one_line(error)}", file=sys.stderr)
-    return 2
-  print("\n".join(str(file) for file in files))
-  return 0
+  return print_result(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> str:
+  """Samples; returns the files that it wrote, a line each."""
+  _check(options)
+  clips, frame_rate = _sample(options)
+  return "\n".join(str(file) for file in _write(options, clips, frame_rate))
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = Parser(
     prog="python -m videoar_jax.sample",
     description=__doc__,
-    formatter_class=Formatter,
-    allow_abbrev=False,
   )
   add = parser.add_argument
   # Without a default of None, since that would be shown as one.

@@ -199,7 +199,10 @@ def _page(workdir: pathlib.Path, run: RunConfig, result: dict, prompts: list[str
     parts += ["## Samples", "![Samples, a row each](report/samples.png)"]
     parts += [_sampling_command(workdir, prompts[0])]
   if "prompts" in result:
-    parts += ["## Is it what the prompt asks for?", _prompt_table(result["prompts"])]
+    title = "Is it what the prompt asks for?"
+    if run.stage_of_kind("generator") is None:
+      title = "Can it still be read after coding?"
+    parts += [f"## {title}", _prompt_table(result["prompts"])]
   psnr = result["reconstruction"]["psnr"]
   parts += [
     "## Reconstruction",
@@ -263,11 +266,10 @@ def _prompt_table(prompts: dict) -> str:
   add("real test clips", prompts["real"]["all"])
   if "chance" in prompts:
     add("a blind guess", prompts["chance"])
-  return (
-    f"{count['all']} test prompts. A program reads from the pixels of each clip what it shows. "
-    "Reconstructed and real clips of the same prompts are what generated ones could reach.\n\n"
-    + "\n".join(rows)
-  )
+  text = f"{count['all']} test prompts. A program reads from the pixels of each clip what it shows."
+  if "generated" in prompts:
+    text += " Reconstructed and real clips of the same prompts are what generated ones could reach."
+  return text + "\n\n" + "\n".join(rows)
 
 
 def _stage_table(stages: dict) -> str:
