@@ -12,7 +12,7 @@ from PIL import Image
 from configs import quickstart
 from videoar_jax import evaluate, load, weights
 from videoar_jax.data.sprites import SpritesSource
-from videoar_jax.evals import fvd, i3d, metrics, reconstruction
+from videoar_jax.evals import fvd, i3d, metrics, reconstruction, scores
 from videoar_jax.evals.media import write_mp4
 from videoar_jax.nn import lpips
 from videoar_jax.tokenizer.quantizer import quantize
@@ -83,7 +83,7 @@ def test_numbers_and_files(tmp_path, workdir, fake_networks, capsys):
 
   result = json.loads(files[0].read_text())
   source = SpritesSource("test", num_frames=9, resolution=(64, 64), frame_rate=4.0)
-  clips = np.stack([source[int(i)]["video"] for i in reconstruction.draw(source, 40)])
+  clips = np.stack([source[i]["video"] for i in scores.draw(source, 40)])
   real, others = clips[:20], clips[20:]
   decoded = np.clip(real.astype(int) + OFFSET, 0, 255).astype(np.uint8)
   psnr = metrics.psnr(real, decoded)
@@ -218,3 +218,9 @@ def test_shown_clips_are_those_first_drawn_of_several_batches(workdir, monkeypat
   assert len(found.psnr) == 7
   assert found.lpips is None
   assert found.rfvd is None
+
+
+def test_a_few_drawn_clips_are_the_first_of_many():
+  many = scores.draw(range(50), 50)
+  assert sorted(many) == list(range(50)) and scores.draw(range(50), 60) == many
+  assert scores.draw(range(50), 7) == many[:7] != list(range(7))

@@ -5,7 +5,7 @@ import json
 import pathlib
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from videoar_jax.evals import fvd, i3d, metrics, scores
@@ -79,7 +79,7 @@ def measure(
       for FVD.
   """
   has_others = len(source) >= 2 * num_clips
-  order = draw(source, 2 * num_clips if has_others else num_clips)
+  order = scores.draw(source, 2 * num_clips if has_others else num_clips)
   use, found = CodeUse(), {name: [] for name in ("psnr", "ssim", "lpips", "real", "decoded")}
   shown = [], [], []
   for clips, captions in _batches(source, order[:num_clips], "reconstruct"):
@@ -115,17 +115,12 @@ def measure(
   )
 
 
-def draw(source, num: int) -> Int[np.ndarray, "n"]:
-  """Draws indices of a source, none twice, always the same ones."""
-  return np.random.default_rng(0).choice(len(source), min(num, len(source)), replace=False)
-
-
 def _batches(source, indices, what: str):
   """Yields (clips, captions), at most `scores.BATCH_SIZE` of them at a time."""
   # On a terminal only: a bar in a log file is many lines.
   with tqdm(total=len(indices), desc=what, unit="clip", disable=None) as bar:
     for first in range(0, len(indices), scores.BATCH_SIZE):
-      items = [source[int(i)] for i in indices[first : first + scores.BATCH_SIZE]]
+      items = [source[i] for i in indices[first : first + scores.BATCH_SIZE]]
       yield np.stack([item["video"] for item in items]), [item["caption"] for item in items]
       bar.update(len(items))
 

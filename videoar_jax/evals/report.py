@@ -98,12 +98,12 @@ def write_report(
 
 
 def _examples(run: RunConfig, source) -> tuple[np.ndarray, list[str]]:
-  """Returns the first test clips and their captions, as many as any score needs.
+  """Returns test clips and their captions, as many as any score needs.
 
-  A folder ends: beyond its length are the same clips once more.
+  They are drawn: a folder's first ones would be of few classes.
   """
-  num = min(max(run.report.num_clips, run.report.num_prompts), len(source))
-  items = [source[i] for i in range(num)]
+  order = scores.draw(source, max(run.report.num_clips, run.report.num_prompts))
+  items = [source[i] for i in order]
   return np.stack([item["video"] for item in items]), [item["caption"] for item in items]
 
 

@@ -21,6 +21,15 @@ CHANCE = {
 }
 
 
+def draw(source, num: int) -> list[int]:
+  """Draws indices of a source, none twice, always the same ones; fewer are the first of more."""
+  generator = np.random.default_rng(0)
+  drawn: dict[int, None] = {}
+  while len(drawn) < min(num, len(source)):
+    drawn.setdefault(int(generator.integers(len(source))))
+  return list(drawn)
+
+
 def code_batch(
   tokenizer: Tokenizer, clips: UInt8[np.ndarray, "b f H W 3"]
 ) -> tuple[Float[Array, "b t h w d"], list[Array], UInt8[np.ndarray, "b f H W 3"]]:
