@@ -8,22 +8,23 @@ import pytest
 from videoar_jax.nn.conv import conv3d, num_past
 
 CASES = [
-  ((1, 1, 1), ((1, 1), (1, 1)), 3),
-  ((2, 2, 2), ((0, 1), (0, 1)), 3),
-  ((2, 1, 1), ((1, 1), (1, 1)), 3),
-  ((1, 2, 2), ((0, 1), (0, 1)), 3),
-  ((1, 1, 1), ((0, 0), (0, 0)), 1),
+  ((1, 1, 1), ((1, 1), (1, 1)), 3, 5),
+  ((1, 1, 1), ((1, 0), (2, 1)), 3, 3),
+  ((2, 2, 2), ((0, 1), (0, 1)), 3, 5),
+  ((2, 1, 1), ((1, 1), (1, 1)), 3, 2),
+  ((1, 2, 2), ((0, 1), (0, 1)), 3, 4),
+  ((1, 1, 1), ((0, 0), (0, 0)), 1, 5),
 ]
 
 
 @pytest.mark.parametrize("num_frames", [1, 4, 5])
 @pytest.mark.parametrize("has_past", [False, True])
-@pytest.mark.parametrize(("stride", "pads", "size"), CASES)
-def test_rewrite_equals_lax(stride, pads, size, num_frames, has_past):
+@pytest.mark.parametrize(("stride", "pads", "size", "num_out"), CASES)
+def test_rewrite_equals_lax(stride, pads, size, num_out, num_frames, has_past):
   x = jax.random.normal(jax.random.key(0), (2, num_frames, 6, 4, 3))
   num = num_past(size, stride[0])
   past = jax.random.normal(jax.random.key(2), (2, num, 6, 4, 3)) if has_past else None
-  kernel = jax.random.normal(jax.random.key(1), (size, size, size, 3, 5))
+  kernel = jax.random.normal(jax.random.key(1), (size, size, size, 3, num_out))
 
   def run(rewrite):
     def loss(x, kernel):
