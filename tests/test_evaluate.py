@@ -15,6 +15,7 @@ from videoar_jax.data.sprites import SpritesSource
 from videoar_jax.evals import fvd, i3d, metrics, reconstruction, scores
 from videoar_jax.evals.media import write_mp4
 from videoar_jax.nn import lpips
+from videoar_jax.tokenizer import files
 from videoar_jax.tokenizer.quantizer import quantize
 from videoar_jax.tokenizer.tokenizer import Codes
 from videoar_jax.train import config as configs
@@ -162,9 +163,32 @@ def test_folder_with_few_clips(tmp_path, workdir, fake_networks, capsys):
   assert "other real ones: not measured, needs 10 clips" in printed
 
 
+def test_several_clips_of_each_file(tmp_path, workdir, capsys):
+  folder = write_folder(tmp_path / "videos", 2)
+  flags = [f"--data={folder}", "--num_clips=9", "--num_frames=5", f"--out={tmp_path / 'o'}"]
+  assert run(workdir, *flags, "--clips_per_file=3", "--frame_rate=8") == 0
+  printed = capsys.readouterr().out
+  assert f"6 clips of {folder}: 5 frames of 64x64 at 8 a second" in printed
+
+
+def test_converted_tokenizer(tmp_path, workdir, capsys):
+  folder = tmp_path / "converted"
+  config = load.find_run(workdir)[1].tokenizer
+  files.save_tokenizer(folder, files.Saved(config, None, "a test"), {"kernel": np.zeros(1)})
+  out = tmp_path / "o"
+  assert run(folder, "--num_clips=2", f"--out={out}") == 2
+  error = capsys.readouterr().err
+  assert "knows no data: add --data, --num_frames, --resolution" in error
+  flags = ["--data=sprites", "--num_frames=5", "--resolution=32"]
+  assert run(folder, "--num_clips=2", f"--out={out}", *flags) == 0
+  assert "2 clips of sprites: 5 frames of 32x32 at 8 a second" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
   ("flags", "wanted"),
   [
+    (["--clips_per_file=0"], "--clips_per_file is 0; set it to 1 or more"),
+    (["--frame_rate=0"], "--frame_rate is 0"),
     (["--num_clips=0"], "--num_clips=0 must be at least 1"),
     (["--num_frames=8"], "--num_frames=8 is not 1 + 4 k; take 5 or 9"),
     (["--num_frames=0"], "--num_frames is 0; set it to 1 or more"),

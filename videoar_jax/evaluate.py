@@ -41,7 +41,12 @@ def _parser() -> argparse.ArgumentParser:
   add = parser.add_argument
   # Without a default of None, since that would be shown as one.
   unset = argparse.SUPPRESS
-  add("--workdir", required=True, default=unset, help="of the run, or one checkpoint in it")
+  add(
+    "--workdir",
+    required=True,
+    default=unset,
+    help="of the run, one checkpoint in it, or the folder of a converted tokenizer",
+  )
   add("--suite", required=True, default=unset, choices=sorted(SUITES), help="what to measure")
   add(
     "--data",
@@ -54,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     "--resolution",
     default=unset,
     help="of a clip in pixels, as 64 or HEIGHTxWIDTH; default: as in the run's config",
+  )
+  add("--frame_rate", type=float, default=unset, help="a second; default: as in the run's config")
+  add(
+    "--clips_per_file",
+    type=int,
+    default=unset,
+    help="for few and long videos, such as 100; they may overlap; default: as in the run's config",
   )
   for name in ("lpips", "i3d"):
     add(
@@ -72,10 +84,14 @@ def _reconstruction(options: argparse.Namespace) -> list[pathlib.Path]:
   started = time.perf_counter()
   from videoar_jax.evals.reconstruction import measure, table, write
   from videoar_jax.load import find_run, load_tokenizer
+  from videoar_jax.tokenizer.files import is_saved
   from videoar_jax.train.run import quiet_libraries, use_compilation_cache
 
   quiet_libraries()
-  data = _data(options, find_run(options.workdir)[1].data)
+  if is_saved(options.workdir):
+    data = _data_of_flags(options)
+  else:
+    data = _data(options, find_run(options.workdir)[1].data)
   use_compilation_cache()
   tokenizer = load_tokenizer(options.workdir)
   source = _source(data, tokenizer)
@@ -102,6 +118,22 @@ def _reconstruction(options: argparse.Namespace) -> list[pathlib.Path]:
   return write(pathlib.Path(options.out), result, found)
 
 
+def _data_of_flags(options: argparse.Namespace):
+  """Returns the data section that the flags alone make.
+
+  Raises:
+    ValueError: a flag is missing, or wrong.
+  """
+  from videoar_jax.data.pipeline import DataConfig
+
+  missing = [n for n in ("data", "num_frames", "resolution") if not hasattr(options, n)]
+  if missing:
+    flags = ", ".join(f"--{name}" for name in missing)
+    what = f"{options.workdir} is a converted tokenizer, which knows no data"
+    raise ValueError(f"{what}: add {flags}")
+  return _data(options, DataConfig())
+
+
 def _data(options: argparse.Namespace, data):
   """Returns the run's data section with what the flags say instead.
 
@@ -109,8 +141,9 @@ def _data(options: argparse.Namespace, data):
     ValueError: a flag is wrong.
   """
   changes = {}
-  if hasattr(options, "num_frames"):
-    changes["num_frames"] = options.num_frames
+  for name in ("num_frames", "frame_rate", "clips_per_file"):
+    if hasattr(options, name):
+      changes[name] = getattr(options, name)
   if hasattr(options, "resolution"):
     changes["resolution"] = parse_resolution(options.resolution)
   if getattr(options, "data", None) == "sprites":
@@ -142,7 +175,8 @@ def _flag_names():
   try:
     yield
   except ValueError as error:
-    text = re.sub(r"\bdata\.(num_frames|resolution)\b", r"--\1", str(error))
+    names = r"\bdata\.(num_frames|resolution|frame_rate|clips_per_file)\b"
+    text = re.sub(names, r"--\1", str(error))
     raise ValueError(text) from error
 
 
