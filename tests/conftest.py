@@ -19,6 +19,9 @@ from videoar_jax import weights
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
+# Tiny programs take far longer to compile than to run. The tests of the command line, which are
+# processes of their own, optimize as users' runs do.
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

@@ -15,8 +15,10 @@ from videoar_jax.tokenizer.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizer.discriminator import DiscriminatorConfig
 from videoar_jax.tokenizer.tokenizer import to_float
 from videoar_jax.train.checkpoint import Checkpointer
+from videoar_jax.train.config import finalize
 from videoar_jax.train.loop import LoopConfig, Trainer
 from videoar_jax.train.optimizer import OptimizerConfig
+from videoar_jax.train.stages import Stages
 from videoar_jax.train.tokenizer import AdversarialConfig, TokenizerLossConfig, TokenizerTask
 
 CONFIG = AutoencoderConfig(
@@ -248,3 +250,48 @@ def test_two_devices_train_as_one():
   for one, two in zip(*results, strict=True):
     for name, value in one.items():
       np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def two_stages(discriminator):
+  """Returns a run's stages, of which the second one may have another discriminator."""
+  stage = {"kind": "tokenizer", "loop": {"num_steps": 1, "batch_size": 1, "optimizer": {}}}
+  stage["loop"]["optimizer"] = {"learning_rate": 1e-2, "warmup_steps": 0}
+  first = {"weight": 0.5, "discriminator": dataclasses.asdict(ADVERSARIAL.discriminator)}
+  first["optimizer"] = dataclasses.asdict(ADVERSARIAL.optimizer)
+  second = first | {"discriminator": first["discriminator"] | discriminator}
+  return finalize(
+    {
+      "data": {"num_frames": 3, "resolution": (8, 8)},
+      "tokenizer": dataclasses.asdict(CONFIG),
+      "stages": ("first", "second"),
+      "stage": {
+        "first": stage | {"loss": {"adversarial": first}},
+        "second": stage | {"loss": {"adversarial": second}},
+      },
+    }
+  )
+
+
+@pytest.mark.parametrize("discriminator", [{}, {"base_channels": 8}])
+def test_the_next_stage_goes_on_with_the_same_discriminator(tmp_path, caplog, discriminator):
+  run = two_stages(discriminator)
+  stages = Stages(run, tmp_path, make_mesh(MeshConfig(), devices=jax.devices()[:1]))
+  first, second = (
+    Trainer(stages.make_task(stage), stage.loop, stages.mesh, seed)
+    for seed, stage in enumerate(run.stages)
+  )
+  state = first.init()
+  state["rival"]["averages"] = {"real": jnp.float32(0.3), "fake": jnp.float32(-0.2)}
+  checkpointer = Checkpointer(stages.checkpoints(run.stages[0]))
+  checkpointer.save(1, state, {})
+  checkpointer.close()
+  with caplog.at_level("INFO"):
+    got = stages.first_state(run.stages[1], second, 1)
+  assert_close(got["params"], state["params"], atol=0)
+  if discriminator:
+    assert "its discriminator starts at random" in caplog.text
+    assert float(got["rival"]["averages"]["real"]) == 0
+  else:
+    assert_close(got["rival"]["params"], state["rival"]["params"], atol=0)
+    assert_close(got["rival"]["averages"], state["rival"]["averages"], atol=0)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(got["rival"]["opt_state"]))

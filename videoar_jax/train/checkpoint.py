@@ -82,14 +82,13 @@ class Checkpointer:
     state |= {name: restored[name] for name in ("ema", "rival") if name in items}
     return state, restored["iterator"]
 
-  def restore_params(self, abstract: dict, *, is_average: bool, step: int | None = None) -> dict:
-    """Returns parameters alone, or their average.
+  def restore_item(self, name: str, abstract: dict, step: int | None = None) -> dict:
+    """Returns one part of a step's state: "params", their average "ema", or "rival".
 
     Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: the checkpoint holds other parameters.
     """
-    name = "ema" if is_average else "params"
     items = ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract)})
     return self._manager.restore(self._known(step), args=items)[name]
 

@@ -88,8 +88,8 @@ class StageConfig:
   Attributes:
     name: of its folder in the workdir.
     kind: "tokenizer" or "generator", what is trained. It starts from the weights of the stage
-      before it of the same kind, unless `inflate` names others. A discriminator always starts at
-      random: give it a `start_step`, or one stage for all of its training.
+      before it of the same kind, unless `inflate` names others; so does a discriminator, where it
+      is the same network.
     data: the clips, which a stage may have of another length than the run's.
     loop: for how long.
     loss: on what.

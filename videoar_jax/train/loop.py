@@ -110,18 +110,25 @@ class Trainer:
     self.learning_rate = learning_rate_schedule(config.optimizer, config.num_steps)
 
   def _init(self, key) -> train_state.State:
-    return self._begin(train_state.init_params(self.task.init, jax.random.fold_in(key, 0)), key)
+    params = train_state.init_params(self.task.init, jax.random.fold_in(key, 0))
+    return self._begin(params, {}, key)
 
-  def _begin(self, params: dict, key) -> train_state.State:
+  def _begin(self, params: dict, rival: dict, key) -> train_state.State:
     state = train_state.make_state(params, self.optimizer, self.config.ema_decay > 0)
-    return state | {"rival": self.rival.init(jax.random.fold_in(key, 2))}
+    return state | {"rival": self.rival.init(jax.random.fold_in(key, 2)) | rival}
 
-  def init(self, params: dict | None = None) -> train_state.State:
-    """Returns the state before the first step, born sharded; from given parameters, if any."""
+  def init(self, params: dict | None = None, rival: dict | None = None) -> train_state.State:
+    """Returns the state before the first step, born sharded.
+
+    Args:
+      params: to start from; None for random ones.
+      rival: parts of the rival's state to start from, beside `params`.
+    """
     with jax.set_mesh(self.mesh):
       if params is None:
         return jax.jit(self._init, out_shardings=self.shardings)(self.key)
-      return jax.jit(self._begin, out_shardings=self.shardings)(params, self.key)
+      begin = jax.jit(self._begin, out_shardings=self.shardings)
+      return begin(params, rival or {}, self.key)
 
   def _step(self, state, frozen, batch, key):
     step_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])

@@ -21,9 +21,10 @@ from videoar_jax.train.config import RunConfig, StageConfig
 from videoar_jax.train.generator import GeneratorTask
 from videoar_jax.train.logs import RunLog
 from videoar_jax.train.loop import Trainer
-from videoar_jax.train.state import Template, with_shardings
+from videoar_jax.train.rival import RivalTrainer
+from videoar_jax.train.state import State, Template, with_shardings
 from videoar_jax.train.task import Task
-from videoar_jax.train.tokenizer import TokenizerTask, load_frozen
+from videoar_jax.train.tokenizer import TokenizerTask, load_frozen, rival_of
 from videoar_jax.videoar.guidance import guidance_table
 from videoar_jax.videoar.model import Generator
 
@@ -102,8 +103,8 @@ class Stages:
         f"no checkpoint in {self.checkpoints(stage)}; train stage {stage.name!r} first"
       )
     checkpointer = Checkpointer(self.checkpoints(stage), is_reader=True)
-    is_average = stage.loop.ema_decay > 0
-    params = checkpointer.restore_params(abstract, is_average=is_average, step=step)
+    part = "ema" if stage.loop.ema_decay > 0 else "params"
+    params = checkpointer.restore_item(part, abstract, step)
     checkpointer.close()
     return template, params
 
@@ -134,6 +135,10 @@ class Stages:
         except ValueError as error:
           raise ValueError(f"stage.{stage.name}.{error}") from None
 
+  def first_state(self, stage: StageConfig, trainer: Trainer, seed: int) -> State:
+    """Returns the state that a stage starts from."""
+    return trainer.init(self._first_params(stage, seed), self._first_rival(stage))
+
   def _first_params(self, stage: StageConfig, seed: int) -> dict | None:
     """Returns the parameters that a stage starts from; None for random ones."""
     if stage.inflate is None:
@@ -153,6 +158,29 @@ class Stages:
       bits = f"{self.run.tokenizer.num_bits} bits instead of {saved.config.num_bits}"
       log.info("stage %s: random, for %s: %s", stage.name, bits, ", ".join(fresh))
     return params
+
+  def _first_rival(self, stage: StageConfig) -> dict:
+    """Returns the discriminator's parameters and averages that a stage starts from, if any.
+
+    They are those of the stage that its tokenizer starts from, where that had the same one.
+    """
+    before = self.stage_before(stage, stage.kind)
+    if stage.kind != "tokenizer" or stage.inflate is not None or before is None:
+      return {}
+    rivals = [rival_of(other.loss) for other in (stage, before)]
+    if rivals[0] is None:
+      return {}
+    adversarial = stage.loss.adversarial
+    if rivals[1] is None or adversarial.discriminator != before.loss.adversarial.discriminator:
+      log.info("stage %s: its discriminator starts at random", stage.name)
+      return {}
+    trainer = RivalTrainer(rivals[1], before.loop.num_steps)
+    abstract = jax.eval_shape(trainer.init, jax.random.key(0))
+    whole = jax.tree.map(lambda _: replicated(self.mesh), abstract)
+    checkpointer = Checkpointer(self.checkpoints(before), is_reader=True)
+    rival = checkpointer.restore_item("rival", with_shardings(abstract, whole))
+    checkpointer.close()
+    return {name: rival[name] for name in ("params", "averages")}
 
   def _make_iterator(self, source, batch_size: int, seed: int):
     return make_iterator(
@@ -194,9 +222,7 @@ class Stages:
     checkpointer = Checkpointer(self.checkpoints(stage))
     step = checkpointer.latest_step
     if step is None:
-      if trainer.rival.rival is not None and self.stage_before(stage, stage.kind) is not None:
-        log.info("stage %s: its discriminator starts at random", stage.name)
-      state = trainer.init(self._first_params(stage, seed))
+      state = self.first_state(stage, trainer, seed)
     else:
       state, iterator_state = checkpointer.restore(trainer.abstract_state)
       iterator.set_state(iterator_state)

@@ -99,6 +99,18 @@ class TokenizerLossConfig:
       )
 
 
+def rival_of(loss: TokenizerLossConfig) -> Rival | None:
+  """Returns the discriminator that a loss trains, if it does."""
+  if loss.adversarial.weight == 0:
+    return None
+  return Rival(
+    lambda key: Discriminator(nnx.Rngs(params=key), loss.adversarial.discriminator),
+    loss.adversarial.optimizer,
+    adversarial.init_averages(),
+    loss.adversarial.start_step,
+  )
+
+
 class TokenizerTask:
   """The autoencoder as a trainable thing.
 
@@ -113,14 +125,7 @@ class TokenizerTask:
   def __init__(self, config: AutoencoderConfig, schedule: Schedule, loss: TokenizerLossConfig):
     self.config, self.schedule, self.weights = config, schedule, loss
     self.frozen = load_frozen(loss)
-    self.rival = None
-    if loss.adversarial.weight > 0:
-      self.rival = Rival(
-        lambda key: Discriminator(nnx.Rngs(params=key), loss.adversarial.discriminator),
-        loss.adversarial.optimizer,
-        adversarial.init_averages(),
-        loss.adversarial.start_step,
-      )
+    self.rival = rival_of(loss)
 
   def init(self, key) -> Autoencoder:
     """Makes the autoencoder."""
