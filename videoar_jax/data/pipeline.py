@@ -165,8 +165,9 @@ def make_iterator(
   """Returns an iterator over this process's part of each global batch.
 
   Args:
-    source: from `make_source`. Item `i + n * epoch` of a source of length n is visited in place
-      of item i in a later epoch, so that a video is not cut at the same places each time.
+    source: from `make_source`, or a `LatentsSource`. Item `i + n * epoch` of a source of length n
+      is visited in place of item i in a later epoch, so that a video is not cut at the same places
+      each time.
     batch_size: clips of a global batch.
     seed: of the order; each epoch has another one.
     tokenize: maps a caption to int32 [P].
@@ -178,8 +179,9 @@ def make_iterator(
     prefetch: batches that are made ahead, if there are threads.
   Returns:
     Iterator over {video: uint8 [b, f, H, W, 3], text: int32 [b, P], class_id: int32 [b],
-    id: int64 [b]}, b = batch_size / process_count. `get_state` and `set_state` carry a small JSON
-    dict; the batches after a restore are those that would have followed. `close` ends its threads.
+    id: int64 [b]}, b = batch_size / process_count, with latents: bfloat16 [b, t, h, w, d] in place
+    of video where the source has these. `get_state` and `set_state` carry a small JSON dict; the
+    batches after a restore are those that would have followed. `close` ends its threads.
   Raises:
     ValueError: the batch does not divide over processes, or there is no full batch.
   """
@@ -201,8 +203,9 @@ def make_iterator(
 
   def read(position: int, index: int) -> dict:
     item = source[index + position // length * length]
+    clip = "latents" if "latents" in item else "video"
     return {
-      "video": item["video"],
+      clip: item[clip],
       "text": np.asarray(tokenize(item["caption"]), np.int32),
       "class_id": np.int32(item["class_id"]),
       "id": np.int64(item["id"]),
