@@ -27,7 +27,9 @@ class DataConfig:
 
   Attributes:
     source: "sprites" or "folder".
-    path: of the folder of videos; only for source = "folder".
+    path: of the folder of videos and images; only for source = "folder".
+    split_file: official list of the folder's videos to train on, such as UCF-101's
+      `trainlist01.txt`; None keeps a tenth of the videos for testing.
     num_frames: frames of a clip.
     frame_rate: frames per second that clips are read at.
     resolution: (H, W) in pixels.
@@ -39,6 +41,7 @@ class DataConfig:
 
   source: str = "sprites"
   path: str | None = None
+  split_file: str | None = None
   num_frames: int = 17
   frame_rate: float = 8.0
   resolution: tuple[int, int] = (64, 64)
@@ -60,6 +63,8 @@ class DataConfig:
         f"data.path is {self.path!r}, but sprites read no files; set data.source = 'folder' to "
         "read it, or leave data.path unset."
       )
+    if self.split_file and self.source != "folder":
+      raise ValueError(f"data.split_file is of a folder, not of {self.source}; leave it unset.")
     for name, least in (("num_frames", 1), ("clips_per_file", 1), ("cache_bytes", 0), ("seed", 0)):
       if getattr(self, name) < least:
         raise ValueError(f"data.{name} is {getattr(self, name)}; set it to {least} or more.")
@@ -103,6 +108,7 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | FolderSource:
     frame_rate=data.frame_rate,
     clips_per_file=data.clips_per_file,
     cache_bytes=data.cache_bytes,
+    split_file=data.split_file,
     **clip,
   )
 

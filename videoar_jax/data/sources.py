@@ -1,7 +1,6 @@
-"""Clips from a folder of video files."""
+"""Clips from a folder of video files and images."""
 
 import dataclasses
-import hashlib
 import json
 import logging
 import posixpath
@@ -12,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from videoar_jax.data import clips
+from videoar_jax.data import clips, splits
 from videoar_jax.data.sprites import SPLITS
 
 log = logging.getLogger(__name__)
 
 EXTENSIONS = (".mp4", ".webm", ".mov", ".mkv", ".avi")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 CAPTIONS = "captions.jsonl"
 MIN_FILES_TO_SPLIT = 20
 _PROBE_THREADS = 4
@@ -34,7 +34,7 @@ class _Video:
 
 
 class FolderSource:
-  """Random access to clips of the videos below a folder.
+  """Random access to clips of the videos below a folder; images are clips of one frame.
 
   Item i is a clip of video `i % number of videos`; where it begins is drawn from (seed, i). Items
   beyond the length are further clips of the same videos, in the same order. For the test split the
@@ -47,6 +47,8 @@ class FolderSource:
   Args:
     path: of the folder.
     split: "train" or "test"; a tenth of the videos is for testing, if there are at least 20.
+    split_file: `trainlist01.txt` of UCF-101, or lists like that, which tell the splits and the
+      classes in place of this; see `splits.read_official_split`.
     num_frames, frame_rate, resolution: of a clip; see `clips.read_clip`.
     seed: of the places.
     clips_per_file: how many clips of each video the length counts.
@@ -74,6 +76,7 @@ class FolderSource:
     seed: int = 0,
     clips_per_file: int = 1,
     cache_bytes: int = 2**30,
+    split_file: str | None = None,
   ):
     self.path = Path(path).expanduser()
     self.split = split
@@ -85,12 +88,18 @@ class FolderSource:
     self.skipped: list[tuple[str, str]] = []
     self._span_s = (num_frames - 1) / frame_rate
     self._lock = threading.Lock()
+    self._find_files(split_file)
     usable = self._open_folder()
     # By the names of all files, usable or not: clips of another length must split the same way.
-    chosen = [file for file in _split(self._found, split) if file in usable]
-    self.has_test_split = len(self._found) >= MIN_FILES_TO_SPLIT and bool(chosen)
+    names = self._official.files[split] if split_file else splits.split_by_hash(self._found, split)
+    chosen = [file for file in names if file in usable]
+    self.has_test_split = bool(split_file) or (
+      len(self._found) >= MIN_FILES_TO_SPLIT and bool(chosen)
+    )
     if not self.has_test_split:
       chosen = list(usable)
+    if not chosen:
+      raise ValueError(f"{split_file}: no video of the split {split!r} can be used; see the log")
     self._videos = [usable[file] for file in chosen]
     self.files = chosen
     size = sum(video.info.num_frames for video in self._videos) * 3 * int(np.prod(resolution))
@@ -156,19 +165,31 @@ class FolderSource:
       self.skipped.append((file, reason))
     log.warning("%s: %s; other videos stand in for it.", self.path / file, reason)
 
-  def _open_folder(self) -> dict[str, _Video]:
-    """Finds and probes the videos; returns the usable ones."""
+  def _find_files(self, split_file: str | None) -> None:
+    """Lists the files, of which those count that are in the official lists, if there are any."""
     if not self.path.is_dir():
       raise ValueError(f"data.path is {str(self.path)!r}, which is not a folder.")
-    files = sorted(
+    self._found = sorted(
       path.relative_to(self.path).as_posix()
       for path in self.path.rglob("*")
-      if path.suffix.lower() in EXTENSIONS and path.is_file()
+      if path.suffix.lower() in EXTENSIONS + IMAGE_EXTENSIONS and path.is_file()
     )
-    self._found = files
-    captions = _read_captions(self.path / CAPTIONS, set(files))
+    self._official, self._below = None, set(self._found)
+    if split_file:
+      self._official = splits.read_official_split(split_file, self._found)
+      self._found = sorted(file for files in self._official.files.values() for file in files)
+
+  def _open_folder(self) -> dict[str, _Video]:
+    """Probes the files; returns the usable ones."""
+    files = self._found
+    captions = _read_captions(self.path / CAPTIONS, self._below)
     folder_names = {f: Path(f).parent.name or self.path.resolve().name for f in files}
     self.class_names = sorted(set(folder_names.values()))
+    if self._official is not None:
+      self.class_names = self._official.class_names
+    if self.num_frames > 1:
+      # Nothing is wrong with images beside videos; they are no clips, that is all.
+      files = [file for file in files if not _is_image_name(file)]
     with ThreadPoolExecutor(_PROBE_THREADS) as pool:
       results = list(pool.map(self._probe, files))
     usable = {}
@@ -204,22 +225,22 @@ class FolderSource:
   def _nothing_left(self, num_files: int) -> str:
     found = f"{num_files} videos were found" if num_files else "no video was found"
     reasons = f", and none can be used: {_count_reasons(self.skipped)}" if num_files else ""
+    images = sum(map(_is_image_name, self._found))
+    if images and self.num_frames > 1:
+      reasons += f"; {images} images are there, which are clips of one frame: set num_frames=1"
     return (
       f"There is no usable video in {str(self.path)!r}: looking for {', '.join(EXTENSIONS)} in it "
       f"and its subfolders, {found}{reasons}."
     )
 
 
+def _is_image_name(file: str) -> bool:
+  return file.lower().endswith(IMAGE_EXTENSIONS)
+
+
 def _count_reasons(skipped) -> str:
   counts = Counter(reason for _, reason in skipped)
   return "; ".join(f"{count} x {reason}" for reason, count in counts.most_common())
-
-
-def _split(files: list[str], split: str) -> list[str]:
-  """Returns the files of a split: a tenth, chosen by a hash of the name, is for testing."""
-  by_hash = sorted(files, key=lambda file: hashlib.sha256(file.encode()).digest())
-  test = set(by_hash[: len(files) // 10])
-  return [file for file in files if (file in test) == (split == "test")]
 
 
 def _read_captions(path: Path, files: set[str]) -> dict[str, str]:
