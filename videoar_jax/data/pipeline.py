@@ -13,10 +13,12 @@ from collections.abc import Callable
 import grain
 import numpy as np
 
+from videoar_jax.data.clip_source import ClipSource
+from videoar_jax.data.shards import ShardsSource
 from videoar_jax.data.sources import FolderSource
 from videoar_jax.data.sprites import SPLITS, SpritesSource
 
-SOURCES = ("sprites", "folder")
+SOURCES = ("sprites", "folder", "shards")
 # Batches. Grain's lengths may be rounded up, and must not exceed the largest integer then.
 _ENDLESS = 2**40
 
@@ -26,8 +28,8 @@ class DataConfig:
   """The `data` section of a config.
 
   Attributes:
-    source: "sprites" or "folder".
-    path: of the folder of videos and images; only for source = "folder".
+    source: "sprites", "folder" or "shards".
+    path: of the folder of videos and images, or of tar or ArrayRecord shards with them.
     split_file: official list of the folder's videos to train on, such as UCF-101's
       `trainlist01.txt`; None keeps a tenth of the videos for testing.
     num_frames: frames of a clip.
@@ -37,6 +39,7 @@ class DataConfig:
     seed: which sprites, and where in the videos the clips begin.
     clips_per_file: clips of each video file in an epoch.
     cache_bytes: keep a folder's decoded frames in memory if they need no more than this.
+    max_bad_share: of the samples; the run stops where more than these cannot be used.
   """
 
   source: str = "sprites"
@@ -49,6 +52,7 @@ class DataConfig:
   seed: int = 0
   clips_per_file: int = 1
   cache_bytes: int = 2**30
+  max_bad_share: float = 1.0
 
   def __post_init__(self):
     object.__setattr__(self, "resolution", _as_tuple("resolution", self.resolution))
@@ -56,8 +60,10 @@ class DataConfig:
       object.__setattr__(self, "num_objects", _as_tuple("num_objects", self.num_objects))
     if self.source not in SOURCES:
       raise ValueError(f"data.source is {self.source!r}; set it to one of {', '.join(SOURCES)}.")
-    if self.source == "folder" and not self.path:
+    if self.source != "sprites" and not self.path:
       raise ValueError("data.path is not set; set it to the folder that holds the videos.")
+    if not 0 <= self.max_bad_share <= 1:
+      raise ValueError(f"data.max_bad_share is {self.max_bad_share}; set it to 0 up to 1.")
     if self.source == "sprites" and self.path:
       raise ValueError(
         f"data.path is {self.path!r}, but sprites read no files; set data.source = 'folder' to "
@@ -86,7 +92,7 @@ def _as_tuple(name: str, value) -> tuple:
     raise ValueError(f"data.{name} is {value!r}; set it to a tuple of integers.") from error
 
 
-def make_source(data: DataConfig, split: str) -> SpritesSource | FolderSource:
+def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
   """Opens the data set of a config.
 
   Args:
@@ -102,14 +108,15 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | FolderSource:
   clip = {"num_frames": data.num_frames, "resolution": data.resolution, "seed": data.seed}
   if data.source == "sprites":
     return SpritesSource(split, frame_rate=data.frame_rate, num_objects=data.num_objects, **clip)
+  clip |= {
+    "frame_rate": data.frame_rate,
+    "clips_per_file": data.clips_per_file,
+    "max_bad_share": data.max_bad_share,
+  }
+  if data.source == "shards":
+    return ShardsSource(data.path, split, **clip)
   return FolderSource(
-    data.path,
-    split,
-    frame_rate=data.frame_rate,
-    clips_per_file=data.clips_per_file,
-    cache_bytes=data.cache_bytes,
-    split_file=data.split_file,
-    **clip,
+    data.path, split, cache_bytes=data.cache_bytes, split_file=data.split_file, **clip
   )
 
 

@@ -5,14 +5,14 @@ import json
 import logging
 import posixpath
 import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from videoar_jax.data import clips, splits
-from videoar_jax.data.sprites import SPLITS
+from videoar_jax.data.clip_source import ClipSource
+from videoar_jax.data.faults import Faults
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,8 @@ class _Video:
   class_id: int
 
 
-class FolderSource:
+class FolderSource(ClipSource):
   """Random access to clips of the videos below a folder; images are clips of one frame.
-
-  Item i is a clip of video `i % number of videos`; where it begins is drawn from (seed, i). Items
-  beyond the length are further clips of the same videos, in the same order. For the test split the
-  places are evenly spaced over the video, and repeat.
 
   A file's caption is its line in `captions.jsonl` at the folder's root, `{"file": "a/b.mp4",
   "caption": "..."}`; without one, the name of the folder that the file is in, which also is its
@@ -53,6 +49,7 @@ class FolderSource:
     seed: of the places.
     clips_per_file: how many clips of each video the length counts.
     cache_bytes: keep all decoded frames in memory if they need no more than this.
+    max_bad_share: more files than this share that cannot be used are an error.
 
   Attributes:
     files: the videos in use, by their paths below the folder.
@@ -77,18 +74,20 @@ class FolderSource:
     clips_per_file: int = 1,
     cache_bytes: int = 2**30,
     split_file: str | None = None,
+    max_bad_share: float = 1.0,
   ):
     self.path = Path(path).expanduser()
-    self.split = split
-    self.num_frames = num_frames
-    self.frame_rate = frame_rate
-    self.resolution = tuple(resolution)
-    self.seed = seed
-    self.clips_per_file = clips_per_file
-    self.skipped: list[tuple[str, str]] = []
-    self._span_s = (num_frames - 1) / frame_rate
-    self._lock = threading.Lock()
     self._find_files(split_file)
+    super().__init__(
+      [],
+      split,
+      num_frames=num_frames,
+      frame_rate=frame_rate,
+      resolution=resolution,
+      seed=seed,
+      clips_per_file=clips_per_file,
+      faults=Faults(str(self.path), len(self._found), max_bad_share),
+    )
     usable = self._open_folder()
     # By the names of all files, usable or not: clips of another length must split the same way.
     names = self._official.files[split] if split_file else splits.split_by_hash(self._found, split)
@@ -107,49 +106,20 @@ class FolderSource:
     self._cache: dict[str, clips.DecodedVideo] = {}
     self._cache_locks = {file: threading.Lock() for file in chosen}
 
-  def __len__(self) -> int:
-    return len(self._videos) * self.clips_per_file
-
   def longest_captions(self) -> list[str]:
     """Returns every caption, for a check that they fit the prompt's length."""
     return [video.caption for video in self._videos]
 
-  def __getitem__(self, index: int) -> dict:
-    """Returns item `index`.
+  def _read(self, position: int, where: float) -> dict:
+    video = self._videos[position]
+    start_s = where * max(video.info.last_s - self.span_s, 0.0)
+    return {
+      "video": self._frames(video, start_s),
+      "caption": video.caption,
+      "class_id": video.class_id,
+    }
 
-    Returns:
-      video: uint8 [f, H, W, 3]; caption; class_id; attributes: None; id: the index.
-    Raises:
-      ValueError: this video fails, and so do all others.
-    """
-    visit, first = divmod(index, len(self._videos))
-    where = self._where(index, visit)
-    for step in range(len(self._videos)):
-      # A failing video is tried each time, so that the result does not depend on what was read
-      # before; the one after it stands in for it.
-      video = self._videos[(first + step) % len(self._videos)]
-      try:
-        frames = self._read(video, where * max(video.info.last_s - self._span_s, 0.0))
-      except ValueError as error:
-        self._skip_later(video.file, str(error))
-        continue
-      return {
-        "video": frames,
-        "caption": video.caption,
-        "class_id": video.class_id,
-        "attributes": None,
-        "id": index,
-      }
-    raise ValueError(self._nothing_left(len(self._videos)))
-
-  def _where(self, index: int, visit: int) -> float:
-    """Returns where in a video a clip begins, between 0 and 1."""
-    if self.split == "test":
-      return (visit % self.clips_per_file + 0.5) / self.clips_per_file
-    entropy = np.random.SeedSequence((self.seed, SPLITS.index(self.split), index))
-    return np.random.Generator(np.random.Philox(entropy)).random()
-
-  def _read(self, video: _Video, start_s: float) -> np.ndarray:
+  def _frames(self, video: _Video, start_s: float) -> np.ndarray:
     path = self.path / video.file
     if not self.is_cached:
       return clips.read_clip(path, start_s, self.num_frames, self.frame_rate, self.resolution)
@@ -157,13 +127,6 @@ class FolderSource:
       if video.file not in self._cache:
         self._cache[video.file] = clips.decode_video(path, self.resolution)
     return clips.clip_of(self._cache[video.file], start_s, self.num_frames, self.frame_rate)
-
-  def _skip_later(self, file: str, reason: str):
-    with self._lock:
-      if any(file == other for other, _ in self.skipped):
-        return
-      self.skipped.append((file, reason))
-    log.warning("%s: %s; other videos stand in for it.", self.path / file, reason)
 
   def _find_files(self, split_file: str | None) -> None:
     """Lists the files, of which those count that are in the official lists, if there are any."""
@@ -195,7 +158,7 @@ class FolderSource:
     usable = {}
     for file, result in zip(files, results, strict=True):
       if isinstance(result, str):
-        self.skipped.append((file, result))
+        self.faults.add(file, result)
       else:
         name = folder_names[file]
         caption = captions.get(file, name)
@@ -203,7 +166,7 @@ class FolderSource:
     if not usable:
       raise ValueError(self._nothing_left(len(files)))
     if self.skipped:
-      reasons = _count_reasons(self.skipped)
+      reasons = self.faults.causes()
       log.warning(
         "%s: %d of %d videos are skipped: %s", self.path, len(self.skipped), len(files), reasons
       )
@@ -218,13 +181,13 @@ class FolderSource:
       info = clips.probe(path)
     except ValueError as error:
       return str(error)
-    if info.last_s < self._span_s - 1e-3:
+    if info.last_s < self.span_s - 1e-3:
       return f"too short for {self.num_frames} frames at {self.frame_rate:g} per second"
     return info
 
   def _nothing_left(self, num_files: int) -> str:
     found = f"{num_files} videos were found" if num_files else "no video was found"
-    reasons = f", and none can be used: {_count_reasons(self.skipped)}" if num_files else ""
+    reasons = f", and none can be used: {self.faults.causes()}" if num_files else ""
     images = sum(map(_is_image_name, self._found))
     if images and self.num_frames > 1:
       reasons += f"; {images} images are there, which are clips of one frame: set num_frames=1"
@@ -236,11 +199,6 @@ class FolderSource:
 
 def _is_image_name(file: str) -> bool:
   return file.lower().endswith(IMAGE_EXTENSIONS)
-
-
-def _count_reasons(skipped) -> str:
-  counts = Counter(reason for _, reason in skipped)
-  return "; ".join(f"{count} x {reason}" for reason, count in counts.most_common())
 
 
 def _read_captions(path: Path, files: set[str]) -> dict[str, str]:

@@ -96,7 +96,8 @@ class Cache:
       ValueError: the source has fewer clips than are asked for.
     """
     data = dataclasses.asdict(self.data)
-    del data["cache_bytes"]  # It changes no clip.
+    for name in ("cache_bytes", "max_bad_share"):  # They change no clip.
+      del data[name]
     epoch_size = self.config.num_clips or len(source)
     return latents.Index(
       encoder=dataclasses.asdict(encoder),

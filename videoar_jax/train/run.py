@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from videoar_jax.data.faults import write_faults
 from videoar_jax.data.pipeline import DataConfig, make_source
 from videoar_jax.data.text import ByteTokenizer
 from videoar_jax.nn.layers import count_parameters
@@ -51,6 +52,7 @@ class Run:
     # Sources are opened before anything is written: a wrong folder leaves no workdir behind.
     self.train_source = make_source(run.data, "train")
     self.test_source = make_source(run.data, "test")
+    self._sources = [self.train_source, self.test_source]  # All that are opened.
     for source in (self.train_source, self.test_source):
       _check_captions(source, run.text.length)
     self.stages = Stages(run, workdir, mesh)
@@ -69,9 +71,18 @@ class Run:
   def train(self) -> bool:
     """Trains what is not finished; returns whether there was anything to train.
 
+    Samples that could not be used are listed in `bad_samples.jsonl`, whatever happens.
+
     Raises:
       Interrupted: a signal came; what was trained is saved.
     """
+    try:
+      return self._train()
+    finally:
+      if jax.process_index() == 0:
+        write_faults(self.workdir / "bad_samples.jsonl", self._sources)
+
+  def _train(self) -> bool:
     has_trained = False
     for stage in self.stages.run.stages:
       if self.stages.is_finished(stage):
@@ -98,7 +109,8 @@ class Run:
     """Opens a data set, unless it is the run's own, which is open."""
     if data == self.stages.run.data:
       return self.train_source if split == "train" else self.test_source
-    return make_source(data, split)
+    self._sources.append(make_source(data, split))
+    return self._sources[-1]
 
 
 def _check_batches(run: configs.RunConfig, mesh: Mesh) -> None:
