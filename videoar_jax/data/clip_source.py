@@ -1,9 +1,11 @@
 """Random access to clips of media files, wherever those come from."""
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 
+from videoar_jax.data import clips
 from videoar_jax.data.faults import Faults
 from videoar_jax.data.sprites import SPLITS
 
@@ -89,6 +91,26 @@ class ClipSource:
   def _read(self, position: int, where: float) -> dict:
     """Returns {video, caption, class_id} of a sample; ValueError where it cannot be used."""
     raise NotImplementedError
+
+  def _item(self, open_media: Callable[[], clips.Media], facts: dict, where: float) -> dict:
+    """Returns {video, caption, class_id} of a media file that was not looked at before.
+
+    Raises:
+      ValueError: the file is damaged or too short, or its facts are wrong.
+    """
+    caption, class_id = facts.get("caption"), facts.get("class_id")
+    if not isinstance(caption, str) or not caption:
+      raise ValueError("no caption")
+    if class_id is not None and not isinstance(class_id, int):
+      raise ValueError("class_id is no integer")
+    info = clips.probe(open_media())
+    if info.last_s < self.span_s - 1e-3:
+      raise ValueError(f"too short for {self.num_frames} frames at {self.frame_rate:g} per second")
+    start_s = where * max(info.last_s - self.span_s, 0.0)
+    video = clips.read_clip(
+      open_media(), start_s, self.num_frames, self.frame_rate, self.resolution
+    )
+    return {"video": video, "caption": caption, "class_id": class_id or 0}
 
   def _nothing_left(self, count: int) -> str:
     causes = self.faults.causes()

@@ -14,11 +14,12 @@ import grain
 import numpy as np
 
 from videoar_jax.data.clip_source import ClipSource
+from videoar_jax.data.index import IndexSource
 from videoar_jax.data.shards import ShardsSource
 from videoar_jax.data.sources import FolderSource
 from videoar_jax.data.sprites import SPLITS, SpritesSource
 
-SOURCES = ("sprites", "folder", "shards")
+SOURCES = ("sprites", "folder", "shards", "index")
 # Batches. Grain's lengths may be rounded up, and must not exceed the largest integer then.
 _ENDLESS = 2**40
 
@@ -28,8 +29,10 @@ class DataConfig:
   """The `data` section of a config.
 
   Attributes:
-    source: "sprites", "folder" or "shards".
-    path: of the folder of videos and images, or of tar or ArrayRecord shards with them.
+    source: "sprites", "folder", "shards" or "index".
+    path: of the folder of videos and images, or of tar or ArrayRecord shards with them, or of the
+      index, see `index.py`.
+    filter: of an index's entries, such as "duration >= 2 and width > height"; None keeps all.
     split_file: official list of the folder's videos to train on, such as UCF-101's
       `trainlist01.txt`; None keeps a tenth of the videos for testing.
     num_frames: frames of a clip.
@@ -44,6 +47,7 @@ class DataConfig:
 
   source: str = "sprites"
   path: str | None = None
+  filter: str | None = None
   split_file: str | None = None
   num_frames: int = 17
   frame_rate: float = 8.0
@@ -69,6 +73,8 @@ class DataConfig:
         f"data.path is {self.path!r}, but sprites read no files; set data.source = 'folder' to "
         "read it, or leave data.path unset."
       )
+    if self.filter and self.source != "index":
+      raise ValueError(f"data.filter is of an index, not of {self.source}; leave it unset.")
     if self.split_file and self.source != "folder":
       raise ValueError(f"data.split_file is of a folder, not of {self.source}; leave it unset.")
     for name, least in (("num_frames", 1), ("clips_per_file", 1), ("cache_bytes", 0), ("seed", 0)):
@@ -115,6 +121,8 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
   }
   if data.source == "shards":
     return ShardsSource(data.path, split, **clip)
+  if data.source == "index":
+    return IndexSource(data.path, split, filter=data.filter, **clip)
   return FolderSource(
     data.path, split, cache_bytes=data.cache_bytes, split_file=data.split_file, **clip
   )

@@ -15,7 +15,7 @@ import tarfile
 from pathlib import Path
 from typing import Protocol
 
-from videoar_jax.data import clips, records, splits
+from videoar_jax.data import records, splits
 from videoar_jax.data.clip_source import ClipSource
 from videoar_jax.data.faults import Faults
 from videoar_jax.data.sources import EXTENSIONS, IMAGE_EXTENSIONS, MIN_FILES_TO_SPLIT
@@ -180,16 +180,4 @@ class ShardsSource(ClipSource):
   def _read(self, position: int, where: float) -> dict:
     shard, place = self._places[self.files[position]]
     facts, data = self._shards[shard].read(place)
-    caption, class_id = facts.get("caption"), facts.get("class_id", 0)
-    if not isinstance(caption, str) or not caption:
-      raise ValueError("no caption")
-    if not isinstance(class_id, int):
-      raise ValueError("class_id is no integer")
-    info = clips.probe(io.BytesIO(data))
-    if info.last_s < self.span_s - 1e-3:
-      raise ValueError(f"too short for {self.num_frames} frames at {self.frame_rate:g} per second")
-    start_s = where * max(info.last_s - self.span_s, 0.0)
-    video = clips.read_clip(
-      io.BytesIO(data), start_s, self.num_frames, self.frame_rate, self.resolution
-    )
-    return {"video": video, "caption": caption, "class_id": class_id}
+    return self._item(lambda: io.BytesIO(data), facts, where)
