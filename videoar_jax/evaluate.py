@@ -147,11 +147,11 @@ def _data(options: argparse.Namespace, data):
   if hasattr(options, "resolution"):
     changes["resolution"] = parse_resolution(options.resolution)
   if getattr(options, "data", None) == "sprites":
-    changes |= {"source": "sprites", "path": None}
+    changes |= {"source": "sprites", "path": None, "split_file": None, "filter": None}
   elif hasattr(options, "data"):
     if not pathlib.Path(options.data).expanduser().is_dir():
       raise ValueError(f"--data={options.data} is no folder; give one of videos, or sprites")
-    changes |= {"source": "folder", "path": options.data}
+    changes |= {"source": "folder", "path": options.data, "split_file": None, "filter": None}
   with _flag_names():
     return dataclasses.replace(data, **changes)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from videoar_jax.data import clips
 from videoar_jax.data.pipeline import DataConfig, make_iterator, make_source
@@ -309,3 +310,105 @@ def test_pipeline_reads_a_folder_and_resumes(videos):
   for batch in expected:
     other = next(resumed)
     assert all(np.array_equal(batch[name], other[name]) for name in batch)
+
+
+def write_image(path, value, size=(32, 64), **options):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.new("RGB", size, (value, value, value)).save(path, **options)
+
+
+def test_images_are_clips_of_one_frame(tmp_path, videos):
+  for value, suffix in ((40, "jpg"), (80, "PNG"), (120, "webp"), (160, "jpeg")):
+    write_image(tmp_path / f"{value}.{suffix}", value)
+  shutil.copy(videos / "h264_30.mp4", tmp_path / "video.mp4")
+  for cache_bytes in (0, 2**30):
+    source = open_folder(tmp_path, num_frames=1, cache_bytes=cache_bytes)
+    assert len(source.files) == 5 and not source.skipped
+    for i, file in enumerate(source.files[:4]):
+      frame = source[i]["video"]
+      assert frame.shape == (1, 32, 64, 3)
+      assert np.abs(frame - float(file.partition(".")[0])).max() <= 2
+  # Beside longer clips they are left out, and nobody is told of a fault.
+  source = open_folder(tmp_path)
+  assert source.files == ["video.mp4"] and not source.skipped
+  (tmp_path / "video.mp4").unlink()
+  with pytest.raises(ValueError, match=r"4 images are there.*set num_frames=1"):
+    open_folder(tmp_path)
+
+
+def test_images_stand_upright_and_damaged_ones_are_skipped(tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # To be turned a quarter to the right.
+  left = Image.new("RGB", (40, 20))
+  left.paste((255, 255, 255), (0, 0, 20, 20))
+  left.save(tmp_path / "a.png", exif=exif)
+  frame = open_folder(tmp_path, num_frames=1, resolution=(40, 20))[0]["video"][0]
+  assert frame[:18].min() > 200 and frame[22:].max() < 50
+  whole = (tmp_path / "a.png").read_bytes()
+  (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
+  (tmp_path / "c.jpg").write_bytes(b"\xff\xd8\xff" + b"x" * 100)
+  (tmp_path / "d.jpg").write_bytes(b"text")
+  source = open_folder(tmp_path, num_frames=1)
+  assert source.files == ["a.png"]
+  reasons = dict(source.skipped)
+  assert "cannot be decoded as an image" in reasons["b.png"] and "c.jpg" in reasons
+  assert reasons["d.jpg"].startswith("cannot be decoded (")
+
+
+@pytest.fixture
+def ucf(tmp_path):
+  """Images in place of videos, which the lists do not care about."""
+  for file in ("Run/a.png", "Run/b.png", "Jump/a b.png", "Jump/d.png", "Run/unlisted.png"):
+    write_image(tmp_path / "videos" / file, 9)
+  lists = {
+    "classInd.txt": "1 Run\n2 Jump\n",
+    "trainlist01.txt": "Run/b.png 1\nJump/a b.png 2\n\n",
+    "testlist01.txt": "Jump/d.png\nRun/a.png\n",
+  }
+  for name, text in lists.items():
+    (tmp_path / name).write_text(text)
+  return tmp_path
+
+
+def test_official_lists_tell_splits_and_classes(ucf):
+  config = DataConfig(
+    source="folder",
+    path=str(ucf / "videos"),
+    split_file=str(ucf / "trainlist01.txt"),
+    num_frames=1,
+    resolution=(8, 8),
+  )
+  train, test = (make_source(config, split) for split in ("train", "test"))
+  assert train.files == ["Run/b.png", "Jump/a b.png"] and train.has_test_split
+  assert test.files == ["Jump/d.png", "Run/a.png"]
+  assert train.class_names == ["Run", "Jump"]
+  assert [train[i]["class_id"] for i in range(2)] == [0, 1]
+  assert [test[i]["caption"] for i in range(2)] == ["Jump", "Run"]
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "message"),
+  [
+    ("trainlist01.txt", "Run/b.png 2\n", r"trainlist01\.txt, line 1: Run is number 1 .* here 2"),
+    ("trainlist01.txt", "\nRun/x.png 1\n", r"trainlist01\.txt, line 2: there is no 'Run/x.png'"),
+    ("trainlist01.txt", "Sit/b.png 1\n", r"line 1: there is no class 'Sit' in classInd\.txt"),
+    ("trainlist01.txt", "Run/b.png 1\nRun/b.png 1", r"line 2: 'Run/b.png' is there already"),
+    ("trainlist01.txt", "Run/a.png 1\n", r"'Run/a.png' is in both"),
+    ("testlist01.txt", "\n", r"testlist01\.txt names no file"),
+    ("classInd.txt", "1 Run\n3 Jump\n", r"classInd\.txt, line 2: expected '2 ClassName'"),
+  ],
+)
+def test_wrong_lists_name_the_line(ucf, name, text, message):
+  (ucf / name).write_text(text)
+  with pytest.raises(ValueError, match=message):
+    open_folder(ucf / "videos", num_frames=1, split_file=ucf / "trainlist01.txt")
+
+
+def test_missing_lists_are_named(ucf):
+  with pytest.raises(ValueError, match=r"data\.split_file is .*set it to the list to train on"):
+    open_folder(ucf / "videos", num_frames=1, split_file=ucf / "testlist01.txt")
+  (ucf / "testlist01.txt").unlink()
+  with pytest.raises(ValueError, match=r"testlist01\.txt is missing"):
+    open_folder(ucf / "videos", num_frames=1, split_file=ucf / "trainlist01.txt")
+  with pytest.raises(ValueError, match=r"data\.split_file is of a folder"):
+    DataConfig(split_file="trainlist01.txt")

@@ -1,4 +1,4 @@
-"""Frame-accurate clips out of video files.
+"""Frame-accurate clips out of video files, and out of images, which are videos of one frame.
 
 A clip's frame at time t is the one that a player shows at t: the last whose time is not after t.
 Times count from the first frame of the file, whatever time stamp that has. Some formats round them
@@ -7,13 +7,17 @@ own rate would show some frames twice and others never.
 """
 
 import dataclasses
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 from jaxtyping import Int64, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
+
+# A path, or a file that is open for reading and searching.
+Media = str | Path | io.BytesIO
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +64,29 @@ class DecodedVideo:
   clock: _Clock
 
 
-def probe(path: str | Path) -> VideoInfo:
+def is_image(path: Media) -> bool:
+  """Says whether a file begins as JPEG, PNG and WebP images do."""
+  if isinstance(path, io.BytesIO):
+    start = path.getvalue()[:12]
+  else:
+    try:
+      with open(path, "rb") as file:
+        start = file.read(12)
+    except OSError:  # Whoever reads it as a video will tell.
+      return False
+  is_webp = start[:4] == b"RIFF" and start[8:] == b"WEBP"
+  return is_webp or start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
+
+
+def probe(path: Media) -> VideoInfo:
   """Opens a video and decodes its first frame.
 
   Raises:
     ValueError: it cannot be read, or there is no video in it; the message says which.
   """
+  if is_image(path):
+    _decode_image(path, (1, 1))
+    return VideoInfo(0.0, 1)
   with _open(path) as container:
     stream = _video_stream(container)
     first = next(_decode(container, stream), None)
@@ -81,7 +102,7 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def read_clip(
-  path: str | Path,
+  path: Media,
   start_s: float,
   num_frames: int,
   frame_rate: float,
@@ -90,7 +111,7 @@ def read_clip(
   """Reads the frames at start_s, start_s + 1 / frame_rate, and so on.
 
   Args:
-    path: of the video file.
+    path: of the video file, or the file.
     start_s: seconds after the file's first frame.
     num_frames: how many frames to read.
     frame_rate: of the clip, in frames per second; the file may have any.
@@ -98,6 +119,8 @@ def read_clip(
   Raises:
     ValueError: the file cannot be decoded, or ends before the clip does.
   """
+  if is_image(path):
+    return clip_of(_decode_image(path, resolution), start_s, num_frames, frame_rate)
   with _open(path) as container:
     stream = _video_stream(container)
     clock = _clock(stream)
@@ -116,8 +139,10 @@ def read_clip(
     return np.stack(clip + [resized] * (num_frames - len(clip)))
 
 
-def decode_video(path: str | Path, resolution: tuple[int, int]) -> DecodedVideo:
+def decode_video(path: Media, resolution: tuple[int, int]) -> DecodedVideo:
   """Decodes all frames of a file, up to the first that is damaged, for `clip_of`."""
+  if is_image(path):
+    return _decode_image(path, resolution)
   frames, ticks = [], []
   with _open(path) as container:
     stream = _video_stream(container)
@@ -144,17 +169,31 @@ def resize_and_crop(
   frame: av.VideoFrame, resolution: tuple[int, int]
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Resizes a frame to cover (H, W), with anti-aliasing, and crops it around its centre."""
+  return _resize_and_crop(Image.fromarray(frame.to_ndarray(format="rgb24")), resolution)
+
+
+def _resize_and_crop(image: Image.Image, resolution: tuple[int, int]) -> np.ndarray:
   height, width = resolution
-  image = Image.fromarray(frame.to_ndarray(format="rgb24"))
   scale = min(image.width / width, image.height / height)
   left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
   box = (left, top, left + width * scale, top + height * scale)
   return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
-def _open(path):
+def _decode_image(path: Media, resolution: tuple[int, int]) -> DecodedVideo:
   try:
-    return av.open(str(path))
+    with Image.open(path) as image:
+      # Cameras note how they were held.
+      frame = _resize_and_crop(ImageOps.exif_transpose(image).convert("RGB"), resolution)
+  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    # Without Pillow's own text, which has the file's name: faults are counted by their text.
+    raise ValueError(f"cannot be decoded as an image ({type(error).__name__})") from error
+  return DecodedVideo(frame[None], np.zeros(1, np.int64), _Clock(1.0, 1.0))
+
+
+def _open(path: Media):
+  try:
+    return av.open(path if isinstance(path, io.BytesIO) else str(path))
   except (av.FFmpegError, OSError) as error:
     raise ValueError(f"cannot be opened as a video ({error.strerror})") from error
 

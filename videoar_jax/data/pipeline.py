@@ -13,10 +13,13 @@ from collections.abc import Callable
 import grain
 import numpy as np
 
+from videoar_jax.data.clip_source import ClipSource
+from videoar_jax.data.index import IndexSource
+from videoar_jax.data.shards import ShardsSource
 from videoar_jax.data.sources import FolderSource
 from videoar_jax.data.sprites import SPLITS, SpritesSource
 
-SOURCES = ("sprites", "folder")
+SOURCES = ("sprites", "folder", "shards", "index")
 # Batches. Grain's lengths may be rounded up, and must not exceed the largest integer then.
 _ENDLESS = 2**40
 
@@ -26,8 +29,12 @@ class DataConfig:
   """The `data` section of a config.
 
   Attributes:
-    source: "sprites" or "folder".
-    path: of the folder of videos; only for source = "folder".
+    source: "sprites", "folder", "shards" or "index".
+    path: of the folder of videos and images, or of tar or ArrayRecord shards with them, or of the
+      index, see `index.py`.
+    filter: of an index's entries, such as "duration >= 2 and width > height"; None keeps all.
+    split_file: official list of the folder's videos to train on, such as UCF-101's
+      `trainlist01.txt`; None keeps a tenth of the videos for testing.
     num_frames: frames of a clip.
     frame_rate: frames per second that clips are read at.
     resolution: (H, W) in pixels.
@@ -35,10 +42,13 @@ class DataConfig:
     seed: which sprites, and where in the videos the clips begin.
     clips_per_file: clips of each video file in an epoch.
     cache_bytes: keep a folder's decoded frames in memory if they need no more than this.
+    max_bad_share: of the samples; the run stops where more than these cannot be used.
   """
 
   source: str = "sprites"
   path: str | None = None
+  filter: str | None = None
+  split_file: str | None = None
   num_frames: int = 17
   frame_rate: float = 8.0
   resolution: tuple[int, int] = (64, 64)
@@ -46,6 +56,7 @@ class DataConfig:
   seed: int = 0
   clips_per_file: int = 1
   cache_bytes: int = 2**30
+  max_bad_share: float = 1.0
 
   def __post_init__(self):
     object.__setattr__(self, "resolution", _as_tuple("resolution", self.resolution))
@@ -53,13 +64,19 @@ class DataConfig:
       object.__setattr__(self, "num_objects", _as_tuple("num_objects", self.num_objects))
     if self.source not in SOURCES:
       raise ValueError(f"data.source is {self.source!r}; set it to one of {', '.join(SOURCES)}.")
-    if self.source == "folder" and not self.path:
+    if self.source != "sprites" and not self.path:
       raise ValueError("data.path is not set; set it to the folder that holds the videos.")
+    if not 0 <= self.max_bad_share <= 1:
+      raise ValueError(f"data.max_bad_share is {self.max_bad_share}; set it to 0 up to 1.")
     if self.source == "sprites" and self.path:
       raise ValueError(
         f"data.path is {self.path!r}, but sprites read no files; set data.source = 'folder' to "
         "read it, or leave data.path unset."
       )
+    if self.filter and self.source != "index":
+      raise ValueError(f"data.filter is of an index, not of {self.source}; leave it unset.")
+    if self.split_file and self.source != "folder":
+      raise ValueError(f"data.split_file is of a folder, not of {self.source}; leave it unset.")
     for name, least in (("num_frames", 1), ("clips_per_file", 1), ("cache_bytes", 0), ("seed", 0)):
       if getattr(self, name) < least:
         raise ValueError(f"data.{name} is {getattr(self, name)}; set it to {least} or more.")
@@ -81,7 +98,7 @@ def _as_tuple(name: str, value) -> tuple:
     raise ValueError(f"data.{name} is {value!r}; set it to a tuple of integers.") from error
 
 
-def make_source(data: DataConfig, split: str) -> SpritesSource | FolderSource:
+def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
   """Opens the data set of a config.
 
   Args:
@@ -97,13 +114,17 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | FolderSource:
   clip = {"num_frames": data.num_frames, "resolution": data.resolution, "seed": data.seed}
   if data.source == "sprites":
     return SpritesSource(split, frame_rate=data.frame_rate, num_objects=data.num_objects, **clip)
+  clip |= {
+    "frame_rate": data.frame_rate,
+    "clips_per_file": data.clips_per_file,
+    "max_bad_share": data.max_bad_share,
+  }
+  if data.source == "shards":
+    return ShardsSource(data.path, split, **clip)
+  if data.source == "index":
+    return IndexSource(data.path, split, filter=data.filter, **clip)
   return FolderSource(
-    data.path,
-    split,
-    frame_rate=data.frame_rate,
-    clips_per_file=data.clips_per_file,
-    cache_bytes=data.cache_bytes,
-    **clip,
+    data.path, split, cache_bytes=data.cache_bytes, split_file=data.split_file, **clip
   )
 
 
@@ -165,8 +186,9 @@ def make_iterator(
   """Returns an iterator over this process's part of each global batch.
 
   Args:
-    source: from `make_source`. Item `i + n * epoch` of a source of length n is visited in place
-      of item i in a later epoch, so that a video is not cut at the same places each time.
+    source: from `make_source`, or a `LatentsSource`. Item `i + n * epoch` of a source of length n
+      is visited in place of item i in a later epoch, so that a video is not cut at the same places
+      each time.
     batch_size: clips of a global batch.
     seed: of the order; each epoch has another one.
     tokenize: maps a caption to int32 [P].
@@ -178,8 +200,9 @@ def make_iterator(
     prefetch: batches that are made ahead, if there are threads.
   Returns:
     Iterator over {video: uint8 [b, f, H, W, 3], text: int32 [b, P], class_id: int32 [b],
-    id: int64 [b]}, b = batch_size / process_count. `get_state` and `set_state` carry a small JSON
-    dict; the batches after a restore are those that would have followed. `close` ends its threads.
+    id: int64 [b]}, b = batch_size / process_count, with latents: bfloat16 [b, t, h, w, d] in place
+    of video where the source has these. `get_state` and `set_state` carry a small JSON dict; the
+    batches after a restore are those that would have followed. `close` ends its threads.
   Raises:
     ValueError: the batch does not divide over processes, or there is no full batch.
   """
@@ -201,8 +224,9 @@ def make_iterator(
 
   def read(position: int, index: int) -> dict:
     item = source[index + position // length * length]
+    clip = "latents" if "latents" in item else "video"
     return {
-      "video": item["video"],
+      clip: item[clip],
       "text": np.asarray(tokenize(item["caption"]), np.int32),
       "class_id": np.int32(item["class_id"]),
       "id": np.int64(item["id"]),

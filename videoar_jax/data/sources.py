@@ -1,23 +1,23 @@
-"""Clips from a folder of video files."""
+"""Clips from a folder of video files and images."""
 
 import dataclasses
-import hashlib
 import json
 import logging
 import posixpath
 import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from videoar_jax.data import clips
-from videoar_jax.data.sprites import SPLITS
+from videoar_jax.data import clips, splits
+from videoar_jax.data.clip_source import ClipSource
+from videoar_jax.data.faults import Faults
 
 log = logging.getLogger(__name__)
 
 EXTENSIONS = (".mp4", ".webm", ".mov", ".mkv", ".avi")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 CAPTIONS = "captions.jsonl"
 MIN_FILES_TO_SPLIT = 20
 _PROBE_THREADS = 4
@@ -33,12 +33,8 @@ class _Video:
   class_id: int
 
 
-class FolderSource:
-  """Random access to clips of the videos below a folder.
-
-  Item i is a clip of video `i % number of videos`; where it begins is drawn from (seed, i). Items
-  beyond the length are further clips of the same videos, in the same order. For the test split the
-  places are evenly spaced over the video, and repeat.
+class FolderSource(ClipSource):
+  """Random access to clips of the videos below a folder; images are clips of one frame.
 
   A file's caption is its line in `captions.jsonl` at the folder's root, `{"file": "a/b.mp4",
   "caption": "..."}`; without one, the name of the folder that the file is in, which also is its
@@ -47,10 +43,13 @@ class FolderSource:
   Args:
     path: of the folder.
     split: "train" or "test"; a tenth of the videos is for testing, if there are at least 20.
+    split_file: `trainlist01.txt` of UCF-101, or lists like that, which tell the splits and the
+      classes in place of this; see `splits.read_official_split`.
     num_frames, frame_rate, resolution: of a clip; see `clips.read_clip`.
     seed: of the places.
     clips_per_file: how many clips of each video the length counts.
     cache_bytes: keep all decoded frames in memory if they need no more than this.
+    max_bad_share: more files than this share that cannot be used are an error.
 
   Attributes:
     files: the videos in use, by their paths below the folder.
@@ -74,23 +73,32 @@ class FolderSource:
     seed: int = 0,
     clips_per_file: int = 1,
     cache_bytes: int = 2**30,
+    split_file: str | None = None,
+    max_bad_share: float = 1.0,
   ):
     self.path = Path(path).expanduser()
-    self.split = split
-    self.num_frames = num_frames
-    self.frame_rate = frame_rate
-    self.resolution = tuple(resolution)
-    self.seed = seed
-    self.clips_per_file = clips_per_file
-    self.skipped: list[tuple[str, str]] = []
-    self._span_s = (num_frames - 1) / frame_rate
-    self._lock = threading.Lock()
+    self._find_files(split_file)
+    super().__init__(
+      [],
+      split,
+      num_frames=num_frames,
+      frame_rate=frame_rate,
+      resolution=resolution,
+      seed=seed,
+      clips_per_file=clips_per_file,
+      faults=Faults(str(self.path), len(self._found), max_bad_share),
+    )
     usable = self._open_folder()
     # By the names of all files, usable or not: clips of another length must split the same way.
-    chosen = [file for file in _split(self._found, split) if file in usable]
-    self.has_test_split = len(self._found) >= MIN_FILES_TO_SPLIT and bool(chosen)
+    names = self._official.files[split] if split_file else splits.split_by_hash(self._found, split)
+    chosen = [file for file in names if file in usable]
+    self.has_test_split = bool(split_file) or (
+      len(self._found) >= MIN_FILES_TO_SPLIT and bool(chosen)
+    )
     if not self.has_test_split:
       chosen = list(usable)
+    if not chosen:
+      raise ValueError(f"{split_file}: no video of the split {split!r} can be used; see the log")
     self._videos = [usable[file] for file in chosen]
     self.files = chosen
     size = sum(video.info.num_frames for video in self._videos) * 3 * int(np.prod(resolution))
@@ -98,49 +106,20 @@ class FolderSource:
     self._cache: dict[str, clips.DecodedVideo] = {}
     self._cache_locks = {file: threading.Lock() for file in chosen}
 
-  def __len__(self) -> int:
-    return len(self._videos) * self.clips_per_file
-
   def longest_captions(self) -> list[str]:
     """Returns every caption, for a check that they fit the prompt's length."""
     return [video.caption for video in self._videos]
 
-  def __getitem__(self, index: int) -> dict:
-    """Returns item `index`.
+  def _read(self, position: int, where: float) -> dict:
+    video = self._videos[position]
+    start_s = where * max(video.info.last_s - self.span_s, 0.0)
+    return {
+      "video": self._frames(video, start_s),
+      "caption": video.caption,
+      "class_id": video.class_id,
+    }
 
-    Returns:
-      video: uint8 [f, H, W, 3]; caption; class_id; attributes: None; id: the index.
-    Raises:
-      ValueError: this video fails, and so do all others.
-    """
-    visit, first = divmod(index, len(self._videos))
-    where = self._where(index, visit)
-    for step in range(len(self._videos)):
-      # A failing video is tried each time, so that the result does not depend on what was read
-      # before; the one after it stands in for it.
-      video = self._videos[(first + step) % len(self._videos)]
-      try:
-        frames = self._read(video, where * max(video.info.last_s - self._span_s, 0.0))
-      except ValueError as error:
-        self._skip_later(video.file, str(error))
-        continue
-      return {
-        "video": frames,
-        "caption": video.caption,
-        "class_id": video.class_id,
-        "attributes": None,
-        "id": index,
-      }
-    raise ValueError(self._nothing_left(len(self._videos)))
-
-  def _where(self, index: int, visit: int) -> float:
-    """Returns where in a video a clip begins, between 0 and 1."""
-    if self.split == "test":
-      return (visit % self.clips_per_file + 0.5) / self.clips_per_file
-    entropy = np.random.SeedSequence((self.seed, SPLITS.index(self.split), index))
-    return np.random.Generator(np.random.Philox(entropy)).random()
-
-  def _read(self, video: _Video, start_s: float) -> np.ndarray:
+  def _frames(self, video: _Video, start_s: float) -> np.ndarray:
     path = self.path / video.file
     if not self.is_cached:
       return clips.read_clip(path, start_s, self.num_frames, self.frame_rate, self.resolution)
@@ -149,32 +128,37 @@ class FolderSource:
         self._cache[video.file] = clips.decode_video(path, self.resolution)
     return clips.clip_of(self._cache[video.file], start_s, self.num_frames, self.frame_rate)
 
-  def _skip_later(self, file: str, reason: str):
-    with self._lock:
-      if any(file == other for other, _ in self.skipped):
-        return
-      self.skipped.append((file, reason))
-    log.warning("%s: %s; other videos stand in for it.", self.path / file, reason)
-
-  def _open_folder(self) -> dict[str, _Video]:
-    """Finds and probes the videos; returns the usable ones."""
+  def _find_files(self, split_file: str | None) -> None:
+    """Lists the files, of which those count that are in the official lists, if there are any."""
     if not self.path.is_dir():
       raise ValueError(f"data.path is {str(self.path)!r}, which is not a folder.")
-    files = sorted(
+    self._found = sorted(
       path.relative_to(self.path).as_posix()
       for path in self.path.rglob("*")
-      if path.suffix.lower() in EXTENSIONS and path.is_file()
+      if path.suffix.lower() in EXTENSIONS + IMAGE_EXTENSIONS and path.is_file()
     )
-    self._found = files
-    captions = _read_captions(self.path / CAPTIONS, set(files))
+    self._official, self._below = None, set(self._found)
+    if split_file:
+      self._official = splits.read_official_split(split_file, self._found)
+      self._found = sorted(file for files in self._official.files.values() for file in files)
+
+  def _open_folder(self) -> dict[str, _Video]:
+    """Probes the files; returns the usable ones."""
+    files = self._found
+    captions = _read_captions(self.path / CAPTIONS, self._below)
     folder_names = {f: Path(f).parent.name or self.path.resolve().name for f in files}
     self.class_names = sorted(set(folder_names.values()))
+    if self._official is not None:
+      self.class_names = self._official.class_names
+    if self.num_frames > 1:
+      # Nothing is wrong with images beside videos; they are no clips, that is all.
+      files = [file for file in files if not _is_image_name(file)]
     with ThreadPoolExecutor(_PROBE_THREADS) as pool:
       results = list(pool.map(self._probe, files))
     usable = {}
     for file, result in zip(files, results, strict=True):
       if isinstance(result, str):
-        self.skipped.append((file, result))
+        self.faults.add(file, result)
       else:
         name = folder_names[file]
         caption = captions.get(file, name)
@@ -182,7 +166,7 @@ class FolderSource:
     if not usable:
       raise ValueError(self._nothing_left(len(files)))
     if self.skipped:
-      reasons = _count_reasons(self.skipped)
+      reasons = self.faults.causes()
       log.warning(
         "%s: %d of %d videos are skipped: %s", self.path, len(self.skipped), len(files), reasons
       )
@@ -197,29 +181,24 @@ class FolderSource:
       info = clips.probe(path)
     except ValueError as error:
       return str(error)
-    if info.last_s < self._span_s - 1e-3:
+    if info.last_s < self.span_s - 1e-3:
       return f"too short for {self.num_frames} frames at {self.frame_rate:g} per second"
     return info
 
   def _nothing_left(self, num_files: int) -> str:
     found = f"{num_files} videos were found" if num_files else "no video was found"
-    reasons = f", and none can be used: {_count_reasons(self.skipped)}" if num_files else ""
+    reasons = f", and none can be used: {self.faults.causes()}" if num_files else ""
+    images = sum(map(_is_image_name, self._found))
+    if images and self.num_frames > 1:
+      reasons += f"; {images} images are there, which are clips of one frame: set num_frames=1"
     return (
       f"There is no usable video in {str(self.path)!r}: looking for {', '.join(EXTENSIONS)} in it "
       f"and its subfolders, {found}{reasons}."
     )
 
 
-def _count_reasons(skipped) -> str:
-  counts = Counter(reason for _, reason in skipped)
-  return "; ".join(f"{count} x {reason}" for reason, count in counts.most_common())
-
-
-def _split(files: list[str], split: str) -> list[str]:
-  """Returns the files of a split: a tenth, chosen by a hash of the name, is for testing."""
-  by_hash = sorted(files, key=lambda file: hashlib.sha256(file.encode()).digest())
-  test = set(by_hash[: len(files) // 10])
-  return [file for file in files if (file in test) == (split == "test")]
+def _is_image_name(file: str) -> bool:
+  return file.lower().endswith(IMAGE_EXTENSIONS)
 
 
 def _read_captions(path: Path, files: set[str]) -> dict[str, str]:

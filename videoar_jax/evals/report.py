@@ -137,7 +137,7 @@ def _stage_facts(workdir: pathlib.Path, stages: Stages, stage) -> dict:
 
 def _data_facts(run: RunConfig, train_source, test_source) -> dict:
   facts = {"source": run.data.source, "has_test_split": True}
-  if run.data.source == "folder":
+  if run.data.source != "sprites":
     # Both splits probe the whole folder; a file may fail later in one of them only.
     skipped = dict([*train_source.skipped, *test_source.skipped])
     facts |= {
@@ -213,7 +213,7 @@ def _page(workdir: pathlib.Path, run: RunConfig, result: dict, prompts: list[str
     _stage_table(result["stages"]),
     "![Loss and quality by step](report/curves.png)",
   ]
-  if run.data.source == "folder":
+  if run.data.source != "sprites":
     parts += ["## Data", _data_text(result["data"])]
   return "\n\n".join(parts) + "\n"
 

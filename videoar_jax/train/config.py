@@ -24,6 +24,7 @@ from videoar_jax.tokenizer.schedules import (
   default_schedule,
   parse_schedule,
 )
+from videoar_jax.train.cache import Cache, CacheConfig
 from videoar_jax.train.generator import GeneratorLossConfig
 from videoar_jax.train.loop import LoopConfig
 from videoar_jax.train.tokenizer import TokenizerLossConfig
@@ -95,6 +96,8 @@ class StageConfig:
     loss: on what.
     inflate: the image tokenizer to start from, if any.
     images: single frames of the same data, beside the clips.
+    cache: what a generator reads in place of the clips, if there is one between the tokenizer and
+      it.
   """
 
   name: str
@@ -104,11 +107,12 @@ class StageConfig:
   loss: TokenizerLossConfig | GeneratorLossConfig
   inflate: InflateConfig | None = None
   images: ImagesConfig = ImagesConfig()
+  cache: Cache | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-  """A run, checked and complete."""
+  """A run, checked and complete: `stages` are those that train, `caches` those that encode."""
 
   seed: int
   data: DataConfig
@@ -120,6 +124,7 @@ class RunConfig:
   mesh: MeshConfig
   report: ReportConfig
   stages: tuple[StageConfig, ...]
+  caches: tuple[Cache, ...] = ()
 
   def layout_of(self, data: DataConfig) -> Layout:
     """The sequence of a clip."""
@@ -180,6 +185,7 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
   generator = None
   if values.get("generator") or "generator" in _kinds(values):
     generator = build(GeneratorConfig, values.get("generator", {}) | derived, "generator")
+  stages, caches = _stages(values, data)
   run = RunConfig(
     seed=values.get("seed", 0),
     data=data,
@@ -190,8 +196,11 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
     sampling=build(SamplingConfig, values.get("sampling", {}), "sampling"),
     mesh=build(MeshConfig, values.get("mesh", {}), "mesh"),
     report=build(ReportConfig, values.get("report", {}), "report"),
-    stages=_stages(values, data),
+    stages=stages,
+    caches=caches,
   )
+  for cache in run.caches:
+    tokenizer.latent_shape(cache.data.num_frames, cache.data.resolution)
   for stage in run.stages:
     tokenizer.latent_shape(stage.data.num_frames, stage.data.resolution)
     if stage.kind == "tokenizer" and stage.loss.adversarial.weight > 0:
@@ -212,11 +221,12 @@ def _kinds(values: dict) -> set[str]:
   return {settings.get(name, {}).get("kind", name) for name in values.get("stages", ())}
 
 
-def _stages(values: dict, data: DataConfig) -> tuple[StageConfig, ...]:
+def _stages(values: dict, data: DataConfig) -> tuple[tuple[StageConfig, ...], tuple[Cache, ...]]:
   names, settings = tuple(values.get("stages", ())), values.get("stage", {})
   if not names:
     raise ValueError("config.stages is empty; name at least one stage")
-  stages = []
+  stages, caches = [], []
+  source: StageConfig | Cache | None = None  # The last tokenizer or cache so far.
   for name in names:
     if name not in settings:
       raise ValueError(
@@ -224,10 +234,16 @@ def _stages(values: dict, data: DataConfig) -> tuple[StageConfig, ...]:
         "name"
       )
     section, path = settings[name], f"stage.{name}"
+    if section.get("kind", name) == "cache":
+      if not any(stage.kind == "tokenizer" for stage in stages):
+        raise ValueError(f"{path} encodes before any tokenizer is trained; put one before it")
+      source = _cache(section, path, name, stages[-1].name, data)
+      caches.append(source)
+      continue
     _check_names(section, ("kind", "num_frames", "loop", "loss", "inflate", "images"), path)
     kind = section.get("kind", name)
     if kind not in _LOSSES:
-      raise ValueError(f"{path}.kind={kind!r} is unknown; kinds are {', '.join(_LOSSES)}")
+      raise ValueError(f"{path}.kind={kind!r} is unknown; kinds are {', '.join(_LOSSES)}, cache")
     loop = build(LoopConfig, section.get("loop", {}), f"{path}.loop")
     loss = build(_LOSSES[kind], section.get("loss", {}), f"{path}.loss")
     clips = dataclasses.replace(data, num_frames=section.get("num_frames") or data.num_frames)
@@ -238,11 +254,30 @@ def _stages(values: dict, data: DataConfig) -> tuple[StageConfig, ...]:
     images = build(ImagesConfig, section.get("images", {}), f"{path}.images")
     if images.share > 0 and kind != "tokenizer":
       raise ValueError(f"{path}.images: a {kind} trains on clips of one length; set share=0")
-    stages.append(StageConfig(name, kind, clips, loop, loss, inflate, images))
+    cache = source if kind == "generator" and isinstance(source, Cache) else None
+    if cache is not None and cache.data != clips:
+      raise ValueError(
+        f"{path}.num_frames={clips.num_frames}, but stage.{cache.name} before it encodes clips of "
+        f"{cache.data.num_frames}; set both alike, or put a cache of its own before the stage"
+      )
+    stages.append(StageConfig(name, kind, clips, loop, loss, inflate, images, cache))
+    source = stages[-1] if kind == "tokenizer" else source
   kinds = [stage.kind for stage in stages]
   if "generator" in kinds and "tokenizer" not in kinds[: kinds.index("generator")]:
     raise ValueError("config.stages trains a generator before any tokenizer; put one before it")
-  return tuple(stages)
+  if not stages:
+    raise ValueError("config.stages trains nothing; name at least one stage that does")
+  return tuple(stages), tuple(caches)
+
+
+def _cache(section: dict, path: str, name: str, after: str, data: DataConfig) -> Cache:
+  options = {key: value for key, value in section.items() if key not in ("kind", "num_frames")}
+  config = build(CacheConfig, options, path)
+  clips = dataclasses.replace(data, num_frames=section.get("num_frames") or data.num_frames)
+  try:
+    return Cache(name, after, clips, config)
+  except ValueError as error:
+    raise ValueError(f"{path}.{error}") from None
 
 
 def build(cls: type, values: dict, path: str):
@@ -314,24 +349,3 @@ def save_config(config: ConfigDict, path: pathlib.Path) -> None:
 def load_config(path: pathlib.Path) -> dict:
   """Reads what `save_config` wrote."""
   return json.loads(path.read_text())
-
-
-def differing_fields(one: dict, other: dict) -> list[str]:
-  """Returns `field: value -> other value` of every field that differs."""
-  flat_one, flat_other = _flatten(one), _flatten(other)
-  missing = "(absent)"
-  return [
-    f"config.{name}: {flat_one.get(name, missing)!r} -> {flat_other.get(name, missing)!r}"
-    for name in sorted(flat_one.keys() | flat_other.keys())
-    if flat_one.get(name, missing) != flat_other.get(name, missing)
-  ]
-
-
-def _flatten(values: dict, prefix: str = "") -> dict:
-  flat = {}
-  for name, value in json.loads(json.dumps(values)).items():
-    if isinstance(value, dict):
-      flat |= _flatten(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
-  return flat

@@ -89,12 +89,16 @@ class GeneratorTask:
   def loss(self, module: Generator, frozen, batch, key, is_training: bool):
     """Returns the binary cross-entropy a bit, and the accuracy by scale and by frame.
 
-    The batch needs `video`, uint8 `[b, f, H, W, 3]`, and `text`, `[b, P]`. Outside training nothing
-    is corrupted, hidden or dropped.
+    The batch needs `text`, `[b, P]`, and `video`, uint8 `[b, f, H, W, 3]`, or what the tokenizer's
+    encoder makes of it, `latents`, `[b, t, h, w, d]`. Outside training nothing is corrupted, hidden
+    or dropped.
     """
     settings, layout = self.settings, self.layout
-    latents = self.tokenizer.module(frozen).encoder(to_float(batch["video"]))
-    latents = jax.lax.stop_gradient(latents)
+    if "latents" in batch:
+      latents = batch["latents"].astype(jnp.float32)
+    else:
+      latents = self.tokenizer.module(frozen).encoder(to_float(batch["video"]))
+      latents = jax.lax.stop_gradient(latents)
     b, t, _, _, d = latents.shape
     keys = jax.random.split(key, 4)
     text, flips, keep, metrics = batch["text"], None, None, {}

@@ -13,11 +13,13 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from videoar_jax.data.pipeline import make_source
+from videoar_jax.data.faults import write_faults
+from videoar_jax.data.pipeline import DataConfig, make_source
 from videoar_jax.data.text import ByteTokenizer
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel.sharding import make_mesh
 from videoar_jax.train import config as configs
+from videoar_jax.train.differences import differing_fields
 from videoar_jax.train.stages import Stages
 
 log = logging.getLogger(__name__)
@@ -50,11 +52,14 @@ class Run:
     # Sources are opened before anything is written: a wrong folder leaves no workdir behind.
     self.train_source = make_source(run.data, "train")
     self.test_source = make_source(run.data, "test")
+    self._sources = [self.train_source, self.test_source]  # All that are opened.
     for source in (self.train_source, self.test_source):
       _check_captions(source, run.text.length)
     self.stages = Stages(run, workdir, mesh)
     self.stages.check_inflation()
     self.stages.check_frozen()
+    for cache in filter(self.stages.is_needed, run.caches):
+      self.stages.check_cache(cache, self._source(cache.data))
     self.is_new = all(self.stages.latest_step(stage) == 0 for stage in run.stages)
     workdir.mkdir(parents=True, exist_ok=True)
     start_log(workdir / "log.txt")
@@ -66,25 +71,46 @@ class Run:
   def train(self) -> bool:
     """Trains what is not finished; returns whether there was anything to train.
 
+    Samples that could not be used are listed in `bad_samples.jsonl`, whatever happens.
+
     Raises:
       Interrupted: a signal came; what was trained is saved.
     """
+    try:
+      return self._train()
+    finally:
+      if jax.process_index() == 0:
+        write_faults(self.workdir / "bad_samples.jsonl", self._sources)
+
+  def _train(self) -> bool:
     has_trained = False
     for stage in self.stages.run.stages:
       if self.stages.is_finished(stage):
         log.info("stage %s: finished before, %d steps", stage.name, stage.loop.num_steps)
-        continue
-      # What the last report said is no longer so.
-      (self.workdir / "report.md").unlink(missing_ok=True)
-      same = stage.data == self.stages.run.data
-      train_source = self.train_source if same else make_source(stage.data, "train")
-      test_source = self.test_source if same else make_source(stage.data, "test")
-      image_source = None
-      if stage.images.share > 0:
-        image_source = make_source(dataclasses.replace(stage.data, num_frames=1), "train")
-      self.stages.train(stage, train_source, image_source, test_source)
-      has_trained = True
+      else:
+        # What the last report said is no longer so.
+        (self.workdir / "report.md").unlink(missing_ok=True)
+        image_source = None
+        if stage.images.share > 0:
+          image_source = self._source(dataclasses.replace(stage.data, num_frames=1))
+        train_source, test_source = self._source(stage.data), self._source(stage.data, "test")
+        self.stages.train(stage, train_source, image_source, test_source)
+        has_trained = True
+      self._encode_after(stage)
     return has_trained
+
+  def _encode_after(self, stage: configs.StageConfig) -> None:
+    """Makes the caches that follow a stage."""
+    for cache in self.stages.run.caches:
+      if cache.after == stage.name and self.stages.is_needed(cache):
+        self.stages.encode(cache, self._source(cache.data))
+
+  def _source(self, data: DataConfig, split: str = "train"):
+    """Opens a data set, unless it is the run's own, which is open."""
+    if data == self.stages.run.data:
+      return self.train_source if split == "train" else self.test_source
+    self._sources.append(make_source(data, split))
+    return self._sources[-1]
 
 
 def _check_batches(run: configs.RunConfig, mesh: Mesh) -> None:
@@ -97,6 +123,14 @@ def _check_batches(run: configs.RunConfig, mesh: Mesh) -> None:
       raise ValueError(
         f"stage.{stage.name}.{section}.batch_size={sizes[section]} does not divide over the "
         f"{ways} devices of mesh.data x mesh.fsdp; take a multiple of {ways}, or "
+        "make another axis of the mesh larger"
+      )
+
+  for cache in run.caches:
+    if cache.config.batch_size % ways:
+      raise ValueError(
+        f"stage.{cache.name}.batch_size={cache.config.batch_size} does not divide over the {ways} "
+        f"devices of mesh.data x mesh.fsdp; take a multiple of {ways}, or "
         "make another axis of the mesh larger"
       )
 
@@ -147,9 +181,9 @@ def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     raise ValueError(f"--workdir={workdir} is a file; name a folder")
   if not path.exists():
     return
-  different = configs.differing_fields(configs.load_config(path), config.to_dict())
+  different = differing_fields(configs.load_config(path), config.to_dict())
   if different:
-    lines = "\n  ".join(different)
+    lines = "\n  ".join(f"config.{line}" for line in different)
     raise ValueError(
       f"--workdir={workdir} was made by another config (there -> now):\n  {lines}\n"
       "Name another workdir, or set these fields back. Nothing was changed"

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from videoar_jax.data.latents import Index, LatentsSource
 from videoar_jax.data.pipeline import MixedIterator, make_iterator
 from videoar_jax.data.text import ByteTokenizer
 from videoar_jax.nn.layers import count_parameters
@@ -16,6 +17,7 @@ from videoar_jax.parallel.sharding import replicated
 from videoar_jax.tokenizer.autoencoder import Autoencoder
 from videoar_jax.tokenizer.files import read_params, read_saved
 from videoar_jax.tokenizer.inflation import check_inflatable, inflate
+from videoar_jax.train.cache import Cache, check_fits, encode, encoder_fingerprint
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.config import RunConfig, StageConfig
 from videoar_jax.train.generator import GeneratorTask
@@ -108,6 +110,45 @@ class Stages:
     checkpointer.close()
     return template, params
 
+  def is_needed(self, cache: Cache) -> bool:
+    """Says whether a cache is yet to be read by a stage, or made for other runs to read."""
+    readers = [stage for stage in self.run.stages if stage.cache == cache]
+    return not readers or not all(self.is_finished(stage) for stage in readers)
+
+  def check_cache(self, cache: Cache, source) -> None:
+    """Checks that a cache that was made before is of this config.
+
+    Raises:
+      ValueError: it is not; names the fields.
+    """
+    # The tokenizer is perhaps not trained yet.
+    index = cache.index(self.run.tokenizer, "", source)
+    check_fits(cache.folder(self.workdir), index, but=("fingerprint",))
+
+  def encode(self, cache: Cache, source) -> None:
+    """Encodes what is missing of a cache.
+
+    Raises:
+      ValueError: its folder holds something else.
+    """
+    template, params, index = self._encoder_of(cache, source)
+    folder, batch_size = cache.folder(self.workdir), cache.config.batch_size
+    if not index.missing(folder):
+      check_fits(folder, index)
+      log.info("stage %s: %d clips are in %s", cache.name, index.num_clips, folder)
+      return
+    log.info("stage %s: encodes %d clips to %s", cache.name, index.num_clips, folder)
+    encode(folder, index, source, template, params, self.mesh, batch_size)
+
+  def _encoder_of(self, cache: Cache, source) -> tuple[Template, dict, Index]:
+    """Returns the tokenizer that a cache encodes with, and what the cache is to hold."""
+    names = [stage.name for stage in self.run.stages]
+    before = self.run.stages[: names.index(cache.after) + 1]
+    coder = next(stage for stage in reversed(before) if stage.kind == "tokenizer")
+    template, params = self.load_params(coder)
+    fingerprint = encoder_fingerprint(params)
+    return template, params, cache.index(self.run.tokenizer, fingerprint, source)
+
   def check_inflation(self) -> None:
     """Checks that the image tokenizers that stages are to start from are there and fit.
 
@@ -197,7 +238,7 @@ class Stages:
 
     Args:
       stage: which.
-      train_source: clips.
+      train_source: clips; a stage with a cache reads their latents from that.
       image_source: single frames; None where the stage has none.
       test_source: clips to show.
     Raises:
@@ -214,6 +255,11 @@ class Stages:
       loop.num_steps,
       loop.batch_size,
     )
+    if stage.cache is not None:
+      _, _, index = self._encoder_of(stage.cache, train_source)
+      folder = stage.cache.folder(self.workdir)
+      check_fits(folder, index)
+      train_source = LatentsSource(folder, index)
     iterator = self._make_iterator(train_source, loop.batch_size, seed)
     if stage.images.share > 0:
       images = self._make_iterator(image_source, stage.images.batch_size, seed)

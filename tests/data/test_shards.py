@@ -1,0 +1,170 @@
+"""Media files in shards: what is read, and what becomes of samples that cannot be."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_folder import numbers, write_video
+
+from videoar_jax.data import records, shards
+from videoar_jax.data.faults import Faults, write_faults
+from videoar_jax.data.pipeline import DataConfig, make_source
+
+CLIP = {"num_frames": 5, "frame_rate": 8.0, "resolution": (32, 64), "seed": 0, "clips_per_file": 1}
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+  """Bytes of videos that each show one number, by that number; 100 is too short."""
+  folder = tmp_path_factory.mktemp("media")
+  sizes = {**dict.fromkeys(range(6), 40), 100: 4}
+  return {
+    value: write_video(folder / f"{value}.mp4", count, 30, value=value).read_bytes()
+    for value, count in sizes.items()
+  }
+
+
+def write_tar(path, members):
+  with tarfile.open(path, "w") as tar:
+    for name, data in members.items():
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data))
+
+
+def write_records(path, samples):
+  records.write_shard(path, [records.pack(facts, data) for facts, data in samples])
+
+
+def shown(source):
+  return [numbers(source[i]["video"])[0] for i in range(len(source))]
+
+
+@pytest.fixture
+def folder(tmp_path, media):
+  """A tar file with samples 0 to 2, an ArrayRecord file with samples 3 to 5."""
+  members = {"README": b"no sample"}
+  for value in range(3):
+    members[f"part/{value:04d}.mp4"] = media[value]
+    if value:
+      members[f"part/{value:04d}.txt"] = f" number {value}\n".encode()
+    facts = {"caption": "number 0", "class_id": value}
+    members[f"part/{value:04d}.json"] = json.dumps(facts).encode()
+  write_tar(tmp_path / "a.tar", members)
+  facts = [({"caption": f"number {v}", "class_id": v}, media[v]) for v in range(3, 6)]
+  write_records(tmp_path / "b.array_record", facts)
+  return tmp_path
+
+
+def test_samples_of_both_kinds_are_read(folder):
+  config = DataConfig(source="shards", path=str(folder), num_frames=5, resolution=(32, 64))
+  source = make_source(config, "train")
+  assert len(source) == 6 and not source.has_test_split
+  assert source.files[0] == "a.tar/part/0000" and source.files[-1] == "b.array_record/2"
+  for i in (5, 0, 3, 1, 4, 2):
+    item = source[i]
+    assert numbers(item["video"]) == [i] * 5
+    assert (item["caption"], item["class_id"], item["id"]) == (f"number {i}", i, i)
+  assert not source.skipped
+
+
+def test_a_clip_is_the_one_of_the_file_itself(tmp_path):
+  path = write_video(tmp_path / "v" / "long.mp4", 120, 30)
+  write_tar(tmp_path / "a.tar", {"x.mp4": path.read_bytes(), "x.txt": b"x"})
+  config = DataConfig(source="folder", path=str(path.parent), num_frames=5, resolution=(32, 64))
+  folder, source = make_source(config, "train"), shards.ShardsSource(tmp_path, "train", **CLIP)
+  for i in range(3):
+    np.testing.assert_array_equal(source[i]["video"], folder[i]["video"])
+
+
+def test_images_are_samples_of_one_frame(tmp_path):
+  buffer = io.BytesIO()
+  Image.new("RGB", (64, 32), (90, 90, 90)).save(buffer, "jpeg")
+  write_tar(tmp_path / "a.tar", {"x.JPG": buffer.getvalue(), "x.txt": b"grey"})
+  source = shards.ShardsSource(tmp_path, "train", **CLIP | {"num_frames": 1})
+  assert source[0]["video"].shape == (1, 32, 64, 3) and abs(source[0]["video"] - 90.0).max() < 3
+
+
+def test_the_index_of_a_tar_file_is_made_once_and_again_for_another_file(folder, media):
+  saved = folder / "a.tar.index.json"
+  assert not saved.exists()
+  shards.TarShard(folder / "a.tar")
+  written = saved.stat().st_mtime_ns
+  shards.TarShard(folder / "a.tar")
+  assert saved.stat().st_mtime_ns == written
+  write_tar(folder / "a.tar", {"new.mp4": media[5]})
+  assert shards.TarShard(folder / "a.tar").keys == ["new"]
+  saved.write_text("{")
+  assert shards.TarShard(folder / "a.tar").keys == ["new"]
+
+
+def test_bad_samples_are_replaced_and_listed(tmp_path, media):
+  samples = [
+    ({"caption": "one"}, media[1]),
+    ({}, media[2]),
+    ({"caption": "short"}, media[100]),
+    ({"caption": "cut"}, media[3][:200]),
+    ({"caption": "text"}, b"text"),
+    ({"caption": "four", "class_id": "4"}, media[4]),
+    ({"caption": "five"}, media[5]),
+  ]
+  write_records(tmp_path / "a.array_record", samples)
+  source = shards.ShardsSource(tmp_path, "train", **CLIP)
+  assert shown(source) == [1, 5, 5, 5, 5, 5, 5]
+  causes = dict(source.skipped)
+  assert sorted(key[-1] for key in causes) == list("12345")
+  assert causes["a.array_record/1"] == "no caption"
+  assert causes["a.array_record/2"].startswith("too short for 5 frames")
+  assert causes["a.array_record/5"] == "class_id is no integer"
+  for _ in range(2):  # A second run adds no line twice.
+    write_faults(tmp_path / "bad_samples.jsonl", [source, object()])
+  lines = [json.loads(line) for line in (tmp_path / "bad_samples.jsonl").read_text().splitlines()]
+  assert {line["key"]: line["cause"] for line in lines} == causes and len(lines) == 5
+  assert {line["source"] for line in lines} == {str(tmp_path)}
+
+
+def test_too_many_bad_samples_stop_the_run(tmp_path, media):
+  samples = [({"caption": "x"}, media[1])] * 2 + [({}, media[1])] * 2
+  write_records(tmp_path / "a.array_record", samples)
+  source = shards.ShardsSource(tmp_path, "train", max_bad_share=0.5, **CLIP)
+  assert shown(source) == [1] * 4
+  source = shards.ShardsSource(tmp_path, "train", max_bad_share=0.4, **CLIP)
+  with pytest.raises(ValueError, match=r"2 of 4 samples.*max_bad_share=0.4(.|\n)*/3: no caption"):
+    shown(source)
+  faults = Faults("x", 10, 0.1)
+  assert faults.add("a", "why") and not faults.add("a", "why")
+  with pytest.raises(ValueError, match="2 of 10 samples"):
+    faults.add("b", "why")
+  with pytest.raises(ValueError, match=r"data\.max_bad_share is 2"):
+    DataConfig(max_bad_share=2.0)
+
+
+def test_a_tar_file_that_is_cut_off_is_named_or_its_sample_replaced(folder):
+  path = folder / "a.tar"
+  whole = path.read_bytes()
+  shard = shards.TarShard(path)
+  path.write_bytes(whole[: len(whole) // 3])  # While a run reads it.
+  with pytest.raises(ValueError, match="cut off"):
+    shard.read(2)
+  path.write_bytes(b"x" * 2000)
+  with pytest.raises(ValueError, match=r"a\.tar is no whole tar file"):
+    shards.ShardsSource(folder, "train", **CLIP)
+  write_tar(path, {"README": b""})
+  with pytest.raises(ValueError, match=r"a\.tar has no sample; .*0001\.mp4"):
+    shards.ShardsSource(folder, "train", **CLIP)
+
+
+def test_folders_without_shards_are_named(tmp_path):
+  with pytest.raises(ValueError, match="not a folder"):
+    shards.open_shards(tmp_path / "nowhere")
+  with pytest.raises(ValueError, match=r"no file ends in \.tar or \.array_record"):
+    shards.open_shards(tmp_path)
+
+
+def test_splits_of_many_samples_are_disjoint(tmp_path, media):
+  write_records(tmp_path / "a.array_record", [({"caption": "x"}, media[1])] * 30)
+  train, test = (shards.ShardsSource(tmp_path, split, **CLIP) for split in ("train", "test"))
+  assert len(train) == 27 and len(test) == 3 and not set(train.files) & set(test.files)

@@ -1,0 +1,67 @@
+"""Records of ArrayRecord shards: a line of JSON, then raw bytes.
+
+  {"id": 3, "caption": "a dog runs", "class_id": 0}\n<bytes>
+
+What the bytes are, who wrote them says. A file appears at its name once it is whole.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import grain
+from array_record.python.array_record_module import ArrayRecordWriter
+
+SUFFIX = ".array_record"
+
+
+def pack(header: dict, payload: bytes) -> bytes:
+  """Returns a record; the inverse of `unpack`."""
+  return json.dumps(header, ensure_ascii=False).encode() + b"\n" + payload
+
+
+def unpack(record: bytes) -> tuple[dict, bytes]:
+  """Returns a record's header and its bytes.
+
+  Raises:
+    ValueError: it does not begin with a line of JSON.
+  """
+  line, newline, payload = record.partition(b"\n")
+  try:
+    header = json.loads(line)
+  except ValueError:
+    header = None
+  if not newline or not isinstance(header, dict):
+    raise ValueError(f"a record does not begin with a line of JSON, but with {line[:40]!r}")
+  return header, payload
+
+
+def write_shard(path: Path, records: Iterable[bytes]) -> None:
+  """Writes a file of records, whole or not at all."""
+  partial = path.with_name(path.name + ".partial")
+  # Groups of one: each record can be read without its neighbours.
+  writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
+  try:
+    for record in records:
+      writer.write(record)
+    writer.close()
+    partial.replace(path)
+  finally:
+    if writer.is_open():
+      writer.close()
+    partial.unlink(missing_ok=True)
+
+
+def open_shards(paths: list[Path]) -> grain.sources.ArrayRecordDataSource:
+  """Returns random access to the records of several files, one after the other.
+
+  Raises:
+    ValueError: a file is damaged; names it.
+  """
+  for path in paths:
+    try:
+      grain.sources.ArrayRecordDataSource(os.fspath(path))
+    except (ValueError, RuntimeError, OSError) as error:
+      raise ValueError(f"{path} is damaged ({error!r}); remove it and make it anew") from error
+  return grain.sources.ArrayRecordDataSource([os.fspath(path) for path in paths])

@@ -1,0 +1,183 @@
+"""Encoded videos and images in shards: tar files as of WebDataset, or ArrayRecord files.
+
+In a tar file, members that share their name up to the first dot are one sample: the media (mp4, jpg
+and so on), the caption in `.txt`, or in `.json` as {"caption": "...", "class_id": 3}. Where each
+begins is noted once, in `NAME.tar.index.json` beside the file.
+
+In an ArrayRecord file, a sample is a record as in `records.py`: {"caption": "...", "class_id": 3},
+then the bytes of the media file.
+"""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Protocol
+
+from videoar_jax.data import records, splits
+from videoar_jax.data.clip_source import ClipSource
+from videoar_jax.data.faults import Faults
+from videoar_jax.data.sources import EXTENSIONS, IMAGE_EXTENSIONS, MIN_FILES_TO_SPLIT
+
+_MEDIA = tuple(suffix.removeprefix(".") for suffix in EXTENSIONS + IMAGE_EXTENSIONS)
+
+
+class Shard(Protocol):
+  """A file of samples."""
+
+  keys: list[str]
+
+  def read(self, position: int) -> tuple[dict, bytes]:
+    """Returns a sample's facts and its media file; ValueError where it cannot be read."""
+
+
+class TarShard:
+  """Random access to the samples of a tar file, by seeking.
+
+  Raises:
+    ValueError: it is no tar file, is cut off, or has no media.
+  """
+
+  def __init__(self, path: Path):
+    self.path = path
+    members = _tar_index(path)
+    # A sample without media is none: it may be a note that came with the rest.
+    self._samples = [parts for parts in members.values() if set(parts) & set(_MEDIA)]
+    self.keys = [key for key, parts in members.items() if set(parts) & set(_MEDIA)]
+    if not self.keys:
+      raise ValueError(
+        f"{path} has no sample; its members should be named as in 0001.mp4, 0001.txt"
+      )
+
+  def read(self, position: int) -> tuple[dict, bytes]:
+    """Returns a sample's facts and its media file."""
+    parts = self._samples[position]
+    with self.path.open("rb") as file:
+
+      def part(name: str) -> bytes:
+        offset, size = parts[name]
+        file.seek(offset)
+        data = file.read(size)
+        if len(data) < size:
+          raise ValueError("cut off")
+        return data
+
+      facts = {}
+      if "json" in parts:
+        try:
+          facts = dict(json.loads(part("json")))
+        except (TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+          raise ValueError(f"its JSON is damaged ({type(error).__name__})") from error
+      if "txt" in parts:
+        facts["caption"] = part("txt").decode(errors="replace").strip()
+      return facts, part(next(name for name in _MEDIA if name in parts))
+
+
+def _tar_index(path: Path) -> dict[str, dict[str, list[int]]]:
+  """Returns the place [offset, size] of each member by its sample and its extension."""
+  status = path.stat()
+  stamp = [status.st_size, status.st_mtime_ns]
+  saved = path.with_name(path.name + ".index.json")
+  try:
+    values = json.loads(saved.read_text())
+    if values["stamp"] == stamp:
+      return values["samples"]
+  except (OSError, ValueError, KeyError, TypeError):
+    pass  # There is none yet, or it is of another file.
+  samples: dict[str, dict[str, list[int]]] = {}
+  try:
+    with tarfile.open(path, "r:") as tar:
+      for member in tar:
+        if member.isfile():
+          folder, _, name = member.name.rpartition("/")
+          key, _, extension = name.partition(".")
+          parts = samples.setdefault(f"{folder}/{key}" if folder else key, {})
+          parts[extension.lower()] = [member.offset_data, member.size]
+  except (tarfile.TarError, OSError) as error:
+    raise ValueError(f"{path} is no whole tar file ({error}); make it anew") from error
+  partial = saved.with_name(f"{saved.name}.{os.getpid()}.partial")
+  try:
+    partial.write_text(json.dumps({"stamp": stamp, "samples": samples}))
+    partial.replace(saved)
+  except OSError:
+    pass  # A folder that cannot be written to: the next run reads the tar file again.
+  return samples
+
+
+class RecordShard:
+  """Random access to the samples of an ArrayRecord file.
+
+  Raises:
+    ValueError: it is damaged.
+  """
+
+  def __init__(self, path: Path):
+    self._records = records.open_shards([path])
+    self.keys = [str(position) for position in range(len(self._records))]
+
+  def read(self, position: int) -> tuple[dict, bytes]:
+    """Returns a sample's facts and its media file."""
+    try:
+      return records.unpack(self._records[position])
+    except RuntimeError as error:  # What Riegeli says of damage.
+      raise ValueError("the record is damaged") from error
+
+
+def open_shards(path: Path) -> dict[str, Shard]:
+  """Returns the shards of a folder by their names.
+
+  Raises:
+    ValueError: there are none, or one is damaged.
+  """
+  if not path.is_dir():
+    raise ValueError(f"data.path is {str(path)!r}, which is not a folder.")
+  kinds = {".tar": TarShard, records.SUFFIX: RecordShard}
+  files = sorted(file for file in path.iterdir() if file.suffix in kinds)
+  if not files:
+    raise ValueError(f"There are no shards in {str(path)!r}: no file ends in {' or '.join(kinds)}.")
+  return {file.name: kinds[file.suffix](file) for file in files}
+
+
+class ShardsSource(ClipSource):
+  """Random access to clips of the samples in a folder's shards.
+
+  A sample without a caption, or of a file that is too short, is replaced as a damaged one is.
+  Captions are checked as they are read: to look at all of them first would be to read everything.
+
+  Args:
+    path: of the folder.
+    split: "train" or "test"; a tenth of the samples is for testing, if there are at least 20.
+    max_bad_share: more samples than this share that cannot be used are an error.
+    **clip: see `ClipSource`.
+
+  Attributes:
+    files: the samples in use, as SHARD/KEY.
+    has_test_split: False if there are too few, so that both splits hold all of them.
+
+  Raises:
+    ValueError: there are no shards, or one is damaged.
+  """
+
+  def __init__(self, path: str | Path, split: str, *, max_bad_share: float = 1.0, **clip):
+    self.path = Path(path).expanduser()
+    self._shards = open_shards(self.path)
+    self._places = {
+      f"{name}/{key}": (name, position)
+      for name, shard in self._shards.items()
+      for position, key in enumerate(shard.keys)
+    }
+    keys = list(self._places)
+    self.has_test_split = len(keys) >= MIN_FILES_TO_SPLIT
+    files = splits.split_by_hash(keys, split) if self.has_test_split else keys
+    faults = Faults(str(self.path), len(keys), max_bad_share)
+    super().__init__(files, split, faults=faults, **clip)
+
+  def longest_captions(self) -> list[str]:
+    """Returns none, see above."""
+    return []
+
+  def _read(self, position: int, where: float) -> dict:
+    shard, place = self._places[self.files[position]]
+    facts, data = self._shards[shard].read(place)
+    return self._item(lambda: io.BytesIO(data), facts, where)

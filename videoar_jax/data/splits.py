@@ -1,0 +1,100 @@
+"""Which samples are for training and which for testing."""
+
+import dataclasses
+import hashlib
+import posixpath
+from collections.abc import Iterable
+from pathlib import Path
+
+CLASSES = "classInd.txt"
+
+
+def split_by_hash(keys: list[str], split: str) -> list[str]:
+  """Returns the keys of a split: a tenth, chosen by a hash of the key, is for testing."""
+  by_hash = sorted(keys, key=lambda key: hashlib.sha256(key.encode()).digest())
+  test = set(by_hash[: len(keys) // 10])
+  return [key for key in keys if (key in test) == (split == "test")]
+
+
+@dataclasses.dataclass(frozen=True)
+class OfficialSplit:
+  """What the lists of UCF-101, or lists like those, say.
+
+  Attributes:
+    files: of each split, in the order of its list.
+    class_names: in the order of `classInd.txt`.
+  """
+
+  files: dict[str, list[str]]
+  class_names: list[str]
+
+
+def read_official_split(path: str | Path, found: Iterable[str]) -> OfficialSplit:
+  """Reads `trainlist01.txt`, with `testlist01.txt` and `classInd.txt` beside it.
+
+  Their lines are `Class/video.avi 1`, `Class/video.avi` and `1 Class`.
+
+  Args:
+    path: of the list to train on; its name has "train" where that of the list to test on has
+      "test".
+    found: files below the folder of videos.
+  Raises:
+    ValueError: a list is missing or wrong; names the file and the line.
+  """
+  train = Path(path).expanduser()
+  if "train" not in train.name:
+    raise ValueError(
+      f"data.split_file is {str(path)!r}; set it to the list to train on, such as trainlist01.txt"
+    )
+  test = train.with_name(train.name.replace("train", "test"))
+  numbers = _read_classes(train.with_name(CLASSES))
+  found = set(found)
+  files = {"train": _read_list(train, numbers, found), "test": _read_list(test, numbers, found)}
+  both = set(files["train"]) & set(files["test"])
+  if both:
+    raise ValueError(f"{min(both)!r} is in both {train} and {test}; remove it from one")
+  return OfficialSplit(files, sorted(numbers, key=numbers.get))
+
+
+def _read_classes(path: Path) -> dict[str, int]:
+  numbers: dict[str, int] = {}
+  for place, line in _lines(path):
+    number, _, name = line.partition(" ")
+    if number != str(len(numbers) + 1) or not name or name in numbers:
+      raise ValueError(f"{place}: expected {f'{len(numbers) + 1} ClassName'!r}, found {line!r}")
+    numbers[name] = int(number)
+  return numbers
+
+
+def _read_list(path: Path, numbers: dict[str, int], found: set[str]) -> list[str]:
+  files: dict[str, None] = {}
+  for place, line in _lines(path):
+    # Names may have blanks; the number of the class is the last word, if there is one.
+    name, _, number = line.rpartition(" ") if line.rpartition(" ")[2].isdigit() else (line, "", "")
+    file = posixpath.normpath(name)
+    class_name = posixpath.basename(posixpath.dirname(file))
+    if class_name not in numbers:
+      raise ValueError(f"{place}: there is no class {class_name!r} in {CLASSES}; mend one of them")
+    if number and int(number) != numbers[class_name]:
+      raise ValueError(
+        f"{place}: {class_name} is number {numbers[class_name]} in {CLASSES}, here {number}"
+      )
+    if file not in found:
+      raise ValueError(
+        f"{place}: there is no {file!r} below data.path; mend the name or remove the line"
+      )
+    if file in files:
+      raise ValueError(f"{place}: {file!r} is there already; remove one of the lines")
+    files[file] = None
+  if not files:
+    raise ValueError(f"{path} names no file")
+  return list(files)
+
+
+def _lines(path: Path) -> Iterable[tuple[str, str]]:
+  """Yields (place, text) of the lines that are not empty."""
+  if not path.is_file():
+    raise ValueError(f"{path} is missing; data.split_file needs it, see UCF-101's own lists")
+  for number, line in enumerate(path.read_text().splitlines(), start=1):
+    if line.strip():
+      yield f"{path}, line {number}", line.strip()
