@@ -334,7 +334,7 @@ def test_samples_depend_on_their_own_key_only(model):
 def test_forced_frames_are_kept(model):
   free = decoded(model, sample_keys(0, 0, 2))
   forced = [1 - bits for bits in free.bits]
-  out = decoded(model, sample_keys(0, 0, 2), forced_bits=forced, num_forced=2)
+  out = decoded(model, sample_keys(0, 0, 2), given=[bits[:, :2] for bits in forced])
   for a, b in zip(out.bits, forced, strict=True):
     np.testing.assert_array_equal(a[:, :2], b[:, :2])
     assert a.shape == b.shape
