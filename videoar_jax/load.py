@@ -119,7 +119,15 @@ def _stage(stages: Stages, kind: str, name: str | None):
 
 
 def _module(stages: Stages, stage, step: int | None, *, is_split: bool = False) -> nnx.Module:
-  template, params = stages.load_params(stage, step, is_split=is_split)
+  try:
+    template, params = stages.load_params(stage, step, is_split=is_split)
+  except ValueError as error:
+    # Its further sentences are about settings of the library.
+    reason = str(error).partition(". ")[0]
+    raise ValueError(
+      f"the checkpoint of stage {stage.name!r} is of another network than "
+      f"{stages.workdir / 'config.json'} describes, or does not split over the devices: {reason}"
+    ) from error
   at = step or stages.latest_step(stage)
   if at < stage.loop.num_steps:
     log.warning("stage %s is at step %d of %d", stage.name, at, stage.loop.num_steps)

@@ -60,7 +60,7 @@ def read_video(
       _check_size(path, size, resolution)
     video = decode_video(path, resolution)
   except ValueError as error:
-    raise error if str(error).startswith(str(path)) else ValueError(f"{path} {error}") from None
+    raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
   wanted = video.clock.wanted(0.0, len(video.ticks) + max_frames, frame_rate)
   num_frames = int(np.sum(wanted <= video.ticks[-1] + 1))
   fitting = 1 + (min(num_frames, max_frames) - 1) // stride * stride
