@@ -78,14 +78,17 @@ def attend(
   scores = []
   for cache, mask in zip(seen, masks, strict=True):
     part = jnp.einsum("bgrk,bglk->bgrl", rows, cache.keys).astype(jnp.float32)
-    part = part.reshape(b, g, n // g, q, -1)
-    scores.append(part if mask is None else part + jnp.where(mask, 0.0, -1e30)[:, None, None])
-  weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-  weights = weights.astype(query.dtype).reshape(b, g, -1, weights.shape[-1])
-  ends = [sum(cache.keys.shape[2] for cache in seen[:i]) for i in range(1, len(seen))]
+    if mask is not None:
+      part = part.reshape(b, g, n // g, q, -1) + jnp.where(mask, 0.0, -1e30)[:, None, None]
+    scores.append(part.reshape(b, g, rows.shape[2], -1))
+  # One softmax over all parts, without a copy that holds them together.
+  highest = functools.reduce(jnp.maximum, [jnp.max(part, -1, keepdims=True) for part in scores])
+  weights = [jnp.exp(part - highest) for part in scores]
+  total = sum(jnp.sum(part, -1, keepdims=True) for part in weights)
   out = sum(
-    jnp.einsum("bgrl,bglk->bgrk", part, cache.values)
-    for part, cache in zip(jnp.split(weights, ends, axis=-1), seen, strict=True)
+    jnp.einsum("bgrl,bglk->bgrk", part.astype(query.dtype), cache.values).astype(jnp.float32)
+    for part, cache in zip(weights, seen, strict=True)
   )
+  out = (out / total).astype(query.dtype)
   out = out.reshape(b, g, n // g, q, k).transpose(0, 3, 1, 2, 4)
   return out.reshape(b, q, n, k)
