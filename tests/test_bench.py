@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from videoar_jax import bench
 from videoar_jax.tokenizer.autoencoder import AutoencoderConfig, abstract_params, autoencoder_of
@@ -69,3 +70,39 @@ def test_bad_flags_are_named(flags, said, capsys):
   assert bench.main(["tokenizer", *flags]) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+
+
+def test_flops_of_generation_are_those_of_its_matrices():
+  """Each weight of a matrix serves each token once; attention sees what the layout shows."""
+  from videoar_jax.videoar.layout import Layout
+  from videoar_jax.videoar.model import Generator, GeneratorConfig
+
+  config, layout = GeneratorConfig(3, 16, 4, 2, 6, 20, 5, 7), Layout(2, 3, ((1, 1), (2, 2)))
+  make = lambda key: Generator(nnx.Rngs(params=key), config, layout)  # noqa: E731
+  blocks = jax.eval_shape(make, jax.random.key(0)).blocks
+  matrices = sum(math.prod(x.shape) for x in jax.tree.leaves(blocks) if len(x.shape) == 3)
+  # Text sees 1 and 2 tokens; frame t sees the text, 5 t tokens before, and 1 or all 5 of its own.
+  pairs = 3 + sum(1 * (2 + 5 * t + 1) + 4 * (2 + 5 * t + 5) for t in range(3))
+  expected = 2 * matrices * layout.length + 3 * 4 * pairs * 4 * 6
+  assert bench.generator_flops(config, layout) == expected
+
+
+def test_sizes_are_those_of_the_configs():
+  from configs.common import generator_size
+
+  for name, values in bench.SIZES.items():
+    fields = ("depth", "width", "num_heads", "num_kv_heads", "head_width", "mlp_width")
+    assert tuple(generator_size(name)[field] for field in fields) == values
+
+
+def test_sample_table(monkeypatch, capsys):
+  """Of a network that is smaller still."""
+  monkeypatch.setitem(bench.SIZES, "small", (1, 8, 1, 1, 8, 8))
+  assert bench.main(["sample", "--repeats=1", "--batch_size=2", "--past=final"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  # A step for the prompt, one for each scale, and one for each frame that others see.
+  assert "907 tokens in 35 steps, batches of 2" in lines[0]
+  assert "GFLOP, 0.00 GiB of weights" in lines[-2]
+  assert float(lines[-1].split()[-1]) > 1  # Nothing is faster than its floor.
+  assert bench.main(["sample", "--batch_size=0"]) == 2
+  assert "--batch_size=0 must be at least 1" in capsys.readouterr().err

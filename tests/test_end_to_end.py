@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,6 +169,17 @@ def test_evaluation_of_a_trained_tokenizer(trained, tmp_path):
   assert [scale["size"] for scale in result["code_use"]["scales"]] == ["1x1", "2x2", "4x4"]
 
 
+def test_checkpoint_of_another_size_is_named(trained, tmp_path):
+  import videoar_jax
+
+  workdir = shutil.copytree(trained, tmp_path / "other")
+  config = json.loads((workdir / "config.json").read_text())
+  config["generator"]["mlp_width"] += 8
+  (workdir / "config.json").write_text(json.dumps(config))
+  with pytest.raises(ValueError, match=r"'generator' is of another network than .*config\.json"):
+    videoar_jax.load_model(workdir)
+
+
 def test_python_interface(trained):
   import videoar_jax
 
@@ -202,6 +214,13 @@ def test_python_interface(trained):
   assert (model.sample(prompts, seed=1) != clips).any()
   np.testing.assert_array_equal(model.sample(prompts[:1], seed=0)[0], clips[0])
   assert model.sample(prompts[:1], num_frames=9).shape[1] == 9
+  from videoar_jax.parallel.sharding import MeshConfig
+
+  # Over two devices, each reads its half of the heads.
+  split = videoar_jax.load_model(trained, mesh=MeshConfig(data=1, tensor=2))
+  kernel = split.generator.blocks.attention.query.kernel[...]
+  assert kernel.addressable_shards[0].data.shape[-1] == kernel.shape[-1] // 2
+  np.testing.assert_array_equal(split.sample(prompts, seed=0), clips)
   for bad, match in (
     ({"prompts": ["x" * 200]}, "200 bytes"),
     ({"prompts": "one"}, "list"),

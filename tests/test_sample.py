@@ -23,6 +23,9 @@ PROMPT = "a large red circle moves left"
 class FakeModel:
   """Draws plain clips whose brightness tells the seed and the sample."""
 
+  num_frames = 9
+  resolution = (64, 64)
+
   def __init__(self):
     self.tokenizer = types.SimpleNamespace(config=types.SimpleNamespace(temporal_stride=4))
     self.text_encoder = ByteTokenizer(40)
@@ -38,11 +41,16 @@ class FakeModel:
       + np.arange(len(prompts), dtype=np.uint8)[:, None, None, None, None] * np.uint8(50)
     )
 
+  def stream(self, prompts, num_frames=None, seed=0, **settings):
+    clips = self.sample(prompts, num_frames, seed, **settings)
+    yield clips[:, :1]
+    yield from np.split(clips[:, 1:], 2, axis=1)
+
 
 @pytest.fixture
 def model(monkeypatch):
   fake = FakeModel()
-  monkeypatch.setattr(videoar_jax, "load_model", lambda path: fake, raising=False)
+  monkeypatch.setattr(videoar_jax, "load_model", lambda path, dtype: fake, raising=False)
   monkeypatch.setattr(sample, "_frame_rate", lambda path: 8.0)
   return fake
 
@@ -110,16 +118,107 @@ def test_prompts_with_one_name_get_files_of_their_own(tmp_path, model):
     (["--out={tmp}/small.json"], "is a file; name a folder"),
     (["--out={tmp}/small.json/below"], "is a file; name a folder"),
     (["--promt=x"], "--promt"),
+    (["--prompts_file={tmp}/small.json"], "not allowed with argument --prompt"),
+    (["--image=a", "--video=b"], "not allowed with argument --image"),
+    (["--reencode=1", "--stream"], "not allowed with argument --reencode"),
+    (["--window=0"], "--window=0 must be at least 1"),
+    (["--resize"], "nothing to resize; give --image or --video"),
+    (["--image=none.png"], "none.png cannot be read as a picture (No such file"),
+    (["--image={tmp}/small.json"], "small.json cannot be read as a picture"),
+    (["--image={tmp}/wide.png"], "is 48x80 pixels (height x width), but the model makes 64x64"),
+    (["--video=none.mp4"], "none.mp4: cannot be opened as a video"),
+    (["--video={tmp}/small.json"], "small.json: no video stream"),
+    (["--video={tmp}/large.mp4"], "is 256x256 pixels (height x width), but the model makes 64x64"),
+    (["--video={tmp}/fits.mp4"], "has 8 frames at 8 a second, but the model needs 1 + 4 k, at"),
   ],
 )
 def test_bad_input_is_one_line(tmp_path, model, capsys, flags, wanted):
   (tmp_path / "broken.json").write_text("[[1, 2]")
   (tmp_path / "small.json").write_text("[[1, 2]]")
+  Image.new("RGB", (80, 48)).save(tmp_path / "wide.png")
+  write_video(tmp_path / "large.mp4", 5, 256)
+  write_video(tmp_path / "fits.mp4", 8, 64)
   out = tmp_path / "out"
   flags = [flag.format(tmp=tmp_path) for flag in flags]
   error = expect_error(capsys, "--workdir=w", f"--prompt={PROMPT}", f"--out={out}", *flags)
   assert wanted in error
   assert not out.exists()
+
+
+def write_video(path, num_frames, side):
+  """Writes frames that get brighter, at 8 a second."""
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("libx264", rate=8, options={"crf": "1"})
+    stream.height, stream.width, stream.pix_fmt = side, side, "yuv420p"
+    for i in range(num_frames):
+      frame = np.full((side, side, 3), 20 * i, np.uint8)
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+    container.mux(stream.encode())
+
+
+def test_given_frames_are_passed_on(tmp_path, model):
+  write_video(tmp_path / "fits.mp4", 5, 64)
+  write_video(tmp_path / "large.mp4", 8, 128)
+  colours = np.zeros((48, 80, 3), np.uint8)
+  colours[:, :16] = colours[:, 64:] = 255  # Outside the middle square.
+  Image.fromarray(colours).save(tmp_path / "wide.png")
+  flags = ["--workdir=w", "--prompt=x", "--num_samples=1", f"--out={tmp_path / 'out'}"]
+  assert run(*flags, f"--video={tmp_path / 'fits.mp4'}", "--reencode=5") == 0
+  assert run(*flags, f"--video={tmp_path / 'large.mp4'}", "--resize") == 0
+  assert run(*flags, f"--image={tmp_path / 'wide.png'}", "--resize", "--window=2") == 0
+  first, second, third = (settings for *_, settings in model.calls)
+  assert first["reencode"] == 5 and first["video"].shape == (5, 64, 64, 3)
+  for video in (first["video"], second["video"]):
+    brightness = video.mean((1, 2, 3))
+    np.testing.assert_allclose(brightness, 20 * np.arange(5), atol=4)
+  assert third["window"] == 2 and third["image"].shape == (64, 64, 3)
+  assert third["image"][:, 4:60].max() == 0
+
+
+def test_stream_writes_frames(tmp_path, model):
+  flags = ["--num_samples=2", "--seed=1", f"--out={tmp_path}", "--stream"]
+  assert run("--workdir=w", "--prompt=a star", *flags) == 0
+  for i in range(2):
+    frames = sorted((tmp_path / f"a_star_1_{i}").iterdir())
+    assert [path.name for path in frames] == [f"{n:05}.png" for n in range(9)]
+    assert np.asarray(Image.open(frames[-1])).max() == 10 + 50 * i
+    assert (tmp_path / f"a_star_1_{i}.mp4").is_file()
+
+
+def test_prompts_of_a_file(tmp_path, model, capsys):
+  path, out = tmp_path / "prompts.txt", tmp_path / "out"
+  flags = ["--workdir=w", f"--prompts_file={path}", f"--out={out}"]
+  path.write_bytes("\ufeffein Stück\r\nzwei\n".encode())
+  assert run(*flags, "--num_samples=1") == 0
+  assert [call[0] for call in model.calls] == [["ein Stück"], ["zwei"]]
+  capsys.readouterr()
+  for data, wanted in (
+    (b"one\n \nthree\n", "line 2 is empty"),
+    (b"one\ntw\xff\n", "line 2: byte 3 is not UTF-8"),
+    (b"", "is empty; write a prompt a line"),
+  ):
+    path.write_bytes(data)
+    assert wanted in expect_error(capsys, *flags)
+  path.unlink()
+  assert "cannot be read" in expect_error(capsys, *flags)
+
+
+def test_classes_are_folders_of_the_data(tmp_path, model, capsys):
+  from configs import quickstart
+  from videoar_jax.train.config import save_config
+
+  data, workdir = tmp_path / "data", tmp_path / "run"
+  for name in ("run", "data/b", "data/a", "sprites"):
+    (tmp_path / name).mkdir(parents=True)
+  save_config(quickstart.get_config(f"data={data}"), workdir / "config.json")
+  flags = [f"--workdir={workdir}", f"--out={tmp_path / 'out'}", "--num_samples=1"]
+  assert run(*flags, "--class_id=1", "--class_id=0") == 0
+  assert [call[0] for call in model.calls] == [["b"], ["a"]]
+  capsys.readouterr()
+  assert "there are 2 folders" in expect_error(capsys, *flags, "--class_id=2")
+  save_config(quickstart.get_config(), tmp_path / "sprites" / "config.json")
+  flags[0] = f"--workdir={tmp_path / 'sprites'}"
+  assert "knows no classes" in expect_error(capsys, *flags, "--class_id=0")
 
 
 def test_a_table_of_guidance_is_passed_on(tmp_path, model):

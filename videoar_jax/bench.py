@@ -1,9 +1,11 @@
 """Measures speed, beside the machine's own limit.
 
   python -m videoar_jax.bench tokenizer --num_frames=1 --resolution=256 --num_bits=32
+  python -m videoar_jax.bench sample --size=l --batch_size=4
 
 Without --tokenizer it is a random network of the paper's size. The limit is the rate of a large
-matrix product, measured between the other measurements, on the same device.
+matrix product, measured between the other measurements, on the same device; for samples, the time
+to read the weights in each step is added, at the rate at which a large array is read.
 """
 
 import argparse
@@ -13,6 +15,15 @@ import time
 from collections.abc import Callable
 
 from videoar_jax.command_line import Parser, parse_resolution, print_result
+
+# Depth, width, heads, key and value heads, head width, MLP width, as in `configs/common.py`.
+SIZES = {
+  "small": (6, 256, 4, 4, 64, 768),
+  "base": (12, 768, 12, 12, 64, 2048),
+  "l": (24, 1536, 12, 12, 128, 4096),
+  "xl": (32, 2048, 16, 16, 128, 5632),
+  "4b": (36, 2560, 32, 8, 128, 9728),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,8 +45,17 @@ def main(argv: list[str] | None = None) -> int:
   command.add_argument("--resolution", default="256", help="in pixels, as 256 or HEIGHTxWIDTH")
   command.add_argument("--batch_size", type=int, default=1, help="clips at a time")
   command.add_argument("--repeats", type=int, default=5, help="measurements; the median counts")
+  command.set_defaults(run=tokenizer_table)
+  text = "time to generate the bits of a clip of 17x128x128 pixels, with guidance"
+  command = commands.add_parser("sample", help=text, description=text)
+  command.add_argument("--size", choices=SIZES, default="small", help="of the random network")
+  command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+  command.add_argument("--past", choices=("scales", "final"), default="scales", help="see `Layout`")
+  command.add_argument("--batch_size", type=int, default=1, help="clips at a time")
+  command.add_argument("--repeats", type=int, default=5, help="measurements; the median counts")
+  command.set_defaults(run=sample_table)
   options = parser.parse_args(argv)
-  return print_result(lambda: tokenizer_table(options))
+  return print_result(lambda: options.run(options))
 
 
 def tokenizer_table(options: argparse.Namespace) -> str:
@@ -99,6 +119,95 @@ def tokenizer_table(options: argparse.Namespace) -> str:
       f"{rate / product:14.0%}"
     )
   return "\n".join(lines)
+
+
+def sample_table(options: argparse.Namespace) -> str:
+  """Measures generation without the pixels' decoder; returns the table.
+
+  Raises:
+    ValueError: a flag is impossible.
+  """
+  import jax
+  import jax.numpy as jnp
+  from flax import nnx
+
+  from videoar_jax.nn.layers import count_parameters
+  from videoar_jax.videoar.decode import decode, sample_keys
+  from videoar_jax.videoar.layout import Layout
+  from videoar_jax.videoar.model import Generator, GeneratorConfig
+
+  for name in ("batch_size", "repeats"):
+    if getattr(options, name) < 1:
+      raise ValueError(f"--{name}={getattr(options, name)} must be at least 1")
+  names = ("depth", "width", "num_heads", "num_kv_heads", "head_width", "mlp_width")
+  sizes = dict(zip(names, SIZES[options.size], strict=True))
+  # Compiling each layer by itself pays for few of them.
+  is_scanned = jax.default_backend() != "cpu" or sizes["depth"] > 12
+  settings = {"num_bits": 48, "vocabulary_size": 258, "past": options.past}
+  config = GeneratorConfig(**sizes, **settings, is_scanned=is_scanned)
+  layout = Layout(1, 5, tuple((n, n) for n in (1, 2, 3, 4, 6, 8)), past=options.past)
+  dtype, b = jnp.dtype(options.dtype), options.batch_size
+
+  def make(key):
+    model = Generator(nnx.Rngs(params=key), config, layout)
+    return jax.tree.map(lambda x: x.astype(dtype), model)
+
+  model = jax.jit(make)(jax.random.key(0))
+  text, keys = jnp.ones((b, 1), jnp.int32), sample_keys(0, 0, b)
+
+  def run(model, text, keys):
+    table = jnp.full((layout.num_frames, layout.num_scales), 3.0)
+    return decode(model, layout, text, jnp.ones(1, jnp.int32), keys, table).latents
+
+  side, weights = 2048, sum(x.nbytes for x in jax.tree.leaves(model.blocks))
+  matrix = jax.random.normal(jax.random.key(3), (side, side)).astype(dtype)
+  array = jnp.ones((64, 2**20), dtype)
+  begin = time.perf_counter()
+  compiled = jax.jit(run).lower(model, text, keys).compile()
+  compile_s = time.perf_counter() - begin
+  times = {"clip": [], "product": [], "read": []}
+  product, read = jax.jit(jnp.dot), jax.jit(lambda x: jnp.max(x, axis=1))
+  calls = {
+    "clip": lambda: compiled(model, text, keys),
+    "product": lambda: product(matrix, matrix),
+    "read": lambda: read(array),
+  }
+  # In turns, so that all see the machine as it is at the same time.
+  for i in range(options.repeats + 1):
+    for name, call in calls.items():
+      begin = time.perf_counter()
+      jax.block_until_ready(call())
+      if i:  # The first call compiles.
+        times[name].append(time.perf_counter() - begin)
+  seconds = {name: statistics.median(values) for name, values in times.items()}
+  flops = 2 * b * generator_flops(config, layout)
+  steps = 1 + layout.num_frames * layout.num_scales
+  if layout.final_size:
+    steps += layout.num_frames - 1
+  product_rate, read_rate = 2 * side**3 / seconds["product"], array.nbytes / seconds["read"]
+  floor = steps * weights / read_rate + flops / product_rate
+  return "\n".join(
+    [
+      f"{options.size}: {count_parameters(model):,} parameters, {options.dtype}, {layout.length} "
+      f"tokens in {steps} steps, batches of {b}, guided, on {jax.devices()[0].device_kind}",
+      f"matrix product {product_rate / 1e9:,.0f} GFLOP/s, reading {read_rate / 1e9:.1f} GB/s, "
+      f"compiled in {compile_s:.0f} s",
+      "",
+      f"a clip            {seconds['clip'] / b:10.3f} s   {b / seconds['clip']:.2f} clips/s",
+      f"its floor         {floor / b:10.3f} s   {flops / b / 1e9:.1f} GFLOP, "
+      f"{steps * weights / b / 2**30:.2f} GiB of weights",
+      f"times the floor   {seconds['clip'] / floor:10.2f}",
+    ]
+  )
+
+
+def generator_flops(config, layout) -> int:
+  """Returns the operations of one half of a clip: matrix products with weights, attention."""
+  m, k = config.width, config.head_width
+  weights = m * k * 2 * (config.num_heads + config.num_kv_heads) + 3 * m * config.mlp_width
+  pairs = int(layout.visible().sum())
+  products = 2 * layout.length * weights + 4 * pairs * config.num_heads * k
+  return config.depth * products
 
 
 def _seconds(function: Callable, *arguments, repeats: int) -> float:

@@ -7,6 +7,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from videoar_jax.data.text import ByteTokenizer
 from videoar_jax.parallel.sharding import MeshConfig, make_mesh
@@ -40,15 +41,21 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
   return Tokenizer(_module(stages, stage, step), stages.run.schedule)
 
 
-def load_model(path: str | os.PathLike) -> Model:
+def load_model(
+  path: str | os.PathLike, *, mesh: MeshConfig | None = None, dtype: str = "float32"
+) -> Model:
   """Loads the generator that a run trained, with its tokenizer.
 
   Args:
     path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/1600`).
+    mesh: devices to share the work; each reads its part of the parameters. None for one device.
+    dtype: of the generator's weights and cache, "float32" or "bfloat16".
   Raises:
     FileNotFoundError: there is no run, or it has no checkpoint of a generator yet.
+    ValueError: the devices do not fit, or the checkpoint is of a network of another size.
   """
-  stages, wanted, step = _open(path)
+  devices = None if mesh is None else make_mesh(mesh)
+  stages, wanted, step = _open(path, devices)
   stage = _stage(stages, "generator", wanted)
   # A path may name a checkpoint of the tokenizer's stage: the step is not the generator's then.
   step = step if stage.name == wanted else None
@@ -56,7 +63,7 @@ def load_model(path: str | os.PathLike) -> Model:
   tokenizer = Tokenizer(_module(stages, coder, None), stages.run.schedule)
   sampling = stages.run.sampling
   return Model(
-    _module(stages, stage, step),
+    _module(stages, stage, step, is_split=True),
     tokenizer,
     ByteTokenizer(stages.run.text.length),
     stages.run.layout_of(stage.data),
@@ -66,6 +73,8 @@ def load_model(path: str | os.PathLike) -> Model:
       "top_p": sampling.top_p,
     },
     window=stage.loss.window,
+    mesh=devices,
+    dtype=jnp.dtype(dtype),
   )
 
 
@@ -86,13 +95,16 @@ def find_run(path: str | os.PathLike) -> tuple[pathlib.Path, configs.RunConfig]:
   )
 
 
-def _open(path: str | os.PathLike) -> tuple[Stages, str | None, int | None]:
+def _open(
+  path: str | os.PathLike, mesh: Mesh | None = None
+) -> tuple[Stages, str | None, int | None]:
   """Returns the run that a path belongs to, and the stage and step that it names, if any."""
   workdir, run = find_run(path)
   parts = pathlib.Path(path).absolute().relative_to(workdir).parts
   stage = parts[0] if parts else None
   step = int(parts[2]) if len(parts) > 2 and parts[2].isdigit() else None
-  mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
+  if mesh is None:
+    mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
   return Stages(run, workdir, mesh), stage, step
 
 
@@ -106,8 +118,16 @@ def _stage(stages: Stages, kind: str, name: str | None):
   return stage
 
 
-def _module(stages: Stages, stage, step: int | None) -> nnx.Module:
-  template, params = stages.load_params(stage, step)
+def _module(stages: Stages, stage, step: int | None, *, is_split: bool = False) -> nnx.Module:
+  try:
+    template, params = stages.load_params(stage, step, is_split=is_split)
+  except ValueError as error:
+    # Its further sentences are about settings of the library.
+    reason = str(error).partition(". ")[0]
+    raise ValueError(
+      f"the checkpoint of stage {stage.name!r} is of another network than "
+      f"{stages.workdir / 'config.json'} describes, or does not split over the devices: {reason}"
+    ) from error
   at = step or stages.latest_step(stage)
   if at < stage.loop.num_steps:
     log.warning("stage %s is at step %d of %d", stage.name, at, stage.loop.num_steps)

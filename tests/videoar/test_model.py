@@ -334,7 +334,7 @@ def test_samples_depend_on_their_own_key_only(model):
 def test_forced_frames_are_kept(model):
   free = decoded(model, sample_keys(0, 0, 2))
   forced = [1 - bits for bits in free.bits]
-  out = decoded(model, sample_keys(0, 0, 2), forced_bits=forced, num_forced=2)
+  out = decoded(model, sample_keys(0, 0, 2), given=[bits[:, :2] for bits in forced])
   for a, b in zip(out.bits, forced, strict=True):
     np.testing.assert_array_equal(a[:, :2], b[:, :2])
     assert a.shape == b.shape
@@ -370,3 +370,20 @@ def test_guidance_schedules(tmp_path):
     guidance.guidance_table(tmp_path / "g.json", 3, 2)
   with pytest.raises(ValueError, match="unknown"):
     guidance.guidance_table("strong", 3, 2)
+  (tmp_path / "bad.json").write_text('{"1": [2]}')
+  with pytest.raises(ValueError, match=r"bad\.json holds no table of numbers"):
+    guidance.guidance_table(tmp_path / "bad.json", 3, 2)
+
+
+def test_guidance_of_a_clip_of_another_length(tmp_path):
+  """Its beginning is that of a clip of the trained length; what is beyond keeps the last row."""
+  (tmp_path / "g.json").write_text("[[1, 2], [3, 4], [5, 6]]")
+  for spec in ("ucf101", "t2v", tmp_path / "g.json"):
+    trained = guidance.guidance_table(spec, 3, 2)
+    np.testing.assert_array_equal(guidance.guidance_table(spec, 2, 2, 3), trained[:2])
+    longer = guidance.guidance_table(spec, 5, 2, 3)
+    np.testing.assert_array_equal(longer, trained[[0, 1, 2, 2, 2]])
+  # A table for this very clip counts, too; others do not.
+  assert guidance.guidance_table(tmp_path / "g.json", 3, 2, 5)[2, 1] == 6
+  with pytest.raises(ValueError, match=r"need \(4, 2\) or \(5, 2\)"):
+    guidance.guidance_table(tmp_path / "g.json", 4, 2, 5)

@@ -91,15 +91,23 @@ class Stages:
     layout = run.layout_of(stage.data)
     return Template.of(lambda key: Generator(nnx.Rngs(params=key), run.generator, layout))
 
-  def load_params(self, stage: StageConfig, step: int | None = None) -> tuple[Template, dict]:
-    """Returns a stage's structure and its (averaged, where kept) parameters, on every device.
+  def load_params(
+    self, stage: StageConfig, step: int | None = None, *, is_split: bool = False
+  ) -> tuple[Template, dict]:
+    """Returns a stage's structure and its (averaged, where kept) parameters.
 
+    Args:
+      stage: which.
+      step: of the checkpoint; None for the newest.
+      is_split: over the devices, as in training; else whole on every device.
     Raises:
       FileNotFoundError: the stage has no checkpoint.
     """
     template = self.module_template(stage)
-    whole = jax.tree.map(lambda _: replicated(self.mesh), template.shapes)
-    abstract = with_shardings(template.shapes, whole)
+    shardings = jax.tree.map(lambda _: replicated(self.mesh), template.shapes)
+    if is_split:
+      shardings = template.shardings(self.mesh)
+    abstract = with_shardings(template.shapes, shardings)
     if not self.checkpoints(stage).is_dir():
       raise FileNotFoundError(
         f"no checkpoint in {self.checkpoints(stage)}; train stage {stage.name!r} first"

@@ -25,29 +25,53 @@ def t2v(num_frames: int, num_scales: int) -> Float[np.ndarray, "t s"]:
 SCHEDULES = {"ucf101": ucf101, "t2v": t2v}
 
 
-def guidance_table(spec: str | float, num_frames: int, num_scales: int):
+def guidance_table(
+  spec: str | float, num_frames: int, num_scales: int, num_trained: int | None = None
+) -> Float[np.ndarray, "t s"]:
   """Returns the guidance `g[t, s]` that a setting names.
 
+  Schedules and tables are for clips of the trained length. A shorter clip takes the first rows, and
+  in a longer one later frames keep the last row: a clip's beginning does not depend on its length.
+
   Args:
-    spec: "ucf101", "t2v", "constant:3" or a number, or the path of a JSON file with a table.
+    spec: "ucf101", "t2v", "constant:3" or a number, or the path of a JSON file with a table, which
+      may also have a row for each frame of this clip.
     num_frames: latent frames.
     num_scales: scales a frame.
+    num_trained: latent frames of the clips of training; None for `num_frames`.
   Raises:
     ValueError: the setting is unknown, or the table's shape does not fit.
   """
+  num_trained = num_trained or num_frames
   text = str(spec)
   if text in SCHEDULES:
-    return SCHEDULES[text](num_frames, num_scales).astype(np.float32)
-  if text.endswith(".json"):
-    table = np.asarray(json.loads(pathlib.Path(text).read_text()), np.float32)
-    if table.shape != (num_frames, num_scales):
-      raise ValueError(
-        f"guidance: the table in {text} has shape {table.shape}, but {num_frames} latent frames "
-        f"of {num_scales} scales need ({num_frames}, {num_scales})"
-      )
-    if not np.isfinite(table).all():
-      raise ValueError(f"guidance: the table in {text} holds what is not a finite number")
-    return table
+    table = SCHEDULES[text](num_trained, num_scales)
+  elif text.endswith(".json"):
+    table = _read_table(text, sorted({num_frames, num_trained}), num_scales)
+  else:
+    table = np.full((1, num_scales), _constant(text))
+  rows = np.minimum(np.arange(num_frames), len(table) - 1)
+  return table[rows].astype(np.float32)
+
+
+def _read_table(path: str, lengths: list[int], num_scales: int) -> Float[np.ndarray, "t s"]:
+  try:
+    table = np.asarray(json.loads(pathlib.Path(path).read_text()), np.float32)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"guidance: {path} holds no table of numbers ({error})") from None
+  if table.shape not in [(length, num_scales) for length in lengths]:
+    wanted = " or ".join(f"({length}, {num_scales})" for length in lengths)
+    frames = " or ".join(map(str, lengths))
+    raise ValueError(
+      f"guidance: the table in {path} has shape {table.shape}, but {frames} latent frames of "
+      f"{num_scales} scales need {wanted}"
+    )
+  if not np.isfinite(table).all():
+    raise ValueError(f"guidance: the table in {path} holds what is not a finite number")
+  return table
+
+
+def _constant(text: str) -> float:
   try:
     value = float(text.removeprefix("constant:"))
   except ValueError:
@@ -57,4 +81,4 @@ def guidance_table(spec: str | float, num_frames: int, num_scales: int):
     ) from None
   if not math.isfinite(value):
     raise ValueError(f"guidance: {text!r} is not a finite number")
-  return np.full((num_frames, num_scales), value, np.float32)
+  return value

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videoar_jax.nn import layers
 from videoar_jax.nn.attention import attention
-from videoar_jax.nn.cache import Cache
+from videoar_jax.nn.cache import Cache, attend
 from videoar_jax.nn.rope import rope_angles, rotate
 from videoar_jax.parallel.sharding import constrain
 from videoar_jax.videoar.layout import TEXT, Layout
@@ -101,7 +101,7 @@ class Attention(nnx.Module):
     self.key_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
     self.config = config
 
-  def __call__(self, x, angles, mask, blocks, cache: Cache | None, offset):
+  def __call__(self, x, angles, mask, blocks, seen: tuple[Cache, ...] | None):
     b, l, _ = x.shape
     config = self.config
     query = self.query(x).reshape(b, l, config.num_heads, config.head_width)
@@ -111,11 +111,11 @@ class Attention(nnx.Module):
       query, key = self.query_norm(query), self.key_norm(key)
     if angles is not None:
       query, key = rotate(query, angles), rotate(key, angles)
-    if cache is not None:
-      cache = cache.write(key, value, offset)
-      key, value = cache.keys.astype(query.dtype), cache.values.astype(query.dtype)
+    if seen is not None:
+      new = Cache.of(key, value)
+      return self.out(attend(query, (*seen, new), mask).reshape(b, l, -1)), new
     y = attention(query, key, value, mask, blocks)
-    return self.out(y.reshape(b, l, -1)), cache
+    return self.out(y.reshape(b, l, -1)), None
 
 
 class GatedMLP(nnx.Module):
@@ -141,13 +141,13 @@ class Block(nnx.Module):
     self.mlp_norm = layers.RMSNorm(rngs, config.width)
     self.mlp = GatedMLP(rngs, config)
 
-  def __call__(self, x, angles, mask, blocks=(), cache: Cache | None = None, offset=0):
-    y, cache = self.attention(self.attention_norm(x), angles, mask, blocks, cache, offset)
+  def __call__(self, x, angles, mask, blocks=(), seen: tuple[Cache, ...] | None = None):
+    y, new = self.attention(self.attention_norm(x), angles, mask, blocks, seen)
     x = x + y
     # A decoder's step may be one token, which no mesh axis divides.
-    sequence = "sequence" if cache is None else None
+    sequence = "sequence" if seen is None else None
     x = constrain(x + self.mlp(self.mlp_norm(x)), ("batch", sequence, None))
-    return x, cache
+    return x, new
 
 
 class Generator(nnx.Module):
@@ -205,7 +205,7 @@ class Generator(nnx.Module):
     if self.position_embedding is not None:
       x = x + self.position_embedding(jnp.arange(layout.length)).astype(x.dtype)
     mask = attention_mask(layout, text_mask, frame_keep)
-    x, _ = self.run(x, self.angles(layout.positions), mask, layout.blocks)
+    x = self.run(x, self.angles(layout.positions), mask, layout.blocks)
     x = jnp.pad(x[:, layout.text_length :], ((0, 0), (0, layout.final_size), (0, 0)))
     return self.logits(x.reshape(b, t, layout.frame_stride, -1)[:, :, :n])
 
@@ -246,30 +246,50 @@ class Generator(nnx.Module):
       is_interleaved=config.rope_is_interleaved,
     )
 
-  def run(self, x, angles, mask, attention_blocks=(), cache: Cache | None = None, offset=0):
-    """Runs the blocks; with a cache, `x` stands at position `offset` and the cache is returned."""
+  def run(self, x, angles, mask, attention_blocks=()):
+    """Runs the blocks."""
+
+    def body(x, block):
+      return block(x, angles, mask, attention_blocks)
+
+    if self.config.remat:
+      body = jax.checkpoint(body)
+    if self.config.is_scanned:
+      return jax.lax.scan(body, x, self.blocks)[0]
+    for i in range(self.config.depth):
+      x, _ = body(x, self._block(i))
+    return x
+
+  def step(self, x: Float[Array, "b q m"], angles, seen: tuple, masks: tuple):
+    """Runs the blocks for the next tokens of a sequence.
+
+    Args:
+      x: the tokens.
+      angles: their rotary angles.
+      seen: what steps before returned of tokens to attend to.
+      masks: `[#b, #q, l]` for each of `seen`, and for the tokens themselves; None for all true.
+    Returns:
+      `[b, q, m]`, and the tokens' keys and values: stacked, or a list where layers are unrolled.
+    """
 
     def body(x, layer):
-      block, cache = layer
-      return block(x, angles, mask, attention_blocks, cache, offset)
+      block, caches = layer
+      return block(x, angles, masks, seen=caches)
 
-    if self.config.remat and cache is None:
-      body = jax.checkpoint(body)
-    if self.config.is_scanned or cache is not None:
-      return jax.lax.scan(body, x, (self.blocks, cache))
+    if self.config.is_scanned:
+      return jax.lax.scan(body, x, (self.blocks, seen))
+    news = []
     for i in range(self.config.depth):
-      x, _ = body(x, (jax.tree.map(lambda weight, i=i: weight[i], self.blocks), None))
-    return x, None
+      x, new = body(x, (self._block(i), tuple(caches[i] for caches in seen)))
+      news.append(new)
+    return x, news
+
+  def _block(self, i: int) -> Block:
+    return jax.tree.map(lambda weight: weight[i], self.blocks)
 
   def logits(self, x: Float[Array, "b q m"]) -> Float[Array, "b q d"]:
     """Returns float32 logits, one a bit."""
     return self.head(self.norm_out(x)).astype(jnp.float32)
-
-  def init_cache(self, batch_size: int, layout: Layout, dtype=jnp.float32) -> Cache:
-    """Returns an empty cache for all layers."""
-    config = self.config
-    shape = (config.depth, batch_size, layout.length, config.num_kv_heads, config.head_width)
-    return Cache.zeros(shape, dtype)
 
 
 def attention_mask(

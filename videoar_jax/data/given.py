@@ -1,0 +1,80 @@
+"""Images and videos that a model is to go on from, as pixels of its size."""
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from videoar_jax.data.clips import decode_video, probe, resize_and_crop
+
+
+def read_image(
+  path: str, resolution: tuple[int, int], *, is_resized: bool
+) -> UInt8[np.ndarray, "H W 3"]:
+  """Reads a picture.
+
+  Args:
+    path: of the file.
+    resolution: (H, W).
+    is_resized: resize to cover that, and crop around the centre; else it must be of that size.
+  Raises:
+    ValueError: it cannot be read, or is of another size.
+  """
+  try:
+    with Image.open(path) as file:
+      image = ImageOps.exif_transpose(file).convert("RGB")
+  except OSError as error:  # What is no picture raises a kind of OSError, too.
+    raise ValueError(f"{path} cannot be read as a picture ({error.strerror or error})") from error
+  if not is_resized:
+    _check_size(path, (image.height, image.width), resolution)
+  return resize_and_crop(av.VideoFrame.from_image(image), resolution)
+
+
+def read_video(
+  path: str,
+  resolution: tuple[int, int],
+  frame_rate: float,
+  *,
+  stride: int,
+  max_frames: int,
+  is_resized: bool,
+) -> UInt8[np.ndarray, "f H W 3"]:
+  """Reads all frames of a video, at the model's rate.
+
+  Args:
+    path: of the file.
+    resolution: see `read_image`.
+    frame_rate: frames a second to read, whatever the file's are.
+    stride: tau; the result has 1 + tau k frames.
+    max_frames: how many the result may have.
+    is_resized: make it fit, and leave out last frames; else it must fit as it is.
+  Raises:
+    ValueError: it cannot be read, or is of another size or length.
+  """
+  try:
+    probe(path)
+    with av.open(path) as container:
+      context = container.streams.video[0].codec_context
+      size = (context.height, context.width)
+    if not is_resized:
+      _check_size(path, size, resolution)
+    video = decode_video(path, resolution)
+  except ValueError as error:
+    raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
+  wanted = video.clock.wanted(0.0, len(video.ticks) + max_frames, frame_rate)
+  num_frames = int(np.sum(wanted <= video.ticks[-1] + 1))
+  fitting = 1 + (min(num_frames, max_frames) - 1) // stride * stride
+  if num_frames != fitting and not is_resized:
+    raise ValueError(
+      f"{path} has {num_frames} frames at {frame_rate:g} a second, but the model needs "
+      f"1 + {stride} k, at most {max_frames}; cut it to {fitting}, or let --resize do so"
+    )
+  return video.frames[np.searchsorted(video.ticks, wanted[:fitting], side="right") - 1]
+
+
+def _check_size(path: str, size: tuple[int, int], wanted: tuple[int, int]) -> None:
+  if size != tuple(wanted):
+    raise ValueError(
+      f"{path} is {size[0]}x{size[1]} pixels (height x width), but the model makes "
+      f"{wanted[0]}x{wanted[1]}; --resize makes it fit"
+    )
