@@ -1,0 +1,81 @@
+# shellcheck shell=bash
+# Sourced by tpu.sh, xpk.sh and slurm.sh: arguments, quoting, and commands that --dry-run only shows.
+
+is_dry_run=""
+
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+# Prints the arguments as a line that any POSIX shell reads back as the same arguments.
+quote() {
+  local argument line=""
+  for argument in "$@"; do
+    if [[ ! "$argument" =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]]; then
+      argument="'${argument//\'/\'\\\'\'}'"
+    fi
+    line+="${line:+ }$argument"
+  done
+  printf '%s\n' "$line"
+}
+
+run() {
+  if [[ -n "$is_dry_run" ]]; then
+    quote "$@"
+  else
+    "$@"
+  fi
+}
+
+# Sets option_NAME for each --NAME=VALUE in front of --, and `flags` to what stands after it.
+#
+#   read_options "name zone" "$@"
+read_options() {
+  local known=" $1 " argument name
+  shift
+  flags=()
+  while [[ $# -gt 0 ]]; do
+    argument="$1"
+    shift
+    case "$argument" in
+      --) flags=("$@") && break ;;
+      --dry-run) is_dry_run=1 ;;
+      --help) usage && exit 0 ;;
+      --*=*)
+        name="${argument%%=*}"
+        name="${name#--}"
+        # shellcheck disable=SC2086 # A word for each name.
+        [[ "$known" == *" $name "* ]] || fail "--$name is unknown; known are$(printf ' --%s' $known)"
+        printf -v "option_${name//-/_}" '%s' "${argument#*=}"
+        ;;
+      *) fail "${argument@Q} is not --NAME=VALUE; the run's own flags come after --" ;;
+    esac
+  done
+}
+
+# Stops unless every option named has a value.
+need_options() {
+  local name variable
+  for name in "$@"; do
+    variable="option_${name//-/_}"
+    [[ -n "${!variable:-}" ]] || fail "--$name=VALUE is missing; --help shows an example"
+  done
+}
+
+# Stops unless the run's flags name a config and leave the workdir to the launcher.
+check_flags() {
+  local flag has_config=""
+  for flag in "${flags[@]}"; do
+    case "$flag" in
+      --config=*) has_config=1 ;;
+      --workdir | --workdir=*) fail "--workdir goes in front of --" ;;
+    esac
+  done
+  [[ -n "$has_config" ]] || fail "after -- comes --config=FILE.py, and further flags of videoar_jax.main"
+}
+
+# Prints the comment at the head of the script.
+usage() {
+  sed -n '2,/^[^#]/{/^# shellcheck/d;s/^# \{0,1\}//p;}' "$0"
+}
