@@ -88,6 +88,14 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec_of(axes, x.shape, mesh))
 
 
+def is_for_tpu() -> bool:
+  """Says whether what is traced now will run on TPU: on the mesh that is set, or by default."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  if device is None:
+    return jax.default_backend() == "tpu"
+  return "TPU" in device.device_kind
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of what every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())

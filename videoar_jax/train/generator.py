@@ -107,9 +107,8 @@ class GeneratorTask:
       is_dropped = jax.random.bernoulli(keys[2], settings.p_drop_text, (b, 1))
       text = jnp.where(is_dropped, jnp.asarray(self.text_encoder.null()), text)
       metrics["dropped_share"] = jnp.mean(is_dropped)
-    if settings.window is not None or (is_training and settings.p_frame_mask > 0):
-      p_mask = settings.p_frame_mask if is_training else 0.0
-      keep = corrupting.draw_frame_keep(keys[3], b, t, p_mask=p_mask, window=settings.window)
+    if is_training and settings.p_frame_mask > 0:
+      keep = corrupting.draw_frame_keep(keys[3], b, t, p_mask=settings.p_frame_mask)
     inputs = corrupting.corrupt(latents, layout.schedule, flips, layout.previous)
     logits = module(
       text,
@@ -118,6 +117,7 @@ class GeneratorTask:
       text_mask=text != self.text_encoder.pad_id,
       latents=inputs.latents,
       frame_keep=keep,
+      window=settings.window,
     )
     labels = jnp.concatenate([scale.reshape(b, t, -1, d) for scale in inputs.labels], axis=2)
     # log(1 + e^x) - x y, the cross-entropy of a bit y with logit x.

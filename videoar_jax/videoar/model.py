@@ -11,11 +11,17 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from videoar_jax.nn import layers
-from videoar_jax.nn.attention import attention
+from videoar_jax.nn.attention import BACKENDS, attend, attention
 from videoar_jax.nn.cache import Cache
 from videoar_jax.nn.rope import rope_angles, rotate
-from videoar_jax.parallel.sharding import constrain
+from videoar_jax.nn.visibility import Sight
+from videoar_jax.parallel.sharding import constrain, is_for_tpu
 from videoar_jax.videoar.layout import TEXT, Layout
+
+_REMAT_POLICIES = {
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +47,10 @@ class GeneratorConfig:
     rope_grid: where a scale's cells lie, see `Layout`.
     is_scanned: one loop over the stacked blocks, which keeps compiling short however deep the
       network; without it, every block is compiled by itself, a quarter faster on CPU.
-    remat: recompute each block in the backward pass.
+    remat: what the backward pass computes anew: "none" of a block; "dots", all but its products
+      with weights (`dots_with_no_batch_dims_saveable`); "full", all but its input.
+    attention: "dense", "blocked" or "splash", see `nn.attention.attend`; "auto" takes "splash" on
+      TPU, "blocked" elsewhere.
   """
 
   depth: int
@@ -61,7 +70,8 @@ class GeneratorConfig:
   previous: str = "first"
   rope_grid: str = "scale"
   is_scanned: bool = True
-  remat: bool = True
+  remat: str = "full"
+  attention: str = "auto"
 
   def __post_init__(self):
     object.__setattr__(self, "rope_fractions", tuple(self.rope_fractions))
@@ -81,8 +91,14 @@ class GeneratorConfig:
       )
     if self.rope_base <= 0:
       raise ValueError(f"generator.rope_base={self.rope_base} must be positive")
-    if self.positions not in ("rope", "learned"):
-      raise ValueError(f"generator.positions={self.positions!r} must be 'rope' or 'learned'")
+    choices = {
+      "positions": ("rope", "learned"),
+      "remat": ("none", "dots", "full"),
+      "attention": ("auto", *BACKENDS),
+    }
+    for name, known in choices.items():
+      if getattr(self, name) not in known:
+        raise ValueError(f"generator.{name}={getattr(self, name)!r} must be in {known}")
 
 
 class Attention(nnx.Module):
@@ -101,7 +117,7 @@ class Attention(nnx.Module):
     self.key_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
     self.config = config
 
-  def __call__(self, x, angles, mask, blocks, cache: Cache | None, offset):
+  def __call__(self, x, angles, mask, cache: Cache | None, offset):
     b, l, _ = x.shape
     config = self.config
     query = self.query(x).reshape(b, l, config.num_heads, config.head_width)
@@ -114,7 +130,9 @@ class Attention(nnx.Module):
     if cache is not None:
       cache = cache.write(key, value, offset)
       key, value = cache.keys.astype(query.dtype), cache.values.astype(query.dtype)
-    y = attention(query, key, value, mask, blocks)
+      y = attention(query, key, value, mask)
+    else:
+      y = attend(query, key, value, mask)
     return self.out(y.reshape(b, l, -1)), cache
 
 
@@ -141,8 +159,8 @@ class Block(nnx.Module):
     self.mlp_norm = layers.RMSNorm(rngs, config.width)
     self.mlp = GatedMLP(rngs, config)
 
-  def __call__(self, x, angles, mask, blocks=(), cache: Cache | None = None, offset=0):
-    y, cache = self.attention(self.attention_norm(x), angles, mask, blocks, cache, offset)
+  def __call__(self, x, angles, mask, cache: Cache | None = None, offset=0):
+    y, cache = self.attention(self.attention_norm(x), angles, mask, cache, offset)
     x = x + y
     # A decoder's step may be one token, which no mesh axis divides.
     sequence = "sequence" if cache is None else None
@@ -178,6 +196,7 @@ class Generator(nnx.Module):
     text_mask: Bool[Array, "b P"],
     latents: Float[Array, "b t h w d"] | None = None,
     frame_keep: Bool[Array, "b t t"] | None = None,
+    window: int | None = None,
   ) -> Float[Array, "b t n d"]:
     """Returns the logits of every bit, teacher-forced.
 
@@ -189,6 +208,7 @@ class Generator(nnx.Module):
       text_mask: false on padding.
       latents: the frames' complete latents, read with `past="final"` only.
       frame_keep: whether frame i (axis 1) may see the earlier frame j (axis 2); None for all.
+      window: earlier frames that a frame may see; None for all.
     Raises:
       ValueError: the layout has complete latents in it, and none are given.
     """
@@ -204,8 +224,8 @@ class Generator(nnx.Module):
     x = jnp.concatenate([self.embed_text(text, features.dtype), video], 1)[:, : layout.length]
     if self.position_embedding is not None:
       x = x + self.position_embedding(jnp.arange(layout.length)).astype(x.dtype)
-    mask = attention_mask(layout, text_mask, frame_keep)
-    x, _ = self.run(x, self.angles(layout.positions), mask, layout.blocks)
+    sight = Sight(layout.visibility(window), text_mask, frame_keep, self.attention_backend())
+    x, _ = self.run(x, self.angles(layout.positions), sight)
     x = jnp.pad(x[:, layout.text_length :], ((0, 0), (0, layout.final_size), (0, 0)))
     return self.logits(x.reshape(b, t, layout.frame_stride, -1)[:, :, :n])
 
@@ -246,15 +266,24 @@ class Generator(nnx.Module):
       is_interleaved=config.rope_is_interleaved,
     )
 
-  def run(self, x, angles, mask, attention_blocks=(), cache: Cache | None = None, offset=0):
-    """Runs the blocks; with a cache, `x` stands at position `offset` and the cache is returned."""
+  def attention_backend(self) -> str:
+    """Returns which code attends without a cache."""
+    if self.config.attention != "auto":
+      return self.config.attention
+    return "splash" if is_for_tpu() else "blocked"
+
+  def run(self, x, angles, mask: Sight | Array, cache: Cache | None = None, offset=0):
+    """Runs the blocks; with a cache, `x` stands at position `offset` and the cache is returned.
+
+    The mask is then an array `[b, q, l]` of what `x` may attend to among what is cached.
+    """
 
     def body(x, layer):
       block, cache = layer
-      return block(x, angles, mask, attention_blocks, cache, offset)
+      return block(x, angles, mask, cache, offset)
 
-    if self.config.remat and cache is None:
-      body = jax.checkpoint(body)
+    if self.config.remat != "none" and cache is None:
+      body = jax.checkpoint(body, policy=_REMAT_POLICIES[self.config.remat])
     if self.config.is_scanned or cache is not None:
       return jax.lax.scan(body, x, (self.blocks, cache))
     for i in range(self.config.depth):
