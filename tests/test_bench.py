@@ -55,6 +55,30 @@ def test_flops_are_those_of_the_program(num_frames):
   assert decoder_flops(CONFIG, num_frames, size) == counted > 0
 
 
+@pytest.mark.slow
+def test_table_of_a_training_step(capsys):
+  assert bench.main(["train", "--config=configs/quickstart.py", "--batch_size=1"]) == 0
+  *_, forward, both = capsys.readouterr().out.splitlines()
+  forward, both = (float(line.split("%")[0].split()[-4]) for line in (forward, both))
+  assert 0 < forward < both
+
+
+@pytest.mark.parametrize(
+  ("flags", "said"),
+  [
+    (["--config=nowhere.py"], "nowhere.py"),
+    (["--config=configs/tokenizer_ucf101.py:variant=quick"], "trains no generator"),
+    (["--config=configs/common.py"], "has no get_config"),
+    (["--config=configs/quickstart.py:size=huge"], "size='huge' is unknown"),
+    (["--config=configs/quickstart.py", "--repeats=0"], "--repeats=0"),
+  ],
+)
+def test_bad_flags_of_training_are_named(flags, said, capsys):
+  assert bench.main(["train", *flags]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+
+
 @pytest.mark.parametrize(
   ("flags", "said"),
   [

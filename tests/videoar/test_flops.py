@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from configs.common import generator_size
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.videoar import flops
 from videoar_jax.videoar.layout import Layout
@@ -92,3 +93,13 @@ def test_bytes_are_those_of_the_parameters(layout, positions):
   config = dataclasses.replace(CONFIG, positions=positions)
   num = count_parameters(abstract_model(layout, config))
   assert flops.parameter_bytes(config, layout) == 4 * num
+
+
+@pytest.mark.parametrize(("size", "total"), [("l", 926e6), ("xl", 2.0e9), ("4b", 4.0e9)])
+def test_named_sizes_are_the_papers(size, total):
+  """With an embedding of about 1.5e5 rows of text, as the paper's totals have."""
+  fields = {"num_bits": 48, "vocabulary_size": 150_000}
+  config = GeneratorConfig(**generator_size(size).to_dict(), **fields)
+  layout = Layout(64, 5, ((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8)))
+  num = count_parameters(abstract_model(layout, config))
+  assert abs(num / total - 1) < 0.03, num

@@ -96,6 +96,24 @@ def is_for_tpu() -> bool:
   return "TPU" in device.device_kind
 
 
+# Operations a second of matrix products in bfloat16, as the makers give them, by kind of device.
+_PEAKS = {
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v6 lite": 918e12,
+  "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA H100 80GB HBM3": 989e12,
+  "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops() -> float | None:
+  """Returns the operations a second that all devices could do; None where that is not known."""
+  peak = _PEAKS.get(jax.devices()[0].device_kind)
+  return None if peak is None else peak * jax.device_count()
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of what every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from videoar_jax.parallel.sharding import peak_flops
 from videoar_jax.tokenizer.tokenizer import to_float, to_uint8
 from videoar_jax.train.state import Template
 from videoar_jax.videoar import corruption as corrupting
 from videoar_jax.videoar.decode import decode, sample_keys
+from videoar_jax.videoar.flops import training_flops
 from videoar_jax.videoar.layout import Layout
 from videoar_jax.videoar.model import Generator, GeneratorConfig
 
@@ -130,6 +132,18 @@ class GeneratorTask:
     for frame in range(t):
       metrics[f"bit_accuracy/frame_{frame}"] = jnp.mean(is_right[frame])
     return jnp.mean(losses * weights[:, None]), metrics
+
+  def rates(self, clips_per_s: float) -> dict[str, float]:
+    """Returns tokens a second, and the share of the devices' peak where that is known.
+
+    What the frozen tokenizer does for them is not counted.
+    """
+    rates = {"tokens_per_s": clips_per_s * self.layout.length}
+    peak = peak_flops()
+    if peak is not None:
+      flops = training_flops(self.config, self.layout, self.settings.window)
+      rates["flops_utilisation"] = clips_per_s * flops / peak
+    return rates
 
   def media(self, module: Generator, frozen, batch):
     """Returns samples for the batch's prompts."""
