@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from videoar_jax.data.text import ByteTokenizer
 from videoar_jax.parallel.sharding import MeshConfig, make_mesh
 from videoar_jax.tokenizer.autoencoder import autoencoder_of
 from videoar_jax.tokenizer.files import is_saved, read_params
@@ -58,7 +57,7 @@ def load_model(path: str | os.PathLike) -> Model:
   return Model(
     _module(stages, stage, step),
     tokenizer,
-    ByteTokenizer(stages.run.text.length),
+    stages.run.text.encoder,
     stages.run.layout_of(stage.data),
     defaults={
       "guidance": sampling.guidance,

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from videoar_jax.data.pipeline import make_source
-from videoar_jax.data.text import ByteTokenizer
+from videoar_jax.data.text import TextEncoder
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel.sharding import make_mesh
 from videoar_jax.train import config as configs
@@ -51,7 +51,7 @@ class Run:
     self.train_source = make_source(run.data, "train")
     self.test_source = make_source(run.data, "test")
     for source in (self.train_source, self.test_source):
-      _check_captions(source, run.text.length)
+      _check_captions(source, run.text.encoder)
     self.stages = Stages(run, workdir, mesh)
     self.stages.check_inflation()
     self.stages.check_frozen()
@@ -101,8 +101,7 @@ def _check_batches(run: configs.RunConfig, mesh: Mesh) -> None:
       )
 
 
-def _check_captions(source, text_length: int) -> None:
-  encoder = ByteTokenizer(text_length)
+def _check_captions(source, encoder: TextEncoder) -> None:
   for caption in source.longest_captions():
     encoder.encode(caption)
 
