@@ -11,8 +11,8 @@ from videoar_jax.tokenizer.autoencoder import AutoencoderConfig, abstract_params
 from videoar_jax.tokenizer.flops import decoder_flops, encoder_flops
 
 CONFIG = AutoencoderConfig(
-  num_bits=4,
-  base_channels=4,
+  num_bits=6,
+  base_channels=8,
   multipliers=(1, 2, 2),
   num_encoder_blocks=1,
   num_decoder_blocks=2,
@@ -47,7 +47,7 @@ def test_flops_are_those_of_the_program(num_frames):
     return autoencoder_of(CONFIG, params).decoder(latents)
 
   video = jax.ShapeDtypeStruct((1, num_frames, *size, 3), jnp.float32)
-  latents = jax.ShapeDtypeStruct((1, *CONFIG.latent_shape(num_frames, size), 4), jnp.float32)
+  latents = jax.ShapeDtypeStruct((1, *CONFIG.latent_shape(num_frames, size), 6), jnp.float32)
   params = abstract_params(CONFIG)
   counted = convolutions(jax.make_jaxpr(encode)(params, video).jaxpr)
   assert encoder_flops(CONFIG, num_frames, size) == counted > 0
