@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -149,6 +150,34 @@ def test_two_devices_equal_one(trained, tmp_path):
   assert done.returncode == 0, done.stderr[-3000:]
   assert json.loads((tmp_path / "run.json").read_text())["mesh"]["fsdp"] == 2
   ours = losses(tmp_path)
+  for stage, steps in losses(trained).items():
+    np.testing.assert_allclose(
+      [ours[stage][step]["loss"] for step in steps],
+      [record["loss"] for record in steps.values()],
+      rtol=1e-5,
+      atol=1e-5,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(trained, tmp_path):
+  """Two processes of two devices train to the same losses; the second writes nothing."""
+  flags = [*command(tmp_path / "run"), "--config.mesh.data=1", "--config.mesh.fsdp=4"]
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    coordinator = f"localhost:{free.getsockname()[1]}"
+  processes = []
+  for index in range(2):
+    variables = {"VIDEOAR_COORDINATOR": coordinator, "VIDEOAR_NUM_PROCESSES": "2"}
+    variables["VIDEOAR_PROCESS"] = str(index)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environ = environment(2) | variables
+    processes.append(subprocess.Popen(flags, cwd=REPOSITORY, env=environ, **pipes))
+  outputs = [process.communicate(timeout=1200)[0] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], outputs
+  assert "report:" in outputs[0] and "stage generator" not in outputs[1]
+  assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
+  ours = losses(tmp_path / "run")
   for stage, steps in losses(trained).items():
     np.testing.assert_allclose(
       [ours[stage][step]["loss"] for step in steps],

@@ -2,22 +2,29 @@
 
   python -m videoar_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-The same command goes on where it stopped: Ctrl-C or SIGTERM saves first. With
+The same command goes on where it stopped: Ctrl-C or SIGTERM saves first. Several processes, each
+with the same command and --distributed, train together; see `parallel/hosts.py`. With
 --config=FILE.py:name=value the file's own arguments are set, with --config.data.seed=1 a single
 field.
 """
 
 import logging
+import os
 import pathlib
 import re
 import sys
 import time
+import traceback
 
 from absl import app, flags
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument.")
+DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "One of several processes, of Slurm, a TPU slice, or GKE."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that the run writes.")
+REPORT_TIMEOUT_S = 24 * 3600  # Of the other processes' patience with the first one.
 
 
 def main(argv: list[str]) -> int:
@@ -32,13 +39,16 @@ def main(argv: list[str]) -> int:
   logging.getLogger().handlers.clear()
   started = time.perf_counter()
   from videoar_jax.evals.report import write_report
+  from videoar_jax.parallel import hosts
   from videoar_jax.train.loop import Interrupted
   from videoar_jax.train.run import Run
 
   try:
+    hosts.start(DISTRIBUTED.value)
     run = Run(CONFIG.value, pathlib.Path(WORKDIR.value).absolute())
     has_trained = run.train()
-    if has_trained or not (run.workdir / "report.md").exists():
+    is_reported = not has_trained and (run.workdir / "report.md").exists()
+    if hosts.is_first() and not is_reported:
       # The time of a run that went on is not this command's.
       seconds = time.perf_counter() - started if run.is_new else None
       write_report(
@@ -49,16 +59,34 @@ def main(argv: list[str]) -> int:
         run.test_source,
         seconds=seconds,
       )
-    print(f"report: {run.workdir / 'report.md'}")
+    if hosts.is_first():
+      print(f"report: {run.workdir / 'report.md'}")
+    hosts.wait_for_all("the report is written", timeout_s=REPORT_TIMEOUT_S)
   except Interrupted as stopped:
-    print(f"{stopped}. The same command goes on from there.")
+    if hosts.is_first():
+      print(f"{stopped}. The same command goes on from there.")
   except KeyboardInterrupt:
     print("stopped. The same command goes on from the last checkpoint.")
   except (ValueError, OSError, FloatingPointError) as error:
     logging.getLogger(__name__).debug("traceback", exc_info=True)
-    print(f"error: {error}", file=sys.stderr)
+    end(f"error: {error}")
     return 1
+  except Exception:
+    if hosts.name():
+      end(traceback.format_exc())
+    raise
   return 0
+
+
+def end(message: str) -> None:
+  """Tells of an error. One of several processes ends at once, which ends the others."""
+  from videoar_jax.parallel import hosts
+
+  name = hosts.name()
+  print(f"{name}: {message}" if name else message, file=sys.stderr, flush=True)
+  if name:
+    # Else JAX waits at the exit for the others, who wait for this one's part of a step.
+    os._exit(1)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -43,7 +43,7 @@ for rule in rules:
 def test_kernel_compiles_for_tpu():
   """All forms of the rule, with gradients, samples and heads split over a mesh."""
   if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("libtpu is not installed; pip install 'videoar_jax[tpu-plan]'")
+    pytest.skip("libtpu is not installed; pip install 'videoar_jax[plan]'")
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",

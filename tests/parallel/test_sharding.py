@@ -1,11 +1,25 @@
 """The mesh and the table of logical axes."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec
 
-from videoar_jax.parallel.sharding import MeshConfig, constrain, make_mesh, spec_of
+from videoar_jax.parallel.sharding import (
+  MeshConfig,
+  _split_slices,
+  batch_ways,
+  constrain,
+  make_mesh,
+  spec_of,
+)
+from videoar_jax.train.loop import LoopConfig, Trainer
+from videoar_jax.train.optimizer import OptimizerConfig
+from videoar_jax.videoar.layout import Layout
+from videoar_jax.videoar.model import Generator, GeneratorConfig
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +44,42 @@ def test_axes_map_by_name_and_stacked_layers_stay_whole(mesh):
 def test_axis_that_does_not_divide_is_an_error(mesh):
   with pytest.raises(ValueError, match=r"'embed' of size 5.*'fsdp'"):
     spec_of(("embed", None), (5, 4), mesh)
+
+
+def test_name_without_a_rule_is_an_error(mesh):
+  with pytest.raises(ValueError, match=r"'embde' has no rule.*embed"):
+    spec_of(("embde", None), (4, 4), mesh)
+
+
+def test_slices_come_first_and_keep_their_devices_together():
+  devices = [
+    types.SimpleNamespace(slice_index=index, platform="cpu", id=number, process_index=0)
+    for number, index in enumerate((1, 0, 1, 0))
+  ]
+  parts = _split_slices(devices, 2)
+  assert [[device.id for device in part] for part in parts] == [[1, 3], [0, 2]]
+  with pytest.raises(ValueError, match=r"mesh\.slice=4.*2 slices"):
+    _split_slices(devices, 4)
+
+
+def test_batches_are_split_over_slices_and_parameters_are_not():
+  mesh = make_mesh(MeshConfig(data=1, slice=2), jax.devices()[:2])
+  assert dict(mesh.shape)["slice"] == 2 and batch_ways(mesh) == 2
+  assert spec_of(("batch", "embed"), (4, 4), mesh) == PartitionSpec(("slice",), None)
+
+
+def test_parameters_and_optimizer_are_born_split(mesh):
+  """A generator's state is compiled to be made in parts: no device ever has it whole."""
+  config = GeneratorConfig(1, 8, 2, 2, 4, 16, num_bits=4, vocabulary_size=8)
+  layout = Layout(2, 1, ((1, 1),))
+  task = types.SimpleNamespace(
+    init=lambda key: Generator(nnx.Rngs(params=key), config, layout), rival=None, frozen={}
+  )
+  trainer = Trainer(task, LoopConfig(1, 2, OptimizerConfig(), ema_decay=0.9), mesh, seed=0)
+  state = trainer.init()
+  for path, x in jax.tree_util.tree_leaves_with_path(state):
+    if "kernel" in jax.tree_util.keystr(path) or "table" in jax.tree_util.keystr(path):
+      assert x.addressable_shards[0].data.size == x.size // 2, jax.tree_util.keystr(path)
 
 
 def test_constraint_without_a_mesh_is_nothing_and_with_one_splits(mesh):

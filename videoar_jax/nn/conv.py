@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from videoar_jax.nn import layers
+from videoar_jax.parallel.sharding import is_for_cpu
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -45,7 +46,7 @@ def conv3d(
   if time_pads is None:
     time_pads = (kernel.shape[0] - 1 if past is None else 0, 0)
   if rewrite is None:
-    rewrite = jax.default_backend() == "cpu"
+    rewrite = is_for_cpu()
   x = x if past is None else jnp.concatenate([past, x], axis=1)
   if not rewrite:
     return jax.lax.conv_general_dilated(

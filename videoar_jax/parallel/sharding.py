@@ -5,62 +5,114 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "sequence", "tensor")
+# From the slowest network to the fastest: slices are joined by the data centre's own.
+AXES = ("slice", "data", "fsdp", "sequence", "tensor")
 
-# Logical axis -> mesh axes. What is not listed is not split.
+# Logical axis -> mesh axes. Of slices, each has all parameters.
 RULES: dict[str, tuple[str, ...]] = {
-  "batch": ("data", "fsdp"),
+  "batch": ("slice", "data", "fsdp"),
   "sequence": ("sequence",),
   "embed": ("fsdp",),
   "heads": ("tensor",),
   "kv_heads": ("tensor",),
   "mlp": ("tensor",),
+  "vocabulary": (),
+  # Kernels of convolutions are small, and some have three channels: each device has them whole.
+  "conv_in": (),
+  "conv_out": (),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each mesh axis; -1 takes what is left, for one axis."""
+  """Devices along each mesh axis; -1 takes what is left, for one axis.
+
+  Attributes:
+    data: each has a part of the batch and all parameters.
+    fsdp: each has a part of the batch, of the parameters, and of the optimizer.
+    sequence: each has a part of every clip's tokens.
+    tensor: each has a part of the heads and of the MLP.
+    slice: as `data`, over slices of TPUs that a slow network joins.
+  """
 
   data: int = -1
   fsdp: int = 1
   sequence: int = 1
   tensor: int = 1
+  slice: int = 1
+
+
+def mesh_sizes(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
+  """Returns the number of devices along each of `AXES`.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  sizes = [getattr(config, axis) for axis in AXES]
+  known = math.prod(size for size in sizes if size != -1)
+  if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+    raise ValueError(f"mesh: sizes must be positive, one may be -1; got {config}")
+  if num_devices % known or (-1 not in sizes and known != num_devices):
+    raise ValueError(
+      f"mesh: {config} needs a multiple of {known} devices, but there are {num_devices}; "
+      "change the sizes, or set one to -1"
+    )
+  return tuple(num_devices // known if size == -1 else size for size in sizes)
 
 
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
   """Makes the mesh over all devices.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or the slices are others.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = [getattr(config, axis) for axis in AXES]
-  known = math.prod(size for size in sizes if size != -1)
-  if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
-    raise ValueError(f"mesh: sizes must be positive, one may be -1; got {config}")
-  if len(devices) % known or (-1 not in sizes and known != len(devices)):
-    raise ValueError(
-      f"mesh: {config} needs a multiple of {known} devices, but there are {len(devices)}; "
-      "change the sizes, or set one to -1"
-    )
-  sizes = [len(devices) // known if size == -1 else size for size in sizes]
+  sizes = mesh_sizes(config, len(devices))
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
+  if sizes[0] == 1:
+    return jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
+  slices = [_arrange(part, sizes[1:]) for part in _split_slices(devices, sizes[0])]
+  return Mesh(np.stack(slices), AXES, axis_types=auto)
+
+
+def _split_slices(devices: list, num_slices: int) -> list[list]:
+  """Returns the devices of each slice; those that know no slice are cut in their order."""
+  by_slice: dict[int, list] = {}
+  for device in devices:
+    by_slice.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+  if len(by_slice) == 1:
+    size = len(devices) // num_slices
+    return [devices[i * size : (i + 1) * size] for i in range(num_slices)]
+  if len(by_slice) != num_slices:
+    raise ValueError(
+      f"mesh.slice={num_slices}, but the devices are in {len(by_slice)} slices; set it to that"
+    )
+  return [by_slice[index] for index in sorted(by_slice)]
+
+
+def _arrange(devices: list, sizes: list[int]) -> np.ndarray:
+  """Returns one slice's devices in the shape of its axes, neighbours beside each other."""
+  return mesh_utils.create_device_mesh(sizes, devices=devices)
 
 
 def spec_of(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
   """Returns how an array is split.
 
   Args:
-    axes: logical names of the last axes; axes in front of them (stacked layers) are not split.
+    axes: logical names of the last axes, None for one that is not split; neither are axes in front
+      of them (stacked layers).
     shape: the array's shape.
     mesh: the mesh.
   Raises:
-    ValueError: a mesh axis does not divide an axis that should be split over it.
+    ValueError: a mesh axis does not divide an axis that should be split over it, or there is no
+      rule for a name.
   """
+  unknown = [name for name in axes if name is not None and name not in RULES]
+  if unknown:
+    raise ValueError(f"axis {unknown[0]!r} has no rule; names with one are {', '.join(RULES)}")
   names = (None,) * (len(shape) - len(axes)) + tuple(axes)
   parts = []
   for name, size in zip(names, shape, strict=True):
@@ -96,27 +148,45 @@ def is_for_tpu() -> bool:
   return "TPU" in device.device_kind
 
 
-# Operations a second of matrix products in bfloat16, as the makers give them, by kind of device.
-_PEAKS = {
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5": 459e12,
-  "TPU v6 lite": 918e12,
-  "NVIDIA A100-SXM4-80GB": 312e12,
-  "NVIDIA H100 80GB HBM3": 989e12,
-  "NVIDIA H200": 989e12,
-}
-
-
-def peak_flops() -> float | None:
-  """Returns the operations a second that all devices could do; None where that is not known."""
-  peak = _PEAKS.get(jax.devices()[0].device_kind)
-  return None if peak is None else peak * jax.device_count()
+def is_for_cpu() -> bool:
+  """Says whether what is traced now will run on CPU: on the mesh that is set, or by default."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  if device is None:
+    return jax.default_backend() == "cpu"
+  return device.device_kind == "cpu"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of what every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_ways(mesh: Mesh) -> int:
+  """Returns how many parts a batch is split into over the devices."""
+  return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+  """Returns which part of each batch this process is to read, and how many parts there are.
+
+  Processes that share samples, by an axis of the mesh that splits something else, read the same.
+
+  Raises:
+    ValueError: processes share some samples and not others.
+  """
+  num_axes = len(RULES["batch"])
+  rows = mesh.devices.reshape(math.prod(mesh.devices.shape[:num_axes]), -1)
+  owned: dict[int, set[int]] = {}
+  for row, devices in enumerate(rows):
+    for device in devices:
+      owned.setdefault(device.process_index, set()).add(row)
+  parts = sorted({tuple(sorted(part)) for part in owned.values()})
+  if sum(map(len, parts)) != len(rows) or len({len(part) for part in parts}) > 1:
+    raise ValueError(
+      f"mesh: {dict(mesh.shape)} cuts batches across the {len(owned)} processes unevenly; let "
+      "mesh.sequence x mesh.tensor divide, or be a multiple of, the devices of a process"
+    )
+  return parts.index(tuple(sorted(owned[jax.process_index()]))), len(parts)
 
 
 def shard_batch(batch, mesh: Mesh):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from videoar_jax.data import latents
 from videoar_jax.data.pipeline import DataConfig
-from videoar_jax.parallel.sharding import RULES, shard_batch
+from videoar_jax.parallel.sharding import RULES, batch_part, shard_batch
 from videoar_jax.tokenizer.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizer.files import flatten
 from videoar_jax.tokenizer.tokenizer import to_float
@@ -181,6 +181,11 @@ def encode(
   latents.write_index(folder, index)
   encode_batch = _make_encode(tokenizer, mesh)
   process, num_processes = jax.process_index(), jax.process_count()
+  if batch_part(mesh)[1] != num_processes:
+    raise ValueError(
+      "processes that share samples cannot encode; let mesh.sequence x mesh.tensor divide the "
+      "devices of a process"
+    )
   rows = batch_size // num_processes
   started = time.perf_counter()
   total = sum(len(index.clips_of(shard)) for shard in missing)

@@ -28,7 +28,15 @@ class Checkpointer:
   ):
     self.directory = pathlib.Path(directory).absolute()
     with _quiet():
-      options = ocp.CheckpointManagerOptions(read_only=True)
+      # A reader asks no other process, so that one may read alone.
+      alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"process{jax.process_index()}",
+      )
+      options = ocp.CheckpointManagerOptions(
+        read_only=True, create=False, multiprocessing_options=alone
+      )
     if not is_reader:
       options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, cleanup_tmp_directories=True)
     with _quiet():

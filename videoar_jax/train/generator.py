@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from videoar_jax.parallel.sharding import peak_flops
+from videoar_jax.parallel.chips import peak_flops
 from videoar_jax.tokenizer.tokenizer import to_float, to_uint8
 from videoar_jax.train.state import Template
 from videoar_jax.videoar import corruption as corrupting

@@ -50,6 +50,22 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
   return records
 
 
+class NoLog:
+  """Writes nothing: what the other processes than the first have for a `RunLog`."""
+
+  def scalars(self, step: int, values: dict[str, float], *, is_line: bool) -> None:
+    """Drops a step's numbers."""
+
+  def videos(self, step: int, videos: dict[str, np.ndarray]) -> None:
+    """Drops clips."""
+
+  def flush(self) -> None:
+    """Has nothing to bring to disk."""
+
+  def close(self) -> None:
+    """Has nothing to close."""
+
+
 class RunLog:
   """Writes the numbers and videos of one stage.
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from videoar_jax.parallel.sharding import shard_batch
+from videoar_jax.parallel import hosts
+from videoar_jax.parallel.sharding import replicated, shard_batch
 from videoar_jax.train import state as train_state
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.logs import RunLog
@@ -65,16 +67,25 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def stop_on_signals():
-  """Yields a list that holds the signal's name once Ctrl-C or SIGTERM came; a second one kills."""
+  """Yields a list that holds the signal's name once Ctrl-C or SIGTERM came; a second one kills.
+
+  Of several processes the list stays empty: see `hosts.is_stop_agreed`.
+  """
   received: list[str] = []
+  is_alone = jax.process_count() == 1
 
   def handle(number, _):
-    received.append(signal.Signals(number).name)
+    name = signal.Signals(number).name
     signal.signal(number, previous[number])
-    print(f"\n{received[0]}: saving, then stopping; once more to stop at once", flush=True)
+    if is_alone:
+      received.append(name)
+    else:
+      # All of them stop: JAX's own handler of SIGTERM tells the others.
+      os.kill(os.getpid(), signal.SIGTERM)
+    print(f"\n{name}: saving, then stopping; once more to stop at once", flush=True)
 
   previous = {}
-  for number in (signal.SIGINT, signal.SIGTERM):
+  for number in (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,):
     previous[number] = signal.signal(number, handle)
   try:
     yield received
@@ -106,7 +117,8 @@ class Trainer:
     self.shardings = train_state.state_shardings(abstract, templates, mesh)
     self.abstract_state = train_state.with_shardings(abstract, self.shardings)
     self.step = jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings, None))
-    self.media = jax.jit(self._media)
+    # Whole everywhere: process 0 shows it.
+    self.media = jax.jit(self._media, out_shardings=replicated(mesh))
     self.learning_rate = learning_rate_schedule(config.optimizer, config.num_steps)
 
   def _init(self, key) -> train_state.State:
@@ -214,7 +226,8 @@ class Trainer:
           self._report(run_log, *waiting, first, started)
         waiting = (step, metrics)
         checkpointer.check()
-        if step % config.save_every == 0 or step == config.num_steps or received:
+        is_stopping = bool(received) or hosts.is_stop_agreed(step)
+        if step % config.save_every == 0 or step == config.num_steps or is_stopping:
           self._report(run_log, *waiting, first, started)
           waiting = None
           save(checkpointer, run_log, step, state, iterator)
@@ -222,8 +235,9 @@ class Trainer:
         if step % config.media_every == 0 or step == config.num_steps:
           params = train_state.evaluation_params(state)
           run_log.videos(step, jax.device_get(self.media(params, frozen, media_batch)))
-        if received:
-          raise Interrupted(f"{received[0]}: stopped at step {step} of {config.num_steps}")
+        if is_stopping:
+          name = received[0] if received else "SIGTERM"
+          raise Interrupted(f"{name}: stopped at step {step} of {config.num_steps}")
     return state
 
   @staticmethod

@@ -17,7 +17,8 @@ from videoar_jax.data.faults import write_faults
 from videoar_jax.data.pipeline import DataConfig, make_source
 from videoar_jax.data.text import TextEncoder
 from videoar_jax.nn.layers import count_parameters
-from videoar_jax.parallel.sharding import make_mesh
+from videoar_jax.parallel import hosts
+from videoar_jax.parallel.sharding import batch_ways, make_mesh
 from videoar_jax.train import config as configs
 from videoar_jax.train.differences import differing_fields
 from videoar_jax.train.stages import Stages
@@ -61,10 +62,14 @@ class Run:
     for cache in filter(self.stages.is_needed, run.caches):
       self.stages.check_cache(cache, self._source(cache.data))
     self.is_new = all(self.stages.latest_step(stage) == 0 for stage in run.stages)
-    workdir.mkdir(parents=True, exist_ok=True)
-    start_log(workdir / "log.txt")
-    configs.save_config(config, workdir / "config.json")
-    _write_facts(self.stages)
+    if hosts.is_first():
+      workdir.mkdir(parents=True, exist_ok=True)
+      start_log(workdir / "log.txt")
+      configs.save_config(config, workdir / "config.json")
+      _write_facts(self.stages)
+    else:
+      start_errors_log()
+    _check_shared(workdir)
     for file, reason in getattr(self.train_source, "skipped", []):
       log.warning("skipped %s: %s", file, reason)
 
@@ -79,7 +84,7 @@ class Run:
     try:
       return self._train()
     finally:
-      if jax.process_index() == 0:
+      if hosts.is_first():
         write_faults(self.workdir / "bad_samples.jsonl", self._sources)
 
   def _train(self) -> bool:
@@ -89,7 +94,8 @@ class Run:
         log.info("stage %s: finished before, %d steps", stage.name, stage.loop.num_steps)
       else:
         # What the last report said is no longer so.
-        (self.workdir / "report.md").unlink(missing_ok=True)
+        if hosts.is_first():
+          (self.workdir / "report.md").unlink(missing_ok=True)
         image_source = None
         if stage.images.share > 0:
           image_source = self._source(dataclasses.replace(stage.data, num_frames=1))
@@ -114,7 +120,7 @@ class Run:
 
 
 def _check_batches(run: configs.RunConfig, mesh: Mesh) -> None:
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  ways = batch_ways(mesh)
   for stage in run.stages:
     sizes = {"loop": stage.loop.batch_size}
     if stage.images.share > 0:
@@ -122,7 +128,7 @@ def _check_batches(run: configs.RunConfig, mesh: Mesh) -> None:
     for section in (name for name, size in sizes.items() if size % ways):
       raise ValueError(
         f"stage.{stage.name}.{section}.batch_size={sizes[section]} does not divide over the "
-        f"{ways} devices of mesh.data x mesh.fsdp; take a multiple of {ways}, or "
+        f"{ways} devices of mesh.slice x mesh.data x mesh.fsdp; take a multiple of {ways}, or "
         "make another axis of the mesh larger"
       )
 
@@ -130,7 +136,7 @@ def _check_batches(run: configs.RunConfig, mesh: Mesh) -> None:
     if cache.config.batch_size % ways:
       raise ValueError(
         f"stage.{cache.name}.batch_size={cache.config.batch_size} does not divide over the {ways} "
-        f"devices of mesh.data x mesh.fsdp; take a multiple of {ways}, or "
+        f"devices of mesh.slice x mesh.data x mesh.fsdp; take a multiple of {ways}, or "
         "make another axis of the mesh larger"
       )
 
@@ -172,6 +178,35 @@ def start_log(path: pathlib.Path) -> None:
   file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
   root.addHandler(terminal)
   root.addHandler(file)
+
+
+def start_errors_log() -> None:
+  """Sends errors of the package's log to the terminal, each with the name of this process."""
+  root = logging.getLogger("videoar_jax")
+  root.setLevel(logging.ERROR)
+  root.propagate = False
+  terminal = logging.StreamHandler(sys.stderr)
+  terminal.setFormatter(logging.Formatter(f"{hosts.name()}: %(message)s"))
+  root.handlers[:] = [terminal]
+
+
+def _check_shared(workdir: pathlib.Path) -> None:
+  """Raises ValueError unless all processes see the same workdir."""
+  if jax.process_count() == 1:
+    return
+  sign = workdir / "shared"
+  if hosts.is_first():
+    sign.touch()
+  hosts.wait_for_all("the workdir is made")
+  is_shared = sign.exists()
+  hosts.wait_for_all("the workdir is seen")
+  if not is_shared:
+    raise ValueError(
+      f"--workdir={workdir} is not the same folder for {hosts.name()} as for process 0; name one "
+      "in a file system that all hosts share"
+    )
+  if hosts.is_first():
+    sign.unlink()
 
 
 def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> None:

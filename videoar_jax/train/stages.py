@@ -13,7 +13,8 @@ from videoar_jax.data.latents import Index, LatentsSource
 from videoar_jax.data.pipeline import MixedIterator, make_iterator
 from videoar_jax.data.text import TextEncoder
 from videoar_jax.nn.layers import count_parameters
-from videoar_jax.parallel.sharding import replicated
+from videoar_jax.parallel import hosts
+from videoar_jax.parallel.sharding import batch_part, batch_ways, replicated
 from videoar_jax.tokenizer.autoencoder import Autoencoder
 from videoar_jax.tokenizer.files import read_params, read_saved
 from videoar_jax.tokenizer.inflation import check_inflatable, inflate
@@ -21,7 +22,7 @@ from videoar_jax.train.cache import Cache, check_fits, encode, encoder_fingerpri
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.config import RunConfig, StageConfig
 from videoar_jax.train.generator import GeneratorTask
-from videoar_jax.train.logs import RunLog
+from videoar_jax.train.logs import NoLog, RunLog
 from videoar_jax.train.loop import Trainer
 from videoar_jax.train.rival import RivalTrainer
 from videoar_jax.train.state import State, Template, with_shardings
@@ -66,13 +67,20 @@ class Stages:
     if stage.kind == "tokenizer":
       return TokenizerTask(run.tokenizer, run.schedule, stage.loss)
     template, params = self.load_params(self.stage_before(stage, "tokenizer"))
+    return self.make_generator_task(stage, template, params)
+
+  def make_generator_task(
+    self, stage: StageConfig, tokenizer: Template, params: dict
+  ) -> GeneratorTask:
+    """Makes what a generator's stage trains, on a tokenizer with these parameters."""
+    run = self.run
     layout = run.layout_of(stage.data)
     table = guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
     return GeneratorTask(
       run.generator,
       layout,
       stage.loss,
-      template,
+      tokenizer,
       params,
       run.text.encoder,
       dataclasses.asdict(run.sampling) | {"guidance": table},
@@ -232,13 +240,25 @@ class Stages:
     return {name: rival[name] for name in ("params", "averages")}
 
   def _make_iterator(self, source, batch_size: int, seed: int):
+    part, num_parts = batch_part(self.mesh)
     return make_iterator(
       source,
       batch_size=batch_size,
       seed=seed,
       tokenize=self.run.text.encoder.encode,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      process_index=part,
+      process_count=num_parts,
+    )
+
+  def _open_log(self, stage: StageConfig, first_step: int) -> RunLog | NoLog:
+    if not hosts.is_first():
+      return NoLog()
+    return RunLog(
+      self.workdir / stage.name,
+      first_step=first_step,
+      num_steps=stage.loop.num_steps,
+      name=stage.name,
+      frame_rate=self.run.data.frame_rate,
     )
 
   def train(self, stage: StageConfig, train_source, image_source, test_source) -> None:
@@ -281,13 +301,7 @@ class Stages:
       state, iterator_state = checkpointer.restore(trainer.abstract_state)
       iterator.set_state(iterator_state)
       log.info("stage %s: goes on from step %d", stage.name, step)
-    run_log = RunLog(
-      self.workdir / stage.name,
-      first_step=step or 0,
-      num_steps=loop.num_steps,
-      name=stage.name,
-      frame_rate=self.run.data.frame_rate,
-    )
+    run_log = self._open_log(stage, step or 0)
     try:
       media = media_batch(test_source, text_encoder, self.mesh)
       trainer.train(state, iterator, checkpointer, run_log, media)
@@ -298,7 +312,7 @@ class Stages:
 
 def media_batch(source, text_encoder: TextEncoder, mesh: Mesh) -> dict[str, np.ndarray]:
   """Returns the first clips of a source, to look at during training."""
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  ways = batch_ways(mesh)
   num = -(-NUM_MEDIA_CLIPS // ways) * ways
   items = [source[i % len(source)] for i in range(num)]
   return {

@@ -118,13 +118,20 @@ class TokenizerTask:
     config: its network.
     schedule: scales to quantize with.
     loss: weights.
+    frozen: what the loss needs and does not train; None for `load_frozen`.
   Raises:
     ValueError: the weights of the perceptual loss are not there; says how to get them.
   """
 
-  def __init__(self, config: AutoencoderConfig, schedule: Schedule, loss: TokenizerLossConfig):
+  def __init__(
+    self,
+    config: AutoencoderConfig,
+    schedule: Schedule,
+    loss: TokenizerLossConfig,
+    frozen: dict | None = None,
+  ):
     self.config, self.schedule, self.weights = config, schedule, loss
-    self.frozen = load_frozen(loss)
+    self.frozen = load_frozen(loss) if frozen is None else frozen
     self.rival = rival_of(loss)
 
   def init(self, key) -> Autoencoder:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, UInt8
 
+from videoar_jax.parallel.sharding import batch_ways
 from videoar_jax.tokenizer.tokenizer import Tokenizer, to_float, to_uint8
 from videoar_jax.videoar import decode as decoding
 from videoar_jax.videoar.guidance import guidance_table
@@ -361,7 +362,7 @@ class Model:
   def _check_devices(self, num_prompts: int) -> None:
     if self.mesh is None:
       return
-    ways, size = self.mesh.shape["data"] * self.mesh.shape["fsdp"], min(BATCH_SIZE, num_prompts)
+    ways, size = batch_ways(self.mesh), min(BATCH_SIZE, num_prompts)
     if size % ways:
       raise ValueError(
         f"prompts: batches of {size} do not divide over {ways} devices of the mesh axes data and "

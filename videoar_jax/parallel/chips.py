@@ -1,0 +1,74 @@
+"""What accelerators can do, as their makers say, and names of pods such as `v5p:4x4x4`.
+
+Source: the specification pages of Cloud TPU and NVIDIA; bandwidths of links are those of all links
+of a chip, in both directions.
+"""
+
+import dataclasses
+import math
+import re
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """An accelerator.
+
+  Attributes:
+    kind: what JAX calls it.
+    flops: operations a second of matrix products in bfloat16.
+    memory: bytes.
+    bandwidth: of its memory, bytes a second.
+    link_bandwidth: to its neighbours, bytes a second.
+    network_bandwidth: its share of its host's network, by which slices are joined, bytes a second.
+    is_tpu: whether its compiler can be had without it.
+  """
+
+  kind: str
+  flops: float
+  memory: float
+  bandwidth: float
+  link_bandwidth: float
+  network_bandwidth: float
+  is_tpu: bool = True
+
+
+CHIPS = {
+  "v4": Chip("TPU v4", 275e12, 32 * 2**30, 1.2e12, 300e9, 6.25e9),
+  "v5e": Chip("TPU v5 lite", 197e12, 16 * 2**30, 819e9, 200e9, 3.1e9),
+  "v5p": Chip("TPU v5", 459e12, 95 * 2**30, 2765e9, 600e9, 6.25e9),
+  "v6e": Chip("TPU v6 lite", 918e12, 32 * 2**30, 1640e9, 400e9, 6.25e9),
+  "tpu7x": Chip("TPU7x", 2307e12, 192 * 2**30, 7380e9, 1200e9, 12.5e9),
+  "a100": Chip("NVIDIA A100-SXM4-80GB", 312e12, 80e9, 2039e9, 600e9, 25e9, False),
+  "h100": Chip("NVIDIA H100 80GB HBM3", 989e12, 80e9, 3350e9, 900e9, 50e9, False),
+  "h200": Chip("NVIDIA H200", 989e12, 141e9, 4800e9, 900e9, 50e9, False),
+  "b200": Chip("NVIDIA B200", 2250e12, 180e9, 8000e9, 1800e9, 50e9, False),
+}
+
+
+def peak_flops() -> float | None:
+  """Returns the operations a second that all devices could do; None where that is not known."""
+  kind = jax.devices()[0].device_kind
+  peak = next((chip.flops for chip in CHIPS.values() if chip.kind == kind), None)
+  return None if peak is None else peak * jax.device_count()
+
+
+def parse_topology(text: str) -> tuple[Chip, int]:
+  """Reads `CHIP:AxB`, such as `v5e:4x8`, `v5p:4x4x4` or `h100:4x8`.
+
+  Returns:
+    The chip, and how many there are.
+  Raises:
+    ValueError: it is not of that form, or the chip is unknown; lists those known.
+  """
+  match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text)
+  if not match or match[1] not in CHIPS:
+    raise ValueError(
+      f"--topology={text} is unknown; it is CHIP:AxB, such as v5e:4x8 or h100:4x8, and chips are "
+      f"{', '.join(CHIPS)}"
+    )
+  number = math.prod(int(side) for side in match[2].split("x"))
+  if number == 0:
+    raise ValueError(f"--topology={text} has no chips; give each side at least 1")
+  return CHIPS[match[1]], number

@@ -1,0 +1,92 @@
+"""A run of several processes: how they find each other, who they are, how they stop together."""
+
+import os
+import re
+import socket
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+# Given together, they name the processes; nothing else is asked then.
+VARIABLES = ("VIDEOAR_COORDINATOR", "VIDEOAR_NUM_PROCESSES", "VIDEOAR_PROCESS")
+# A process that is silent for so long is taken for dead, and ends the others.
+HEARTBEAT_TIMEOUT_S = 40
+BARRIER_TIMEOUT_S = 600
+
+
+def start(is_distributed: bool) -> None:
+  """Joins this process to the others of its run, before anything asks JAX for a device.
+
+  Args:
+    is_distributed: whether there are others, as Slurm, a TPU slice or GKE tell. The variables
+      VIDEOAR_COORDINATOR=HOST:PORT, VIDEOAR_NUM_PROCESSES and VIDEOAR_PROCESS need no such word.
+  Raises:
+    ValueError: a variable is missing or wrong, or there is nothing that tells of others.
+  """
+  given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+  if not given and not is_distributed:
+    return
+  settings = _parse(given) if given else {}
+  try:
+    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S, **settings)
+  except (RuntimeError, ValueError) as error:
+    raise ValueError(
+      f"the processes of the run did not find each other: {error}. Slurm (under srun), TPU slices "
+      f"and GKE tell where they are; elsewhere set {', '.join(VARIABLES)}; one process needs "
+      "neither these nor --distributed"
+    ) from error
+
+
+def _parse(given: dict[str, str]) -> dict:
+  missing = [name for name in VARIABLES if name not in given]
+  if missing:
+    raise ValueError(f"{', '.join(given)} need {', '.join(missing)} beside them; set all three")
+  coordinator, *numbers = (given[name] for name in VARIABLES)
+  if not re.fullmatch(r".+:\d+", coordinator):
+    raise ValueError(f"VIDEOAR_COORDINATOR={coordinator!r} must be HOST:PORT, of process 0")
+  for name, text in zip(VARIABLES[1:], numbers, strict=True):
+    if not re.fullmatch(r"\d+", text):
+      raise ValueError(f"{name}={text!r} must be a whole number")
+  num_processes, process = map(int, numbers)
+  if process >= num_processes:
+    raise ValueError(
+      f"VIDEOAR_PROCESS={process} must be below VIDEOAR_NUM_PROCESSES={num_processes}; count from 0"
+    )
+  return {
+    "coordinator_address": coordinator,
+    "num_processes": num_processes,
+    "process_id": process,
+  }
+
+
+def is_first() -> bool:
+  """Says whether this process writes what the run leaves; all read."""
+  return jax.process_index() == 0
+
+
+def name() -> str:
+  """Returns who this process is, for its errors; "" where it is alone."""
+  if not jax.distributed.is_initialized() or jax.process_count() == 1:
+    return ""
+  return f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
+
+
+def wait_for_all(what: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:
+  """Returns once all processes are here.
+
+  Args:
+    what: a name that each process waits at only once.
+    timeout_s: after which it is an error.
+  """
+  if jax.process_count() > 1:
+    ocp.multihost.sync_global_processes(what, timeout=timeout_s)
+
+
+def is_stop_agreed(step: int) -> bool:
+  """Says whether one of several processes got SIGTERM, in the same step in all of them.
+
+  To be asked after every step. JAX, not Python, listens for the signal, and finds the next step
+  that no process has begun.
+  """
+  return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)

@@ -1,0 +1,179 @@
+"""What a training step costs on a mesh, by counting alone: memory, arithmetic, bytes moved, time.
+
+Counted is a step of the transformer, or of the autoencoder, and the frozen encoder in front of a
+transformer. Left out are LPIPS, discriminators, norms and activations. The time is the longest of
+what products, memory, links and the network between slices take, each at the share of its maker's
+number below, as if they went on side by side.
+"""
+
+import dataclasses
+import math
+
+import jax
+from jax.sharding import Mesh
+
+from videoar_jax.parallel.chips import Chip
+from videoar_jax.parallel.sharding import AXES, batch_ways
+from videoar_jax.tokenizer.flops import decoder_flops, encoder_flops
+from videoar_jax.train.config import RunConfig, StageConfig
+from videoar_jax.train.loop import Trainer
+from videoar_jax.videoar.flops import training_flops, visible_pairs
+
+# Shares of the makers' numbers that large programs reach; an assumption.
+SHARE_OF_FLOPS = 0.6
+SHARE_OF_BANDWIDTH = 0.7
+_FLOAT_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """A training step; all numbers but `flops` and `executed_flops` are of one device.
+
+  Attributes:
+    parameter_bytes: of the parameters that it holds.
+    state_bytes: of those, their average, and the optimizer.
+    activation_bytes: kept for the backward pass; None where that is not counted.
+    flops: of the step, over all devices.
+    executed_flops: with what is computed anew.
+    memory_traffic: bytes read and written.
+    link_traffic: bytes sent and received between devices of a slice.
+    network_traffic: bytes sent and received between slices.
+  """
+
+  parameter_bytes: int
+  state_bytes: int
+  activation_bytes: int | None
+  flops: float
+  executed_flops: float
+  memory_traffic: float
+  link_traffic: float
+  network_traffic: float
+
+  def seconds(self, chip: Chip, num_devices: int, devices_a_chip: int = 1) -> dict[str, float]:
+    """Returns how long each of the four takes."""
+    share = SHARE_OF_BANDWIDTH / devices_a_chip
+    return {
+      "products": self.executed_flops
+      / (num_devices * chip.flops * SHARE_OF_FLOPS / devices_a_chip),
+      "memory": self.memory_traffic / (chip.bandwidth * share),
+      "links": self.link_traffic / (chip.link_bandwidth * share),
+      "network": self.network_traffic / (chip.network_bandwidth * share),
+    }
+
+
+def estimate(run: RunConfig, stage: StageConfig, trainer: Trainer, mesh: Mesh) -> Cost:
+  """Counts a step.
+
+  Args:
+    run: the run.
+    stage: of it.
+    trainer: of the stage, for its shapes and shardings.
+    mesh: devices, or an abstract one.
+  """
+  params, shardings = trainer.abstract_state["params"], trainer.shardings["params"]
+  own = device_bytes(params, shardings)
+  gathered, sent = _gathered_bytes(params, shardings)
+  state = device_bytes(trainer.abstract_state, trainer.shardings)
+  clips = stage.loop.batch_size / batch_ways(mesh)
+  if stage.kind == "generator":
+    flops, executed = _generator_flops(run, stage)
+    passes = 4 if run.generator.remat == "full" else 3
+    kept, moved = _generator_activations(run, stage, mesh, clips)
+    sent = sent * (passes - 1) + _activations_sent(run, stage, mesh, clips, passes)
+  else:
+    flops = 3 * _autoencoder_flops(run, stage)
+    executed, passes, kept, moved, sent = flops, 3, None, 0.0, 3 * sent
+  replicas = mesh.shape["data"]
+  # Sums of gradients: sent around and back.
+  sent += 2 * own * (replicas - 1) / replicas
+  slices = mesh.shape["slice"]
+  return Cost(
+    parameter_bytes=own,
+    state_bytes=state,
+    activation_bytes=kept,
+    flops=stage.loop.batch_size * flops,
+    executed_flops=stage.loop.batch_size * executed,
+    memory_traffic=2 * state + 2 * own + passes * gathered + moved,
+    link_traffic=sent,
+    network_traffic=2 * own * (slices - 1) / slices,
+  )
+
+
+def device_bytes(shapes, shardings) -> int:
+  """Returns the bytes of a tree of arrays on one device."""
+  sizes = jax.tree.map(
+    lambda x, sharding: math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize,
+    shapes,
+    shardings,
+  )
+  return sum(jax.tree.leaves(sizes))
+
+
+def _gathered_bytes(shapes, shardings) -> tuple[float, float]:
+  """Returns the bytes of parameters as a device uses them, and those of them that others send."""
+  used = sent = 0.0
+  for x, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True):
+    own = math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    axes = {axis for part in sharding.spec for axis in axes_of(part)}
+    ways = sharding.mesh.shape["fsdp"] if "fsdp" in axes else 1
+    used += own * ways
+    sent += own * (ways - 1)
+  return used, sent
+
+
+def axes_of(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """Returns the mesh axes that one entry of a partition names."""
+  return (part,) if isinstance(part, str) else tuple(part or ())
+
+
+def _autoencoder_flops(run: RunConfig, stage: StageConfig) -> int:
+  clip = (run.tokenizer, stage.data.num_frames, stage.data.resolution)
+  return encoder_flops(*clip) + decoder_flops(*clip)
+
+
+def _generator_flops(run: RunConfig, stage: StageConfig) -> tuple[float, float]:
+  """Returns the operations of a clip, and those with what is computed anew."""
+  config, layout, window = run.generator, run.layout_of(stage.data), stage.loss.window
+  flops = training_flops(config, layout, window)
+  pairs = visible_pairs(layout.visibility(window))
+  attention = 4 * pairs * config.num_heads * config.head_width * config.depth
+  again = {"none": 0, "dots": attention, "full": flops / 3}[config.remat]
+  encoder = 0
+  if stage.cache is None:
+    encoder = encoder_flops(run.tokenizer, stage.data.num_frames, stage.data.resolution)
+  return flops + encoder, flops + again + encoder
+
+
+def _generator_activations(run, stage, mesh, clips: float) -> tuple[int, float]:
+  """Returns bytes that are kept for the backward pass, and bytes read and written in a step."""
+  config = run.generator
+  tokens = clips * run.layout_of(stage.data).length / mesh.shape["sequence"]
+  k = config.head_width
+  split = (2 * config.num_heads + 2 * config.num_kv_heads) * k + 3 * config.mlp_width
+  products = 2 * config.width + split / mesh.shape["tensor"]
+  block = tokens * (4 * config.width + products) * _FLOAT_BYTES
+  residual = tokens * config.width * _FLOAT_BYTES
+  kept = {
+    "none": config.depth * block,
+    "dots": config.depth * (residual + tokens * products * _FLOAT_BYTES),
+    "full": config.depth * residual + block,
+  }[config.remat]
+  # Written and read on the way there, and twice that on the way back.
+  return round(kept), 6 * config.depth * block
+
+
+def _activations_sent(run, stage, mesh, clips: float, passes: int) -> float:
+  """Returns bytes that splitting heads, the MLP and the sequence sends, a device and step."""
+  config, sizes = run.generator, mesh.shape
+  tokens = clips * run.layout_of(stage.data).length / sizes["sequence"]
+  # Each block sums its two outputs over the devices that share it, there and back.
+  sums = 2 * passes * tokens * config.width * _FLOAT_BYTES
+  sums *= 2 * (sizes["tensor"] - 1) / sizes["tensor"]
+  heads = 2 * config.num_kv_heads * config.head_width / sizes["tensor"]
+  keys = passes * tokens * heads * _FLOAT_BYTES * (sizes["sequence"] - 1)
+  return config.depth * (sums + keys)
+
+
+def mesh_name(mesh) -> str:
+  """Returns a mesh as `--mesh` takes it."""
+  return ",".join(f"{axis}:{mesh.shape[axis]}" for axis in AXES if mesh.shape[axis] > 1) or "data:1"
