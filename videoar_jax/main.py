@@ -69,7 +69,8 @@ def main(argv: list[str]) -> int:
     print("stopped. The same command goes on from the last checkpoint.")
   except (ValueError, OSError, FloatingPointError) as error:
     logging.getLogger(__name__).debug("traceback", exc_info=True)
-    end(f"error: {error}")
+    # A save that hangs has a thread that never ends, for which Python would wait.
+    end(f"error: {error}", is_hanging=isinstance(error, TimeoutError))
     return 1
   except Exception:
     if hosts.name():
@@ -78,13 +79,13 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def end(message: str) -> None:
+def end(message: str, *, is_hanging: bool = False) -> None:
   """Tells of an error. One of several processes ends at once, which ends the others."""
   from videoar_jax.parallel import hosts
 
   name = hosts.name()
   print(f"{name}: {message}" if name else message, file=sys.stderr, flush=True)
-  if name:
+  if name or is_hanging:
     # Else JAX waits at the exit for the others, who wait for this one's part of a step.
     os._exit(1)
 

@@ -1,13 +1,18 @@
-"""Checkpoints: what a reader leaves alone, a full disk, a missing step."""
+"""Checkpoints: what is kept, other meshes, damage, failures, what a reader leaves alone."""
 
 import collections
+import logging
+import pathlib
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from videoar_jax.parallel.sharding import MeshConfig, make_mesh
 from videoar_jax.train.checkpoint import Checkpointer
 
 Usage = collections.namedtuple("Usage", "total used free")
@@ -65,3 +70,120 @@ def test_full_disk_is_named_and_loses_nothing(saved, monkeypatch):
   assert checkpointer.latest_step == 7
   checkpointer.close()
   assert not (saved / "8").exists()
+
+
+def abstract_of(state, mesh=None, spec=None):
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+  def describe(x):
+    own = sharding
+    if mesh is not None:
+      own = NamedSharding(mesh, spec if x.ndim == 2 else PartitionSpec())
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own)
+
+  return jax.tree.map(describe, state)
+
+
+def save_all(directory, steps, **options):
+  checkpointer = Checkpointer(directory, **options)
+  for step in steps:
+    checkpointer.save(step, make_state(float(step)), {"next_index": step})
+  checkpointer.close()
+
+
+def damage(directory, step):
+  for path in (directory / str(step)).rglob("*"):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_newest_are_kept_and_those_of_a_period(tmp_path):
+  save_all(tmp_path, range(2, 14, 2), max_to_keep=2, keep_every=4)
+  kept = sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
+  assert kept == [4, 8, 10, 12]
+
+
+def test_damaged_checkpoints_give_way_to_the_one_before(tmp_path, caplog):
+  save_all(tmp_path, (2, 4, 6), max_to_keep=None)
+  damage(tmp_path, 6)
+  shutil.rmtree(tmp_path / "4" / "progress")
+  checkpointer = Checkpointer(tmp_path)
+  with caplog.at_level(logging.ERROR):
+    step, state, iterator = checkpointer.restore_newest(abstract_of(make_state(0.0)))
+  assert step == 2 and iterator == {"next_index": 2} and "STEP 6 IS DAMAGED" in caplog.text
+  jax.tree.map(np.testing.assert_array_equal, state, make_state(2.0))
+  assert (tmp_path / "damaged-6").is_dir() and (tmp_path / "damaged-4").is_dir()
+  # The steps come again, and are saved again.
+  checkpointer.save(4, make_state(4.0), {"next_index": 4})
+  checkpointer.close()
+  assert Checkpointer(tmp_path, is_reader=True).latest_step == 4
+
+
+def test_damage_everywhere_is_an_error_and_changes_nothing(saved):
+  damage(saved, 7)
+  checkpointer = Checkpointer(saved)
+  with pytest.raises(ValueError, match=r"no checkpoint in .*checkpoints can be read.*step 7"):
+    checkpointer.restore_newest(abstract_of(make_state(0.0)))
+  checkpointer.close()
+  assert (saved / "7").is_dir()
+
+
+def test_a_save_that_fails_is_noticed_and_the_next_one_goes_well(saved, monkeypatch):
+  checkpointer = Checkpointer(saved)
+  rename = pathlib.Path.rename
+
+  def fail(*_):
+    raise OSError("the bucket is gone")
+
+  # What makes a save whole, at its end, in the background.
+  monkeypatch.setattr(pathlib.Path, "rename", fail)
+  monkeypatch.setattr("os.rename", fail)
+  checkpointer.save(8, make_state(2.0), {"next_index": 4})
+  with pytest.raises(Exception, match="the bucket is gone"):
+    while True:
+      checkpointer.check()
+      time.sleep(0.01)
+  monkeypatch.undo()
+  assert pathlib.Path.rename is rename and checkpointer.latest_step == 7
+  checkpointer.save(9, make_state(3.0), {"next_index": 5})
+  checkpointer.close()
+  assert Checkpointer(saved, is_reader=True).latest_step == 9
+
+
+def test_a_save_that_hangs_is_noticed(saved, monkeypatch):
+  checkpointer = Checkpointer(saved, timeout_s=5)
+  checkpointer.save(8, make_state(2.0), {"next_index": 4})
+  monkeypatch.setattr(checkpointer._manager, "is_saving_in_progress", lambda: True)
+  checkpointer.check()
+  now = time.monotonic()
+  monkeypatch.setattr(time, "monotonic", lambda: now + 6)
+  with pytest.raises(TimeoutError, match=r"save of step 8 .* hanging for 5 s"):
+    checkpointer.check()
+  checkpointer.close()  # And does not wait.
+
+
+def test_restores_onto_other_meshes(tmp_path):
+  """From fsdp over two devices to one, to tensor, and back, without loss."""
+  devices = jax.devices()[:2]
+  meshes = [
+    (make_mesh(MeshConfig(data=1, fsdp=2), devices), PartitionSpec(None, "fsdp")),
+    (make_mesh(MeshConfig(data=1), devices[:1]), PartitionSpec()),
+    (make_mesh(MeshConfig(data=1, tensor=2), devices), PartitionSpec(None, "tensor")),
+    (make_mesh(MeshConfig(data=1, fsdp=2), devices), PartitionSpec(None, "fsdp")),
+  ]
+  state = make_state(1.0)
+  state["params"]["kernel"] = jnp.arange(12.0).reshape(3, 4)
+  first = state
+  for number, (mesh, spec) in enumerate(meshes):
+    abstract = abstract_of(state, mesh, spec)
+    state = jax.tree.map(lambda x, y: jax.device_put(np.asarray(x), y.sharding), state, abstract)
+    checkpointer = Checkpointer(tmp_path / str(number))
+    checkpointer.save(1, state, {})
+    checkpointer.close()
+    mesh, spec = meshes[(number + 1) % len(meshes)]
+    abstract = abstract_of(state, mesh, spec)
+    checkpointer = Checkpointer(tmp_path / str(number))
+    _, state, _ = checkpointer.restore_newest(abstract)
+    checkpointer.close()
+    assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, abstract)
+  jax.tree.map(np.testing.assert_array_equal, state, first)

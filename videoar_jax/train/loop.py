@@ -7,6 +7,7 @@ numbers, bit for bit.
 
 import contextlib
 import dataclasses
+import faulthandler
 import logging
 import math
 import os
@@ -41,6 +42,9 @@ class LoopConfig:
     optimizer: see `OptimizerConfig`.
     ema_decay: of the averaged parameters; 0 keeps none.
     save_every: steps between checkpoints.
+    num_kept: newest checkpoints that are kept.
+    keep_every: steps between checkpoints that are kept for good; 0 for none.
+    save_timeout_s: seconds that a save may take, and a run that is told to stop.
     log_every: steps between lines of the log.
     media_every: steps between videos in TensorBoard.
   """
@@ -50,13 +54,21 @@ class LoopConfig:
   optimizer: OptimizerConfig
   ema_decay: float = 0.0
   save_every: int = 100
+  num_kept: int = 2
+  keep_every: int = 0
+  save_timeout_s: int = 600
   log_every: int = 10
   media_every: int = 100
 
   def __post_init__(self):
-    for name in ("num_steps", "batch_size", "save_every", "log_every", "media_every"):
+    counts = ("num_steps", "batch_size", "save_every", "log_every", "media_every", "num_kept")
+    for name in (*counts, "save_timeout_s"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+    if self.keep_every < 0 or self.keep_every % self.save_every:
+      raise ValueError(
+        f"keep_every={self.keep_every} must be a multiple of save_every={self.save_every}, or 0"
+      )
     if not 0 <= self.ema_decay < 1:
       raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1)")
 
@@ -66,8 +78,10 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
-def stop_on_signals():
+def stop_on_signals(timeout_s: float):
   """Yields a list that holds the signal's name once Ctrl-C or SIGTERM came; a second one kills.
+
+  A run that has not stopped after `timeout_s` seconds ends there, with all its stacks on stderr.
 
   Of several processes the list stays empty: see `hosts.is_stop_agreed`.
   """
@@ -77,6 +91,8 @@ def stop_on_signals():
   def handle(number, _):
     name = signal.Signals(number).name
     signal.signal(number, previous[number])
+    # A thread in C, which needs nothing of what may hang.
+    faulthandler.dump_traceback_later(timeout_s, exit=True)
     if is_alone:
       received.append(name)
     else:
@@ -90,6 +106,7 @@ def stop_on_signals():
   try:
     yield received
   finally:
+    faulthandler.cancel_dump_traceback_later()
     for number, handler in previous.items():
       signal.signal(number, handler)
 
@@ -214,9 +231,9 @@ class Trainer:
     frozen, save = self.task.frozen, self._save
     waiting: tuple[int, dict] | None = None  # Metrics of the last step, still being computed.
     with (
+      stop_on_signals(config.save_timeout_s) as received,
       contextlib.closing(checkpointer),
       jax.set_mesh(self.mesh),
-      stop_on_signals() as received,
     ):
       started = time.perf_counter()
       for step in range(first + 1, config.num_steps + 1):
@@ -225,12 +242,13 @@ class Trainer:
         if waiting is not None:
           self._report(run_log, *waiting, first, started)
         waiting = (step, metrics)
-        checkpointer.check()
+        self._check(checkpointer)
         is_stopping = bool(received) or hosts.is_stop_agreed(step)
         if step % config.save_every == 0 or step == config.num_steps or is_stopping:
           self._report(run_log, *waiting, first, started)
           waiting = None
-          save(checkpointer, run_log, step, state, iterator)
+          is_last = is_stopping or step == config.num_steps
+          save(checkpointer, run_log, step, state, iterator, is_last)
         # After the save, so that nothing that goes wrong here costs a step.
         if step % config.media_every == 0 or step == config.num_steps:
           params = train_state.evaluation_params(state)
@@ -241,10 +259,30 @@ class Trainer:
     return state
 
   @staticmethod
-  def _save(checkpointer, run_log, step, state, iterator):
+  def _check(checkpointer):
+    """Tells of a save that failed; the run goes on, and tries again at the next one."""
+    try:
+      checkpointer.check()
+    except TimeoutError:
+      raise
+    except Exception as error:
+      # Others do not know of it, and would wait for this process at the next save.
+      if jax.process_count() > 1:
+        raise
+      log.error("A SAVE FAILED: %s. The run goes on and tries again at the next one", error)
+
+  @staticmethod
+  def _save(checkpointer, run_log, step, state, iterator, is_last):
     # The log is on disk before the checkpoint that makes it count.
     run_log.flush()
-    checkpointer.save(step, state, iterator.get_state())
+    try:
+      checkpointer.save(step, state, iterator.get_state())
+    except TimeoutError:
+      raise
+    except OSError as error:
+      if is_last or jax.process_count() > 1:
+        raise
+      log.error("STEP %d WAS NOT SAVED: %s. The run goes on and tries again", step, error)
 
   def _report(self, run_log: RunLog, step: int, metrics: dict, first: int, started: float):
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}

@@ -1,6 +1,7 @@
 """A run: one config in one workdir, from the first stage to the last."""
 
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import logging
@@ -64,6 +65,7 @@ class Run:
     self.is_new = all(self.stages.latest_step(stage) == 0 for stage in run.stages)
     if hosts.is_first():
       workdir.mkdir(parents=True, exist_ok=True)
+      self._lock = _lock(workdir)
       start_log(workdir / "log.txt")
       configs.save_config(config, workdir / "config.json")
       _write_facts(self.stages)
@@ -207,6 +209,24 @@ def _check_shared(workdir: pathlib.Path) -> None:
     )
   if hosts.is_first():
     sign.unlink()
+
+
+def _lock(workdir: pathlib.Path):
+  """Returns a file whose lock is held until this process ends.
+
+  Raises:
+    ValueError: another run holds it.
+  """
+  file = (workdir / "lock").open("a")
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise ValueError(
+      f"--workdir={workdir} is in use by another run; wait for it, end it, or name another workdir"
+    ) from None
+  except OSError as error:
+    log.warning("%s: the file system has no locks (%s); do not start a second run", workdir, error)
+  return file
 
 
 def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> None:

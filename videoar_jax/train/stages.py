@@ -293,12 +293,17 @@ class Stages:
       images = self._make_iterator(image_source, stage.images.batch_size, seed)
       share = stage.images.share
       iterator = MixedIterator([iterator, images], (1.0 - share, share))
-    checkpointer = Checkpointer(self.checkpoints(stage))
+    checkpointer = Checkpointer(
+      self.checkpoints(stage),
+      max_to_keep=loop.num_kept,
+      keep_every=loop.keep_every,
+      timeout_s=loop.save_timeout_s,
+    )
     step = checkpointer.latest_step
     if step is None:
       state = self.first_state(stage, trainer, seed)
     else:
-      state, iterator_state = checkpointer.restore(trainer.abstract_state)
+      step, state, iterator_state = checkpointer.restore_newest(trainer.abstract_state)
       iterator.set_state(iterator_state)
       log.info("stage %s: goes on from step %d", stage.name, step)
     run_log = self._open_log(stage, step or 0)
