@@ -28,6 +28,7 @@ from videoar_jax.train.logs import RunLog
 from videoar_jax.train.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from videoar_jax.train.rival import RivalTrainer
 from videoar_jax.train.task import Task
+from videoar_jax.train.watch import Clock, Profiler, Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class LoopConfig:
     num_kept: newest checkpoints that are kept.
     keep_every: steps between checkpoints that are kept for good; 0 for none.
     save_timeout_s: seconds that a save may take, and a run that is told to stop.
+    profile_steps: first and last step to profile; empty for none. SIGUSR1 profiles the next few.
     log_every: steps between lines of the log.
     media_every: steps between videos in TensorBoard.
   """
@@ -57,6 +59,7 @@ class LoopConfig:
   num_kept: int = 2
   keep_every: int = 0
   save_timeout_s: int = 600
+  profile_steps: tuple[int, ...] = ()
   log_every: int = 10
   media_every: int = 100
 
@@ -69,6 +72,9 @@ class LoopConfig:
       raise ValueError(
         f"keep_every={self.keep_every} must be a multiple of save_every={self.save_every}, or 0"
       )
+    steps = self.profile_steps
+    if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+      raise ValueError(f"profile_steps={steps} must be (first, last), counted from 1, or empty")
     if not 0 <= self.ema_decay < 1:
       raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1)")
 
@@ -109,6 +115,15 @@ def stop_on_signals(timeout_s: float):
     faulthandler.cancel_dump_traceback_later()
     for number, handler in previous.items():
       signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def told_at_the_end(clock: Clock):
+  """Yields a clock, and logs what it counted."""
+  try:
+    yield clock
+  finally:
+    log.info("%s", clock.report())
 
 
 class Trainer:
@@ -234,25 +249,34 @@ class Trainer:
       stop_on_signals(config.save_timeout_s) as received,
       contextlib.closing(checkpointer),
       jax.set_mesh(self.mesh),
+      Watchdog() as watchdog,
+      Profiler(checkpointer.directory.parent / "profile", config.profile_steps) as profiler,
+      told_at_the_end(Clock()) as clock,
     ):
       started = time.perf_counter()
       for step in range(first + 1, config.num_steps + 1):
-        batch = shard_batch({k: v for k, v in next(iterator).items() if k != "id"}, self.mesh)
+        profiler.before(step)
+        with clock.measure("data"):
+          batch = shard_batch({k: v for k, v in next(iterator).items() if k != "id"}, self.mesh)
         state, metrics = self.step(state, frozen, batch, self.key)
         if waiting is not None:
           self._report(run_log, *waiting, first, started)
         waiting = (step, metrics)
+        profiler.after(step, metrics)
+        watchdog.beat()
         self._check(checkpointer)
         is_stopping = bool(received) or hosts.is_stop_agreed(step)
         if step % config.save_every == 0 or step == config.num_steps or is_stopping:
           self._report(run_log, *waiting, first, started)
           waiting = None
           is_last = is_stopping or step == config.num_steps
-          save(checkpointer, run_log, step, state, iterator, is_last)
+          with clock.measure("checkpoints"), watchdog.rest():
+            save(checkpointer, run_log, step, state, iterator, is_last)
         # After the save, so that nothing that goes wrong here costs a step.
         if step % config.media_every == 0 or step == config.num_steps:
           params = train_state.evaluation_params(state)
-          run_log.videos(step, jax.device_get(self.media(params, frozen, media_batch)))
+          with clock.measure("samples"), watchdog.rest():
+            run_log.videos(step, jax.device_get(self.media(params, frozen, media_batch)))
         if is_stopping:
           name = received[0] if received else "SIGTERM"
           raise Interrupted(f"{name}: stopped at step {step} of {config.num_steps}")

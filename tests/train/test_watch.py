@@ -1,0 +1,145 @@
+"""Where time goes, steps that hang, profiles, and saves that fail while the loop runs."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import jax
+import pytest
+
+from videoar_jax.train.loop import LoopConfig, Trainer
+from videoar_jax.train.optimizer import OptimizerConfig
+from videoar_jax.train.watch import Clock, Profiler, Watchdog
+
+
+def test_clock_parts_sum_to_one_and_compiling_is_counted_once():
+  clock = Clock()
+  with clock.measure("data"):
+    time.sleep(0.1)
+    # What was compiled within is no data.
+    jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 0.06)
+  time.sleep(0.1)
+  shares = clock.shares()
+  assert sum(shares.values()) == pytest.approx(1)
+  assert shares["compiling"] / shares["data"] == pytest.approx(0.06 / 0.04, rel=0.5)
+  assert 0.3 < shares["steps"] < 0.7
+
+
+def test_clock_tells_what_came_from_the_cache():
+  clock = Clock()
+  for event in ("hits", "hits", "misses"):
+    jax.monitoring.record_event(f"/jax/compilation_cache/cache_{event}")
+  assert f"2 programs from {jax.config.jax_compilation_cache_dir}, 1 not" in clock.report()
+
+
+def test_compiling_is_counted_where_jax_compiles():
+  clock = Clock()
+  jax.jit(lambda x: x * time.time())(1.0)  # A constant that no cache knows.
+  assert clock.shares()["compiling"] > 0
+
+
+@pytest.mark.parametrize("is_resting", [False, True])
+def test_a_step_that_hangs_dumps_all_stacks_once(tmp_path, caplog, is_resting):
+  with (tmp_path / "stacks").open("w+") as file, caplog.at_level(logging.ERROR):
+    with Watchdog(floor_s=0.2, file=file) as watchdog:
+      time.sleep(0.4)  # Nothing is usual yet.
+      for _ in range(9):
+        watchdog.beat()
+      if is_resting:
+        with watchdog.rest():
+          time.sleep(0.5)
+      else:
+        time.sleep(0.5)
+      watchdog.beat()
+    file.seek(0)
+    text = file.read()
+  num_told = 0 if is_resting else 1
+  assert caplog.text.count("A STEP HAS TAKEN") == num_told
+  assert text.count("test_a_step_that_hangs_dumps_all_stacks_once") == num_told
+
+
+def test_profiles_a_range_and_at_a_signal(tmp_path, monkeypatch):
+  calls, now = [], None
+  monkeypatch.setattr(jax.profiler, "start_trace", lambda path: calls.append(("start", now)))
+  monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(("stop", now)))
+  before = signal.getsignal(signal.SIGUSR1)
+  with Profiler(tmp_path, (2, 3)) as profiler:
+    for now in range(1, 30):
+      if now == 10:
+        os.kill(os.getpid(), signal.SIGUSR1)
+      if now == 27:
+        os.kill(os.getpid(), signal.SIGUSR1)
+      profiler.before(now)
+      profiler.after(now, ())
+  assert calls == [("start", 2), ("stop", 3), ("start", 10), ("stop", 14), *calls[4:]]
+  assert calls[4:] == [("start", 27), ("stop", 29)]  # The end of the loop ends a trace.
+  assert signal.getsignal(signal.SIGUSR1) == before
+
+
+class Checkpointer:
+  """Fails as it is told."""
+
+  def __init__(self, error):
+    self.error = error
+
+  def check(self):
+    raise self.error
+
+  def save(self, *_):
+    raise self.error
+
+
+PARTS = (
+  types.SimpleNamespace(flush=lambda: None),
+  7,
+  {},
+  types.SimpleNamespace(get_state=lambda: {}),
+)
+
+
+def test_a_save_that_fails_does_not_end_the_run_but_the_last_one_does(caplog):
+  failing = Checkpointer(OSError("the disk is full"))
+  with caplog.at_level(logging.ERROR):
+    Trainer._save(failing, *PARTS, is_last=False)
+    Trainer._check(failing)
+  assert "STEP 7 WAS NOT SAVED: the disk is full" in caplog.text and "A SAVE FAILED" in caplog.text
+  with pytest.raises(OSError, match="disk is full"):
+    Trainer._save(failing, *PARTS, is_last=True)
+
+
+def test_a_save_that_hangs_ends_the_run():
+  hanging = Checkpointer(TimeoutError("hanging"))
+  with pytest.raises(TimeoutError):
+    Trainer._check(hanging)
+  with pytest.raises(TimeoutError):
+    Trainer._save(hanging, *PARTS, is_last=False)
+
+
+def test_a_stop_that_takes_too_long_ends_the_process():
+  """In a process of its own: TERM comes, nothing stops, and the time runs out."""
+  program = """
+import os, signal, time
+from videoar_jax.train.loop import stop_on_signals
+with stop_on_signals(0.3):
+  os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(60)
+"""
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=55)
+  assert done.returncode == 1 and "Timeout" in done.stderr and "saving" in done.stdout
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"keep_every": 3}, "keep_every=3 must be a multiple of save_every=2"),
+    ({"profile_steps": (5, 4)}, "profile_steps"),
+    ({"num_kept": 0}, "num_kept=0"),
+  ],
+)
+def test_bad_settings_are_named(fields, message):
+  with pytest.raises(ValueError, match=message):
+    LoopConfig(10, 4, OptimizerConfig(), save_every=2, **fields)

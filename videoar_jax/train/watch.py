@@ -1,0 +1,174 @@
+"""What watches a training loop: where its time goes, whether it hangs, profiles on demand."""
+
+import contextlib
+import faulthandler
+import logging
+import pathlib
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+
+import jax
+
+log = logging.getLogger(__name__)
+
+# A step hangs after so many times its usual time, but never before so many seconds.
+HANG_FACTOR = 10
+HANG_FLOOR_S = 30.0
+NUM_USUAL_STEPS = 5  # That are measured before any is judged.
+NUM_PROFILED_STEPS = 5  # At each SIGUSR1.
+
+_compiled = {"hits": 0, "misses": 0, "seconds": 0.0}
+
+
+def _count_event(event: str, **_) -> None:
+  if event == "/jax/compilation_cache/cache_hits":
+    _compiled["hits"] += 1
+  elif event == "/jax/compilation_cache/cache_misses":
+    _compiled["misses"] += 1
+
+
+def _count_seconds(event: str, seconds: float, **_) -> None:
+  # With a cache, the time to look there is in it.
+  if event == "/jax/core/compile/backend_compile_duration":
+    _compiled["seconds"] += seconds
+
+
+jax.monitoring.register_event_listener(_count_event)
+jax.monitoring.register_event_duration_secs_listener(_count_seconds)
+
+
+class Clock:
+  """Where the time of a loop goes: what is not compiling or named is steps."""
+
+  def __init__(self):
+    self._started = time.perf_counter()
+    self._before = dict(_compiled)
+    self._seconds: dict[str, float] = {}
+
+  @contextlib.contextmanager
+  def measure(self, name: str):
+    """Counts the time inside as `name`, less what is compiled meanwhile."""
+    started, compiled = time.perf_counter(), _compiled["seconds"]
+    try:
+      yield
+    finally:
+      seconds = time.perf_counter() - started - (_compiled["seconds"] - compiled)
+      self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+  def shares(self) -> dict[str, float]:
+    """Returns the share of the time since the beginning, by name; they sum to 1."""
+    total = max(time.perf_counter() - self._started, 1e-9)
+    seconds = {"compiling": _compiled["seconds"] - self._before["seconds"], **self._seconds}
+    shares = {name: value / total for name, value in seconds.items()}
+    return {"steps": 1.0 - sum(shares.values()), **shares}
+
+  def report(self) -> str:
+    """Returns the shares, and how many programs came from the compilation cache, as a line."""
+    total = time.perf_counter() - self._started
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in self.shares().items())
+    hits, misses = (_compiled[name] - self._before[name] for name in ("hits", "misses"))
+    where = jax.config.jax_compilation_cache_dir
+    cache = f"{hits} programs from {where}, {misses} not" if where else "no compilation cache"
+    return f"goodput of {total:.0f} s: {shares}; {cache}"
+
+
+class Watchdog:
+  """Dumps the stacks of all threads when a step takes ten times its usual time."""
+
+  def __init__(self, floor_s: float = HANG_FLOOR_S, file=None):
+    self._floor_s, self._file = floor_s, file or sys.__stderr__
+    self._usual: deque[float] = deque(maxlen=50)
+    self._beat = time.monotonic()
+    self._is_told = self._is_resting = False
+    self._ended = threading.Event()
+    self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+  def beat(self) -> None:
+    """Says that a step is over."""
+    now = time.monotonic()
+    self._usual.append(now - self._beat)
+    self._beat, self._is_told = now, False
+
+  @contextlib.contextmanager
+  def rest(self):
+    """Watches nothing inside, nor counts it to a step."""
+    began, self._is_resting = time.monotonic(), True
+    try:
+      yield
+    finally:
+      self._beat += time.monotonic() - began
+      self._is_resting = False
+
+  def __enter__(self):
+    self._thread.start()
+    return self
+
+  def __exit__(self, *_):
+    self._ended.set()
+    self._thread.join()
+
+  def _watch(self) -> None:
+    while not self._ended.wait(self._floor_s / 10):
+      usual = list(self._usual)
+      if self._is_told or self._is_resting or len(usual) < NUM_USUAL_STEPS:
+        continue
+      bound = max(HANG_FACTOR * statistics.median(usual), self._floor_s)
+      waited = time.monotonic() - self._beat
+      if waited > bound:
+        self._is_told = True
+        log.error(
+          "A STEP HAS TAKEN %.0f s, usually %.2g s; all stacks follow on stderr",
+          waited,
+          statistics.median(usual),
+        )
+        faulthandler.dump_traceback(file=self._file, all_threads=True)
+
+
+class Profiler:
+  """Traces steps for TensorBoard and xprof: a range of them, and the next few at each SIGUSR1.
+
+  Args:
+    directory: where traces go.
+    steps: first and last step to trace; empty for none.
+  """
+
+  def __init__(self, directory: pathlib.Path, steps: tuple[int, ...] = ()):
+    self._directory = directory
+    self._first, self._last = steps or (None, None)
+    self._is_asked = self._is_tracing = False
+
+  def __enter__(self):
+    self._previous = signal.signal(signal.SIGUSR1, self._ask)
+    return self
+
+  def __exit__(self, *_):
+    signal.signal(signal.SIGUSR1, self._previous)
+    self._stop()
+
+  def _ask(self, *_) -> None:
+    self._is_asked = True
+
+  def before(self, step: int) -> None:
+    """Begins a trace where one is due; to be called before each step."""
+    if self._is_asked and not self._is_tracing:
+      self._first, self._last = step, step + NUM_PROFILED_STEPS - 1
+    self._is_asked = False
+    if step == self._first:
+      jax.profiler.start_trace(str(self._directory))
+      self._is_tracing = True
+
+  def after(self, step: int, results) -> None:
+    """Ends a trace with its last step, once the step's results are there."""
+    if self._is_tracing and step >= self._last:
+      jax.block_until_ready(results)
+      self._stop()
+      log.info("steps %d to %d are profiled in %s", self._first, self._last, self._directory)
+
+  def _stop(self) -> None:
+    if self._is_tracing:
+      jax.profiler.stop_trace()
+      self._is_tracing = False
