@@ -8,10 +8,13 @@ hold. Time is counted, not measured, see `train/estimate.py`. GPUs are counted o
 config are set as for `videoar_jax.main`.
 """
 
+import ast
 import dataclasses
 import importlib.util
 import os
+import pathlib
 import re
+import runpy
 import sys
 
 from videoar_jax.command_line import Parser, print_result
@@ -188,7 +191,8 @@ def table(draft: Draft, memory: Memory | None) -> str:
   from videoar_jax.train import estimate
 
   run, stage, chip = draft.run, draft.stage, draft.place.chip
-  cost = estimate.estimate(run, stage, draft.trainer, draft.mesh)
+  trainer = draft.trainer
+  cost = estimate.estimate(run, stage, trainer.abstract_state, trainer.shardings, draft.mesh)
   devices = draft.mesh.size
   a_chip = devices // (draft.place.num_chips * draft.mesh.shape["slice"])
   seconds = cost.seconds(chip, devices, a_chip)
@@ -264,8 +268,13 @@ def search(run, stage, place: Place, num: int) -> str:
 
   The memory of TPUs is the compiler's, of candidates from the fastest on, until enough fit.
   """
+  from videoar_jax.parallel.sharding import MeshConfig, batch_ways
   from videoar_jax.train.estimate import estimate
+  from videoar_jax.train.state import state_shardings
 
+  # Shapes are the same on every mesh, and take seconds to find.
+  one = dataclasses.replace(place, is_compiled=False, num_chips=1)
+  trainer = Draft.of(run, stage, one, MeshConfig(data=1)).trainer
   counted = dataclasses.replace(place, is_compiled=False)
   found = []
   for mesh in _candidates(place.num_chips):
@@ -274,21 +283,23 @@ def search(run, stage, place: Place, num: int) -> str:
       if remat is not None:
         generator = dataclasses.replace(run.generator, remat=remat)
         other = dataclasses.replace(run, generator=generator)
+      sizes = counted.mesh(mesh)
+      if stage.loop.batch_size % batch_ways(sizes):
+        continue
       try:
-        draft = Draft.of(other, stage, counted, mesh)
+        shardings = state_shardings(trainer.abstract_state, trainer.templates, sizes)
       except ValueError:
         continue  # Something does not divide.
-      cost = estimate(other, stage, draft.trainer, draft.mesh)
+      cost = estimate(other, stage, trainer.abstract_state, shardings, sizes)
       needed = cost.state_bytes + cost.parameter_bytes + (cost.activation_bytes or 0)
       if needed < place.chip.memory:
         found.append((max(cost.seconds(place.chip, place.num_chips).values()), mesh, remat, other))
-  lines, tried = [], 0
+  lines = []
   for time, mesh, remat, other in sorted(found, key=lambda item: item[0]):
     if len(lines) == num:
       break
     note = "counted only"
     if place.is_compiled:
-      tried += 1
       try:
         note = f"peak {_bytes(Draft.of(other, stage, place, mesh).compile().peak)}"
       except ValueError:
@@ -319,8 +330,6 @@ def _candidates(num_devices: int):
 
 def _abstract_task(run, stage, mesh):
   """Returns a stage's task, and the shapes of what it needs and does not train."""
-  import pathlib
-
   import jax
   import numpy as np
 
@@ -396,22 +405,40 @@ def _parse_mesh(text: str):
   return MeshConfig(**sizes)
 
 
-def _load_config(path: str, overrides: list[str]):
+def _load_config(text: str, overrides: list[str]):
   """Returns the config of a file with its argument, and of fields set beside it.
 
   Raises:
     ValueError: there is no such file, or no such field.
   """
-  from absl import flags
-  from ml_collections import config_flags
+  path, _, argument = text.partition(":")
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f"--config={text}: there is no file {path}")
+  module = runpy.run_path(path)
+  if "get_config" not in module:
+    raise ValueError(f"--config={path} has no get_config; name a file of configs/")
+  config = module["get_config"](argument or None)
+  for override in overrides:
+    field, equals, value = override.removeprefix("--config.").partition("=")
+    *parents, last = field.split(".")
+    try:
+      section = config
+      for name in parents:
+        section = section[name]
+      if not equals or not hasattr(section, "keys"):
+        raise KeyError(field)
+      section[last] = _parse_value(value)
+    except (KeyError, TypeError) as error:
+      reason = error if isinstance(error, TypeError) else "there is no such field"
+      raise ValueError(f"{override}: {reason}; write --config.SECTION.FIELD=VALUE") from error
+  return config
 
-  values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file("config", flag_values=values)
+
+def _parse_value(text: str):
   try:
-    values(["plan", f"--config={path}", *overrides])
-    return config.value
-  except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-    raise ValueError(f"--config={path}: {error}") from error
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
 
 
 def _bytes(number: float) -> str:

@@ -16,7 +16,7 @@ from videoar_jax.parallel.chips import Chip
 from videoar_jax.parallel.sharding import AXES, batch_ways
 from videoar_jax.tokenizer.flops import decoder_flops, encoder_flops
 from videoar_jax.train.config import RunConfig, StageConfig
-from videoar_jax.train.loop import Trainer
+from videoar_jax.train.state import State
 from videoar_jax.videoar.flops import training_flops, visible_pairs
 
 # Shares of the makers' numbers that large programs reach; an assumption.
@@ -61,25 +61,26 @@ class Cost:
     }
 
 
-def estimate(run: RunConfig, stage: StageConfig, trainer: Trainer, mesh: Mesh) -> Cost:
+def estimate(run: RunConfig, stage: StageConfig, abstract: State, shardings, mesh: Mesh) -> Cost:
   """Counts a step.
 
   Args:
     run: the run.
     stage: of it.
-    trainer: of the stage, for its shapes and shardings.
+    abstract: shapes of the stage's state.
+    shardings: of every leaf of it, on the mesh.
     mesh: devices, or an abstract one.
   """
-  params, shardings = trainer.abstract_state["params"], trainer.shardings["params"]
-  own = device_bytes(params, shardings)
-  gathered, sent = _gathered_bytes(params, shardings)
-  state = device_bytes(trainer.abstract_state, trainer.shardings)
+  own = device_bytes(abstract["params"], shardings["params"])
+  gathered, sent = _gathered_bytes(abstract["params"], shardings["params"])
+  state = device_bytes(abstract, shardings)
   clips = stage.loop.batch_size / batch_ways(mesh)
   if stage.kind == "generator":
     flops, executed = _generator_flops(run, stage)
     passes = 4 if run.generator.remat == "full" else 3
     kept, moved = _generator_activations(run, stage, mesh, clips)
-    sent = sent * (passes - 1) + _activations_sent(run, stage, mesh, clips, passes)
+    # Parameters are gathered on the way there and back, and their gradients scattered.
+    sent = 3 * sent + _activations_sent(run, stage, mesh, clips, passes)
   else:
     flops = 3 * _autoencoder_flops(run, stage)
     executed, passes, kept, moved, sent = flops, 3, None, 0.0, 3 * sent

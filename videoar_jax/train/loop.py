@@ -143,10 +143,10 @@ class Trainer:
     self.optimizer = make_optimizer(config.optimizer, config.num_steps, self.template.axes)
     self.rival = RivalTrainer(task.rival, config.num_steps)
     abstract = jax.eval_shape(self._init, self.key)
-    templates = {"": self.template}
+    self.templates = {"": self.template}
     if task.rival is not None:
-      templates["rival"] = self.rival.template
-    self.shardings = train_state.state_shardings(abstract, templates, mesh)
+      self.templates["rival"] = self.rival.template
+    self.shardings = train_state.state_shardings(abstract, self.templates, mesh)
     self.abstract_state = train_state.with_shardings(abstract, self.shardings)
     self.step = jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings, None))
     # Whole everywhere: process 0 shows it.
