@@ -77,6 +77,37 @@ def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
   return "\n".join(lines)
 
 
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--workdir", required=True, default=argparse.SUPPRESS, help="of a run")
+  parser.add_argument("--stage", required=True, default=argparse.SUPPRESS, help="of that run")
+  parser.add_argument(
+    "--out", required=True, default=argparse.SUPPRESS, help="the .safetensors file to write"
+  )
+  parser.set_defaults(run=_export_weights)
+
+
+def _export_weights(options: argparse.Namespace) -> str:
+  """Writes the weights of a stage; returns what was written.
+
+  Raises:
+    ValueError, OSError: names what is not there.
+  """
+  import jax
+
+  from videoar_jax.load import find_run
+  from videoar_jax.parallel.sharding import MeshConfig, make_mesh
+  from videoar_jax.train.stages import Stages
+
+  workdir, run = find_run(options.workdir)
+  stages = {stage.name: stage for stage in run.stages}
+  if options.stage not in stages:
+    raise ValueError(f"--stage={options.stage} is not in the run; it has {', '.join(stages)}")
+  mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
+  out = pathlib.Path(options.out)
+  num = Stages(run, workdir, mesh).export_params(stages[options.stage], out)
+  return f"{out}: {num:,} parameters; start from them with config.stage.NAME.start={out}"
+
+
 def _add_lpips(parser: argparse.ArgumentParser) -> None:
   from videoar_jax.nn import lpips
 
@@ -197,6 +228,7 @@ def _to_arrays(path: pathlib.Path, tensors) -> dict[str, np.ndarray]:
 
 # Name: what it does, and what adds its flags and sets `run(options)`, which returns what to print.
 COMMANDS = {
+  "weights": ("weights of a run's stage, to safetensors", _add_weights),
   "infinity_tokenizer": ("Infinity's public image tokenizer", _add_infinity_tokenizer),
   "lpips": ("VGG16 and the heads of LPIPS, a perceptual distance of pictures", _add_lpips),
   "i3d": ("I3D trained on Kinetics-400, whose logits FVD compares", _add_i3d),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from videoar_jax import convert
 from videoar_jax.data import latents
 from videoar_jax.data.sprites import SpritesSource
 from videoar_jax.parallel.sharding import make_mesh
@@ -262,3 +263,18 @@ def test_a_generator_reads_the_last_cache_after_the_last_tokenizer():
   values.stages = ("tokenizer", "cache", "generator", "more", "last")
   stages = config.finalize(values).stages
   assert [stage.cache and stage.cache.name for stage in stages] == [None, "cache", None, None]
+
+
+def test_weights_go_out_to_safetensors_and_start_another_run(stages, tmp_path, capsys):
+  path, name = tmp_path / "weights.safetensors", stages.run.stages[0].name
+  (stages.workdir / "config.json").write_text(json.dumps(make_config().to_dict()))
+  command = ["weights", f"--workdir={stages.workdir}", f"--stage={name}", f"--out={path}"]
+  assert convert.main(command) == 0, capsys.readouterr().err
+  other = config.finalize(make_config(**{f"stage.{name}.start": str(path)}))
+  other = Stages(other, tmp_path / "other", stages.mesh)
+  params = other._first_params(other.run.stages[0], seed=3)
+  jax.tree.map(np.testing.assert_array_equal, params, stages.load_params(stages.run.stages[0])[1])
+  wider = make_config(**{f"stage.{name}.start": str(path), "tokenizer.base_channels": 8})
+  wider = Stages(config.finalize(wider), tmp_path / "wider", stages.mesh)
+  with pytest.raises(ValueError, match=rf"stage\.{name}\.start=.*shape: "):
+    wider._first_params(wider.run.stages[0], seed=3)

@@ -114,6 +114,7 @@ class StageConfig:
     images: single frames of the same data, beside the clips.
     cache: what a generator reads in place of the clips, if there is one between the tokenizer and
       it.
+    start: file of weights, of `python -m videoar_jax.convert weights`, to start from, if any.
   """
 
   name: str
@@ -124,6 +125,7 @@ class StageConfig:
   inflate: InflateConfig | None = None
   images: ImagesConfig = ImagesConfig()
   cache: Cache | None = None
+  start: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +258,9 @@ def _stages(values: dict, data: DataConfig) -> tuple[tuple[StageConfig, ...], tu
       source = _cache(section, path, name, stages[-1].name, data)
       caches.append(source)
       continue
-    _check_names(section, ("kind", "num_frames", "loop", "loss", "inflate", "images"), path)
+    _check_names(
+      section, ("kind", "num_frames", "loop", "loss", "inflate", "images", "start"), path
+    )
     kind = section.get("kind", name)
     if kind not in _LOSSES:
       raise ValueError(f"{path}.kind={kind!r} is unknown; kinds are {', '.join(_LOSSES)}, cache")
@@ -267,6 +271,9 @@ def _stages(values: dict, data: DataConfig) -> tuple[tuple[StageConfig, ...], tu
     if inflate.path and kind != "tokenizer":
       raise ValueError(f"{path}.inflate starts a tokenizer, but the stage is a {kind}; remove it")
     inflate = inflate if inflate.path else None
+    start = section.get("start") or None
+    if start and inflate:
+      raise ValueError(f"{path}.start={start} and {path}.inflate exclude each other; remove one")
     images = build(ImagesConfig, section.get("images", {}), f"{path}.images")
     if images.share > 0 and kind != "tokenizer":
       raise ValueError(f"{path}.images: a {kind} trains on clips of one length; set share=0")
@@ -276,7 +283,7 @@ def _stages(values: dict, data: DataConfig) -> tuple[tuple[StageConfig, ...], tu
         f"{path}.num_frames={clips.num_frames}, but stage.{cache.name} before it encodes clips of "
         f"{cache.data.num_frames}; set both alike, or put a cache of its own before the stage"
       )
-    stages.append(StageConfig(name, kind, clips, loop, loss, inflate, images, cache))
+    stages.append(StageConfig(name, kind, clips, loop, loss, inflate, images, cache, start))
     source = stages[-1] if kind == "tokenizer" else source
   kinds = [stage.kind for stage in stages]
   if "generator" in kinds and "tokenizer" not in kinds[: kinds.index("generator")]:

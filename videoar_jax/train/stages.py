@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from videoar_jax import weights
 from videoar_jax.data.latents import Index, LatentsSource
 from videoar_jax.data.pipeline import MixedIterator, make_iterator
 from videoar_jax.data.text import TextEncoder
@@ -16,7 +17,7 @@ from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import hosts
 from videoar_jax.parallel.sharding import batch_part, batch_ways, replicated
 from videoar_jax.tokenizer.autoencoder import Autoencoder
-from videoar_jax.tokenizer.files import read_params, read_saved
+from videoar_jax.tokenizer.files import flatten, read_params, read_saved, unflatten
 from videoar_jax.tokenizer.inflation import check_inflatable, inflate
 from videoar_jax.train.cache import Cache, check_fits, encode, encoder_fingerprint
 from videoar_jax.train.checkpoint import Checkpointer
@@ -126,6 +127,16 @@ class Stages:
     checkpointer.close()
     return template, params
 
+  def export_params(self, stage: StageConfig, path: pathlib.Path) -> int:
+    """Writes a stage's (averaged) parameters as safetensors; returns how many there are.
+
+    Raises:
+      FileNotFoundError: the stage has no checkpoint.
+    """
+    params = self.load_params(stage)[1]
+    weights.save(path, {name: np.asarray(x) for name, x in flatten(params).items()})
+    return count_parameters(params)
+
   def is_needed(self, cache: Cache) -> bool:
     """Says whether a cache is yet to be read by a stage, or made for other runs to read."""
     readers = [stage for stage in self.run.stages if stage.cache == cache]
@@ -198,6 +209,12 @@ class Stages:
 
   def _first_params(self, stage: StageConfig, seed: int) -> dict | None:
     """Returns the parameters that a stage starts from; None for random ones."""
+    if stage.start is not None:
+      shapes = {name: x.shape for name, x in flatten(self.module_template(stage).shapes).items()}
+      try:
+        return unflatten(weights.load(stage.start, shapes))
+      except ValueError as error:
+        raise ValueError(f"stage.{stage.name}.start={stage.start}: {error}") from error
     if stage.inflate is None:
       before = self.stage_before(stage, stage.kind)
       return None if before is None else self.load_params(before)[1]
