@@ -11,7 +11,7 @@ PACKAGE = ROOT / "videoar_jax"
 # What each part may import of this package, besides itself. What is not listed is an entry point.
 ALLOWED = {
   "parallel": set(),
-  "data": set(),
+  "data": {"command_line"},  # Knows flags and the standard library only.
   "weights": set(),
   "command_line": set(),
   "nn": {"parallel"},

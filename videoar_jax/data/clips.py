@@ -9,6 +9,7 @@ own rate would show some frames twice and others never.
 import dataclasses
 import io
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -27,10 +28,12 @@ class VideoInfo:
   Attributes:
     last_s: time of the last frame.
     num_frames: about how many frames there are.
+    frame_rate: frames a second, on average; of an image, 1.
   """
 
   last_s: float
   num_frames: int
+  frame_rate: Fraction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +89,7 @@ def probe(path: Media) -> VideoInfo:
   """
   if is_image(path):
     _decode_image(path, (1, 1))
-    return VideoInfo(0.0, 1)
+    return VideoInfo(0.0, 1, Fraction(1))
   with _open(path) as container:
     stream = _video_stream(container)
     first = next(_decode(container, stream), None)
@@ -98,7 +101,8 @@ def probe(path: Media) -> VideoInfo:
     else:
       duration_s = _measure_duration(container, stream)
   # Some files count what precedes the first frame as part of the duration; reading finds out.
-  return VideoInfo(max(duration_s - frame_s, 0.0), max(round(duration_s / frame_s), 1))
+  last_s, num_frames = max(duration_s - frame_s, 0.0), max(round(duration_s / frame_s), 1)
+  return VideoInfo(last_s, num_frames, _frame_rate(stream))
 
 
 def read_clip(
@@ -137,6 +141,31 @@ def read_clip(
     clock.check_end(wanted[-1], previous_tick)
     resized = resize_and_crop(previous, resolution)
     return np.stack(clip + [resized] * (num_frames - len(clip)))
+
+
+def read_frames(path: Media, frame_rate: float) -> Iterator[av.VideoFrame]:
+  """Yields all frames of a video, at 0, 1 / frame_rate, and so on, to its end.
+
+  Args:
+    path: of the video file, or the file.
+    frame_rate: in frames per second; the file may have any.
+  Raises:
+    ValueError: the file cannot be decoded any further.
+  """
+  with _open(path) as container:
+    stream = _video_stream(container)
+    clock = _clock(stream)
+    count, previous = 0, None
+    for tick, frame in _frames_from(container, stream, 0):
+      while previous is not None and clock.wanted(count / frame_rate, 1, frame_rate)[0] < tick:
+        yield previous
+        count += 1
+      previous, previous_tick = frame, tick
+    # The last frame is there once, though it may last for longer.
+    if previous is not None and count / frame_rate < (
+      (previous_tick + clock.ticks_per_frame) * clock.seconds_per_tick - 1e-3
+    ):
+      yield previous
 
 
 def decode_video(path: Media, resolution: tuple[int, int]) -> DecodedVideo:
@@ -180,14 +209,22 @@ def _resize_and_crop(image: Image.Image, resolution: tuple[int, int]) -> np.ndar
   return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
-def _decode_image(path: Media, resolution: tuple[int, int]) -> DecodedVideo:
+def read_image(path: Media) -> Image.Image:
+  """Reads an image as RGB, held as its camera was.
+
+  Raises:
+    ValueError: it cannot be decoded.
+  """
   try:
     with Image.open(path) as image:
-      # Cameras note how they were held.
-      frame = _resize_and_crop(ImageOps.exif_transpose(image).convert("RGB"), resolution)
+      return ImageOps.exif_transpose(image).convert("RGB")
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
     # Without Pillow's own text, which has the file's name: faults are counted by their text.
     raise ValueError(f"cannot be decoded as an image ({type(error).__name__})") from error
+
+
+def _decode_image(path: Media, resolution: tuple[int, int]) -> DecodedVideo:
+  frame = _resize_and_crop(read_image(path), resolution)
   return DecodedVideo(frame[None], np.zeros(1, np.int64), _Clock(1.0, 1.0))
 
 
@@ -245,8 +282,12 @@ def _frames_from(container, stream, tick: int) -> Iterator[tuple[int, av.VideoFr
     yield frame.pts - origin, frame
 
 
+def _frame_rate(stream) -> Fraction:
+  return Fraction(stream.average_rate or stream.guessed_rate or 25)
+
+
 def _frame_s(stream) -> float:
-  return 1 / float(stream.average_rate or stream.guessed_rate or 25)
+  return 1 / float(_frame_rate(stream))
 
 
 def _clock(stream) -> _Clock:

@@ -132,11 +132,7 @@ class FolderSource(ClipSource):
     """Lists the files, of which those count that are in the official lists, if there are any."""
     if not self.path.is_dir():
       raise ValueError(f"data.path is {str(self.path)!r}, which is not a folder.")
-    self._found = sorted(
-      path.relative_to(self.path).as_posix()
-      for path in self.path.rglob("*")
-      if path.suffix.lower() in EXTENSIONS + IMAGE_EXTENSIONS and path.is_file()
-    )
+    self._found = find_media(self.path)
     self._official, self._below = None, set(self._found)
     if split_file:
       self._official = splits.read_official_split(split_file, self._found)
@@ -145,8 +141,8 @@ class FolderSource(ClipSource):
   def _open_folder(self) -> dict[str, _Video]:
     """Probes the files; returns the usable ones."""
     files = self._found
-    captions = _read_captions(self.path / CAPTIONS, self._below)
-    folder_names = {f: Path(f).parent.name or self.path.resolve().name for f in files}
+    captions = read_captions(self.path / CAPTIONS, self._below)
+    folder_names = {file: folder_name(self.path, file) for file in files}
     self.class_names = sorted(set(folder_names.values()))
     if self._official is not None:
       self.class_names = self._official.class_names
@@ -197,11 +193,25 @@ class FolderSource(ClipSource):
     )
 
 
+def find_media(folder: Path) -> list[str]:
+  """Returns the videos and images below a folder, sorted, by their paths below it."""
+  return sorted(
+    path.relative_to(folder).as_posix()
+    for path in folder.rglob("*")
+    if path.suffix.lower() in EXTENSIONS + IMAGE_EXTENSIONS and path.is_file()
+  )
+
+
+def folder_name(folder: Path, file: str) -> str:
+  """Returns the name of the folder that a file is in, which is the file's class."""
+  return Path(file).parent.name or folder.resolve().name
+
+
 def _is_image_name(file: str) -> bool:
   return file.lower().endswith(IMAGE_EXTENSIONS)
 
 
-def _read_captions(path: Path, files: set[str]) -> dict[str, str]:
+def read_captions(path: Path, files: set[str]) -> dict[str, str]:
   """Reads `captions.jsonl`, if there is one.
 
   Raises:
