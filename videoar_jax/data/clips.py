@@ -198,10 +198,13 @@ def resize_and_crop(
   frame: av.VideoFrame, resolution: tuple[int, int]
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Resizes a frame to cover (H, W), with anti-aliasing, and crops it around its centre."""
-  return _resize_and_crop(Image.fromarray(frame.to_ndarray(format="rgb24")), resolution)
+  return resize_and_crop_image(Image.fromarray(frame.to_ndarray(format="rgb24")), resolution)
 
 
-def _resize_and_crop(image: Image.Image, resolution: tuple[int, int]) -> np.ndarray:
+def resize_and_crop_image(
+  image: Image.Image, resolution: tuple[int, int]
+) -> UInt8[np.ndarray, "H W 3"]:
+  """Does so with an image."""
   height, width = resolution
   scale = min(image.width / width, image.height / height)
   left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
@@ -224,11 +227,13 @@ def read_image(path: Media) -> Image.Image:
 
 
 def _decode_image(path: Media, resolution: tuple[int, int]) -> DecodedVideo:
-  frame = _resize_and_crop(read_image(path), resolution)
+  frame = resize_and_crop_image(read_image(path), resolution)
   return DecodedVideo(frame[None], np.zeros(1, np.int64), _Clock(1.0, 1.0))
 
 
 def _open(path: Media):
+  if isinstance(path, io.BytesIO):
+    path.seek(0)  # It may have been read before.
   try:
     return av.open(path if isinstance(path, io.BytesIO) else str(path))
   except (av.FFmpegError, OSError) as error:

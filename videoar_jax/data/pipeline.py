@@ -15,11 +15,12 @@ import numpy as np
 
 from videoar_jax.data.clip_source import ClipSource
 from videoar_jax.data.index import IndexSource
+from videoar_jax.data.prepared_tfds import TfdsSource
 from videoar_jax.data.shards import ShardsSource
 from videoar_jax.data.sources import FolderSource
 from videoar_jax.data.sprites import SPLITS, SpritesSource
 
-SOURCES = ("sprites", "folder", "shards", "index")
+SOURCES = ("sprites", "folder", "shards", "index", "tfds")
 # Batches. Grain's lengths may be rounded up, and must not exceed the largest integer then.
 _ENDLESS = 2**40
 
@@ -29,9 +30,10 @@ class DataConfig:
   """The `data` section of a config.
 
   Attributes:
-    source: "sprites", "folder", "shards" or "index".
+    source: "sprites", "folder", "shards", "index" or "tfds".
     path: of the folder of videos and images, or of tar or ArrayRecord shards with them, or of the
-      index, see `index.py`.
+      index, see `index.py`, or of a builder's version, see `prepared_tfds.py`. All but the first
+      may be URLs.
     filter: of an index's entries, such as "duration >= 2 and width > height"; None keeps all.
     split_file: official list of the folder's videos to train on, such as UCF-101's
       `trainlist01.txt`; None keeps a tenth of the videos for testing.
@@ -121,6 +123,8 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
   }
   if data.source == "shards":
     return ShardsSource(data.path, split, **clip)
+  if data.source == "tfds":
+    return TfdsSource(data.path, split, **clip)
   if data.source == "index":
     return IndexSource(data.path, split, filter=data.filter, **clip)
   return FolderSource(

@@ -35,9 +35,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from videoar_jax.command_line import Parser, check_out, print_result
-from videoar_jax.data import clips, records, shards, sources
+from videoar_jax.data import clips, records, remote, shards, sources
 from videoar_jax.data.filters import parse_filter
-from videoar_jax.data.index import read_entries
+from videoar_jax.data.index import open_media, read_entries
 
 DROPPED = "dropped.jsonl"
 
@@ -207,7 +207,7 @@ def _write_shard(root: Path, settings: Settings, job: tuple[Path, list]) -> int:
       try:
         if not isinstance(facts.get("caption"), str) or not facts["caption"]:
           raise ValueError("no caption")
-        for number, (data, added) in enumerate(_prepare_file(root / file, settings)):
+        for number, (data, added) in enumerate(_prepare_file(remote.join(root, file), settings)):
           header = {name: value for name, value in facts.items() if name != "path"} | added
           yield records.pack(header, data)
           keys.append(f"{file}#{number}")
@@ -224,21 +224,20 @@ def _write_shard(root: Path, settings: Settings, job: tuple[Path, list]) -> int:
   return len(files)
 
 
-def _prepare_file(path: Path, settings: Settings) -> Iterator[tuple[bytes, dict]]:
+def _prepare_file(path: str, settings: Settings) -> Iterator[tuple[bytes, dict]]:
   """Yields a file's clips, encoded, and what is known of each.
 
   Raises:
     ValueError: what follows cannot be decoded, or is too short.
   """
-  if not path.is_file():
-    raise ValueError("no such file")
-  if path.stat().st_size == 0:
+  media = open_media(path)
+  if isinstance(media, str) and Path(media).stat().st_size == 0:
     raise ValueError("empty file")
-  if clips.is_image(path):
-    yield _encode_image(path, settings.short_side)
+  if clips.is_image(media):
+    yield _encode_image(media, settings.short_side)
     return
-  rate = Fraction(settings.frame_rate or clips.probe(path).frame_rate).limit_denominator(1001)
-  frames = clips.read_frames(path, float(rate))
+  rate = Fraction(settings.frame_rate or clips.probe(media).frame_rate).limit_denominator(1001)
+  frames = clips.read_frames(media, float(rate))
   num_frames = max(round(settings.clip_s * rate), 1)
   for first in frames:
     clip = itertools.chain([first], itertools.islice(frames, num_frames - 1))
@@ -298,8 +297,8 @@ def _add_stream(container, size: tuple[int, int], rate: Fraction, settings: Sett
   return stream
 
 
-def _encode_image(path: Path, short_side: int) -> tuple[bytes, dict]:
-  image = clips.read_image(path)
+def _encode_image(media: clips.Media, short_side: int) -> tuple[bytes, dict]:
+  image = clips.read_image(media)
   height, width = _bounded(image.height, image.width, short_side)
   if (height, width) != (image.height, image.width):
     image = image.resize((width, height), Image.Resampling.BICUBIC)

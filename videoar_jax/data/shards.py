@@ -16,7 +16,7 @@ import tarfile
 from pathlib import Path
 from typing import Protocol
 
-from videoar_jax.data import records, splits
+from videoar_jax.data import records, remote, splits
 from videoar_jax.data.clip_source import ClipSource
 from videoar_jax.data.faults import Faults
 from videoar_jax.data.sources import EXTENSIONS, IMAGE_EXTENSIONS, MIN_FILES_TO_SPLIT
@@ -187,7 +187,7 @@ class ShardsSource(ClipSource):
   Captions are checked as they are read: to look at all of them first would be to read everything.
 
   Args:
-    path: of the folder.
+    path: of the folder, or its URL, whose shards are copied once.
     split: "train" or "test"; a tenth of the videos is for testing, if there are at least 20.
     max_bad_share: more samples than this share that cannot be used are an error.
     **clip: see `ClipSource`.
@@ -201,7 +201,7 @@ class ShardsSource(ClipSource):
   """
 
   def __init__(self, path: str | Path, split: str, *, max_bad_share: float = 1.0, **clip):
-    self.path = Path(path).expanduser()
+    self.path = remote.local_folder(path, (".tar", records.SUFFIX, ".json"))
     self._shards = open_shards(self.path)
     self._places = {
       f"{name}/{key}": (name, position)
@@ -214,7 +214,7 @@ class ShardsSource(ClipSource):
     if self.has_test_split:
       chosen = set(splits.split_by_hash(videos, split))
       files = [key for key in keys if _video_of(key) in chosen]
-    faults = Faults(str(self.path), len(keys), max_bad_share)
+    faults = Faults(str(path), len(keys), max_bad_share)
     super().__init__(files, split, faults=faults, **clip)
 
   def longest_captions(self) -> list[str]:

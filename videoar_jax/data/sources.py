@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from videoar_jax.data import clips, splits
+from videoar_jax.data import clips, remote, splits
 from videoar_jax.data.clip_source import ClipSource
 from videoar_jax.data.faults import Faults
 
@@ -76,6 +76,11 @@ class FolderSource(ClipSource):
     split_file: str | None = None,
     max_bad_share: float = 1.0,
   ):
+    if remote.is_url(path):
+      raise ValueError(
+        f"data.path is {str(path)!r}, but data.source='folder' reads local folders; take 'shards' "
+        "or 'index', which read URLs."
+      )
     self.path = Path(path).expanduser()
     self._find_files(split_file)
     super().__init__(
