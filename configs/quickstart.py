@@ -55,7 +55,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.schedule = "1 2 4 8"
 
   config.generator = generator_size(args.size)
-  config.generator.remat = False
+  config.generator.remat = "none"
   config.generator.is_scanned = False
   # A small grid and a short training: every axis gets high frequencies, a way across the picture is
   # as long at every scale, what the frame before showed stands beside every input, and all earlier

@@ -5,15 +5,14 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 
 from videoar_jax import bench
 from videoar_jax.tokenizer.autoencoder import AutoencoderConfig, abstract_params, autoencoder_of
 from videoar_jax.tokenizer.flops import decoder_flops, encoder_flops
 
 CONFIG = AutoencoderConfig(
-  num_bits=4,
-  base_channels=4,
+  num_bits=6,
+  base_channels=8,
   multipliers=(1, 2, 2),
   num_encoder_blocks=1,
   num_decoder_blocks=2,
@@ -48,12 +47,36 @@ def test_flops_are_those_of_the_program(num_frames):
     return autoencoder_of(CONFIG, params).decoder(latents)
 
   video = jax.ShapeDtypeStruct((1, num_frames, *size, 3), jnp.float32)
-  latents = jax.ShapeDtypeStruct((1, *CONFIG.latent_shape(num_frames, size), 4), jnp.float32)
+  latents = jax.ShapeDtypeStruct((1, *CONFIG.latent_shape(num_frames, size), 6), jnp.float32)
   params = abstract_params(CONFIG)
   counted = convolutions(jax.make_jaxpr(encode)(params, video).jaxpr)
   assert encoder_flops(CONFIG, num_frames, size) == counted > 0
   counted = convolutions(jax.make_jaxpr(decode)(params, latents).jaxpr)
   assert decoder_flops(CONFIG, num_frames, size) == counted > 0
+
+
+@pytest.mark.slow
+def test_table_of_a_training_step(capsys):
+  assert bench.main(["train", "--config=configs/quickstart.py", "--batch_size=1"]) == 0
+  *_, forward, both = capsys.readouterr().out.splitlines()
+  forward, both = (float(line.split("%")[0].split()[-4]) for line in (forward, both))
+  assert 0 < forward < both
+
+
+@pytest.mark.parametrize(
+  ("flags", "said"),
+  [
+    (["--config=nowhere.py"], "nowhere.py"),
+    (["--config=configs/tokenizer_ucf101.py:variant=quick"], "trains no generator"),
+    (["--config=configs/common.py"], "has no get_config"),
+    (["--config=configs/quickstart.py:size=huge"], "size='huge' is unknown"),
+    (["--config=configs/quickstart.py", "--repeats=0"], "--repeats=0"),
+  ],
+)
+def test_bad_flags_of_training_are_named(flags, said, capsys):
+  assert bench.main(["train", *flags]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and error.count("\n") == 1 and said in error
 
 
 @pytest.mark.parametrize(
@@ -70,21 +93,6 @@ def test_bad_flags_are_named(flags, said, capsys):
   assert bench.main(["tokenizer", *flags]) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and error.count("\n") == 1 and said in error
-
-
-def test_flops_of_generation_are_those_of_its_matrices():
-  """Each weight of a matrix serves each token once; attention sees what the layout shows."""
-  from videoar_jax.videoar.layout import Layout
-  from videoar_jax.videoar.model import Generator, GeneratorConfig
-
-  config, layout = GeneratorConfig(3, 16, 4, 2, 6, 20, 5, 7), Layout(2, 3, ((1, 1), (2, 2)))
-  make = lambda key: Generator(nnx.Rngs(params=key), config, layout)  # noqa: E731
-  blocks = jax.eval_shape(make, jax.random.key(0)).blocks
-  matrices = sum(math.prod(x.shape) for x in jax.tree.leaves(blocks) if len(x.shape) == 3)
-  # Text sees 1 and 2 tokens; frame t sees the text, 5 t tokens before, and 1 or all 5 of its own.
-  pairs = 3 + sum(1 * (2 + 5 * t + 1) + 4 * (2 + 5 * t + 5) for t in range(3))
-  expected = 2 * matrices * layout.length + 3 * 4 * pairs * 4 * 6
-  assert bench.generator_flops(config, layout) == expected
 
 
 def test_sizes_are_those_of_the_configs():

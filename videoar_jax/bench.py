@@ -2,13 +2,16 @@
 
   python -m videoar_jax.bench tokenizer --num_frames=1 --resolution=256 --num_bits=32
   python -m videoar_jax.bench sample --size=l --batch_size=4
+  python -m videoar_jax.bench train --config=configs/quickstart.py:size=small
 
-Without --tokenizer it is a random network of the paper's size. The limit is the rate of a large
-matrix product, measured between the other measurements, on the same device; for samples, the time
-to read the weights in each step is added, at the rate at which a large array is read.
+Without --tokenizer it is a random network of the paper's size; `train` is a training step of a
+config's generator. The limit is the rate of a large matrix product, measured between the other
+measurements, on the same device; for samples, the time to read the weights in each step is added,
+at the rate at which a large array is read.
 """
 
 import argparse
+import runpy
 import statistics
 import sys
 import time
@@ -54,6 +57,17 @@ def main(argv: list[str] | None = None) -> int:
   command.add_argument("--batch_size", type=int, default=1, help="clips at a time")
   command.add_argument("--repeats", type=int, default=5, help="measurements; the median counts")
   command.set_defaults(run=sample_table)
+  text = "time of a step that trains a generator, its optimizer left out"
+  command = commands.add_parser("train", help=text, description=text)
+  command.add_argument(
+    "--config",
+    required=True,
+    default=argparse.SUPPRESS,
+    help="config file, with its argument, as configs/quickstart.py:size=small",
+  )
+  command.add_argument("--batch_size", type=int, default=4, help="clips a step")
+  command.add_argument("--repeats", type=int, default=5, help="measurements; the median counts")
+  command.set_defaults(run=training_table)
   options = parser.parse_args(argv)
   return print_result(lambda: options.run(options))
 
@@ -65,7 +79,6 @@ def tokenizer_table(options: argparse.Namespace) -> str:
     ValueError: a flag is impossible, or there is no tokenizer.
   """
   import jax
-  import jax.numpy as jnp
   from flax import nnx
 
   from videoar_jax.load import load_tokenizer
@@ -88,13 +101,11 @@ def tokenizer_table(options: argparse.Namespace) -> str:
   video = jax.random.uniform(jax.random.key(1), (b, f, *resolution, 3), minval=-1.0)
   latents = jax.random.normal(jax.random.key(2), (b, *latent_shape, config.num_bits))
 
-  side = 2048
-  matrix = jax.random.normal(jax.random.key(3), (side, side))
-  product = 2 * side**3 / _seconds(jnp.dot, matrix, matrix, repeats=options.repeats)
+  product = _product_rate(options.repeats)
   # Jitted once each; the module is an argument, so that its weights are no constants.
   encode = _seconds(lambda m, x: m.encoder(x), module, video, repeats=options.repeats)
   decode = _seconds(lambda m, x: m.decoder(x), module, latents, repeats=options.repeats)
-  product = max(product, 2 * side**3 / _seconds(jnp.dot, matrix, matrix, repeats=options.repeats))
+  product = max(product, _product_rate(options.repeats))
 
   device = jax.devices()[0]
   lines = [
@@ -102,7 +113,7 @@ def tokenizer_table(options: argparse.Namespace) -> str:
     f"one device, {device.device_kind}",
     f"{count_parameters(module):,} parameters, {config.num_bits} bits, latent "
     f"{'x'.join(map(str, latent_shape))}",
-    f"a matrix product of {side} a side: {product / 1e9:,.0f} GFLOP/s",
+    f"a matrix product of {_SIDE} a side: {product / 1e9:,.0f} GFLOP/s",
     "",
     "          s a clip      pixels/s   GFLOP a clip   GFLOP/s  of the limit",
   ]
@@ -133,6 +144,7 @@ def sample_table(options: argparse.Namespace) -> str:
 
   from videoar_jax.nn.layers import count_parameters
   from videoar_jax.videoar.decode import decode, sample_keys
+  from videoar_jax.videoar.flops import forward_flops
   from videoar_jax.videoar.layout import Layout
   from videoar_jax.videoar.model import Generator, GeneratorConfig
 
@@ -180,7 +192,7 @@ def sample_table(options: argparse.Namespace) -> str:
       if i:  # The first call compiles.
         times[name].append(time.perf_counter() - begin)
   seconds = {name: statistics.median(values) for name, values in times.items()}
-  flops = 2 * b * generator_flops(config, layout)
+  flops = 2 * b * forward_flops(config, layout)
   steps = 1 + layout.num_frames * layout.num_scales
   if layout.final_size:
     steps += layout.num_frames - 1
@@ -201,13 +213,97 @@ def sample_table(options: argparse.Namespace) -> str:
   )
 
 
-def generator_flops(config, layout) -> int:
-  """Returns the operations of one half of a clip: matrix products with weights, attention."""
-  m, k = config.width, config.head_width
-  weights = m * k * 2 * (config.num_heads + config.num_kv_heads) + 3 * m * config.mlp_width
-  pairs = int(layout.visible().sum())
-  products = 2 * layout.length * weights + 4 * pairs * config.num_heads * k
-  return config.depth * products
+def training_table(options: argparse.Namespace) -> str:
+  """Measures the loss and its gradient, on random inputs of the config's shape.
+
+  Raises:
+    ValueError: a flag is impossible, or the config has no generator.
+  """
+  import jax
+  import jax.numpy as jnp
+  from flax import nnx
+
+  from videoar_jax.nn.layers import count_parameters
+  from videoar_jax.train.config import finalize
+  from videoar_jax.videoar.flops import forward_flops, parameter_bytes, training_flops
+  from videoar_jax.videoar.model import Generator
+
+  for name in ("batch_size", "repeats"):
+    if getattr(options, name) < 1:
+      raise ValueError(f"--{name}={getattr(options, name)} must be at least 1")
+  run = finalize(_read_config(options.config))
+  stage = run.stage_of_kind("generator")
+  if stage is None:
+    raise ValueError(f"--config={options.config} trains no generator; name one that does")
+  config, layout, b = run.generator, run.layout_of(stage.data), options.batch_size
+  model = jax.jit(lambda key: Generator(nnx.Rngs(params=key), config, layout))(jax.random.key(0))
+  keys = jax.random.split(jax.random.key(1), 4)
+  grid = (b, layout.num_frames, *layout.grid, config.num_bits)
+  shape = (b, layout.num_frames, layout.frame_size, config.num_bits)
+  num_features = config.num_bits * (2 if layout.previous == "all" else 1)
+  arrays = {
+    "text": jax.random.randint(keys[0], (b, layout.text_length), 0, config.vocabulary_size),
+    "features": jax.random.normal(keys[1], (*shape[:3], num_features)),
+    "latents": jax.random.normal(keys[2], grid),
+    "labels": jax.random.bernoulli(keys[3], 0.5, shape).astype(jnp.float32),
+  }
+
+  def forward(model, arrays):
+    text = arrays["text"]
+    settings = {"latents": arrays["latents"], "window": stage.loss.window}
+    mask = jnp.ones(text.shape, bool)
+    logits = model(text, arrays["features"], layout, text_mask=mask, **settings)
+    return jnp.mean(jax.nn.softplus(logits) - logits * arrays["labels"])
+
+  product = _product_rate(options.repeats)
+  seconds = _seconds(forward, model, arrays, repeats=options.repeats)
+  both = _seconds(jax.value_and_grad(forward), model, arrays, repeats=options.repeats)
+  product = max(product, _product_rate(options.repeats))
+  lines = [
+    f"{layout.num_frames} latent frames, {layout.length} tokens, batches of {b}, float32, on one "
+    f"device, {jax.devices()[0].device_kind}",
+    f"{count_parameters(model):,} parameters, {parameter_bytes(config, layout) / 2**20:,.0f} MiB; "
+    f"attention {model.attention_backend()}, remat {config.remat}",
+    f"a matrix product of {_SIDE} a side: {product / 1e9:,.0f} GFLOP/s",
+    "",
+    "               s a step      tokens/s   GFLOP a step   GFLOP/s  of the limit",
+  ]
+  parts = {
+    "forward": (seconds, b * forward_flops(config, layout, stage.loss.window)),
+    "with gradient": (both, b * training_flops(config, layout, stage.loss.window)),
+  }
+  for name, (seconds, operations) in parts.items():
+    rate = operations / seconds
+    lines.append(
+      f"{name:13}{seconds:10.3f}{b * layout.length / seconds:14,.0f}{operations / 1e9:15.1f}"
+      f"{rate / 1e9:10,.0f}{rate / product:14.0%}"
+    )
+  return "\n".join(lines)
+
+
+def _read_config(text: str):
+  """Reads `FILE.py:argument`.
+
+  Raises:
+    ValueError: the file is no config.
+  """
+  path, _, argument = text.partition(":")
+  config = runpy.run_path(path)
+  if "get_config" not in config:
+    raise ValueError(f"--config={path} has no get_config; name a file of configs/")
+  return config["get_config"](argument or None)
+
+
+_SIDE = 2048
+
+
+def _product_rate(repeats: int) -> float:
+  """Returns the operations a second of a large matrix product."""
+  import jax
+  import jax.numpy as jnp
+
+  matrix = jax.random.normal(jax.random.key(3), (_SIDE, _SIDE))
+  return 2 * _SIDE**3 / _seconds(jnp.dot, matrix, matrix, repeats=repeats)
 
 
 def _seconds(function: Callable, *arguments, repeats: int) -> float:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from videoar_jax.data.text import ByteTokenizer
 from videoar_jax.parallel.sharding import MeshConfig, make_mesh
 from videoar_jax.tokenizer.autoencoder import autoencoder_of
 from videoar_jax.tokenizer.files import is_saved, read_params
@@ -65,7 +64,7 @@ def load_model(
   return Model(
     _module(stages, stage, step, is_split=True),
     tokenizer,
-    ByteTokenizer(stages.run.text.length),
+    stages.run.text.encoder,
     stages.run.layout_of(stage.data),
     defaults={
       "guidance": sampling.guidance,

@@ -1,7 +1,10 @@
+import json
+import sys
+
 import numpy as np
 import pytest
 
-from videoar_jax.data.text import ByteTokenizer
+from videoar_jax.data.text import ByteTokenizer, make_text_encoder
 
 
 @pytest.mark.parametrize("text", ["", "a small star", "Grüße, 世界 🎈", "x" * 31])
@@ -27,3 +30,69 @@ def test_null_prompt_is_the_end_token_alone():
 def test_too_long_prompt_says_what_to_do():
   with pytest.raises(ValueError, match=r"10 bytes.*text\.length = 10.*at least 11.*shorten"):
     ByteTokenizer(10).encode("0123456789")
+
+
+@pytest.fixture
+def tokenizer_file(tmp_path):
+  """A tokenizer of four words, with padding and an end of its own that must not show."""
+  pytest.importorskip("tokenizers")
+  words = {"[PAD]": 0, "a": 1, "red": 2, "star": 7}
+  special = {"id": 0, "content": "[PAD]", "single_word": False, "lstrip": False, "rstrip": False}
+  padding = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None}
+  file = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": padding | {"pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"},
+    "added_tokens": [special | {"normalized": False, "special": True}],
+    "normalizer": None,
+    "pre_tokenizer": {"type": "Whitespace"},
+    "post_processor": None,
+    "decoder": None,
+    "model": {"type": "WordLevel", "vocab": words, "unk_token": "[PAD]"},
+  }
+  path = tmp_path / "words.json"
+  path.write_text(json.dumps(file))
+  return str(path)
+
+
+def test_file_of_a_tokenizer(tokenizer_file):
+  encoder = make_text_encoder(tokenizer_file, 5, ())
+  assert encoder.encode("a red star").tolist() == [3, 4, 9, 1, 0]
+  assert encoder.null().tolist() == [1, 0, 0, 0, 0]
+  assert encoder.vocabulary_size == 10 and encoder.pad_id == 0
+  with pytest.raises(ValueError, match=r"5 tokens.*at least 6"):
+    encoder.encode("a a a red star")
+
+
+def test_wrong_files_of_a_tokenizer_are_named(tmp_path, tokenizer_file, monkeypatch):
+  (tmp_path / "bad.json").write_text("{}")
+  for path in ("nowhere.json", str(tmp_path / "bad.json")):
+    with pytest.raises(ValueError, match=r"text\.tokenizer=.*is no file of a tokenizer"):
+      make_text_encoder(path, 5, ())
+  monkeypatch.setitem(sys.modules, "tokenizers", None)
+  with pytest.raises(ValueError, match=r"pip install 'videoar_jax\[tokenizers\]'"):
+    make_text_encoder(tokenizer_file, 5, ())
+
+
+def test_classes_are_one_token_each():
+  encoder = make_text_encoder("classes", 1, ("run", "jump"))
+  tokens = [encoder.encode("run"), encoder.encode("jump"), encoder.null()]
+  assert [token.tolist() for token in tokens] == [[2], [3], [1]]
+  assert encoder.vocabulary_size == 4 and encoder.pad_id not in (1, 2, 3)
+  with pytest.raises(ValueError, match="'jmp' is unknown; did you mean 'jump'"):
+    encoder.encode("jmp")
+
+
+@pytest.mark.parametrize(
+  ("tokenizer", "length", "classes", "said"),
+  [
+    ("classes", 2, ("run",), "set text.length = 1"),
+    ("classes", 1, (), "text.classes: needs the names"),
+    ("classes", 1, ("run", "run"), "each once"),
+    ("bytes", 8, ("run",), "text.classes is set"),
+    ("words", 8, (), "text.tokenizer='words' must be"),
+  ],
+)
+def test_wrong_text_settings_are_named(tokenizer, length, classes, said):
+  with pytest.raises(ValueError, match=said):
+    make_text_encoder(tokenizer, length, classes)

@@ -154,7 +154,7 @@ class Log:
     self.steps = {}
 
   def scalars(self, step, values, is_line):
-    self.steps[step] = {k: v for k, v in values.items() if k != "steps_per_s"}
+    self.steps[step] = {k: v for k, v in values.items() if not k.endswith("_per_s")}
 
   def videos(self, step, videos):
     pass

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from videoar_jax.nn.cache import Cache, attend
+from videoar_jax.nn.cache import Cache, attend_cached
 from videoar_jax.parallel.sharding import MeshConfig, make_mesh
 from videoar_jax.train.state import Template
 from videoar_jax.videoar import corruption
@@ -127,7 +127,7 @@ def test_attention_to_parts_is_attention_to_the_whole():
   parts = [Cache.of(k[:, part], v[:, part]) for part in (slice(0, 4), slice(4, 7))]
   whole = jnp.concatenate([mask, jnp.ones((2, 3, 3), bool)], axis=2)
   expected = attention(q, k, v, whole)
-  np.testing.assert_allclose(attend(q, parts, (mask, None)), expected, atol=1e-6)
+  np.testing.assert_allclose(attend_cached(q, parts, (mask, None)), expected, atol=1e-6)
 
 
 def test_unrolled_layers_equal_scanned_ones(free):

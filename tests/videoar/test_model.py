@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from videoar_jax.nn.attention import attention
 from videoar_jax.nn.rope import frequency_axes, rope_angles, rotate
+from videoar_jax.nn.visibility import Sight
 from videoar_jax.videoar import corruption, guidance
 from videoar_jax.videoar.decode import decode, sample_bits, sample_keys
 from videoar_jax.videoar.layout import Layout
-from videoar_jax.videoar.model import Generator, GeneratorConfig, attention_mask
+from videoar_jax.videoar.model import Generator, GeneratorConfig
 
 LAYOUT = Layout(text_length=5, num_frames=3, schedule=((1, 1), (2, 2), (3, 4)))
 LAYOUTS = (
@@ -97,23 +97,6 @@ def test_layout_by_brute_force(layout):
     np.testing.assert_array_equal(np.flatnonzero(frame == s), np.r_[layout.scale_slice(s)])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
-def test_attention_blocks_lose_nothing(layout):
-  """Each query is in one block, in order, and the block has every key that the query sees."""
-  queries = np.concatenate([np.arange(layout.length)[block] for block, _ in layout.blocks])
-  np.testing.assert_array_equal(queries, np.arange(layout.length))
-  for block, keys in layout.blocks:
-    outside = np.ones(layout.length, bool)
-    for part in keys:
-      assert outside[part].all()
-      outside[part] = False
-    assert not layout.visible(block)[:, outside].any()
-  q, k, v = jax.random.normal(jax.random.key(0), (3, 2, layout.length, 2, 8))
-  mask = attention_mask(layout, TEXT != 0)
-  out = attention(q, k, v, mask, layout.blocks)
-  np.testing.assert_allclose(out, attention(q, k, v, mask), atol=1e-6)
-
-
 def test_full_text_attention():
   layout = dataclasses.replace(LAYOUT, text_attention="full")
   assert layout.visible()[:5, :5].all() and not layout.visible()[:5, 5:].any()
@@ -123,7 +106,7 @@ def test_full_text_attention():
 def test_mask_hides_padding_and_dropped_frames(layout):
   text_mask = TEXT != 0
   keep = jnp.ones((2, 3, 3), bool).at[0, 2, 0].set(False)
-  mask = np.asarray(attention_mask(layout, text_mask, keep))
+  mask = np.asarray(Sight(layout.visibility(), text_mask, keep).mask())
   # What later frames see of a frame: all of it, or its complete latent.
   frames = np.where(layout.scale_ids == 3, layout.frame_ids, -2)
   frames = np.where(layout.frame_ids == 2, 2, frames) if layout.final_size else layout.frame_ids
@@ -134,19 +117,6 @@ def test_mask_hides_padding_and_dropped_frames(layout):
   assert mask[1][np.ix_(frames == 2, frames == 0)].all()
   assert mask[0][np.ix_(frames == 2, frames == -1)].all()
   assert mask.any(-1).all()
-
-
-def test_grouped_attention_equals_plain_softmax():
-  key = jax.random.key(0)
-  q = jax.random.normal(key, (2, 5, 4, 8))
-  k, v = jax.random.normal(jax.random.key(1), (2, 2, 7, 2, 8))
-  mask = jax.random.bernoulli(key, 0.6, (2, 5, 7)).at[:, :, 0].set(True)
-  out = attention(q, k, v, mask)
-  for b in range(2):
-    for head in range(4):
-      scores = q[b, :, head] @ k[b, :, head // 2].T / np.sqrt(8)
-      weights = jax.nn.softmax(jnp.where(mask[b], scores, -jnp.inf))
-      np.testing.assert_allclose(out[b, :, head], weights @ v[b, :, head // 2], atol=1e-5)
 
 
 def test_rope_depends_on_differences_per_axis():
@@ -226,6 +196,8 @@ def test_learned_positions_end():
     ("past", "none"),
     ("previous", "no"),
     ("rope_grid", "no"),
+    ("remat", True),
+    ("attention", "flash"),
   ],
 )
 def test_impossible_settings_are_named(field, value):
@@ -256,21 +228,52 @@ def test_gradients_with_remat_or_unrolled_equal_those_without(layout):
 
     return jax.tree.leaves(jax.jit(jax.grad(loss))(model))
 
-  expected = gradient(remat=False)
-  for settings in ({"remat": True}, {"remat": False, "is_scanned": False}):
+  expected = gradient(remat="none")
+  for settings in (
+    {"remat": "dots"},
+    {"remat": "full", "attention": "dense"},
+    {"remat": "none", "is_scanned": False},
+  ):
     for a, b in zip(gradient(**settings), expected, strict=True):
       np.testing.assert_allclose(a, b, atol=1e-4)
   assert max(float(jnp.abs(x).max()) for x in expected) > 0.1
 
 
+def test_remat_saves_memory():
+  """Each policy keeps less for the backward pass than the one before."""
+  text = jax.ShapeDtypeStruct((8, 5), jnp.int32)
+  features = jax.ShapeDtypeStruct((8, 3, 17, 6), jnp.float32)
+
+  def temporaries(remat):
+    config = dataclasses.replace(CONFIG, depth=12, remat=remat, attention="dense")
+
+    def loss(model, text, features):
+      return jnp.sum(model(text, features, LAYOUT, text_mask=text != 0))
+
+    model = jax.eval_shape(lambda: Generator(nnx.Rngs(params=0), config, LAYOUT))
+    gradient = jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": 0})
+    compiled = gradient.lower(model, text, features).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  none, dots, full = (temporaries(remat) for remat in ("none", "dots", "full"))
+  assert none > 1.5 * dots and dots > 1.5 * full, (none, dots, full)
+
+
+def test_window_is_a_table_of_kept_frames(model, batch):
+  keep = corruption.draw_frame_keep(jax.random.key(0), 2, 3, p_mask=0.0, window=1)
+  logits = forward(model, batch, window=1)
+  np.testing.assert_allclose(logits, forward(model, batch, frame_keep=keep), atol=1e-5)
+  assert float(jnp.abs(logits - forward(model, batch)).max()) > 0.01
+
+
 def test_scan_equals_unrolled(model, batch):
   logits = forward(model, batch)
-  mask, angles = attention_mask(LAYOUT, TEXT != 0), model.angles(LAYOUT.positions)
+  sight, angles = Sight(LAYOUT.visibility(), TEXT != 0), model.angles(LAYOUT.positions)
   video = model.embed_features(batch.features, LAYOUT, jnp.arange(3)[:, None] == 0)
   x = jnp.concatenate([model.embed_text(TEXT, jnp.float32), video.reshape(2, -1, 32)], 1)
   for layer in range(CONFIG.depth):
     block = jax.tree.map(lambda p, layer=layer: p[layer], model.blocks)
-    x, _ = block(x, angles, mask)
+    x, _ = block(x, angles, sight)
   np.testing.assert_allclose(model.logits(x[:, 5:]).reshape(logits.shape), logits, atol=1e-5)
 
 

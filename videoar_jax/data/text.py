@@ -1,4 +1,9 @@
-"""Text prompts as bytes: no vocabulary file, any language, nothing to download."""
+"""Prompts as tokens: bytes, which need no vocabulary file; a tokenizer's file; or classes.
+
+All have `length`, `vocabulary_size`, `pad_id`, `encode` and `null`, and no more is asked of them.
+"""
+
+import difflib
 
 import numpy as np
 from jaxtyping import Int32
@@ -57,3 +62,123 @@ class ByteTokenizer:
     tokens = tokens[: ends[0]] if len(ends) else tokens
     data = tokens[tokens >= NUM_SPECIAL] - NUM_SPECIAL
     return data.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+
+class FileTokenizer:
+  """Encodes a prompt by a JSON file of Hugging Face `tokenizers`, an end token and padding.
+
+  End and padding are tokens of our own, in front of the file's: whatever special tokens a file has,
+  or lacks, a prompt ends in the same way.
+
+  Args:
+    path: of the file.
+    length: tokens in every encoded prompt, P.
+  Raises:
+    ValueError: the file cannot be read, or the package is missing.
+  """
+
+  pad_id = PAD_ID
+  end_id = END_ID
+
+  def __init__(self, path: str, length: int):
+    if length < 1:
+      raise ValueError(f"text.length is {length}; it must be at least 1, for the end token.")
+    try:
+      import tokenizers
+    except ImportError as error:
+      raise ValueError(
+        f"text.tokenizer={path!r} needs a package; pip install 'videoar_jax[tokenizers]'"
+      ) from error
+    try:
+      self._tokenizer = tokenizers.Tokenizer.from_file(path)
+    except Exception as error:  # The package raises no narrower one.
+      raise ValueError(f"text.tokenizer={path!r} is no file of a tokenizer: {error}") from error
+    self._tokenizer.no_padding()
+    self._tokenizer.no_truncation()
+    self.length = length
+    self.vocabulary_size = NUM_SPECIAL + 1 + max(self._tokenizer.get_vocab().values(), default=0)
+
+  def encode(self, text: str) -> Int32[np.ndarray, "P"]:
+    """Returns the token ids of a prompt.
+
+    Raises:
+      ValueError: the prompt and its end token do not fit.
+    """
+    ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+    if len(ids) + 1 > self.length:
+      raise ValueError(
+        f"The prompt {text[:60]!r} has {len(ids)} tokens, but text.length = {self.length} has room "
+        f"for {self.length - 1} and the end token; set text.length to at least {len(ids) + 1} "
+        "or shorten the prompt."
+      )
+    tokens = np.full(self.length, PAD_ID, np.int32)
+    tokens[: len(ids)] = np.array(ids, np.int32) + NUM_SPECIAL
+    tokens[len(ids)] = END_ID
+    return tokens
+
+  def null(self) -> Int32[np.ndarray, "P"]:
+    """Returns the empty prompt, which stands for "no condition" in classifier-free guidance."""
+    return self.encode("")
+
+
+class ClassTokenizer:
+  """Encodes the name of a class as one token; another one is the null class.
+
+  Args:
+    names: of the classes; their order is that of the tokens.
+    length: tokens in every encoded prompt, which must be 1.
+  Raises:
+    ValueError: there are no names, or two are the same, or the length is not 1.
+  """
+
+  pad_id = PAD_ID  # Of no prompt.
+  null_id = END_ID
+
+  def __init__(self, names: tuple[str, ...], length: int):
+    if not names or len(set(names)) < len(names):
+      raise ValueError("text.classes: needs the names of the classes, each once")
+    if length != 1:
+      raise ValueError(f"text.length is {length}; a class is one token: set text.length = 1")
+    self.length = length
+    self.vocabulary_size = NUM_SPECIAL + len(names)
+    self._ids = {name: NUM_SPECIAL + i for i, name in enumerate(names)}
+
+  def encode(self, text: str) -> Int32[np.ndarray, "1"]:
+    """Returns the token of a class.
+
+    Raises:
+      ValueError: there is no such class.
+    """
+    if text not in self._ids:
+      near = difflib.get_close_matches(text, self._ids, n=1)
+      hint = f"did you mean {near[0]!r}?" if near else "add it to text.classes"
+      raise ValueError(f"The class {text[:60]!r} is unknown; {hint}")
+    return np.array([self._ids[text]], np.int32)
+
+  def null(self) -> Int32[np.ndarray, "1"]:
+    """Returns the null class, which stands for "no condition" in classifier-free guidance."""
+    return np.array([self.null_id], np.int32)
+
+
+TextEncoder = ByteTokenizer | FileTokenizer | ClassTokenizer
+
+
+def make_text_encoder(tokenizer: str, length: int, classes: tuple[str, ...]) -> TextEncoder:
+  """Makes what turns prompts into tokens.
+
+  Args:
+    tokenizer: "bytes", "classes", or the path of a JSON file.
+    length: tokens in every encoded prompt, P.
+    classes: names of the classes, for "classes".
+  Raises:
+    ValueError: it is none of them, or cannot be made; names the field.
+  """
+  if classes and tokenizer != "classes":
+    raise ValueError(f"text.classes is set, but text.tokenizer={tokenizer!r}; set it to 'classes'")
+  if tokenizer == "bytes":
+    return ByteTokenizer(length)
+  if tokenizer == "classes":
+    return ClassTokenizer(classes, length)
+  if tokenizer.endswith(".json"):
+    return FileTokenizer(tokenizer, length)
+  raise ValueError(f"text.tokenizer={tokenizer!r} must be 'bytes', 'classes' or a .json file")

@@ -58,7 +58,7 @@ def make_room(caches, length: int):
   return jax.tree.map(pad, caches)
 
 
-def attend(
+def attend_cached(
   query: Float[Array, "b q n k"],
   seen: Sequence[Cache],
   masks: Sequence[Bool[Array, "#b #q l"] | None],

@@ -88,6 +88,32 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec_of(axes, x.shape, mesh))
 
 
+def is_for_tpu() -> bool:
+  """Says whether what is traced now will run on TPU: on the mesh that is set, or by default."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  if device is None:
+    return jax.default_backend() == "tpu"
+  return "TPU" in device.device_kind
+
+
+# Operations a second of matrix products in bfloat16, as the makers give them, by kind of device.
+_PEAKS = {
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v6 lite": 918e12,
+  "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA H100 80GB HBM3": 989e12,
+  "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops() -> float | None:
+  """Returns the operations a second that all devices could do; None where that is not known."""
+  peak = _PEAKS.get(jax.devices()[0].device_kind)
+  return None if peak is None else peak * jax.device_count()
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of what every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())

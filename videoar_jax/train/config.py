@@ -5,6 +5,7 @@ Every section becomes a dataclass at its module's door; a field that no dataclas
 
 import dataclasses
 import difflib
+import functools
 import json
 import pathlib
 import types
@@ -14,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from videoar_jax.data.pipeline import DataConfig
-from videoar_jax.data.text import ByteTokenizer
+from videoar_jax.data.text import TextEncoder, make_text_encoder
 from videoar_jax.parallel.sharding import MeshConfig
 from videoar_jax.tokenizer.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizer.inflation import InflateConfig
@@ -35,10 +36,25 @@ from videoar_jax.videoar.model import GeneratorConfig
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-  """Prompts as tokens: `length` is `P`, with the end token; see `Layout` for `attention`."""
+  """Prompts as tokens.
+
+  Attributes:
+    length: `P`, with the end token; 1 for classes.
+    attention: see `Layout`.
+    tokenizer: "bytes"; the path of a JSON file of Hugging Face `tokenizers`; or "classes", where a
+      prompt is the name of one.
+    classes: their names.
+  """
 
   length: int = 64
   attention: str = "causal"
+  tokenizer: str = "bytes"
+  classes: tuple[str, ...] = ()
+
+  @functools.cached_property
+  def encoder(self) -> TextEncoder:
+    """What turns prompts into tokens."""
+    return make_text_encoder(self.tokenizer, self.length, self.classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +193,7 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
   schedule_text = values.get("schedule", "")
   schedule = parse_schedule(schedule_text) if schedule_text else default_schedule(grid)
   check_schedule(schedule, grid)
-  derived = {"num_bits": tokenizer.num_bits, "vocabulary_size": ByteTokenizer.vocabulary_size}
+  derived = {"num_bits": tokenizer.num_bits, "vocabulary_size": text.encoder.vocabulary_size}
   for name in derived:
     if name in values.get("generator", {}):
       raise ValueError(f"generator.{name} follows from other fields; remove it")

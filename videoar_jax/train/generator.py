@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from videoar_jax.parallel.sharding import peak_flops
 from videoar_jax.tokenizer.tokenizer import to_float, to_uint8
 from videoar_jax.train.state import Template
 from videoar_jax.videoar import corruption as corrupting
 from videoar_jax.videoar.decode import decode, sample_keys
+from videoar_jax.videoar.flops import training_flops
 from videoar_jax.videoar.layout import Layout
 from videoar_jax.videoar.model import Generator, GeneratorConfig
 
@@ -111,9 +113,8 @@ class GeneratorTask:
       is_dropped = jax.random.bernoulli(keys[2], settings.p_drop_text, (b, 1))
       text = jnp.where(is_dropped, jnp.asarray(self.text_encoder.null()), text)
       metrics["dropped_share"] = jnp.mean(is_dropped)
-    if settings.window is not None or (is_training and settings.p_frame_mask > 0):
-      p_mask = settings.p_frame_mask if is_training else 0.0
-      keep = corrupting.draw_frame_keep(keys[3], b, t, p_mask=p_mask, window=settings.window)
+    if is_training and settings.p_frame_mask > 0:
+      keep = corrupting.draw_frame_keep(keys[3], b, t, p_mask=settings.p_frame_mask)
     inputs = corrupting.corrupt(latents, layout.schedule, flips, layout.previous)
     logits = module(
       text,
@@ -122,6 +123,7 @@ class GeneratorTask:
       text_mask=text != self.text_encoder.pad_id,
       latents=inputs.latents,
       frame_keep=keep,
+      window=settings.window,
     )
     labels = jnp.concatenate([scale.reshape(b, t, -1, d) for scale in inputs.labels], axis=2)
     # log(1 + e^x) - x y, the cross-entropy of a bit y with logit x.
@@ -134,6 +136,18 @@ class GeneratorTask:
     for frame in range(t):
       metrics[f"bit_accuracy/frame_{frame}"] = jnp.mean(is_right[frame])
     return jnp.mean(losses * weights[:, None]), metrics
+
+  def rates(self, clips_per_s: float) -> dict[str, float]:
+    """Returns tokens a second, and the share of the devices' peak where that is known.
+
+    What the frozen tokenizer does for them is not counted.
+    """
+    rates = {"tokens_per_s": clips_per_s * self.layout.length}
+    peak = peak_flops()
+    if peak is not None:
+      flops = training_flops(self.config, self.layout, self.settings.window)
+      rates["flops_utilisation"] = clips_per_s * flops / peak
+    return rates
 
   def media(self, module: Generator, frozen, batch):
     """Returns samples for the batch's prompts."""

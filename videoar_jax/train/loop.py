@@ -244,4 +244,5 @@ class Trainer:
         "loss.adversarial.optimizer too) and run into a new workdir"
       )
     values["steps_per_s"] = (step - first) / (time.perf_counter() - started)
+    values |= self.task.rates(values["steps_per_s"] * self.config.batch_size)
     run_log.scalars(step, values, is_line=step % self.config.log_every == 0)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from videoar_jax.data.faults import write_faults
 from videoar_jax.data.pipeline import DataConfig, make_source
-from videoar_jax.data.text import ByteTokenizer
+from videoar_jax.data.text import TextEncoder
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel.sharding import make_mesh
 from videoar_jax.train import config as configs
@@ -54,7 +54,7 @@ class Run:
     self.test_source = make_source(run.data, "test")
     self._sources = [self.train_source, self.test_source]  # All that are opened.
     for source in (self.train_source, self.test_source):
-      _check_captions(source, run.text.length)
+      _check_captions(source, run.text.encoder)
     self.stages = Stages(run, workdir, mesh)
     self.stages.check_inflation()
     self.stages.check_frozen()
@@ -135,8 +135,7 @@ def _check_batches(run: configs.RunConfig, mesh: Mesh) -> None:
       )
 
 
-def _check_captions(source, text_length: int) -> None:
-  encoder = ByteTokenizer(text_length)
+def _check_captions(source, encoder: TextEncoder) -> None:
   for caption in source.longest_captions():
     encoder.encode(caption)
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from videoar_jax.data.latents import Index, LatentsSource
 from videoar_jax.data.pipeline import MixedIterator, make_iterator
-from videoar_jax.data.text import ByteTokenizer
+from videoar_jax.data.text import TextEncoder
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel.sharding import replicated
 from videoar_jax.tokenizer.autoencoder import Autoencoder
@@ -74,7 +74,7 @@ class Stages:
       stage.loss,
       template,
       params,
-      ByteTokenizer(run.text.length),
+      run.text.encoder,
       dataclasses.asdict(run.sampling) | {"guidance": table},
     )
 
@@ -236,7 +236,7 @@ class Stages:
       source,
       batch_size=batch_size,
       seed=seed,
-      tokenize=ByteTokenizer(self.run.text.length).encode,
+      tokenize=self.run.text.encoder.encode,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
@@ -253,7 +253,7 @@ class Stages:
       Interrupted: a signal came; the state is saved.
     """
     loop = stage.loop
-    text_encoder = ByteTokenizer(self.run.text.length)
+    text_encoder = self.run.text.encoder
     seed = self.run.seed + 1000 * (1 + self.run.stages.index(stage))
     trainer = Trainer(self.make_task(stage), loop, self.mesh, seed)
     log.info(
@@ -296,7 +296,7 @@ class Stages:
       iterator.close()
 
 
-def media_batch(source, text_encoder: ByteTokenizer, mesh: Mesh) -> dict[str, np.ndarray]:
+def media_batch(source, text_encoder: TextEncoder, mesh: Mesh) -> dict[str, np.ndarray]:
   """Returns the first clips of a source, to look at during training."""
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
   num = -(-NUM_MEDIA_CLIPS // ways) * ways

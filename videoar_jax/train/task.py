@@ -46,5 +46,8 @@ class Task(Protocol):
     The scalars have the module's own loss as `loss`.
     """
 
+  def rates(self, clips_per_s: float) -> dict[str, float]:
+    """Returns what else to log of a speed of training, over all devices."""
+
   def media(self, module: nnx.Module, frozen: dict, batch: dict) -> dict[str, Array]:
     """Returns videos to show, uint8 [b, f, H, W, 3], by name."""

@@ -238,6 +238,10 @@ class TokenizerTask:
     fewer = jax.random.randint(keys[1], (batch_size,), 1, len(self.schedule))
     return jnp.where(is_dropped, fewer, len(self.schedule))
 
+  def rates(self, clips_per_s: float) -> dict[str, float]:
+    """Returns nothing: clips say it all."""
+    return {}
+
   def media(self, module: Autoencoder, frozen, batch):
     """Returns originals above their reconstructions."""
     video = to_float(batch["video"])

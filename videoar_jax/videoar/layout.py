@@ -25,6 +25,7 @@ import functools
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from videoar_jax.nn.visibility import Visibility
 from videoar_jax.tokenizer.schedules import Schedule
 
 TEXT = -1  # Frame and scale of a text token.
@@ -142,32 +143,24 @@ class Layout:
     video = self.text_length + time + self.frame_positions
     return np.concatenate([text, video.reshape(-1, 3)])[: self.length].astype(np.float32)
 
-  def visible(self, queries: slice = slice(None)) -> Bool[np.ndarray, "q l"]:
-    """Returns which tokens each query may attend to, before masks that depend on the sample.
+  def visibility(self, window: int | None = None) -> Visibility:
+    """Returns who sees whom, before what depends on the sample.
 
     A video token sees the text, the past, and scales up to its own in its own frame. A frame's
     complete latent sees the text, those of earlier frames, and itself.
-    """
-    position = np.arange(self.length)
-    frame, scale = self.frame_ids, self.scale_ids
-    query, own = frame[queries, None], scale[queries, None]
-    is_text = frame[None] == TEXT
-    text = is_text if self.text_attention == "full" else position[None] <= position[queries, None]
-    is_final = scale[None] == self.num_scales
-    past = (frame[None] < query) & (is_final if self.final_size else True)
-    present = np.where(own == self.num_scales, is_final, scale[None] <= own)
-    video = is_text | past | ((frame[None] == query) & present)
-    return np.where(query == TEXT, is_text & text, video)
 
-  @functools.cached_property
-  def blocks(self) -> tuple[tuple[slice, tuple[slice, ...]], ...]:
-    """The text, then each frame, as queries: (which they are, where all lies that they see)."""
-    text = slice(0, self.text_length)
-    blocks, finals = [(text, (text,))], []
-    for t in range(self.num_frames):
-      start = self.text_length + t * self.frame_stride
-      end = min(start + self.frame_stride, self.length)
-      seen = (text, *finals, slice(start, end)) if self.final_size else (slice(0, end),)
-      blocks.append((slice(start, end), seen))
-      finals.append(slice(start + self.frame_size, end))
-    return tuple(blocks)
+    Args:
+      window: earlier frames that a frame sees; None for all.
+    """
+    return Visibility(
+      self.text_length,
+      self.text_attention == "causal",
+      self.num_frames,
+      self.scale_sizes,
+      self.final_size,
+      window,
+    )
+
+  def visible(self, queries: slice = slice(None)) -> Bool[np.ndarray, "q l"]:
+    """Returns `visibility` written out: which tokens each query sees."""
+    return self.visibility().visible(queries)

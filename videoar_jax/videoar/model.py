@@ -11,11 +11,17 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from videoar_jax.nn import layers
-from videoar_jax.nn.attention import attention
-from videoar_jax.nn.cache import Cache, attend
+from videoar_jax.nn.attention import BACKENDS, attend
+from videoar_jax.nn.cache import Cache, attend_cached
 from videoar_jax.nn.rope import rope_angles, rotate
-from videoar_jax.parallel.sharding import constrain
-from videoar_jax.videoar.layout import TEXT, Layout
+from videoar_jax.nn.visibility import Sight
+from videoar_jax.parallel.sharding import constrain, is_for_tpu
+from videoar_jax.videoar.layout import Layout
+
+_REMAT_POLICIES = {
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +47,10 @@ class GeneratorConfig:
     rope_grid: where a scale's cells lie, see `Layout`.
     is_scanned: one loop over the stacked blocks, which keeps compiling short however deep the
       network; without it, every block is compiled by itself, a quarter faster on CPU.
-    remat: recompute each block in the backward pass.
+    remat: what the backward pass computes anew: "none" of a block; "dots", all but its products
+      with weights (`dots_with_no_batch_dims_saveable`); "full", all but its input.
+    attention: "dense", "blocked" or "splash", see `nn.attention.attend`; "auto" takes "splash" on
+      TPU, "blocked" elsewhere.
   """
 
   depth: int
@@ -61,7 +70,8 @@ class GeneratorConfig:
   previous: str = "first"
   rope_grid: str = "scale"
   is_scanned: bool = True
-  remat: bool = True
+  remat: str = "full"
+  attention: str = "auto"
 
   def __post_init__(self):
     object.__setattr__(self, "rope_fractions", tuple(self.rope_fractions))
@@ -81,8 +91,14 @@ class GeneratorConfig:
       )
     if self.rope_base <= 0:
       raise ValueError(f"generator.rope_base={self.rope_base} must be positive")
-    if self.positions not in ("rope", "learned"):
-      raise ValueError(f"generator.positions={self.positions!r} must be 'rope' or 'learned'")
+    choices = {
+      "positions": ("rope", "learned"),
+      "remat": ("none", "dots", "full"),
+      "attention": ("auto", *BACKENDS),
+    }
+    for name, known in choices.items():
+      if getattr(self, name) not in known:
+        raise ValueError(f"generator.{name}={getattr(self, name)!r} must be in {known}")
 
 
 class Attention(nnx.Module):
@@ -101,7 +117,7 @@ class Attention(nnx.Module):
     self.key_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
     self.config = config
 
-  def __call__(self, x, angles, mask, blocks, seen: tuple[Cache, ...] | None):
+  def __call__(self, x, angles, sight, seen: tuple[Cache, ...] | None):
     b, l, _ = x.shape
     config = self.config
     query = self.query(x).reshape(b, l, config.num_heads, config.head_width)
@@ -113,9 +129,10 @@ class Attention(nnx.Module):
       query, key = rotate(query, angles), rotate(key, angles)
     if seen is not None:
       new = Cache.of(key, value)
-      return self.out(attend(query, (*seen, new), mask).reshape(b, l, -1)), new
-    y = attention(query, key, value, mask, blocks)
-    return self.out(y.reshape(b, l, -1)), None
+      y = attend_cached(query, (*seen, new), sight)
+    else:
+      new, y = None, attend(query, key, value, sight)
+    return self.out(y.reshape(b, l, -1)), new
 
 
 class GatedMLP(nnx.Module):
@@ -141,8 +158,8 @@ class Block(nnx.Module):
     self.mlp_norm = layers.RMSNorm(rngs, config.width)
     self.mlp = GatedMLP(rngs, config)
 
-  def __call__(self, x, angles, mask, blocks=(), seen: tuple[Cache, ...] | None = None):
-    y, new = self.attention(self.attention_norm(x), angles, mask, blocks, seen)
+  def __call__(self, x, angles, sight, seen: tuple[Cache, ...] | None = None):
+    y, new = self.attention(self.attention_norm(x), angles, sight, seen)
     x = x + y
     # A decoder's step may be one token, which no mesh axis divides.
     sequence = "sequence" if seen is None else None
@@ -178,6 +195,7 @@ class Generator(nnx.Module):
     text_mask: Bool[Array, "b P"],
     latents: Float[Array, "b t h w d"] | None = None,
     frame_keep: Bool[Array, "b t t"] | None = None,
+    window: int | None = None,
   ) -> Float[Array, "b t n d"]:
     """Returns the logits of every bit, teacher-forced.
 
@@ -189,6 +207,7 @@ class Generator(nnx.Module):
       text_mask: false on padding.
       latents: the frames' complete latents, read with `past="final"` only.
       frame_keep: whether frame i (axis 1) may see the earlier frame j (axis 2); None for all.
+      window: earlier frames that a frame may see; None for all.
     Raises:
       ValueError: the layout has complete latents in it, and none are given.
     """
@@ -204,8 +223,8 @@ class Generator(nnx.Module):
     x = jnp.concatenate([self.embed_text(text, features.dtype), video], 1)[:, : layout.length]
     if self.position_embedding is not None:
       x = x + self.position_embedding(jnp.arange(layout.length)).astype(x.dtype)
-    mask = attention_mask(layout, text_mask, frame_keep)
-    x = self.run(x, self.angles(layout.positions), mask, layout.blocks)
+    sight = Sight(layout.visibility(window), text_mask, frame_keep, self.attention_backend())
+    x = self.run(x, self.angles(layout.positions), sight)
     x = jnp.pad(x[:, layout.text_length :], ((0, 0), (0, layout.final_size), (0, 0)))
     return self.logits(x.reshape(b, t, layout.frame_stride, -1)[:, :, :n])
 
@@ -246,14 +265,20 @@ class Generator(nnx.Module):
       is_interleaved=config.rope_is_interleaved,
     )
 
-  def run(self, x, angles, mask, attention_blocks=()):
-    """Runs the blocks."""
+  def attention_backend(self) -> str:
+    """Returns which code attends without a cache."""
+    if self.config.attention != "auto":
+      return self.config.attention
+    return "splash" if is_for_tpu() else "blocked"
+
+  def run(self, x: Float[Array, "b l m"], angles, sight: Sight) -> Float[Array, "b l m"]:
+    """Runs the blocks on a whole sequence."""
 
     def body(x, block):
-      return block(x, angles, mask, attention_blocks)
+      return block(x, angles, sight)
 
-    if self.config.remat:
-      body = jax.checkpoint(body)
+    if self.config.remat != "none":
+      body = jax.checkpoint(body, policy=_REMAT_POLICIES[self.config.remat])
     if self.config.is_scanned:
       return jax.lax.scan(body, x, self.blocks)[0]
     for i in range(self.config.depth):
@@ -290,26 +315,3 @@ class Generator(nnx.Module):
   def logits(self, x: Float[Array, "b q m"]) -> Float[Array, "b q d"]:
     """Returns float32 logits, one a bit."""
     return self.head(self.norm_out(x)).astype(jnp.float32)
-
-
-def attention_mask(
-  layout: Layout,
-  text_mask: Bool[Array, "b P"],
-  frame_keep: Bool[Array, "b t t"] | None = None,
-  queries: slice = slice(None),
-) -> Bool[Array, "b q l"]:
-  """Returns who sees whom: the layout's rule, less padding, less frames that were not kept.
-
-  Padding sees itself, so that its softmax is defined; nothing sees padding.
-  """
-  query_frames, key_frames = layout.frame_ids[queries], layout.frame_ids
-  num_video = layout.length - layout.text_length
-  key_mask = jnp.pad(text_mask, ((0, 0), (0, num_video)), constant_values=True)
-  mask = layout.visible(queries)[None] & key_mask[:, None, :]
-  if frame_keep is not None:
-    rows = jnp.take(frame_keep, jnp.maximum(query_frames, 0), axis=1)
-    keep = jnp.take(rows, jnp.maximum(key_frames, 0), axis=2)
-    earlier = (query_frames[:, None] > key_frames[None, :]) & (key_frames[None, :] != TEXT)
-    mask = mask & (keep | ~earlier)
-  itself = jnp.arange(layout.length)[queries, None] == jnp.arange(layout.length)[None, :]
-  return mask | itself

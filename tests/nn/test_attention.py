@@ -1,0 +1,169 @@
+"""Backends of attention against each other and against the rule written out by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videoar_jax.nn import attention as attention_module
+from videoar_jax.nn.attention import attend, attention
+from videoar_jax.nn.visibility import Sight, Visibility
+from videoar_jax.parallel.sharding import MeshConfig, make_mesh
+
+RULES = {
+  "one": Visibility(3, True, 1, (1, 2)),
+  "few": Visibility(3, False, 3, (1, 4)),
+  "window": Visibility(3, True, 3, (1, 2), window=1),
+  "summary": Visibility(3, True, 2, (1, 4), summary=4),
+  "seventeen": Visibility(4, True, 17, (1, 2), summary=2, window=5),
+}
+# Small programs, each run once: code that is quick to make is quicker than quick code.
+OPTIONS = {"xla_backend_optimization_level": 0}
+
+
+def sees(rule, prefix_mask, keep):
+  """The rule by loops over tokens of one sample: (group, block, is_summary) each."""
+  tokens = [(-1, i, False) for i in range(rule.prefix)]
+  for group in range(rule.num_groups):
+    tokens += [(group, i, False) for i, size in enumerate(rule.blocks) for _ in range(size)]
+    if group < rule.num_groups - 1:
+      tokens += [(group, 99, True)] * rule.summary
+
+  def pair(q, k):
+    (own, mine, is_summary), (other, theirs, of_summary) = tokens[q], tokens[k]
+    if own == -1:
+      same = prefix_mask[q] == prefix_mask[k] if other == -1 else False
+      return same and (k <= q or not rule.is_prefix_causal)
+    if other == -1:
+      return prefix_mask[k]
+    if other == own:
+      return of_summary if is_summary else theirs <= mine
+    is_near = rule.window is None or own - other <= rule.window
+    return other < own and is_near and keep[own, other] and (of_summary or not rule.summary)
+
+  num = range(len(tokens))
+  return np.array([[bool(pair(q, k)) for k in num] for q in num])
+
+
+def make_sight(rule, has_keep=True):
+  generator = np.random.default_rng(0)
+  prefix_mask = np.arange(rule.prefix) < np.array([[rule.prefix], [1]])
+  keep = generator.random((2, rule.num_groups, rule.num_groups)) < 0.5
+  return Sight(rule, jnp.asarray(prefix_mask), jnp.asarray(keep) if has_keep else None)
+
+
+def draw(rule, num_heads=2, num_kv_heads=1):
+  keys = jax.random.split(jax.random.key(0), 3)
+  heads = (num_heads, num_kv_heads, num_kv_heads)
+  shapes = [(2, rule.length, n, 8) for n in heads]
+  return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def value_and_gradients(backend, sight, arrays):
+  sight = dataclasses.replace(sight, backend=backend)
+
+  def loss(arrays, sight):
+    out = attend(*arrays, sight)
+    return jnp.sum(jnp.sin(3 * out)), out
+
+  run = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=OPTIONS)
+  (_, out), gradients = run(arrays, sight)
+  return [out, *gradients]
+
+
+def assert_equal(ours, expected):
+  """Asserts equality to 1e-5 of the largest value of each array."""
+  for a, b in zip(ours, expected, strict=True):
+    largest = float(jnp.abs(b).max())
+    assert largest > 0.1
+    np.testing.assert_allclose(a / largest, b / largest, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rule_is_that_of_its_words(name):
+  rule = RULES[name]
+  sight = make_sight(rule)
+  everything = np.ones(rule.prefix, bool), np.ones((rule.num_groups,) * 2, bool)
+  np.testing.assert_array_equal(rule.visible(), sees(rule, *everything))
+  for sample in range(2):
+    expected = sees(rule, np.asarray(sight.prefix_mask[sample]), np.asarray(sight.keep[sample]))
+    np.testing.assert_array_equal(sight.mask()[sample], expected)
+
+
+@pytest.mark.parametrize("name", ["one", "few", "seventeen"])
+def test_backends_agree(name):
+  rule = RULES[name]
+  sight, arrays = make_sight(rule), draw(rule)
+  expected = value_and_gradients("dense", sight, arrays)
+  assert_equal(value_and_gradients("blocked", sight, arrays), expected)
+  assert_equal(value_and_gradients("splash", sight, arrays), expected)
+
+
+def test_backends_agree_without_dropped_groups():
+  rule = RULES["window"]
+  sight, arrays = make_sight(rule, has_keep=False), draw(rule)
+  expected = value_and_gradients("dense", sight, arrays)
+  assert_equal(value_and_gradients("blocked", sight, arrays), expected)
+  assert_equal(value_and_gradients("splash", sight, arrays), expected)
+
+
+def test_rows_in_parts_are_the_whole(monkeypatch):
+  """Parts of three rows, the last one filled up."""
+  monkeypatch.setattr(attention_module, "_MAX_SCORES", 8)
+  monkeypatch.setattr(attention_module, "_MIN_ROWS", 3)
+  rule = RULES["summary"]
+  sight, arrays = make_sight(rule), draw(rule)
+  expected = value_and_gradients("dense", sight, arrays)
+  assert_equal(value_and_gradients("blocked", sight, arrays), expected)
+
+
+def test_blocked_holds_few_scores(monkeypatch):
+  """Of four times the groups, all scores would need 16 times the memory."""
+  monkeypatch.setattr(attention_module, "_MAX_SCORES", 2**10)
+  monkeypatch.setattr(attention_module, "_MIN_ROWS", 16)
+
+  def temporaries(backend, num_groups):
+    rule = Visibility(8, True, num_groups, (32, 480))
+    sight = Sight(rule, jnp.ones((1, 8), bool), backend=backend)
+    arrays = [jax.ShapeDtypeStruct((1, rule.length, 1, 8), jnp.float32)] * 3
+    loss = jax.grad(lambda arrays: jnp.sum(attend(*arrays, sight)))
+    compiled = jax.jit(loss, compiler_options=OPTIONS).lower(arrays).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  short, long = (temporaries("blocked", groups) for groups in (2, 8))
+  assert long < 8 * short
+  assert 5 * long < temporaries("dense", 8)
+
+
+@pytest.mark.parametrize("axis", ["data", "tensor"])
+def test_splash_on_two_devices(axis):
+  rule = RULES["one"]
+  sight, arrays = make_sight(rule), draw(rule, 4, 2)
+  expected = value_and_gradients("dense", sight, arrays)
+  mesh = make_mesh(MeshConfig(**{"data": 1, axis: 2}), jax.devices()[:2])
+  with jax.set_mesh(mesh):
+    assert_equal(value_and_gradients("splash", sight, arrays), expected)
+
+
+def test_wrong_lengths_and_backends_are_named():
+  rule = RULES["one"]
+  arrays = draw(rule)
+  with pytest.raises(ValueError, match="6 tokens, but the rule is for 9"):
+    attend(*arrays, make_sight(dataclasses.replace(rule, num_groups=2)))
+  with pytest.raises(ValueError, match="'flash' is unknown"):
+    attend(*arrays, dataclasses.replace(make_sight(rule), backend="flash"))
+
+
+def test_grouped_attention_equals_plain_softmax():
+  key = jax.random.key(0)
+  q = jax.random.normal(key, (2, 5, 4, 8))
+  k, v = jax.random.normal(jax.random.key(1), (2, 2, 7, 2, 8))
+  mask = jax.random.bernoulli(key, 0.6, (2, 5, 7)).at[:, :, 0].set(True)
+  out = attention(q, k, v, mask)
+  for b in range(2):
+    for head in range(4):
+      scores = q[b, :, head] @ k[b, :, head // 2].T / np.sqrt(8)
+      weights = jax.nn.softmax(jnp.where(mask[b], scores, -jnp.inf))
+      np.testing.assert_allclose(out[b, :, head], weights @ v[b, :, head // 2], atol=1e-5)

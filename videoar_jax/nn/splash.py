@@ -1,0 +1,190 @@
+"""Attention by the splash kernel, which makes masks from indices and skips what they leave empty.
+
+The kernel knows one integer a query and the key's index. So tokens are put in an order in which
+what a query sees is at most three ranges: the prefix, what earlier groups show, and a piece of its
+own group. What differs from sample to sample comes in otherwise: padding as segments, and groups
+that are not kept as further channels of queries and keys, whose product is the addend -1e30 or 0.
+That is exact, and costs the arithmetic of as many more channels as there are groups.
+
+Source: jax.experimental.pallas.ops.tpu.splash_attention.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_kernel as kernels,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_mask as masks,
+)
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from videoar_jax.nn.visibility import PREFIX, Sight, Visibility
+from videoar_jax.parallel.sharding import RULES, is_for_tpu
+
+_LANES = 128  # Tokens go through in blocks of a multiple of this.
+_LARGE_BLOCK = 512
+_OWN_BITS = 21  # Of a query's integer; the group is above them.
+
+
+def splash_attention(
+  query: Float[Array, "b l n k"],
+  key: Float[Array, "b l g k"],
+  value: Float[Array, "b l g k"],
+  sight: Sight,
+) -> Float[Array, "b l n k"]:
+  """Attends with the TPU kernel; elsewhere, it is interpreted, which is slow.
+
+  Args:
+    query: queries.
+    key: keys.
+    value: values.
+    sight: who sees whom.
+  Raises:
+    ValueError: the mesh splits heads in another way than keys' heads, or the sequence is too long.
+  """
+  rule = sight.rule
+  order, back = _order(rule)
+  query = query / math.sqrt(query.shape[-1])
+  if sight.keep is not None:
+    query, key = _with_keep(query, key, sight)
+  padding = sight.padding()
+  if rule.summary:
+    query, key, value, padding = (x[:, order] for x in (query, key, value, padding))
+  rest = _padded_length(rule.length) - rule.length
+  query, key, value = (
+    jnp.pad(x, ((0, 0), (0, rest), (0, 0), (0, 0))).swapaxes(1, 2) for x in (query, key, value)
+  )
+  # What fills the last block is a segment of its own: nothing sees it.
+  padding = jnp.pad(padding, ((0, 0), (0, rest)), constant_values=2)
+  out = _sharded(query, key, value, padding, rule).swapaxes(1, 2)[:, : rule.length]
+  return out[:, back] if rule.summary else out
+
+
+def _with_keep(query, key, sight: Sight):
+  """Appends channels whose product is -1e30 where a query's group may not see the key's."""
+  rule, groups = sight.rule, np.maximum(sight.rule.groups, 0)
+  is_video = rule.groups[:, None] >= 0
+  is_later = rule.groups[:, None] > np.arange(rule.num_groups)
+  hidden = jnp.where(is_later & ~sight.keep[:, groups], -1e30, 0.0).astype(query.dtype)
+  which = (is_video & (groups[:, None] == np.arange(rule.num_groups))).astype(key.dtype)
+
+  def append(x, channels):
+    return jnp.concatenate([x, jnp.broadcast_to(channels, (*x.shape[:3], rule.num_groups))], -1)
+
+  return append(query, hidden[:, :, None]), append(key, which[:, None])
+
+
+def _sharded(query, key, value, padding, rule: Visibility):
+  """Runs the kernel, each device its samples and heads; the sequence is whole on each of them."""
+  mesh = jax.sharding.get_abstract_mesh()
+  ways = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES["heads"])
+  if key.shape[1] % ways:
+    raise ValueError(f"mesh.tensor={ways} does not divide generator.num_kv_heads={key.shape[1]}")
+  kernel = _make_kernel(rule, query.shape[1] // ways)
+
+  def run(kernel, query, key, value, padding):
+    segments = kernels.SegmentIds(q=padding, kv=padding)
+    return jax.vmap(kernel)(query, key, value, segments)
+
+  if mesh.empty:
+    return run(kernel, query, key, value, padding)
+  split = PartitionSpec(RULES["batch"], RULES["heads"])
+  batch = PartitionSpec(RULES["batch"])
+  specs = (PartitionSpec(), split, split, split, batch)
+  run = jax.shard_map(run, in_specs=specs, out_specs=split, check_vma=False)
+  return run(kernel, query, key, value, padding)
+
+
+def _make_kernel(rule: Visibility, num_heads: int):
+  length = _padded_length(rule.length)
+  block = _LARGE_BLOCK if length % _LARGE_BLOCK == 0 else _LANES
+  sizes = kernels.BlockSizes(
+    block_q=block,
+    block_kv=block,
+    block_q_dkv=block,
+    block_kv_dkv=block,
+    block_q_dq=block,
+    block_kv_dq=block,
+  )
+  mask = masks.MultiHeadMask([_RuleMask(rule, length)] * num_heads)
+  return kernels.make_splash_mha(
+    mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=not is_for_tpu()
+  )
+
+
+def _padded_length(length: int) -> int:
+  block = _LANES if length <= 4 * _LARGE_BLOCK else _LARGE_BLOCK
+  return -(-length // block) * block
+
+
+def _order(rule: Visibility):
+  """Returns which token stands at each place, and the place of each token.
+
+  First what later groups see, in order, then the rest.
+  """
+  order = np.argsort(~rule.is_shown, kind="stable")
+  return order, np.argsort(order)
+
+
+class _RuleMask(masks._ComputableMask):
+  """A rule of visibility, as the kernel wants it: a private class of JAX, used here alone.
+
+  A query's integer is `-end` if it sees a prefix of all tokens, else its group above the number of
+  tokens that it sees of its own group.
+  """
+
+  def __init__(self, rule: Visibility, length: int):
+    if rule.length >= 2**_OWN_BITS or rule.num_groups >= 2 ** (31 - _OWN_BITS):
+      raise ValueError(f"attention='splash': {rule.num_groups} groups of {rule.length} tokens")
+    super().__init__((length, length), functools.partial(_sees, rule))
+    self.rule = rule
+    # What fills the last block sees all of its own kind, so that its softmax is defined.
+    codes = np.concatenate([_codes(rule), np.full(length - rule.length, -length)])
+    self.q_sequence = codes.astype(np.int32)
+
+  def __eq__(self, other):
+    return isinstance(other, _RuleMask) and (self.rule, self.shape) == (other.rule, other.shape)
+
+  def __hash__(self):
+    return hash((self.rule, self.shape))
+
+
+def _codes(rule: Visibility):
+  """Returns each query's integer, in the kernel's order of tokens."""
+  order, _ = _order(rule)
+  first, end = (ends[order] for ends in rule.own)
+  groups = rule.groups[order]
+  is_summary = rule.is_shown[order] & (rule.summary > 0)
+  general = (np.maximum(groups, 0) << _OWN_BITS) | np.where(is_summary, 0, end - first)
+  sees_prefix = groups == PREFIX
+  if _is_prefix_rule(rule):
+    sees_prefix = np.ones_like(sees_prefix)
+  return np.where(sees_prefix, -end, general)
+
+
+def _is_prefix_rule(rule: Visibility) -> bool:
+  return rule.summary == 0 and rule.window is None
+
+
+def _sees(rule: Visibility, code, key):
+  """Says whether the query of that integer sees the key at that place; for NumPy and the kernel."""
+  is_in_prefix = (code < 0) & (key < -code)
+  if _is_prefix_rule(rule):
+    return is_in_prefix
+  group, num_own = code >> _OWN_BITS, code & (2**_OWN_BITS - 1)
+  # A summary, of no own tokens, sees itself where the earlier ones end.
+  shown_end = rule.prefix + (group + (num_own == 0)) * rule.shown_size
+  is_shown = key < shown_end
+  if rule.window is not None:
+    first = (group > rule.window) * (group - rule.window)
+    is_near = key >= rule.prefix + first * rule.shown_size
+    is_shown = is_shown & (is_near | (key < rule.prefix))
+  own = rule.prefix + (rule.num_groups - 1) * rule.summary + group * rule.group_size
+  is_own = (key >= own) & (key < own + num_own)
+  return is_in_prefix | ((code >= 0) & (is_shown | is_own))
