@@ -58,7 +58,7 @@ def test_videos_are_split_and_made_smaller(prepared):
   for key in list(found)[:3]:
     facts, data = found[key]
     size = {"width": 64, "height": 32, "aspect_ratio": 2.0}
-    assert facts == facts | size | {"caption": "it counts", "class_id": 0, "frame_rate": 30.0}
+    assert facts == facts | size | {"captions": ["it counts"], "class_id": 0, "frame_rate": 30.0}
     with av.open(io.BytesIO(data)) as container:
       frames = list(container.decode(video=0))
     assert [i for i, f in enumerate(frames) if f.key_frame] == list(range(0, len(frames), 6))
@@ -66,7 +66,7 @@ def test_videos_are_split_and_made_smaller(prepared):
     shown += [numbers(frame.to_ndarray(format="rgb24")[None])[0] for frame in frames]
   assert shown == list(range(150))
   facts, data = found["a/red.png#0"]
-  assert (facts["width"], facts["height"], facts["caption"]) == (32, 53, "a")
+  assert (facts["width"], facts["height"], facts["captions"]) == (32, 53, ["a"])
   colours = np.asarray(Image.open(io.BytesIO(data))).reshape(-1, 3)
   assert np.abs(colours - np.array([200.0, 30, 40])).max() < 3
 
@@ -150,7 +150,7 @@ def test_all_clips_of_a_video_are_in_one_split(tmp_path, prepared):
   samples = [records.pack({"caption": "x"}, data)] * 60
   records.write_shard(tmp_path / "s.array_record", samples)
   keys = [f"v/{i // 3}.mp4#{i % 3}" for i in range(60)]
-  (tmp_path / "s.json").write_text(json.dumps({"keys": keys}))
+  (tmp_path / "s.json").write_text(json.dumps({"keys": keys, "aspect_ratios": [0.5] * 60}))
   clip = {"num_frames": 5, "frame_rate": 8.0, "resolution": (32, 64), "seed": 0}
   videos = {}
   for split, number in (("train", 54), ("test", 6)):

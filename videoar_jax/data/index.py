@@ -2,6 +2,8 @@
 
   {"path": "a/b.mp4", "caption": "a dog runs", "class_id": 3, "duration": 4.2, "width": 320, ...}
 
+A list of "captions" may stand in place of "caption": a clip has one of them, by chance.
+
 Paths are relative to the folder of the index, or absolute, or URLs; so may be that of the index.
 What else an entry says, scores for example, is for `data.filter`, see `filters.py`; `aspect_ratio`,
 width by height, follows.
@@ -12,7 +14,7 @@ import json
 from pathlib import Path
 
 from videoar_jax.data import clips, remote, splits
-from videoar_jax.data.clip_source import ClipSource
+from videoar_jax.data.clip_source import ClipSource, Draw
 from videoar_jax.data.faults import Faults
 from videoar_jax.data.filters import parse_filter
 from videoar_jax.data.sources import MIN_FILES_TO_SPLIT
@@ -121,13 +123,21 @@ class IndexSource(ClipSource):
 
   def longest_captions(self) -> list[str]:
     """Returns every caption, for a check that they fit the prompt's length."""
-    captions = [self._entries[file].get("caption") for file in self.files]
-    return [caption for caption in captions if isinstance(caption, str)]
+    entries = [self._entries[file] for file in self.files]
+    captions = [[entry.get("caption"), *(entry.get("captions") or ())] for entry in entries]
+    return [caption for variants in captions for caption in variants if isinstance(caption, str)]
 
-  def _read(self, position: int, where: float) -> dict:
+  def aspect_ratios(self) -> list[float]:
+    """Returns height by width of each sample, in the order of `files`."""
+    for file in self.files:
+      if not self._entries[file].get("aspect_ratio"):
+        raise ValueError(f"{self.path}: {file!r} has no width and height; add them")
+    return [1 / self._entries[file]["aspect_ratio"] for file in self.files]
+
+  def _read(self, position: int, draw: Draw) -> dict:
     file = self.files[position]
     media = open_media(remote.join(self._root, file))
-    return self._item(lambda: media, self._entries[file], where)
+    return self._item(lambda: media, self._entries[file], draw)
 
 
 def open_media(path: str) -> clips.Media:

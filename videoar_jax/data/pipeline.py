@@ -45,6 +45,11 @@ class DataConfig:
     clips_per_file: clips of each video file in an epoch.
     cache_bytes: keep a folder's decoded frames in memory if they need no more than this.
     max_bad_share: of the samples; the run stops where more than these cannot be used.
+    frame_rates: to draw from in training, of those at which a video is long enough; () for
+      `frame_rate` alone.
+    is_flipped: show half of the training clips with left and right exchanged.
+    is_randomly_cropped: train on any part of a picture of another aspect ratio, not on its middle.
+    p_drop_caption: share of the training captions that are left empty.
   """
 
   source: str = "sprites"
@@ -59,8 +64,13 @@ class DataConfig:
   clips_per_file: int = 1
   cache_bytes: int = 2**30
   max_bad_share: float = 1.0
+  frame_rates: tuple[float, ...] = ()
+  is_flipped: bool = False
+  is_randomly_cropped: bool = False
+  p_drop_caption: float = 0.0
 
   def __post_init__(self):
+    object.__setattr__(self, "frame_rates", tuple(self.frame_rates))
     object.__setattr__(self, "resolution", _as_tuple("resolution", self.resolution))
     if not isinstance(self.num_objects, int):
       object.__setattr__(self, "num_objects", _as_tuple("num_objects", self.num_objects))
@@ -82,6 +92,14 @@ class DataConfig:
     for name, least in (("num_frames", 1), ("clips_per_file", 1), ("cache_bytes", 0), ("seed", 0)):
       if getattr(self, name) < least:
         raise ValueError(f"data.{name} is {getattr(self, name)}; set it to {least} or more.")
+    if not all(rate > 0 for rate in self.frame_rates):
+      raise ValueError(f"data.frame_rates is {self.frame_rates}; set them to more than 0.")
+    if not 0 <= self.p_drop_caption <= 1:
+      raise ValueError(f"data.p_drop_caption is {self.p_drop_caption}; set it to 0 up to 1.")
+    options = ("frame_rates", "is_flipped", "is_randomly_cropped", "p_drop_caption")
+    used = [name for name in options if getattr(self, name)]
+    if used and self.source == "sprites":
+      raise ValueError(f"data.{used[0]} is of files, not of sprites; leave it unset.")
     if not self.frame_rate > 0:
       raise ValueError(f"data.frame_rate is {self.frame_rate}; set it to more than 0.")
     if len(self.resolution) != 2 or min(self.resolution) < 1:
@@ -117,7 +135,10 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
   if data.source == "sprites":
     return SpritesSource(split, frame_rate=data.frame_rate, num_objects=data.num_objects, **clip)
   clip |= {
-    "frame_rate": data.frame_rate,
+    "frame_rate": data.frame_rates if split == "train" and data.frame_rates else data.frame_rate,
+    "is_flipped": data.is_flipped,
+    "is_randomly_cropped": data.is_randomly_cropped,
+    "p_drop_caption": data.p_drop_caption,
     "clips_per_file": data.clips_per_file,
     "max_bad_share": data.max_bad_share,
   }

@@ -11,7 +11,7 @@ SHARDS then has
 
   prepared.json                        what was asked for
   clips-00000-of-00004.array_record    samples, as `data/shards.py` says; none where all was dropped
-  clips-00000-of-00004.json            their names, FILE#CLIP, and what was dropped
+  clips-00000-of-00004.json            their names, FILE#CLIP, height by width; what was dropped
   dropped.jsonl                        all that was dropped: {"key": ..., "cause": ...}
 """
 
@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from videoar_jax.command_line import Parser, check_out, print_result
 from videoar_jax.data import clips, records, remote, shards, sources
+from videoar_jax.data.clip_source import captions_of
 from videoar_jax.data.filters import parse_filter
 from videoar_jax.data.index import open_media, read_entries
 
@@ -139,7 +140,7 @@ def _list_files(path: Path, filter: str | None) -> tuple[Path, list[tuple[str, d
     classes = {file: sources.folder_name(path, file) for file in found}
     numbers = {name: number for number, name in enumerate(sorted(set(classes.values())))}
     files = [
-      (file, {"caption": captions.get(file, classes[file]), "class_id": numbers[classes[file]]})
+      (file, {"captions": captions.get(file, [classes[file]]), "class_id": numbers[classes[file]]})
       for file in found
     ]
   else:
@@ -200,17 +201,17 @@ def _work(write, missing: list, num_processes: int) -> Iterator[int]:
 def _write_shard(root: Path, settings: Settings, job: tuple[Path, list]) -> int:
   """Writes a shard, then the note that says that it is done; returns its number of files."""
   path, files = job
-  keys, dropped = [], []
+  keys, ratios, dropped = [], [], []
 
   def samples() -> Iterator[bytes]:
     for file, facts in files:
       try:
-        if not isinstance(facts.get("caption"), str) or not facts["caption"]:
-          raise ValueError("no caption")
+        captions_of(facts)  # A sample without one is dropped.
         for number, (data, added) in enumerate(_prepare_file(remote.join(root, file), settings)):
           header = {name: value for name, value in facts.items() if name != "path"} | added
           yield records.pack(header, data)
           keys.append(f"{file}#{number}")
+          ratios.append(added["height"] / added["width"])
       except (ValueError, OSError) as error:
         # What came before the damage is whole.
         dropped.append({"key": file, "cause": getattr(error, "strerror", None) or str(error)})
@@ -219,7 +220,7 @@ def _write_shard(root: Path, settings: Settings, job: tuple[Path, list]) -> int:
   first = next(found, None)
   if first is not None:
     records.write_shard(path, itertools.chain([first], found))
-  note = json.dumps({"keys": keys, "dropped": dropped}, ensure_ascii=False)
+  note = json.dumps({"keys": keys, "aspect_ratios": ratios, "dropped": dropped}, ensure_ascii=False)
   _write_text(path.with_suffix(".json"), note + "\n")
   return len(files)
 

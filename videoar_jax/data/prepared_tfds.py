@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from videoar_jax.data import clips, remote, splits
-from videoar_jax.data.clip_source import ClipSource
+from videoar_jax.data.clip_source import ClipSource, Draw
 from videoar_jax.data.faults import Faults
 from videoar_jax.data.sources import MIN_FILES_TO_SPLIT
 
@@ -56,7 +56,7 @@ class TfdsSource(ClipSource):
     """Returns the names of the classes, where these are the captions."""
     return [] if self._caption else list(self._class_names)
 
-  def _read(self, position: int, where: float) -> dict:
+  def _read(self, position: int, draw: Draw) -> dict:
     number = int(self.files[position].rpartition("/")[2])
     try:
       example = self._examples[number]
@@ -74,9 +74,11 @@ class TfdsSource(ClipSource):
     frames = [frames] if np.ndim(frames[0]) == 2 else frames
     if len(frames) < self.num_frames:
       raise ValueError(f"{len(frames)} frames, fewer than {self.num_frames}")
-    start = int(where * (len(frames) - self.num_frames + 1))
+    start = int(draw.where * (len(frames) - self.num_frames + 1))
     chosen = [_to_image(frame) for frame in frames[start : start + self.num_frames]]
-    video = np.stack([clips.resize_and_crop_image(image, self.resolution) for image in chosen])
+    video = np.stack(
+      [clips.resize_and_crop_image(image, self.resolution, draw.crop) for image in chosen]
+    )
     return {"video": video, "caption": caption, "class_id": class_id}
 
 

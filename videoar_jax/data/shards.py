@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from videoar_jax.data import records, remote, splits
-from videoar_jax.data.clip_source import ClipSource
+from videoar_jax.data.clip_source import ClipSource, Draw
 from videoar_jax.data.faults import Faults
 from videoar_jax.data.sources import EXTENSIONS, IMAGE_EXTENSIONS, MIN_FILES_TO_SPLIT
 
@@ -124,7 +124,8 @@ class RecordShard:
     self.keys = [str(position) for position in range(len(self._records))]
     note = path.with_suffix(".json")
     if note.is_file():
-      self.keys = json.loads(note.read_text())["keys"]
+      facts = json.loads(note.read_text())
+      self.keys, self.aspect_ratios = facts["keys"], facts["aspect_ratios"]
       if len(self.keys) != len(self._records):
         raise ValueError(
           f"{path} has {len(self._records)} samples, but {note.name} names {len(self.keys)}; "
@@ -221,7 +222,18 @@ class ShardsSource(ClipSource):
     """Returns none, see above."""
     return []
 
-  def _read(self, position: int, where: float) -> dict:
+  def aspect_ratios(self) -> list[float]:
+    """Returns height by width of each sample, in the order of `files`; of prepared shards."""
+    ratios = []
+    for file in self.files:
+      name, position = self._places[file]
+      known = getattr(self._shards[name], "aspect_ratios", ())
+      if not known:
+        return super().aspect_ratios()
+      ratios.append(known[position])
+    return ratios
+
+  def _read(self, position: int, draw: Draw) -> dict:
     shard, place = self._places[self.files[position]]
     facts, data = self._shards[shard].read(place)
-    return self._item(lambda: io.BytesIO(data), facts, where)
+    return self._item(lambda: io.BytesIO(data), facts, draw)
