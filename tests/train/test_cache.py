@@ -122,7 +122,7 @@ def records(trained, tmp_path_factory):
 
 def read_metrics(workdir):
   lines = (workdir / "generator" / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(line) | {"steps_per_s": 0} for line in lines]
+  return [json.loads(line) | {"steps_per_s": 0, "tokens_per_s": 0} for line in lines]
 
 
 def test_a_run_from_the_cache_is_the_run_without_it(records):

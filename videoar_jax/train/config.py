@@ -154,6 +154,14 @@ class StageConfig:
   cache: Cache | None = None
   mixture: tuple[PartConfig, ...] = ()
 
+  @property
+  def source_data(self) -> list[DataConfig]:
+    """What its batches are made of: the parts of its mixture, or its clips and its images."""
+    data = [part.data for part in self.mixture] or [self.data]
+    if self.images.share > 0:
+      data.append(dataclasses.replace(self.data, num_frames=1))
+    return data
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:

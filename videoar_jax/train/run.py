@@ -1,6 +1,5 @@
 """A run: one config in one workdir, from the first stage to the last."""
 
-import dataclasses
 import importlib.metadata
 import itertools
 import json
@@ -114,10 +113,7 @@ class Run:
       else:
         # What the last report said is no longer so.
         (self.workdir / "report.md").unlink(missing_ok=True)
-        wanted = [part.data for part in stage.mixture] or [stage.data]
-        if stage.images.share > 0:
-          wanted.append(dataclasses.replace(stage.data, num_frames=1))
-        sources = [self._source(data) for data in wanted]
+        sources = [self._source(data) for data in stage.source_data]
         self.stages.train(stage, sources, self._source(stage.data, "test"))
         has_trained = True
       self._encode_after(stage)

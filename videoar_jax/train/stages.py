@@ -65,7 +65,7 @@ class Stages:
     """Makes what a stage trains; a generator takes the last tokenizer before it, frozen."""
     run = self.run
     if stage.kind == "tokenizer":
-      return TokenizerTask(run.tokenizer, run.schedule, stage.loss)
+      return TokenizerTask(run.tokenizer, run.schedule_of(stage.data.resolution), stage.loss)
     template, params = self.load_params(self.stage_before(stage, "tokenizer"))
     layout = run.layout_of(stage.data)
     table = guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
@@ -233,14 +233,28 @@ class Stages:
     checkpointer.close()
     return {name: rival[name] for name in ("params", "averages")}
 
-  def _make_iterator(self, source, batch_size: int, seed: int, **reading):
+  def make_iterator(self, stage: StageConfig, sources: list, seed: int, **reading):
+    """Returns an iterator over this process's part of a stage's batches.
+
+    Args:
+      stage: which.
+      sources: of `stage.source_data`, or the latents of a cache alone.
+      seed: of the order.
+      **reading: `num_threads` or `prefetch` in place of the config's.
+    Raises:
+      ValueError: a batch cannot be made, or would never be.
+    """
+    reading = {name: getattr(stage.data, name) for name in ("num_threads", "prefetch")} | reading
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    mixture = self.mixture(stage, sources, seed)
+    if mixture is not None:
+      return mixture.iterator(**processes, **reading)
     return make_iterator(
-      source,
-      batch_size=batch_size,
+      sources[0],
+      batch_size=stage.loop.batch_size,
       seed=seed,
       tokenize=self.run.text.encoder.encode,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      **processes,
       **reading,
     )
 
@@ -310,20 +324,14 @@ class Stages:
       loop.num_steps,
       loop.batch_size,
     )
-    train_source = train_sources[0]
     if stage.cache is not None:
-      _, _, index = self._encoder_of(stage.cache, train_source)
+      _, _, index = self._encoder_of(stage.cache, train_sources[0])
       folder = stage.cache.folder(self.workdir)
       check_fits(folder, index)
-      train_source = LatentsSource(folder, index)
-    reading = {name: getattr(stage.data, name) for name in ("num_threads", "prefetch")}
+      train_sources = [LatentsSource(folder, index)]
+    iterator = self.make_iterator(stage, train_sources, seed)
     mixture = self.mixture(stage, train_sources, seed)
-    if mixture is None:
-      iterator = self._make_iterator(train_source, loop.batch_size, seed, **reading)
-    else:
-      iterator = mixture.iterator(
-        process_index=jax.process_index(), process_count=jax.process_count(), **reading
-      )
+    if mixture is not None:
       _log_drawn(stage.name, mixture.drawn(0, loop.num_steps))
     checkpointer = Checkpointer(self.checkpoints(stage))
     step = checkpointer.latest_step
