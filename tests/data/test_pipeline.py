@@ -87,6 +87,23 @@ def test_processes_share_each_global_batch_in_order(process_count):
   assert_same(joined, whole)
 
 
+@pytest.mark.parametrize("num_threads", [0, 3])
+def test_hosts_may_change_in_the_middle_of_an_epoch(num_threads):
+  """Each item of three epochs once: by 1, then 2, then 4 hosts."""
+  seen, state = [], None
+  for process_count, num_batches in ((1, 2), (2, 3), (4, 4)):
+    for p in range(process_count):
+      hosts = {"process_index": p, "process_count": process_count, "num_threads": num_threads}
+      batches = iterator(Numbers(12), **hosts)
+      if state is not None:
+        batches.set_state(state)
+      seen += ids(take(batches, num_batches))
+      after = json.loads(json.dumps(batches.get_state()))
+      batches.close()
+    state = after
+  assert sorted(seen) == list(range(36))
+
+
 def test_each_epoch_has_each_item_once_in_another_order():
   seen = np.array(ids(take(iterator(Numbers(12)), 9))).reshape(3, 12)
   for epoch in range(3):

@@ -257,6 +257,7 @@ class Trainer:
           run_log.videos(step, jax.device_get(self.media(params, frozen, media_batch)))
         if received:
           raise Interrupted(f"{received[0]}: stopped at step {step} of {config.num_steps}")
+    log.info("waited for data %.1f%% of the time", 100 * waits.share)
     return state
 
   @staticmethod
@@ -287,7 +288,8 @@ class Trainer:
     """Writes down what a bad step was made of, and stops the run where that is configured."""
     # A perfect reconstruction has an infinite PSNR.
     bad = [name for name in values if not math.isfinite(values[name]) and name != "psnr"]
-    if not bad and not values.pop("is_bad", 0.0):
+    is_bad = values.pop("is_bad", 0.0)
+    if not bad and not is_bad:
       return
     name = "loss" if "loss" in bad or not bad else bad[0]
     path = guarding.write_bad_step(folder, step, name, values[name], samples)
