@@ -17,6 +17,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument.")
+STAGE = flags.DEFINE_string("stage", None, "Train this stage only; those before it are done.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that the run writes.")
 
 
@@ -37,7 +38,10 @@ def main(argv: list[str]) -> int:
 
   try:
     run = Run(CONFIG.value, pathlib.Path(WORKDIR.value).absolute())
-    has_trained = run.train()
+    has_trained = run.train(STAGE.value)
+    if STAGE.value is not None and not run.is_finished:
+      print(f"stage {STAGE.value} is finished; others are not yet")
+      return 0
     if has_trained or not (run.workdir / "report.md").exists():
       # The time of a run that went on is not this command's.
       seconds = time.perf_counter() - started if run.is_new else None

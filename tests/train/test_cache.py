@@ -212,7 +212,7 @@ def test_a_tokenizer_of_other_weights_is_found_out(records, trained, tmp_path):
   with pytest.raises(ValueError, match=r"stale(.|\n)*fingerprint: '\w+' -> '\w+'"):
     others.encode(settings.caches[0], source)
   with pytest.raises(ValueError, match="fingerprint"):
-    others.train(settings.stages[1], source, None, source)
+    others.train(settings.stages[1], [source], source)
 
 
 def test_the_encoder_alone_has_a_fingerprint(encoding):
