@@ -212,30 +212,18 @@ def _check_generation(options: argparse.Namespace) -> None:
 
 
 def _long_clips(options: argparse.Namespace, data, model):
-  """Returns what to measure of long clips; or None, and why not.
+  """Returns what to measure of long clips; or None, and why not."""
+  from videoar_jax.evals.generation import long_clips_of
 
-  Raises:
-    ValueError: `--reencode` or `--window` is wrong.
-  """
-  from videoar_jax.data.pipeline import make_source
-  from videoar_jax.evals.drift import long_length
-  from videoar_jax.evals.generation import LongClips
-
-  size = model.num_frames
-  if size == 1:
+  if model.num_frames == 1:
     return None, "the model was trained on single frames"
   if options.num_long_clips == 0:
     return None, "--num_long_clips=0"
-  # From half of a clip, which every model can do: learned positions have no more.
-  tau = model.tokenizer.config.temporal_stride
-  settings = {"reencode": 1 + (size - 1) // (2 * tau) * tau}
+  settings = None
   for name in ("window", "reencode"):
     if hasattr(options, name):
       settings = {name: getattr(options, name)}
-  source = None
-  if data.source == "sprites":
-    source = make_source(dataclasses.replace(data, num_frames=long_length(size)), "test")
-  return LongClips(options.num_long_clips, size, settings, source), None
+  return long_clips_of(model, data, options.num_long_clips, settings), None
 
 
 def _data_of_flags(options: argparse.Namespace):

@@ -13,6 +13,7 @@ import time
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from videoar_jax.data.pipeline import DataConfig, make_source
 from videoar_jax.evals import drift, fvd, i3d, scores
 from videoar_jax.evals.media import contact_sheet, side_by_side, write_mp4, write_png
 
@@ -77,6 +78,25 @@ class Generation:
       "steps_a_clip": self.steps_a_clip,
       "drift": None if self.drift is None else self.drift.scores(),
     }
+
+
+def long_clips_of(model, data: DataConfig, num_clips: int, settings: dict | None = None):
+  """Returns what to measure of long clips.
+
+  Args:
+    model: with `num_frames` and `tokenizer`.
+    data: of the test clips; sprites have real ones of any length.
+    num_clips: how many.
+    settings: as `sample` takes them; None for re-encoding half a clip, which every model can do:
+      learned positions have no more.
+  """
+  size, tau = model.num_frames, model.tokenizer.config.temporal_stride
+  if settings is None:
+    settings = {"reencode": 1 + (size - 1) // (2 * tau) * tau}
+  source = None
+  if data.source == "sprites":
+    source = make_source(dataclasses.replace(data, num_frames=drift.long_length(size)), "test")
+  return LongClips(num_clips, size, settings, source)
 
 
 def measure(
