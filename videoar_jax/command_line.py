@@ -50,8 +50,10 @@ def load_config_file(path: str) -> dict:
   """Runs a config file; returns the names in it.
 
   Raises:
-    ValueError: the file is no config.
+    ValueError: the file is not there, or is no config.
   """
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f"--config={path} does not exist; name a file of configs/")
   names = runpy.run_path(path)
   if "get_config" not in names:
     raise ValueError(f"--config={path} has no get_config; name a file of configs/")
