@@ -15,13 +15,12 @@ import argparse
 import contextlib
 import pathlib
 import resource
-import runpy
 import statistics
 import sys
 import time
 from collections.abc import Callable
 
-from videoar_jax.command_line import Parser, parse_resolution, print_result
+from videoar_jax.command_line import Parser, parse_resolution, print_result, read_config
 
 # Depth, width, heads, key and value heads, head width, MLP width, as in `configs/common.py`.
 SIZES = {
@@ -253,7 +252,7 @@ def training_table(options: argparse.Namespace) -> str:
   for name in ("batch_size", "repeats"):
     if getattr(options, name) < 1:
       raise ValueError(f"--{name}={getattr(options, name)} must be at least 1")
-  run = finalize(_read_config(options.config))
+  run = finalize(read_config(options.config))
   stage = run.stage_of_kind("generator")
   if stage is None:
     raise ValueError(f"--config={options.config} trains no generator; name one that does")
@@ -301,19 +300,6 @@ def training_table(options: argparse.Namespace) -> str:
       f"{rate / 1e9:10,.0f}{rate / product:14.0%}"
     )
   return "\n".join(lines)
-
-
-def _read_config(text: str):
-  """Reads `FILE.py:argument`.
-
-  Raises:
-    ValueError: the file is no config.
-  """
-  path, _, argument = text.partition(":")
-  config = runpy.run_path(path)
-  if "get_config" not in config:
-    raise ValueError(f"--config={path} has no get_config; name a file of configs/")
-  return config["get_config"](argument or None)
 
 
 _SIDE = 2048

@@ -16,6 +16,7 @@ from videoar_jax.videoar.decode import decode, sample_keys
 from videoar_jax.videoar.flops import training_flops
 from videoar_jax.videoar.layout import Layout
 from videoar_jax.videoar.model import Generator, GeneratorConfig
+from videoar_jax.videoar.prediction import accuracies, cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,15 +137,10 @@ class GeneratorTask:
       window=settings.window,
     )
     labels = jnp.concatenate([scale.reshape(b, t, -1, d) for scale in inputs.labels], axis=2)
-    # log(1 + e^x) - x y, the cross-entropy of a bit y with logit x.
-    losses = jax.nn.softplus(logits) - logits * labels
+    losses = cross_entropy(logits, labels)
     weights = token_weights(layout, settings.scale_weighting)
-    is_right = jnp.mean((logits > 0) == (labels > 0), axis=(0, 3))
-    metrics["bit_accuracy"] = jnp.mean(is_right)
-    for s in range(layout.num_scales):
-      metrics[f"bit_accuracy/scale_{s}"] = jnp.mean(is_right[:, layout.scale_slice(s)])
-    for frame in range(t):
-      metrics[f"bit_accuracy/frame_{frame}"] = jnp.mean(is_right[frame])
+    right = accuracies((logits > 0) == (labels > 0), layout)
+    metrics |= {name: jnp.mean(share) for name, share in right.items()}
     return jnp.mean(losses * weights[:, None]), metrics
 
   def rates(self, clips_per_s: float) -> dict[str, float]:
