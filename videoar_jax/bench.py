@@ -327,7 +327,7 @@ def data_table(options: argparse.Namespace) -> str:
 
   if not options.seconds > 0 or min(options.threads) < 0:
     raise ValueError(f"--seconds={options.seconds} must be more than 0, --threads 0 or more")
-  run = finalize(_read_config(options.config))
+  run = finalize(read_config(options.config))
   names = [stage.name for stage in run.stages]
   if options.stage is not None and options.stage not in names:
     raise ValueError(f"--stage={options.stage} is not one of {', '.join(names)}")
