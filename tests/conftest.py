@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 from videoar_jax import weights
+from videoar_jax.nn import conv
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
 # Tiny programs take far longer to compile than to run. The tests of the command line, which are
-# processes of their own, optimize as users' runs do.
+# processes of their own, have convolutions as users' runs on CPU have them.
+conv.REWRITE = False
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

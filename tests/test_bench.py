@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from videoar_jax import bench
+from videoar_jax.nn import conv
 from videoar_jax.tokenizer.autoencoder import AutoencoderConfig, abstract_params, autoencoder_of
 from videoar_jax.tokenizer.flops import decoder_flops, encoder_flops
 
@@ -36,8 +37,9 @@ def convolutions(jaxpr) -> int:
 
 
 @pytest.mark.parametrize("num_frames", [1, 3, 9])
-def test_flops_are_those_of_the_program(num_frames):
-  """On CPU the program skips the zero frames before a clip, as the count does."""
+def test_flops_are_those_of_the_program(num_frames, monkeypatch):
+  """Rewritten, the program skips the zero frames before a clip, as the count does."""
+  monkeypatch.setattr(conv, "REWRITE", True)
   size = (16, 24)
 
   def encode(params, video):
@@ -114,3 +116,32 @@ def test_sample_table(monkeypatch, capsys):
   assert float(lines[-1].split()[-1]) > 1  # Nothing is faster than its floor.
   assert bench.main(["sample", "--batch_size=0"]) == 2
   assert "--batch_size=0 must be at least 1" in capsys.readouterr().err
+
+
+def test_data_table(tmp_path, capsys):
+  """Of small sprites, with a device that takes its time and without one."""
+  path = tmp_path / "config.py"
+  path.write_text(
+    "from configs import quickstart\n"
+    "def get_config(arg=None):\n"
+    "  config = quickstart.get_config()\n"
+    "  config.data.resolution = (16, 16)\n"
+    "  config.schedule = '1 2'\n"
+    "  return config\n"
+  )
+  flags = ["data", f"--config={path}", "--seconds=0.3", "--threads", "0", "2"]
+  assert bench.main([*flags, "--step_s=0.05"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0] == "stage generator: sprites"
+  rows = [line.split() for line in lines[3:]]
+  assert [row[0] for row in rows] == ["0", "2"] and "waiting" in lines[2]
+  for row in rows:
+    assert float(row[2]) == pytest.approx(9 * float(row[1]), rel=0.1)
+    assert float(row[3]) > float(row[1]) > 0  # It sleeps most of the time.
+    assert 0 <= float(row[6].rstrip("%")) < 100
+  assert bench.main([*flags, "--stage=images"]) == 0
+  assert "waiting" not in capsys.readouterr().out
+  assert bench.main([*flags, "--stage=none"]) == 2
+  assert "--stage=none is not one of images, tokenizer, generator" in capsys.readouterr().err
+  assert bench.main(["data", f"--config={path}", "--seconds=0"]) == 2
+  assert "--seconds=0.0 must be more than 0" in capsys.readouterr().err

@@ -57,6 +57,7 @@ def environment(num_devices=1):
   return os.environ | {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # They take longer than the steps.
     "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".jax_cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
   }

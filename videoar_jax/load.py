@@ -37,7 +37,8 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
   stages, wanted, step = _open(path)
   stage = _stage(stages, "tokenizer", wanted)
   step = step if stage.name == wanted else None
-  return Tokenizer(_module(stages, stage, step), stages.run.schedule)
+  schedule = stages.run.schedule_of(stage.data.resolution)
+  return Tokenizer(_module(stages, stage, step), schedule)
 
 
 def load_model(
@@ -59,7 +60,8 @@ def load_model(
   # A path may name a checkpoint of the tokenizer's stage: the step is not the generator's then.
   step = step if stage.name == wanted else None
   coder = stages.stage_before(stage, "tokenizer")
-  tokenizer = Tokenizer(_module(stages, coder, None), stages.run.schedule)
+  schedule = stages.run.schedule_of(stage.data.resolution)
+  tokenizer = Tokenizer(_module(stages, coder, None), schedule)
   sampling = stages.run.sampling
   return Model(
     _module(stages, stage, step, is_split=True),

@@ -23,6 +23,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its 
 DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "One of several processes, of Slurm, a TPU slice, or GKE."
 )
+STAGE = flags.DEFINE_string("stage", None, "Train this stage only; those before it are done.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that the run writes.")
 REPORT_TIMEOUT_S = 24 * 3600  # Of the other processes' patience with the first one.
 
@@ -46,7 +47,11 @@ def main(argv: list[str]) -> int:
   try:
     hosts.start(DISTRIBUTED.value)
     run = Run(CONFIG.value, pathlib.Path(WORKDIR.value).absolute())
-    has_trained = run.train()
+    has_trained = run.train(STAGE.value)
+    if STAGE.value is not None and not run.is_finished:
+      if hosts.is_first():
+        print(f"stage {STAGE.value} is finished; others are not yet")
+      return 0
     is_reported = not has_trained and (run.workdir / "report.md").exists()
     if hosts.is_first() and not is_reported:
       # The time of a run that went on is not this command's.

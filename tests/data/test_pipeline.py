@@ -3,8 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from videoar_jax.data.pipeline import DataConfig, MixedIterator, make_iterator, make_source
-from videoar_jax.data.sprites import SpritesSource
+from videoar_jax.data.pipeline import DataConfig, make_iterator, make_source
 from videoar_jax.data.text import ByteTokenizer
 
 TOKENIZER = ByteTokenizer(96)
@@ -88,6 +87,23 @@ def test_processes_share_each_global_batch_in_order(process_count):
   assert_same(joined, whole)
 
 
+@pytest.mark.parametrize("num_threads", [0, 3])
+def test_hosts_may_change_in_the_middle_of_an_epoch(num_threads):
+  """Each item of three epochs once: by 1, then 2, then 4 hosts."""
+  seen, state = [], None
+  for process_count, num_batches in ((1, 2), (2, 3), (4, 4)):
+    for p in range(process_count):
+      hosts = {"process_index": p, "process_count": process_count, "num_threads": num_threads}
+      batches = iterator(Numbers(12), **hosts)
+      if state is not None:
+        batches.set_state(state)
+      seen += ids(take(batches, num_batches))
+      after = json.loads(json.dumps(batches.get_state()))
+      batches.close()
+    state = after
+  assert sorted(seen) == list(range(36))
+
+
 def test_each_epoch_has_each_item_once_in_another_order():
   seen = np.array(ids(take(iterator(Numbers(12)), 9))).reshape(3, 12)
   for epoch in range(3):
@@ -142,36 +158,3 @@ def test_config_names_the_field_and_the_mend(options, message):
 def test_unknown_split_is_refused():
   with pytest.raises(ValueError, match="train, test"):
     make_source(DataConfig(), "validation")
-
-
-def test_mixed_batches_come_in_their_shares_and_resume():
-  """One part in four is images; the order is fixed, and goes on after a restore."""
-
-  def parts():
-    return [
-      make_iterator(
-        SpritesSource("train", num_frames=num_frames, resolution=(16, 16)),
-        batch_size=batch_size,
-        seed=3,
-        tokenize=lambda caption: np.zeros(1, np.int32),
-        num_threads=0,
-      )
-      for num_frames, batch_size in ((5, 2), (1, 4))
-    ]
-
-  mixed = MixedIterator(parts(), (0.75, 0.25))
-  batches = [next(mixed) for _ in range(8)]
-  shapes = [batch["video"].shape[:2] for batch in batches]
-  assert sorted(shapes) == [(2, 5)] * 6 + [(4, 1)] * 2
-  assert (4, 1) in shapes[:4] and (4, 1) in shapes[4:]
-  # Each part goes on in its own order, as it would alone.
-  for part, shape in zip(parts(), ((2, 5), (4, 1)), strict=True):
-    for batch in (batch for batch in batches if batch["video"].shape[:2] == shape):
-      np.testing.assert_array_equal(batch["id"], next(part)["id"])
-  for stop in (1, 3, 6):
-    first, second = MixedIterator(parts(), (0.75, 0.25)), MixedIterator(parts(), (0.75, 0.25))
-    for _ in range(stop):
-      next(first)
-    second.set_state(json.loads(json.dumps(first.get_state())))
-    for expected in batches[stop:]:
-      np.testing.assert_array_equal(next(second)["video"], expected["video"])

@@ -109,20 +109,27 @@ def test_backends_agree_without_dropped_groups():
   assert_equal(value_and_gradients("splash", sight, arrays), expected)
 
 
-def test_rows_in_parts_are_the_whole(monkeypatch):
-  """Parts of three rows, the last one filled up."""
-  monkeypatch.setattr(attention_module, "_MAX_SCORES", 8)
-  monkeypatch.setattr(attention_module, "_MIN_ROWS", 3)
-  rule = RULES["summary"]
-  sight, arrays = make_sight(rule), draw(rule)
+@pytest.mark.parametrize("name", ["few", "window", "summary", "seventeen"])
+@pytest.mark.parametrize("has_keep", [True, False])
+def test_squares_of_scores_are_the_whole(name, has_keep, monkeypatch):
+  """Squares that cut blocks, the last one not full; and every one that is needed."""
+  monkeypatch.setattr(attention_module, "_MAX_SCORES", 1)
+  monkeypatch.setattr(attention_module, "_CHUNK", 7)
+  rule = RULES[name]
+  sight, arrays = make_sight(rule, has_keep), draw(rule)
   expected = value_and_gradients("dense", sight, arrays)
   assert_equal(value_and_gradients("blocked", sight, arrays), expected)
+  written = np.pad(sight.mask(), ((0, 0), (0, 7), (0, 7)))
+  for i, j in [(0, 0), (7, 0), (7, 7), (rule.length // 7 * 7, 0), (rule.length // 7 * 7, 7)]:
+    expected = written[:, i : i + 7, j : j + 7]
+    inside = (np.arange(i, i + 7) < rule.length)[:, None] & (np.arange(j, j + 7) < rule.length)
+    np.testing.assert_array_equal(sight.part(i, j, 7) & inside, expected & inside)
 
 
-def test_blocked_holds_few_scores(monkeypatch):
-  """Of four times the groups, all scores would need 16 times the memory."""
+def test_memory_of_blocked_grows_as_the_sequence(monkeypatch):
+  """All scores of four times the groups would need 16 times the memory."""
   monkeypatch.setattr(attention_module, "_MAX_SCORES", 2**10)
-  monkeypatch.setattr(attention_module, "_MIN_ROWS", 16)
+  monkeypatch.setattr(attention_module, "_CHUNK", 64)
 
   def temporaries(backend, num_groups):
     rule = Visibility(8, True, num_groups, (32, 480))
@@ -133,8 +140,8 @@ def test_blocked_holds_few_scores(monkeypatch):
     return compiled.memory_analysis().temp_size_in_bytes
 
   short, long = (temporaries("blocked", groups) for groups in (2, 8))
-  assert long < 8 * short
-  assert 5 * long < temporaries("dense", 8)
+  assert long < 4.2 * short
+  assert 20 * long < temporaries("dense", 8)
 
 
 @pytest.mark.parametrize("axis", ["data", "tensor"])

@@ -123,7 +123,7 @@ def records(trained, tmp_path_factory):
 
 def read_metrics(workdir):
   lines = (workdir / "generator" / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(line) | {"steps_per_s": 0} for line in lines]
+  return [json.loads(line) | {"steps_per_s": 0, "tokens_per_s": 0} for line in lines]
 
 
 def test_a_run_from_the_cache_is_the_run_without_it(records):
@@ -213,7 +213,7 @@ def test_a_tokenizer_of_other_weights_is_found_out(records, trained, tmp_path):
   with pytest.raises(ValueError, match=r"stale(.|\n)*fingerprint: '\w+' -> '\w+'"):
     others.encode(settings.caches[0], source)
   with pytest.raises(ValueError, match="fingerprint"):
-    others.train(settings.stages[1], source, None, source)
+    others.train(settings.stages[1], [source], source)
 
 
 def test_the_encoder_alone_has_a_fingerprint(encoding):

@@ -14,6 +14,7 @@ from videoar_jax.data.text import ByteTokenizer
 from videoar_jax.tokenizer.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizer.tokenizer import Tokenizer, to_float, to_uint8
 from videoar_jax.videoar import sampler
+from videoar_jax.videoar.corruption import corrupt
 from videoar_jax.videoar.layout import Layout
 from videoar_jax.videoar.model import Generator, GeneratorConfig
 
@@ -208,3 +209,45 @@ def test_learned_positions_have_no_end(model):
   for num_frames in (11, math.inf):
     with pytest.raises(ValueError, match="learned positions end"):
       fixed.stream(PROMPTS, num_frames, window=2)
+
+
+def test_foretold_bits_are_counted_clip_by_clip(model, video):
+  """Against a loop over bits; clips of fewer frames than trained, prompts of several lengths."""
+  found = model.predict(PROMPTS, video)
+  layout = dataclasses.replace(model.layout, num_frames=3)
+  text = np.stack([model.text_encoder.encode(prompt) for prompt in PROMPTS])
+  latents = model.tokenizer.latents(to_float(video))
+
+  @jax.jit
+  def logits_of(generator, latents):
+    inputs = corrupt(latents, SCHEDULE)
+    mask = text != ByteTokenizer.pad_id
+    return generator(text, inputs.features, layout, text_mask=mask, latents=inputs.latents)
+
+  logits = np.asarray(logits_of(model.generator, latents))
+  codes = model.tokenizer.quantize(latents)
+  for clip in range(3):
+    right, losses = {}, []
+    for frame in range(3):
+      bits = [np.asarray(scale[clip, frame]).reshape(-1, 4) for scale in codes.bits]
+      scales = np.repeat([0, 1], [len(x) for x in bits])
+      for token, scale in enumerate(scales):
+        for bit, wanted in enumerate(np.concatenate(bits)[token]):
+          p = 1 / (1 + math.exp(-float(logits[clip, frame, token, bit])))
+          losses.append(-math.log(p if wanted else 1 - p))
+          for part in ("", f"/scale_{scale}", f"/frame_{frame}"):
+            right.setdefault("bit_accuracy" + part, []).append((p > 0.5) == wanted)
+    assert set(found) == {"loss", *right}
+    assert found["loss"][clip] == pytest.approx(np.mean(losses), rel=1e-4)
+    for name, values in right.items():
+      assert found[name][clip] == pytest.approx(np.mean(values), abs=1e-6), name
+  assert len(set(found["loss"].tolist())) == 3
+  with pytest.raises(ValueError, match="needs frames"):
+    model.predict(PROMPTS[:2], video)
+
+
+def test_steps_count_the_complete_latents(model):
+  assert model.num_steps == 5 * 2 + 4
+  layout = dataclasses.replace(model.layout, past="scales")
+  paper = sampler.Model(model.generator, model.tokenizer, model.text_encoder, layout, defaults={})
+  assert paper.num_steps == 5 * 2

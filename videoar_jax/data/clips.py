@@ -9,6 +9,7 @@ own rate would show some frames twice and others never.
 import dataclasses
 import io
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -27,10 +28,14 @@ class VideoInfo:
   Attributes:
     last_s: time of the last frame.
     num_frames: about how many frames there are.
+    frame_rate: frames a second, on average; of an image, 1.
+    aspect_ratio: height by width.
   """
 
   last_s: float
   num_frames: int
+  frame_rate: Fraction
+  aspect_ratio: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +90,8 @@ def probe(path: Media) -> VideoInfo:
     ValueError: it cannot be read, or there is no video in it; the message says which.
   """
   if is_image(path):
-    _decode_image(path, (1, 1))
-    return VideoInfo(0.0, 1)
+    image = read_image(path)
+    return VideoInfo(0.0, 1, Fraction(1), image.height / image.width)
   with _open(path) as container:
     stream = _video_stream(container)
     first = next(_decode(container, stream), None)
@@ -98,7 +103,8 @@ def probe(path: Media) -> VideoInfo:
     else:
       duration_s = _measure_duration(container, stream)
   # Some files count what precedes the first frame as part of the duration; reading finds out.
-  return VideoInfo(max(duration_s - frame_s, 0.0), max(round(duration_s / frame_s), 1))
+  last_s, num_frames = max(duration_s - frame_s, 0.0), max(round(duration_s / frame_s), 1)
+  return VideoInfo(last_s, num_frames, _frame_rate(stream), first.height / first.width)
 
 
 def read_clip(
@@ -107,6 +113,7 @@ def read_clip(
   num_frames: int,
   frame_rate: float,
   resolution: tuple[int, int],
+  crop: tuple[float, float] = (0.5, 0.5),
 ) -> UInt8[np.ndarray, "f H W 3"]:
   """Reads the frames at start_s, start_s + 1 / frame_rate, and so on.
 
@@ -115,12 +122,13 @@ def read_clip(
     start_s: seconds after the file's first frame.
     num_frames: how many frames to read.
     frame_rate: of the clip, in frames per second; the file may have any.
-    resolution: (H, W) that each frame is resized to cover, and then cropped to around its centre.
+    resolution: (H, W) that each frame is resized to cover, and then cropped to.
+    crop: (y, x) of what is shown, from 0, top or left, to 1; by default the middle.
   Raises:
     ValueError: the file cannot be decoded, or ends before the clip does.
   """
   if is_image(path):
-    return clip_of(_decode_image(path, resolution), start_s, num_frames, frame_rate)
+    return clip_of(_decode_image(path, resolution, crop), start_s, num_frames, frame_rate)
   with _open(path) as container:
     stream = _video_stream(container)
     clock = _clock(stream)
@@ -128,15 +136,40 @@ def read_clip(
     clip, resized, previous = [], None, None
     for tick, frame in _frames_from(container, stream, int(wanted[0])):
       while len(clip) < num_frames and wanted[len(clip)] < tick:
-        resized = resize_and_crop(previous, resolution) if resized is None else resized
+        resized = resize_and_crop(previous, resolution, crop) if resized is None else resized
         clip.append(resized)
       if len(clip) == num_frames:
         return np.stack(clip)
       previous, previous_tick, resized = frame, tick, None
     # The rest of the clip is the last frame, if that lasts as long.
     clock.check_end(wanted[-1], previous_tick)
-    resized = resize_and_crop(previous, resolution)
+    resized = resize_and_crop(previous, resolution, crop)
     return np.stack(clip + [resized] * (num_frames - len(clip)))
+
+
+def read_frames(path: Media, frame_rate: float) -> Iterator[av.VideoFrame]:
+  """Yields all frames of a video, at 0, 1 / frame_rate, and so on, to its end.
+
+  Args:
+    path: of the video file, or the file.
+    frame_rate: in frames per second; the file may have any.
+  Raises:
+    ValueError: the file cannot be decoded any further.
+  """
+  with _open(path) as container:
+    stream = _video_stream(container)
+    clock = _clock(stream)
+    count, previous = 0, None
+    for tick, frame in _frames_from(container, stream, 0):
+      while previous is not None and clock.wanted(count / frame_rate, 1, frame_rate)[0] < tick:
+        yield previous
+        count += 1
+      previous, previous_tick = frame, tick
+    # The last frame is there once, though it may last for longer.
+    if previous is not None and count / frame_rate < (
+      (previous_tick + clock.ticks_per_frame) * clock.seconds_per_tick - 1e-3
+    ):
+      yield previous
 
 
 def decode_video(path: Media, resolution: tuple[int, int]) -> DecodedVideo:
@@ -166,32 +199,47 @@ def clip_of(
 
 
 def resize_and_crop(
-  frame: av.VideoFrame, resolution: tuple[int, int]
+  frame: av.VideoFrame, resolution: tuple[int, int], crop: tuple[float, float] = (0.5, 0.5)
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Resizes a frame to cover (H, W), with anti-aliasing, and crops it around its centre."""
-  return _resize_and_crop(Image.fromarray(frame.to_ndarray(format="rgb24")), resolution)
+  """Resizes a frame to cover (H, W), with anti-aliasing, and crops it; see `read_clip`."""
+  return resize_and_crop_image(Image.fromarray(frame.to_ndarray(format="rgb24")), resolution, crop)
 
 
-def _resize_and_crop(image: Image.Image, resolution: tuple[int, int]) -> np.ndarray:
+def resize_and_crop_image(
+  image: Image.Image, resolution: tuple[int, int], crop: tuple[float, float] = (0.5, 0.5)
+) -> UInt8[np.ndarray, "H W 3"]:
+  """Does so with an image."""
   height, width = resolution
   scale = min(image.width / width, image.height / height)
-  left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
+  top, left = (image.height - height * scale) * crop[0], (image.width - width * scale) * crop[1]
   box = (left, top, left + width * scale, top + height * scale)
   return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
-def _decode_image(path: Media, resolution: tuple[int, int]) -> DecodedVideo:
+def read_image(path: Media) -> Image.Image:
+  """Reads an image as RGB, held as its camera was.
+
+  Raises:
+    ValueError: it cannot be decoded.
+  """
   try:
     with Image.open(path) as image:
-      # Cameras note how they were held.
-      frame = _resize_and_crop(ImageOps.exif_transpose(image).convert("RGB"), resolution)
+      return ImageOps.exif_transpose(image).convert("RGB")
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
     # Without Pillow's own text, which has the file's name: faults are counted by their text.
     raise ValueError(f"cannot be decoded as an image ({type(error).__name__})") from error
+
+
+def _decode_image(
+  path: Media, resolution: tuple[int, int], crop: tuple[float, float] = (0.5, 0.5)
+) -> DecodedVideo:
+  frame = resize_and_crop_image(read_image(path), resolution, crop)
   return DecodedVideo(frame[None], np.zeros(1, np.int64), _Clock(1.0, 1.0))
 
 
 def _open(path: Media):
+  if isinstance(path, io.BytesIO):
+    path.seek(0)  # It may have been read before.
   try:
     return av.open(path if isinstance(path, io.BytesIO) else str(path))
   except (av.FFmpegError, OSError) as error:
@@ -245,8 +293,12 @@ def _frames_from(container, stream, tick: int) -> Iterator[tuple[int, av.VideoFr
     yield frame.pts - origin, frame
 
 
+def _frame_rate(stream) -> Fraction:
+  return Fraction(stream.average_rate or stream.guessed_rate or 25)
+
+
 def _frame_s(stream) -> float:
-  return 1 / float(stream.average_rate or stream.guessed_rate or 25)
+  return 1 / float(_frame_rate(stream))
 
 
 def _clock(stream) -> _Clock:

@@ -2,15 +2,19 @@
 
   {"path": "a/b.mp4", "caption": "a dog runs", "class_id": 3, "duration": 4.2, "width": 320, ...}
 
-Paths are relative to the folder of the index, or absolute. What else an entry says, scores for
-example, is for `data.filter`, see `filters.py`; `aspect_ratio`, width by height, follows.
+A list of "captions" may stand in place of "caption": a clip has one of them, by chance.
+
+Paths are relative to the folder of the index, or absolute, or URLs; so may be that of the index.
+What else an entry says, scores for example, is for `data.filter`, see `filters.py`; `aspect_ratio`,
+width by height, follows.
 """
 
+import io
 import json
 from pathlib import Path
 
-from videoar_jax.data import splits
-from videoar_jax.data.clip_source import ClipSource
+from videoar_jax.data import clips, remote, splits
+from videoar_jax.data.clip_source import ClipSource, Draw
 from videoar_jax.data.faults import Faults
 from videoar_jax.data.filters import parse_filter
 from videoar_jax.data.sources import MIN_FILES_TO_SPLIT
@@ -96,7 +100,9 @@ class IndexSource(ClipSource):
     max_bad_share: float = 1.0,
     **clip,
   ):
-    self.path = Path(path).expanduser()
+    self.path = remote.local_file(path)
+    # A copy lies elsewhere; what is relative is so to the original.
+    self._root = str(path).rpartition("/")[0] if remote.is_url(path) else self.path.parent
     entries = read_entries(self.path)
     keep = parse_filter(filter) if filter else lambda entry: True
     self._entries = {}
@@ -117,12 +123,31 @@ class IndexSource(ClipSource):
 
   def longest_captions(self) -> list[str]:
     """Returns every caption, for a check that they fit the prompt's length."""
-    captions = [self._entries[file].get("caption") for file in self.files]
-    return [caption for caption in captions if isinstance(caption, str)]
+    entries = [self._entries[file] for file in self.files]
+    captions = [[entry.get("caption"), *(entry.get("captions") or ())] for entry in entries]
+    return [caption for variants in captions for caption in variants if isinstance(caption, str)]
 
-  def _read(self, position: int, where: float) -> dict:
+  def aspect_ratios(self) -> list[float]:
+    """Returns height by width of each sample, in the order of `files`."""
+    for file in self.files:
+      if not self._entries[file].get("aspect_ratio"):
+        raise ValueError(f"{self.path}: {file!r} has no width and height; add them")
+    return [1 / self._entries[file]["aspect_ratio"] for file in self.files]
+
+  def _read(self, position: int, draw: Draw) -> dict:
     file = self.files[position]
-    path = self.path.parent / file
-    if not path.is_file():
-      raise ValueError("no such file")
-    return self._item(lambda: path, self._entries[file], where)
+    media = open_media(remote.join(self._root, file))
+    return self._item(lambda: media, self._entries[file], draw)
+
+
+def open_media(path: str) -> clips.Media:
+  """Returns a path, or the bytes of the file at a URL.
+
+  Raises:
+    ValueError: there is no such file.
+  """
+  if remote.is_url(path):
+    return io.BytesIO(remote.read(path))
+  if not Path(path).is_file():
+    raise ValueError("no such file")
+  return path

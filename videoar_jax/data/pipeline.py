@@ -15,13 +15,13 @@ import numpy as np
 
 from videoar_jax.data.clip_source import ClipSource
 from videoar_jax.data.index import IndexSource
+from videoar_jax.data.mixture import ENDLESS
+from videoar_jax.data.prepared_tfds import TfdsSource
 from videoar_jax.data.shards import ShardsSource
 from videoar_jax.data.sources import FolderSource
 from videoar_jax.data.sprites import SPLITS, SpritesSource
 
-SOURCES = ("sprites", "folder", "shards", "index")
-# Batches. Grain's lengths may be rounded up, and must not exceed the largest integer then.
-_ENDLESS = 2**40
+SOURCES = ("sprites", "folder", "shards", "index", "tfds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,10 @@ class DataConfig:
   """The `data` section of a config.
 
   Attributes:
-    source: "sprites", "folder", "shards" or "index".
+    source: "sprites", "folder", "shards", "index" or "tfds".
     path: of the folder of videos and images, or of tar or ArrayRecord shards with them, or of the
-      index, see `index.py`.
+      index, see `index.py`, or of a builder's version, see `prepared_tfds.py`. All but the first
+      may be URLs.
     filter: of an index's entries, such as "duration >= 2 and width > height"; None keeps all.
     split_file: official list of the folder's videos to train on, such as UCF-101's
       `trainlist01.txt`; None keeps a tenth of the videos for testing.
@@ -43,6 +44,13 @@ class DataConfig:
     clips_per_file: clips of each video file in an epoch.
     cache_bytes: keep a folder's decoded frames in memory if they need no more than this.
     max_bad_share: of the samples; the run stops where more than these cannot be used.
+    frame_rates: to draw from in training, of those at which a video is long enough; () for
+      `frame_rate` alone.
+    is_flipped: show half of the training clips with left and right exchanged.
+    is_randomly_cropped: train on any part of a picture of another aspect ratio, not on its middle.
+    p_drop_caption: share of the training captions that are left empty.
+    num_threads: that read clips; 0 reads them while the run waits.
+    prefetch: batches to read ahead.
   """
 
   source: str = "sprites"
@@ -57,8 +65,15 @@ class DataConfig:
   clips_per_file: int = 1
   cache_bytes: int = 2**30
   max_bad_share: float = 1.0
+  frame_rates: tuple[float, ...] = ()
+  is_flipped: bool = False
+  is_randomly_cropped: bool = False
+  p_drop_caption: float = 0.0
+  num_threads: int = 4
+  prefetch: int = 4
 
   def __post_init__(self):
+    object.__setattr__(self, "frame_rates", tuple(self.frame_rates))
     object.__setattr__(self, "resolution", _as_tuple("resolution", self.resolution))
     if not isinstance(self.num_objects, int):
       object.__setattr__(self, "num_objects", _as_tuple("num_objects", self.num_objects))
@@ -77,9 +92,24 @@ class DataConfig:
       raise ValueError(f"data.filter is of an index, not of {self.source}; leave it unset.")
     if self.split_file and self.source != "folder":
       raise ValueError(f"data.split_file is of a folder, not of {self.source}; leave it unset.")
-    for name, least in (("num_frames", 1), ("clips_per_file", 1), ("cache_bytes", 0), ("seed", 0)):
+    for name, least in (
+      ("num_frames", 1),
+      ("clips_per_file", 1),
+      ("cache_bytes", 0),
+      ("seed", 0),
+      ("num_threads", 0),
+      ("prefetch", 1),
+    ):
       if getattr(self, name) < least:
         raise ValueError(f"data.{name} is {getattr(self, name)}; set it to {least} or more.")
+    if not all(rate > 0 for rate in self.frame_rates):
+      raise ValueError(f"data.frame_rates is {self.frame_rates}; set them to more than 0.")
+    if not 0 <= self.p_drop_caption <= 1:
+      raise ValueError(f"data.p_drop_caption is {self.p_drop_caption}; set it to 0 up to 1.")
+    options = ("frame_rates", "is_flipped", "is_randomly_cropped", "p_drop_caption")
+    used = [name for name in options if getattr(self, name)]
+    if used and self.source == "sprites":
+      raise ValueError(f"data.{used[0]} is of files, not of sprites; leave it unset.")
     if not self.frame_rate > 0:
       raise ValueError(f"data.frame_rate is {self.frame_rate}; set it to more than 0.")
     if len(self.resolution) != 2 or min(self.resolution) < 1:
@@ -115,12 +145,17 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
   if data.source == "sprites":
     return SpritesSource(split, frame_rate=data.frame_rate, num_objects=data.num_objects, **clip)
   clip |= {
-    "frame_rate": data.frame_rate,
+    "frame_rate": data.frame_rates if split == "train" and data.frame_rates else data.frame_rate,
+    "is_flipped": data.is_flipped,
+    "is_randomly_cropped": data.is_randomly_cropped,
+    "p_drop_caption": data.p_drop_caption,
     "clips_per_file": data.clips_per_file,
     "max_bad_share": data.max_bad_share,
   }
   if data.source == "shards":
     return ShardsSource(data.path, split, **clip)
+  if data.source == "tfds":
+    return TfdsSource(data.path, split, **clip)
   if data.source == "index":
     return IndexSource(data.path, split, filter=data.filter, **clip)
   return FolderSource(
@@ -128,46 +163,8 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
   )
 
 
-class MixedIterator:
-  """Takes each batch from one of several iterators, in fixed shares.
-
-  Which one follows from the number of batches taken: the one that is furthest behind its share, the
-  first of them where several are. So every batch has one shape, and the order never changes.
-
-  Args:
-    parts: iterators, from `make_iterator`.
-    shares: of the batches; they sum to 1.
-  """
-
-  def __init__(self, parts: list[grain.DatasetIterator], shares: tuple[float, ...]):
-    self.parts, self.shares = parts, np.asarray(shares)
-    self._taken = np.zeros(len(parts), np.int64)
-
-  def __iter__(self):
-    return self
-
-  def __next__(self) -> dict:
-    behind = self.shares * (self._taken.sum() + 1) - self._taken
-    # Rounding must not decide between parts that are equally far behind.
-    part = int(np.argmax(np.round(behind, 9)))
-    batch = next(self.parts[part])
-    self._taken[part] += 1
-    return batch
-
-  def get_state(self) -> dict:
-    """Returns where it stands, as JSON."""
-    return {"taken": self._taken.tolist(), "parts": [part.get_state() for part in self.parts]}
-
-  def set_state(self, state: dict) -> None:
-    """Goes to where it stood."""
-    self._taken = np.array(state["taken"], np.int64)
-    for part, part_state in zip(self.parts, state["parts"], strict=True):
-      part.set_state(part_state)
-
-  def close(self) -> None:
-    """Ends the threads of its parts."""
-    for part in self.parts:
-      part.close()
+# Fields that say how clips are read, and change none of them.
+READING_FIELDS = ("cache_bytes", "max_bad_share", "num_threads", "prefetch")
 
 
 def make_iterator(
@@ -215,7 +212,7 @@ def make_iterator(
   dataset = grain.MapDataset.range(length)
   dataset = dataset.shuffle(seed % 2**32) if shuffle else dataset
   dataset = dataset.repeat(num_epochs)
-  num_batches = min(len(dataset) // batch_size, _ENDLESS)
+  num_batches = min(len(dataset) // batch_size, ENDLESS)
   if num_batches == 0:
     raise ValueError(
       f"There are {len(dataset)} clips, fewer than one batch of {batch_size}; set a smaller "

@@ -5,7 +5,8 @@ and so on), the caption in `.txt`, or in `.json` as {"caption": "...", "class_id
 begins is noted once, in `NAME.tar.index.json` beside the file.
 
 In an ArrayRecord file, a sample is a record as in `records.py`: {"caption": "...", "class_id": 3},
-then the bytes of the media file.
+then the bytes of the media file. Files that `prepare.py` made have the samples' names beside them;
+all clips of one video are in the same split.
 """
 
 import io
@@ -15,12 +16,18 @@ import tarfile
 from pathlib import Path
 from typing import Protocol
 
-from videoar_jax.data import records, splits
-from videoar_jax.data.clip_source import ClipSource
+from videoar_jax.data import records, remote, splits
+from videoar_jax.data.clip_source import ClipSource, Draw
 from videoar_jax.data.faults import Faults
 from videoar_jax.data.sources import EXTENSIONS, IMAGE_EXTENSIONS, MIN_FILES_TO_SPLIT
 
 _MEDIA = tuple(suffix.removeprefix(".") for suffix in EXTENSIONS + IMAGE_EXTENSIONS)
+PREPARED = "prepared.json"
+
+
+def prepared_name(shard: int, num_shards: int) -> str:
+  """Returns the file name of a shard that `prepare.py` makes."""
+  return f"clips-{shard:05d}-of-{num_shards:05d}{records.SUFFIX}"
 
 
 class Shard(Protocol):
@@ -115,6 +122,15 @@ class RecordShard:
   def __init__(self, path: Path):
     self._records = records.open_shards([path])
     self.keys = [str(position) for position in range(len(self._records))]
+    note = path.with_suffix(".json")
+    if note.is_file():
+      facts = json.loads(note.read_text())
+      self.keys, self.aspect_ratios = facts["keys"], facts["aspect_ratios"]
+      if len(self.keys) != len(self._records):
+        raise ValueError(
+          f"{path} has {len(self._records)} samples, but {note.name} names {len(self.keys)}; "
+          "prepare them anew"
+        )
 
   def read(self, position: int) -> tuple[dict, bytes]:
     """Returns a sample's facts and its media file."""
@@ -133,10 +149,36 @@ def open_shards(path: Path) -> dict[str, Shard]:
   if not path.is_dir():
     raise ValueError(f"data.path is {str(path)!r}, which is not a folder.")
   kinds = {".tar": TarShard, records.SUFFIX: RecordShard}
+  _check_is_whole(path)
   files = sorted(file for file in path.iterdir() if file.suffix in kinds)
   if not files:
     raise ValueError(f"There are no shards in {str(path)!r}: no file ends in {' or '.join(kinds)}.")
   return {file.name: kinds[file.suffix](file) for file in files}
+
+
+def _check_is_whole(folder: Path) -> None:
+  """Raises ValueError if a folder was prepared in part only."""
+  if not (folder / PREPARED).is_file():
+    return
+  num_shards = json.loads((folder / PREPARED).read_text())["num_shards"]
+  paths = [folder / prepared_name(shard, num_shards) for shard in range(num_shards)]
+  missing = [path for path in paths if not _is_whole(path)]
+  if missing:
+    raise ValueError(
+      f"{folder} lacks {len(missing)} of {num_shards} shards, such as {missing[0].name}; give "
+      "`python -m videoar_jax.data.prepare` the same command again, which makes them"
+    )
+
+
+def _is_whole(path: Path) -> bool:
+  note = path.with_suffix(".json")
+  return note.is_file() and (path.is_file() or not json.loads(note.read_text())["keys"])
+
+
+def _video_of(file: str) -> str:
+  """Returns the name of the video that a prepared clip is of, else the sample's own."""
+  video = file.rpartition("#")[0]
+  return video.partition("/")[2] if video else file
 
 
 class ShardsSource(ClipSource):
@@ -146,8 +188,8 @@ class ShardsSource(ClipSource):
   Captions are checked as they are read: to look at all of them first would be to read everything.
 
   Args:
-    path: of the folder.
-    split: "train" or "test"; a tenth of the samples is for testing, if there are at least 20.
+    path: of the folder, or its URL, whose shards are copied once.
+    split: "train" or "test"; a tenth of the videos is for testing, if there are at least 20.
     max_bad_share: more samples than this share that cannot be used are an error.
     **clip: see `ClipSource`.
 
@@ -160,24 +202,38 @@ class ShardsSource(ClipSource):
   """
 
   def __init__(self, path: str | Path, split: str, *, max_bad_share: float = 1.0, **clip):
-    self.path = Path(path).expanduser()
+    self.path = remote.local_folder(path, (".tar", records.SUFFIX, ".json"))
     self._shards = open_shards(self.path)
     self._places = {
       f"{name}/{key}": (name, position)
       for name, shard in self._shards.items()
       for position, key in enumerate(shard.keys)
     }
-    keys = list(self._places)
-    self.has_test_split = len(keys) >= MIN_FILES_TO_SPLIT
-    files = splits.split_by_hash(keys, split) if self.has_test_split else keys
-    faults = Faults(str(self.path), len(keys), max_bad_share)
+    keys = files = list(self._places)
+    videos = list(dict.fromkeys(map(_video_of, keys)))
+    self.has_test_split = len(videos) >= MIN_FILES_TO_SPLIT
+    if self.has_test_split:
+      chosen = set(splits.split_by_hash(videos, split))
+      files = [key for key in keys if _video_of(key) in chosen]
+    faults = Faults(str(path), len(keys), max_bad_share)
     super().__init__(files, split, faults=faults, **clip)
 
   def longest_captions(self) -> list[str]:
     """Returns none, see above."""
     return []
 
-  def _read(self, position: int, where: float) -> dict:
+  def aspect_ratios(self) -> list[float]:
+    """Returns height by width of each sample, in the order of `files`; of prepared shards."""
+    ratios = []
+    for file in self.files:
+      name, position = self._places[file]
+      known = getattr(self._shards[name], "aspect_ratios", ())
+      if not known:
+        return super().aspect_ratios()
+      ratios.append(known[position])
+    return ratios
+
+  def _read(self, position: int, draw: Draw) -> dict:
     shard, place = self._places[self.files[position]]
     facts, data = self._shards[shard].read(place)
-    return self._item(lambda: io.BytesIO(data), facts, where)
+    return self._item(lambda: io.BytesIO(data), facts, draw)

@@ -7,11 +7,12 @@ import posixpath
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-from videoar_jax.data import clips, splits
-from videoar_jax.data.clip_source import ClipSource
+from videoar_jax.data import clips, remote, splits
+from videoar_jax.data.clip_source import ClipSource, Draw, choose
 from videoar_jax.data.faults import Faults
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class _Video:
 
   file: str
   info: clips.VideoInfo
-  caption: str
+  captions: list[str]
   class_id: int
 
 
@@ -37,19 +38,17 @@ class FolderSource(ClipSource):
   """Random access to clips of the videos below a folder; images are clips of one frame.
 
   A file's caption is its line in `captions.jsonl` at the folder's root, `{"file": "a/b.mp4",
-  "caption": "..."}`; without one, the name of the folder that the file is in, which also is its
-  class.
+  "caption": "..."}` or `"captions": ["...", "..."]`, of which a clip has one by chance; without
+  one, the name of the folder that the file is in, which also is its class.
 
   Args:
     path: of the folder.
     split: "train" or "test"; a tenth of the videos is for testing, if there are at least 20.
     split_file: `trainlist01.txt` of UCF-101, or lists like that, which tell the splits and the
       classes in place of this; see `splits.read_official_split`.
-    num_frames, frame_rate, resolution: of a clip; see `clips.read_clip`.
-    seed: of the places.
-    clips_per_file: how many clips of each video the length counts.
     cache_bytes: keep all decoded frames in memory if they need no more than this.
     max_bad_share: more files than this share that cannot be used are an error.
+    **clip: see `ClipSource`.
 
   Attributes:
     files: the videos in use, by their paths below the folder.
@@ -67,27 +66,20 @@ class FolderSource(ClipSource):
     path: str | Path,
     split: str,
     *,
-    num_frames: int,
-    frame_rate: float,
-    resolution: tuple[int, int],
-    seed: int = 0,
-    clips_per_file: int = 1,
     cache_bytes: int = 2**30,
     split_file: str | None = None,
     max_bad_share: float = 1.0,
+    **clip,
   ):
+    if remote.is_url(path):
+      raise ValueError(
+        f"data.path is {str(path)!r}, but data.source='folder' reads local folders; take 'shards' "
+        "or 'index', which read URLs."
+      )
     self.path = Path(path).expanduser()
     self._find_files(split_file)
-    super().__init__(
-      [],
-      split,
-      num_frames=num_frames,
-      frame_rate=frame_rate,
-      resolution=resolution,
-      seed=seed,
-      clips_per_file=clips_per_file,
-      faults=Faults(str(self.path), len(self._found), max_bad_share),
-    )
+    faults = Faults(str(self.path), len(self._found), max_bad_share)
+    super().__init__([], split, faults=faults, **clip)
     usable = self._open_folder()
     # By the names of all files, usable or not: clips of another length must split the same way.
     names = self._official.files[split] if split_file else splits.split_by_hash(self._found, split)
@@ -101,42 +93,53 @@ class FolderSource(ClipSource):
       raise ValueError(f"{split_file}: no video of the split {split!r} can be used; see the log")
     self._videos = [usable[file] for file in chosen]
     self.files = chosen
-    size = sum(video.info.num_frames for video in self._videos) * 3 * int(np.prod(resolution))
-    self.is_cached = size <= cache_bytes
+    self._cache_bytes = cache_bytes
+    self._begin_cache()
+
+  def reshaped(self, num_frames: int, resolution: tuple[int, int]) -> Self:
+    """Returns the same videos as clips of another shape, with a cache of their own."""
+    other = super().reshaped(num_frames, resolution)
+    other._begin_cache()
+    return other
+
+  def aspect_ratios(self) -> list[float]:
+    """Returns height by width of each video, in the order of `files`."""
+    return [video.info.aspect_ratio for video in self._videos]
+
+  def _begin_cache(self) -> None:
+    num_frames = sum(video.info.num_frames for video in self._videos)
+    size = num_frames * 3 * int(np.prod(self.resolution))
+    self.is_cached = size <= self._cache_bytes and not self.is_randomly_cropped
     self._cache: dict[str, clips.DecodedVideo] = {}
-    self._cache_locks = {file: threading.Lock() for file in chosen}
+    self._cache_locks = {file: threading.Lock() for file in self.files}
 
   def longest_captions(self) -> list[str]:
     """Returns every caption, for a check that they fit the prompt's length."""
-    return [video.caption for video in self._videos]
+    return [caption for video in self._videos for caption in video.captions]
 
-  def _read(self, position: int, where: float) -> dict:
+  def _read(self, position: int, draw: Draw) -> dict:
     video = self._videos[position]
-    start_s = where * max(video.info.last_s - self.span_s, 0.0)
     return {
-      "video": self._frames(video, start_s),
-      "caption": video.caption,
+      "video": self._frames(video, draw),
+      "caption": choose(video.captions, draw.caption or 0.0),
       "class_id": video.class_id,
     }
 
-  def _frames(self, video: _Video, start_s: float) -> np.ndarray:
+  def _frames(self, video: _Video, draw: Draw) -> np.ndarray:
     path = self.path / video.file
+    start_s, rate = self._place(video.info.last_s, draw)
     if not self.is_cached:
-      return clips.read_clip(path, start_s, self.num_frames, self.frame_rate, self.resolution)
+      return clips.read_clip(path, start_s, self.num_frames, rate, self.resolution, draw.crop)
     with self._cache_locks[video.file]:
       if video.file not in self._cache:
         self._cache[video.file] = clips.decode_video(path, self.resolution)
-    return clips.clip_of(self._cache[video.file], start_s, self.num_frames, self.frame_rate)
+    return clips.clip_of(self._cache[video.file], start_s, self.num_frames, rate)
 
   def _find_files(self, split_file: str | None) -> None:
     """Lists the files, of which those count that are in the official lists, if there are any."""
     if not self.path.is_dir():
       raise ValueError(f"data.path is {str(self.path)!r}, which is not a folder.")
-    self._found = sorted(
-      path.relative_to(self.path).as_posix()
-      for path in self.path.rglob("*")
-      if path.suffix.lower() in EXTENSIONS + IMAGE_EXTENSIONS and path.is_file()
-    )
+    self._found = find_media(self.path)
     self._official, self._below = None, set(self._found)
     if split_file:
       self._official = splits.read_official_split(split_file, self._found)
@@ -145,8 +148,8 @@ class FolderSource(ClipSource):
   def _open_folder(self) -> dict[str, _Video]:
     """Probes the files; returns the usable ones."""
     files = self._found
-    captions = _read_captions(self.path / CAPTIONS, self._below)
-    folder_names = {f: Path(f).parent.name or self.path.resolve().name for f in files}
+    captions = read_captions(self.path / CAPTIONS, self._below)
+    folder_names = {file: folder_name(self.path, file) for file in files}
     self.class_names = sorted(set(folder_names.values()))
     if self._official is not None:
       self.class_names = self._official.class_names
@@ -161,8 +164,8 @@ class FolderSource(ClipSource):
         self.faults.add(file, result)
       else:
         name = folder_names[file]
-        caption = captions.get(file, name)
-        usable[file] = _Video(file, result, caption, self.class_names.index(name))
+        variants = captions.get(file, [name])
+        usable[file] = _Video(file, result, variants, self.class_names.index(name))
     if not usable:
       raise ValueError(self._nothing_left(len(files)))
     if self.skipped:
@@ -182,7 +185,7 @@ class FolderSource(ClipSource):
     except ValueError as error:
       return str(error)
     if info.last_s < self.span_s - 1e-3:
-      return f"too short for {self.num_frames} frames at {self.frame_rate:g} per second"
+      return self._too_short()
     return info
 
   def _nothing_left(self, num_files: int) -> str:
@@ -197,11 +200,25 @@ class FolderSource(ClipSource):
     )
 
 
+def find_media(folder: Path) -> list[str]:
+  """Returns the videos and images below a folder, sorted, by their paths below it."""
+  return sorted(
+    path.relative_to(folder).as_posix()
+    for path in folder.rglob("*")
+    if path.suffix.lower() in EXTENSIONS + IMAGE_EXTENSIONS and path.is_file()
+  )
+
+
+def folder_name(folder: Path, file: str) -> str:
+  """Returns the name of the folder that a file is in, which is the file's class."""
+  return Path(file).parent.name or folder.resolve().name
+
+
 def _is_image_name(file: str) -> bool:
   return file.lower().endswith(IMAGE_EXTENSIONS)
 
 
-def _read_captions(path: Path, files: set[str]) -> dict[str, str]:
+def read_captions(path: Path, files: set[str]) -> dict[str, list[str]]:
   """Reads `captions.jsonl`, if there is one.
 
   Raises:
@@ -216,8 +233,8 @@ def _read_captions(path: Path, files: set[str]) -> dict[str, str]:
     place = f"{path}, line {number}"
     try:
       entry = json.loads(line)
-      file, caption = entry["file"], entry["caption"]
-      if not (isinstance(file, str) and isinstance(caption, str)):
+      file, variants = entry["file"], entry.get("captions") or [entry["caption"]]
+      if not isinstance(variants, list) or not all(isinstance(x, str) for x in (file, *variants)):
         raise TypeError("both must be strings")
     except (ValueError, KeyError, TypeError) as error:
       raise ValueError(
@@ -232,5 +249,5 @@ def _read_captions(path: Path, files: set[str]) -> dict[str, str]:
       )
     if file in captions:
       raise ValueError(f"{place}: {file!r} has a caption already; remove one of the lines.")
-    captions[file] = caption
+    captions[file] = variants
   return captions

@@ -7,6 +7,7 @@ with the shorter one, and a larger clip shows the same scene.
 Lengths are in units of the picture's short side, times in frames at `FRAME_RATE`.
 """
 
+import copy
 import dataclasses
 import itertools
 from typing import Self
@@ -106,9 +107,20 @@ class SpritesSource:
     self.split = split
     self.num_frames = num_frames
     self.resolution = tuple(resolution)
-    self.times = np.arange(num_frames) * (FRAME_RATE / frame_rate)
+    self.frame_rate = frame_rate
     self.num_objects = (num_objects,) if isinstance(num_objects, int) else tuple(num_objects)
     self.seed = seed
+
+  @property
+  def times(self) -> Float[np.ndarray, "f"]:
+    """Times of a clip's frames, in frames at `FRAME_RATE`."""
+    return np.arange(self.num_frames) * (FRAME_RATE / self.frame_rate)
+
+  def reshaped(self, num_frames: int, resolution: tuple[int, int]) -> Self:
+    """Returns clips of another shape."""
+    other = copy.copy(self)
+    other.num_frames, other.resolution = num_frames, tuple(resolution)
+    return other
 
   def __len__(self) -> int:
     # Endless for all purposes, and still an index that Grain can shuffle.

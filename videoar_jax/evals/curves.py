@@ -1,4 +1,4 @@
-"""Draws how a run's stages trained."""
+"""Draws how a run's stages trained, and what all drawings share."""
 
 import pathlib
 
@@ -30,13 +30,18 @@ def draw_curves(path: pathlib.Path, stages: list[tuple[str, str, list[dict]]], s
   for row, (name, kind, records) in enumerate(stages):
     loss, quality = (figure.add_subplot(len(stages), 2, 2 * row + i) for i in (1, 2))
     _plot(loss, records, "loss", _COLOUR)
-    _finish(loss, f"{name}: loss")
+    finish(loss, f"{name}: loss")
     if kind == "tokenizer":
       _plot(quality, records, "psnr", _COLOUR)
-      _finish(quality, f"{name}: PSNR of training clips, dB")
+      finish(quality, f"{name}: PSNR of training clips, dB")
     else:
       _plot_scales(quality, records, schedule)
-      _finish(quality, f"{name}: share of right bits, by scale")
+      finish(quality, f"{name}: share of right bits, by scale")
+  save(path, figure)
+
+
+def save(path: pathlib.Path, figure: Figure) -> None:
+  """Writes a drawing as PNG; the file appears once it is whole."""
   partial = path.with_name(path.name + ".partial")
   try:
     figure.savefig(partial, format="png", dpi=120)
@@ -74,9 +79,10 @@ def _plot_scales(axes, records, schedule) -> None:
   axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _finish(axes, title: str) -> None:
+def finish(axes, title: str, unit: str = "step") -> None:
+  """Gives axes their title, the unit of x, and the look of all drawings."""
   axes.set_title(title, fontsize=10, loc="left", color=_INK)
-  axes.set_xlabel("step", fontsize=9, color=_INK)
+  axes.set_xlabel(unit, fontsize=9, color=_INK)
   axes.tick_params(labelsize=8, colors=_INK)
   axes.grid(color=_GRID, linewidth=0.8)
   axes.set_axisbelow(True)

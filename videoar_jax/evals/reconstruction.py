@@ -6,7 +6,6 @@ import pathlib
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from tqdm import tqdm
 
 from videoar_jax.evals import fvd, i3d, metrics, scores
 from videoar_jax.evals.code_use import CodeUse
@@ -82,7 +81,7 @@ def measure(
   order = scores.draw(source, 2 * num_clips if has_others else num_clips)
   use, found = CodeUse(), {name: [] for name in ("psnr", "ssim", "lpips", "real", "decoded")}
   shown = [], [], []
-  for clips, captions in _batches(source, order[:num_clips], "reconstruct"):
+  for clips, captions in scores.batches(source, order[:num_clips], "reconstruct"):
     latents, bits, decoded = scores.code_batch(tokenizer, clips)
     use.add(latents, bits)
     found["psnr"].append(metrics.psnr(clips, decoded))
@@ -99,7 +98,7 @@ def measure(
   if i3d_params is not None:
     rfvd = fvd.fvd(values["real"], values["decoded"])
     if has_others:
-      others = _batches(source, order[num_clips : 2 * num_clips], "other real clips")
+      others = scores.batches(source, order[num_clips : 2 * num_clips], "other real clips")
       features = np.concatenate([fvd.features(i3d_params, clips) for clips, _ in others])
       real_fvd = fvd.fvd(values["real"], features)
   return Reconstruction(
@@ -113,16 +112,6 @@ def measure(
     real_fvd=real_fvd,
     code_use=use.summary(),
   )
-
-
-def _batches(source, indices, what: str):
-  """Yields (clips, captions), at most `scores.BATCH_SIZE` of them at a time."""
-  # On a terminal only: a bar in a log file is many lines.
-  with tqdm(total=len(indices), desc=what, unit="clip", disable=None) as bar:
-    for first in range(0, len(indices), scores.BATCH_SIZE):
-      items = [source[i] for i in indices[first : first + scores.BATCH_SIZE]]
-      yield np.stack([item["video"] for item in items]), [item["caption"] for item in items]
-      bar.update(len(items))
 
 
 def table(result: dict) -> str:

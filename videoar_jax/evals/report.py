@@ -157,20 +157,7 @@ def _peak_memory_bytes() -> int:
 
 def _prompt_scores(run: RunConfig, prompts: list[str], matches: dict[str, list[dict]]) -> dict:
   """Returns accuracy by attribute of each kind of clip: all prompts, seen and held-out ones."""
-  held_out = [scores.is_held_out(prompt) for prompt in prompts]
-  parts = {
-    "all": [True] * len(prompts),
-    "seen": [not is_held_out for is_held_out in held_out],
-    "held_out": held_out,
-  }
-  accuracy = {
-    kind: {
-      part: scores.accuracy([m for m, is_in in zip(found, chosen, strict=True) if is_in])
-      for part, chosen in parts.items()
-    }
-    for kind, found in matches.items()
-  }
-  result = {"count": {part: sum(chosen) for part, chosen in parts.items()}, **accuracy}
+  result = scores.accuracy_by_novelty(prompts, matches)
   # Two objects are right only together, which a guess seldom gets.
   return result | ({"chance": scores.CHANCE} if run.data.num_objects == 1 else {})
 

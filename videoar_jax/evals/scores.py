@@ -1,7 +1,10 @@
 """Scores of what a run trained: how well clips are reconstructed, how well prompts are obeyed."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from jaxtyping import Array, Float, UInt8
+from tqdm import tqdm
 
 from videoar_jax.data import captions as sprite_captions
 from videoar_jax.data.captions import Scene, parse_caption
@@ -28,6 +31,16 @@ def draw(source, num: int) -> list[int]:
   while len(drawn) < min(num, len(source)):
     drawn.setdefault(int(generator.integers(len(source))))
   return list(drawn)
+
+
+def batches(source, indices: list[int], what: str) -> Iterator[tuple[np.ndarray, list[str]]]:
+  """Yields (clips, captions) of a source, at most `BATCH_SIZE` at a time; `what` names the bar."""
+  # On a terminal only: a bar in a log file is many lines.
+  with tqdm(total=len(indices), desc=what, unit="clip", disable=None) as bar:
+    for first in range(0, len(indices), BATCH_SIZE):
+      items = [source[i] for i in indices[first : first + BATCH_SIZE]]
+      yield np.stack([item["video"] for item in items]), [item["caption"] for item in items]
+      bar.update(len(items))
 
 
 def code_batch(
@@ -96,3 +109,24 @@ def is_held_out(caption: str) -> bool:
     and sprite_captions.is_held_out(sprite.shape, sprite.colour, sprite.motion)
     for sprite in parse_caption(caption).objects
   )
+
+
+def split_by_novelty(captions: list[str]) -> dict[str, list[bool]]:
+  """Returns which captions are of which part: `all`, those `seen` in training, the `held_out`."""
+  held_out = [is_held_out(caption) for caption in captions]
+  seen = [not is_new for is_new in held_out]
+  return {"all": [True] * len(captions), "seen": seen, "held_out": held_out}
+
+
+def accuracy_by_novelty(
+  captions: list[str], matches: dict[str, list[dict[str, bool]]]
+) -> dict[str, dict]:
+  """Returns how many captions each part has, as `count`, and the accuracy of each kind of clip."""
+  parts = split_by_novelty(captions)
+  result = {"count": {part: sum(chosen) for part, chosen in parts.items()}}
+  for kind, found in matches.items():
+    result[kind] = {
+      part: accuracy([match for match, is_in in zip(found, chosen, strict=True) if is_in])
+      for part, chosen in parts.items()
+    }
+  return result

@@ -1,20 +1,20 @@
 """Attention over arrays, with grouped key and value heads, by one of several backends."""
 
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from videoar_jax.nn.splash import splash_attention
-from videoar_jax.nn.visibility import Sight
+from videoar_jax.nn.visibility import Sight, Visibility
 
 BACKENDS = ("dense", "blocked", "splash")
-# Scores of a head and sample that are held at once; more go through in parts.
+# Scores of a head and sample that are held at once; more go through in squares of this side.
 _MAX_SCORES = 2**20
-_MIN_ROWS = 128
+_CHUNK = 256
 
 
 def attend(
@@ -30,7 +30,8 @@ def attend(
     key: keys.
     value: values.
     sight: who sees whom. Its backend is "dense", all scores at once; "blocked", each group over
-      what it may see, a part of its scores at a time; "splash", a kernel for TPU.
+      what it may see, or a square of scores at a time where they are many; "splash", a kernel for
+      TPU.
   Raises:
     ValueError: the sequence is not as long as the rule says, or the backend is unknown.
   """
@@ -74,6 +75,9 @@ def attention(
 
 def _blocked(query, key, value, sight: Sight):
   rule = sight.rule
+  last = rule.num_groups - 1
+  if rule.stride * sum(x.stop - x.start for x in _seen_slices(rule, last)) > _MAX_SCORES:
+    return _chunked(query, key, value, sight)
   prefix = slice(0, rule.prefix)
   mask = rule.visible(prefix)[:, prefix]
   mask = mask & (sight.prefix_mask[:, :, None] == sight.prefix_mask[:, None, :])
@@ -82,68 +86,116 @@ def _blocked(query, key, value, sight: Sight):
   first, *queries = jnp.split(query, starts, axis=1)
   parts = [attention(first, key[:, prefix], value[:, prefix], mask)]
   for group, rows in enumerate(queries):
-    part, key, value = _attend_from(group, rows, key, value, sight)
-    parts.append(part)
+    slices, own = _seen_slices(rule, group), rule.slice_of(group)
+    keys, values = (jnp.concatenate([x[:, part] for part in slices], axis=1) for x in (key, value))
+    position, before = np.arange(keys.shape[1]), keys.shape[1] - rows.shape[1]
+    first, end = (places[own, None] - own.start + before for places in rule.own)
+    is_own = (first <= position) & (position < end)
+    # What lies before its own group, a query sees all of, where it is there.
+    mask = sight.keys_of(group)[:, None] & ((position < before) | is_own)
+    parts.append(attention(rows, keys, values, mask))
   return jnp.concatenate(parts, axis=1)
 
 
-def _attend_from(group: int, query, key, value, sight: Sight):
-  """Attends from one group, in parts of its rows where all scores would be too many.
+def _seen_slices(rule: Visibility, group: int) -> tuple[slice, ...]:
+  """Returns where lies what a group may see, the group itself last."""
+  return (slice(0, rule.prefix), *rule.shown_slices(group), rule.slice_of(group))
 
-  Keys and values are returned as well, for the next group: so gradients add up from one group to
-  the one before it, and those of all keys are there once.
+
+@jax.custom_vjp
+def _chunked(query, key, value, sight: Sight):
+  """Attends a square of scores at a time, those that the rule leaves all empty left out.
+
+  Nothing is kept for the gradient but the arguments, the result, and each row's sum.
   """
-  rule, own = sight.rule, sight.rule.slice_of(group)
-  slices = (slice(0, rule.prefix), *rule.shown_slices(group), own)
-  width = sum(part.stop - part.start for part in slices)
-  num = own.stop - own.start
-  # What lies before its own group, a query sees all of, where it is there.
-  before, position = width - num, np.arange(width)
-  is_there = sight.keys_of(group)[:, None]
-  first, end = (places[own] - own.start + before for places in rule.own)
-
-  def attend_rows(query, key, value, first, end, is_there):
-    keys, values = (jnp.concatenate([x[:, part] for part in slices], axis=1) for x in (key, value))
-    is_own = (first[:, None] <= position) & (position < end[:, None])
-    return attention(query, keys, values, is_there & ((position < before) | is_own))
-
-  if num * width <= _MAX_SCORES:
-    return attend_rows(query, key, value, first, end, is_there), key, value
-  rows = max(_MIN_ROWS, _MAX_SCORES // width)
-  rest = -num % rows
-  query = jnp.pad(query, ((0, 0), (0, rest), (0, 0), (0, 0)))
-  query = jnp.moveaxis(query.reshape(len(query), -1, rows, *query.shape[2:]), 1, 0)
-  first, end = (jnp.pad(x, (0, rest), mode="edge").reshape(-1, rows) for x in (first, end))
-  out, key, value = _in_parts(attend_rows, query, key, value, first, end, is_there)
-  out = jnp.moveaxis(out, 0, 1)
-  return out.reshape(len(out), -1, *out.shape[3:])[:, :num], key, value
+  return _chunked_forward(query, key, value, sight)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _in_parts(attend_rows, query, key, value, first, end, is_there):
-  """Attends from one part of the rows after the other; no scores are kept for the gradient."""
-  parts = (query, first, end)
-  out = jax.lax.map(lambda part: attend_rows(part[0], key, value, *part[1:], is_there), parts)
-  return out, key, value
+def _chunked_forward(query, key, value, sight):
+  queries, keys, values = _cut(query, key.shape[2]), _cut(key), _cut(value)
+
+  def step(carry, pair):
+    i, j = pair
+    highest, total, out = (x[i] for x in carry)
+    scores = _scores(queries[i], keys[j], sight, i, j)
+    new = jnp.maximum(highest, jnp.max(scores, axis=-1))
+    weights, scale = jnp.exp(scores - new[..., None]), jnp.exp(highest - new)
+    total = total * scale + jnp.sum(weights, axis=-1)
+    more = _product("bgrql,bglk->bgrqk", weights.astype(value.dtype), values[j])
+    out = out * scale[..., None] + more
+    return tuple(x.at[i].set(y) for x, y in zip(carry, (new, total, out), strict=True)), None
+
+  rows = jnp.zeros(queries.shape[:-1])
+  carry = rows - 1e30, rows, jnp.zeros(queries.shape)
+  (highest, total, out), _ = jax.lax.scan(step, carry, _pairs(sight.rule))
+  total = jnp.maximum(total, 1e-30)  # Rows that fill the last chunk see nothing.
+  out = out / total[..., None]
+  log_total = highest + jnp.log(total)
+  whole = _join(out, query.shape).astype(query.dtype)
+  return whole, (query, key, value, sight, out, log_total)
 
 
-def _in_parts_forward(attend_rows, *arguments):
-  return _in_parts(attend_rows, *arguments), arguments
+def _chunked_backward(kept, gradient):
+  query, key, value, sight, out, log_total = kept
+  queries, keys, values = _cut(query, key.shape[2]), _cut(key), _cut(value)
+  gradients = _cut(gradient, key.shape[2])
+  means = jnp.sum(gradients * out, axis=-1)
+
+  def step(carry, pair):
+    i, j = pair
+    by_query, by_key, by_value = carry
+    scores = _scores(queries[i], keys[j], sight, i, j)
+    weights = jnp.exp(scores - log_total[i][..., None])
+    by_weights = _product("bgrqk,bglk->bgrql", gradients[i], values[j])
+    by_scores = weights * (by_weights - means[i][..., None]) / math.sqrt(query.shape[-1])
+    by_scores, weights = (x.astype(query.dtype) for x in (by_scores, weights))
+    by_query = by_query.at[i].add(_product("bgrql,bglk->bgrqk", by_scores, keys[j]))
+    by_key = by_key.at[j].add(_product("bgrql,bgrqk->bglk", by_scores, queries[i]))
+    by_value = by_value.at[j].add(_product("bgrql,bgrqk->bglk", weights, gradients[i]))
+    return (by_query, by_key, by_value), None
+
+  zeros = tuple(jnp.zeros(x.shape) for x in (queries, keys, values))
+  sums, _ = jax.lax.scan(step, zeros, _pairs(sight.rule))
+  joined = (_join(x, y.shape).astype(y.dtype) for x, y in zip(sums, kept, strict=False))
+  return *joined, None
 
 
-def _in_parts_backward(attend_rows, arguments, gradients):
-  query, key, value, first, end, is_there = arguments
-  out_gradient, *sums = gradients
-
-  def add(sums, part):
-    query, first, end, gradient = part
-    rows = functools.partial(attend_rows, first=first, end=end, is_there=is_there)
-    _, pull = jax.vjp(rows, query, key, value)
-    query_gradient, *gradients = pull(gradient)
-    return [a + b for a, b in zip(sums, gradients, strict=True)], query_gradient
-
-  sums, query_gradient = jax.lax.scan(add, sums, (query, first, end, out_gradient))
-  return query_gradient, *sums, None, None, None
+_chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
-_in_parts.defvjp(_in_parts_forward, _in_parts_backward)
+def _product(spec: str, *arrays):
+  return jnp.einsum(spec, *arrays, preferred_element_type=jnp.float32)
+
+
+def _cut(x: Float[Array, "b l n k"], num_kv_heads: int | None = None):
+  """Returns chunks of the sequence, `[c, b, g, r, rows, k]`; without `r` for keys and values."""
+  x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % _CHUNK), (0, 0), (0, 0)))
+  if num_kv_heads is None:
+    return rearrange(x, "b (c l) g k -> c b g l k", l=_CHUNK)
+  return rearrange(x, "b (c l) (g r) k -> c b g r l k", l=_CHUNK, g=num_kv_heads)
+
+
+def _join(chunks, shape):
+  """Undoes `_cut`."""
+  if chunks.ndim == 5:
+    return rearrange(chunks, "c b g l k -> b (c l) g k")[:, : shape[1]]
+  return rearrange(chunks, "c b g r l k -> b (c l) (g r) k")[:, : shape[1]]
+
+
+def _scores(query, key, sight: Sight, i, j):
+  """Returns the scores of a chunk of queries with one of keys, far below all where hidden."""
+  mask = sight.part(i * _CHUNK, j * _CHUNK, _CHUNK)
+  scores = _product("bgrqk,bglk->bgrql", query, key) / math.sqrt(query.shape[-1])
+  return scores + jnp.where(mask, 0.0, -1e30)[:, None, None]
+
+
+def _pairs(rule: Visibility) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the numbers of all chunks of queries and keys that have to do with each other."""
+  num = -(-rule.length // _CHUNK)
+  pairs = []
+  for i in range(num):
+    seen = rule.visible(slice(i * _CHUNK, (i + 1) * _CHUNK)).any(axis=0)
+    seen = np.pad(seen, (0, num * _CHUNK - rule.length)).reshape(num, _CHUNK).any(axis=1)
+    pairs += [(i, j) for j in np.flatnonzero(seen)]
+  queries, keys = np.array(pairs, np.int32).T
+  return queries, keys

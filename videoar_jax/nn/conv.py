@@ -16,6 +16,10 @@ from jaxtyping import Array, Float
 from videoar_jax.nn import layers
 from videoar_jax.parallel.sharding import is_for_cpu
 
+# For calls that do not say; None: on CPU only. Tests of other things go without, whose many small
+# convolutions take XLA six times as long to compile.
+REWRITE: bool | None = None
+
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 FEW = 4  # Output channels, such as colours; at 8 and more, convolutions are faster.
@@ -45,6 +49,7 @@ def conv3d(
   """
   if time_pads is None:
     time_pads = (kernel.shape[0] - 1 if past is None else 0, 0)
+  rewrite = REWRITE if rewrite is None else rewrite
   if rewrite is None:
     rewrite = is_for_cpu()
   x = x if past is None else jnp.concatenate([past, x], axis=1)

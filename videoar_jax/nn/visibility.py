@@ -160,3 +160,28 @@ class Sight:
       is_earlier = (rule.groups[:, None] > rule.groups) & (rule.groups != PREFIX)
       mask = mask & (self.keep[:, groups[:, None], groups] | ~is_earlier)
     return mask
+
+  def part(self, query: Int[Array, ""], key: Int[Array, ""], size: int) -> Bool[Array, "b q k"]:
+    """Returns a square of it, from a query and a key on; beyond the sequence nothing is seen."""
+    rule = self.rule
+    length = -(-rule.length // size) * size
+    rest = (0, length - rule.length)
+
+    def rows(x, start):
+      return jax.lax.dynamic_slice_in_dim(x, start, size, axis=-1)
+
+    first, end = (rows(jnp.asarray(np.pad(x, rest)), query)[:, None] for x in rule.own)
+    groups, is_shown = (jnp.asarray(np.pad(x, rest)) for x in (rule.groups, rule.is_shown))
+    own_group, group = rows(groups, query)[:, None], rows(groups, key)
+    position = key + jnp.arange(size)
+    is_earlier = (group < own_group) & rows(is_shown, key)
+    is_near = group >= own_group - (rule.num_groups if rule.window is None else rule.window)
+    seen = is_earlier & (is_near | (group == PREFIX))
+    padding = jnp.pad(self.padding(), ((0, 0), rest))
+    mask = (first <= position) & (position < end) | seen
+    mask = mask & (rows(padding, query)[:, :, None] == rows(padding, key)[:, None, :])
+    if self.keep is not None:
+      kept = jnp.take(self.keep, jnp.maximum(own_group[:, 0], 0), axis=1)
+      kept = jnp.take(kept, jnp.maximum(group, 0), axis=2)
+      mask = mask & (kept | (group == PREFIX) | (group >= own_group))
+    return mask

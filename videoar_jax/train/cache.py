@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from videoar_jax.data import latents
-from videoar_jax.data.pipeline import DataConfig
+from videoar_jax.data.pipeline import READING_FIELDS, DataConfig
 from videoar_jax.parallel.sharding import RULES, batch_part, shard_batch
 from videoar_jax.tokenizer.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizer.files import flatten
@@ -96,7 +96,7 @@ class Cache:
       ValueError: the source has fewer clips than are asked for.
     """
     data = dataclasses.asdict(self.data)
-    for name in ("cache_bytes", "max_bad_share"):  # They change no clip.
+    for name in READING_FIELDS:
       del data[name]
     epoch_size = self.config.num_clips or len(source)
     return latents.Index(

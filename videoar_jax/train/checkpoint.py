@@ -18,6 +18,8 @@ from videoar_jax.parallel import hosts
 from videoar_jax.train.state import State
 
 log = logging.getLogger(__name__)
+# Parts of a state that may be empty, and are not saved then.
+_OPTIONAL = ("ema", "rival", "guard")
 
 
 class Checkpointer:
@@ -113,8 +115,8 @@ class Checkpointer:
     items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
     items["iterator"] = ocp.args.JsonRestore()
     restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-    state = {"params": restored["params"], "ema": {}, "rival": {}, **restored["progress"]}
-    state |= {name: restored[name] for name in ("ema", "rival") if name in items}
+    state = {"params": restored["params"], **restored["progress"]}
+    state |= {name: restored[name] if name in items else {} for name in _OPTIONAL}
     return state, restored["iterator"]
 
   def restore_newest(self, abstract: State) -> tuple[int, State, dict]:
@@ -224,4 +226,4 @@ def _items(state: State) -> dict:
     "params": state["params"],
     "progress": {"opt_state": state["opt_state"], "step": state["step"]},
   }
-  return items | {name: state[name] for name in ("ema", "rival") if state[name]}
+  return items | {name: state[name] for name in _OPTIONAL if state[name]}

@@ -6,6 +6,7 @@ Every section becomes a dataclass at its module's door; a field that no dataclas
 import dataclasses
 import difflib
 import functools
+import itertools
 import json
 import pathlib
 import types
@@ -14,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from videoar_jax.data.buckets import size_of
 from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.data.text import TextEncoder, make_text_encoder
 from videoar_jax.parallel.sharding import MeshConfig
@@ -26,7 +28,7 @@ from videoar_jax.tokenizer.schedules import (
   parse_schedule,
 )
 from videoar_jax.train.cache import Cache, CacheConfig
-from videoar_jax.train.generator import GeneratorLossConfig
+from videoar_jax.train.generator import GeneratorLossConfig, widest
 from videoar_jax.train.loop import LoopConfig
 from videoar_jax.train.tokenizer import TokenizerLossConfig
 from videoar_jax.videoar.guidance import guidance_table
@@ -99,6 +101,30 @@ class ImagesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PartConfig:
+  """A part of a stage's mixture.
+
+  Attributes:
+    name: for people.
+    data: its source; `num_frames` is the smallest of those below.
+    weight: share of the batches, and so of the tokens; the weights of all parts sum to 1.
+    num_frames: of clips; batches take turns.
+    resolutions: (H, W) in pixels; a sample has that of the nearest aspect ratio.
+  """
+
+  name: str
+  data: DataConfig
+  weight: float
+  num_frames: tuple[int, ...]
+  resolutions: tuple[tuple[int, int], ...]
+
+  @property
+  def shapes(self) -> list[tuple[int, tuple[int, int]]]:
+    """(frames, (height, width)) of its clips."""
+    return list(itertools.product(self.num_frames, self.resolutions))
+
+
+@dataclasses.dataclass(frozen=True)
 class StageConfig:
   """One stage of training.
 
@@ -115,6 +141,8 @@ class StageConfig:
     cache: what a generator reads in place of the clips, if there is one between the tokenizer and
       it.
     start: file of weights, of `python -m videoar_jax.convert weights`, to start from, if any.
+    mixture: what it is trained on in place of `data` alone, which then says what a batch costs:
+      `loop.batch_size` clips of it. Batches of other shapes have as many as make as many tokens.
   """
 
   name: str
@@ -126,6 +154,15 @@ class StageConfig:
   images: ImagesConfig = ImagesConfig()
   cache: Cache | None = None
   start: str | None = None
+  mixture: tuple[PartConfig, ...] = ()
+
+  @property
+  def source_data(self) -> list[DataConfig]:
+    """What its batches are made of: the parts of its mixture, or its clips and its images."""
+    data = [part.data for part in self.mixture] or [self.data]
+    if self.images.share > 0:
+      data.append(dataclasses.replace(self.data, num_frames=1))
+    return data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,14 +181,36 @@ class RunConfig:
   stages: tuple[StageConfig, ...]
   caches: tuple[Cache, ...] = ()
 
+  def schedule_of(self, resolution: tuple[int, int]) -> Schedule:
+    """The scales of a picture: the run's own at its resolution, else those of the public tables."""
+    if tuple(resolution) == self.data.resolution:
+      return self.schedule
+    return default_schedule(self.tokenizer.latent_shape(1, resolution)[1:])
+
   def layout_of(self, data: DataConfig) -> Layout:
     """The sequence of a clip."""
-    frames, _, _ = self.tokenizer.latent_shape(data.num_frames, data.resolution)
+    return self.layout(data.num_frames, data.resolution)
+
+  def layouts_of(self, stage: StageConfig) -> tuple[Layout, ...]:
+    """The sequences of all clips of a stage."""
+    shapes = [shape for part in stage.mixture for shape in part.shapes]
+    return tuple(self.layout(*shape) for shape in shapes) or (self.layout_of(stage.data),)
+
+  @property
+  def widest_layout(self) -> Layout:
+    """The sequence of the most scales of all stages, by which they have one network."""
+    stages = [stage for stage in self.stages if stage.kind == "generator"]
+    own = [self.layout_of(stage.data) for stage in stages]
+    return widest([*own, *(layout for stage in stages for layout in self.layouts_of(stage))])
+
+  def layout(self, num_frames: int, resolution: tuple[int, int]) -> Layout:
+    """The sequence of a clip of a number of frames of (H, W) pixels."""
+    frames, _, _ = self.tokenizer.latent_shape(num_frames, resolution)
     generator = self.generator
     return Layout(
       self.text.length,
       frames,
-      self.schedule,
+      self.schedule_of(resolution),
       text_attention=self.text.attention,
       past=generator.past,
       previous=generator.previous,
@@ -230,7 +289,22 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
     if run.generator is not None:
       layout = run.layout_of(stage.data)
       guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
+  if run.generator is not None:
+    _check_layouts(run)
   return run
+
+
+def _check_layouts(run: RunConfig) -> None:
+  """Raises ValueError if one network cannot serve the sequences of all stages."""
+  stages = [stage for stage in run.stages if stage.kind == "generator"]
+  layouts = [layout for stage in stages for layout in run.layouts_of(stage)]
+  layouts += [run.layout_of(stage.data) for stage in stages]
+  if run.generator.positions == "learned" and len({layout.length for layout in layouts}) > 1:
+    raise ValueError("generator.positions='learned' has one length of clips; set 'rope'")
+  if run.generator.past == "final" and len({layout.num_scales for layout in layouts}) > 1:
+    raise ValueError(
+      "generator.past='final' has one number of scales, but stages have several; set 'scales'"
+    )
 
 
 def _kinds(values: dict) -> set[str]:
@@ -258,15 +332,15 @@ def _stages(values: dict, data: DataConfig) -> tuple[tuple[StageConfig, ...], tu
       source = _cache(section, path, name, stages[-1].name, data)
       caches.append(source)
       continue
-    _check_names(
-      section, ("kind", "num_frames", "loop", "loss", "inflate", "images", "start"), path
-    )
+    known = ("kind", "num_frames", "data", "mixture", "loop", "loss", "inflate", "images", "start")
+    _check_names(section, known, path)
     kind = section.get("kind", name)
     if kind not in _LOSSES:
       raise ValueError(f"{path}.kind={kind!r} is unknown; kinds are {', '.join(_LOSSES)}, cache")
     loop = build(LoopConfig, section.get("loop", {}), f"{path}.loop")
     loss = build(_LOSSES[kind], section.get("loss", {}), f"{path}.loss")
-    clips = dataclasses.replace(data, num_frames=section.get("num_frames") or data.num_frames)
+    clips = _stage_data(section, path, data)
+    mixture = _mixture(section.get("mixture", {}), f"{path}.mixture", clips)
     inflate = build(InflateConfig, section.get("inflate", {}), f"{path}.inflate")
     if inflate.path and kind != "tokenizer":
       raise ValueError(f"{path}.inflate starts a tokenizer, but the stage is a {kind}; remove it")
@@ -283,7 +357,11 @@ def _stages(values: dict, data: DataConfig) -> tuple[tuple[StageConfig, ...], tu
         f"{path}.num_frames={clips.num_frames}, but stage.{cache.name} before it encodes clips of "
         f"{cache.data.num_frames}; set both alike, or put a cache of its own before the stage"
       )
-    stages.append(StageConfig(name, kind, clips, loop, loss, inflate, images, cache, start))
+    if mixture and (kind != "generator" or cache is not None):
+      what = "reads a cache" if cache is not None else f"is a {kind}"
+      raise ValueError(f"{path}.mixture is for generators that read clips, but this one {what}")
+    made = StageConfig(name, kind, clips, loop, loss, inflate, images, cache, start, mixture)
+    stages.append(made)
     source = stages[-1] if kind == "tokenizer" else source
   kinds = [stage.kind for stage in stages]
   if "generator" in kinds and "tokenizer" not in kinds[: kinds.index("generator")]:
@@ -291,6 +369,51 @@ def _stages(values: dict, data: DataConfig) -> tuple[tuple[StageConfig, ...], tu
   if not stages:
     raise ValueError("config.stages trains nothing; name at least one stage that does")
   return tuple(stages), tuple(caches)
+
+
+def _stage_data(section: dict, path: str, data: DataConfig) -> DataConfig:
+  """Returns the run's data with what a stage changes of it."""
+  changes = dict(section.get("data", {}))
+  if section.get("num_frames"):
+    changes["num_frames"] = section["num_frames"]
+  return _changed(data, changes, f"{path}.data")
+
+
+def _changed(data: DataConfig, changes: dict, path: str) -> DataConfig:
+  return build(DataConfig, dataclasses.asdict(data) | changes, path)
+
+
+def _mixture(sections: dict, path: str, data: DataConfig) -> tuple[PartConfig, ...]:
+  """Returns the parts of a mixture; what one does not say is as in the stage's data.
+
+  Raises:
+    ValueError: a field is wrong, or weights do not sum to 1; names it.
+  """
+  parts = []
+  for name, section in sections.items():
+    own, changes = f"{path}.{name}", dict(section)
+    weight = changes.pop("weight", None)
+    if not isinstance(weight, int | float) or not 0 < weight <= 1:
+      raise ValueError(f"{own}.weight={weight!r} must be more than 0, up to 1")
+    num_frames = changes.pop("num_frames", data.num_frames)
+    num_frames = (num_frames,) if isinstance(num_frames, int) else tuple(num_frames)
+    pixels, ratios = changes.pop("pixels", None), changes.pop("aspect_ratios", None)
+    resolutions = (tuple(changes.pop("resolution", data.resolution)),)
+    if (pixels is None) != (ratios is None):
+      raise ValueError(f"{own}: pixels and aspect_ratios belong together; set both or none")
+    if pixels is not None:
+      try:
+        resolutions = tuple(size_of(pixels, ratio) for ratio in ratios)
+      except ValueError as error:
+        raise ValueError(f"{own}: {error}") from None
+    if not num_frames or not resolutions:
+      raise ValueError(f"{own}: num_frames and aspect_ratios need one value at least")
+    changes |= {"num_frames": min(num_frames), "resolution": resolutions[0]}
+    parts.append(PartConfig(name, _changed(data, changes, own), weight, num_frames, resolutions))
+  total = sum(part.weight for part in parts)
+  if parts and abs(total - 1) > 1e-6:
+    raise ValueError(f"{path}: the weights sum to {total:g}; let them sum to 1")
+  return tuple(parts)
 
 
 def _cache(section: dict, path: str, name: str, after: str, data: DataConfig) -> Cache:

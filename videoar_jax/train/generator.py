@@ -1,6 +1,7 @@
 """Trains the transformer on corrupted inputs to predict bits. Source: VIDEOAR 3.5 to 3.7."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from videoar_jax.videoar.decode import decode, sample_keys
 from videoar_jax.videoar.flops import training_flops
 from videoar_jax.videoar.layout import Layout
 from videoar_jax.videoar.model import Generator, GeneratorConfig
+from videoar_jax.videoar.prediction import accuracies, cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,11 @@ def token_weights(layout: Layout, scale_weighting: str) -> np.ndarray:
   return weights / weights.mean()
 
 
+def widest(layouts: Iterable[Layout]) -> Layout:
+  """Returns the layout of the most scales, by which the network has rows for each of them."""
+  return max(layouts, key=lambda layout: layout.num_scales)
+
+
 class GeneratorTask:
   """The transformer as a trainable thing, on a frozen tokenizer.
 
@@ -67,6 +74,7 @@ class GeneratorTask:
     tokenizer_params: its parameters.
     text_encoder: with `null` and `pad_id`.
     sampling: `guidance` (a table `[t, s]`), `temperature` and `top_p` of the samples to show.
+    others: sequences of batches of other shapes, if there are any.
   """
 
   def __init__(
@@ -78,15 +86,17 @@ class GeneratorTask:
     tokenizer_params: dict,
     text_encoder,
     sampling: dict,
+    others: tuple[Layout, ...] = (),
   ):
     self.config, self.layout, self.settings = config, layout, loss
+    self.layouts = {(each.num_frames, *each.grid): each for each in (*others, layout)}
     self.tokenizer, self.frozen = tokenizer, tokenizer_params
     self.rival = None
     self.text_encoder, self.sampling = text_encoder, sampling
 
   def init(self, key) -> Generator:
     """Makes the transformer."""
-    return Generator(nnx.Rngs(params=key), self.config, self.layout)
+    return Generator(nnx.Rngs(params=key), self.config, widest(self.layouts.values()))
 
   def loss(self, module: Generator, frozen, batch, key, is_training: bool):
     """Returns the binary cross-entropy a bit, and the accuracy by scale and by frame.
@@ -95,13 +105,14 @@ class GeneratorTask:
     encoder makes of it, `latents`, `[b, t, h, w, d]`. Outside training nothing is corrupted, hidden
     or dropped.
     """
-    settings, layout = self.settings, self.layout
+    settings = self.settings
     if "latents" in batch:
       latents = batch["latents"].astype(jnp.float32)
     else:
       latents = self.tokenizer.module(frozen).encoder(to_float(batch["video"]))
       latents = jax.lax.stop_gradient(latents)
-    b, t, _, _, d = latents.shape
+    b, t, h, w, d = latents.shape
+    layout = self.layouts[t, h, w]
     keys = jax.random.split(key, 4)
     text, flips, keep, metrics = batch["text"], None, None, {}
     if is_training:
@@ -126,15 +137,10 @@ class GeneratorTask:
       window=settings.window,
     )
     labels = jnp.concatenate([scale.reshape(b, t, -1, d) for scale in inputs.labels], axis=2)
-    # log(1 + e^x) - x y, the cross-entropy of a bit y with logit x.
-    losses = jax.nn.softplus(logits) - logits * labels
+    losses = cross_entropy(logits, labels)
     weights = token_weights(layout, settings.scale_weighting)
-    is_right = jnp.mean((logits > 0) == (labels > 0), axis=(0, 3))
-    metrics["bit_accuracy"] = jnp.mean(is_right)
-    for s in range(layout.num_scales):
-      metrics[f"bit_accuracy/scale_{s}"] = jnp.mean(is_right[:, layout.scale_slice(s)])
-    for frame in range(t):
-      metrics[f"bit_accuracy/frame_{frame}"] = jnp.mean(is_right[frame])
+    right = accuracies((logits > 0) == (labels > 0), layout)
+    metrics |= {name: jnp.mean(share) for name, share in right.items()}
     return jnp.mean(losses * weights[:, None]), metrics
 
   def rates(self, clips_per_s: float) -> dict[str, float]:

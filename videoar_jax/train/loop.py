@@ -11,6 +11,7 @@ import faulthandler
 import logging
 import math
 import os
+import pathlib
 import signal
 import time
 from collections.abc import Iterator
@@ -22,15 +23,20 @@ from jax.sharding import Mesh
 
 from videoar_jax.parallel import hosts
 from videoar_jax.parallel.sharding import replicated, shard_batch
+from videoar_jax.train import guarding
 from videoar_jax.train import state as train_state
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.logs import RunLog
 from videoar_jax.train.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from videoar_jax.train.rival import RivalTrainer
 from videoar_jax.train.task import Task
+from videoar_jax.train.waits import Waits
 from videoar_jax.train.watch import Clock, Profiler, Watchdog
 
 log = logging.getLogger(__name__)
+
+# What a batch says of its samples for people, and not for the model.
+SAMPLE_FIELDS = ("id", "bucket")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +55,10 @@ class LoopConfig:
     profile_steps: first and last step to profile; empty for none. SIGUSR1 profiles the next few.
     log_every: steps between lines of the log.
     media_every: steps between videos in TensorBoard.
+    on_nan: "stop" ends the run where a loss or gradient is not finite; "skip" leaves all but the
+      number of the step as it was, and goes on.
+    spike: how many times its running average a loss may be; more is handled as `on_nan` says.
+      None for any.
   """
 
   num_steps: int
@@ -62,6 +72,8 @@ class LoopConfig:
   profile_steps: tuple[int, ...] = ()
   log_every: int = 10
   media_every: int = 100
+  on_nan: str = "stop"
+  spike: float | None = None
 
   def __post_init__(self):
     counts = ("num_steps", "batch_size", "save_every", "log_every", "media_every", "num_kept")
@@ -75,6 +87,10 @@ class LoopConfig:
     steps = self.profile_steps
     if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
       raise ValueError(f"profile_steps={steps} must be (first, last), counted from 1, or empty")
+    if self.on_nan not in ("stop", "skip"):
+      raise ValueError(f"on_nan={self.on_nan!r} must be 'stop' or 'skip'")
+    if self.spike is not None and not self.spike > 1:
+      raise ValueError(f"spike={self.spike} must be more than 1, or None")
     if not 0 <= self.ema_decay < 1:
       raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1)")
 
@@ -139,6 +155,7 @@ class Trainer:
   def __init__(self, task: Task, config: LoopConfig, mesh: Mesh, seed: int):
     self.task, self.config, self.mesh = task, config, mesh
     self.key = jax.random.key(seed)
+    self.is_guarded = config.on_nan == "skip" or config.spike is not None
     self.template = train_state.Template.of(task.init)
     self.optimizer = make_optimizer(config.optimizer, config.num_steps, self.template.axes)
     self.rival = RivalTrainer(task.rival, config.num_steps)
@@ -159,7 +176,8 @@ class Trainer:
 
   def _begin(self, params: dict, rival: dict, key) -> train_state.State:
     state = train_state.make_state(params, self.optimizer, self.config.ema_decay > 0)
-    return state | {"rival": self.rival.init(jax.random.fold_in(key, 2)) | rival}
+    guard = guarding.init() if self.is_guarded else {}
+    return state | {"rival": self.rival.init(jax.random.fold_in(key, 2)) | rival, "guard": guard}
 
   def init(self, params: dict | None = None, rival: dict | None = None) -> train_state.State:
     """Returns the state before the first step, born sharded.
@@ -216,7 +234,15 @@ class Trainer:
       "ema": ema,
       "step": state["step"] + 1,
       "rival": rival,
+      "guard": state["guard"],
     }
+    if self.is_guarded:
+      is_bad, guard = guarding.judge(state["guard"], metrics, self.config.spike)
+      metrics["is_bad"] = is_bad
+      if self.config.on_nan == "skip":
+        kept = state | {"step": state["step"] + 1}
+        new_state = jax.tree.map(lambda new, old: jnp.where(is_bad, old, new), new_state, kept)
+      new_state["guard"] = guard
     return new_state, metrics
 
   def _media(self, params, frozen, batch):
@@ -243,8 +269,10 @@ class Trainer:
       FloatingPointError: the loss is not finite.
     """
     config, first = self.config, int(state["step"])
-    frozen, save = self.task.frozen, self._save
-    waiting: tuple[int, dict] | None = None  # Metrics of the last step, still being computed.
+    frozen, save, folder = self.task.frozen, self._save, checkpointer.directory.parent
+    # The last step, whose metrics are still being computed: (step, metrics, its batch's samples).
+    waiting: tuple[int, dict, dict] | None = None
+    waits = Waits()
     with (
       stop_on_signals(config.save_timeout_s) as received,
       contextlib.closing(checkpointer),
@@ -257,17 +285,22 @@ class Trainer:
       for step in range(first + 1, config.num_steps + 1):
         profiler.before(step)
         with clock.measure("data"):
-          batch = shard_batch({k: v for k, v in next(iterator).items() if k != "id"}, self.mesh)
+          with waits:
+            batch = next(iterator)
+          samples = {name: batch.pop(name) for name in SAMPLE_FIELDS if name in batch}
+          batch = shard_batch(batch, self.mesh)
         state, metrics = self.step(state, frozen, batch, self.key)
         if waiting is not None:
-          self._report(run_log, *waiting, first, started)
-        waiting = (step, metrics)
+          self._report(run_log, folder, *waiting, first, started)
+        waiting = (step, metrics, samples)
+        if step % config.log_every == 0:
+          waits.warn(step)
         profiler.after(step, metrics)
         watchdog.beat()
-        self._check(checkpointer)
+        self._check_saves(checkpointer)
         is_stopping = bool(received) or hosts.is_stop_agreed(step)
         if step % config.save_every == 0 or step == config.num_steps or is_stopping:
-          self._report(run_log, *waiting, first, started)
+          self._report(run_log, folder, *waiting, first, started)
           waiting = None
           is_last = is_stopping or step == config.num_steps
           with clock.measure("checkpoints"), watchdog.rest():
@@ -280,10 +313,11 @@ class Trainer:
         if is_stopping:
           name = received[0] if received else "SIGTERM"
           raise Interrupted(f"{name}: stopped at step {step} of {config.num_steps}")
+    log.info("waited for data %.1f%% of the time", 100 * waits.share)
     return state
 
   @staticmethod
-  def _check(checkpointer):
+  def _check_saves(checkpointer):
     """Tells of a save that failed; the run goes on, and tries again at the next one."""
     try:
       checkpointer.check()
@@ -308,17 +342,39 @@ class Trainer:
         raise
       log.error("STEP %d WAS NOT SAVED: %s. The run goes on and tries again", step, error)
 
-  def _report(self, run_log: RunLog, step: int, metrics: dict, first: int, started: float):
+  def _report(
+    self,
+    run_log: RunLog,
+    folder: pathlib.Path,
+    step: int,
+    metrics: dict,
+    samples: dict,
+    first: int,
+    started: float,
+  ):
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    # A perfect reconstruction has an infinite PSNR.
-    bad = [name for name in values if not math.isfinite(values[name]) and name != "psnr"]
-    if bad:
-      name = "loss" if "loss" in bad else bad[0]
-      raise FloatingPointError(
-        f"{name} of step {step} is {values[name]}. The checkpoint before it is kept; lower "
-        "optimizer.learning_rate or optimizer.clip_norm (with a discriminator, those of "
-        "loss.adversarial.optimizer too) and run into a new workdir"
-      )
+    self._check(folder, step, values, samples)
     values["steps_per_s"] = (step - first) / (time.perf_counter() - started)
     values |= self.task.rates(values["steps_per_s"] * self.config.batch_size)
     run_log.scalars(step, values, is_line=step % self.config.log_every == 0)
+
+  def _check(
+    self, folder: pathlib.Path, step: int, values: dict[str, float], samples: dict
+  ) -> None:
+    """Writes down what a bad step was made of, and stops the run where that is configured."""
+    # A perfect reconstruction has an infinite PSNR.
+    bad = [name for name in values if not math.isfinite(values[name]) and name != "psnr"]
+    is_bad = values.pop("is_bad", 0.0)
+    if not bad and not is_bad:
+      return
+    name = "loss" if "loss" in bad or not bad else bad[0]
+    path = guarding.write_bad_step(folder, step, name, values[name], samples)
+    what = f"{name} of step {step} is {values[name]}; {path} has the ids of its samples"
+    if self.config.on_nan == "skip":
+      log.warning("%s; the step is skipped", what)
+      return
+    raise FloatingPointError(
+      f"{what}. The checkpoint before it is kept; lower "
+      "optimizer.learning_rate or optimizer.clip_norm (with a discriminator, those of "
+      "loss.adversarial.optimizer too) and run into a new workdir, or set loop.on_nan='skip'"
+    )

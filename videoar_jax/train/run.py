@@ -1,8 +1,8 @@
 """A run: one config in one workdir, from the first stage to the last."""
 
-import dataclasses
 import fcntl
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from videoar_jax.data.faults import write_faults
-from videoar_jax.data.pipeline import DataConfig, make_source
+from videoar_jax.data.pipeline import READING_FIELDS, DataConfig, make_source
 from videoar_jax.data.text import TextEncoder
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import hosts
@@ -75,34 +75,54 @@ class Run:
     for file, reason in getattr(self.train_source, "skipped", []):
       log.warning("skipped %s: %s", file, reason)
 
-  def train(self) -> bool:
+  @property
+  def is_finished(self) -> bool:
+    """Whether all stages are."""
+    return all(map(self.stages.is_finished, self.stages.run.stages))
+
+  def train(self, only: str | None = None) -> bool:
     """Trains what is not finished; returns whether there was anything to train.
 
     Samples that could not be used are listed in `bad_samples.jsonl`, whatever happens.
 
+    Args:
+      only: the stage to train, and no other; None for all.
     Raises:
       Interrupted: a signal came; what was trained is saved.
+      ValueError: there is no such stage, or one before it is not finished.
     """
+    if only is not None:
+      self._check_only(only)
     try:
-      return self._train()
+      return self._train(only)
     finally:
-      if hosts.is_first():
-        write_faults(self.workdir / "bad_samples.jsonl", self._sources)
+      # Each process reads other samples, and has a file of its own.
+      process = jax.process_index()
+      name = f"bad_samples.{process}.jsonl" if process else "bad_samples.jsonl"
+      write_faults(self.workdir / name, self._sources)
 
-  def _train(self) -> bool:
+  def _check_only(self, only: str) -> None:
+    """Raises ValueError if a stage cannot be trained by itself; says which has to come first."""
+    stages = {stage.name: stage for stage in self.stages.run.stages}
+    if only not in stages:
+      raise ValueError(f"--stage={only} is not a stage; they are {', '.join(stages)}")
+    for name, stage in itertools.takewhile(lambda pair: pair[0] != only, stages.items()):
+      if not self.stages.is_finished(stage):
+        raise ValueError(f"--stage={only} starts from stage {name}; finish --stage={name} first")
+
+  def _train(self, only: str | None) -> bool:
     has_trained = False
     for stage in self.stages.run.stages:
+      if only is not None and stage.name != only:
+        continue
       if self.stages.is_finished(stage):
         log.info("stage %s: finished before, %d steps", stage.name, stage.loop.num_steps)
       else:
         # What the last report said is no longer so.
         if hosts.is_first():
           (self.workdir / "report.md").unlink(missing_ok=True)
-        image_source = None
-        if stage.images.share > 0:
-          image_source = self._source(dataclasses.replace(stage.data, num_frames=1))
-        train_source, test_source = self._source(stage.data), self._source(stage.data, "test")
-        self.stages.train(stage, train_source, image_source, test_source)
+        sources = [self._source(data) for data in stage.source_data]
+        self.stages.train(stage, sources, self._source(stage.data, "test"))
         has_trained = True
       self._encode_after(stage)
     return has_trained
@@ -236,6 +256,9 @@ def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> None:
   if not path.exists():
     return
   different = differing_fields(configs.load_config(path), config.to_dict())
+  # How fast clips are read is the machine's matter.
+  reading = tuple(f"data.{name}:" for name in READING_FIELDS)
+  different = [line for line in different if not line.startswith(reading)]
   if different:
     lines = "\n  ".join(f"config.{line}" for line in different)
     raise ValueError(

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from videoar_jax import weights
 from videoar_jax.data.latents import Index, LatentsSource
-from videoar_jax.data.pipeline import MixedIterator, make_iterator
+from videoar_jax.data.mixture import Mixture, Shape, make_buckets
+from videoar_jax.data.pipeline import make_iterator
 from videoar_jax.data.text import TextEncoder
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import hosts
@@ -66,7 +67,7 @@ class Stages:
     """Makes what a stage trains; a generator takes the last tokenizer before it, frozen."""
     run = self.run
     if stage.kind == "tokenizer":
-      return TokenizerTask(run.tokenizer, run.schedule, stage.loss)
+      return TokenizerTask(run.tokenizer, run.schedule_of(stage.data.resolution), stage.loss)
     template, params = self.load_params(self.stage_before(stage, "tokenizer"))
     return self.make_generator_task(stage, template, params)
 
@@ -85,6 +86,7 @@ class Stages:
       params,
       run.text.encoder,
       dataclasses.asdict(run.sampling) | {"guidance": table},
+      others=(*run.layouts_of(stage), run.widest_layout),
     )
 
   def stage_before(self, stage: StageConfig, kind: str) -> StageConfig | None:
@@ -97,7 +99,7 @@ class Stages:
     run = self.run
     if stage.kind == "tokenizer":
       return Template.of(lambda key: Autoencoder(nnx.Rngs(params=key), run.tokenizer))
-    layout = run.layout_of(stage.data)
+    layout = run.widest_layout
     return Template.of(lambda key: Generator(nnx.Rngs(params=key), run.generator, layout))
 
   def load_params(
@@ -256,15 +258,30 @@ class Stages:
     checkpointer.close()
     return {name: rival[name] for name in ("params", "averages")}
 
-  def _make_iterator(self, source, batch_size: int, seed: int):
+  def make_iterator(self, stage: StageConfig, sources: list, seed: int, **reading):
+    """Returns an iterator over this process's part of a stage's batches.
+
+    Args:
+      stage: which.
+      sources: of `stage.source_data`, or the latents of a cache alone.
+      seed: of the order.
+      **reading: `num_threads` or `prefetch` in place of the config's.
+    Raises:
+      ValueError: a batch cannot be made, or would never be.
+    """
+    reading = {name: getattr(stage.data, name) for name in ("num_threads", "prefetch")} | reading
     part, num_parts = batch_part(self.mesh)
+    processes = {"process_index": part, "process_count": num_parts}
+    mixture = self.mixture(stage, sources, seed)
+    if mixture is not None:
+      return mixture.iterator(**processes, **reading)
     return make_iterator(
-      source,
-      batch_size=batch_size,
+      sources[0],
+      batch_size=stage.loop.batch_size,
       seed=seed,
       tokenize=self.run.text.encoder.encode,
-      process_index=part,
-      process_count=num_parts,
+      **processes,
+      **reading,
     )
 
   def _open_log(self, stage: StageConfig, first_step: int) -> RunLog | NoLog:
@@ -278,13 +295,57 @@ class Stages:
       frame_rate=self.run.data.frame_rate,
     )
 
-  def train(self, stage: StageConfig, train_source, image_source, test_source) -> None:
+  def mixture(self, stage: StageConfig, sources: list, seed: int) -> Mixture | None:
+    """Returns the batches of several shapes or sources of a stage; None where it has one of both.
+
+    Args:
+      stage: which.
+      sources: of the parts of its mixture, or its clips and, where it has them, its images.
+      seed: of the order.
+    Raises:
+      ValueError: a shape would have no batch.
+    """
+    found = []
+    if stage.mixture:
+      ways = batch_ways(self.mesh)
+      tokens = stage.loop.batch_size * self.run.layout_of(stage.data).length
+
+      def batch_size(shape: Shape) -> int:
+        rows = tokens // self.run.layout(shape[0], shape[1:]).length
+        return max(rows // ways, 1) * ways
+
+      for part, source in zip(stage.mixture, sources, strict=True):
+        found += make_buckets(
+          part.name,
+          source,
+          num_frames=part.num_frames,
+          resolutions=part.resolutions,
+          batch_size=batch_size,
+          share=part.weight,
+        )
+    elif stage.images.share > 0:
+      share, sizes = stage.images.share, (stage.loop.batch_size, stage.images.batch_size)
+      parts = zip(("clips", "images"), sources, (1 - share, share), sizes, strict=True)
+      for name, source, weight, size in parts:
+        found += make_buckets(
+          name,
+          source,
+          num_frames=(source.num_frames,),
+          resolutions=(source.resolution,),
+          batch_size=lambda _, size=size: size,
+          share=weight,
+        )
+    if not found:
+      return None
+    return Mixture(found, seed=seed, tokenize=self.run.text.encoder.encode)
+
+  def train(self, stage: StageConfig, train_sources: list, test_source) -> None:
     """Trains one stage to its end, from its newest checkpoint.
 
     Args:
       stage: which.
-      train_source: clips; a stage with a cache reads their latents from that.
-      image_source: single frames; None where the stage has none.
+      train_sources: clips, of which a stage with a cache reads the latents from that, and single
+        frames, where the stage has them; or the parts of its mixture.
       test_source: clips to show.
     Raises:
       Interrupted: a signal came; the state is saved.
@@ -301,15 +362,14 @@ class Stages:
       loop.batch_size,
     )
     if stage.cache is not None:
-      _, _, index = self._encoder_of(stage.cache, train_source)
+      _, _, index = self._encoder_of(stage.cache, train_sources[0])
       folder = stage.cache.folder(self.workdir)
       check_fits(folder, index)
-      train_source = LatentsSource(folder, index)
-    iterator = self._make_iterator(train_source, loop.batch_size, seed)
-    if stage.images.share > 0:
-      images = self._make_iterator(image_source, stage.images.batch_size, seed)
-      share = stage.images.share
-      iterator = MixedIterator([iterator, images], (1.0 - share, share))
+      train_sources = [LatentsSource(folder, index)]
+    iterator = self.make_iterator(stage, train_sources, seed)
+    mixture = self.mixture(stage, train_sources, seed)
+    if mixture is not None:
+      _log_drawn(stage.name, mixture.drawn(0, loop.num_steps))
     checkpointer = Checkpointer(
       self.checkpoints(stage),
       max_to_keep=loop.num_kept,
@@ -330,6 +390,20 @@ class Stages:
     finally:
       run_log.close()
       iterator.close()
+
+
+def _log_drawn(name: str, drawn: dict[str, dict[str, int]]) -> None:
+  """Logs what share of a stage's batches each source and shape is."""
+  total = sum(counts["batches"] for counts in drawn.values())
+  for what, counts in drawn.items():
+    log.info(
+      "stage %s: %.1f%% of the batches are %s (frames x height x width), %d clips in %d batches",
+      name,
+      100 * counts["batches"] / total,
+      what,
+      counts["clips"],
+      counts["batches"],
+    )
 
 
 def media_batch(source, text_encoder: TextEncoder, mesh: Mesh) -> dict[str, np.ndarray]:

@@ -67,6 +67,7 @@ def make_state(params: dict, optimizer: optax.GradientTransformation, has_ema: b
     "ema": jax.tree.map(jnp.copy, params) if has_ema else {},
     "step": jnp.zeros((), jnp.int32),
     "rival": {},
+    "guard": {},
   }
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from videoar_jax.parallel.sharding import batch_ways
 from videoar_jax.tokenizer.tokenizer import Tokenizer, to_float, to_uint8
@@ -19,6 +19,7 @@ from videoar_jax.videoar import decode as decoding
 from videoar_jax.videoar.guidance import guidance_table
 from videoar_jax.videoar.layout import Layout
 from videoar_jax.videoar.model import Generator
+from videoar_jax.videoar.prediction import foretell
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class Model:
     self.tokenizer, self.layout, self.mesh = tokenizer, layout, mesh
     self.text_encoder, self.defaults, self.window = text_encoder, defaults, window
     self._sample = jax.jit(self._sample_batch, static_argnames=("layout", "window"))
+    self._foretell = jax.jit(foretell, static_argnames=("layout", "pad_id", "window"))
     statics = ("layout", "slots", "is_guided", "pad_id")
     self._start = jax.jit(decoding.start, static_argnames=statics)
     self._write_frame = jax.jit(decoding.write_frame, static_argnums=1, donate_argnums=2)
@@ -101,6 +103,13 @@ class Model:
     """(H, W) of the clips that the model was trained on."""
     height, width = (n * self.tokenizer.config.spatial_stride for n in self.layout.grid)
     return height, width
+
+  @property
+  def num_steps(self) -> int:
+    """Runs of the transformer for a clip of the trained length, beside that for the prompt."""
+    num_frames = self.layout.num_frames
+    num_finals = num_frames - 1 if self.layout.final_size else 0
+    return num_frames * self.layout.num_scales + num_finals
 
   def sample(
     self,
@@ -227,6 +236,32 @@ class Model:
     num_latents = math.inf if is_endless else request.layout.num_frames
     slots = window if is_endless else decoding.num_slots(num_latents, request.window)
     return self._stream(request, num_latents, slots)
+
+  def predict(
+    self, prompts: list[str], video: UInt8[np.ndarray, "b f H W 3"]
+  ) -> dict[str, Float[np.ndarray, "b"]]:
+    """Measures how well given clips are foretold, each bit from the true ones before it.
+
+    Args:
+      prompts: texts.
+      video: a clip for each, of 1 + tau k frames.
+    Returns:
+      Loss and accuracies of each clip by name, see `prediction.foretell`.
+    Raises:
+      ValueError: a prompt is too long, or clips do not fit.
+    """
+    video = self._check_given(np.asarray(video), len(prompts), "video")
+    layout = self._layout_of(video.shape[1], self.window)
+    found = self._run(
+      self._foretell,
+      self.generator,
+      layout,
+      np.stack([self.text_encoder.encode(prompt) for prompt in prompts]),
+      self.tokenizer.latents(to_float(video)),
+      pad_id=self.text_encoder.pad_id,
+      window=self.window,
+    )
+    return {name: np.asarray(values) for name, values in found.items()}
 
   def _stream(self, request: _Request, num_latents: float, slots: int):
     b = len(request.texts)

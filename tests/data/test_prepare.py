@@ -1,0 +1,188 @@
+"""Media made into shards: the same clips are read from them; what is dropped is told."""
+
+import io
+import json
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from test_folder import numbers, write_audio, write_video
+
+from videoar_jax.data import clips, prepare, records
+from videoar_jax.data.pipeline import DataConfig, make_source
+from videoar_jax.data.shards import ShardsSource
+
+FLAGS = ("--clip_s=2", "--min_s=1", "--short_side=32", "--files_per_shard=2", "--keyframe_every=6")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Videos of 30 frames a second: 5 s, 1.5 s, too short, cut off, no video; and an image."""
+  folder = tmp_path_factory.mktemp("media")
+  write_video(folder / "a" / "long.mp4", 150, 30)
+  write_video(folder / "b" / "short.webm", 45, 30, codec="libvpx")
+  write_video(folder / "b" / "tiny.mp4", 12, 30)
+  whole = write_video(folder / "b" / "whole.mp4", 90, 30).read_bytes()
+  (folder / "b" / "whole.mp4").write_bytes(whole[: len(whole) // 2])
+  (folder / "b" / "text.mp4").write_text("no video")
+  (folder / "b" / "zero.mp4").touch()
+  write_audio(folder / "b" / "sound.mp4")
+  Image.new("RGB", (60, 100), (200, 30, 40)).save(folder / "a" / "red.png")
+  (folder / "captions.jsonl").write_text('{"file": "a/long.mp4", "caption": "it counts"}\n')
+  return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(folder, tmp_path_factory):
+  out = tmp_path_factory.mktemp("shards") / "out"
+  assert prepare.main([str(folder), f"--out={out}", "--num_processes=1", *FLAGS]) == 0
+  return out
+
+
+def read_all(out):
+  """Returns header and media of each sample by its name."""
+  found = {}
+  for path in sorted(out.glob("*.array_record")):
+    keys = json.loads(path.with_suffix(".json").read_text())["keys"]
+    shard = records.open_shards([path])
+    found |= {key: records.unpack(shard[i]) for i, key in enumerate(keys)}
+  return found
+
+
+def test_videos_are_split_and_made_smaller(prepared):
+  found = read_all(prepared)
+  keys = ["a/long.mp4#0", "a/long.mp4#1", "a/long.mp4#2", "a/red.png#0", "b/short.webm#0"]
+  assert list(found) == keys
+  shown = []
+  for key in list(found)[:3]:
+    facts, data = found[key]
+    size = {"width": 64, "height": 32, "aspect_ratio": 2.0}
+    assert facts == facts | size | {"captions": ["it counts"], "class_id": 0, "frame_rate": 30.0}
+    with av.open(io.BytesIO(data)) as container:
+      frames = list(container.decode(video=0))
+    assert [i for i, f in enumerate(frames) if f.key_frame] == list(range(0, len(frames), 6))
+    assert len(frames) == facts["duration"] * 30
+    shown += [numbers(frame.to_ndarray(format="rgb24")[None])[0] for frame in frames]
+  assert shown == list(range(150))
+  facts, data = found["a/red.png#0"]
+  assert (facts["width"], facts["height"], facts["captions"]) == (32, 53, ["a"])
+  colours = np.asarray(Image.open(io.BytesIO(data))).reshape(-1, 3)
+  assert np.abs(colours - np.array([200.0, 30, 40])).max() < 3
+
+
+def test_a_clip_of_a_shard_looks_like_the_files(folder, prepared):
+  """Same times, same pixels but for H.264's loss."""
+  _, data = read_all(prepared)["a/long.mp4#1"]
+  for start_s in (0.0, 0.4, 0.9):
+    ours = clips.read_clip(io.BytesIO(data), start_s, 9, 8.0, (32, 64))
+    theirs = clips.read_clip(folder / "a" / "long.mp4", 2 + start_s, 9, 8.0, (32, 64))
+    assert numbers(ours) == numbers(theirs)
+    assert np.abs(ours.astype(float) - theirs).mean() < 6
+
+
+def test_what_is_dropped_is_told(folder, prepared, capsys):
+  lines = [json.loads(line) for line in (prepared / prepare.DROPPED).read_text().splitlines()]
+  causes = {line["key"]: line["cause"] for line in lines}
+  damaged = {file: causes.pop(file, "") for file in ("b/text.mp4", "b/whole.mp4")}
+  assert all(cause.startswith("cannot be opened as a video") for cause in damaged.values())
+  assert causes == {
+    "b/sound.mp4": "no video stream",
+    "b/tiny.mp4": "shorter than 1 s, or its rest is",
+    "b/zero.mp4": "empty file",
+  }
+  assert prepare.main([str(folder), f"--out={prepared}", "--num_processes=1", *FLAGS]) == 0
+  report = capsys.readouterr().out
+  assert "5 samples of 8 files" in report and "dropped: 1 x no video stream" in report
+
+
+def test_a_killed_run_goes_on(folder, prepared, tmp_path, monkeypatch):
+  """Shards that are whole are left; those in work are made anew; the result is the same."""
+  out, write, done = tmp_path / "out", prepare._write_shard, []
+
+  def stop(*arguments):
+    if len(done) == 2:
+      raise KeyboardInterrupt
+    done.append(arguments[-1][0])
+    return write(*arguments)
+
+  monkeypatch.setattr(prepare, "_write_shard", stop)
+  arguments = [str(folder), f"--out={out}", "--num_processes=1", *FLAGS]
+  with pytest.raises(KeyboardInterrupt):
+    prepare.main(arguments)
+  with pytest.raises(ValueError, match=r"lacks 2 of 4 shards, such as clips-00002.*prepare"):
+    make_source(DataConfig(source="shards", path=str(out), num_frames=1), "train")
+  kept = {path: path.stat().st_mtime_ns for path in done if path.is_file()}
+  done.clear()
+  assert prepare.main(arguments) == 0
+  assert len(done) == 2 and kept == {path: path.stat().st_mtime_ns for path in kept}
+  assert read_all(out) == read_all(prepared)
+  assert (out / prepare.DROPPED).read_text() == (prepared / prepare.DROPPED).read_text()
+
+
+def test_an_index_keeps_its_fields_and_processes_do_not_matter(folder, tmp_path):
+  entries = [
+    {"path": str(folder / "a" / "long.mp4"), "caption": "x", "score": 3.5, "tags": ["y"]},
+    {"path": str(folder / "a" / "red.png"), "caption": "z", "score": 1.0},
+    {"path": str(folder / "b" / "short.webm"), "score": 9.0},
+  ]
+  path = tmp_path / "clips.jsonl"
+  path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+  flags = ["--filter=score > 2", "--frame_rate=8", *FLAGS, "--files_per_shard=1"]
+  outs = []
+  for num_processes in (1, 2):
+    outs.append(tmp_path / str(num_processes))
+    all_flags = [f"--out={outs[-1]}", f"--num_processes={num_processes}", *flags]
+    assert prepare.main([str(path), *all_flags]) == 0
+  first, second = map(read_all, outs)
+  assert first == second and len(first) == 3
+  facts, data = next(iter(first.values()))
+  assert (facts["score"], facts["tags"], facts["frame_rate"]) == (3.5, ["y"], 8.0)
+  with av.open(io.BytesIO(data)) as container:
+    shown = [numbers(f.to_ndarray(format="rgb24")[None])[0] for f in container.decode(video=0)]
+  assert shown == [k * 30 // 8 for k in range(16)]
+  dropped = (outs[0] / prepare.DROPPED).read_text()
+  assert "no caption" in dropped and "red" not in dropped
+
+
+def test_all_clips_of_a_video_are_in_one_split(tmp_path, prepared):
+  _, data = read_all(prepared)["a/long.mp4#0"]
+  samples = [records.pack({"caption": "x"}, data)] * 60
+  records.write_shard(tmp_path / "s.array_record", samples)
+  keys = [f"v/{i // 3}.mp4#{i % 3}" for i in range(60)]
+  (tmp_path / "s.json").write_text(json.dumps({"keys": keys, "aspect_ratios": [0.5] * 60}))
+  clip = {"num_frames": 5, "frame_rate": 8.0, "resolution": (32, 64), "seed": 0}
+  videos = {}
+  for split, number in (("train", 54), ("test", 6)):
+    source = ShardsSource(tmp_path, split, clips_per_file=1, **clip)
+    videos[split] = {file.rpartition("#")[0] for file in source.files}
+    assert len(source) == number and source.has_test_split
+  assert not videos["train"] & videos["test"] and len(videos["test"]) == 2
+
+
+@pytest.mark.parametrize(
+  ("flags", "said"),
+  [
+    (["nowhere"], "nowhere"),
+    (["FOLDER", "--clip_s=0"], "--clip_s=0.0 must be more than 0"),
+    (["FOLDER", "--min_s=20"], "--min_s=20.0 must be in 0 up to --clip_s=10.0"),
+    (["FOLDER", "--quality=60"], "--quality=60"),
+    (["FOLDER", "--num_processes=0"], "--num_processes=0"),
+    (["FOLDER", "--filter=x > 1"], "--filter is of an index"),
+    (["EMPTY"], "has nothing to prepare"),
+  ],
+)
+def test_bad_flags_are_named(flags, said, folder, tmp_path, capsys):
+  (tmp_path / "empty").mkdir()
+  names = {"FOLDER": str(folder), "EMPTY": str(tmp_path / "empty")}
+  arguments = [names.get(flag, flag) for flag in flags]
+  assert prepare.main([*arguments, f"--out={tmp_path / 'out'}"]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+  assert not (tmp_path / "out").exists()
+
+
+def test_another_preparation_needs_another_folder(folder, prepared, capsys):
+  flags = [*FLAGS, "--quality=30"]
+  assert prepare.main([str(folder), f"--out={prepared}", *flags]) == 2
+  assert "quality 18 -> 30. Name another folder" in capsys.readouterr().err

@@ -1,0 +1,122 @@
+"""A builder of TensorFlow Datasets, read without TensorFlow."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from etils import epath
+from PIL import Image
+
+from videoar_jax.data.pipeline import DataConfig, make_source
+
+NUM_EXAMPLES, NUM_FRAMES = 4, 7
+
+
+class Toy(tfds.core.GeneratorBasedBuilder):
+  """Example i has frames of colour (40 i, 10 k, 0); the last example is too short."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  pkg_dir_path = epath.Path(".")
+
+  def _info(self):
+    frames = tfds.features.Sequence(tfds.features.Image(shape=(16, 32, 3)))
+    label = tfds.features.ClassLabel(names=["dog", "cat"])
+    features = {"name": tfds.features.Scalar(np.int64), "frames": frames, "kind": label}
+    return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+  def _split_generators(self, manager):
+    return {"train": self._generate_examples()}
+
+  def _generate_examples(self):
+    for i in range(NUM_EXAMPLES):
+      frames = [
+        encode((40 * i, 10 * k, 0)) for k in range(2 if i == NUM_EXAMPLES - 1 else NUM_FRAMES)
+      ]
+      yield i, {"name": i, "frames": frames, "kind": i % 2}
+
+
+def encode(colour):
+  file = io.BytesIO()
+  Image.new("RGB", (32, 16), colour).save(file, "png")
+  file.seek(0)
+  return file
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  builder = Toy(data_dir=tmp_path_factory.mktemp("tfds"), file_format="array_record")
+  builder.download_and_prepare()
+  assert "tensorflow" not in sys.modules
+  return Path(builder.data_dir)
+
+
+def make(folder, split="train", num_frames=3):
+  config = DataConfig(source="tfds", path=str(folder), num_frames=num_frames, resolution=(8, 8))
+  return make_source(config, split)
+
+
+def check(source):
+  seen = set()
+  for i in range(60):
+    item = source[i]
+    video = item["video"].astype(int)
+    assert video.shape == (3, 8, 8, 3) and np.ptp(video, axis=(1, 2)).max() == 0
+    example, first = video[0, 0, 0, 0] // 40, video[0, 0, 0, 1] // 10
+    assert video[:, 0, 0].tolist() == [[40 * example, 10 * (first + k), 0] for k in range(3)]
+    # The builder shuffled the examples, so that which they are is in their pictures.
+    assert item["caption"] == ["dog", "cat"][item["class_id"]] == ["dog", "cat"][example % 2]
+    seen.add((example, first))
+  assert seen == {(example, first) for example in range(3) for first in range(5)}
+  assert [cause for _, cause in source.skipped] == ["2 frames, fewer than 3"]
+
+
+def test_clips_are_the_stored_frames(folder):
+  source = make(folder)
+  assert len(source) == NUM_EXAMPLES and not source.has_test_split
+  check(source)
+  assert source.longest_captions() == ["dog", "cat"]
+
+
+def test_a_video_feature_needs_no_tensorflow(folder, tmp_path):
+  """As TensorFlow writes it, which a builder here cannot."""
+  for file in folder.iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+  path = tmp_path / "features.json"
+  features = json.loads(path.read_text())
+  feature = features["featuresDict"]["features"]["frames"]
+  video = {
+    "shape": {"dimensions": ["-1", "16", "32", "3"]},
+    "dtype": "uint8",
+    "encodingFormat": "png",
+  }
+  feature.pop("sequence")
+  feature |= {
+    "pythonClassName": "tensorflow_datasets.core.features.video_feature.Video",
+    "video": video,
+  }
+  path.write_text(json.dumps(features))
+  check(make(tmp_path))
+  assert "tensorflow" not in sys.modules
+
+
+def test_what_is_no_builder_is_named(folder, tmp_path):
+  with pytest.raises(
+    ValueError, match=r"no dataset_info.json; set it to the folder of a builder's"
+  ):
+    make(tmp_path)
+  for file in folder.iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+  info = json.loads((tmp_path / "dataset_info.json").read_text())
+  (tmp_path / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
+  with pytest.raises(ValueError, match=r"tfrecord format; prepare it in ArrayRecord's"):
+    make(tmp_path)
+  (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+  features = json.loads((tmp_path / "features.json").read_text())
+  del features["featuresDict"]["features"]["frames"]
+  (tmp_path / "features.json").write_text(json.dumps(features))
+  with pytest.raises(ValueError, match=r"no feature of type Video.*it has kind, name"):
+    make(tmp_path)

@@ -1,0 +1,179 @@
+"""Steps whose loss is not finite, or far above its average: stopped or skipped, and noted."""
+
+import json
+import logging
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from videoar_jax.nn import layers
+from videoar_jax.parallel.sharding import MeshConfig, make_mesh
+from videoar_jax.train import guarding, loop
+from videoar_jax.train.checkpoint import Checkpointer
+from videoar_jax.train.optimizer import OptimizerConfig
+from videoar_jax.train.waits import Waits
+
+
+class Weights(nnx.Module):
+  def __init__(self, key):
+    self.w = layers.param(nnx.Rngs(params=key), layers.normal(1.0), (2,), (None,))
+
+
+class Task:
+  """Fits weights to the batch."""
+
+  frozen, rival = types.MappingProxyType({}), None
+
+  def __init__(self):
+    self.frozen = {}
+
+  def init(self, key):
+    return Weights(key)
+
+  def loss(self, module, frozen, batch, key, is_training):
+    return jnp.mean((module.w[...] - batch["video"]) ** 2), {}
+
+  def media(self, module, frozen, batch):
+    return {}
+
+  def rates(self, clips_per_s):
+    return {}
+
+
+class Batches:
+  """Batch i is about 1; some are something else."""
+
+  def __init__(self, values):
+    self.values, self.position = values, 0
+
+  def __next__(self):
+    value = self.values.get(self.position, 1 + 0.1 * (self.position % 3))
+    self.position += 1
+    ids = np.array([10 * self.position, 10 * self.position + 1])
+    return {"video": np.full((2, 2), value, np.float32), "id": ids, "bucket": np.zeros(2, np.int32)}
+
+  def get_state(self):
+    return {"position": self.position}
+
+
+class Log:
+  def __init__(self):
+    self.records = {}
+
+  def scalars(self, step, values, *, is_line):
+    self.records[step] = values
+
+  def videos(self, step, videos):
+    pass
+
+  def flush(self):
+    pass
+
+
+def train(folder, values, num_steps=6, **options):
+  config = loop.LoopConfig(num_steps, 2, OptimizerConfig(kind="adamw", warmup_steps=0), **options)
+  trainer = loop.Trainer(Task(), config, make_mesh(MeshConfig(), jax.devices()[:1]), seed=0)
+  log, batches = Log(), Batches(values)
+  state = trainer.train(trainer.init(), batches, Checkpointer(folder / "checkpoints"), log, {})
+  return trainer, state, log
+
+
+def bad_steps(folder):
+  path = folder / "bad_steps.jsonl"
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_step_that_is_not_finite_stops_the_run_and_names_its_samples(tmp_path):
+  with pytest.raises(
+    FloatingPointError, match=r"loss of step 3 is nan; .*bad_steps\.jsonl.*'skip'"
+  ):
+    train(tmp_path, {2: np.nan})
+  assert bad_steps(tmp_path) == [{"step": 3, "loss": "nan", "id": [30, 31], "bucket": [0, 0]}]
+
+
+def test_a_skipped_step_leaves_no_trace(tmp_path):
+  """What follows it is what would follow the step before, at the next step's number."""
+  trainer, state, log = train(tmp_path, {2: np.inf, 4: np.nan}, on_nan="skip", ema_decay=0.5)
+  assert int(state["step"]) == 6 and sorted(log.records) == list(range(1, 7))
+  assert [(line["step"], line["id"]) for line in bad_steps(tmp_path)] == [
+    (3, [30, 31]),
+    (5, [50, 51]),
+  ]
+  expected, batches = trainer.init(), Batches({})
+  for step in range(6):
+    video = next(batches)["video"]
+    if step in (2, 4):
+      expected = expected | {"step": expected["step"] + 1}
+    else:
+      expected, _ = trainer.step(expected, {}, {"video": video}, trainer.key)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(expected))
+  # The guard is in the checkpoint.
+  checkpointer = Checkpointer(tmp_path / "checkpoints", is_reader=True)
+  restored, _ = checkpointer.restore(trainer.abstract_state)
+  checkpointer.close()
+  assert int(restored["guard"]["count"]) == 4
+  jax.tree.map(np.testing.assert_array_equal, restored["guard"], state["guard"])
+
+
+def test_a_spike_is_found_after_the_first_steps(tmp_path, monkeypatch):
+  monkeypatch.setattr(guarding, "_MEMORY", 3)
+  values = {1: 100.0, 7: 100.0}  # The first is too early to tell.
+  _, _, log = train(tmp_path, values, num_steps=9, on_nan="skip", spike=3.0)
+  assert [line["step"] for line in bad_steps(tmp_path)] == [8]
+  assert float(bad_steps(tmp_path)[0]["loss"]) == pytest.approx(log.records[8]["loss"])
+  assert all(
+    step == 8 or record["loss"] < 2000 or step == 2 for step, record in log.records.items()
+  )
+
+
+def test_the_average_is_over_good_steps():
+  guard, losses, judged = guarding.init(), [], []
+  numbers = np.random.default_rng(0).uniform(1, 2, 150).astype(np.float32)
+  numbers[[5, 120, 130]] = [50, 50, np.nan]
+  judge = jax.jit(
+    lambda guard, loss: guarding.judge(guard, {"loss": loss, "gradient_norm": loss}, 4.0)
+  )
+  average = 0.0
+  for loss in numbers:
+    is_bad, guard = judge(guard, loss)
+    judged.append(bool(is_bad))
+    if not is_bad:
+      losses.append(loss)
+      average += (loss - average) * max(1 / len(losses), 0.01)
+    assert float(guard["loss"]) == pytest.approx(average, rel=1e-4)
+  assert np.flatnonzero(judged).tolist() == [120, 130]
+
+
+def test_waiting_is_measured_and_told_once(monkeypatch, caplog):
+  clock = [0.0]
+  monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+  monkeypatch.setattr(logging.getLogger("videoar_jax"), "propagate", True)
+  waits = Waits()
+  assert waits.share == 0
+  for wait_s in (50.0, 1.0, 1.0):  # The first is for the pipeline to begin.
+    with waits:
+      clock[0] += wait_s
+    clock[0] += 99.0
+  assert waits.share == pytest.approx(2 / 299)
+  waits.warn(3)
+  assert not caplog.records
+  with waits:
+    clock[0] += 10
+  waits.warn(4)
+  waits.warn(5)
+  [record] = caplog.records
+  assert "until step 4 the run waited for data 4% of the time" in record.getMessage()
+  assert "raise data.num_threads" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [({"on_nan": "go"}, r"on_nan='go' must be 'stop' or 'skip'"), ({"spike": 0.5}, r"spike=0\.5")],
+)
+def test_bad_settings_are_named(options, message):
+  with pytest.raises(ValueError, match=message):
+    loop.LoopConfig(1, 1, OptimizerConfig(), **options)

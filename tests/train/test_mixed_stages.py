@@ -1,0 +1,137 @@
+"""Stages on batches of several shapes: a program each, one network for all, exact resume."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from test_cache import make_config, save_tokenizer
+
+from videoar_jax.train import config, run
+from videoar_jax.train.generator import GeneratorTask
+from videoar_jax.train.loop import Trainer
+from videoar_jax.train.stages import Stages
+
+
+def sized(**changes):
+  """Two stages: images, and clips of two lengths; then larger pictures."""
+  small = {
+    "images": {"weight": 0.4, "num_frames": 1},
+    "clips": {"weight": 0.6, "num_frames": (1, 5)},
+  }
+  loop = {"num_steps": 10, "batch_size": 4, "save_every": 4, "media_every": 100}
+  loop["optimizer"] = {"kind": "adamw"}
+  settings = {
+    "stages": ("tokenizer", "I", "II"),
+    "schedule": "1 2 4",
+    "generator.past": "scales",
+    "generator.previous": "first",
+    "stage.I": {"kind": "generator", "mixture": small, "loop": loop},
+    "stage.II": {
+      "kind": "generator",
+      "data": {"resolution": (24, 16), "num_frames": 1},
+      "loop": loop | {"num_steps": 2, "batch_size": 2},
+    },
+  }
+  return make_config(**settings | changes)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("mixed")
+  save_tokenizer(sized(), workdir, seed=0)
+  return workdir
+
+
+def records(workdir, stage):
+  lines = (workdir / stage / "metrics.jsonl").read_text().splitlines()
+  clock = ("steps_per_s", "tokens_per_s")
+  return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
+
+
+def test_stages_of_several_shapes_train_and_resume(workdir, monkeypatch):
+  """As many programs as shapes; a run that was stopped ends as one that was not."""
+  trainers, text = [], []
+  monkeypatch.setattr(GeneratorTask, "media", lambda *_: {})
+  monkeypatch.setattr(run, "start_log", lambda path: None)
+  monkeypatch.setattr("videoar_jax.train.stages.log.info", lambda *a: text.append(a[0] % a[1:]))
+  init = Trainer.__init__
+
+  def keep(self, *arguments, **options):
+    init(self, *arguments, **options)
+    trainers.append(self)
+
+  monkeypatch.setattr(Trainer, "__init__", keep)
+  with pytest.raises(ValueError, match=r"--stage=II starts from stage I; finish --stage=I first"):
+    run.Run(sized(), workdir).train("II")
+  with pytest.raises(ValueError, match=r"--stage=III is not a stage; they are tokenizer, I, II"):
+    run.Run(sized(), workdir).train("III")
+  first = run.Run(sized(), workdir)
+  assert first.train("I") and not first.is_finished
+  assert trainers[-1].step._cache_size() == 2
+  assert any("40.0% of the batches are images 1x16x16" in line for line in text)
+  whole = records(workdir, "I")
+  assert [record["step"] for record in whole] == list(range(1, 11))
+  # As a run that was killed after its save of step 8.
+  shutil.rmtree(workdir / "I" / "checkpoints" / "10")
+  again = run.Run(sized(), workdir)
+  assert again.train() and again.is_finished
+  assert records(workdir, "I") == whole
+  assert len(records(workdir, "II")) == 2
+  # The network has rows for the four scales of the second stage, from the beginning.
+  scales = [trainer.template.shapes["scale_embedding"] for trainer in trainers[-2:]]
+  rows = [jax.tree.leaves(embedding)[0].shape[0] for embedding in scales]
+  assert rows == [again.stages.run.widest_layout.num_scales] * 2 and rows[0] > 3
+
+
+def test_batches_cost_the_same():
+  values = sized()
+  values.stage.I.mixture.clips.num_frames = (5, 9)
+  settings = config.finalize(values)
+  stages = Stages(settings, None, run.make_mesh(settings.mesh, jax.devices()[:1]))
+  stage = settings.stages[1]
+  sources = [run.make_source(part.data, "train") for part in stage.mixture]
+  mixture = stages.mixture(stage, sources, seed=0)
+  budget = 4 * settings.layout_of(stage.data).length
+  for (frames, *size), rows in mixture.shapes:
+    assert rows == budget // settings.layout(frames, tuple(size)).length
+  by_frames = {shape[0]: rows for shape, rows in mixture.shapes}
+  assert by_frames[1] > by_frames[5] == 4 > by_frames[9]
+  batch = mixture.read(0)
+  assert batch["video"].shape[0] == by_frames[batch["video"].shape[1]]
+  assert np.all(batch["bucket"] == batch["bucket"][0])
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"clips": {"weight": 0.5}}, r"stage\.I\.mixture: the weights sum to 0\.5"),
+    ({"clips": {"weight": -1.0}}, r"mixture\.clips\.weight=-1\.0 must be more than 0"),
+    ({"clips": {}}, r"mixture\.clips\.weight=None"),
+    ({"clips": {"weight": 1.0, "pixels": 128}}, "pixels and aspect_ratios belong together"),
+    (
+      {"clips": {"weight": 1.0, "pixels": 100, "aspect_ratios": (1.0,)}},
+      r"mixture\.clips: pixels=100 has no table",
+    ),
+    ({"clips": {"weight": 1.0, "colour": 3}}, r"mixture\.clips\.colour is not a field"),
+    ({"clips": {"weight": 1.0, "num_frames": (5, 6)}}, r"6 frames|num_frames"),
+  ],
+)
+def test_mixtures_that_cannot_be_are_named(changes, message):
+  values = sized()
+  values.stage.I.mixture = changes
+  with pytest.raises(ValueError, match=message):
+    config.finalize(values)
+
+
+def test_networks_that_cannot_serve_all_stages_are_named():
+  for name, value in (("past", "final"), ("positions", "learned")):
+    values = sized()
+    values.generator[name] = value
+    with pytest.raises(ValueError, match=rf"generator\.{name}='{value}' has one"):
+      config.finalize(values)
+  values = sized()
+  values.stage.tokenizer.mixture = {"clips": {"weight": 1.0}}
+  with pytest.raises(ValueError, match=r"stage\.tokenizer\.mixture is for generators"):
+    config.finalize(values)

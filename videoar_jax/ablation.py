@@ -1,0 +1,249 @@
+"""Trains the variants of a config with several seeds, and tells them apart in one table.
+
+  python -m videoar_jax.ablation --workdir=runs/ablation --seeds=3
+
+One tokenizer and one cache of latents serve all, so that a variant trains its generator alone. The
+same command goes on where it stopped. In the workdir:
+
+shared/              the run of the tokenizer and the cache
+VARIANT_SEED/        the run of a generator, and its scores.json
+ablation.md, .json   means over the seeds and their spread, written anew after each run
+"""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import statistics
+import sys
+
+from videoar_jax.command_line import Parser, load_config_file, print_result
+
+_ATTRIBUTES = ("size", "colour", "shape", "motion", "background", "all")
+# Column of the table: what it is, where it stands in the scores, its factor, its digits.
+_COLUMNS = {
+  "loss": ("held-out loss, nats a bit", ("foretold", "loss"), 1, 4),
+  "bits": ("held-out bits, %", ("foretold", "bit_accuracy"), 100, 2),
+  **{name: (f"{name}, %", ("prompts", "generated", "all", name), 100, 0) for name in _ATTRIBUTES},
+  "drift": ("drift, points", ("drift_points",), 1, 0),
+  "step": ("s a step", ("seconds_a_step",), 1, 3),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command line; returns the exit status: 2 for what the user can mend."""
+  options = _parser().parse_args(argv)
+  return print_result(lambda: _ablate(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = Parser(prog="python -m videoar_jax.ablation", description=__doc__)
+  add = parser.add_argument
+  # Without a default of None, since that would be shown as one.
+  add("--workdir", required=True, default=argparse.SUPPRESS, help="folder of all runs")
+  add("--config", default="configs/ablation.py", help="file with VARIANTS, and its argument")
+  add("--seeds", type=int, default=3, help="runs of each variant")
+  add("--num_clips", type=int, default=256, help="test clips and prompts that score a run")
+  add("--num_long_clips", type=int, default=64, help="clips of four times the length, for drift")
+  return parser
+
+
+def _ablate(options: argparse.Namespace) -> str:
+  """Trains and scores what is not done yet; returns the table, or how far it came.
+
+  Raises:
+    ValueError, OSError: the config or a flag is wrong, or a run belongs to another config.
+  """
+  for name in ("seeds", "num_clips", "num_long_clips"):
+    if getattr(options, name) < 1:
+      raise ValueError(f"--{name}={getattr(options, name)} must be at least 1")
+  path, _, argument = options.config.partition(":")
+  file = load_config_file(path)
+  if "VARIANTS" not in file:
+    raise ValueError(f"--config={path} has no VARIANTS; name a file like configs/ablation.py")
+  variants = file["VARIANTS"]
+  if "variant=" in argument:
+    raise ValueError(f"--config={options.config}: all variants are trained; remove variant=")
+  workdir = pathlib.Path(options.workdir).absolute()
+
+  from videoar_jax.train.loop import Interrupted
+
+  def config_of(variant: str):
+    return file["get_config"](",".join(filter(None, (argument, f"variant={variant}"))))
+
+  found = {variant: [] for variant in variants}
+  try:
+    _train_shared(config_of(next(iter(variants))), workdir / "shared")
+    # Seed by seed, so that what there is after a while compares.
+    for seed in range(options.seeds):
+      for variant in variants:
+        config = config_of(variant)
+        config.seed = seed
+        found[variant].append(_run(config, workdir, f"{variant}_{seed}", options))
+        _write(workdir, variants, found)
+  except Interrupted as stopped:
+    return f"{stopped}. The same command goes on from there."
+  except KeyboardInterrupt:
+    return "stopped. The same command goes on from the last checkpoint."
+  return (workdir / "ablation.md").read_text()
+
+
+def _train_shared(config, workdir: pathlib.Path) -> None:
+  """Trains the tokenizer and encodes the clips."""
+  from videoar_jax.train.run import Run
+
+  names = list(config.stages)
+  kinds = [config.stage[name].get("kind", name) for name in names]
+  if "cache" not in kinds or kinds[-1] != "generator":
+    raise ValueError(f"config.stages={tuple(names)} must have a cache, and a generator at its end")
+  del config.generator, config.stage[names[-1]]
+  config.stages = tuple(names[:-1])
+  Run(config, workdir).train()
+
+
+def _run(config, workdir: pathlib.Path, name: str, options: argparse.Namespace) -> dict:
+  """Trains a generator on what is shared, and scores it; returns its scores."""
+  from videoar_jax.train.run import Run
+
+  folder, shared = workdir / name, workdir / "shared"
+  folder.mkdir(parents=True, exist_ok=True)
+  for stage in config.stages[:-1]:
+    if config.stage[stage].get("kind", stage) == "cache":
+      config.stage[stage].path = str(shared / stage)
+    elif not (folder / stage).exists():
+      (folder / stage).symlink_to(os.path.relpath(shared / stage, folder))
+  run = Run(config, folder)
+  stage = run.stages.run.stages[-1]
+  first = run.stages.latest_step(stage)
+  asked = {"num_clips": options.num_clips, "num_long_clips": options.num_long_clips}
+  path = folder / "scores.json"
+  before = json.loads(path.read_text()) if path.exists() else {}
+  if run.train() or before.get("asked") != asked:
+    speed = seconds_a_step(folder / stage.name / "metrics.jsonl", first)
+    before = {
+      "asked": asked,
+      **_score(folder, run, options),
+      "seconds_a_step": speed or before.get("seconds_a_step"),
+    }
+    _write_text(path, json.dumps(before, indent=2) + "\n")
+  return before
+
+
+def seconds_a_step(path: pathlib.Path, first: int) -> float | None:
+  """Returns the median time of the steps after `first`, which the run went on from.
+
+  Args:
+    path: of a stage's `metrics.jsonl`.
+    first: step that the records' speeds are counted from.
+  Returns:
+    Seconds; None where there are not two steps.
+  """
+  from videoar_jax.train.logs import read_metrics
+
+  records = [record for record in read_metrics(path) if record["step"] > first]
+  ends = [(record["step"] - first) / record["steps_per_s"] for record in records]
+  times = [end - start for start, end in itertools.pairwise(ends)]
+  return statistics.median(times) if times else None
+
+
+def _score(folder: pathlib.Path, run, options: argparse.Namespace) -> dict:
+  """Measures a trained generator on test clips."""
+  from videoar_jax.evals.generation import long_clips_of, measure
+  from videoar_jax.load import load_model
+
+  model, data = load_model(folder), run.stages.run.data
+  found = measure(
+    model,
+    run.test_source,
+    min(options.num_clips, len(run.test_source)),
+    oracle_rate=data.frame_rate if data.source == "sprites" else None,
+    long_clips=long_clips_of(model, data, options.num_long_clips),
+  ).scores()
+  return found | {"drift_points": drift_points(found["drift"]["accuracy"])}
+
+
+def drift_points(accuracy: dict[str, list[dict[str, float]]] | None) -> float | None:
+  """Returns by how many points the look of long clips is better in the last window than the first.
+
+  That is the mean of the oracle's accuracies but motion, which has no meaning once real objects
+  leave the picture. None without an oracle.
+  """
+  if accuracy is None:
+    return None
+  names = ("size", "colour", "shape", "background")
+  first, last = (
+    statistics.fmean(window[name] for name in names if name in window)
+    for window in (accuracy["generated"][0], accuracy["generated"][-1])
+  )
+  return 100 * (last - first)
+
+
+def summary(runs: list[dict]) -> dict[str, dict]:
+  """Returns mean and deviation (of n - 1; None for one run) of each column over some runs."""
+  result = {}
+  for name, (_, place, factor, _) in _COLUMNS.items():
+    values = [_look_up(run, place) for run in runs]
+    values = [factor * value for value in values if value is not None]
+    if values:
+      deviation = statistics.stdev(values) if len(values) > 1 else None
+      result[name] = {"mean": statistics.fmean(values), "deviation": deviation}
+  return result
+
+
+def _look_up(scores: dict, place: tuple[str, ...]) -> float | None:
+  for name in place:
+    scores = (scores or {}).get(name)
+  return scores
+
+
+def table(labels: dict[str, str], runs: dict[str, list[dict]]) -> str:
+  """Returns means and deviations as Markdown, a row for each variant that has a run.
+
+  Args:
+    labels: what each variant is.
+    runs: scores of its runs.
+  """
+  titles = ["variant", "seeds", *(title for title, *_ in _COLUMNS.values())]
+  lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+  for variant, label in labels.items():
+    if runs[variant]:
+      found = summary(runs[variant])
+      cells = [_cell(found.get(name), digits) for name, (*_, digits) in _COLUMNS.items()]
+      lines.append(f"| {label} | {len(runs[variant])} | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+def _cell(values: dict | None, digits: int) -> str:
+  if values is None:
+    return "-"
+  text = f"{values['mean']:.{digits}f}"
+  return text if values["deviation"] is None else f"{text} ± {values['deviation']:.{digits}f}"
+
+
+_NOTE = """
+Mean ± standard deviation over seeds. Loss and bits are of real test clips, each bit foretold from
+the true ones before it. The oracle reads from generated clips what their prompts ask for, "all" of
+it at once. Drift is by how much it reads size, colour, shape and background better (+) or worse
+(-) in the last quarter of clips of four times the length than in the first. Seconds are a median.
+"""
+
+
+def _write(workdir: pathlib.Path, labels: dict[str, str], runs: dict[str, list[dict]]) -> None:
+  """Writes the table and the numbers of all runs so far."""
+  variants = {
+    name: {"label": label, "summary": summary(runs[name]), "runs": runs[name]}
+    for name, label in labels.items()
+  }
+  _write_text(workdir / "ablation.json", json.dumps(variants, indent=2) + "\n")
+  _write_text(workdir / "ablation.md", f"# Ablation\n\n{table(labels, runs)}\n{_NOTE}")
+
+
+def _write_text(path: pathlib.Path, text: str) -> None:
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text(text)
+  partial.replace(path)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

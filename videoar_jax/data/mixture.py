@@ -1,0 +1,231 @@
+"""Batches of several shapes and sources, in an order that the seed alone decides.
+
+A batch has one shape, and comes from one bucket: samples of one source that are read at one
+resolution. Which bucket and which number of frames follows from the number of batches before it,
+by a table that repeats; so does which of the bucket's samples are in it, since it is known how many
+the batches before it took. Any batch can be made without those before it, in any thread and on any
+host, and the iterator's state is the number of batches taken.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import grain
+import numpy as np
+
+from videoar_jax.data import buckets
+
+# Batches until the table repeats: shares are kept to a thousandth.
+PERIOD = 1000
+# Batches. Grain's lengths may be rounded up, and must not exceed the largest integer then.
+ENDLESS = 2**40
+
+Shape = tuple[int, int, int]  # Frames, height, width.
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+  """Samples that are read at one resolution, each once in an epoch.
+
+  Attributes:
+    name: of the source, for people.
+    samples: their places in the source.
+    epoch_size: samples of the source; sample i in epoch e is item `i + e * epoch_size`.
+    readers: the source once for each number of frames; items as of `make_source`.
+    shapes: of these.
+    batch_sizes: clips of a global batch of each shape.
+    share: of the batches; each shape has the same part of it.
+  """
+
+  name: str
+  samples: Sequence[int]
+  epoch_size: int
+  readers: tuple
+  shapes: tuple[Shape, ...]
+  batch_sizes: tuple[int, ...]
+  share: float
+
+
+def make_buckets(
+  name: str,
+  source,
+  *,
+  num_frames: Sequence[int],
+  resolutions: Sequence[tuple[int, int]],
+  batch_size: Callable[[Shape], int],
+  share: float,
+) -> list[Bucket]:
+  """Divides a source into buckets: each sample to the resolution of the nearest aspect ratio.
+
+  Args:
+    name: of the source, for people.
+    source: from `make_source`.
+    num_frames: of clips; batches take turns.
+    resolutions: (H, W) each.
+    batch_size: of a global batch by its shape.
+    share: of the batches that come from this source.
+  Raises:
+    ValueError: a resolution has no sample, or sizes are not known.
+  """
+  chosen = [range(len(source))]
+  if len(resolutions) > 1 and hasattr(source, "aspect_ratios"):
+    nearest = buckets.nearest(source.aspect_ratios(), resolutions)
+    # A source may count a sample several times, one round after the other.
+    nearest = np.tile(nearest, len(source) // len(nearest))
+    chosen = [np.flatnonzero(nearest == i) for i in range(len(resolutions))]
+  elif len(resolutions) > 1:  # Sprites fit any.
+    chosen = [range(i, len(source), len(resolutions)) for i in range(len(resolutions))]
+  empty = [r for r, samples in zip(resolutions, chosen, strict=True) if len(samples) == 0]
+  if empty:
+    raise ValueError(
+      f"{name}: no sample is nearest to {empty[0][0]}x{empty[0][1]} pixels (height x width); "
+      "remove this aspect ratio"
+    )
+  found = []
+  for (height, width), samples in zip(resolutions, chosen, strict=True):
+    shapes = tuple((frames, height, width) for frames in num_frames)
+    sizes = tuple(batch_size(shape) for shape in shapes)
+    # As many batches as its samples need, so that every source's samples are seen equally often.
+    readers = tuple(source.reshaped(frames, (height, width)) for frames in num_frames)
+    weight = len(samples) / (sum(sizes) / len(sizes))
+    found.append(Bucket(name, samples, len(source), readers, shapes, sizes, weight))
+  total = sum(bucket.share for bucket in found)
+  return [dataclasses.replace(bucket, share=share * bucket.share / total) for bucket in found]
+
+
+def share_out(shares: Sequence[float], length: int) -> np.ndarray:
+  """Returns whose turn it is, `length` times: each time that of the one furthest behind its share.
+
+  The first of several that are equally far behind has it.
+  """
+  shares, taken, turns = np.asarray(shares), np.zeros(len(shares)), np.empty(length, np.int64)
+  for i in range(length):
+    # Rounding must not decide between those that are equally far behind.
+    turns[i] = np.argmax(np.round(shares * (i + 1) - taken, 9))
+    taken[turns[i]] += 1
+  return turns
+
+
+class Mixture:
+  """All batches of a stage.
+
+  Args:
+    buckets: from `make_buckets`; shares sum to 1.
+    seed: of the orders; each bucket and each epoch has its own.
+    tokenize: maps a caption to int32 [P].
+  Raises:
+    ValueError: shares do not sum to 1, or one is so small that it would have no batch.
+  """
+
+  def __init__(self, buckets: list[Bucket], *, seed: int, tokenize: Callable[[str], np.ndarray]):
+    self.buckets, self._tokenize = buckets, tokenize
+    if abs(sum(bucket.share for bucket in buckets) - 1) > 1e-6:
+      raise ValueError(
+        f"shares of the mixture are {[b.share for b in buckets]}; they must sum to 1"
+      )
+    # What a turn may be: (bucket, number of the shape).
+    self._kinds = [(b, s) for b, bucket in enumerate(buckets) for s in range(len(bucket.shapes))]
+    shares = [buckets[b].share / len(buckets[b].shapes) for b, _ in self._kinds]
+    self._turns = share_out(shares, PERIOD)
+    for kind in sorted(set(range(len(self._kinds))) - set(self._turns.tolist())):
+      raise ValueError(
+        f"{self.describe(kind)} would be {shares[kind]:.2%} of the batches, which is less than one "
+        f"in {PERIOD}; remove its aspect ratio, or raise its weight"
+      )
+    sizes = np.zeros((PERIOD, len(buckets)), np.int64)
+    for turn, kind in enumerate(self._turns):
+      b, s = self._kinds[kind]
+      sizes[turn, b] = buckets[b].batch_sizes[s]
+    # Samples of each bucket before each turn of the table, and in all of it.
+    self._before, self._total = np.cumsum(sizes, axis=0) - sizes, sizes.sum(axis=0)
+    self._orders = [
+      grain.MapDataset.range(len(bucket.samples)).shuffle((seed + 7919 * b) % 2**32).repeat(None)
+      for b, bucket in enumerate(buckets)
+    ]
+
+  def describe(self, kind: int) -> str:
+    """Returns a source and a shape as a text."""
+    b, s = self._kinds[kind]
+    frames, height, width = self.buckets[b].shapes[s]
+    return f"{self.buckets[b].name} {frames}x{height}x{width}"
+
+  @property
+  def shapes(self) -> list[tuple[Shape, int]]:
+    """The different (shape, clips of a global batch) of all batches."""
+    pairs = [pair for b in self.buckets for pair in zip(b.shapes, b.batch_sizes, strict=True)]
+    return list(dict.fromkeys(pairs))
+
+  def drawn(self, first: int, last: int) -> dict[str, dict[str, int]]:
+    """Returns {batches, clips} of each source and shape, from batch `first` to before `last`."""
+    result = {}
+    for kind, (b, s) in enumerate(self._kinds):
+      count = self._count(kind, last) - self._count(kind, first)
+      size = self.buckets[b].batch_sizes[s]
+      result[self.describe(kind)] = {"batches": count, "clips": count * size}
+    return result
+
+  def _count(self, kind: int, end: int) -> int:
+    """Returns how many of the first batches are of a kind."""
+    rounds, rest = divmod(end, PERIOD)
+    is_kind = self._turns == kind
+    return int(rounds * is_kind.sum() + is_kind[:rest].sum())
+
+  def items(self, batch: int) -> tuple[int, int, list[int]]:
+    """Returns the bucket of a batch, the number of its shape, and the items of its clips."""
+    rounds, turn = divmod(batch, PERIOD)
+    b, s = self._kinds[self._turns[turn]]
+    bucket, order = self.buckets[b], self._orders[b]
+    start = int(rounds * self._total[b] + self._before[turn, b])
+    positions = range(start, start + bucket.batch_sizes[s])
+    items = [
+      int(bucket.samples[order[p]]) + p // len(bucket.samples) * bucket.epoch_size
+      for p in positions
+    ]
+    return b, s, items
+
+  def read(self, batch: int, process_index: int = 0, process_count: int = 1) -> dict:
+    """Returns this process's part of a batch."""
+    b, s, items = self.items(batch)
+    size = len(items) // process_count
+    reader = self.buckets[b].readers[s]
+    clips = [reader[item] for item in items[process_index * size : (process_index + 1) * size]]
+    return {
+      "video": np.stack([clip["video"] for clip in clips]),
+      "text": np.stack([np.asarray(self._tokenize(clip["caption"]), np.int32) for clip in clips]),
+      "class_id": np.array([clip["class_id"] for clip in clips], np.int32),
+      "id": np.array([clip["id"] for clip in clips], np.int64),
+      "bucket": np.full(size, b, np.int32),
+    }
+
+  def iterator(
+    self,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 4,
+    prefetch: int = 4,
+  ) -> grain.DatasetIterator:
+    """Returns an endless iterator over this process's part of each batch.
+
+    Args:
+      process_index, process_count: this process and how many there are.
+      num_threads: threads that make a batch each; 0 makes them in the caller's.
+      prefetch: batches that are made ahead, if there are threads.
+    Returns:
+      Iterator over batches as of `make_iterator`, which also have the number of their bucket. Its
+      state does not depend on the number of processes.
+    Raises:
+      ValueError: a batch does not divide over processes.
+    """
+    for shape, size in self.shapes:
+      if size % process_count:
+        raise ValueError(
+          f"batches of {size} clips of {shape} cannot be shared by {process_count} processes"
+        )
+    dataset = grain.MapDataset.range(ENDLESS).map(
+      lambda batch: self.read(batch, process_index, process_count)
+    )
+    options = grain.ReadOptions(
+      num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0
+    )
+    return iter(dataset.to_iter_dataset(options))

@@ -1,0 +1,336 @@
+"""Prepares videos and images for training: short clips of a bounded size, in shards.
+
+  python -m videoar_jax.data.prepare FOLDER --out=SHARDS
+  python -m videoar_jax.data.prepare clips.jsonl --filter="score > 5" --out=SHARDS
+
+Then --config.data.source=shards --config.data.path=SHARDS trains on them. Captions are those of a
+folder (`captions.jsonl`, else the folders' names) or of an index (.jsonl, .parquet), whose other
+fields are kept. A run that was killed goes on after its last whole shard.
+
+SHARDS then has
+
+  prepared.json                        what was asked for
+  clips-00000-of-00004.array_record    samples, as `data/shards.py` says; none where all was dropped
+  clips-00000-of-00004.json            their names, FILE#CLIP, height by width; what was dropped
+  dropped.jsonl                        all that was dropped: {"key": ..., "cause": ...}
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from PIL import Image
+from tqdm import tqdm
+
+from videoar_jax.command_line import Parser, check_out, print_result
+from videoar_jax.data import clips, records, remote, shards, sources
+from videoar_jax.data.clip_source import captions_of
+from videoar_jax.data.filters import parse_filter
+from videoar_jax.data.index import open_media, read_entries
+
+DROPPED = "dropped.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How media are prepared.
+
+  Attributes:
+    clip_s: seconds of a clip.
+    min_s: seconds of the shortest clip that is kept.
+    short_side: pixels; larger pictures are made smaller, none is made larger.
+    frame_rate: frames a second to keep; None for each file's own.
+    keyframe_every: frames from one key frame to the next.
+    quality: of H.264, as its constant rate factor; lower is better.
+    files_per_shard: files that are prepared together.
+  """
+
+  clip_s: float = 10.0
+  min_s: float = 2.0
+  short_side: int = 256
+  frame_rate: float | None = None
+  keyframe_every: int = 12
+  quality: int = 18
+  files_per_shard: int = 64
+
+  def __post_init__(self):
+    for name in ("clip_s", "short_side", "frame_rate", "keyframe_every", "files_per_shard"):
+      value = getattr(self, name)
+      if value is not None and not value > 0:
+        raise ValueError(f"--{name}={value} must be more than 0")
+    if not 0 <= self.min_s <= self.clip_s:
+      raise ValueError(f"--min_s={self.min_s} must be in 0 up to --clip_s={self.clip_s}")
+    if not 0 <= self.quality <= 51:
+      raise ValueError(f"--quality={self.quality} must be in 0 up to 51")
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command line; returns the exit status: 2 for what the user can mend."""
+  parser = Parser(prog="python -m videoar_jax.data.prepare", description=__doc__)
+  parser.add_argument("input", metavar="INPUT", help="folder of videos and images, or an index")
+  parser.add_argument("--out", required=True, type=Path, help="folder for the shards")
+  parser.add_argument("--filter", help="of an index's entries to keep, as data.filter")
+  processes = os.cpu_count() or 1
+  parser.add_argument("--num_processes", type=int, default=processes, help="that work at a time")
+  texts = {
+    "clip_s": "seconds of a clip; longer videos are split",
+    "min_s": "seconds of the shortest clip to keep, of videos",
+    "short_side": "pixels of the shorter side, at most",
+    "frame_rate": "frames a second to keep; default is each file's own",
+    "keyframe_every": "frames from one key frame to the next: fewer are read faster, and larger",
+    "quality": "constant rate factor of H.264: 0 is lossless, 51 is worst",
+    "files_per_shard": "files that make a shard",
+  }
+  for field in dataclasses.fields(Settings):
+    kind = int if field.type is int else float
+    parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=texts[field.name])
+  options = parser.parse_args(argv)
+
+  def run() -> str:
+    names = [field.name for field in dataclasses.fields(Settings)]
+    settings = Settings(**{name: getattr(options, name) for name in names})
+    return prepare(options.input, options.out, settings, options.num_processes, options.filter)
+
+  return print_result(run)
+
+
+def prepare(
+  path: str, out: Path, settings: Settings, num_processes: int, filter: str | None = None
+) -> str:
+  """Prepares a folder or an index, as far as that was not done before; returns a report.
+
+  Raises:
+    ValueError: there is nothing to prepare, or `out` was made from something else.
+  """
+  check_out(out)
+  if num_processes < 1:
+    raise ValueError(f"--num_processes={num_processes} must be at least 1")
+  root, files = _list_files(Path(path).expanduser(), filter)
+  size = settings.files_per_shard
+  groups = [files[start : start + size] for start in range(0, len(files), size)]
+  _check_same(out, settings, files, len(groups))
+  paths = [out / shards.prepared_name(i, len(groups)) for i in range(len(groups))]
+  missing = [(path, group) for path, group in zip(paths, groups, strict=True) if not _is_done(path)]
+  with tqdm(total=len(files), desc="prepare", unit="file", dynamic_ncols=True) as bar:
+    bar.update(len(files) - sum(len(group) for _, group in missing))
+    for num_files in _work(functools.partial(_write_shard, root, settings), missing, num_processes):
+      bar.update(num_files)
+  return _report(out, paths, len(files))
+
+
+def _list_files(path: Path, filter: str | None) -> tuple[Path, list[tuple[str, dict]]]:
+  """Returns what the files' names are relative to, and each file with its facts."""
+  if path.is_dir():
+    if filter:
+      raise ValueError("--filter is of an index; leave it out for a folder")
+    found = sources.find_media(path)
+    captions = sources.read_captions(path / sources.CAPTIONS, set(found))
+    classes = {file: sources.folder_name(path, file) for file in found}
+    numbers = {name: number for number, name in enumerate(sorted(set(classes.values())))}
+    files = [
+      (file, {"captions": captions.get(file, [classes[file]]), "class_id": numbers[classes[file]]})
+      for file in found
+    ]
+  else:
+    entries = read_entries(path)
+    keep = parse_filter(filter) if filter else lambda entry: True
+    # Parquet has dates and other things that JSON has not.
+    files = [
+      (entry["path"], json.loads(json.dumps(entry, default=str)))
+      for place, entry in entries
+      if _is_kept(keep, place, entry)
+    ]
+  if not files:
+    raise ValueError(f"{path} has nothing to prepare: no video, no image, or none that is kept")
+  return (path if path.is_dir() else path.parent), files
+
+
+def _is_kept(keep, place: str, entry: dict) -> bool:
+  try:
+    return keep(entry)
+  except ValueError as error:
+    raise ValueError(f"{place}: {error}") from None
+
+
+def _check_same(out: Path, settings: Settings, files: list, num_shards: int) -> None:
+  """Notes what `out` is to hold, or checks that it is what was noted there."""
+  names = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+  wanted = dataclasses.asdict(settings) | {"files": names, "num_shards": num_shards}
+  noted = out / shards.PREPARED
+  if noted.is_file():
+    found = json.loads(noted.read_text())
+    different = sorted(name for name in wanted if found.get(name) != wanted[name])
+    if different:
+      changes = ", ".join(f"{name} {found.get(name)} -> {wanted[name]}" for name in different)
+      raise ValueError(
+        f"--out={out} was prepared from something else: {changes}. Name another folder, or remove "
+        "this one"
+      )
+    return
+  out.mkdir(parents=True, exist_ok=True)
+  _write_text(noted, json.dumps(wanted, indent=2) + "\n")
+
+
+def _is_done(path: Path) -> bool:
+  return path.with_suffix(".json").is_file()
+
+
+def _work(write, missing: list, num_processes: int) -> Iterator[int]:
+  """Yields the number of files of each shard when it is written."""
+  if num_processes == 1:
+    yield from map(write, missing)
+    return
+  # A child that is forked could inherit a lock that a thread of the parent holds.
+  context = multiprocessing.get_context("spawn")
+  with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+    yield from pool.map(write, missing)
+
+
+def _write_shard(root: Path, settings: Settings, job: tuple[Path, list]) -> int:
+  """Writes a shard, then the note that says that it is done; returns its number of files."""
+  path, files = job
+  keys, ratios, dropped = [], [], []
+
+  def samples() -> Iterator[bytes]:
+    for file, facts in files:
+      try:
+        captions_of(facts)  # A sample without one is dropped.
+        for number, (data, added) in enumerate(_prepare_file(remote.join(root, file), settings)):
+          header = {name: value for name, value in facts.items() if name != "path"} | added
+          yield records.pack(header, data)
+          keys.append(f"{file}#{number}")
+          ratios.append(added["height"] / added["width"])
+      except (ValueError, OSError) as error:
+        # What came before the damage is whole.
+        dropped.append({"key": file, "cause": getattr(error, "strerror", None) or str(error)})
+
+  found = samples()
+  first = next(found, None)
+  if first is not None:
+    records.write_shard(path, itertools.chain([first], found))
+  note = json.dumps({"keys": keys, "aspect_ratios": ratios, "dropped": dropped}, ensure_ascii=False)
+  _write_text(path.with_suffix(".json"), note + "\n")
+  return len(files)
+
+
+def _prepare_file(path: str, settings: Settings) -> Iterator[tuple[bytes, dict]]:
+  """Yields a file's clips, encoded, and what is known of each.
+
+  Raises:
+    ValueError: what follows cannot be decoded, or is too short.
+  """
+  media = open_media(path)
+  if isinstance(media, str) and Path(media).stat().st_size == 0:
+    raise ValueError("empty file")
+  if clips.is_image(media):
+    yield _encode_image(media, settings.short_side)
+    return
+  rate = Fraction(settings.frame_rate or clips.probe(media).frame_rate).limit_denominator(1001)
+  frames = clips.read_frames(media, float(rate))
+  num_frames = max(round(settings.clip_s * rate), 1)
+  for first in frames:
+    clip = itertools.chain([first], itertools.islice(frames, num_frames - 1))
+    data, count, size = _encode_video(clip, rate, settings)
+    if count < settings.min_s * rate:
+      raise ValueError(f"shorter than {settings.min_s:g} s, or its rest is")
+    yield data, {"duration": count / float(rate), "frame_rate": float(rate)} | _size_facts(*size)
+
+
+def _bounded(height: int, width: int, short_side: int) -> tuple[int, int]:
+  scale = min(1.0, short_side / min(height, width))
+  return round(height * scale), round(width * scale)
+
+
+def _size_facts(height: int, width: int) -> dict:
+  return {"width": width, "height": height, "aspect_ratio": width / height}
+
+
+def _encode_video(
+  frames: Iterator[av.VideoFrame], rate: Fraction, settings: Settings
+) -> tuple[bytes, int, tuple[int, int]]:
+  """Returns frames as mp4, how many they were, and their size (H, W), of even sides."""
+  buffer, count, stream = io.BytesIO(), 0, None
+  with av.open(buffer, "w", format="mp4") as container:
+    for frame in frames:
+      if stream is None:
+        size = _bounded(frame.height, frame.width, settings.short_side)
+        size = tuple(max(side // 2 * 2, 2) for side in size)  # Colours have half as many pixels.
+        stream = _add_stream(container, size, rate, settings)
+      # As RGB, which leaves no doubt about the colours.
+      small = av.VideoFrame.from_ndarray(clips.resize_and_crop(frame, size), format="rgb24")
+      small.pts, small.time_base = count, 1 / rate
+      container.mux(stream.encode(small))
+      count += 1
+    container.mux(stream.encode())
+  return buffer.getvalue(), count, size
+
+
+def _add_stream(container, size: tuple[int, int], rate: Fraction, settings: Settings):
+  stream = container.add_stream("libx264", rate=rate)
+  stream.height, stream.width = size
+  stream.pix_fmt = "yuv420p"
+  # Frames come in order, none is dear to decode, and key frames come as often as was asked for.
+  stream.options = {
+    "crf": str(settings.quality),
+    "preset": "fast",
+    "tune": "fastdecode",
+    "bf": "0",
+    "g": str(settings.keyframe_every),
+    "sc_threshold": "0",
+    # It makes the same frames come out differently now and then, and gains little here.
+    "x264-params": "mbtree=0",
+  }
+  stream.codec_context.time_base = 1 / rate
+  # The pool's processes work on a file each.
+  stream.codec_context.thread_count = 1
+  return stream
+
+
+def _encode_image(media: clips.Media, short_side: int) -> tuple[bytes, dict]:
+  image = clips.read_image(media)
+  height, width = _bounded(image.height, image.width, short_side)
+  if (height, width) != (image.height, image.width):
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+  buffer = io.BytesIO()
+  image.save(buffer, "jpeg", quality=95, subsampling=0)
+  return buffer.getvalue(), _size_facts(height, width)
+
+
+def _report(out: Path, paths: list[Path], num_files: int) -> str:
+  """Writes the list of all that was dropped; returns how much there is of what."""
+  notes = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
+  dropped = [fault for note in notes for fault in note["dropped"]]
+  num_clips = sum(len(note["keys"]) for note in notes)
+  text = "".join(json.dumps(fault, ensure_ascii=False) + "\n" for fault in dropped)
+  _write_text(out / DROPPED, text)
+  size = sum(path.stat().st_size for path in paths if path.is_file())
+  lines = [f"{num_clips} samples of {num_files} files, {size / 2**20:.1f} MiB, in {out}"]
+  causes = Counter(fault["cause"] for fault in dropped).most_common()
+  lines += [f"dropped: {count} x {cause}" for cause, count in causes]
+  if num_clips == 0:
+    raise ValueError(f"nothing could be prepared: {'; '.join(lines[1:])}")
+  if dropped:
+    lines.append(f"{out / DROPPED} has their names")
+  return "\n".join(lines)
+
+
+def _write_text(path: Path, text: str) -> None:
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text(text)
+  partial.replace(path)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,118 @@
+"""Files at URLs such as gs://bucket/folder, s3://bucket/folder or memory://folder, by fsspec.
+
+What is read at random is copied to this machine once, to `$VIDEOAR_JAX_DATA` (by default
+`~/.cache/videoar_jax/data`); it is copied again where it changed. Local paths stay as they are.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+
+_COPIED = "copied.json"  # Of each file of a folder, what it was like when it was copied.
+
+
+def is_url(path: str | Path) -> bool:
+  """Says whether a path is a URL."""
+  return "://" in str(path)
+
+
+def join(folder: str | Path, file: str) -> str:
+  """Returns the path or URL of a file that is relative to a folder, or has a place of its own."""
+  if is_url(file) or not is_url(folder):
+    return file if is_url(file) else os.fspath(Path(folder) / file)
+  return file if posixpath.isabs(file) else f"{str(folder).rstrip('/')}/{file}"
+
+
+def read(url: str) -> bytes:
+  """Returns a file's bytes.
+
+  Raises:
+    ValueError: there is none, or it cannot be reached.
+  """
+  with _errors(url):
+    files, path = fsspec.core.url_to_fs(url)
+    return files.cat_file(path)
+
+
+def local_file(path: str | Path) -> Path:
+  """Returns a path, or that of a copy of the file at a URL.
+
+  Raises:
+    ValueError: there is no file at the URL.
+  """
+  if not is_url(path):
+    return Path(path).expanduser()
+  folder, _, name = str(path).rpartition("/")
+  return _copy(folder, lambda found: found == name) / name
+
+
+def local_folder(path: str | Path, suffixes: tuple[str, ...] = ("",)) -> Path:
+  """Returns a path, or that of a copy of the folder at a URL, without its subfolders.
+
+  Args:
+    path: of the folder.
+    suffixes: of the files to copy.
+  Raises:
+    ValueError: there is no such file at the URL.
+  """
+  if not is_url(path):
+    return Path(path).expanduser()
+  return _copy(str(path).rstrip("/"), lambda found: found.endswith(suffixes))
+
+
+def _copy(url: str, is_wanted) -> Path:
+  """Copies the files of a folder that are wanted and not there yet; returns where they are."""
+  cache = Path(os.environ.get("VIDEOAR_JAX_DATA", "~/.cache/videoar_jax/data")).expanduser()
+  folder = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
+  folder.mkdir(parents=True, exist_ok=True)
+  note = folder / _COPIED
+  copied = json.loads(note.read_text()) if note.is_file() else {}
+  with _errors(url):
+    files, root = fsspec.core.url_to_fs(url)
+    found = {
+      posixpath.basename(info["name"]): info["name"]
+      for info in files.ls(root, detail=True, refresh=True)
+      if info["type"] == "file" and is_wanted(posixpath.basename(info["name"]))
+    }
+    if not found:
+      raise FileNotFoundError
+    for name, source in sorted(found.items()):
+      stamp = str(files.checksum(source))
+      if copied.get(name) != stamp or not (folder / name).is_file():
+        partial = folder / f"{name}.{os.getpid()}.partial"
+        files.get_file(source, os.fspath(partial))
+        partial.replace(folder / name)
+        copied[name] = stamp
+        _write(note, copied)
+  for name in set(copied) - set(found):
+    # Another call may want other files; those that are gone must not be read.
+    if is_wanted(name):
+      (folder / name).unlink(missing_ok=True)
+      del copied[name]
+  _write(note, copied)
+  return folder
+
+
+def _write(note: Path, copied: dict) -> None:
+  partial = note.with_name(f"{note.name}.{os.getpid()}.partial")
+  partial.write_text(json.dumps(copied))
+  partial.replace(note)
+
+
+@contextlib.contextmanager
+def _errors(url: str) -> Iterator[None]:
+  """Says in one line, with the URL, why it cannot be read."""
+  try:
+    yield
+  except ImportError as error:
+    raise ValueError(f"{url} needs another package: {error}") from error
+  except FileNotFoundError as error:
+    raise ValueError(f"{url}: there is no such file") from error
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{url} cannot be read ({type(error).__name__}: {error})") from error
