@@ -105,7 +105,7 @@ def test_a_save_that_fails_does_not_end_the_run_but_the_last_one_does(caplog):
   failing = Checkpointer(OSError("the disk is full"))
   with caplog.at_level(logging.ERROR):
     Trainer._save(failing, *PARTS, is_last=False)
-    Trainer._check(failing)
+    Trainer._check_saves(failing)
   assert "STEP 7 WAS NOT SAVED: the disk is full" in caplog.text and "A SAVE FAILED" in caplog.text
   with pytest.raises(OSError, match="disk is full"):
     Trainer._save(failing, *PARTS, is_last=True)
@@ -114,7 +114,7 @@ def test_a_save_that_fails_does_not_end_the_run_but_the_last_one_does(caplog):
 def test_a_save_that_hangs_ends_the_run():
   hanging = Checkpointer(TimeoutError("hanging"))
   with pytest.raises(TimeoutError):
-    Trainer._check(hanging)
+    Trainer._check_saves(hanging)
   with pytest.raises(TimeoutError):
     Trainer._save(hanging, *PARTS, is_last=False)
 

@@ -26,6 +26,8 @@ from videoar_jax.train.stages import Stages
 
 log = logging.getLogger(__name__)
 
+_locks: dict = {}  # Files that are held open, by path.
+
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
 
@@ -65,7 +67,7 @@ class Run:
     self.is_new = all(self.stages.latest_step(stage) == 0 for stage in run.stages)
     if hosts.is_first():
       workdir.mkdir(parents=True, exist_ok=True)
-      self._lock = _lock(workdir)
+      _lock(workdir)
       start_log(workdir / "log.txt")
       configs.save_config(config, workdir / "config.json")
       _write_facts(self.stages)
@@ -231,22 +233,26 @@ def _check_shared(workdir: pathlib.Path) -> None:
     sign.unlink()
 
 
-def _lock(workdir: pathlib.Path):
-  """Returns a file whose lock is held until this process ends.
+def _lock(workdir: pathlib.Path) -> None:
+  """Keeps other processes out of a workdir until this one ends.
 
   Raises:
-    ValueError: another run holds it.
+    ValueError: another run is in it.
   """
-  file = (workdir / "lock").open("a")
+  path = (workdir / "lock").resolve()
+  if path in _locks:
+    return
+  file = path.open("a")
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
+    file.close()
     raise ValueError(
       f"--workdir={workdir} is in use by another run; wait for it, end it, or name another workdir"
     ) from None
   except OSError as error:
     log.warning("%s: the file system has no locks (%s); do not start a second run", workdir, error)
-  return file
+  _locks[path] = file
 
 
 def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> None:
