@@ -18,7 +18,7 @@ def make_state(value):
   opt_state = ({"mu": params}, ())
   rival = {"params": {"bias": jnp.full(3, 2 * value)}, "averages": {"real": jnp.asarray(value)}}
   state = {"params": params, "opt_state": opt_state, "ema": {}, "step": jnp.asarray(7)}
-  return state | {"rival": rival}
+  return state | {"rival": rival, "guard": {}}
 
 
 @pytest.fixture
