@@ -178,13 +178,20 @@ class Checkpointer:
       TimeoutError: it has been going on for too long.
       Exception: it failed; it left no checkpoint, and the next save may go well.
     """
+    step, began = self._began
     try:
       self._manager.check_for_errors()
+      if step and not self._manager.is_saving_in_progress():
+        # The thread that ends a save may have come first to the error, and has kept it.
+        self._manager.wait_until_finished()
+        if not (self.directory / str(step)).exists():
+          raise OSError(f"the save of step {step} to {self.directory} failed; the log says why")
+        self._began = 0, 0.0
     except Exception:
       # The library takes the step for saved otherwise.
       self._manager.reload()
+      self._began = 0, 0.0
       raise
-    step, began = self._began
     if time.monotonic() - began > self.timeout_s and self._manager.is_saving_in_progress():
       self._is_hanging = True
       raise TimeoutError(
