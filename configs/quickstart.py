@@ -66,7 +66,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.generator.previous = "all"
   config.generator.past = "final"
 
-  config.sampling = ConfigDict({"guidance": "constant:2", "temperature": 0.7, "top_p": 1.0})
+  config.sampling = ConfigDict({"guidance": "constant:3", "temperature": 0.7, "top_p": 1.0})
   config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
   config.report = ConfigDict({"num_clips": 64, "num_prompts": 64})
 
