@@ -104,6 +104,7 @@ def _train_shared(config, workdir: pathlib.Path) -> None:
 
 def _run(config, workdir: pathlib.Path, name: str, options: argparse.Namespace) -> dict:
   """Trains a generator on what is shared, and scores it; returns its scores."""
+  from videoar_jax.evals.media import write_text
   from videoar_jax.train.run import Run
 
   folder, shared = workdir / name, workdir / "shared"
@@ -126,7 +127,7 @@ def _run(config, workdir: pathlib.Path, name: str, options: argparse.Namespace) 
       **_score(folder, run, options),
       "seconds_a_step": speed or before.get("seconds_a_step"),
     }
-    _write_text(path, json.dumps(before, indent=2) + "\n")
+    write_text(path, json.dumps(before, indent=2) + "\n")
   return before
 
 
@@ -231,18 +232,14 @@ it at once. Drift is by how much it reads size, colour, shape and background bet
 
 def _write(workdir: pathlib.Path, labels: dict[str, str], runs: dict[str, list[dict]]) -> None:
   """Writes the table and the numbers of all runs so far."""
+  from videoar_jax.evals.media import write_text
+
   variants = {
     name: {"label": label, "summary": summary(runs[name]), "runs": runs[name]}
     for name, label in labels.items()
   }
-  _write_text(workdir / "ablation.json", json.dumps(variants, indent=2) + "\n")
-  _write_text(workdir / "ablation.md", f"# Ablation\n\n{table(labels, runs)}\n{_NOTE}")
-
-
-def _write_text(path: pathlib.Path, text: str) -> None:
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(text)
-  partial.replace(path)
+  write_text(workdir / "ablation.json", json.dumps(variants, indent=2) + "\n")
+  write_text(workdir / "ablation.md", f"# Ablation\n\n{table(labels, runs)}\n{_NOTE}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 
 from videoar_jax.data.pipeline import DataConfig, make_source
 from videoar_jax.evals import drift, fvd, i3d, scores
-from videoar_jax.evals.media import contact_sheet, side_by_side, write_mp4, write_png
+from videoar_jax.evals.media import contact_sheet, side_by_side, write_mp4, write_png, write_text
 
 NUM_SHOWN = 8  # Clips that are kept to be looked at.
 _COLUMNS = ("size", "colour", "shape", "motion", "background", "all")
@@ -223,14 +223,12 @@ def _measure_drift(
 def table(result: dict) -> str:
   """Returns what `generation.json` holds, to be read."""
   data, missing = result["data"], result["not_measured"]
-  height, width = data["resolution"]
-  size = f"{data['num_frames']} frames of {height}x{width} at {data['frame_rate']:g} a second"
-  place = data["path"] or data["source"]
-  lines = [f"{data['num_clips']} clips of {place}: {size}; measured in {result['seconds']:.0f} s"]
-  if not data["has_test_split"]:
-    lines.append("note: the folder is too small for a test split; these clips may be trained on")
+  lines = scores.head_lines(result)
   steps = result["steps_a_clip"]
-  lines += ["", _fvd_line(result["gfvd"], missing.get("gfvd"), data["num_clips"])]
+  lines += [
+    "",
+    scores.fvd_line("gFVD".ljust(26), result["gfvd"], missing.get("gfvd"), data["num_clips"]),
+  ]
   lines.append(f"{'seconds a clip':26}{result['seconds_a_clip']:8.2f}")
   lines += [] if steps is None else [f"{'steps a clip':26}{steps:8}"]
   if result["prompts"]:
@@ -242,14 +240,6 @@ def table(result: dict) -> str:
   else:
     lines += ["", f"{'drift':26}  not measured: {missing['drift']}"]
   return "\n".join(lines) + "\n"
-
-
-def _fvd_line(gfvd: dict | None, missing: str | None, num_clips: int) -> str:
-  if gfvd is None:
-    return f"{'gFVD':26}  not measured: {missing}"
-  real = gfvd["real_against_other_real_clips"]
-  beside = f"not measured, needs {2 * num_clips} clips" if real is None else f"{real:.1f}"
-  return f"{'gFVD':26}{gfvd['value']:8.1f}  (real clips against other real ones: {beside})"
 
 
 def _prompt_table(prompts: dict) -> str:
@@ -287,9 +277,7 @@ def write(out: pathlib.Path, result: dict, found: Generation) -> list[pathlib.Pa
   """Writes the numbers and the pictures, and returns the files; each appears once it is whole."""
   out.mkdir(parents=True, exist_ok=True)
   numbers, video, sheet = (out / f"generation.{end}" for end in ("json", "mp4", "png"))
-  partial = numbers.with_name(numbers.name + ".partial")
-  partial.write_text(json.dumps(result, indent=2) + "\n")
-  partial.replace(numbers)
+  write_text(numbers, json.dumps(result, indent=2) + "\n")
   write_mp4(video, side_by_side(found.real, found.generated), result["data"]["frame_rate"])
   write_png(sheet, contact_sheet(found.generated, found.captions))
   if found.drift is None:

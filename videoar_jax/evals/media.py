@@ -122,3 +122,10 @@ def side_by_side(
   pair = [np.pad(clips, pads, constant_values=255) for clips in (left, right)]
   rows = np.concatenate(pair, axis=3)  # [b, f, H, 2 W, 3], with margins behind.
   return np.concatenate(list(rows), axis=1)[:, :-_MARGIN, :-_MARGIN]
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a text file; it appears once it is whole."""
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text(text)
+  partial.replace(path)

@@ -9,7 +9,13 @@ from jaxtyping import Float, UInt8
 
 from videoar_jax.evals import fvd, i3d, metrics, scores
 from videoar_jax.evals.code_use import CodeUse
-from videoar_jax.evals.media import reconstruction_sheet, side_by_side, write_mp4, write_png
+from videoar_jax.evals.media import (
+  reconstruction_sheet,
+  side_by_side,
+  write_mp4,
+  write_png,
+  write_text,
+)
 from videoar_jax.nn import lpips
 from videoar_jax.tokenizer.tokenizer import Tokenizer
 
@@ -117,12 +123,7 @@ def measure(
 def table(result: dict) -> str:
   """Returns what `reconstruction.json` holds, to be read."""
   data, missing = result["data"], result["not_measured"]
-  height, width = data["resolution"]
-  size = f"{data['num_frames']} frames of {height}x{width} at {data['frame_rate']:g} a second"
-  place = data["path"] or data["source"]
-  lines = [f"{data['num_clips']} clips of {place}: {size}; measured in {result['seconds']:.0f} s"]
-  if not data["has_test_split"]:
-    lines.append("note: the folder is too small for a test split; these clips may be trained on")
+  lines = scores.head_lines(result)
   lines += ["", f"{'':10}{'mean':>8}{'worst clip':>14}"]
   for name, label, digits in (("psnr", "PSNR, dB", 2), ("ssim", "SSIM", 4), ("lpips", "LPIPS", 4)):
     if result[name] is None:
@@ -130,7 +131,9 @@ def table(result: dict) -> str:
     else:
       mean, worst = result[name]["mean"], result[name]["worst"]
       lines.append(f"{label:10}{mean:8.{digits}f}{worst:14.{digits}f}")
-  lines.append(_rfvd_line(result["rfvd"], missing.get("rfvd"), data["num_clips"]))
+  lines.append(
+    scores.fvd_line("rFVD".ljust(10), result["rfvd"], missing.get("rfvd"), data["num_clips"])
+  )
   use = result["code_use"]
   lines += ["", f"{'scale':10}{'bits that flip':>16}{'entropy, bits':>16}{'remainder':>12}"]
   for scale in use["scales"]:
@@ -140,21 +143,11 @@ def table(result: dict) -> str:
   return "\n".join(lines) + "\n"
 
 
-def _rfvd_line(rfvd: dict | None, missing: str | None, num_clips: int) -> str:
-  if rfvd is None:
-    return f"{'rFVD':10}  not measured: {missing}"
-  real = rfvd["real_against_other_real_clips"]
-  beside = f"not measured, needs {2 * num_clips} clips" if real is None else f"{real:.1f}"
-  return f"{'rFVD':10}{rfvd['value']:8.1f}  (real clips against other real ones: {beside})"
-
-
 def write(out: pathlib.Path, result: dict, found: Reconstruction) -> list[pathlib.Path]:
   """Writes the numbers and the pictures, and returns the files; each appears once it is whole."""
   out.mkdir(parents=True, exist_ok=True)
   numbers, video, sheet = (out / f"reconstruction.{end}" for end in ("json", "mp4", "png"))
-  partial = numbers.with_name(numbers.name + ".partial")
-  partial.write_text(json.dumps(result, indent=2) + "\n")
-  partial.replace(numbers)
+  write_text(numbers, json.dumps(result, indent=2) + "\n")
   write_mp4(video, side_by_side(found.clips, found.decoded), result["data"]["frame_rate"])
   psnr = found.psnr[: len(found.clips)]
   write_png(sheet, reconstruction_sheet(found.clips, found.decoded, found.captions, psnr))

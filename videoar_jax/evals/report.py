@@ -19,7 +19,14 @@ import numpy as np
 
 from videoar_jax.evals import metrics, scores
 from videoar_jax.evals.curves import draw_curves
-from videoar_jax.evals.media import contact_sheet, reconstruction_sheet, slug, write_mp4, write_png
+from videoar_jax.evals.media import (
+  contact_sheet,
+  reconstruction_sheet,
+  slug,
+  write_mp4,
+  write_png,
+  write_text,
+)
 from videoar_jax.load import load_model, load_tokenizer
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.train.config import RunConfig
@@ -92,8 +99,8 @@ def write_report(
   if generated is not None:
     judged = matches["generated"] if matches else None
     _write_samples(workdir, run, generated[:NUM_SHOWN], prompts[:NUM_SHOWN], judged)
-  _write_text(workdir / "scores.json", json.dumps(result, indent=2) + "\n")
-  _write_text(workdir / "report.md", _page(workdir, run, result, prompts))
+  write_text(workdir / "scores.json", json.dumps(result, indent=2) + "\n")
+  write_text(workdir / "report.md", _page(workdir, run, result, prompts))
   return result
 
 
@@ -172,12 +179,6 @@ def _write_samples(workdir: pathlib.Path, run: RunConfig, clips, prompts, matche
     wrong = [name for name, is_right in matches[i].items() if not is_right] if matches else []
     lines.append(f"{prompt}   [not seen: {', '.join(wrong)}]" if wrong else prompt)
   write_png(workdir / "report" / "samples.png", contact_sheet(clips, lines))
-
-
-def _write_text(path: pathlib.Path, text: str) -> None:
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(text)
-  partial.replace(path)
 
 
 def _page(workdir: pathlib.Path, run: RunConfig, result: dict, prompts: list[str]) -> str:

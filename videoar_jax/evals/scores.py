@@ -130,3 +130,24 @@ def accuracy_by_novelty(
       for part, chosen in parts.items()
     }
   return result
+
+
+def head_lines(result: dict) -> list[str]:
+  """Returns the first lines of a suite's table: which clips it is about."""
+  data = result["data"]
+  height, width = data["resolution"]
+  size = f"{data['num_frames']} frames of {height}x{width} at {data['frame_rate']:g} a second"
+  place = data["path"] or data["source"]
+  lines = [f"{data['num_clips']} clips of {place}: {size}; measured in {result['seconds']:.0f} s"]
+  if not data["has_test_split"]:
+    lines.append("note: the folder is too small for a test split; these clips may be trained on")
+  return lines
+
+
+def fvd_line(label: str, found: dict | None, missing: str | None, num_clips: int) -> str:
+  """Returns a table's line of an FVD, with that among real clips beside it, or why it is not."""
+  if found is None:
+    return f"{label}  not measured: {missing}"
+  real = found["real_against_other_real_clips"]
+  beside = f"not measured, needs {2 * num_clips} clips" if real is None else f"{real:.1f}"
+  return f"{label}{found['value']:8.1f}  (real clips against other real ones: {beside})"
