@@ -5,7 +5,7 @@
 # again; it goes on from there.
 set -uo pipefail
 
-# shellcheck disable=SC2329 # The trap calls it.
+# shellcheck disable=SC2317,SC2329 # The trap calls it; which number says not depends on the version.
 queue_again() {
   kill -TERM "$steps"
   wait "$steps"
