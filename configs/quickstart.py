@@ -41,7 +41,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.data.frame_rate = 4.0 if args.data == "sprites" else 8.0
   config.data.resolution = (64, 64)
 
-  config.text = ConfigDict({"length": 72})
+  config.text = ConfigDict({"length": 72, "tokenizer": "bytes"})
 
   config.tokenizer = ConfigDict()
   config.tokenizer.num_bits = 16

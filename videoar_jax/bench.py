@@ -262,8 +262,9 @@ def training_table(options: argparse.Namespace) -> str:
   grid = (b, layout.num_frames, *layout.grid, config.num_bits)
   shape = (b, layout.num_frames, layout.frame_size, config.num_bits)
   num_features = config.num_bits * (2 if layout.previous == "all" else 1)
+  null = run.text.encoder.null()
   arrays = {
-    "text": jax.random.randint(keys[0], (b, layout.text_length), 0, config.vocabulary_size),
+    "text": jnp.ones((b, *null.shape), null.dtype),
     "features": jax.random.normal(keys[1], (*shape[:3], num_features)),
     "latents": jax.random.normal(keys[2], grid),
     "labels": jax.random.bernoulli(keys[3], 0.5, shape).astype(jnp.float32),
@@ -272,8 +273,7 @@ def training_table(options: argparse.Namespace) -> str:
   def forward(model, arrays):
     text = arrays["text"]
     settings = {"latents": arrays["latents"], "window": stage.loss.window}
-    mask = jnp.ones(text.shape, bool)
-    logits = model(text, arrays["features"], layout, text_mask=mask, **settings)
+    logits = model(text, arrays["features"], layout, **settings)
     return jnp.mean(jax.nn.softplus(logits) - logits * arrays["labels"])
 
   product = _product_rate(options.repeats)

@@ -42,7 +42,11 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
 
 
 def load_model(
-  path: str | os.PathLike, *, mesh: MeshConfig | None = None, dtype: str = "float32"
+  path: str | os.PathLike,
+  *,
+  mesh: MeshConfig | None = None,
+  dtype: str = "float32",
+  text_features: str | None = None,
 ) -> Model:
   """Loads the generator that a run trained, with its tokenizer.
 
@@ -50,12 +54,14 @@ def load_model(
     path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/1600`).
     mesh: devices to share the work; each reads its part of the parameters. None for one device.
     dtype: of the generator's weights and cache, "float32" or "bfloat16".
+    text_features: file of the prompts' features, for a model that was trained on such; None for
+      the file that it was trained with, see `data.text_features`.
   Raises:
     FileNotFoundError: there is no run, or it has no checkpoint of a generator yet.
     ValueError: the devices do not fit, or the checkpoint is of a network of another size.
   """
   devices = None if mesh is None else make_mesh(mesh)
-  stages, wanted, step = _open(path, devices)
+  stages, wanted, step = _open(path, devices, text_features)
   stage = _stage(stages, "generator", wanted)
   # A path may name a checkpoint of the tokenizer's stage: the step is not the generator's then.
   step = step if stage.name == wanted else None
@@ -79,28 +85,48 @@ def load_model(
   )
 
 
-def find_run(path: str | os.PathLike) -> tuple[pathlib.Path, configs.RunConfig]:
+def find_run(
+  path: str | os.PathLike, text_features: str | None = None
+) -> tuple[pathlib.Path, configs.RunConfig]:
   """Returns the workdir that a path is, or is in, and the config of its run.
 
+  Args:
+    path: of either.
+    text_features: see `load_model`.
   Raises:
     FileNotFoundError: there is no run.
+    ValueError: the run was not trained on features of text, and some are given.
   """
   path = pathlib.Path(path).absolute()
   if not path.exists():
     raise FileNotFoundError(f"{path} does not exist; train with --workdir={path} first")
   for workdir in (path, *path.parents):
     if (workdir / "config.json").is_file():
-      return workdir, configs.finalize(configs.load_config(workdir / "config.json"))
+      config = configs.load_config(workdir / "config.json")
+      if text_features is not None:
+        config = _with_features(config, text_features)
+      return workdir, configs.finalize(config)
   raise FileNotFoundError(
     f"{path} is neither a workdir nor a checkpoint in one: no config.json in it or above it"
   )
 
 
+def _with_features(config: dict, path: str) -> dict:
+  text = config.get("text", {})
+  tokenizer = text.get("tokenizer", "bytes")
+  if tokenizer in ("bytes", "classes") or tokenizer.endswith(".json"):
+    raise ValueError(
+      f"text_features={path!r}: the run was trained with text.tokenizer={tokenizer!r}, not on "
+      "features of text"
+    )
+  return config | {"text": text | {"tokenizer": path}}
+
+
 def _open(
-  path: str | os.PathLike, mesh: Mesh | None = None
+  path: str | os.PathLike, mesh: Mesh | None = None, text_features: str | None = None
 ) -> tuple[Stages, str | None, int | None]:
   """Returns the run that a path belongs to, and the stage and step that it names, if any."""
-  workdir, run = find_run(path)
+  workdir, run = find_run(path, text_features)
   parts = pathlib.Path(path).absolute().relative_to(workdir).parts
   stage = parts[0] if parts else None
   step = int(parts[2]) if len(parts) > 2 and parts[2].isdigit() else None

@@ -116,7 +116,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     elif "Errno" in text:
       text = text.splitlines()[-1].strip()
     elif re.fullmatch(r"\W*\w+\W*", text):
-      text = f"the config has no field {text}, or a flag sets it to what it cannot be"
+      name = text.strip("\"'")
+      text = f"the config has no field {name!r}, or a flag sets it to what it cannot be"
     print(f"error: {text}", file=sys.stderr)
   sys.exit(2)
 

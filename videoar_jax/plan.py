@@ -356,7 +356,8 @@ def _abstract_batch(run, stage, mesh) -> dict:
   from videoar_jax.parallel.sharding import sharding_of
 
   b, data = stage.loop.batch_size, stage.data
-  shapes = {"text": ((b, run.text.length), jnp.int32), "class_id": ((b,), jnp.int32)}
+  text = run.text.encoder.null()
+  shapes = {"text": ((b, *text.shape), text.dtype), "class_id": ((b,), jnp.int32)}
   if stage.cache is None:
     shapes["video"] = ((b, data.num_frames, *data.resolution, 3), jnp.uint8)
   else:

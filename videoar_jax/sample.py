@@ -112,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
     help="drop a bit's value of probability <= 1 - top_p; default: as in the run's config",
   )
   add(
+    "--text_features",
+    default=unset,
+    help="file of the prompts' features, for a model that was trained on such",
+  )
+  add(
     "--dtype",
     choices=("float32", "bfloat16"),
     default="float32",
@@ -217,9 +222,10 @@ def _sample(
   import videoar_jax
   from videoar_jax.train.run import use_compilation_cache
 
-  frame_rate = _frame_rate(pathlib.Path(options.workdir))
+  features = getattr(options, "text_features", None)
+  frame_rate = _frame_rate(pathlib.Path(options.workdir), features)
   use_compilation_cache()
-  model = videoar_jax.load_model(options.workdir, dtype=options.dtype)
+  model = videoar_jax.load_model(options.workdir, dtype=options.dtype, text_features=features)
   num_frames = getattr(options, "num_frames", None)
   _check_frames(num_frames, model.tokenizer.config.temporal_stride)
   for prompt in prompts:
@@ -265,11 +271,11 @@ def _given(options, model, num_frames: int | None, frame_rate: float) -> dict[st
   return {}
 
 
-def _frame_rate(path: pathlib.Path) -> float:
+def _frame_rate(path: pathlib.Path, text_features: str | None) -> float:
   """Returns the frame rate of the run that a workdir, or a checkpoint in it, belongs to."""
   from videoar_jax.load import find_run
 
-  return find_run(path)[1].data.frame_rate
+  return find_run(path, text_features)[1].data.frame_rate
 
 
 def _check_frames(num_frames: int | None, stride: int) -> None:

@@ -30,6 +30,8 @@ CONFIG = GeneratorConfig(
   remat="none",
   attention="dense",
 )
+FEATURES_CHANGE = {"vocabulary_size": 0, "text_width": 9}
+FEATURES = dataclasses.replace(CONFIG, **FEATURES_CHANGE)
 
 
 def abstract_model(layout, config=CONFIG):
@@ -53,20 +55,23 @@ def products(jaxpr) -> int:
   return total
 
 
-def program(layout, *, has_gradient):
+def program(layout, config=CONFIG, *, has_gradient):
   def loss(model, text, features, latents):
-    return jnp.sum(model(text, features, layout, text_mask=text != 0, latents=latents))
+    return jnp.sum(model(text, features, layout, latents=latents))
 
   num_features = 12 if layout.previous == "all" else 6
   shapes = (2, 3, 17, num_features), (2, 3, 3, 4, 6)
   arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
   function = jax.grad(loss) if has_gradient else loss
   text = jax.ShapeDtypeStruct((2, 5), jnp.int32)
-  return jax.make_jaxpr(function)(abstract_model(layout), text, *arrays).jaxpr
+  if config.text_width:
+    text = jax.ShapeDtypeStruct((2, 5, config.text_width), jnp.float32)
+  return jax.make_jaxpr(function)(abstract_model(layout, config), text, *arrays).jaxpr
 
 
+@pytest.mark.parametrize("config", [CONFIG, FEATURES], ids=["tokens", "features"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["paper", "final"])
-def test_flops_are_those_of_the_program(layout):
+def test_flops_are_those_of_the_program(layout, config):
   """The dense program multiplies all pairs; the count has those that see each other."""
   pairs = flops.visible_pairs(layout.visibility())
   attention = 2 * 2 * CONFIG.depth * CONFIG.num_heads * CONFIG.head_width
@@ -74,10 +79,10 @@ def test_flops_are_those_of_the_program(layout):
   # The program embeds the features that follow the last frame too, and drops them.
   num_features = 12 if layout.previous == "all" else 6
   dropped = 2 * layout.final_size * num_features * CONFIG.width
-  forward = flops.forward_flops(CONFIG, layout) + hidden + dropped
-  assert products(program(layout, has_gradient=False)) == 2 * forward
-  step = flops.training_flops(CONFIG, layout) + 3 * hidden + 2 * dropped
-  assert products(program(layout, has_gradient=True)) == 2 * step
+  forward = flops.forward_flops(config, layout) + hidden + dropped
+  assert products(program(layout, config, has_gradient=False)) == 2 * forward
+  step = flops.training_flops(config, layout) + 3 * hidden + 2 * dropped
+  assert products(program(layout, config, has_gradient=True)) == 2 * step
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["paper", "final"])
@@ -88,9 +93,9 @@ def test_pairs_are_those_of_the_rule(layout, window):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["paper", "final"])
-@pytest.mark.parametrize("positions", ["rope", "learned"])
-def test_bytes_are_those_of_the_parameters(layout, positions):
-  config = dataclasses.replace(CONFIG, positions=positions)
+@pytest.mark.parametrize("change", [{}, {"positions": "learned"}, FEATURES_CHANGE], ids=str)
+def test_bytes_are_those_of_the_parameters(layout, change):
+  config = dataclasses.replace(CONFIG, **change)
   num = count_parameters(abstract_model(layout, config))
   assert flops.parameter_bytes(config, layout) == 4 * num
 

@@ -155,14 +155,14 @@ def test_interleaved_rope_gives_each_axis_high_and_low_frequencies():
 
 
 def forward(model, batch, **kwargs):
-  return model(TEXT, batch.features, LAYOUT, text_mask=TEXT != 0, **kwargs)
+  return model(TEXT, batch.features, LAYOUT, **kwargs)
 
 
 def test_no_token_sees_the_future(model, batch):
   """Changing the input of one block changes the logits of what may see it, and of nothing else."""
   logits = forward(model, batch)
   changed_features = batch.features.at[:, 1, LAYOUT.scale_slice(1)].add(1.0)
-  changed = model(TEXT, changed_features, LAYOUT, text_mask=TEXT != 0)
+  changed = model(TEXT, changed_features, LAYOUT)
   moved = np.abs(np.asarray(changed - logits)).max(-1) > 1e-5
   assert not moved[:, 0].any() and not moved[:, 1, LAYOUT.scale_slice(0)].any()
   assert moved[:, 1, 1:].all() and moved[:, 2].all()
@@ -173,12 +173,12 @@ def test_later_frames_see_the_complete_latent(batch):
   model = make_model(layout=layout)
 
   def run(latents):
-    return model(TEXT, batch.features, layout, text_mask=TEXT != 0, latents=latents)
+    return model(TEXT, batch.features, layout, latents=latents)
 
   moved = np.abs(run(batch.latents.at[:, 1].add(1.0)) - run(batch.latents)).max((-1, -2)) > 1e-5
   np.testing.assert_array_equal(moved, [[False, False, True]] * 2)
   with pytest.raises(ValueError, match="complete latents"):
-    model(TEXT, batch.features, layout, text_mask=TEXT != 0)
+    model(TEXT, batch.features, layout)
 
 
 def test_learned_positions_end():
@@ -209,10 +209,12 @@ def test_impossible_settings_are_named(field, value):
 
 
 def test_padding_does_not_matter(model, batch):
-  logits = forward(model, batch)
-  other = TEXT.at[1, 3].set(9)
-  changed = model(other, batch.features, LAYOUT, text_mask=TEXT != 0)
-  np.testing.assert_allclose(changed, logits, atol=1e-6)
+  other = make_model()
+  rows = other.text_embedding.table
+  rows[...] = rows[...].at[0].add(3.0)
+  np.testing.assert_allclose(forward(other, batch), forward(model, batch), atol=1e-6)
+  rows[...] = rows[...].at[7].add(3.0)
+  assert jnp.abs(forward(other, batch) - forward(model, batch))[1].max() > 1e-3
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
@@ -223,7 +225,7 @@ def test_gradients_with_remat_or_unrolled_equal_those_without(layout):
     model = make_model(dataclasses.replace(CONFIG, **settings), layout)
 
     def loss(model):
-      kwargs = {"text_mask": TEXT != 0, "latents": batch.latents}
+      kwargs = {"latents": batch.latents}
       return jnp.sum(jnp.sin(model(TEXT, batch.features, layout, **kwargs)))
 
     return jax.tree.leaves(jax.jit(jax.grad(loss))(model))
@@ -248,7 +250,7 @@ def test_remat_saves_memory():
     config = dataclasses.replace(CONFIG, depth=12, remat=remat, attention="dense")
 
     def loss(model, text, features):
-      return jnp.sum(model(text, features, LAYOUT, text_mask=text != 0))
+      return jnp.sum(model(text, features, LAYOUT))
 
     model = jax.eval_shape(lambda: Generator(nnx.Rngs(params=0), config, LAYOUT))
     gradient = jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": 0})
@@ -295,8 +297,8 @@ def test_cached_decoding_equals_full_forward(positions, window, layout):
   keep = corruption.draw_frame_keep(jax.random.key(0), 2, 3, p_mask=0.0, window=window)
   null = jnp.broadcast_to(NULL, TEXT.shape)
   kwargs = {"frame_keep": keep, "latents": out.latents}
-  conditional = model(TEXT, features, layout, text_mask=TEXT != 0, **kwargs)
-  unconditional = model(null, features, layout, text_mask=null != 0, **kwargs)
+  conditional = model(TEXT, features, layout, **kwargs)
+  unconditional = model(null, features, layout, **kwargs)
   table = jnp.repeat(g, np.array(LAYOUT.scale_sizes), axis=1)[None, :, :, None]
   expected = table * conditional + (1 - table) * unconditional
   assert float(jnp.abs(expected).max()) > 1.0
@@ -390,3 +392,24 @@ def test_guidance_of_a_clip_of_another_length(tmp_path):
   assert guidance.guidance_table(tmp_path / "g.json", 3, 2, 5)[2, 1] == 6
   with pytest.raises(ValueError, match=r"need \(4, 2\) or \(5, 2\)"):
     guidance.guidance_table(tmp_path / "g.json", 4, 2, 5)
+
+
+def test_features_of_text_are_as_good_as_tokens():
+  """A linear layer of one-hot features is a lookup; with it, logits and bits are the same."""
+  tokens = make_model()
+  features = Generator(
+    nnx.Rngs(params=0), dataclasses.replace(CONFIG, vocabulary_size=0, text_width=11), LAYOUT
+  )
+  features.text_embedding.kernel[...] = tokens.text_embedding.table[...]
+  for name in ("scale_embedding", "start", "feature_in", "blocks", "norm_out", "head"):
+    setattr(features, name, getattr(tokens, name))
+  batch = make_batch(LAYOUT)
+  one_hot = lambda text: jax.nn.one_hot(text, 11) * (text != 0)[..., None]  # noqa: E731
+  logits = tokens(TEXT, batch.features, LAYOUT)
+  np.testing.assert_allclose(features(one_hot(TEXT), batch.features, LAYOUT), logits, atol=1e-5)
+  table, keys = jnp.full((3, 3), 2.0), sample_keys(0, 0, 2)
+  plain = decode(tokens, LAYOUT, TEXT, NULL, keys, table)
+  given = decode(features, LAYOUT, one_hot(TEXT), one_hot(NULL), keys, table)
+  np.testing.assert_allclose(given.logits, plain.logits, atol=1e-4)
+  for one, other in zip(given.bits, plain.bits, strict=True):
+    np.testing.assert_array_equal(one, other)

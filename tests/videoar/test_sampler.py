@@ -221,8 +221,7 @@ def test_foretold_bits_are_counted_clip_by_clip(model, video):
   @jax.jit
   def logits_of(generator, latents):
     inputs = corrupt(latents, SCHEDULE)
-    mask = text != ByteTokenizer.pad_id
-    return generator(text, inputs.features, layout, text_mask=mask, latents=inputs.latents)
+    return generator(text, inputs.features, layout, latents=inputs.latents)
 
   logits = np.asarray(logits_of(model.generator, latents))
   codes = model.tokenizer.quantize(latents)

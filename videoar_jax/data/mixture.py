@@ -112,7 +112,7 @@ class Mixture:
   Args:
     buckets: from `make_buckets`; shares sum to 1.
     seed: of the orders; each bucket and each epoch has its own.
-    tokenize: maps a caption to int32 [P].
+    tokenize: maps a caption to an array, the same shape for all.
   Raises:
     ValueError: shares do not sum to 1, or one is so small that it would have no batch.
   """
@@ -191,7 +191,7 @@ class Mixture:
     clips = [reader[item] for item in items[process_index * size : (process_index + 1) * size]]
     return {
       "video": np.stack([clip["video"] for clip in clips]),
-      "text": np.stack([np.asarray(self._tokenize(clip["caption"]), np.int32) for clip in clips]),
+      "text": np.stack([self._tokenize(clip["caption"]) for clip in clips]),
       "class_id": np.array([clip["class_id"] for clip in clips], np.int32),
       "id": np.array([clip["id"] for clip in clips], np.int64),
       "bucket": np.full(size, b, np.int32),

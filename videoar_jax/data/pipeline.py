@@ -188,7 +188,7 @@ def make_iterator(
       each time.
     batch_size: clips of a global batch.
     seed: of the order; each epoch has another one.
-    tokenize: maps a caption to int32 [P].
+    tokenize: maps a caption to an array, the same shape for all.
     shuffle: visit an epoch's items in random order. Sprites are independent as they are.
     num_epochs: None for endless; the last batch of a finite number of epochs is dropped where it
       is not full.
@@ -224,7 +224,7 @@ def make_iterator(
     clip = "latents" if "latents" in item else "video"
     return {
       clip: item[clip],
-      "text": np.asarray(tokenize(item["caption"]), np.int32),
+      "text": tokenize(item["caption"]),
       "class_id": np.int32(item["class_id"]),
       "id": np.int64(item["id"]),
     }

@@ -1,12 +1,16 @@
 """Prompts as tokens: bytes, which need no vocabulary file; a tokenizer's file; or classes.
 
-All have `length`, `vocabulary_size`, `pad_id`, `encode` and `null`, and no more is asked of them.
+All have `length`, `vocabulary_size`, `text_width`, `encode` and `null`, and no more is asked of
+them; so have features of text. In what they encode, 0 is padding.
 """
 
 import difflib
+import pathlib
 
 import numpy as np
 from jaxtyping import Int32
+
+from videoar_jax.data.text_features import SUFFIX, TextFeatures
 
 PAD_ID = 0
 END_ID = 1
@@ -19,12 +23,12 @@ class ByteTokenizer:
   Attributes:
     length: tokens in every encoded prompt, P.
     vocabulary_size: number of token ids: 256 bytes and the special ids.
-    pad_id: id of the padding; `tokens != pad_id` is the mask of a prompt.
+    text_width: 0, for tokens.
     end_id: id of the token after a prompt's last byte.
   """
 
   vocabulary_size = 256 + NUM_SPECIAL
-  pad_id = PAD_ID
+  text_width = 0
   end_id = END_ID
 
   def __init__(self, length: int):
@@ -77,7 +81,7 @@ class FileTokenizer:
     ValueError: the file cannot be read, or the package is missing.
   """
 
-  pad_id = PAD_ID
+  text_width = 0
   end_id = END_ID
 
   def __init__(self, path: str, length: int):
@@ -131,7 +135,7 @@ class ClassTokenizer:
     ValueError: there are no names, or two are the same, or the length is not 1.
   """
 
-  pad_id = PAD_ID  # Of no prompt.
+  text_width = 0
   null_id = END_ID
 
   def __init__(self, names: tuple[str, ...], length: int):
@@ -160,14 +164,14 @@ class ClassTokenizer:
     return np.array([self.null_id], np.int32)
 
 
-TextEncoder = ByteTokenizer | FileTokenizer | ClassTokenizer
+TextEncoder = ByteTokenizer | FileTokenizer | ClassTokenizer | TextFeatures
 
 
 def make_text_encoder(tokenizer: str, length: int, classes: tuple[str, ...]) -> TextEncoder:
   """Makes what turns prompts into tokens.
 
   Args:
-    tokenizer: "bytes", "classes", or the path of a JSON file.
+    tokenizer: "bytes", "classes", the path of a JSON file, or that of features.
     length: tokens in every encoded prompt, P.
     classes: names of the classes, for "classes".
   Raises:
@@ -181,4 +185,9 @@ def make_text_encoder(tokenizer: str, length: int, classes: tuple[str, ...]) -> 
     return ClassTokenizer(classes, length)
   if tokenizer.endswith(".json"):
     return FileTokenizer(tokenizer, length)
-  raise ValueError(f"text.tokenizer={tokenizer!r} must be 'bytes', 'classes' or a .json file")
+  if tokenizer.endswith(SUFFIX) or pathlib.Path(tokenizer).is_dir():
+    return TextFeatures(tokenizer, length)
+  raise ValueError(
+    f"text.tokenizer={tokenizer!r} must be 'bytes', 'classes', a .json file of a tokenizer, or a "
+    f"{SUFFIX} file of features or a folder of them"
+  )

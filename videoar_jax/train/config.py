@@ -41,10 +41,10 @@ class TextConfig:
   """Prompts as tokens.
 
   Attributes:
-    length: `P`, with the end token; 1 for classes.
+    length: `P`, with the end token; 1 for classes; with features, the most of a prompt.
     attention: see `Layout`.
-    tokenizer: "bytes"; the path of a JSON file of Hugging Face `tokenizers`; or "classes", where a
-      prompt is the name of one.
+    tokenizer: "bytes"; the path of a JSON file of Hugging Face `tokenizers`; "classes", where a
+      prompt is the name of one; or the path of features made before, see `TextFeatures`.
     classes: their names.
   """
 
@@ -254,7 +254,9 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
   schedule_text = values.get("schedule", "")
   schedule = parse_schedule(schedule_text) if schedule_text else default_schedule(grid)
   check_schedule(schedule, grid)
-  derived = {"num_bits": tokenizer.num_bits, "vocabulary_size": text.encoder.vocabulary_size}
+  derived = {"num_bits": tokenizer.num_bits} | {
+    name: getattr(text.encoder, name) for name in ("vocabulary_size", "text_width")
+  }
   for name in derived:
     if name in values.get("generator", {}):
       raise ValueError(f"generator.{name} follows from other fields; remove it")

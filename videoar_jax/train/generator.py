@@ -72,7 +72,7 @@ class GeneratorTask:
     loss: what it is trained on.
     tokenizer: structure of the frozen autoencoder.
     tokenizer_params: its parameters.
-    text_encoder: with `null` and `pad_id`.
+    text_encoder: with `null`.
     sampling: `guidance` (a table `[t, s]`), `temperature` and `top_p` of the samples to show.
     others: sequences of batches of other shapes, if there are any.
   """
@@ -101,9 +101,9 @@ class GeneratorTask:
   def loss(self, module: Generator, frozen, batch, key, is_training: bool):
     """Returns the binary cross-entropy a bit, and the accuracy by scale and by frame.
 
-    The batch needs `text`, `[b, P]`, and `video`, uint8 `[b, f, H, W, 3]`, or what the tokenizer's
-    encoder makes of it, `latents`, `[b, t, h, w, d]`. Outside training nothing is corrupted, hidden
-    or dropped.
+    The batch needs `text`, `[b, P]` or `[b, P, c]`, and `video`, uint8 `[b, f, H, W, 3]`, or what
+    the tokenizer's encoder makes of it, `latents`, `[b, t, h, w, d]`. Outside training nothing is
+    corrupted, hidden or dropped.
     """
     settings = self.settings
     if "latents" in batch:
@@ -121,7 +121,8 @@ class GeneratorTask:
         flips = corrupting.draw_flips(keys[1], ratios, layout.schedule, d)
         flipped = sum(jnp.sum(scale) for scale in flips)
         metrics["corrupted_share"] = flipped / (b * t * layout.frame_size * d)
-      is_dropped = jax.random.bernoulli(keys[2], settings.p_drop_text, (b, 1))
+      each = (b,) + (1,) * (text.ndim - 1)
+      is_dropped = jax.random.bernoulli(keys[2], settings.p_drop_text, each)
       text = jnp.where(is_dropped, jnp.asarray(self.text_encoder.null()), text)
       metrics["dropped_share"] = jnp.mean(is_dropped)
     if is_training and settings.p_frame_mask > 0:
@@ -131,7 +132,6 @@ class GeneratorTask:
       text,
       inputs.features,
       layout,
-      text_mask=text != self.text_encoder.pad_id,
       latents=inputs.latents,
       frame_keep=keep,
       window=settings.window,
@@ -166,7 +166,6 @@ class GeneratorTask:
       self.sampling["guidance"],
       temperature=self.sampling["temperature"],
       top_p=self.sampling["top_p"],
-      pad_id=self.text_encoder.pad_id,
       window=self.settings.window,
     )
     decoder = self.tokenizer.module(frozen).decoder

@@ -24,7 +24,7 @@ from videoar_jax.nn.cache import join, make_room, write
 from videoar_jax.nn.resize import area_resize, linear_resize
 from videoar_jax.tokenizer.quantizer import bits_to_codes
 from videoar_jax.videoar.layout import Layout
-from videoar_jax.videoar.model import Generator
+from videoar_jax.videoar.model import Generator, Text, is_text
 
 
 class Decoded(NamedTuple):
@@ -107,30 +107,28 @@ def num_slots(num_frames: int, window: int | None) -> int:
 def start(
   model: Generator,
   layout: Layout,
-  text: Int[Array, "b P"],
-  null_text: Int[Array, "P"],
+  text: Text,
+  null_text: Array,
   keys: Array,
   *,
   slots: int,
   is_guided: bool = True,
-  pad_id: int = 0,
 ) -> State:
   """Reads the prompt.
 
   Args:
     model: the transformer; its parameters' type is the cache's.
     layout: the sequence; how many frames it has is not read.
-    text: tokens of each prompt.
-    null_text: tokens of the empty prompt, for guidance.
+    text: tokens, or features, of each prompt.
+    null_text: those of the empty prompt, for guidance.
     keys: a key for each sample.
     slots: earlier frames that a frame sees, see `num_slots`.
     is_guided: false leaves the unconditional half out: what guidance of 1 everywhere is.
-    pad_id: padding among the text tokens.
   """
-  b, p = text.shape
+  b, p, *_ = text.shape
   if is_guided:
     text = jnp.concatenate([text, jnp.broadcast_to(null_text, text.shape)])
-  text_mask = text != pad_id
+  text_mask = is_text(text)
   # Padding sees itself, so that its softmax is defined.
   visible = layout.visible(slice(p))[:, :p]
   mask = (visible & text_mask[:, None, :]) | jnp.eye(p, dtype=bool)
@@ -213,14 +211,13 @@ def write_frame(
 def decode(
   model: Generator,
   layout: Layout,
-  text: Int[Array, "b P"],
-  null_text: Int[Array, "P"],
+  text: Text,
+  null_text: Array,
   keys: Array,
   guidance: Float[Array, "t s"] | None,
   *,
   temperature: float | Array = 1.0,
   top_p: float | Array = 1.0,
-  pad_id: int = 0,
   window: int | None = None,
   given: list[UInt8[Array, "b u y x d"]] | None = None,
 ) -> Decoded:
@@ -229,13 +226,12 @@ def decode(
   Args:
     model: the transformer.
     layout: the sequence to generate.
-    text: tokens of each prompt.
-    null_text: tokens of the empty prompt, for guidance.
+    text: tokens, or features, of each prompt.
+    null_text: those of the empty prompt, for guidance.
     keys: a key for each sample.
     guidance: see `decode_frame`; None for 1 everywhere, at half the work.
     temperature: see `sample_bits`.
     top_p: see `sample_bits`.
-    pad_id: padding among the text tokens.
     window: number of earlier frames a frame sees; None for all.
     given: bits of the clip's first frames, to go on from.
   Raises:
@@ -248,9 +244,7 @@ def decode(
     raise ValueError(f"given: {num_given} frames leave nothing of {layout.num_frames} to generate")
   slots = num_slots(layout.num_frames, window)
   is_guided = guidance is not None
-  state = start(
-    model, layout, text, null_text, keys, slots=slots, is_guided=is_guided, pad_id=pad_id
-  )
+  state = start(model, layout, text, null_text, keys, slots=slots, is_guided=is_guided)
   if not is_guided:
     guidance = jnp.ones((layout.num_frames, layout.num_scales))
   first = lambda x: jnp.moveaxis(x, 1, 0)  # noqa: E731

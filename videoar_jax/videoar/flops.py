@@ -19,8 +19,9 @@ def forward_flops(config: GeneratorConfig, layout: Layout, window: int | None = 
   blocks = config.depth * (layout.length * weights + 2 * pairs * n * k)
   num_video = layout.length - layout.text_length
   num_features = config.num_bits * (2 if layout.previous == "all" else 1)
+  text = layout.text_length * config.text_width * m
   ends = num_video * num_features * m + layout.num_frames * layout.frame_size * m * config.num_bits
-  return 2 * (blocks + ends)
+  return 2 * (blocks + text + ends)
 
 
 def training_flops(config: GeneratorConfig, layout: Layout, window: int | None = None) -> int:
@@ -30,8 +31,8 @@ def training_flops(config: GeneratorConfig, layout: Layout, window: int | None =
   """
   num_video = layout.length - layout.text_length
   num_features = config.num_bits * (2 if layout.previous == "all" else 1)
-  unneeded = 2 * num_video * num_features * config.width
-  return 3 * forward_flops(config, layout, window) - unneeded
+  unneeded = num_video * num_features + layout.text_length * config.text_width
+  return 3 * forward_flops(config, layout, window) - 2 * unneeded * config.width
 
 
 def parameter_bytes(config: GeneratorConfig, layout: Layout) -> int:
@@ -43,7 +44,8 @@ def parameter_bytes(config: GeneratorConfig, layout: Layout) -> int:
   num_kinds = layout.num_scales + (layout.final_size > 0)
   num_features = config.num_bits * (2 if layout.previous == "all" else 1)
   positions = layout.length if config.positions == "learned" else 0
-  rows = config.vocabulary_size + num_kinds + 1 + num_features + positions + 1 + config.num_bits
+  inputs = config.vocabulary_size + config.text_width + num_features
+  rows = inputs + num_kinds + 1 + positions + 1 + config.num_bits
   return 4 * (config.depth * block + rows * m)
 
 

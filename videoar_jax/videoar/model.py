@@ -18,10 +18,18 @@ from videoar_jax.nn.visibility import Sight
 from videoar_jax.parallel.sharding import constrain, is_for_tpu
 from videoar_jax.videoar.layout import Layout
 
+# Tokens, or features of text that another network has made.
+Text = Int[Array, "b P"] | Float[Array, "b P c"]
+
 _REMAT_POLICIES = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+def is_text(text: Text) -> Bool[Array, "b P"]:
+  """Returns where there is text: what is 0, a token or all of a feature, is padding."""
+  return text != 0 if text.ndim == 2 else jnp.any(text != 0, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +44,8 @@ class GeneratorConfig:
     head_width: `k`.
     mlp_width: hidden width of the gated MLP.
     num_bits: `d`, bits of a token.
-    vocabulary_size: rows of the text embedding.
+    vocabulary_size: rows of the text embedding; 0 with features.
+    text_width: numbers of a feature of text; 0 with tokens.
     has_qk_norm: normalise queries and keys.
     positions: "rope", or "learned" for the ablation's absolute embedding.
     rope_base: wavelength ratio.
@@ -61,6 +70,7 @@ class GeneratorConfig:
   mlp_width: int
   num_bits: int
   vocabulary_size: int
+  text_width: int = 0
   has_qk_norm: bool = True
   positions: str = "rope"
   rope_base: float = 10000.0
@@ -76,7 +86,8 @@ class GeneratorConfig:
   def __post_init__(self):
     object.__setattr__(self, "rope_fractions", tuple(self.rope_fractions))
     for field in dataclasses.fields(self):
-      if field.type is int and getattr(self, field.name) < 1:
+      is_text_field = field.name in ("vocabulary_size", "text_width")
+      if field.type is int and not is_text_field and getattr(self, field.name) < 1:
         raise ValueError(f"generator.{field.name}={getattr(self, field.name)} must be at least 1")
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
@@ -173,7 +184,10 @@ class Generator(nnx.Module):
   def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig, layout: Layout):
     m = config.width
     self.config = config
-    self.text_embedding = layers.Embedding(rngs, config.vocabulary_size, m)
+    if config.text_width:
+      self.text_embedding = layers.Linear(rngs, config.text_width, m, (None, "embed"))
+    else:
+      self.text_embedding = layers.Embedding(rngs, config.vocabulary_size, m)
     num_kinds = layout.num_scales + (layout.final_size > 0)
     self.scale_embedding = layers.Embedding(rngs, num_kinds, m)
     self.start = layers.param(rngs, layers.normal(0.02), (m,), ("embed",))
@@ -188,11 +202,10 @@ class Generator(nnx.Module):
 
   def __call__(
     self,
-    text: Int[Array, "b P"],
+    text: Text,
     features: Float[Array, "b t n c"],
     layout: Layout,
     *,
-    text_mask: Bool[Array, "b P"],
     latents: Float[Array, "b t h w d"] | None = None,
     frame_keep: Bool[Array, "b t t"] | None = None,
     window: int | None = None,
@@ -200,11 +213,10 @@ class Generator(nnx.Module):
     """Returns the logits of every bit, teacher-forced.
 
     Args:
-      text: tokens.
+      text: tokens, or features `[b, P, c]`; 0 is padding.
       features: input of each video token, from `corruption.corrupt`; what stands at the first scale
         of the first frame is not read.
       layout: the sequence.
-      text_mask: false on padding.
       latents: the frames' complete latents, read with `past="final"` only.
       frame_keep: whether frame i (axis 1) may see the earlier frame j (axis 2); None for all.
       window: earlier frames that a frame may see; None for all.
@@ -223,13 +235,15 @@ class Generator(nnx.Module):
     x = jnp.concatenate([self.embed_text(text, features.dtype), video], 1)[:, : layout.length]
     if self.position_embedding is not None:
       x = x + self.position_embedding(jnp.arange(layout.length)).astype(x.dtype)
-    sight = Sight(layout.visibility(window), text_mask, frame_keep, self.attention_backend())
+    sight = Sight(layout.visibility(window), is_text(text), frame_keep, self.attention_backend())
     x = self.run(x, self.angles(layout.positions), sight)
     x = jnp.pad(x[:, layout.text_length :], ((0, 0), (0, layout.final_size), (0, 0)))
     return self.logits(x.reshape(b, t, layout.frame_stride, -1)[:, :, :n])
 
-  def embed_text(self, text: Int[Array, "b P"], dtype) -> Float[Array, "b P m"]:
-    """Looks text tokens up."""
+  def embed_text(self, text: Text, dtype) -> Float[Array, "b P m"]:
+    """Looks text tokens up, or brings features of text to the blocks' width."""
+    if self.config.text_width:
+      return self.text_embedding(text.astype(dtype))
     return self.text_embedding(text).astype(dtype)
 
   def final_features(self, latents: Float[Array, "*b n d"]) -> Float[Array, "*b n c"]:

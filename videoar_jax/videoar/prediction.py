@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from videoar_jax.videoar.corruption import corrupt
 from videoar_jax.videoar.layout import Layout
-from videoar_jax.videoar.model import Generator
+from videoar_jax.videoar.model import Generator, Text
 
 
 def cross_entropy(logits: Float[Array, "*b"], labels: Float[Array, "*b"]) -> Float[Array, "*b"]:
@@ -32,10 +32,9 @@ def accuracies(is_right: Bool[Array, "b t n d"], layout: Layout) -> dict[str, Fl
 def foretell(
   model: Generator,
   layout: Layout,
-  text: Int[Array, "b P"],
+  text: Text,
   latents: Float[Array, "b t h w d"],
   *,
-  pad_id: int = 0,
   window: int | None = None,
 ) -> dict[str, Float[Array, "b"]]:
   """Measures a generator on given clips, teacher-forced: nothing is corrupted, hidden or sampled.
@@ -43,9 +42,8 @@ def foretell(
   Args:
     model: the transformer.
     layout: the sequence, of as many frames as the latents.
-    text: tokens of each prompt.
+    text: tokens, or features, of each prompt.
     latents: of the clips, unquantized.
-    pad_id: padding among the text tokens.
     window: earlier frames that a frame sees; None for all.
   Returns:
     For each clip `loss`, nats a bit with all bits of a clip weighted alike, and `accuracies`.
@@ -57,7 +55,6 @@ def foretell(
     text,
     inputs.features.astype(dtype),
     layout,
-    text_mask=text != pad_id,
     latents=inputs.latents.astype(dtype),
     window=window,
   )

@@ -63,7 +63,7 @@ class Model:
   Args:
     generator: the trained transformer; over a mesh, with its parameters there already.
     tokenizer: the tokenizer it was trained on.
-    text_encoder: maps prompts to tokens, with `encode`, `null` and `pad_id`.
+    text_encoder: maps prompts to tokens, with `encode` and `null`.
     layout: the sequence it was trained on.
     defaults: `guidance`, `temperature` and `top_p` for calls that name none.
     window: earlier latent frames that a frame sees; None for all.
@@ -87,9 +87,8 @@ class Model:
     self.tokenizer, self.layout, self.mesh = tokenizer, layout, mesh
     self.text_encoder, self.defaults, self.window = text_encoder, defaults, window
     self._sample = jax.jit(self._sample_batch, static_argnames=("layout", "window"))
-    self._foretell = jax.jit(foretell, static_argnames=("layout", "pad_id", "window"))
-    statics = ("layout", "slots", "is_guided", "pad_id")
-    self._start = jax.jit(decoding.start, static_argnames=statics)
+    self._foretell = jax.jit(foretell, static_argnames=("layout", "window"))
+    self._start = jax.jit(decoding.start, static_argnames=("layout", "slots", "is_guided"))
     self._write_frame = jax.jit(decoding.write_frame, static_argnums=1, donate_argnums=2)
     self._decode_frame = jax.jit(decoding.decode_frame, static_argnums=1, donate_argnums=2)
 
@@ -258,7 +257,6 @@ class Model:
       layout,
       np.stack([self.text_encoder.encode(prompt) for prompt in prompts]),
       self.tokenizer.latents(to_float(video)),
-      pad_id=self.text_encoder.pad_id,
       window=self.window,
     )
     return {name: np.asarray(values) for name, values in found.items()}
@@ -275,7 +273,6 @@ class Model:
       request.keys(0, b),
       slots=slots,
       is_guided=table is not None,
-      pad_id=self.text_encoder.pad_id,
     )
     t, pixels = 0, None
     if request.given is not None:
@@ -332,7 +329,6 @@ class Model:
       table,
       temperature=temperature,
       top_p=top_p,
-      pad_id=self.text_encoder.pad_id,
       window=window,
       given=given,
     )

@@ -1,0 +1,99 @@
+"""Prompts as features that a text encoder, such as T5, has made of them before.
+
+A file of safetensors has a tensor `[n, c]` for each prompt, named by the prompt itself, n being the
+prompt's own number of tokens; a folder may have many such files. To make one:
+
+  from safetensors.numpy import save_file
+  save_file({prompt: encode(prompt) for prompt in {"", *prompts}}, "features.safetensors")
+"""
+
+import difflib
+import functools
+import pathlib
+
+import ml_dtypes  # noqa: F401  # Tells numpy what bfloat16 is.
+import numpy as np
+from jaxtyping import Float32
+from safetensors import SafetensorError, safe_open
+
+SUFFIX = ".safetensors"
+
+
+class TextFeatures:
+  """Looks the features of prompts up.
+
+  Attributes:
+    length: rows of every prompt, P; rows of zeros fill them up.
+    text_width: numbers of a feature, c.
+
+  Args:
+    path: of a file, or of a folder of them.
+    length: the most rows of a prompt.
+  Raises:
+    ValueError: there is no file, one cannot be read, two have the same prompt, a tensor has another
+      shape than `[n, c]`, or the empty prompt is missing, which guidance needs.
+  """
+
+  vocabulary_size = 0
+
+  def __init__(self, path: str, length: int):
+    if length < 1:
+      raise ValueError(f"text.length is {length}; it must be at least 1.")
+    given = pathlib.Path(path)
+    files = sorted(given.glob(f"*{SUFFIX}")) if given.is_dir() else [given]
+    if not files:
+      raise ValueError(f"text.tokenizer={path!r}: the folder has no {SUFFIX} files")
+    self.path, self.length, self.text_width = path, length, 0
+    self._files: dict[str, str] = {}
+    for file in files:
+      self._read_header(str(file))
+    if "" not in self._files:
+      raise ValueError(
+        f"text.tokenizer={path!r} has {len(self._files)} prompts, but not the empty one, which "
+        'stands for "no condition"; add the features of "" under the name ""'
+      )
+
+  def _read_header(self, file: str) -> None:
+    reader = _reader(file)
+    for prompt in reader.keys():  # noqa: SIM118  # It is no dict.
+      if prompt in self._files:
+        raise ValueError(f"{file} and {self._files[prompt]} both have the prompt {prompt[:60]!r}")
+      shape = reader.get_slice(prompt).get_shape()
+      self.text_width = self.text_width or shape[-1] if shape else 0
+      if len(shape) != 2 or shape[1] != self.text_width or 0 in shape:
+        raise ValueError(
+          f"{file}: features of {prompt[:60]!r} have shape {shape}; needs [n, width], of one width "
+          f"(here {self.text_width}) and at least one row"
+        )
+      if shape[0] > self.length:
+        raise ValueError(
+          f"{file}: features of {prompt[:60]!r} have {shape[0]} rows; set text.length, now "
+          f"{self.length}, to at least {shape[0]}"
+        )
+      self._files[prompt] = file
+
+  def encode(self, text: str) -> Float32[np.ndarray, "P c"]:
+    """Returns the features of a prompt.
+
+    Raises:
+      ValueError: there are none.
+    """
+    if text not in self._files:
+      near = difflib.get_close_matches(text, list(self._files)[:10_000], n=1)
+      hint = f"; near it is {near[0][:60]!r}" if near else ""
+      raise ValueError(f"text.tokenizer={self.path!r} has no features of {text[:60]!r}{hint}")
+    found = np.asarray(_reader(self._files[text]).get_tensor(text), np.float32)
+    return np.pad(found, ((0, self.length - len(found)), (0, 0)))
+
+  def null(self) -> Float32[np.ndarray, "P c"]:
+    """Returns the empty prompt's, which stand for "no condition" in classifier-free guidance."""
+    return self.encode("")
+
+
+@functools.cache
+def _reader(file: str):
+  """Opens a file once a process; its tensors stay on disk until they are asked for."""
+  try:
+    return safe_open(file, framework="numpy")
+  except (OSError, SafetensorError) as error:
+    raise ValueError(f"text.tokenizer: {file} cannot be read as safetensors: {error}") from error
