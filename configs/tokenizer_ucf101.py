@@ -58,6 +58,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.data.path = config_dict.placeholder(str)
   if data != "sprites":
     config.data.path = data
+    config.data.clips_per_file = 1
   config.data.num_frames = 9 if is_quick else 17
   config.data.frame_rate = 8.0
   config.data.resolution = (64, 64) if is_quick else (128, 128)

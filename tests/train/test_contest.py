@@ -1,5 +1,6 @@
 """Adversarial training: whose gradient is whose, the start, the adaptive weight, the resume."""
 
+import contextlib
 import dataclasses
 
 import grain
@@ -252,12 +253,11 @@ def test_two_devices_train_as_one():
       np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def two_stages(discriminator):
+def two_stages(discriminator, num_steps=1, settings=(), **second_stage):
   """Returns a run's stages, of which the second one may have another discriminator."""
-  stage = {"kind": "tokenizer", "loop": {"num_steps": 1, "batch_size": 1, "optimizer": {}}}
+  stage = {"kind": "tokenizer", "loop": {"num_steps": num_steps, "batch_size": 2} | dict(settings)}
   stage["loop"]["optimizer"] = {"learning_rate": 1e-2, "warmup_steps": 0}
-  first = {"weight": 0.5, "discriminator": dataclasses.asdict(ADVERSARIAL.discriminator)}
-  first["optimizer"] = dataclasses.asdict(ADVERSARIAL.optimizer)
+  first = dataclasses.asdict(ADVERSARIAL) | {"start_step": num_steps - 1}
   second = first | {"discriminator": first["discriminator"] | discriminator}
   return finalize(
     {
@@ -266,7 +266,7 @@ def two_stages(discriminator):
       "stages": ("first", "second"),
       "stage": {
         "first": stage | {"loss": {"adversarial": first}},
-        "second": stage | {"loss": {"adversarial": second}},
+        "second": stage | {"loss": {"adversarial": second}} | second_stage,
       },
     }
   )
@@ -295,3 +295,52 @@ def test_the_next_stage_goes_on_with_the_same_discriminator(tmp_path, caplog, di
     assert_close(got["rival"]["params"], state["rival"]["params"], atol=0)
     assert_close(got["rival"]["averages"], state["rival"]["averages"], atol=0)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(got["rival"]["opt_state"]))
+
+
+def test_a_stage_that_continues_is_the_same_run(tmp_path):
+  """Two steps and two more, on the same clips, are four: every number of the state is the same."""
+  run = two_stages({}, num_steps=2, settings={"ema_decay": 0.9}, continues=True)
+  mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+  stages = Stages(run, tmp_path, mesh)
+  whole = two_stages({}, num_steps=4, settings={"ema_decay": 0.9}).stages[0]
+  whole = dataclasses.replace(whole, loss=run.stages[0].loss)
+  trainers = [stages.make_trainer(stage, 0) for stage in run.stages]
+  trainers.append(Trainer(stages.make_task(whole), whole.loop, mesh, 0))
+
+  def train(trainer, state, clips):
+    rates = []
+    with jax.set_mesh(mesh):
+      for batch in clips:
+        batch = {"video": jnp.asarray(batch["video"])}
+        state, metrics = trainer.step(state, trainer.task.frozen, batch, trainer.key)
+        rates.append(float(metrics["learning_rate"]))
+    return state, rates
+
+  clips = [batch for batch, _ in zip(batches(), range(4), strict=False)]
+  expected, expected_rates = train(trainers[2], trainers[2].init(), clips)
+  state, rates = train(trainers[0], trainers[0].init(), clips[:2])
+  with contextlib.closing(Checkpointer(stages.checkpoints(run.stages[0]))) as checkpointer:
+    checkpointer.save(2, state, {})
+  state = stages.first_state(run.stages[1], trainers[1], 0)
+  assert int(state["step"]) == 0
+  state, more = train(trainers[1], state, clips[2:])
+  assert rates + more == expected_rates
+  assert int(state.pop("step")) == 2 and int(expected.pop("step")) == 4
+  jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    ({"loop": {"num_steps": 1, "batch_size": 2, "optimizer": {}}}, "loop.optimizer is not as in"),
+    ({"start": "weights.safetensors"}, "start exclude each other"),
+    ({"continues": 1}, "must be of type bool"),
+  ],
+)
+def test_stages_that_cannot_continue_are_named(change, said):
+  with pytest.raises(ValueError, match=said):
+    two_stages({}, **{"continues": True, **change})
+  with pytest.raises(
+    ValueError, match=r"stage\.second\.loss\.adversarial is not as in stage\.first"
+  ):
+    two_stages({"base_channels": 8}, continues=True)

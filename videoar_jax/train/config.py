@@ -141,6 +141,9 @@ class StageConfig:
     cache: what a generator reads in place of the clips, if there is one between the tokenizer and
       it.
     start: file of weights, of `python -m videoar_jax.convert weights`, to start from, if any.
+    continues: whether the optimizer goes on from the stage before it of the same kind, with the
+      averaged parameters and one schedule over the steps of both; otherwise, it starts anew, from
+      the averaged parameters.
     mixture: what it is trained on in place of `data` alone, which then says what a batch costs:
       `loop.batch_size` clips of it. Batches of other shapes have as many as make as many tokens.
   """
@@ -154,6 +157,7 @@ class StageConfig:
   images: ImagesConfig = ImagesConfig()
   cache: Cache | None = None
   start: str | None = None
+  continues: bool = False
   mixture: tuple[PartConfig, ...] = ()
 
   @property
@@ -217,12 +221,34 @@ class RunConfig:
       rope_grid=generator.rope_grid,
     )
 
+  def chain(self, stage: StageConfig) -> list[StageConfig]:
+    """Returns the stages that have one optimizer and one schedule with a stage, it included."""
+    chains: list[list[StageConfig]] = []
+    for other in self.stages:
+      if other.kind == stage.kind:
+        if not other.continues:
+          chains.append([])
+        chains[-1].append(other)
+    return next(chain for chain in chains if stage in chain)
+
   def stage_of_kind(self, kind: str) -> StageConfig | None:
     """Returns the last stage that trains a tokenizer or a generator."""
     return next((stage for stage in reversed(self.stages) if stage.kind == kind), None)
 
 
 _LOSSES = {"tokenizer": TokenizerLossConfig, "generator": GeneratorLossConfig}
+_STAGE_FIELDS = (
+  "kind",
+  "num_frames",
+  "data",
+  "mixture",
+  "loop",
+  "loss",
+  "inflate",
+  "images",
+  "start",
+  "continues",
+)
 _SECTIONS = (
   "seed",
   "data",
@@ -334,8 +360,7 @@ def _stages(values: dict, data: DataConfig) -> tuple[tuple[StageConfig, ...], tu
       source = _cache(section, path, name, stages[-1].name, data)
       caches.append(source)
       continue
-    known = ("kind", "num_frames", "data", "mixture", "loop", "loss", "inflate", "images", "start")
-    _check_names(section, known, path)
+    _check_names(section, _STAGE_FIELDS, path)
     kind = section.get("kind", name)
     if kind not in _LOSSES:
       raise ValueError(f"{path}.kind={kind!r} is unknown; kinds are {', '.join(_LOSSES)}, cache")
@@ -362,7 +387,21 @@ def _stages(values: dict, data: DataConfig) -> tuple[tuple[StageConfig, ...], tu
     if mixture and (kind != "generator" or cache is not None):
       what = "reads a cache" if cache is not None else f"is a {kind}"
       raise ValueError(f"{path}.mixture is for generators that read clips, but this one {what}")
-    made = StageConfig(name, kind, clips, loop, loss, inflate, images, cache, start, mixture)
+    made = StageConfig(
+      name=name,
+      kind=kind,
+      data=clips,
+      loop=loop,
+      loss=loss,
+      inflate=inflate,
+      images=images,
+      cache=cache,
+      start=start,
+      continues=_convert(bool, section.get("continues", False), f"{path}.continues"),
+      mixture=mixture,
+    )
+    if made.continues:
+      _check_continues(made, [stage for stage in stages if stage.kind == kind], path)
     stages.append(made)
     source = stages[-1] if kind == "tokenizer" else source
   kinds = [stage.kind for stage in stages]
@@ -371,6 +410,28 @@ def _stages(values: dict, data: DataConfig) -> tuple[tuple[StageConfig, ...], tu
   if not stages:
     raise ValueError("config.stages trains nothing; name at least one stage that does")
   return tuple(stages), tuple(caches)
+
+
+def _check_continues(stage: StageConfig, before: list[StageConfig], path: str) -> None:
+  """Raises ValueError if a stage cannot go on with the optimizer of the last of those before it."""
+  if not before:
+    raise ValueError(f"{path}.continues: no {stage.kind} is trained before it; remove it")
+  if stage.start or stage.inflate:
+    field = "start" if stage.start else "inflate"
+    raise ValueError(f"{path}.continues and {path}.{field} exclude each other; remove one")
+  last = before[-1]
+  pairs = {
+    "loop.optimizer": (stage.loop.optimizer, last.loop.optimizer),
+    "loop.ema_decay": (stage.loop.ema_decay, last.loop.ema_decay),
+  }
+  if stage.kind == "tokenizer":
+    pairs["loss.adversarial"] = (stage.loss.adversarial, last.loss.adversarial)
+  for field, (own, other) in pairs.items():
+    if own != other:
+      raise ValueError(
+        f"{path}.continues: {path}.{field} is not as in stage.{last.name}; set both alike, or "
+        "remove `continues`"
+      )
 
 
 def _stage_data(section: dict, path: str, data: DataConfig) -> DataConfig:

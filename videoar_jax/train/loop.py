@@ -150,15 +150,27 @@ class Trainer:
     config: how.
     mesh: devices.
     seed: of the initialisation and of every step's draws.
+    before, after: steps of the stages whose optimizer and schedule it goes on with, and of those
+      that go on with its own.
   """
 
-  def __init__(self, task: Task, config: LoopConfig, mesh: Mesh, seed: int):
-    self.task, self.config, self.mesh = task, config, mesh
+  def __init__(
+    self,
+    task: Task,
+    config: LoopConfig,
+    mesh: Mesh,
+    seed: int,
+    *,
+    before: int = 0,
+    after: int = 0,
+  ):
+    self.task, self.config, self.mesh, self.before = task, config, mesh, before
+    num_steps = before + config.num_steps + after
     self.key = jax.random.key(seed)
     self.is_guarded = config.on_nan == "skip" or config.spike is not None
     self.template = train_state.Template.of(task.init)
-    self.optimizer = make_optimizer(config.optimizer, config.num_steps, self.template.axes)
-    self.rival = RivalTrainer(task.rival, config.num_steps)
+    self.optimizer = make_optimizer(config.optimizer, num_steps, self.template.axes)
+    self.rival = RivalTrainer(task.rival, num_steps)
     abstract = jax.eval_shape(self._init, self.key)
     self.templates = {"": self.template}
     if task.rival is not None:
@@ -168,7 +180,7 @@ class Trainer:
     self.step = jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings, None))
     # Whole everywhere: process 0 shows it.
     self.media = jax.jit(self._media, out_shardings=replicated(mesh))
-    self.learning_rate = learning_rate_schedule(config.optimizer, config.num_steps)
+    self.learning_rate = learning_rate_schedule(config.optimizer, num_steps)
 
   def _init(self, key) -> train_state.State:
     params = train_state.init_params(self.task.init, jax.random.fold_in(key, 0))
@@ -192,8 +204,19 @@ class Trainer:
       begin = jax.jit(self._begin, out_shardings=self.shardings)
       return begin(params, rival or {}, self.key)
 
+  def begin_again(self, state: train_state.State) -> train_state.State:
+    """Returns the state before the first step that goes on from another stage's last one."""
+
+    def begin(state):
+      guard = guarding.init() if self.is_guarded else {}
+      return state | {"step": jnp.zeros((), jnp.int32), "guard": guard}
+
+    return jax.jit(begin, donate_argnums=0, out_shardings=self.shardings)(state)
+
   def _step(self, state, frozen, batch, key):
     step_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
+    # Of all stages that share the optimizer.
+    num_steps = self.before + state["step"]
 
     def loss(params, rival_params):
       module, rival = self.template.module(params), self.rival.module(rival_params)
@@ -202,7 +225,7 @@ class Trainer:
         return value, ({"loss": value, **metrics}, {})
       averages = state["rival"]["averages"]
       value, metrics, averages = self.task.contest(
-        module, rival, averages, frozen, batch, step_key, state["step"]
+        module, rival, averages, frozen, batch, step_key, num_steps
       )
       return value, (metrics, averages)
 
@@ -210,15 +233,13 @@ class Trainer:
     (gradients, rival_gradients), (metrics, averages) = both(
       state["params"], state["rival"].get("params", {})
     )
-    rival, rival_metrics = self.rival.update(
-      state["rival"], rival_gradients, averages, state["step"]
-    )
+    rival, rival_metrics = self.rival.update(state["rival"], rival_gradients, averages, num_steps)
     updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
     ema = state["ema"]
     if self.config.ema_decay > 0:
       # Early averages forget the random start faster than the decay alone would let them.
-      warm = (1.0 + state["step"]) / (10.0 + state["step"])
+      warm = (1.0 + num_steps) / (10.0 + num_steps)
       decay = jnp.minimum(self.config.ema_decay, warm)
       ema = jax.tree.map(lambda a, p: a * decay + p * (1 - decay), ema, params)
     metrics = {
@@ -226,7 +247,7 @@ class Trainer:
       **rival_metrics,
       "gradient_norm": optax.global_norm(gradients),
       "parameter_norm": optax.global_norm(params),
-      "learning_rate": self.learning_rate(state["step"]),
+      "learning_rate": self.learning_rate(num_steps),
     }
     new_state = {
       "params": params,

@@ -205,8 +205,25 @@ class Stages:
         except ValueError as error:
           raise ValueError(f"stage.{stage.name}.{error}") from None
 
+  def make_trainer(self, stage: StageConfig, seed: int) -> Trainer:
+    """Returns what trains a stage."""
+    chain = self.run.chain(stage)
+    i = chain.index(stage)
+    before, after = (
+      sum(other.loop.num_steps for other in part) for part in (chain[:i], chain[i + 1 :])
+    )
+    task = self.make_task(stage)
+    return Trainer(task, stage.loop, self.mesh, seed, before=before, after=after)
+
   def first_state(self, stage: StageConfig, trainer: Trainer, seed: int) -> State:
     """Returns the state that a stage starts from."""
+    if stage.continues:
+      checkpointer = Checkpointer(
+        self.checkpoints(self.stage_before(stage, stage.kind)), is_reader=True
+      )
+      state, _ = checkpointer.restore(trainer.abstract_state | {"guard": {}})
+      checkpointer.close()
+      return trainer.begin_again(state)
     return trainer.init(self._first_params(stage, seed), self._first_rival(stage))
 
   def _first_params(self, stage: StageConfig, seed: int) -> dict | None:
@@ -353,7 +370,7 @@ class Stages:
     loop = stage.loop
     text_encoder = self.run.text.encoder
     seed = self.run.seed + 1000 * (1 + self.run.stages.index(stage))
-    trainer = Trainer(self.make_task(stage), loop, self.mesh, seed)
+    trainer = self.make_trainer(stage, seed)
     log.info(
       "stage %s: %s parameters, %d steps of %d clips",
       stage.name,
