@@ -241,6 +241,23 @@ def test_gradients_with_remat_or_unrolled_equal_those_without(layout):
   assert max(float(jnp.abs(x).max()) for x in expected) > 0.1
 
 
+@pytest.mark.parametrize("attention", ["dense", "blocked"])
+def test_bfloat16_activations_are_near(batch, attention):
+  """All float32 outside: logits, parameters and their gradients, which point the same way."""
+
+  def gradient(dtype):
+    model = make_model(dataclasses.replace(CONFIG, dtype=dtype, attention=attention))
+    loss = lambda model: jnp.sum(jnp.square(forward(model, batch)))  # noqa: E731
+    return jax.jit(lambda model: (forward(model, batch), jax.grad(loss)(model)))(model)
+
+  (logits, exact), (rounded, found) = gradient("float32"), gradient("bfloat16")
+  assert {x.dtype for x in jax.tree.leaves((rounded, found))} == {np.dtype(np.float32)}
+  error = float(jnp.abs(rounded - logits).max() / jnp.abs(logits).max())
+  assert 1e-5 < error < 0.05
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+    assert jnp.vdot(a, b) > 0.98 * jnp.linalg.norm(a) * jnp.linalg.norm(b)
+
+
 def test_remat_saves_memory():
   """Each policy keeps less for the backward pass than the one before."""
   text = jax.ShapeDtypeStruct((8, 5), jnp.int32)

@@ -94,6 +94,21 @@ def test_batches_do_not_change_clips(model, clips, monkeypatch):
   assert not near(model.sample(PROMPTS[:2], seed=4), clips[:2])
 
 
+@pytest.mark.parametrize(("num", "shapes"), [(2, {(1, 2), (1, 1)}), (6, {(3, 2), (3, 1)})])
+def test_pixels_are_made_of_a_few_latent_frames_at_a_time(model, clips, monkeypatch, num, shapes):
+  """A latent frame has two frames of 4x4 patches with 4 channels, in float32."""
+  decode_chunk, seen = model.tokenizer.decode_chunk, set()
+
+  def watch(latents, state):
+    seen.add(latents.shape[:2])
+    return decode_chunk(latents, state)
+
+  monkeypatch.setattr(model.tokenizer, "decode_chunk", watch)
+  monkeypatch.setattr(sampler, "_PIXEL_BYTES", num * 2 * 4 * 4 * 4 * 4)
+  assert near(model.sample(PROMPTS, seed=3), clips)
+  assert seen == shapes
+
+
 def test_stream_hands_frames_out_before_the_next_are_begun(model, clips, monkeypatch):
   decode_frame, begun = model._decode_frame, []
 

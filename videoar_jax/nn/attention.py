@@ -8,6 +8,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from videoar_jax.nn.layers import product
 from videoar_jax.nn.splash import splash_attention
 from videoar_jax.nn.visibility import Sight, Visibility
 
@@ -65,11 +66,11 @@ def attention(
   # Batch and head first: XLA on CPU multiplies these matrices half as fast otherwise.
   grouped = query.reshape(b, q, groups, n // groups, k).transpose(0, 2, 3, 1, 4)
   keys, values = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-  scores = jnp.einsum("bgrqk,bglk->bgrql", grouped / math.sqrt(k), keys).astype(jnp.float32)
+  scores = product("bgrqk,bglk->bgrql", grouped / math.sqrt(k), keys)
   # An addend, since XLA on CPU takes half as long again for a choice and its gradient.
   hidden = jnp.where(mask, 0.0, -1e30)
   weights = jax.nn.softmax(scores + hidden[:, None, None], axis=-1).astype(value.dtype)
-  out = jnp.einsum("bgrql,bglk->bgrqk", weights, values)
+  out = product("bgrql,bglk->bgrqk", weights, values).astype(value.dtype)
   return out.transpose(0, 3, 1, 2, 4).reshape(b, q, n, k)
 
 
@@ -121,7 +122,7 @@ def _chunked_forward(query, key, value, sight):
     new = jnp.maximum(highest, jnp.max(scores, axis=-1))
     weights, scale = jnp.exp(scores - new[..., None]), jnp.exp(highest - new)
     total = total * scale + jnp.sum(weights, axis=-1)
-    more = _product("bgrql,bglk->bgrqk", weights.astype(value.dtype), values[j])
+    more = product("bgrql,bglk->bgrqk", weights.astype(value.dtype), values[j])
     out = out * scale[..., None] + more
     return tuple(x.at[i].set(y) for x, y in zip(carry, (new, total, out), strict=True)), None
 
@@ -146,12 +147,12 @@ def _chunked_backward(kept, gradient):
     by_query, by_key, by_value = carry
     scores = _scores(queries[i], keys[j], sight, i, j)
     weights = jnp.exp(scores - log_total[i][..., None])
-    by_weights = _product("bgrqk,bglk->bgrql", gradients[i], values[j])
+    by_weights = product("bgrqk,bglk->bgrql", gradients[i], values[j])
     by_scores = weights * (by_weights - means[i][..., None]) / math.sqrt(query.shape[-1])
     by_scores, weights = (x.astype(query.dtype) for x in (by_scores, weights))
-    by_query = by_query.at[i].add(_product("bgrql,bglk->bgrqk", by_scores, keys[j]))
-    by_key = by_key.at[j].add(_product("bgrql,bgrqk->bglk", by_scores, queries[i]))
-    by_value = by_value.at[j].add(_product("bgrql,bgrqk->bglk", weights, gradients[i]))
+    by_query = by_query.at[i].add(product("bgrql,bglk->bgrqk", by_scores, keys[j]))
+    by_key = by_key.at[j].add(product("bgrql,bgrqk->bglk", by_scores, queries[i]))
+    by_value = by_value.at[j].add(product("bgrql,bgrqk->bglk", weights, gradients[i]))
     return (by_query, by_key, by_value), None
 
   zeros = tuple(jnp.zeros(x.shape) for x in (queries, keys, values))
@@ -161,10 +162,6 @@ def _chunked_backward(kept, gradient):
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)
-
-
-def _product(spec: str, *arrays):
-  return jnp.einsum(spec, *arrays, preferred_element_type=jnp.float32)
 
 
 def _cut(x: Float[Array, "b l n k"], num_kv_heads: int | None = None):
@@ -185,7 +182,7 @@ def _join(chunks, shape):
 def _scores(query, key, sight: Sight, i, j):
   """Returns the scores of a chunk of queries with one of keys, far below all where hidden."""
   mask = sight.part(i * _CHUNK, j * _CHUNK, _CHUNK)
-  scores = _product("bgrqk,bglk->bgrql", query, key) / math.sqrt(query.shape[-1])
+  scores = product("bgrqk,bglk->bgrql", query, key) / math.sqrt(query.shape[-1])
   return scores + jnp.where(mask, 0.0, -1e30)[:, None, None]
 
 

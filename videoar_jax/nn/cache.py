@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from videoar_jax.nn.layers import product
 from videoar_jax.parallel.sharding import constrain
 
 
@@ -77,7 +78,7 @@ def attend_cached(
   rows = rows.reshape(b, g, -1, k)
   scores = []
   for cache, mask in zip(seen, masks, strict=True):
-    part = jnp.einsum("bgrk,bglk->bgrl", rows, cache.keys).astype(jnp.float32)
+    part = product("bgrk,bglk->bgrl", rows, cache.keys)
     if mask is not None:
       part = part.reshape(b, g, n // g, q, -1) + jnp.where(mask, 0.0, -1e30)[:, None, None]
     scores.append(part.reshape(b, g, rows.shape[2], -1))
@@ -86,7 +87,7 @@ def attend_cached(
   weights = [jnp.exp(part - highest) for part in scores]
   total = sum(jnp.sum(part, -1, keepdims=True) for part in weights)
   out = sum(
-    jnp.einsum("bgrl,bglk->bgrk", part.astype(query.dtype), cache.values).astype(jnp.float32)
+    product("bgrl,bglk->bgrk", part.astype(query.dtype), cache.values)
     for part, cache in zip(weights, seen, strict=True)
   )
   out = (out / total).astype(query.dtype)

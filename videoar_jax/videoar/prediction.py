@@ -50,12 +50,11 @@ def foretell(
   """
   b, t, *_, d = latents.shape
   inputs = corrupt(latents, layout.schedule, previous=layout.previous)
-  dtype = model.feature_in.kernel.dtype
   logits = model(
     text,
-    inputs.features.astype(dtype),
+    inputs.features,
     layout,
-    latents=inputs.latents.astype(dtype),
+    latents=inputs.latents,
     window=window,
   )
   labels = jnp.concatenate([scale.reshape(b, t, -1, d) for scale in inputs.labels], axis=2)

@@ -24,6 +24,7 @@ from videoar_jax.videoar.prediction import foretell
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 16  # Prompts that are decoded together; more go through in turns.
+_PIXEL_BYTES = 2**28  # Of the largest array when pixels are made; more clips or frames take turns.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +305,6 @@ class Model:
       batch = self._run(
         self._sample,
         self.generator,
-        self.tokenizer.autoencoder,
         request.texts[rows],
         request.keys(start, size),
         request.table,
@@ -314,12 +314,34 @@ class Model:
         layout=request.layout,
         window=request.window,
       )
-      clips.append(np.asarray(batch)[: num - start])
+      clips.append(self._pixels(batch)[: num - start])
+    return np.concatenate(clips)
+
+  def _pixels(self, latents: Float[Array, "b t h w d"]) -> UInt8[np.ndarray, "b f H W 3"]:
+    """Decodes clips, in memory that does not grow with their number or length."""
+    b, t, *_ = latents.shape
+    config, (height, width) = self.tokenizer.config, self.resolution
+    channels = config.base_channels * config.multipliers[0]
+    frame_bytes = 4 * config.temporal_stride * height * width * channels // config.patch_size**2
+    num = max(1, _PIXEL_BYTES // frame_bytes)  # Latent frames, of one clip or of several.
+    # All alike, so that one program serves them.
+    rows = (
+      b if self.mesh is not None else max(n for n in range(1, b + 1) if b % n == 0 and n <= num)
+    )
+    chunk = min(t, max(1, num // rows))
+    clips = []
+    for first in range(0, b, rows):
+      part, state, frames = latents[first : first + rows], None, []
+      for start in range(0, t, chunk):
+        decoded = self._run(self.tokenizer.decode_chunk, part[:, start : start + chunk], state)
+        frames.append(np.asarray(to_uint8(decoded[0])))
+        state = decoded[1]
+      clips.append(np.concatenate(frames, axis=1))
     return np.concatenate(clips)
 
   def _sample_batch(
-    self, generator, autoencoder, texts, keys, table, given, temperature, top_p, *, layout, window
-  ):
+    self, generator, texts, keys, table, given, temperature, top_p, *, layout, window
+  ) -> Float[Array, "b t h w d"]:
     decoded = decoding.decode(
       generator,
       layout,
@@ -332,7 +354,7 @@ class Model:
       window=window,
       given=given,
     )
-    return to_uint8(autoencoder.decoder(decoded.latents))
+    return decoded.latents
 
   def _run(self, function, *arguments, **settings):
     """Calls a jitted function, on the mesh if there is one."""
