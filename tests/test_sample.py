@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import videoar_jax
-from videoar_jax import sample
-from videoar_jax.data.text import ByteTokenizer
+from videoar_jax import load, sample
+from videoar_jax.data.text import ByteTokenizer, make_text_encoder
 from videoar_jax.videoar.guidance import guidance_table
 
 ROOT = pathlib.Path(sample.__file__).parent.parent
@@ -33,13 +33,18 @@ class FakeModel:
 
   def sample(self, prompts, num_frames=None, seed=0, **settings):
     guidance_table(settings.get("guidance", 1.0), 3, 4)
+    numbers = settings.pop("numbers", None) or range(len(prompts))
     self.calls.append((prompts, num_frames, seed, settings))
     clips = np.zeros((len(prompts), num_frames or 9, 64, 64, 3), np.uint8)
     return (
       clips
       + np.uint8(10 * seed)
-      + np.arange(len(prompts), dtype=np.uint8)[:, None, None, None, None] * np.uint8(50)
+      + np.array(numbers, np.uint8)[:, None, None, None, None] * np.uint8(50)
     )
+
+  def extend(self, clips, prompts, num_frames, seed=0, **settings):
+    self.calls.append((prompts, num_frames, seed, settings))
+    return np.concatenate([clips, clips[:, : num_frames - clips.shape[1]]], axis=1)
 
   def stream(self, prompts, num_frames=None, seed=0, **settings):
     clips = self.sample(prompts, num_frames, seed, **settings)
@@ -50,8 +55,11 @@ class FakeModel:
 @pytest.fixture
 def model(monkeypatch):
   fake = FakeModel()
-  monkeypatch.setattr(videoar_jax, "load_model", lambda path, dtype: fake, raising=False)
-  monkeypatch.setattr(sample, "_frame_rate", lambda path: 8.0)
+  monkeypatch.setattr(
+    videoar_jax, "load_model", lambda path, dtype, text_features: fake, raising=False
+  )
+  stage = types.SimpleNamespace(data=types.SimpleNamespace(frame_rate=8.0))
+  monkeypatch.setattr(load, "find_stage", lambda *_: (None, stage))
   return fake
 
 
@@ -89,7 +97,7 @@ def test_writes_a_clip_a_sample_and_one_sheet(tmp_path, model, capsys):
   width, height = Image.open(out / "contact_sheet.png").size
   assert (width, height) == (5 * 130 + 2, 6 * (130 + 15) + 2)
   settings = {"guidance": "constant:3", "top_p": 0.9}
-  assert model.calls == [([PROMPT] * 3, 5, 2, settings), (["star!"] * 3, 5, 2, settings)]
+  assert model.calls == [([PROMPT] * 3 + ["star!"] * 3, 5, 2, settings)]
 
 
 def test_prompts_with_one_name_get_files_of_their_own(tmp_path, model):
@@ -122,6 +130,8 @@ def test_prompts_with_one_name_get_files_of_their_own(tmp_path, model):
     (["--image=a", "--video=b"], "not allowed with argument --image"),
     (["--reencode=1", "--stream"], "not allowed with argument --reencode"),
     (["--window=0"], "--window=0 must be at least 1"),
+    (["--reencode=1"], "is for clips longer than the trained 9"),
+    (["--shots", "--stream"], "--shots and --stream exclude each other"),
     (["--resize"], "nothing to resize; give --image or --video"),
     (["--image=none.png"], "none.png cannot be read as a picture (No such file"),
     (["--image={tmp}/small.json"], "small.json cannot be read as a picture"),
@@ -163,7 +173,7 @@ def test_given_frames_are_passed_on(tmp_path, model):
   colours[:, :16] = colours[:, 64:] = 255  # Outside the middle square.
   Image.fromarray(colours).save(tmp_path / "wide.png")
   flags = ["--workdir=w", "--prompt=x", "--num_samples=1", f"--out={tmp_path / 'out'}"]
-  assert run(*flags, f"--video={tmp_path / 'fits.mp4'}", "--reencode=5") == 0
+  assert run(*flags, f"--video={tmp_path / 'fits.mp4'}", "--reencode=5", "--num_frames=17") == 0
   assert run(*flags, f"--video={tmp_path / 'large.mp4'}", "--resize") == 0
   assert run(*flags, f"--image={tmp_path / 'wide.png'}", "--resize", "--window=2") == 0
   first, second, third = (settings for *_, settings in model.calls)
@@ -177,7 +187,8 @@ def test_given_frames_are_passed_on(tmp_path, model):
 
 def test_stream_writes_frames(tmp_path, model):
   flags = ["--num_samples=2", "--seed=1", f"--out={tmp_path}", "--stream"]
-  assert run("--workdir=w", "--prompt=a star", *flags) == 0
+  assert run("--workdir=w", "--prompt=a star", "--num_frames=13", *flags) == 0
+  assert run("--workdir=w", "--prompt=a star", *flags) == 0  # The frames of before are gone.
   for i in range(2):
     frames = sorted((tmp_path / f"a_star_1_{i}").iterdir())
     assert [path.name for path in frames] == [f"{n:05}.png" for n in range(9)]
@@ -190,7 +201,7 @@ def test_prompts_of_a_file(tmp_path, model, capsys):
   flags = ["--workdir=w", f"--prompts_file={path}", f"--out={out}"]
   path.write_bytes("\ufeffein Stück\r\nzwei\n".encode())
   assert run(*flags, "--num_samples=1") == 0
-  assert [call[0] for call in model.calls] == [["ein Stück"], ["zwei"]]
+  assert [call[0] for call in model.calls] == [["ein Stück", "zwei"]]
   capsys.readouterr()
   for data, wanted in (
     (b"one\n \nthree\n", "line 2 is empty"),
@@ -203,22 +214,59 @@ def test_prompts_of_a_file(tmp_path, model, capsys):
   assert "cannot be read" in expect_error(capsys, *flags)
 
 
-def test_classes_are_folders_of_the_data(tmp_path, model, capsys):
+def test_classes_are_those_of_the_data_or_the_config(tmp_path, capsys, monkeypatch):
+  """Folders of files count, as for training, and no others."""
   from configs import quickstart
   from videoar_jax.train.config import save_config
 
+  fake = FakeModel()
+  monkeypatch.setattr(videoar_jax, "load_model", lambda *_, **__: fake, raising=False)
   data, workdir = tmp_path / "data", tmp_path / "run"
-  for name in ("run", "data/b", "data/a", "sprites"):
+  for name in ("run", "data/train/b", "data/train/a", "data/empty", "sprites", "named"):
     (tmp_path / name).mkdir(parents=True)
+  for name in "ab":
+    (data / "train" / name / "one.mp4").touch()
   save_config(quickstart.get_config(f"data={data}"), workdir / "config.json")
   flags = [f"--workdir={workdir}", f"--out={tmp_path / 'out'}", "--num_samples=1"]
   assert run(*flags, "--class_id=1", "--class_id=0") == 0
-  assert [call[0] for call in model.calls] == [["b"], ["a"]]
+  assert fake.calls[-1][0] == ["b", "a"]
   capsys.readouterr()
-  assert "there are 2 folders" in expect_error(capsys, *flags, "--class_id=2")
+  assert "has 2 classes, from 0" in expect_error(capsys, *flags, "--class_id=2")
   save_config(quickstart.get_config(), tmp_path / "sprites" / "config.json")
   flags[0] = f"--workdir={tmp_path / 'sprites'}"
   assert "knows no classes" in expect_error(capsys, *flags, "--class_id=0")
+  config = quickstart.get_config()
+  config.text = {"tokenizer": "classes", "classes": ("run", "jump"), "length": 1}
+  save_config(config, tmp_path / "named" / "config.json")
+  fake.text_encoder = make_text_encoder("classes", 1, ("run", "jump"))
+  flags[0] = f"--workdir={tmp_path / 'named'}"
+  assert run(*flags, "--class_id=1") == 0
+  assert fake.calls[-1][0] == ["jump"]
+
+
+def test_shots_go_on_from_each_other(tmp_path, model):
+  flags = ["--workdir=w", "--num_samples=2", f"--out={tmp_path}", "--num_frames=5", "--shots"]
+  assert (
+    run(*flags, "--prompt=a star", "--prompt=b", "--prompt=c", "--reencode=5", "--top_p=0.5") == 0
+  )
+  rest = {"reencode": 5, "top_p": 0.5}
+  assert model.calls == [
+    (["a star"] * 2, 5, 0, {"top_p": 0.5}),
+    (["b"] * 2, 9, 0, rest),
+    (["c"] * 2, 13, 0, rest),
+  ]
+  with av.open(str(tmp_path / "a_star_0_1.mp4")) as container:
+    assert sum(1 for _ in container.decode(video=0)) == 13
+
+
+def test_many_prompts_share_batches(tmp_path, model, monkeypatch):
+  monkeypatch.setattr("videoar_jax.videoar.sampler.BATCH_SIZE", 3)
+  assert run("--workdir=w", "--prompt=a", "--prompt=b", "--num_samples=2", f"--out={tmp_path}") == 0
+  assert [call[0] for call in model.calls] == [["a", "a", "b"], ["b"]]
+  for name, value in (("a_0_0", 0), ("a_0_1", 50), ("b_0_0", 0), ("b_0_1", 50)):
+    with av.open(str(tmp_path / f"{name}.mp4")) as container:
+      frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    assert abs(float(frame.mean()) - value) < 4
 
 
 def test_a_table_of_guidance_is_passed_on(tmp_path, model):
@@ -237,10 +285,11 @@ def test_unwritable_out(tmp_path, model, capsys):
 
 
 def test_a_failed_write_leaves_no_files(tmp_path, model, capsys, monkeypatch):
-  def fail(path, image):
+  def fail(path, *_):
+    path.write_bytes(b"half")
     raise OSError("No space left on device")
 
-  monkeypatch.setattr("videoar_jax.evals.media.write_png", fail)
+  monkeypatch.setattr("videoar_jax.evals.media._encode", fail)
   error = expect_error(capsys, "--workdir=w", f"--prompt={PROMPT}", f"--out={tmp_path}")
   assert "No space left" in error
   assert not list(tmp_path.iterdir())

@@ -186,7 +186,7 @@ def sample_table(options: argparse.Namespace) -> str:
     return jax.tree.map(lambda x: x.astype(dtype), model)
 
   model = jax.jit(make)(jax.random.key(0))
-  text, keys = jnp.ones((b, 1), jnp.int32), sample_keys(0, 0, b)
+  text, keys = jnp.ones((b, 1), jnp.int32), sample_keys(0, jnp.arange(b))
 
   def run(model, text, keys):
     table = jnp.full((layout.num_frames, layout.num_scales), 3.0)

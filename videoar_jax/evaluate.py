@@ -104,7 +104,7 @@ def _reconstruction(options: argparse.Namespace) -> list[pathlib.Path]:
   """
   started = time.perf_counter()
   from videoar_jax.evals.reconstruction import measure, table, write
-  from videoar_jax.load import find_run, load_tokenizer
+  from videoar_jax.load import find_stage, load_tokenizer
   from videoar_jax.tokenizer.files import is_saved
   from videoar_jax.train.run import quiet_libraries, use_compilation_cache
 
@@ -112,7 +112,7 @@ def _reconstruction(options: argparse.Namespace) -> list[pathlib.Path]:
   if is_saved(options.workdir):
     data = _data_of_flags(options)
   else:
-    data = _data(options, find_run(options.workdir)[1].data)
+    data = _data(options, find_stage(options.workdir, "tokenizer")[1].data)
   use_compilation_cache()
   tokenizer = load_tokenizer(options.workdir)
   source = _source(data, tokenizer)
@@ -149,15 +149,15 @@ def _generation(options: argparse.Namespace) -> list[pathlib.Path]:
   _check_generation(options)
   from videoar_jax.evals import scores
   from videoar_jax.evals.generation import measure, table, write
-  from videoar_jax.load import find_run, load_model
+  from videoar_jax.load import find_stage, load_model
   from videoar_jax.train.run import quiet_libraries, use_compilation_cache
 
   quiet_libraries()
-  run = find_run(options.workdir)[1]
+  stage = find_stage(options.workdir, "generator")[1]
   use_compilation_cache()
   model = load_model(options.workdir)
   clip = {"num_frames": model.num_frames, "resolution": model.resolution}
-  data = _data(options, dataclasses.replace(run.data, **clip))
+  data = _data(options, dataclasses.replace(stage.data, **clip))
   if data.resolution != model.resolution:
     height, width = model.resolution
     raise ValueError(f"--resolution: the model makes clips of {height}x{width}; leave it out")

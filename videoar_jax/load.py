@@ -35,7 +35,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     params = jax.tree.map(jnp.asarray, params)
     return Tokenizer(autoencoder_of(saved.config, params), saved.schedule)
   stages, wanted, step = _open(path)
-  stage = _stage(stages, "tokenizer", wanted)
+  stage = _stage(stages.run, "tokenizer", wanted)
   step = step if stage.name == wanted else None
   schedule = stages.run.schedule_of(stage.data.resolution)
   return Tokenizer(_module(stages, stage, step), schedule)
@@ -62,7 +62,7 @@ def load_model(
   """
   devices = None if mesh is None else make_mesh(mesh)
   stages, wanted, step = _open(path, devices, text_features)
-  stage = _stage(stages, "generator", wanted)
+  stage = _stage(stages.run, "generator", wanted)
   # A path may name a checkpoint of the tokenizer's stage: the step is not the generator's then.
   step = step if stage.name == wanted else None
   coder = stages.stage_before(stage, "tokenizer")
@@ -111,6 +111,22 @@ def find_run(
   )
 
 
+def find_stage(
+  path: str | os.PathLike, kind: str, text_features: str | None = None
+) -> tuple[configs.RunConfig, configs.StageConfig]:
+  """Returns a run, and the stage of it whose tokenizer or generator the loaders take from a path.
+
+  Args:
+    path: a workdir, or a checkpoint in one.
+    kind: "tokenizer" or "generator".
+    text_features: see `load_model`.
+  Raises:
+    FileNotFoundError: there is no run, or it trains no such thing.
+  """
+  workdir, run = find_run(path, text_features)
+  return run, _stage(run, kind, _named_in(path, workdir)[0])
+
+
 def _with_features(config: dict, path: str) -> dict:
   text = config.get("text", {})
   tokenizer = text.get("tokenizer", "bytes")
@@ -127,21 +143,26 @@ def _open(
 ) -> tuple[Stages, str | None, int | None]:
   """Returns the run that a path belongs to, and the stage and step that it names, if any."""
   workdir, run = find_run(path, text_features)
-  parts = pathlib.Path(path).absolute().relative_to(workdir).parts
-  stage = parts[0] if parts else None
-  step = int(parts[2]) if len(parts) > 2 and parts[2].isdigit() else None
   if mesh is None:
     mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
-  return Stages(run, workdir, mesh), stage, step
+  return Stages(run, workdir, mesh), *_named_in(path, workdir)
 
 
-def _stage(stages: Stages, kind: str, name: str | None):
-  stage = stages.run.stage_of_kind(kind)
-  for other in stages.run.stages:
+def _named_in(path: str | os.PathLike, workdir: pathlib.Path) -> tuple[str | None, int | None]:
+  """Returns the stage and the step that a path in a workdir names, if any."""
+  parts = pathlib.Path(path).absolute().relative_to(workdir).parts
+  step = int(parts[2]) if len(parts) > 2 and parts[2].isdigit() else None
+  return parts[0] if parts else None, step
+
+
+def _stage(run: configs.RunConfig, kind: str, name: str | None) -> configs.StageConfig:
+  stage = run.stage_of_kind(kind)
+  for other in run.stages:
     if other.name == name and other.kind == kind:
       stage = other
   if stage is None:
-    raise FileNotFoundError(f"the run in {stages.workdir} trains no {kind}")
+    names = ", ".join(other.name for other in run.stages)
+    raise FileNotFoundError(f"the run trains no {kind}; its stages are {names}")
   return stage
 
 

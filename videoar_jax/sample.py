@@ -8,15 +8,15 @@ import argparse
 import json
 import math
 import pathlib
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from jaxtyping import UInt8
 
 from videoar_jax.command_line import Parser, check_out, print_result
+
+_SHEET_ROWS = 64  # Of the first clips; more would be no picture.
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,10 +26,27 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> str:
-  """Samples; returns the files that it wrote, a line each."""
+  """Samples; returns the files that it wrote, a line each.
+
+  Raises:
+    ValueError, FileNotFoundError: there is no model, or it cannot do what is asked.
+    OSError: a file cannot be written.
+  """
   prompts = _check(options)
-  clips, frame_rate = _sample(options, prompts)
-  return "\n".join(str(file) for file in _write(options, prompts, clips, frame_rate))
+  import videoar_jax
+  from videoar_jax.load import find_stage
+  from videoar_jax.train.run import use_compilation_cache
+
+  features = getattr(options, "text_features", None)
+  frame_rate = find_stage(options.workdir, "generator", features)[1].data.frame_rate
+  use_compilation_cache()
+  model = videoar_jax.load_model(options.workdir, dtype=options.dtype, text_features=features)
+  settings = _settings(options, model, prompts, frame_rate)
+  files = []
+  out = Out(pathlib.Path(options.out), frame_rate)
+  for names, texts, clips in _clips(options, model, prompts, settings):
+    files += out.write(names, texts, clips)
+  return "\n".join(str(file) for file in [*files, out.write_sheet()])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     type=int,
     default=unset,
     action="append",
-    help="instead, the number of a folder of the run's data, from 0 by name; can be repeated",
+    help="instead, the number of a class, from 0: of text.classes, or of the folders of the run's "
+    "data by name; can be repeated",
   )
   given = parser.add_mutually_exclusive_group()
   given.add_argument("--image", default=unset, help="picture that clips begin with")
@@ -86,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
   )
   longer.add_argument(
     "--stream", action="store_true", help="write frames as png files as soon as they are ready"
+  )
+  add(
+    "--shots",
+    action="store_true",
+    help="the prompts are shots of one video: each goes on from the last --reencode frames (1 if "
+    "not said) of the one before it, with as many frames again",
   )
   add(
     "--window",
@@ -146,9 +170,12 @@ def _check(options: argparse.Namespace) -> list[str]:
     _check_guidance(options.guidance)
   if options.resize and not (hasattr(options, "image") or hasattr(options, "video")):
     raise ValueError("--resize: there is nothing to resize; give --image or --video")
+  if options.shots and options.stream:
+    raise ValueError("--shots and --stream exclude each other; leave one out")
   check_out(pathlib.Path(options.out))
   if hasattr(options, "class_id"):
-    return [_class_name(options.workdir, number) for number in options.class_id]
+    features = getattr(options, "text_features", None)
+    return [_class_name(options.workdir, number, features) for number in options.class_id]
   if hasattr(options, "prompts_file"):
     return _read_prompts(options.prompts_file)
   return options.prompt
@@ -178,19 +205,28 @@ def _read_prompts(path: str) -> list[str]:
   return prompts
 
 
-def _class_name(workdir: str, number: int) -> str:
-  """Returns the caption of a class: a folder of the data that a run was trained on."""
-  from videoar_jax.load import find_run
+def _class_name(workdir: str, number: int, text_features: str | None) -> str:
+  """Returns the prompt of a class: a name of the config, or a folder of the data.
 
-  data = find_run(workdir)[1].data
-  if data.source != "folder":
+  Raises:
+    ValueError: there are no classes, or none of that number.
+  """
+  from videoar_jax.data.sources import class_names
+  from videoar_jax.load import find_stage
+
+  run, stage = find_stage(workdir, "generator", text_features)
+  names, data = list(run.text.classes), stage.data
+  if not names and data.source != "folder":
     raise ValueError(f"--class_id: the run in {workdir} knows no classes; use --prompt")
-  folder = pathlib.Path(data.path)
-  if not folder.is_dir():
-    raise ValueError(f"--class_id: {folder}, whose folders are the classes, is gone; use --prompt")
-  names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+  if not names:
+    folder = pathlib.Path(data.path).expanduser()
+    if not folder.is_dir():
+      raise ValueError(
+        f"--class_id: {folder}, whose folders are the classes, is gone; use --prompt"
+      )
+    names = class_names(folder, data.split_file)
   if not 0 <= number < len(names):
-    raise ValueError(f"--class_id={number}: there are {len(names)} folders in {folder}, from 0")
+    raise ValueError(f"--class_id={number}: the run in {workdir} has {len(names)} classes, from 0")
   return names[number]
 
 
@@ -209,39 +245,73 @@ def _check_guidance(guidance: str) -> None:
     guidance_table(guidance, 1, 1)
 
 
-def _sample(
-  options: argparse.Namespace, prompts: list[str]
-) -> tuple[UInt8[np.ndarray, "p n f H W 3"], float]:
-  """Returns clips of each prompt and their frame rate.
-
-  A prompt's clips do not depend on what else is asked for: each prompt starts from the seed.
+def _settings(options: argparse.Namespace, model, prompts: list[str], frame_rate: float) -> dict:
+  """Returns what `Model.sample` is called with, checked before time is spent on the first clip.
 
   Raises:
-    ValueError, FileNotFoundError: there is no model, or it cannot do what is asked.
+    ValueError: the model cannot do what is asked.
   """
-  import videoar_jax
-  from videoar_jax.train.run import use_compilation_cache
-
-  features = getattr(options, "text_features", None)
-  frame_rate = _frame_rate(pathlib.Path(options.workdir), features)
-  use_compilation_cache()
-  model = videoar_jax.load_model(options.workdir, dtype=options.dtype, text_features=features)
   num_frames = getattr(options, "num_frames", None)
   _check_frames(num_frames, model.tokenizer.config.temporal_stride)
+  if hasattr(options, "reencode") and (num_frames or 0) <= model.num_frames and not options.shots:
+    raise ValueError(
+      f"--reencode={options.reencode} is for clips longer than the trained {model.num_frames} "
+      "frames, or --shots; set --num_frames, or leave it out"
+    )
   for prompt in prompts:
-    model.text_encoder.encode(prompt)  # All of them, before time is spent on the first.
+    model.text_encoder.encode(prompt)
   names = ("guidance", "temperature", "top_p", "window", "reencode")
   settings = {name: getattr(options, name) for name in names if hasattr(options, name)}
-  settings |= _given(options, model, num_frames, frame_rate)
-  clips = []
-  for prompt, stem in zip(prompts, _stems(prompts), strict=True):
-    batch = [prompt] * options.num_samples
-    if options.stream:
-      frames = model.stream(batch, num_frames, options.seed, **settings)
-      clips.append(_write_frames(options, stem, frames))
-    else:
-      clips.append(model.sample(batch, num_frames, options.seed, **settings))
-  return np.stack(clips), frame_rate
+  return settings | _given(options, model, num_frames, frame_rate)
+
+
+def _clips(
+  options: argparse.Namespace, model, prompts: list[str], settings: dict
+) -> Iterator[tuple[list[str], list[str], UInt8[np.ndarray, "n f H W 3"]]]:
+  """Yields names, descriptions and clips, a batch at a time.
+
+  Clip i of a prompt is a function of the prompt, the seed and i, whatever else is asked for.
+  """
+  from videoar_jax.videoar.sampler import BATCH_SIZE
+
+  num_frames, stems = getattr(options, "num_frames", None), _stems(prompts)
+  if options.stream or options.shots:
+    groups = [prompts] if options.shots else [[prompt] for prompt in prompts]
+    for group, stem in zip(groups, stems, strict=False):
+      names = [f"{stem}_{options.seed}_{i}" for i in range(options.num_samples)]
+      if options.stream:
+        frames = model.stream(group * options.num_samples, num_frames, options.seed, **settings)
+        clips = _write_frames([pathlib.Path(options.out) / name for name in names], frames)
+      else:
+        clips = _shots(options, model, group, settings)
+      yield names, [f"{' | '.join(group)}   #{i}" for i in range(options.num_samples)], clips
+    return
+  wanted = [
+    (prompt, stem, i)
+    for prompt, stem in zip(prompts, stems, strict=True)
+    for i in range(options.num_samples)
+  ]
+  for batch in (wanted[i : i + BATCH_SIZE] for i in range(0, len(wanted), BATCH_SIZE)):
+    texts, numbers = [prompt for prompt, *_ in batch], [number for *_, number in batch]
+    clips = model.sample(texts, num_frames, options.seed, numbers=numbers, **settings)
+    yield (
+      [f"{stem}_{options.seed}_{number}" for _, stem, number in batch],
+      [f"{prompt}   #{number}" for prompt, _, number in batch],
+      clips,
+    )
+
+
+def _shots(options: argparse.Namespace, model, prompts: list[str], settings: dict) -> np.ndarray:
+  """Returns clips of one shot after the other, each going on from the last frames before it."""
+  first, *more = ([prompt] * options.num_samples for prompt in prompts)
+  num_frames, reencode = getattr(options, "num_frames", None), settings.pop("reencode", 1)
+  clips = model.sample(first, num_frames, options.seed, **settings)
+  settings = {name: settings[name] for name in settings if name not in ("image", "video")}
+  added = clips.shape[1] - 1
+  for texts in more:
+    length = clips.shape[1] + added
+    clips = model.extend(clips, texts, length, options.seed, reencode=reencode, **settings)
+  return clips
 
 
 def _given(options, model, num_frames: int | None, frame_rate: float) -> dict[str, np.ndarray]:
@@ -271,13 +341,6 @@ def _given(options, model, num_frames: int | None, frame_rate: float) -> dict[st
   return {}
 
 
-def _frame_rate(path: pathlib.Path, text_features: str | None) -> float:
-  """Returns the frame rate of the run that a workdir, or a checkpoint in it, belongs to."""
-  from videoar_jax.load import find_run
-
-  return find_run(path, text_features)[1].data.frame_rate
-
-
 def _check_frames(num_frames: int | None, stride: int) -> None:
   if num_frames is None or (num_frames >= 1 and (num_frames - 1) % stride == 0):
     return
@@ -288,9 +351,9 @@ def _check_frames(num_frames: int | None, stride: int) -> None:
 
 
 def _write_frames(
-  options: argparse.Namespace, stem: str, parts: Iterable[UInt8[np.ndarray, "n f H W 3"]]
+  folders: list[pathlib.Path], parts: Iterable[UInt8[np.ndarray, "n f H W 3"]]
 ) -> UInt8[np.ndarray, "n f H W 3"]:
-  """Writes the frames of a prompt's clips as they come, a folder each; returns them together.
+  """Writes the frames of clips as they come, a folder each; returns them together.
 
   Raises:
     OSError: a file cannot be written.
@@ -299,11 +362,13 @@ def _write_frames(
 
   from videoar_jax.evals.media import write_png
 
+  for folder in folders:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("[0-9]*.png"):
+      old.unlink()  # Of a longer clip, they would follow on this one's.
   clips, at = [], 0
   for part in parts:
-    for i, frames in enumerate(part):
-      folder = pathlib.Path(options.out) / f"{stem}_{options.seed}_{i}"
-      folder.mkdir(parents=True, exist_ok=True)
+    for folder, frames in zip(folders, part, strict=True):
       for number, frame in enumerate(frames, start=at):
         write_png(folder / f"{number:05}.png", Image.fromarray(frame))
     at += part.shape[1]
@@ -311,32 +376,38 @@ def _write_frames(
   return np.concatenate(clips, axis=1)
 
 
-def _write(
-  options: argparse.Namespace, prompts: list[str], clips: np.ndarray, frame_rate: float
-) -> list[pathlib.Path]:
-  """Writes a file for each clip and a sheet of all; either all of them or none.
+class Out:
+  """A folder of clips; each file appears in it once it is whole."""
 
-  Raises:
-    OSError: a file cannot be written.
-  """
-  from videoar_jax.evals.media import contact_sheet, write_mp4, write_png
+  def __init__(self, folder: pathlib.Path, frame_rate: float):
+    self.folder, self.frame_rate = folder, frame_rate
+    self._shown: list[np.ndarray] = []
+    self._texts: list[str] = []
 
-  out = pathlib.Path(options.out)
-  out.mkdir(parents=True, exist_ok=True)
-  # On the same disk as the folder, so that each file can be moved in one step.
-  partial = pathlib.Path(tempfile.mkdtemp(prefix=".partial_", dir=out))
-  try:
-    names = []
-    for stem, samples in zip(_stems(prompts), clips, strict=True):
-      for i, clip in enumerate(samples):
-        names.append(f"{stem}_{options.seed}_{i}.mp4")
-        write_mp4(partial / names[-1], clip, frame_rate)
-    names.append("contact_sheet.png")
-    lines = [f"{prompt}   #{i}" for prompt in prompts for i in range(options.num_samples)]
-    write_png(partial / names[-1], contact_sheet(clips.reshape(-1, *clips.shape[2:]), lines))
-    return [(partial / name).replace(out / name) for name in names]
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
+  def write(self, names: list[str], texts: list[str], clips: np.ndarray) -> list[pathlib.Path]:
+    """Writes clips, and keeps the first ones for the sheet; returns the files.
+
+    Raises:
+      OSError: a file cannot be written.
+    """
+    from videoar_jax.evals.media import write_mp4
+
+    self.folder.mkdir(parents=True, exist_ok=True)
+    files = [self.folder / f"{name}.mp4" for name in names]
+    for file, clip in zip(files, clips, strict=True):
+      write_mp4(file, clip, self.frame_rate)
+    num = _SHEET_ROWS - len(self._shown)
+    self._shown += list(clips[:num])
+    self._texts += texts[:num]
+    return files
+
+  def write_sheet(self) -> pathlib.Path:
+    """Writes a picture of the first clips' frames, a row each; returns the file."""
+    from videoar_jax.evals.media import contact_sheet, write_png
+
+    path = self.folder / "contact_sheet.png"
+    write_png(path, contact_sheet(np.stack(self._shown), self._texts))
+    return path
 
 
 def _stems(prompts: list[str]) -> list[str]:

@@ -51,7 +51,7 @@ def model():
 
 def decoded(model, layout=LAYOUT, table=TABLE, **settings) -> Decoded:
   run = jax.jit(lambda model, keys: decode(model, layout, TEXT, NULL, keys, table, **settings))
-  return run(model, sample_keys(0, 0, 2))
+  return run(model, sample_keys(0, jnp.arange(2)))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_ring_equals_the_full_cache_with_a_mask(past, window):
 
 def test_ring_does_not_grow(model):
   """A state is as large as its window, and stays so; the frame's number goes on."""
-  keys = sample_keys(0, 0, 2)
+  keys = sample_keys(0, jnp.arange(2))
   state = start(model, LAYOUT, TEXT, NULL, keys, slots=2)
   shape = state.cache.keys.shape
   assert shape == (2, 4, 2, 4 + 2 * 5, 8)
@@ -137,7 +137,9 @@ def test_guidance_of_one_needs_no_second_half(model):
   for a, b in zip(half.bits, whole.bits, strict=True):
     np.testing.assert_array_equal(a, b)
   state = jax.eval_shape(
-    lambda: start(model, LAYOUT, TEXT, NULL, sample_keys(0, 0, 2), slots=1, is_guided=False)
+    lambda: start(
+      model, LAYOUT, TEXT, NULL, sample_keys(0, jnp.arange(2)), slots=1, is_guided=False
+    )
   )
   assert state.cache.keys.shape[1] == 2
 
@@ -145,7 +147,7 @@ def test_guidance_of_one_needs_no_second_half(model):
 def test_bfloat16_is_near_float32(model, free):
   """Where both have sampled the same so far: at the first scale of the frame after given ones."""
   small = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
-  state = start(small, LAYOUT, TEXT, NULL, sample_keys(0, 0, 2), slots=1)
+  state = start(small, LAYOUT, TEXT, NULL, sample_keys(0, jnp.arange(2)), slots=1)
   assert {x.dtype for x in jax.tree.leaves(state.cache)} == {jnp.dtype(jnp.bfloat16)}
   assert state.before.dtype == jnp.float32
   out = decoded(small, given=[bits[:, :4] for bits in free.bits], table=TABLE)
@@ -164,7 +166,7 @@ def test_two_devices_equal_one(model, free):
   with jax.set_mesh(mesh):
     out = decoded(split)
     begin = jax.jit(lambda model, keys: start(model, LAYOUT, TEXT, NULL, keys, slots=1))
-    state = begin(split, sample_keys(0, 0, 2))
+    state = begin(split, sample_keys(0, jnp.arange(2)))
   assert state.cache.keys.addressable_shards[0].data.shape[2] == 1  # One of two heads.
   np.testing.assert_allclose(out.logits, free.logits, atol=1e-4)
   for a, b in zip(out.bits, free.bits, strict=True):
@@ -174,4 +176,4 @@ def test_two_devices_equal_one(model, free):
 def test_given_frames_must_leave_some(model):
   given = [jnp.zeros((2, 5, *grid, 6), jnp.uint8) for grid in LAYOUT.schedule]
   with pytest.raises(ValueError, match="5 frames leave nothing of 5"):
-    decode(model, LAYOUT, TEXT, NULL, sample_keys(0, 0, 2), TABLE, given=given)
+    decode(model, LAYOUT, TEXT, NULL, sample_keys(0, jnp.arange(2)), TABLE, given=given)

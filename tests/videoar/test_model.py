@@ -185,7 +185,7 @@ def test_learned_positions_end():
   model = make_model(dataclasses.replace(CONFIG, positions="learned"))
   longer = dataclasses.replace(LAYOUT, num_frames=4)
   with pytest.raises(ValueError, match="learned positions"):
-    decoded(model, sample_keys(0, 0, 2), longer, guidance=jnp.ones((4, 3)))
+    decoded(model, sample_keys(0, jnp.arange(2)), longer, guidance=jnp.ones((4, 3)))
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def decoded(model, keys, layout=LAYOUT, **kwargs):
 def test_cached_decoding_equals_full_forward(positions, window, layout):
   model = make_model(dataclasses.replace(CONFIG, positions=positions), layout)
   g = jnp.linspace(0.5, 4.0, 9).reshape(3, 3)
-  out = decoded(model, sample_keys(0, 0, 2), layout, guidance=g, window=window)
+  out = decoded(model, sample_keys(0, jnp.arange(2)), layout, guidance=g, window=window)
   # The sampled bits, not a fresh quantization, are what the decoder went on with.
   features = features_of(out.bits, layout.previous)
   keep = corruption.draw_frame_keep(jax.random.key(0), 2, 3, p_mask=0.0, window=window)
@@ -342,21 +342,21 @@ def features_of(bits, previous):
 
 
 def test_samples_depend_on_their_own_key_only(model):
-  keys = sample_keys(3, 0, 2)
+  keys = sample_keys(3, jnp.arange(2))
   both = decoded(model, keys)
-  swapped = decoded(model, jnp.stack([keys[0], sample_keys(3, 7, 1)[0]]))
+  swapped = decoded(model, jnp.stack([keys[0], sample_keys(3, 7 + jnp.arange(1))[0]]))
   for a, b in zip(both.bits, swapped.bits, strict=True):
     np.testing.assert_array_equal(a[0], b[0])
   assert any((a[1] != b[1]).any() for a, b in zip(both.bits, swapped.bits, strict=True))
   np.testing.assert_array_equal(
-    jax.random.key_data(sample_keys(3, 1, 1)[0]), jax.random.key_data(keys[1])
+    jax.random.key_data(sample_keys(3, 1 + jnp.arange(1))[0]), jax.random.key_data(keys[1])
   )
 
 
 def test_forced_frames_are_kept(model):
-  free = decoded(model, sample_keys(0, 0, 2))
+  free = decoded(model, sample_keys(0, jnp.arange(2)))
   forced = [1 - bits for bits in free.bits]
-  out = decoded(model, sample_keys(0, 0, 2), given=[bits[:, :2] for bits in forced])
+  out = decoded(model, sample_keys(0, jnp.arange(2)), given=[bits[:, :2] for bits in forced])
   for a, b in zip(out.bits, forced, strict=True):
     np.testing.assert_array_equal(a[:, :2], b[:, :2])
     assert a.shape == b.shape
@@ -364,7 +364,7 @@ def test_forced_frames_are_kept(model):
 
 
 def test_bit_sampling():
-  keys = sample_keys(0, 0, 512)
+  keys = sample_keys(0, jnp.arange(512))
   logits = jnp.broadcast_to(jnp.array([-1.0, 0.5, 2.0]), (512, 4, 3))
   p = np.asarray(jax.nn.sigmoid(logits[0, 0]))
   draw = lambda **kwargs: np.asarray(sample_bits(keys, logits, **kwargs)).mean((0, 1))  # noqa: E731
@@ -424,7 +424,7 @@ def test_features_of_text_are_as_good_as_tokens():
   one_hot = lambda text: jax.nn.one_hot(text, 11) * (text != 0)[..., None]  # noqa: E731
   logits = tokens(TEXT, batch.features, LAYOUT)
   np.testing.assert_allclose(features(one_hot(TEXT), batch.features, LAYOUT), logits, atol=1e-5)
-  table, keys = jnp.full((3, 3), 2.0), sample_keys(0, 0, 2)
+  table, keys = jnp.full((3, 3), 2.0), sample_keys(0, jnp.arange(2))
   plain = decode(tokens, LAYOUT, TEXT, NULL, keys, table)
   given = decode(features, LAYOUT, one_hot(TEXT), one_hot(NULL), keys, table)
   np.testing.assert_allclose(given.logits, plain.logits, atol=1e-4)

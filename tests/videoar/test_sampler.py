@@ -92,6 +92,10 @@ def test_batches_do_not_change_clips(model, clips, monkeypatch):
   np.testing.assert_array_equal(model.sample(PROMPTS, seed=3), clips)
   assert not near(clips[:1], clips[1:2])
   assert not near(model.sample(PROMPTS[:2], seed=4), clips[:2])
+  swapped = model.sample([PROMPTS[2], PROMPTS[0]], seed=3, numbers=[2, 0])
+  assert near(swapped, clips[[2, 0]])
+  with pytest.raises(ValueError, match="one for each of 3 prompts"):
+    model.sample(PROMPTS, numbers=[0, 1])
 
 
 @pytest.mark.parametrize(("num", "shapes"), [(2, {(1, 2), (1, 1)}), (6, {(3, 2), (3, 1)})])
@@ -140,7 +144,7 @@ def test_given_frames_come_back_coded_and_lead_on(model, clips, video):
   assert near(out[:, :1], np.repeat(first, 3, axis=0))
 
 
-def test_window_and_length_leave_the_beginning_as_it_is(model, clips):
+def test_window_and_length_leave_the_beginning_as_it_is(model, clips, video):
   """The first frames see the same in a window; nor do they depend on how many more follow."""
   longer = model.sample(PROMPTS, 13, seed=3, window=2)
   assert near(longer[:, :5], clips[:, :5])
@@ -148,6 +152,9 @@ def test_window_and_length_leave_the_beginning_as_it_is(model, clips):
   endless = model.stream(PROMPTS, math.inf, seed=3, window=2)
   parts = list(itertools.islice(endless, 7))
   assert near(np.concatenate(parts, axis=1), longer)
+  given = np.concatenate([video, video[:, :4]], axis=1)  # As long as the trained clips.
+  first, second = itertools.islice(model.stream(PROMPTS, math.inf, video=given, window=2), 2)
+  assert first.shape[1] == 9 and second.shape[1] == 2
 
 
 def test_reencoding_goes_on_without_repeating(model, clips):

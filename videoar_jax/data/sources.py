@@ -209,6 +209,18 @@ def find_media(folder: Path) -> list[str]:
   )
 
 
+def class_names(folder: Path, split_file: str | None) -> list[str]:
+  """Returns the classes of a `FolderSource`, without a look into its files.
+
+  Raises:
+    ValueError: a list of an official split is missing or wrong.
+  """
+  found = find_media(folder)
+  if split_file:
+    return splits.read_official_split(split_file, found).class_names
+  return sorted({folder_name(folder, file) for file in found})
+
+
 def folder_name(folder: Path, file: str) -> str:
   """Returns the name of the folder that a file is in, which is the file's class."""
   return Path(file).parent.name or folder.resolve().name

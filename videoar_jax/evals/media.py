@@ -14,12 +14,13 @@ from PIL import Image, ImageDraw, ImageFont
 _MARGIN = 2
 _TEXT_HEIGHT = 15
 _MIN_SIDE = 256  # Smaller clips are enlarged by whole factors, so that players show them sharp.
-_MAX_SLUG = 80  # File systems end names at 255 bytes.
+_MAX_SLUG = 200  # Bytes; file systems end names at 255.
 
 
 def slug(text: str) -> str:
   """Returns a text as a part of a file name: its letters and digits, joined by underscores."""
-  return re.sub(r"\W+", "_", text.lower()).strip("_")[:_MAX_SLUG].rstrip("_") or "empty"
+  name = re.sub(r"\W+", "_", text.lower()).strip("_")[:80].encode()[:_MAX_SLUG]
+  return name.decode(errors="ignore").rstrip("_") or "empty"
 
 
 def write_mp4(path: pathlib.Path, clip: UInt8[np.ndarray, "f H W 3"], frame_rate: float) -> None:

@@ -162,7 +162,7 @@ class GeneratorTask:
       self.layout,
       batch["text"],
       jnp.asarray(self.text_encoder.null()),
-      sample_keys(0, 0, batch["text"].shape[0]),
+      sample_keys(0, jnp.arange(batch["text"].shape[0])),
       self.sampling["guidance"],
       temperature=self.sampling["temperature"],
       top_p=self.sampling["top_p"],

@@ -71,9 +71,9 @@ class State:
     return self.text_mask.shape[0] // self.before.shape[0]
 
 
-def sample_keys(seed: int, first: int, num: int) -> Array:
+def sample_keys(seed: int, numbers: Int[Array, "b"]) -> Array:
   """Returns a key for each sample, a function of the seed and the sample's number alone."""
-  return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(first + jnp.arange(num))
+  return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(numbers)
 
 
 def sample_bits(

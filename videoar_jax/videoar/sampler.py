@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ class _Request:
   Attributes:
     texts: tokens `[b, P]` of the prompts.
     seed: of the draws.
+    numbers: of the clips under the seed.
     layout: the sequence; a stream's is the trained one.
     window: earlier frames that a frame sees; None for all.
     table: guidance, None for 1 everywhere; later frames take its last row.
@@ -44,6 +45,7 @@ class _Request:
 
   texts: np.ndarray
   seed: int
+  numbers: np.ndarray
   layout: Layout
   window: int | None
   table: np.ndarray | None
@@ -52,9 +54,9 @@ class _Request:
   given: np.ndarray | None
   epoch: int = 0
 
-  def keys(self, first: int, num: int) -> Array:
-    """Returns the keys of some samples."""
-    keys = decoding.sample_keys(self.seed, first, num)
+  def keys(self, rows: np.ndarray | slice = slice(None)) -> Array:
+    """Returns the keys of some clips."""
+    keys = decoding.sample_keys(self.seed, jnp.asarray(self.numbers[rows]))
     return jax.vmap(lambda key: jax.random.fold_in(key, self.epoch))(keys) if self.epoch else keys
 
 
@@ -121,11 +123,12 @@ class Model:
     video: UInt8[np.ndarray, "*b f H W 3"] | None = None,
     window: int | None = None,
     reencode: int | None = None,
+    numbers: Sequence[int] | None = None,
     **settings: Any,
   ) -> UInt8[np.ndarray, "b f H W 3"]:
     """Generates a clip for each prompt.
 
-    Clip i is a function of the seed, i, and its prompt: batches do not change it.
+    A clip is a function of the seed, its number, and its prompt: batches do not change it.
 
     Args:
       prompts: texts.
@@ -136,6 +139,7 @@ class Model:
       video: instead, the first 1 + tau k frames.
       window: earlier latent frames that a frame sees; None for as in training.
       reencode: beyond the trained length, see `extend`; None decodes on in one sequence.
+      numbers: of the clips under the seed; None counts them from 0.
       **settings: `guidance`, see `guidance.guidance_table`; `temperature` of the bits, 0 takes the
         likelier value; `top_p`, see `decode.sample_bits`. As in the run's config, if not named.
     Raises:
@@ -145,11 +149,11 @@ class Model:
       self._check_reencode(reencode)
     if reencode is not None and num_frames is not None and num_frames > self.num_frames:
       self._check_frames(num_frames)
-      clips = self.sample(prompts, None, seed, image=image, video=video, window=window, **settings)
-      return self.extend(
-        clips, prompts, num_frames, seed, reencode=reencode, window=window, **settings
-      )
+      settings |= {"window": window, "numbers": numbers}
+      clips = self.sample(prompts, None, seed, image=image, video=video, **settings)
+      return self.extend(clips, prompts, num_frames, seed, reencode=reencode, **settings)
     given = _first_frames(image, video)
+    settings["numbers"] = numbers
     return self._generate(self._request(prompts, num_frames, seed, given, window, **settings))
 
   def extend(
@@ -161,6 +165,7 @@ class Model:
     *,
     reencode: int = 1,
     window: int | None = None,
+    numbers: Sequence[int] | None = None,
     **settings: Any,
   ) -> UInt8[np.ndarray, "b f H W 3"]:
     """Goes on from clips of any length: their last frames are encoded anew, as a clip's first.
@@ -174,10 +179,12 @@ class Model:
       seed: of the draws.
       reencode: how many last frames each window starts from, 1 + tau k.
       window: see `sample`.
+      numbers: see `sample`.
       **settings: see `sample`.
     Raises:
       ValueError: as `sample`.
     """
+    settings["numbers"] = numbers
     self._check_reencode(reencode)
     tau = self.tokenizer.config.temporal_stride
     given = self._check_given(np.asarray(clips), len(prompts), "clips")
@@ -232,7 +239,9 @@ class Model:
       raise ValueError("num_frames=inf: learned positions end at the trained length")
     given = _first_frames(image, video)
     wanted = None if is_endless else num_frames
-    request = self._request(prompts, wanted, seed, given, window, **settings)
+    request = self._request(
+      prompts, wanted, seed, given, window, is_stream=True, is_endless=is_endless, **settings
+    )
     num_latents = math.inf if is_endless else request.layout.num_frames
     slots = window if is_endless else decoding.num_slots(num_latents, request.window)
     return self._stream(request, num_latents, slots)
@@ -263,7 +272,6 @@ class Model:
     return {name: np.asarray(values) for name, values in found.items()}
 
   def _stream(self, request: _Request, num_latents: float, slots: int):
-    b = len(request.texts)
     table, layout = request.table, self.layout
     state = self._run(
       self._start,
@@ -271,7 +279,7 @@ class Model:
       layout,
       request.texts,
       self.text_encoder.null(),
-      request.keys(0, b),
+      request.keys(),
       slots=slots,
       is_guided=table is not None,
     )
@@ -306,7 +314,7 @@ class Model:
         self._sample,
         self.generator,
         request.texts[rows],
-        request.keys(start, size),
+        request.keys(rows),
         request.table,
         None if request.given is None else self._bits(request.given[rows]),
         request.temperature,
@@ -374,6 +382,10 @@ class Model:
     seed: int,
     given: np.ndarray | None,
     window: int | None,
+    *,
+    numbers: Sequence[int] | None = None,
+    is_stream: bool = False,
+    is_endless: bool = False,
     **settings: Any,
   ) -> _Request:
     """Checks what is asked for, and fills in the defaults."""
@@ -393,17 +405,21 @@ class Model:
     window = self.window if window is None else window
     if window is not None and window < 1:
       raise ValueError(f"window={window} must be at least 1 latent frame")
-    self._check_devices(len(prompts))
+    numbers = np.arange(len(prompts)) if numbers is None else np.asarray(numbers)
+    if numbers.shape != (len(prompts),):
+      raise ValueError(f"numbers: needs one for each of {len(prompts)} prompts")
+    self._check_devices(len(prompts) if is_stream else min(BATCH_SIZE, len(prompts)))
     layout = self._layout_of(num_frames, window)
     if given is not None:
       given = self._check_given(given, len(prompts), "image or video")
-      self._check_given_length(given.shape[1], layout)
+      self._check_given_length(given.shape[1], math.inf if is_endless else layout.num_frames)
     table = guidance_table(
       settings["guidance"], layout.num_frames, layout.num_scales, self.layout.num_frames
     )
     return _Request(
       np.stack([self.text_encoder.encode(prompt) for prompt in prompts]),
       seed,
+      numbers,
       layout,
       window,
       None if (table == 1).all() else table,
@@ -412,10 +428,11 @@ class Model:
       given,
     )
 
-  def _check_devices(self, num_prompts: int) -> None:
+  def _check_devices(self, size: int) -> None:
+    """Raises ValueError if the devices cannot share a batch of that size."""
     if self.mesh is None:
       return
-    ways, size = batch_ways(self.mesh), min(BATCH_SIZE, num_prompts)
+    ways = batch_ways(self.mesh)
     if size % ways:
       raise ValueError(
         f"prompts: batches of {size} do not divide over {ways} devices of the mesh axes data and "
@@ -449,9 +466,9 @@ class Model:
       raise ValueError(f"{name}: is {got} pixels, but the model makes {wanted}; resize it")
     return given
 
-  def _check_given_length(self, num_given: int, layout: Layout) -> None:
+  def _check_given_length(self, num_given: int, num_latents: float) -> None:
     tau = self.tokenizer.config.temporal_stride
-    num_frames = 1 + tau * (layout.num_frames - 1)
+    num_frames = 1 + tau * (num_latents - 1)
     if num_given < 1 or (num_given - 1) % tau:
       below = 1 + max(0, (num_given - 1) // tau) * tau
       raise ValueError(f"video: {num_given} frames are not 1 + {tau} k; give {below}")
