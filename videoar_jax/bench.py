@@ -2,13 +2,15 @@
 
   python -m videoar_jax.bench tokenizer --num_frames=1 --resolution=256 --num_bits=32
   python -m videoar_jax.bench sample --size=l --batch_size=4
-  python -m videoar_jax.bench train --config=configs/quickstart.py:size=small
+  python -m videoar_jax.bench train --size=small
+  python -m videoar_jax.bench train --config=configs/quickstart.py
   python -m videoar_jax.bench data --config=configs/quickstart.py --step_s=0.5
 
-Without --tokenizer it is a random network of the paper's size; `train` is a training step of a
-config's generator. The limit is the rate of a large matrix product, measured between the other
-measurements, on the same device; for samples, the time to read the weights in each step is added,
-at the rate at which a large array is read. `data` reads the clips of a config's stage.
+Without --tokenizer it is a random network of the paper's size; `train` is the training step of a
+generator, of a named size on clips of 17x128x128 pixels or a config's, on latents. The limit is the
+rate of large matrix products, measured between the other measurements, on the same device and in
+the same type; for samples, the time to read the weights in each step is added, at the rate at which
+a large array is read. `data` reads the clips of a config's stage.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from videoar_jax.command_line import Parser, parse_resolution, print_result, rea
 
 # Depth, width, heads, key and value heads, head width, MLP width, as in `configs/common.py`.
 SIZES = {
+  "tiny": (4, 128, 2, 2, 64, 384),
   "small": (6, 256, 4, 4, 64, 768),
   "base": (12, 768, 12, 12, 64, 2048),
   "l": (24, 1536, 12, 12, 128, 4096),
@@ -60,13 +63,22 @@ def main(argv: list[str] | None = None) -> int:
   command.add_argument("--batch_size", type=int, default=1, help="clips at a time")
   command.add_argument("--repeats", type=int, default=5, help="measurements; the median counts")
   command.set_defaults(run=sample_table)
-  text = "time of a step that trains a generator, its optimizer left out"
+  text = "time of a step that trains a generator, and of its parts"
   command = commands.add_parser("train", help=text, description=text)
-  command.add_argument(
+  what = command.add_mutually_exclusive_group(required=True)
+  what.add_argument(
     "--config",
-    required=True,
     default=argparse.SUPPRESS,
     help="config file, with its argument, as configs/quickstart.py:size=small",
+  )
+  what.add_argument(
+    "--size", choices=SIZES, default=argparse.SUPPRESS, help="of a network for 17x128x128 pixels"
+  )
+  command.add_argument(
+    "--dtype",
+    choices=("float32", "bfloat16"),
+    default=argparse.SUPPRESS,
+    help="of activations; default: the config's, or float32",
   )
   command.add_argument("--batch_size", type=int, default=4, help="clips a step")
   command.add_argument("--repeats", type=int, default=5, help="measurements; the median counts")
@@ -122,11 +134,19 @@ def tokenizer_table(options: argparse.Namespace) -> str:
   video = jax.random.uniform(jax.random.key(1), (b, f, *resolution, 3), minval=-1.0)
   latents = jax.random.normal(jax.random.key(2), (b, *latent_shape, config.num_bits))
 
-  product = _product_rate(options.repeats)
-  # Jitted once each; the module is an argument, so that its weights are no constants.
-  encode = _seconds(lambda m, x: m.encoder(x), module, video, repeats=options.repeats)
-  decode = _seconds(lambda m, x: m.decoder(x), module, latents, repeats=options.repeats)
-  product = max(product, _product_rate(options.repeats))
+  # The module is an argument, so that its weights are no constants.
+  encode, decode = jax.jit(lambda m, x: m.encoder(x)), jax.jit(lambda m, x: m.decoder(x))
+  calls = {
+    "encode": lambda: encode(module, video),
+    "decode": lambda: decode(module, latents),
+    "product": _products("float32"),
+  }
+  seconds = _in_turns(calls, options.repeats)
+  product, encode, decode = (
+    calls["product"].amount / seconds["product"],
+    seconds["encode"],
+    seconds["decode"],
+  )
 
   device = jax.devices()[0]
   lines = [
@@ -134,7 +154,7 @@ def tokenizer_table(options: argparse.Namespace) -> str:
     f"one device, {device.device_kind}",
     f"{count_parameters(module):,} parameters, {config.num_bits} bits, latent "
     f"{'x'.join(map(str, latent_shape))}",
-    f"a matrix product of {_SIDE} a side: {product / 1e9:,.0f} GFLOP/s",
+    f"matrix products of {_SIDE} a side: {product / 1e9:,.0f} GFLOP/s",
     "",
     "          s a clip      pixels/s   GFLOP a clip   GFLOP/s  of the limit",
   ]
@@ -172,12 +192,8 @@ def sample_table(options: argparse.Namespace) -> str:
   for name in ("batch_size", "repeats"):
     if getattr(options, name) < 1:
       raise ValueError(f"--{name}={getattr(options, name)} must be at least 1")
-  names = ("depth", "width", "num_heads", "num_kv_heads", "head_width", "mlp_width")
-  sizes = dict(zip(names, SIZES[options.size], strict=True))
-  # Compiling each layer by itself pays for few of them.
-  is_scanned = jax.default_backend() != "cpu" or sizes["depth"] > 12
   settings = {"num_bits": 48, "vocabulary_size": 258, "past": options.past}
-  config = GeneratorConfig(**sizes, **settings, is_scanned=is_scanned)
+  config = GeneratorConfig(**_network(options.size), **settings)
   layout = Layout(1, 5, tuple((n, n) for n in (1, 2, 3, 4, 6, 8)), past=options.past)
   dtype, b = jnp.dtype(options.dtype), options.batch_size
 
@@ -192,32 +208,21 @@ def sample_table(options: argparse.Namespace) -> str:
     table = jnp.full((layout.num_frames, layout.num_scales), 3.0)
     return decode(model, layout, text, jnp.ones(1, jnp.int32), keys, table).latents
 
-  side, weights = 2048, sum(x.nbytes for x in jax.tree.leaves(model.blocks))
-  matrix = jax.random.normal(jax.random.key(3), (side, side)).astype(dtype)
-  array = jnp.ones((64, 2**20), dtype)
+  weights = sum(x.nbytes for x in jax.tree.leaves(model.blocks))
   begin = time.perf_counter()
   compiled = jax.jit(run).lower(model, text, keys).compile()
   compile_s = time.perf_counter() - begin
-  times = {"clip": [], "product": [], "read": []}
-  product, read = jax.jit(jnp.dot), jax.jit(lambda x: jnp.max(x, axis=1))
   calls = {
     "clip": lambda: compiled(model, text, keys),
-    "product": lambda: product(matrix, matrix),
-    "read": lambda: read(array),
+    "product": _products(options.dtype),
+    "read": _reads(options.dtype),
   }
-  # In turns, so that all see the machine as it is at the same time.
-  for i in range(options.repeats + 1):
-    for name, call in calls.items():
-      begin = time.perf_counter()
-      jax.block_until_ready(call())
-      if i:  # The first call compiles.
-        times[name].append(time.perf_counter() - begin)
-  seconds = {name: statistics.median(values) for name, values in times.items()}
+  seconds = _in_turns(calls, options.repeats)
   flops = 2 * b * forward_flops(config, layout)
   steps = 1 + layout.num_frames * layout.num_scales
   if layout.final_size:
     steps += layout.num_frames - 1
-  product_rate, read_rate = 2 * side**3 / seconds["product"], array.nbytes / seconds["read"]
+  product_rate, read_rate = (calls[name].amount / seconds[name] for name in ("product", "read"))
   floor = steps * weights / read_rate + flops / product_rate
   return "\n".join(
     [
@@ -235,83 +240,202 @@ def sample_table(options: argparse.Namespace) -> str:
 
 
 def training_table(options: argparse.Namespace) -> str:
-  """Measures the loss and its gradient, on random inputs of the config's shape.
+  """Measures a training step, on random latents of the config's shape; returns the table.
 
   Raises:
     ValueError: a flag is impossible, or the config has no generator.
   """
   import jax
   import jax.numpy as jnp
-  from flax import nnx
 
   from videoar_jax.nn.layers import count_parameters
-  from videoar_jax.train.config import finalize
+  from videoar_jax.parallel.sharding import MeshConfig, make_mesh
+  from videoar_jax.train.generator import GeneratorTask
+  from videoar_jax.train.loop import Trainer
+  from videoar_jax.videoar import corruption
   from videoar_jax.videoar.flops import forward_flops, parameter_bytes, training_flops
-  from videoar_jax.videoar.model import Generator
 
   for name in ("batch_size", "repeats"):
     if getattr(options, name) < 1:
       raise ValueError(f"--{name}={getattr(options, name)} must be at least 1")
-  run = finalize(read_config(options.config))
-  stage = run.stage_of_kind("generator")
-  if stage is None:
-    raise ValueError(f"--config={options.config} trains no generator; name one that does")
+  run, stage = _generator_of(options)
   config, layout, b = run.generator, run.layout_of(stage.data), options.batch_size
-  model = jax.jit(lambda key: Generator(nnx.Rngs(params=key), config, layout))(jax.random.key(0))
-  keys = jax.random.split(jax.random.key(1), 4)
-  grid = (b, layout.num_frames, *layout.grid, config.num_bits)
-  shape = (b, layout.num_frames, layout.frame_size, config.num_bits)
-  num_features = config.num_bits * (2 if layout.previous == "all" else 1)
+  task = GeneratorTask(config, layout, stage.loss, None, {}, run.text.encoder, {})
+  mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
+  trainer = Trainer(task, stage.loop, mesh, seed=0)
   null = run.text.encoder.null()
-  arrays = {
-    "text": jnp.ones((b, *null.shape), null.dtype),
-    "features": jax.random.normal(keys[1], (*shape[:3], num_features)),
-    "latents": jax.random.normal(keys[2], grid),
-    "labels": jax.random.bernoulli(keys[3], 0.5, shape).astype(jnp.float32),
+  grid = (b, layout.num_frames, *layout.grid, config.num_bits)
+  batch = {"text": jnp.ones((b, *null.shape), null.dtype)}
+  batch["latents"] = jax.random.normal(jax.random.key(2), grid)
+  state = trainer.init()
+
+  def forward(params, batch):
+    module = trainer.template.module(params)
+    return task.loss(module, {}, batch, jax.random.key(4), is_training=True)[0]
+
+  def corrupt(latents):
+    settings, schedule = stage.loss.corruption, layout.schedule
+    shape = (b, layout.num_frames, layout.num_scales)
+    ratios = corruption.draw_ratios(jax.random.key(0), *shape, settings)
+    flips = corruption.draw_flips(jax.random.key(1), ratios, schedule, config.num_bits)
+    return corruption.corrupt(latents, schedule, flips, layout.previous)
+
+  def step():
+    nonlocal state
+    state, metrics = trainer.step(state, {}, batch, trainer.key)
+    return metrics
+
+  jitted, gradient = jax.jit(forward), jax.jit(jax.value_and_grad(forward))
+  corrupted = jax.jit(corrupt)
+  calls = {
+    "forward": lambda: jitted(state["params"], batch),
+    "with gradient": lambda: gradient(state["params"], batch),
+    "whole step": step,
+    "corruption": lambda: corrupted(batch["latents"]),
+    "product": _products(config.dtype),
   }
-
-  def forward(model, arrays):
-    text = arrays["text"]
-    settings = {"latents": arrays["latents"], "window": stage.loss.window}
-    logits = model(text, arrays["features"], layout, **settings)
-    return jnp.mean(jax.nn.softplus(logits) - logits * arrays["labels"])
-
-  product = _product_rate(options.repeats)
-  seconds = _seconds(forward, model, arrays, repeats=options.repeats)
-  both = _seconds(jax.value_and_grad(forward), model, arrays, repeats=options.repeats)
-  product = max(product, _product_rate(options.repeats))
+  with jax.set_mesh(mesh):
+    seconds = _in_turns(calls, options.repeats)
+  limit = calls["product"].amount / seconds["product"]
   lines = [
-    f"{layout.num_frames} latent frames, {layout.length} tokens, batches of {b}, float32, on one "
-    f"device, {jax.devices()[0].device_kind}",
-    f"{count_parameters(model):,} parameters, {parameter_bytes(config, layout) / 2**20:,.0f} MiB; "
-    f"attention {model.attention_backend()}, remat {config.remat}",
-    f"a matrix product of {_SIDE} a side: {product / 1e9:,.0f} GFLOP/s",
+    f"{layout.num_frames} latent frames, {layout.length} tokens, batches of {b}, {config.dtype}, "
+    f"on one device, {jax.devices()[0].device_kind}",
+    f"{count_parameters(state['params']):,} parameters, "
+    f"{parameter_bytes(config, layout) / 2**20:,.0f} MiB; attention "
+    f"{trainer.template.module(state['params']).attention_backend()}, remat {config.remat}, "
+    f"{stage.loop.optimizer.kind}",
+    f"matrix products of {_SIDE} a side: {limit / 1e9:,.0f} GFLOP/s",
     "",
-    "               s a step      tokens/s   GFLOP a step   GFLOP/s  of the limit",
+    "                   s      tokens/s   GFLOP a step   GFLOP/s  of the limit",
   ]
+  training = b * training_flops(config, layout, stage.loss.window)
   parts = {
-    "forward": (seconds, b * forward_flops(config, layout, stage.loss.window)),
-    "with gradient": (both, b * training_flops(config, layout, stage.loss.window)),
+    "forward": b * forward_flops(config, layout, stage.loss.window),
+    "with gradient": training,
+    "whole step": training,
   }
-  for name, (seconds, operations) in parts.items():
-    rate = operations / seconds
+  for name, operations in parts.items():
+    rate = operations / seconds[name]
     lines.append(
-      f"{name:13}{seconds:10.3f}{b * layout.length / seconds:14,.0f}{operations / 1e9:15.1f}"
-      f"{rate / 1e9:10,.0f}{rate / product:14.0%}"
+      f"{name:13}{seconds[name]:10.3f}{b * layout.length / seconds[name]:14,.0f}"
+      f"{operations / 1e9:15.1f}{rate / 1e9:10,.0f}{rate / limit:14.0%}"
     )
+  share = seconds["corruption"] / seconds["whole step"]
+  lines.append(f"{'corruption':13}{seconds['corruption']:10.3f}   {share:.1%} of the whole step")
   return "\n".join(lines)
 
 
+def _generator_of(options: argparse.Namespace):
+  """Returns the run and the stage that `train` measures.
+
+  Raises:
+    ValueError: the config has no generator.
+  """
+  from videoar_jax.train.config import finalize
+
+  values = _config_of_size(options.size) if hasattr(options, "size") else None
+  values = values or read_config(options.config).to_dict()
+  if hasattr(options, "dtype") and values.get("generator"):
+    values["generator"]["dtype"] = options.dtype
+  run = finalize(values)
+  stage = run.stage_of_kind("generator")
+  if stage is None:
+    raise ValueError(f"--config={options.config} trains no generator; name one that does")
+  return run, stage
+
+
+def _config_of_size(size: str) -> dict:
+  """Returns a config for classes and clips of 17x128x128 pixels, as in `sample`."""
+  loop = {"num_steps": 1_000_000, "batch_size": 1, "optimizer": {}}
+  return {
+    "data": {"num_frames": 17, "resolution": (128, 128)},
+    "text": {"tokenizer": "classes", "classes": ("one",), "length": 1},
+    "schedule": "1 2 3 4 6 8",
+    "generator": _network(size),
+    "stages": ("tokenizer", "generator"),
+    "stage": {"tokenizer": {"loop": loop}, "generator": {"loop": loop}},
+  }
+
+
+def _network(size: str) -> dict:
+  """Returns the generator's settings of a named size, for this machine."""
+  import jax
+
+  names = ("depth", "width", "num_heads", "num_kv_heads", "head_width", "mlp_width")
+  settings = dict(zip(names, SIZES[size], strict=True))
+  # Compiling each layer by itself pays for few of them.
+  return settings | {"is_scanned": jax.default_backend() != "cpu" or settings["depth"] > 12}
+
+
 _SIDE = 2048
+_LIMIT_S = 0.05  # Shorter measurements would be of the dispatch.
 
 
-def _product_rate(repeats: int) -> float:
-  """Returns the operations a second of a large matrix product."""
+class _Limit:
+  """A call that does one thing as fast as the machine can, over and over.
+
+  Args:
+    body: `(array, carry) -> carry`, of which no turn can be left out.
+    array: what it reads.
+    amount: operations or bytes of a turn.
+  Attributes:
+    amount: of a call.
+  """
+
+  def __init__(self, body: Callable, array, carry, amount: float):
+    import jax
+
+    @jax.jit
+    def loop(num, array, carry):
+      return jax.lax.fori_loop(0, num, lambda _, carry: body(array, carry), carry)
+
+    self._loop, self._arguments, self._num = loop, (array, carry), 1
+    self()
+    while (took := self._time()) < _LIMIT_S:
+      self._num = max(2 * self._num, round(1.2 * self._num * _LIMIT_S / took))
+    self.amount = self._num * amount
+
+  def __call__(self):
+    import jax
+
+    return jax.block_until_ready(self._loop(self._num, *self._arguments))
+
+  def _time(self) -> float:
+    begin = time.perf_counter()
+    self()
+    return time.perf_counter() - begin
+
+
+def _products(dtype: str) -> _Limit:
+  """Returns the call that multiplies large matrices; its amount is of operations."""
   import jax
   import jax.numpy as jnp
 
-  matrix = jax.random.normal(jax.random.key(3), (_SIDE, _SIDE))
-  return 2 * _SIDE**3 / _seconds(jnp.dot, matrix, matrix, repeats=repeats)
+  matrix = jax.random.normal(jax.random.key(3), (_SIDE, _SIDE)).astype(dtype)
+  scale = jnp.asarray(_SIDE**-0.5, dtype)
+  return _Limit(lambda x, y: (x @ y) * scale, matrix, matrix, 2 * _SIDE**3)
+
+
+def _reads(dtype: str) -> _Limit:
+  """Returns the call that reads a large array; its amount is of bytes."""
+  import jax.numpy as jnp
+
+  array = jnp.ones((64, 2**21), dtype)
+  return _Limit(lambda x, y: jnp.max(x - y[:, None], axis=1), array, array[:, 0], array.nbytes)
+
+
+def _in_turns(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
+  """Returns the median time of each call; in turns, so that all see the machine as it is."""
+  import jax
+
+  times: dict[str, list[float]] = {name: [] for name in calls}
+  for i in range(repeats + 1):
+    for name, call in calls.items():
+      begin = time.perf_counter()
+      jax.block_until_ready(call())
+      if i:  # The first call compiles.
+        times[name].append(time.perf_counter() - begin)
+  return {name: statistics.median(values) for name, values in times.items()}
 
 
 def data_table(options: argparse.Namespace) -> str:
@@ -367,20 +491,6 @@ def _read_for(stages, stage, sources: list, num_threads: int, seconds: float, st
       clips, frames = clips + shape[0], frames + shape[0] * shape[1]
       time.sleep(step_s or 0)
     return clips, frames, time.perf_counter() - begin, time.process_time() - cpu, waited_s
-
-
-def _seconds(function: Callable, *arguments, repeats: int) -> float:
-  """Returns the median time of a call, compiled before."""
-  import jax
-
-  compiled = jax.jit(function).lower(*arguments).compile()
-  jax.block_until_ready(compiled(*arguments))
-  times = []
-  for _ in range(repeats):
-    start = time.perf_counter()
-    jax.block_until_ready(compiled(*arguments))
-    times.append(time.perf_counter() - start)
-  return statistics.median(times)
 
 
 if __name__ == "__main__":
