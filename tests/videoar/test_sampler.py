@@ -196,6 +196,7 @@ def test_weights_and_cache_in_bfloat16(model):
     ({"video": np.zeros((4, 16, 16, 3), np.uint8)}, "4 frames are not 1 . 2 k; give 3"),
     ({"video": np.zeros((9, 16, 16, 3), np.uint8)}, "leave nothing of num_frames=9"),
     ({"image": np.zeros(1), "video": np.zeros(1)}, "one of them"),
+    ({"num_frames": 13}, r"13 is more than the 9 trained ones: set window= .*\(4 at most"),
     ({"window": 0}, "window=0 must be at least 1"),
     ({"reencode": 2}, "reencode=2 must be 1 . 2 k, from 1 to 7"),
     ({"reencode": 9}, "reencode=9 must be"),

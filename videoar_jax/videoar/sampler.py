@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,8 +19,6 @@ from videoar_jax.videoar.guidance import guidance_table
 from videoar_jax.videoar.layout import Layout
 from videoar_jax.videoar.model import Generator
 from videoar_jax.videoar.prediction import foretell
-
-log = logging.getLogger(__name__)
 
 BATCH_SIZE = 16  # Prompts that are decoded together; more go through in turns.
 _PIXEL_BYTES = 2**28  # Of the largest array when pixels are made; more clips or frames take turns.
@@ -488,7 +485,11 @@ class Model:
           f"num_frames={num_frames}: learned positions end at the trained {self.num_frames} frames"
         )
       if window is None:
-        log.warning("%d frames are more than the %d trained ones", num_frames, self.num_frames)
+        raise ValueError(
+          f"num_frames={num_frames} is more than the {self.num_frames} trained ones: set window= "
+          f"to the latent frames that a frame is to see ({self.layout.num_frames - 1} at most in "
+          f"training, {frames} for all), or reencode= to go on in clips of the trained length"
+        )
     return dataclasses.replace(self.layout, num_frames=frames)
 
 
