@@ -260,7 +260,7 @@ def test_shots_go_on_from_each_other(tmp_path, model):
 
 
 def test_many_prompts_share_batches(tmp_path, model, monkeypatch):
-  monkeypatch.setattr("videoar_jax.videoar.sampler.BATCH_SIZE", 3)
+  monkeypatch.setattr("videoar_jax.videoar.request.BATCH_SIZE", 3)
   assert run("--workdir=w", "--prompt=a", "--prompt=b", "--num_samples=2", f"--out={tmp_path}") == 0
   assert [call[0] for call in model.calls] == [["a", "a", "b"], ["b"]]
   for name, value in (("a_0_0", 0), ("a_0_1", 50), ("b_0_0", 0), ("b_0_1", 50)):

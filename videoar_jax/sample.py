@@ -272,7 +272,7 @@ def _clips(
 
   Clip i of a prompt is a function of the prompt, the seed and i, whatever else is asked for.
   """
-  from videoar_jax.videoar.sampler import BATCH_SIZE
+  from videoar_jax.videoar.request import BATCH_SIZE
 
   num_frames, stems = getattr(options, "num_frames", None), _stems(prompts)
   if options.stream or options.shots:

@@ -179,7 +179,7 @@ def test_weights_and_cache_in_bfloat16(model):
     model.tokenizer,
     model.text_encoder,
     model.layout,
-    defaults=model.defaults,
+    defaults=model.requests.defaults,
     dtype=jnp.bfloat16,
   )
   assert {x.dtype for x in jax.tree.leaves(small.generator)} == {jnp.dtype(jnp.bfloat16)}
@@ -227,7 +227,7 @@ def test_learned_positions_have_no_end(model):
   config = dataclasses.replace(model.generator.config, positions="learned")
   learned = Generator(nnx.Rngs(params=0), config, model.layout)
   fixed = sampler.Model(
-    learned, model.tokenizer, model.text_encoder, model.layout, defaults=model.defaults
+    learned, model.tokenizer, model.text_encoder, model.layout, defaults=model.requests.defaults
   )
   for num_frames in (11, math.inf):
     with pytest.raises(ValueError, match="learned positions end"):

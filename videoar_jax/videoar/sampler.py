@@ -15,46 +15,12 @@ from jaxtyping import Array, Float, UInt8
 from videoar_jax.parallel.sharding import batch_ways
 from videoar_jax.tokenizer.tokenizer import Tokenizer, to_float, to_uint8
 from videoar_jax.videoar import decode as decoding
-from videoar_jax.videoar.guidance import guidance_table
 from videoar_jax.videoar.layout import Layout
 from videoar_jax.videoar.model import Generator
 from videoar_jax.videoar.prediction import foretell
+from videoar_jax.videoar.request import BATCH_SIZE, Request, Requests, first_frames
 
-BATCH_SIZE = 16  # Prompts that are decoded together; more go through in turns.
 _PIXEL_BYTES = 2**28  # Of the largest array when pixels are made; more clips or frames take turns.
-
-
-@dataclasses.dataclass(frozen=True)
-class _Request:
-  """What to generate, checked.
-
-  Attributes:
-    texts: tokens `[b, P]` of the prompts.
-    seed: of the draws.
-    numbers: of the clips under the seed.
-    layout: the sequence; a stream's is the trained one.
-    window: earlier frames that a frame sees; None for all.
-    table: guidance, None for 1 everywhere; later frames take its last row.
-    temperature, top_p: see `decode.sample_bits`.
-    given: frames to go on from `[b, f, H, W, 3]`, if any.
-    epoch: frames before this clip's own, which make its draws others than theirs.
-  """
-
-  texts: np.ndarray
-  seed: int
-  numbers: np.ndarray
-  layout: Layout
-  window: int | None
-  table: np.ndarray | None
-  temperature: float
-  top_p: float
-  given: np.ndarray | None
-  epoch: int = 0
-
-  def keys(self, rows: np.ndarray | slice = slice(None)) -> Array:
-    """Returns the keys of some clips."""
-    keys = decoding.sample_keys(self.seed, jnp.asarray(self.numbers[rows]))
-    return jax.vmap(lambda key: jax.random.fold_in(key, self.epoch))(keys) if self.epoch else keys
 
 
 class Model:
@@ -85,7 +51,16 @@ class Model:
   ):
     self.generator = jax.tree.map(lambda x: x.astype(dtype), generator)
     self.tokenizer, self.layout, self.mesh = tokenizer, layout, mesh
-    self.text_encoder, self.defaults, self.window = text_encoder, defaults, window
+    self.text_encoder, self.window = text_encoder, window
+    self.requests = Requests(
+      text_encoder,
+      tokenizer.config,
+      layout,
+      defaults=defaults,
+      window=window,
+      ways=1 if mesh is None else batch_ways(mesh),
+      has_end=generator.position_embedding is not None,
+    )
     self._sample = jax.jit(self._sample_batch, static_argnames=("layout", "window"))
     self._foretell = jax.jit(foretell, static_argnames=("layout", "window"))
     self._start = jax.jit(decoding.start, static_argnames=("layout", "slots", "is_guided"))
@@ -95,13 +70,12 @@ class Model:
   @property
   def num_frames(self) -> int:
     """Frames of the clips that the model was trained on."""
-    return 1 + (self.layout.num_frames - 1) * self.tokenizer.config.temporal_stride
+    return self.requests.num_frames
 
   @property
   def resolution(self) -> tuple[int, int]:
     """(H, W) of the clips that the model was trained on."""
-    height, width = (n * self.tokenizer.config.spatial_stride for n in self.layout.grid)
-    return height, width
+    return self.requests.resolution
 
   @property
   def num_steps(self) -> int:
@@ -143,15 +117,15 @@ class Model:
       ValueError: a prompt is too long, a number is out of its range, or frames do not fit.
     """
     if reencode is not None:
-      self._check_reencode(reencode)
+      self.requests.check_reencode(reencode)
     if reencode is not None and num_frames is not None and num_frames > self.num_frames:
-      self._check_frames(num_frames)
+      self.requests.check_frames(num_frames)
       settings |= {"window": window, "numbers": numbers}
       clips = self.sample(prompts, None, seed, image=image, video=video, **settings)
       return self.extend(clips, prompts, num_frames, seed, reencode=reencode, **settings)
-    given = _first_frames(image, video)
+    given = first_frames(image, video)
     settings["numbers"] = numbers
-    return self._generate(self._request(prompts, num_frames, seed, given, window, **settings))
+    return self._generate(self.requests.make(prompts, num_frames, seed, given, window, **settings))
 
   def extend(
     self,
@@ -182,9 +156,9 @@ class Model:
       ValueError: as `sample`.
     """
     settings["numbers"] = numbers
-    self._check_reencode(reencode)
+    self.requests.check_reencode(reencode)
     tau = self.tokenizer.config.temporal_stride
-    given = self._check_given(np.asarray(clips), len(prompts), "clips")
+    given = self.requests.check_given(np.asarray(clips), len(prompts), "clips")
     if given.shape[1] < reencode:
       raise ValueError(f"clips: {given.shape[1]} frames are less than reencode={reencode}")
     more = num_frames - given.shape[1]
@@ -197,7 +171,7 @@ class Model:
     clips = given
     while clips.shape[1] < num_frames:
       head = clips[:, -reencode:]
-      request = self._request(prompts, None, seed, head, window, **settings)
+      request = self.requests.make(prompts, None, seed, head, window, **settings)
       new = self._generate(dataclasses.replace(request, epoch=clips.shape[1]))[:, reencode:]
       clips = np.concatenate([clips, new], axis=1)
     return clips[:, :num_frames]
@@ -234,9 +208,9 @@ class Model:
       raise ValueError("num_frames=inf: without a window the cache has no end; set window=")
     if is_endless and self.generator.position_embedding is not None:
       raise ValueError("num_frames=inf: learned positions end at the trained length")
-    given = _first_frames(image, video)
+    given = first_frames(image, video)
     wanted = None if is_endless else num_frames
-    request = self._request(
+    request = self.requests.make(
       prompts, wanted, seed, given, window, is_stream=True, is_endless=is_endless, **settings
     )
     num_latents = math.inf if is_endless else request.layout.num_frames
@@ -256,8 +230,8 @@ class Model:
     Raises:
       ValueError: a prompt is too long, or clips do not fit.
     """
-    video = self._check_given(np.asarray(video), len(prompts), "video")
-    layout = self._layout_of(video.shape[1], self.window)
+    video = self.requests.check_given(np.asarray(video), len(prompts), "video")
+    layout = self.requests.layout_of(video.shape[1], self.window)
     found = self._run(
       self._foretell,
       self.generator,
@@ -268,7 +242,7 @@ class Model:
     )
     return {name: np.asarray(values) for name, values in found.items()}
 
-  def _stream(self, request: _Request, num_latents: float, slots: int):
+  def _stream(self, request: Request, num_latents: float, slots: int):
     table, layout = request.table, self.layout
     state = self._run(
       self._start,
@@ -300,7 +274,7 @@ class Model:
       yield np.asarray(to_uint8(frames))
       t += 1
 
-  def _generate(self, request: _Request) -> UInt8[np.ndarray, "b f H W 3"]:
+  def _generate(self, request: Request) -> UInt8[np.ndarray, "b f H W 3"]:
     """Generates clips, a batch after the other."""
     num, clips = len(request.texts), []
     size = min(BATCH_SIZE, num)
@@ -371,135 +345,3 @@ class Model:
     return self.tokenizer.quantize(
       self.tokenizer.latents(to_float(video)), self.layout.schedule
     ).bits
-
-  def _request(
-    self,
-    prompts: list[str],
-    num_frames: int | None,
-    seed: int,
-    given: np.ndarray | None,
-    window: int | None,
-    *,
-    numbers: Sequence[int] | None = None,
-    is_stream: bool = False,
-    is_endless: bool = False,
-    **settings: Any,
-  ) -> _Request:
-    """Checks what is asked for, and fills in the defaults."""
-    if isinstance(prompts, str):
-      raise ValueError("prompts: needs a list of texts, got one text; put it into [...]")
-    if not prompts:
-      raise ValueError("prompts: the list is empty")
-    for name in settings:
-      if name not in self.defaults:
-        raise ValueError(f"{name}: no such setting; there are {', '.join(self.defaults)}")
-    asked = {name: value for name, value in settings.items() if value is not None}
-    settings = self.defaults | asked
-    if not (math.isfinite(settings["temperature"]) and settings["temperature"] >= 0):
-      raise ValueError(f"temperature={settings['temperature']} must not be negative")
-    if not 0 < settings["top_p"] <= 1:
-      raise ValueError(f"top_p={settings['top_p']} must be in (0, 1]")
-    window = self.window if window is None else window
-    if window is not None and window < 1:
-      raise ValueError(f"window={window} must be at least 1 latent frame")
-    numbers = np.arange(len(prompts)) if numbers is None else np.asarray(numbers)
-    if numbers.shape != (len(prompts),):
-      raise ValueError(f"numbers: needs one for each of {len(prompts)} prompts")
-    self._check_devices(len(prompts) if is_stream else min(BATCH_SIZE, len(prompts)))
-    layout = self._layout_of(num_frames, window)
-    if given is not None:
-      given = self._check_given(given, len(prompts), "image or video")
-      self._check_given_length(given.shape[1], math.inf if is_endless else layout.num_frames)
-    table = guidance_table(
-      settings["guidance"], layout.num_frames, layout.num_scales, self.layout.num_frames
-    )
-    return _Request(
-      np.stack([self.text_encoder.encode(prompt) for prompt in prompts]),
-      seed,
-      numbers,
-      layout,
-      window,
-      None if (table == 1).all() else table,
-      settings["temperature"],
-      settings["top_p"],
-      given,
-    )
-
-  def _check_devices(self, size: int) -> None:
-    """Raises ValueError if the devices cannot share a batch of that size."""
-    if self.mesh is None:
-      return
-    ways = batch_ways(self.mesh)
-    if size % ways:
-      raise ValueError(
-        f"prompts: batches of {size} do not divide over {ways} devices of the mesh axes data and "
-        f"fsdp; give a multiple of {ways} prompts"
-      )
-
-  def _check_frames(self, num_frames: int) -> int:
-    """Returns the latent frames of a clip; raises ValueError if its length does not fit."""
-    return self.tokenizer.config.latent_shape(num_frames, self.resolution)[0]
-
-  def _check_reencode(self, reencode: int) -> None:
-    tau = self.tokenizer.config.temporal_stride
-    if not 1 <= reencode < self.num_frames or (reencode - 1) % tau:
-      raise ValueError(
-        f"reencode={reencode} must be 1 + {tau} k, from 1 to {self.num_frames - tau} frames: the "
-        f"rest of the trained {self.num_frames} is new"
-        if self.num_frames > 1
-        else "reencode: the model was trained on single frames; it has no next ones"
-      )
-
-  def _check_given(self, given: np.ndarray, num: int, name: str) -> np.ndarray:
-    """Returns given frames with their batch axis; raises ValueError if they do not fit."""
-    if given.dtype != np.uint8:
-      raise ValueError(f"{name}: needs uint8 pixels, got {given.dtype}")
-    if given.ndim == 4:
-      given = np.broadcast_to(given, (num, *given.shape))
-    if given.ndim != 5 or given.shape[-1] != 3 or given.shape[0] != num:
-      raise ValueError(f"{name}: needs frames [H, W, 3] for {num} prompts, got {given.shape}")
-    if given.shape[2:4] != self.resolution:
-      got, wanted = (f"{height}x{width}" for height, width in (given.shape[2:4], self.resolution))
-      raise ValueError(f"{name}: is {got} pixels, but the model makes {wanted}; resize it")
-    return given
-
-  def _check_given_length(self, num_given: int, num_latents: float) -> None:
-    tau = self.tokenizer.config.temporal_stride
-    num_frames = 1 + tau * (num_latents - 1)
-    if num_given < 1 or (num_given - 1) % tau:
-      below = 1 + max(0, (num_given - 1) // tau) * tau
-      raise ValueError(f"video: {num_given} frames are not 1 + {tau} k; give {below}")
-    if num_given >= num_frames:
-      raise ValueError(
-        f"video: {num_given} frames leave nothing of num_frames={num_frames} to generate; give "
-        "fewer, ask for more, or use extend"
-      )
-
-  def _layout_of(self, num_frames: int | None, window: int | None) -> Layout:
-    if num_frames is None:
-      return self.layout
-    frames = self._check_frames(num_frames)
-    if frames > self.layout.num_frames:
-      if self.generator.position_embedding is not None:
-        raise ValueError(
-          f"num_frames={num_frames}: learned positions end at the trained {self.num_frames} frames"
-        )
-      if window is None:
-        raise ValueError(
-          f"num_frames={num_frames} is more than the {self.num_frames} trained ones: set window= "
-          f"to the latent frames that a frame is to see ({self.layout.num_frames - 1} at most in "
-          f"training, {frames} for all), or reencode= to go on in clips of the trained length"
-        )
-    return dataclasses.replace(self.layout, num_frames=frames)
-
-
-def _first_frames(image, video) -> np.ndarray | None:
-  """Returns what is given of a clip, as a video."""
-  if image is not None and video is not None:
-    raise ValueError("image and video: give one of them; an image is a video of one frame")
-  if image is None:
-    return None if video is None else np.asarray(video)
-  image = np.asarray(image)
-  if image.ndim not in (3, 4):
-    raise ValueError(f"image: needs shape [H, W, 3] or [b, H, W, 3], got {image.shape}")
-  return image[..., None, :, :, :]
