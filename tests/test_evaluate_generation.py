@@ -20,7 +20,7 @@ from videoar_jax.train import config as configs
 class Copyist:
   """Returns the real clips of its prompts, darker; knows their captions by heart."""
 
-  num_frames, resolution, num_steps = 9, (64, 64), 14
+  num_frames, resolution = 9, (64, 64)
 
   def __init__(self, config):
     self.tokenizer = types.SimpleNamespace(config=config)
@@ -30,6 +30,9 @@ class Copyist:
   def _encode(self, prompt):
     if len(prompt) > 71:
       raise ValueError(f"the prompt {prompt!r} is too long")
+
+  def num_steps(self, num_frames):
+    return num_frames + 5
 
   def sample(self, prompts, num_frames=None, seed=0, **settings):
     num_frames = num_frames or 9

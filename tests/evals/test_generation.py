@@ -114,7 +114,7 @@ def test_the_oracle_tells_seen_combinations_from_held_out_ones(source, monkeypat
 def test_clips_that_fill_a_batch_up_do_not_count(source, monkeypatch):
   monkeypatch.setattr(scores, "BATCH_SIZE", 3)
   model, sizes = Painter(source), []
-  model.num_steps = 12
+  model.num_steps = lambda num_frames: 12
 
   def predict(prompts, clips):
     sizes.append((len(prompts), len(clips)))

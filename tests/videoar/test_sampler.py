@@ -269,7 +269,7 @@ def test_foretold_bits_are_counted_clip_by_clip(model, video):
 
 
 def test_steps_count_the_complete_latents(model):
-  assert model.num_steps == 5 * 2 + 4
+  assert model.num_steps() == 1 + 5 * 2 + 4 and model.num_steps(5) == 1 + 3 * 2 + 2
   layout = dataclasses.replace(model.layout, past="scales")
   paper = sampler.Model(model.generator, model.tokenizer, model.text_encoder, layout, defaults={})
-  assert paper.num_steps == 5 * 2
+  assert paper.num_steps() == 1 + 5 * 2

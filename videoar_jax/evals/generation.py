@@ -2,7 +2,7 @@
 
 A model needs no more than `sample(prompts, num_frames, seed, **settings)`. What else it has is
 used: `predict(prompts, clips)`, measures of each clip by name, with the true clip given up to each
-part that is foretold; and `num_steps`, how often its network runs for a clip.
+part that is foretold; and `num_steps(num_frames)`, how often its network runs for a clip.
 """
 
 import dataclasses
@@ -157,7 +157,7 @@ def measure(
     prompts=None if oracle_rate is None else scores.accuracy_by_novelty(captions, matches),
     foretold=_joined(foretold) if foretold else None,
     seconds_a_clip=_time(model, captions, num_frames, size),
-    steps_a_clip=getattr(model, "num_steps", None),
+    steps_a_clip=model.num_steps(num_frames) if hasattr(model, "num_steps") else None,
     drift=found_drift,
   )
 

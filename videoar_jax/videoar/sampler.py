@@ -77,12 +77,17 @@ class Model:
     """(H, W) of the clips that the model was trained on."""
     return self.requests.resolution
 
-  @property
-  def num_steps(self) -> int:
-    """Runs of the transformer for a clip of the trained length, beside that for the prompt."""
-    num_frames = self.layout.num_frames
-    num_finals = num_frames - 1 if self.layout.final_size else 0
-    return num_frames * self.layout.num_scales + num_finals
+  def num_steps(self, num_frames: int | None = None) -> int:
+    """Returns how often the transformer runs for a clip, once for the prompt included.
+
+    Args:
+      num_frames: pixel frames of the clip; None for as many as trained.
+    """
+    frames = self.layout.num_frames
+    if num_frames is not None:
+      frames = self.requests.check_frames(num_frames)
+    num_finals = frames - 1 if self.layout.final_size else 0
+    return 1 + frames * self.layout.num_scales + num_finals
 
   def sample(
     self,
