@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from videoar_jax.data.faults import write_faults
+from videoar_jax.data.faults import FaultsFile
 from videoar_jax.data.pipeline import READING_FIELDS, DataConfig, make_source
 from videoar_jax.data.text import TextEncoder
 from videoar_jax.nn.layers import count_parameters
@@ -57,6 +57,7 @@ class Run:
     self.train_source = make_source(run.data, "train")
     self.test_source = make_source(run.data, "test")
     self._sources = [self.train_source, self.test_source]  # All that are opened.
+    self._faults: FaultsFile | None = None
     for source in (self.train_source, self.test_source):
       _check_captions(source, run.text.encoder)
     self.stages = Stages(run, workdir, mesh)
@@ -85,7 +86,7 @@ class Run:
   def train(self, only: str | None = None) -> bool:
     """Trains what is not finished; returns whether there was anything to train.
 
-    Samples that could not be used are listed in `bad_samples.jsonl`, whatever happens.
+    Samples that cannot be used are listed in `bad_samples.jsonl`, each as soon as it is found.
 
     Args:
       only: the stage to train, and no other; None for all.
@@ -95,13 +96,13 @@ class Run:
     """
     if only is not None:
       self._check_only(only)
-    try:
-      return self._train(only)
-    finally:
-      # Each process reads other samples, and has a file of its own.
-      process = jax.process_index()
-      name = f"bad_samples.{process}.jsonl" if process else "bad_samples.jsonl"
-      write_faults(self.workdir / name, self._sources)
+    # Each process reads other samples, and has a file of its own.
+    process = jax.process_index()
+    name = f"bad_samples.{process}.jsonl" if process else "bad_samples.jsonl"
+    self._faults = FaultsFile(self.workdir / name)
+    for source in self._sources:
+      self._faults.follow(source)
+    return self._train(only)
 
   def _check_only(self, only: str) -> None:
     """Raises ValueError if a stage cannot be trained by itself; says which has to come first."""
@@ -140,6 +141,8 @@ class Run:
     if data == self.stages.run.data:
       return self.train_source if split == "train" else self.test_source
     self._sources.append(make_source(data, split))
+    if self._faults is not None:
+      self._faults.follow(self._sources[-1])
     return self._sources[-1]
 
 
