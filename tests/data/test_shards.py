@@ -12,7 +12,7 @@ from PIL import Image
 from test_folder import numbers, write_video
 
 from videoar_jax.data import records, shards
-from videoar_jax.data.faults import Faults, FaultsFile
+from videoar_jax.data.faults import Faults, write_faults
 from videoar_jax.data.mixture import Mixture, make_buckets
 from videoar_jax.data.pipeline import DataConfig, make_iterator, make_source
 from videoar_jax.data.text import ByteTokenizer
@@ -128,14 +128,15 @@ def test_bad_samples_are_replaced_and_listed(tmp_path, media):
 def test_bad_samples_are_written_when_they_are_found(tmp_path):
   path = tmp_path / "bad_samples.jsonl"
 
+  def source_of(faults):
+    return types.SimpleNamespace(faults=faults)
+
   def lines():
     return [tuple(json.loads(line).values()) for line in path.read_text().splitlines()]
 
   faults, other = Faults("x", 10, 1.0), Faults("y", 10, 1.0)
   faults.add("a", "early")
-  file = FaultsFile(path)
-  for source in (types.SimpleNamespace(faults=faults), types.SimpleNamespace(faults=other), None):
-    file.follow(source)
+  write_faults(path, [source_of(faults), source_of(other), object()])
   assert lines() == [("x", "a", "early")]
   faults.add("b", "late")
   other.add("a", "late")
@@ -143,7 +144,7 @@ def test_bad_samples_are_written_when_they_are_found(tmp_path):
   # A second run finds them anew, one for another reason, after a crash within a line.
   path.write_text(path.read_text() + '{"source": "x", "ke')
   faults = Faults("x", 10, 1.0)
-  faults.write_to(FaultsFile(path))
+  write_faults(path, [source_of(faults)])
   for key in "abc":
     faults.add(key, "again")
   assert len(lines()) == 4 and lines()[3] == ("x", "c", "again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 _NUM_SHOWN = 20
@@ -89,12 +90,23 @@ class Faults:
     return f"{self.num_samples} samples{part}"
 
 
-class FaultsFile:
-  """A file of lines {"source", "key", "cause"}: each sample once, as soon as it is found.
+def write_faults(path: Path, sources: Iterable) -> None:
+  """Lists the faults of sources in a file: those so far, and from now on each as it is found.
+
+  Lines are {"source", "key", "cause"}, each sample once; what an earlier run wrote stays.
 
   Args:
-    path: of the file; what an earlier run wrote stays.
+    path: of the file.
+    sources: those without `faults` have none.
   """
+  file = FaultsFile(path)
+  for source in sources:
+    if hasattr(source, "faults"):
+      source.faults.write_to(file)
+
+
+class FaultsFile:
+  """The file of `write_faults`."""
 
   def __init__(self, path: Path):
     self._path, self._lock = path, threading.Lock()
@@ -112,8 +124,3 @@ class FaultsFile:
         self._known.add((source, key))
         with self._path.open("a") as file:
           file.write(json.dumps({"source": source, "key": key, "cause": cause}) + "\n")
-
-  def follow(self, source) -> None:
-    """Lists the faults that a source has, and will have; one that has no `faults` has none."""
-    if hasattr(source, "faults"):
-      source.faults.write_to(self)

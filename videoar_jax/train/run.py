@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from videoar_jax.data.faults import FaultsFile
+from videoar_jax.data.faults import write_faults
 from videoar_jax.data.pipeline import READING_FIELDS, DataConfig, make_source
 from videoar_jax.data.text import TextEncoder
 from videoar_jax.nn.layers import count_parameters
@@ -57,7 +57,6 @@ class Run:
     self.train_source = make_source(run.data, "train")
     self.test_source = make_source(run.data, "test")
     self._sources = [self.train_source, self.test_source]  # All that are opened.
-    self._faults: FaultsFile | None = None
     for source in (self.train_source, self.test_source):
       _check_captions(source, run.text.encoder)
     self.stages = Stages(run, workdir, mesh)
@@ -99,10 +98,12 @@ class Run:
     # Each process reads other samples, and has a file of its own.
     process = jax.process_index()
     name = f"bad_samples.{process}.jsonl" if process else "bad_samples.jsonl"
-    self._faults = FaultsFile(self.workdir / name)
-    for source in self._sources:
-      self._faults.follow(source)
-    return self._train(only)
+    write_faults(self.workdir / name, self._sources)
+    try:
+      return self._train(only)
+    finally:
+      # Of those that were opened meanwhile, too.
+      write_faults(self.workdir / name, self._sources)
 
   def _check_only(self, only: str) -> None:
     """Raises ValueError if a stage cannot be trained by itself; says which has to come first."""
@@ -141,8 +142,6 @@ class Run:
     if data == self.stages.run.data:
       return self.train_source if split == "train" else self.test_source
     self._sources.append(make_source(data, split))
-    if self._faults is not None:
-      self._faults.follow(self._sources[-1])
     return self._sources[-1]
 
 
