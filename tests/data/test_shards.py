@@ -6,6 +6,7 @@ import json
 import tarfile
 import types
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +17,9 @@ from videoar_jax.data.faults import Faults, write_faults
 from videoar_jax.data.mixture import Mixture, make_buckets
 from videoar_jax.data.pipeline import DataConfig, make_iterator, make_source
 from videoar_jax.data.text import ByteTokenizer
+from videoar_jax.evals import report
+from videoar_jax.parallel.sharding import MeshConfig, make_mesh
+from videoar_jax.train import stages
 
 CLIP = {"num_frames": 5, "frame_rate": 8.0, "resolution": (32, 64), "seed": 0, "clips_per_file": 1}
 
@@ -180,6 +184,28 @@ def test_captions_of_a_mixture_that_cannot_be_encoded_are_faults(captions):
   batch = mixture.read(0)
   assert sorted(numbers(video)[0] for video in batch["video"]) == [1, 3, 3]
   assert [cause for _, cause in captions.skipped] == ["the caption cannot be encoded"]
+
+
+def test_captions_that_cannot_be_encoded_are_neither_shown_nor_cached(captions, monkeypatch):
+  encoder = ByteTokenizer(8)
+  mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+  media = stages.media_batch(captions, encoder, mesh)
+  texts = ("one", "three", "three", "one")
+  np.testing.assert_array_equal(media["text"], [encoder.encode(text) for text in texts])
+  report_config = types.SimpleNamespace(num_clips=3, num_prompts=3)
+  run = types.SimpleNamespace(report=report_config, text=types.SimpleNamespace(encoder=encoder))
+  assert sorted(report._examples(run, captions)[1]) == ["one", "three", "three"]
+  # What is encoded once for all, with its caption.
+  encoded = []
+  monkeypatch.setattr(stages, "encode", lambda folder, index, source, *_: encoded.append(source))
+  index = types.SimpleNamespace(missing=lambda folder: [0], num_clips=3)
+  fake = types.SimpleNamespace(run=run, workdir=None, mesh=mesh)
+  fake._encoder_of = lambda cache, source: (None, None, index)
+  cache = types.SimpleNamespace(
+    name="cache", folder=lambda _: None, config=types.SimpleNamespace(batch_size=1)
+  )
+  stages.Stages.encode(fake, cache, captions)
+  assert [encoded[0][i]["caption"] for i in range(3)] == ["one", "three", "three"]
 
 
 def test_each_process_judges_its_share_of_bad_samples(captions):
