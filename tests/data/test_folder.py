@@ -1,5 +1,6 @@
 """Clips from files: which frames are read, and what becomes of files that cannot be."""
 
+import gc
 import json
 import logging
 import re
@@ -180,6 +181,10 @@ def test_all_shapes_share_the_bytes_of_the_cache(videos):
   assert [bool(reader._cache) for reader in (small, large, tiny)] == [True, False, True]
   assert not source.is_cached
   assert np.array_equal(small[1]["video"], large[1]["video"])
+  # What is out of use gives its bytes back, to those that begin then.
+  del small, reader
+  gc.collect()
+  assert source.reshaped(5, (32, 64)).is_cached
 
 
 def test_items_are_functions_of_seed_and_index(videos):

@@ -5,6 +5,7 @@ import json
 import logging
 import posixpath
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -35,10 +36,19 @@ class _Video:
 
 
 class _Budget:
-  """Bytes that a folder's clips of all shapes may keep between them."""
+  """Bytes that the sources of a folder's clips, one a shape, may keep between them."""
 
   def __init__(self, num_bytes: int):
-    self.left, self.lock = num_bytes, threading.Lock()
+    self._num_bytes, self._lock = num_bytes, threading.Lock()
+    self._holders = weakref.WeakKeyDictionary()  # Bytes of each source, as long as it is in use.
+
+  def take(self, holder, num_bytes: int) -> bool:
+    """Gives bytes to a source, if as many are left; says whether they were."""
+    with self._lock:
+      is_given = sum(self._holders.values()) + num_bytes <= self._num_bytes
+      if is_given:
+        self._holders[holder] = num_bytes
+      return is_given
 
 
 class FolderSource(ClipSource):
@@ -116,18 +126,18 @@ class FolderSource(ClipSource):
   def _begin_cache(self) -> None:
     # Asked for at the first clip: many a source is only opened to be reshaped.
     self._is_cached: bool | None = None
+    self._lock = threading.Lock()
     self._cache: dict[str, clips.DecodedVideo] = {}
     self._cache_locks = {file: threading.Lock() for file in self.files}
 
   @property
   def is_cached(self) -> bool:
     """Whether decoded frames are kept."""
-    with self._budget.lock:
+    with self._lock:
       if self._is_cached is None:
         num_frames = sum(video.info.num_frames for video in self._videos)
         size = num_frames * 3 * int(np.prod(self.resolution))
-        self._is_cached = size <= self._budget.left and not self.is_randomly_cropped
-        self._budget.left -= size if self._is_cached else 0
+        self._is_cached = not self.is_randomly_cropped and self._budget.take(self, size)
       return self._is_cached
 
   def longest_captions(self) -> list[str]:
