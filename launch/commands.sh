@@ -63,6 +63,19 @@ need_options() {
   done
 }
 
+# Stops unless the options named are yes or no; those that are no are as if left out.
+read_switches() {
+  local name variable
+  for name in "$@"; do
+    variable="option_$name"
+    case "${!variable:-no}" in
+      yes) ;;
+      no) printf -v "$variable" '' ;;
+      *) fail "--$name=${!variable} is neither yes nor no" ;;
+    esac
+  done
+}
+
 # Stops unless the run's flags name a config and leave the workdir to the launcher.
 check_flags() {
   local flag has_config=""

@@ -18,7 +18,8 @@
 #   -- FLAGS         of videoar_jax.main
 #
 # Needs gcloud, logged in. A slice that was pre-empted is made again and the run goes on from its
-# last checkpoint. Ctrl-C stops following, not training: the same command follows again.
+# last checkpoint; so does one that SIGTERM stopped, as before maintenance. Ctrl-C stops following, not
+# training: the same command follows again.
 # shellcheck disable=SC2154 # `read_options` sets the options.
 set -euo pipefail
 
@@ -26,6 +27,7 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/commands.sh"
 read_options "name zone type image workdir nfs queue spot project" "$@"
 need_options name zone type image workdir
+read_switches queue spot
 check_flags
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
@@ -86,10 +88,14 @@ create() {
 
 install() {
   local archive="/tmp/videoar_jax-$name.tar.gz" mount=""
-  run sh -c 'git ls-files -z | tar --null --files-from=- -czf "$1"' sh "$archive"
+  # Configs are copied before they are committed, too.
+  run sh -c '{ git ls-files -z && git ls-files -z --others --exclude-standard -- "*.py"; } |
+    tar --null --files-from=- -czf "$1"' sh "$archive"
   tpus tpu-vm scp "$archive" "$name:videoar_jax.tar.gz" --worker=all
   if [[ -n "${option_nfs:-}" ]]; then
-    mount="sudo apt-get install -y -qq nfs-common && sudo mkdir -p /mnt/videoar &&
+    # A machine that has just started may still be updating itself.
+    mount="sudo apt-get -o DPkg::Lock::Timeout=600 install -y -qq nfs-common &&
+      sudo mkdir -p /mnt/videoar &&
       { mountpoint -q /mnt/videoar || sudo mount -t nfs $(quote "$option_nfs") /mnt/videoar; } && "
   fi
   # The images' own Python is too old.
@@ -115,9 +121,10 @@ follow() {
   on 0 'tail -n 100 --pid="$(cat videoar_jax.pid)" -F videoar_jax.log' || true
 }
 
-is_running() {
+# Prints whether worker 0 is "running" or "idle"; nothing where it cannot be asked.
+activity() {
   # shellcheck disable=SC2016 # The worker's own pid.
-  [[ "$(on 0 'kill -0 "$(cat videoar_jax.pid)" 2>/dev/null && echo running' 2>/dev/null)" == running ]]
+  on 0 'kill -0 "$(cat videoar_jax.pid 2>/dev/null)" 2>/dev/null && echo running || echo idle' || true
 }
 
 prepare() {
@@ -144,10 +151,19 @@ while true; do
       continue
       ;;
     READY)
-      if ! is_running; then
-        install
-        start
-      fi
+      # To start a second run beside one that is only out of reach would be worse than to wait.
+      case "$(activity)" in
+        running) ;;
+        idle)
+          install
+          start
+          ;;
+        *)
+          echo "cannot reach $name; trying again"
+          sleep 30
+          continue
+          ;;
+      esac
       ;;
     *) # On its way up or down.
       sleep 30
@@ -155,9 +171,11 @@ while true; do
       ;;
   esac
   follow
-  if status="$(on 0 'cat videoar_jax.status' 2>/dev/null)" && [[ -n "$status" ]]; then
-    exit "$status"
-  fi
-  echo "lost $name; looking at how it is"
+  status="$(on 0 'cat videoar_jax.status' 2>/dev/null)" || status=""
+  case "$status" in
+    "") echo "lost $name; looking at how it is" ;;
+    143) echo "SIGTERM stopped the run, which has saved; looking at how $name is" ;;
+    *) exit "$status" ;;
+  esac
   sleep 30
 done

@@ -17,7 +17,8 @@
 #   -- FLAGS         of videoar_jax.main
 #
 # Needs docker, xpk and kubectl. Pods that fail or are pre-empted are started again, and the run goes
-# on from its last checkpoint.
+# on from its last checkpoint. Ctrl-C stops following, not training: the same command follows again.
+# To train with other flags or other code, first: xpk workload delete --workload=NAME, or a new name.
 # shellcheck disable=SC2154 # `read_options` sets the options.
 set -euo pipefail
 
@@ -35,11 +36,36 @@ main="$(quote python -m videoar_jax.main --workdir="$option_workdir" --distribut
 # xpk writes it into a block of YAML, which a second line would end.
 [[ "$main" != *$'\n'* ]] || fail "a flag has a line break, which xpk cannot pass on"
 
-run docker build --file=launch/Dockerfile --build-arg=ACCELERATOR=tpu --tag="$image" .
-run docker push "$image"
-run xpk workload create --workload="$name" "${place[@]}" --tpu-type="$option_type" \
-  --num-slices="${option_slices:-1}" --docker-image="$image" --max-restarts=100 --command="$main"
-run kubectl logs --follow --all-containers --pod-running-timeout=1h --selector="\
-jobset.sigs.k8s.io/jobset-name=$name,jobset.sigs.k8s.io/job-index=0,\
+create() {
+  run docker build --file=launch/Dockerfile --build-arg=ACCELERATOR=tpu --tag="$image" .
+  run docker push "$image"
+  # Of its own, xpk restarts after the statuses 127 to 255: signals, and errors that nobody foresaw.
+  # Those that the user has to mend, 1 and 2, end the workload. To save takes longer than 30 seconds.
+  run xpk workload create --workload="$name" "${place[@]}" --tpu-type="$option_type" \
+    --num-slices="${option_slices:-1}" --docker-image="$image" --max-restarts=100 \
+    --termination-grace-period-seconds=600 --command="$main"
+}
+
+first="jobset.sigs.k8s.io/jobset-name=$name,jobset.sigs.k8s.io/job-index=0,\
 batch.kubernetes.io/job-completion-index=0"
+
+# Says whether there is anything yet that kubectl could follow; else it would end at once.
+has_started() {
+  local pods
+  pods="$(kubectl get pods --selector="$first" --field-selector=status.phase!=Pending --output=name)"
+  [[ -n "$pods" ]]
+}
+
+# This also makes kubectl speak to the cluster.
+run xpk workload list "${place[@]}" --filter-by-job="$name"
+if [[ -n "$is_dry_run" || -z "$(kubectl get jobsets "$name" --ignore-not-found --output=name)" ]]; then
+  create
+else
+  echo "the workload $name is there already, as it was started; following it"
+fi
+until [[ -n "$is_dry_run" ]] || has_started; do
+  echo "waiting for $name to start"
+  sleep 30
+done
+run kubectl logs --follow --tail=-1 --all-containers --selector="$first"
 run xpk workload list "${place[@]}" --filter-by-job="$name"

@@ -9,7 +9,9 @@ from PIL import Image
 from test_folder import numbers, write_video
 
 from videoar_jax.data import buckets
+from videoar_jax.data.clip_source import EncodedSource
 from videoar_jax.data.pipeline import DataConfig, make_source
+from videoar_jax.data.text import make_text_encoder
 from videoar_jax.tokenizer.schedules import PUBLIC
 
 
@@ -55,6 +57,15 @@ def test_captions_are_drawn_and_dropped(folder):
   assert source.longest_captions() == ["a", "b", "c", "d"]
   test = make(folder, "test", p_drop_caption=1.0)
   assert [test[0]["caption"], test[1]["caption"]] == ["a", "d"]
+
+
+def test_dropped_captions_of_classes_are_the_null_class(folder):
+  encoder = make_text_encoder("classes", 1, ("a", "b", "c", "d"))
+  source = EncodedSource(make(folder, p_drop_caption=0.5), encoder.encode)
+  for item in (source[i] for i in range(20)):
+    expected = encoder.encode(item["caption"]) if item["caption"] else encoder.null()
+    np.testing.assert_array_equal(item["text"], expected)
+  assert {source[i]["caption"] for i in range(20)} > {""}
 
 
 def test_crops_and_flips_show_every_part(tmp_path):

@@ -1,7 +1,9 @@
 """Clips from files: which frames are read, and what becomes of files that cannot be."""
 
+import gc
 import json
 import logging
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -21,10 +23,12 @@ MEDIA = Path(__file__).parents[3] / "shared" / "media"
 CELL = 16  # Pixels of a cell that shows one bit of a frame's number.
 
 
-def write_video(path, num_frames, rate, codec="libx264", first_tick=0, b_frames=2, value=None):
+def write_video(
+  path, num_frames, rate, codec="libx264", first_tick=0, b_frames=2, value=None, container=None
+):
   """Writes a video whose frames show their numbers, in 8 bits, as black and white columns."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  with av.open(str(path), "w") as container:
+  with av.open(str(path), "w", options=container or {}) as container:
     stream = container.add_stream(codec, rate=rate)
     stream.width, stream.height, stream.pix_fmt = 8 * CELL, 4 * CELL, "yuv420p"
     if codec == "libx264":
@@ -117,7 +121,7 @@ def test_reads_the_frame_that_is_shown_at_each_time(videos, name, frame_rate):
 def test_reads_each_frame_of_a_file_once_at_its_own_rate(videos, name):
   clip = clips.read_clip(videos / name, 0.0, 120, RATES[name], (32, 64))
   assert numbers(clip) == list(range(120))
-  with pytest.raises(ValueError, match="ends at"):
+  with pytest.raises(ValueError, match="ends before the clip does"):
     clips.read_clip(videos / name, 1.0, 120, RATES[name], (32, 64))
 
 
@@ -165,6 +169,22 @@ def test_cache_changes_nothing(videos):
   for index in range(2 * len(cached)):
     a, b = cached[index], plain[index]
     assert np.array_equal(a.pop("video"), b.pop("video")) and a == b
+
+
+def test_all_shapes_share_the_bytes_of_the_cache(videos):
+  """A source that is only reshaped takes none of them; clips are the same with and without."""
+  frame_bytes = 32 * 64 * 3
+  source = open_folder(videos, cache_bytes=5 * 120 * frame_bytes * 5 // 4)
+  small, large, tiny = (source.reshaped(5, size) for size in ((32, 64), (32, 64), (16, 32)))
+  for reader in (small, large, tiny):
+    assert reader[0]["video"].shape[0] == 5
+  assert [bool(reader._cache) for reader in (small, large, tiny)] == [True, False, True]
+  assert not source.is_cached
+  assert np.array_equal(small[1]["video"], large[1]["video"])
+  # What is out of use gives its bytes back, to those that begin then.
+  del small, reader
+  gc.collect()
+  assert source.reshaped(5, (32, 64)).is_cached
 
 
 def test_items_are_functions_of_seed_and_index(videos):
@@ -295,6 +315,20 @@ def test_another_video_stands_in_for_one_that_fails_later(tmp_path, caplog, cach
       (tmp_path / f"{name}.mp4").unlink()
     with pytest.raises(ValueError, match=r"2 x cannot be opened.*1 x cannot be opened"):
       source[0]
+
+
+def test_causes_have_no_numbers_of_their_own(tmp_path, caplog):
+  """Files that are cut off at different times have one cause; the log has the times."""
+  # It says at its beginning how long it is, so that one that is cut off can be opened.
+  write_video(tmp_path / "whole.mp4", 120, 30, container={"movflags": "faststart"})
+  whole = (tmp_path / "whole.mp4").read_bytes()
+  for part in (6, 7, 8):
+    (tmp_path / f"{part}.mp4").write_bytes(whole[: len(whole) * part // 10])
+  source = open_folder(tmp_path, num_frames=31)
+  for i in range(4):
+    source[i]
+  assert source.skipped == [(f"{part}.mp4", "ends before the clip does") for part in (6, 7, 8)]
+  assert len(set(re.findall(r"at \d\.\d\d s, not 3\.\d\d s", caplog.text))) == 3
 
 
 def test_pipeline_reads_a_folder_and_resumes(videos):

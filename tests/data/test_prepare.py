@@ -165,6 +165,7 @@ def test_all_clips_of_a_video_are_in_one_split(tmp_path, prepared):
   [
     (["nowhere"], "nowhere"),
     (["FOLDER", "--clip_s=0"], "--clip_s=0.0 must be more than 0"),
+    (["FOLDER", "--clip_s=inf"], "--clip_s=inf must be more than 0, and finite"),
     (["FOLDER", "--min_s=20"], "--min_s=20.0 must be in 0 up to --clip_s=10.0"),
     (["FOLDER", "--quality=60"], "--quality=60"),
     (["FOLDER", "--num_processes=0"], "--num_processes=0"),

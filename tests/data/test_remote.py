@@ -74,7 +74,7 @@ def test_an_index_and_its_files_may_be_at_urls(bucket, tmp_path, media):
   source = make_source(config, "train")
   assert shown(source) == [0, 1, 2, 0]
   [(key, cause)] = source.skipped
-  assert key == "videos/gone.mp4" and "gone.mp4: there is no such file" in cause
+  assert key == "videos/gone.mp4" and cause == "no such file"
   # The same index on this machine, whose relative paths are beside it.
   (tmp_path / "clips.jsonl").write_text("\n".join(lines[1:3]))
   local = make_source(

@@ -1,9 +1,12 @@
 """Media files in shards: what is read, and what becomes of samples that cannot be."""
 
+import contextlib
 import io
 import json
 import tarfile
+import types
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +14,12 @@ from test_folder import numbers, write_video
 
 from videoar_jax.data import records, shards
 from videoar_jax.data.faults import Faults, write_faults
-from videoar_jax.data.pipeline import DataConfig, make_source
+from videoar_jax.data.mixture import Mixture, make_buckets
+from videoar_jax.data.pipeline import DataConfig, make_iterator, make_source
+from videoar_jax.data.text import ByteTokenizer
+from videoar_jax.evals import report
+from videoar_jax.parallel.sharding import MeshConfig, make_mesh
+from videoar_jax.train import stages
 
 CLIP = {"num_frames": 5, "frame_rate": 8.0, "resolution": (32, 64), "seed": 0, "clips_per_file": 1}
 
@@ -119,11 +127,103 @@ def test_bad_samples_are_replaced_and_listed(tmp_path, media):
   assert causes["a.array_record/1"] == "no caption"
   assert causes["a.array_record/2"].startswith("too short for 5 frames")
   assert causes["a.array_record/5"] == "class_id is no integer"
-  for _ in range(2):  # A second run adds no line twice.
-    write_faults(tmp_path / "bad_samples.jsonl", [source, object()])
-  lines = [json.loads(line) for line in (tmp_path / "bad_samples.jsonl").read_text().splitlines()]
-  assert {line["key"]: line["cause"] for line in lines} == causes and len(lines) == 5
-  assert {line["source"] for line in lines} == {str(tmp_path)}
+
+
+def test_bad_samples_are_written_when_they_are_found(tmp_path):
+  path = tmp_path / "bad_samples.jsonl"
+
+  def source_of(faults):
+    return types.SimpleNamespace(faults=faults)
+
+  def lines():
+    return [tuple(json.loads(line).values()) for line in path.read_text().splitlines()]
+
+  faults, other = Faults("x", 10, 1.0), Faults("y", 10, 1.0)
+  faults.add("a", "early")
+  write_faults(path, [source_of(faults), source_of(other), object()])
+  assert lines() == [("x", "a", "early")]
+  faults.add("b", "late")
+  other.add("a", "late")
+  assert lines() == [("x", "a", "early"), ("x", "b", "late"), ("y", "a", "late")]
+  # A second run finds them anew, one for another reason, after a crash within a line.
+  path.write_text(path.read_text() + '{"source": "x", "ke')
+  faults = Faults("x", 10, 1.0)
+  write_faults(path, [source_of(faults)])
+  for key in "abc":
+    faults.add(key, "again")
+  assert len(lines()) == 4 and lines()[3] == ("x", "c", "again")
+
+
+@pytest.fixture
+def captions(tmp_path, media):
+  """Three samples, whose second has a long caption."""
+  texts = ("one", "far too long a caption", "three")
+  facts = [({"caption": text}, media[value]) for value, text in enumerate(texts, start=1)]
+  write_records(tmp_path / "a.array_record", facts)
+  return shards.ShardsSource(tmp_path, "train", **CLIP)
+
+
+def test_captions_that_cannot_be_encoded_are_faults(captions, caplog):
+  """Else, a thread that reads ahead would end the run, and each one that goes on from there."""
+  encode = ByteTokenizer(8).encode
+  with contextlib.closing(
+    make_iterator(captions, batch_size=3, seed=0, tokenize=encode, shuffle=False)
+  ) as batches:
+    batch = next(batches)
+  assert [numbers(video)[0] for video in batch["video"]] == [1, 3, 3]
+  expected = [encode(text) for text in ("one", "three", "three")]
+  np.testing.assert_array_equal(batch["text"], expected)
+  assert captions.skipped == [("a.array_record/1", "the caption cannot be encoded")]
+  assert "set text.length to at least 23" in caplog.text
+
+
+def test_captions_of_a_mixture_that_cannot_be_encoded_are_faults(captions):
+  encode = ByteTokenizer(8).encode
+  settings = {"num_frames": (5,), "resolutions": ((32, 64),), "batch_size": lambda _: 3}
+  mixture = Mixture(make_buckets("a", captions, share=1.0, **settings), seed=0, tokenize=encode)
+  batch = mixture.read(0)
+  assert sorted(numbers(video)[0] for video in batch["video"]) == [1, 3, 3]
+  assert [cause for _, cause in captions.skipped] == ["the caption cannot be encoded"]
+
+
+def test_captions_that_cannot_be_encoded_are_neither_shown_nor_cached(captions, monkeypatch):
+  encoder = ByteTokenizer(8)
+  mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+  media = stages.media_batch(captions, encoder, mesh)
+  texts = ("one", "three", "three", "one")
+  np.testing.assert_array_equal(media["text"], [encoder.encode(text) for text in texts])
+  report_config = types.SimpleNamespace(num_clips=3, num_prompts=3)
+  run = types.SimpleNamespace(report=report_config, text=types.SimpleNamespace(encoder=encoder))
+  assert sorted(report._examples(run, captions)[1]) == ["one", "three", "three"]
+  # What is encoded once for all, with its caption.
+  encoded = []
+  monkeypatch.setattr(stages, "encode", lambda folder, index, source, *_: encoded.append(source))
+  index = types.SimpleNamespace(missing=lambda folder: [0], num_clips=3)
+  fake = types.SimpleNamespace(run=run, workdir=None, mesh=mesh)
+  fake._encoder_of = lambda cache, source: (None, None, index)
+  cache = types.SimpleNamespace(
+    name="cache", folder=lambda _: None, config=types.SimpleNamespace(batch_size=1)
+  )
+  stages.Stages.encode(fake, cache, captions)
+  assert [encoded[0][i]["caption"] for i in range(3)] == ["one", "three", "three"]
+
+
+def test_each_process_judges_its_share_of_bad_samples(captions):
+  """A quarter of a process's samples are bad: more than a tenth, and less than a third."""
+  for max_share, is_stopped in ((0.1, True), (1 / 3, False)):
+    faults, errors = Faults("x", 80, max_share), []
+    faults.num_parts = 8
+    for sample in range(40):  # Four epochs of a part of ten, each of other samples.
+      faults.num_reads += 1
+      if sample % 4 == 3 and not errors:
+        try:
+          faults.add(str(sample), "why")
+        except ValueError as error:
+          errors.append(str(error))
+    assert bool(errors) == is_stopped
+    assert not errors or "2 of 80 samples, of which 1 in 8 is read here, cannot" in errors[0]
+  make_iterator(captions, batch_size=2, seed=0, tokenize=None, process_count=2).close()
+  assert captions.faults.num_parts == 2
 
 
 def test_too_many_bad_samples_stop_the_run(tmp_path, media):

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from etils import epath
 from PIL import Image
 
 from videoar_jax.data.pipeline import DataConfig, make_source
+from videoar_jax.evals import report
 
 NUM_EXAMPLES, NUM_FRAMES = 4, 7
 
@@ -71,7 +73,7 @@ def check(source):
     assert item["caption"] == ["dog", "cat"][item["class_id"]] == ["dog", "cat"][example % 2]
     seen.add((example, first))
   assert seen == {(example, first) for example in range(3) for first in range(5)}
-  assert [cause for _, cause in source.skipped] == ["2 frames, fewer than 3"]
+  assert [cause for _, cause in source.skipped] == ["fewer than 3 frames"]
 
 
 def test_clips_are_the_stored_frames(folder):
@@ -79,6 +81,12 @@ def test_clips_are_the_stored_frames(folder):
   assert len(source) == NUM_EXAMPLES and not source.has_test_split
   check(source)
   assert source.longest_captions() == ["dog", "cat"]
+
+
+def test_the_report_names_the_builder(folder):
+  run = types.SimpleNamespace(data=types.SimpleNamespace(source="tfds"))
+  facts = report._data_facts(run, make(folder), make(folder, "test"))
+  assert facts["path"] == str(folder) and facts["num_train_files"] == NUM_EXAMPLES
 
 
 def test_a_video_feature_needs_no_tensorflow(folder, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from videoar_jax.data.sprites import SpritesSource
+from videoar_jax.data.text import ByteTokenizer
 from videoar_jax.evals import curves, report, scores
 
 NUM_FRAMES = 9
@@ -61,7 +62,7 @@ class Folder:
   """A folder source of plain clips."""
 
   def __init__(self, split, captions, skipped, has_test_split):
-    self.path, self.split = "clips", split
+    self.faults, self.split = types.SimpleNamespace(source="clips"), split
     self.captions, self.skipped, self.has_test_split = captions, skipped, has_test_split
     self.files = [f"{i}.mp4" for i in range(len(captions))]
 
@@ -84,6 +85,7 @@ def make_run(source, kinds, num_clips=5, num_prompts=20):
   ]
   return types.SimpleNamespace(
     data=data,
+    text=types.SimpleNamespace(encoder=ByteTokenizer(100)),
     stages=stages,
     schedule=((1, 1), (2, 2)),
     report=types.SimpleNamespace(num_clips=num_clips, num_prompts=num_prompts),
@@ -213,7 +215,7 @@ def test_folder_without_test_split(tmp_path, monkeypatch):
     {"file": "bad.mp4", "reason": "empty file"},
     {"file": "late.mkv", "reason": "cannot be decoded"},
   ]
-  assert result["data"]["has_test_split"] is False
+  assert result["data"]["has_test_split"] is False and result["data"]["path"] == "clips"
   assert "prompts" not in result
   # The folder has three clips: they are not counted twice to make 64.
   assert result["reconstruction"]["psnr"] == {

@@ -4,6 +4,8 @@ import os
 import pathlib
 import shutil
 import subprocess
+import tarfile
+import time
 
 import pytest
 
@@ -77,12 +79,57 @@ def test_tpu_by_a_queued_resource(tmp_path):
   assert wait[3:6] == ["queued-resources", "describe", "mine"]
 
 
+def test_tpu_copies_what_is_committed_and_new_configs(tmp_path):
+  _, pack, *_ = dry_run("tpu.sh", tmp_path=tmp_path)
+  for name in ("README.md", "configs/mine.py", "clips.mp4", "ignored.py"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  (tmp_path / ".gitignore").write_text("ignored.py\nbin\n")
+  for command in (["git", "init", "-q"], ["git", "add", "README.md"], [*pack[:-1], "a.tar.gz"]):
+    subprocess.run(command, cwd=tmp_path, check=True)
+  with tarfile.open(tmp_path / "a.tar.gz") as archive:
+    assert archive.getnames() == ["README.md", "configs/mine.py"]
+
+
+@pytest.mark.parametrize(("switch", "is_on"), [("spot", True), ("spot", False), ("queue", False)])
+def test_switches_are_yes_or_no(switch, is_on, tmp_path):
+  create, *_ = dry_run("tpu.sh", f"--{switch}={'yes' if is_on else 'no'}", tmp_path=tmp_path)
+  assert create[3] == "tpu-vm" and ("--spot" in create) == is_on
+  done = bash("launch/tpu.sh", *OPTIONS["tpu.sh"], f"--{switch}=maybe", "--dry-run", "--", *HARD)
+  assert done.returncode == 1 and f"--{switch}=maybe is neither yes nor no" in done.stderr
+
+
 def test_xpk_builds_pushes_sends_and_follows(tmp_path):
-  build, push, create, follow, _ = dry_run("xpk.sh", tmp_path=tmp_path)
+  _, build, push, create, follow, _ = dry_run("xpk.sh", tmp_path=tmp_path)
   assert "--tag=r/i/videoar_jax:mine" in build and push[-1] == "r/i/videoar_jax:mine"
   assert {"--tpu-type=v5p-128", "--num-slices=2", "--cluster=c"} <= set(create)
   assert parse(f"show {option(create, 'command')}") == [["python", *MAIN]]
   assert follow[:2] == ["kubectl", "logs"] and "=mine," in option(follow, "selector")
+  assert "--tail=-1" in follow
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_xpk_follows_a_workload_that_is_there_and_waits_for_pods(tmp_path, is_there):
+  """With stand-ins: pods are there when they are asked for the second time."""
+  stand_in = f"""#!/usr/bin/env bash
+cd {tmp_path}
+echo "${{0##*/}} $1 $2" >>calls
+case "$1 $2" in
+  "get jobsets") [[ {int(is_there)} = 0 ]] || echo jobset/mine ;;
+  "get pods") [[ ! -e asked ]] || echo pod/mine; touch asked ;;
+esac
+"""
+  path = stand_ins(tmp_path, dict.fromkeys(("docker", "xpk", "kubectl", "sleep"), stand_in))
+  done = bash("launch/xpk.sh", *OPTIONS["xpk.sh"], "--", *HARD, path=path, timeout=30)
+  assert done.returncode == 0, done.stderr
+  made = [] if is_there else ["docker build", "docker push", "xpk workload"]
+  calls = [" ".join(line.split()[:2]) for line in (tmp_path / "calls").read_text().splitlines()]
+  assert calls == [
+    *("xpk workload", "kubectl get"),
+    *made,
+    *("kubectl get", "sleep 30", "kubectl get", "kubectl logs", "xpk workload"),
+  ]
+  assert ("is there already" in done.stdout) == is_there
 
 
 def test_slurm_sends_one_process_a_gpu(tmp_path):
@@ -92,58 +139,97 @@ def test_slurm_sends_one_process_a_gpu(tmp_path):
   assert submit[script + 1 :] == [".venv/bin/python", *MAIN]
 
 
-@pytest.mark.parametrize("is_told", [True, False])
-def test_slurm_job_saves_and_queues_again_before_its_limit(tmp_path, is_told):
+# As Slurm's own: it passes no TERM on, but kills.
+SRUN = """#!/usr/bin/env bash
+echo "$@"
+(WORK) &
+echo $! >pid
+trap "kill -KILL $!; exit 137" TERM
+wait $!
+"""
+SAVES = 'trap "echo saved; exit 143" TERM; for i in $(seq 100); do sleep 0.05; done'
+
+
+@pytest.mark.parametrize(
+  ("signal", "status", "lines"),
+  [(10, 0, ["saved", "requeue 7"]), (15, 143, ["saved"]), (None, 3, [])],
+)
+def test_slurm_job_saves_and_queues_again_before_its_limit(tmp_path, signal, status, lines):
   """With stand-ins of Slurm: at USR1 the processes get TERM, and the job goes back to the queue."""
-  work = 'trap "echo saved; exit 0" TERM\nfor i in $(seq 100); do sleep 0.05; done'
-  stand_ins = {"srun": f'echo "$@"\n{work if is_told else "exit 3"}', "scontrol": 'echo "$@"'}
-  for name, text in stand_ins.items():
-    (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
-    (tmp_path / name).chmod(0o755)
+  path = stand_ins(
+    tmp_path,
+    {
+      "srun": SRUN.replace("WORK", SAVES if signal else "exit 3"),
+      "scontrol": '#!/usr/bin/env bash\necho "$@"',
+      "scancel": '#!/usr/bin/env bash\n[[ "$*" == "--signal=TERM 7" ]] && kill -TERM $(<pid)',
+    },
+  )
   log = tmp_path / "log"
   with log.open("w") as file:
     process = subprocess.Popen(
       ["bash", ROOT / "launch" / "slurm_job.sh", "python", "a b"],
-      env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+      env=os.environ | {"PATH": path, "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "5"},
       stdout=file,
+      cwd=tmp_path,
     )
-    while "a b" not in log.read_text():
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
       pass
-    if is_told:
-      process.send_signal(10)
-    assert process.wait(timeout=20) == (0 if is_told else 3)
-  lines = log.read_text().splitlines()
-  assert lines[0] == "--kill-on-bad-exit=1 python a b"
-  assert lines[1:] == (["saved", "requeue 7"] if is_told else [])
+    if signal:
+      time.sleep(0.2)  # Until both have their traps.
+      process.send_signal(signal)
+    assert process.wait(timeout=20) == status
+  found = log.read_text().splitlines()
+  assert found[0] == "--cpus-per-task=5 --kill-on-bad-exit=1 python a b" and found[1:] == lines
+
+
+def stand_ins(folder, texts):
+  """Writes programs to a folder; returns a PATH on which they come first."""
+  for name, text in texts.items():
+    (folder / name).write_text(text)
+    (folder / name).chmod(0o755)
+  return f"{folder}:{os.environ['PATH']}"
+
+
+def run_tpu(tmp_path, states, activity, statuses):
+  """Returns tpu.sh's exit status and output, and the calls of a gcloud that answers these."""
+  for name, lines in (("states", states), ("activity", activity), ("statuses", statuses)):
+    (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+  gcloud = f"""#!/usr/bin/env bash
+cd {tmp_path}
+take() {{ head -1 $1; sed -i 1d $1; }}
+echo "$4 $5" "${{@: -3}}" >>calls
+case "$4 $*" in
+  list*) take states ;;
+  *'cat videoar_jax.status'*) take statuses ;;
+  *'echo running'*) answer="$(take activity)"; echo "$answer"; [[ -n "$answer" ]] ;;
+esac
+"""
+  git = "#!/usr/bin/env bash\nprintf 'README.md\\0'"
+  path = stand_ins(tmp_path, {"gcloud": gcloud, "sleep": "#!/bin/sh", "git": git})
+  done = bash("launch/tpu.sh", *OPTIONS["tpu.sh"], "--", *HARD, path=path, timeout=30)
+  calls = [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines() if line]
+  return done, [call for call in calls if call in ("list", "create", "delete", "scp")]
 
 
 def test_tpu_that_is_pre_empted_is_made_again(tmp_path):
-  """A stand-in of gcloud: ready with a dead run, pre-empted, gone; then done with status 5."""
-  states = ["mine READY", "mine PREEMPTED", ""]
-  (tmp_path / "states").write_text("\n".join([*states, ""]))
-  (tmp_path / "gcloud").write_text(
-    f"""#!/usr/bin/env bash
-cd {tmp_path}
-echo "$4 $5" "${{@: -3}}" >>calls
-case "$4 $*" in
-  list*) head -1 states; sed -i 1d states ;;
-  create*) touch made ;;
-  *'cat videoar_jax.status'*) [[ -e made ]] && echo 5 ;;
-  *'kill -0'*) exit 1 ;;
-esac
-"""
-  )
-  for name, text in {"sleep": "", "git": "printf 'README.md\\0'"}.items():
-    (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
-  for name in ("gcloud", "sleep", "git"):
-    (tmp_path / name).chmod(0o755)
-  path = f"{tmp_path}:{os.environ['PATH']}"
-  done = bash("launch/tpu.sh", *OPTIONS["tpu.sh"], "--", *HARD, path=path, timeout=30)
+  """Ready with a dead run, pre-empted, gone; then done with status 5."""
+  done, calls = run_tpu(tmp_path, ["mine READY", "mine PREEMPTED", ""], ["idle"], ["", "5"])
   assert done.returncode == 5, done.stderr
-  calls = [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines() if line]
-  calls = [call for call in calls if call in ("list", "create", "delete", "scp")]
   assert calls == ["list", "scp", "list", "delete", "list", "create", "scp"]
   assert "pre-empted" in done.stdout
+
+
+def test_tpu_that_cannot_be_reached_gets_no_second_run(tmp_path):
+  done, calls = run_tpu(tmp_path, ["mine READY"] * 3, ["", "", "running"], ["0"])
+  assert done.returncode == 0, done.stderr
+  assert calls == ["list"] * 3 and done.stdout.count("cannot reach mine") == 2
+
+
+def test_tpu_goes_on_after_sigterm(tmp_path):
+  """The run that SIGTERM stopped, with status 143, is started again."""
+  done, calls = run_tpu(tmp_path, ["mine READY"] * 2, ["running", "idle"], ["143", "0"])
+  assert done.returncode == 0, done.stderr
+  assert calls == ["list", "list", "scp"] and "has saved" in done.stdout
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -177,6 +263,10 @@ def test_image_copies_what_there_is():
   lines = (ROOT / "launch" / "Dockerfile").read_text().splitlines()
   copies = [line.split()[1:-1] for line in lines if line.startswith("COPY")]
   assert copies and all((ROOT / name).exists() for names in copies for name in names)
+  # Nothing else goes to Docker: no environment, no runs.
+  sent = (ROOT / ".dockerignore").read_text().splitlines()
+  assert "*" in sent
+  assert {name[1:] for name in sent if name[0] == "!"} == {x for names in copies for x in names}
 
 
 def test_shellcheck_is_content():

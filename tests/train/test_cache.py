@@ -239,7 +239,14 @@ def test_a_cache_that_is_read_up_is_not_made_again(stages, records):
     ({"stage.cache.num_epochs": 2}, r"stage\.cache\.num_epochs: sprites have no epochs"),
     ({"stage.cache.num_clips": 0}, r"stage\.cache: num_clips=0 must be at least 1"),
     ({"stage.cache.num_clip": 4}, r"stage\.cache\.num_clip is not a field; did you mean"),
-    ({"stage.cache.num_frames": 9}, r"stage\.generator\.num_frames=5, but stage\.cache .* of 9"),
+    (
+      {"stage.cache.num_frames": 9},
+      r"stage\.generator: data\.num_frames is 5, but 9 in stage\.cache",
+    ),
+    (
+      {"stage.generator.data": {"frame_rate": 2.0}},
+      r"stage\.generator: data\.frame_rate is 2\.0, but 4\.0 in stage\.cache",
+    ),
     (
       {"data.source": "folder", "data.path": "/videos"},
       r"stage\.cache\.num_clips=18 is for sprites alone; set num_epochs",

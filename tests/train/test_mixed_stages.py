@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -101,6 +102,21 @@ def test_batches_cost_the_same():
   batch = mixture.read(0)
   assert batch["video"].shape[0] == by_frames[batch["video"].shape[1]]
   assert np.all(batch["bucket"] == batch["bucket"][0])
+
+
+def test_batches_that_cost_more_are_told(caplog):
+  values = sized(mesh={"data": 2})
+  settings = config.finalize(values)
+  stages = Stages(settings, None, run.make_mesh(settings.mesh, jax.devices()[:2]))
+  stage = settings.stages[1]
+  budget = 4 * settings.layout_of(stage.data).length
+  shapes = {(1, 16, 16): 0, (5, 16, 16): 4}
+  shapes[1, 16, 16] = round(budget * 1.2 / settings.layout(1, (16, 16)).length)
+  mixture = types.SimpleNamespace(shapes=list(shapes.items()))
+  stages._warn_of_uneven_batches(stage, mixture)
+  [record] = caplog.records
+  assert "clips of 1x16x16 (frames x height x width) has 1.2" in record.getMessage()
+  assert "divide over 2 devices" in record.getMessage()
 
 
 @pytest.mark.parametrize(

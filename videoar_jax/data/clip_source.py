@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from videoar_jax.data import clips
-from videoar_jax.data.faults import Faults
+from videoar_jax.data.faults import Faults, fault
 from videoar_jax.data.sprites import SPLITS
 
 log = logging.getLogger(__name__)
@@ -137,10 +137,18 @@ class ClipSource:
     return len(self.files) * self.clips_per_file
 
   def __getitem__(self, index: int) -> dict:
+    """Returns item `index`, see `read`."""
+    return self.read(index)
+
+  def read(self, index: int, encode: Callable[[str], np.ndarray] | None = None) -> dict:
     """Returns item `index`.
 
+    Args:
+      index: which.
+      encode: maps captions to `text`, or raises ValueError, which is a fault of the sample.
     Returns:
-      video: uint8 [f, H, W, 3]; caption; class_id; attributes: None; id: the index.
+      video: uint8 [f, H, W, 3]; caption; class_id; attributes: None; id: the index; text, if asked
+      for.
     Raises:
       ValueError: this sample fails, and so do all others, or too many.
     """
@@ -150,18 +158,22 @@ class ClipSource:
       # A failing sample is tried each time, so that the result does not depend on what was read
       # before; the one after it stands in for it.
       position = (first + step) % len(self.files)
+      self.faults.num_reads += 1
       try:
         item = self._read(position, draw)
+        if draw.caption is None:
+          item["caption"] = ""
+        if encode is not None:
+          item["text"] = _encode_caption(item["caption"], encode)
       except ValueError as error:
         if self.faults.add(self.files[position], str(error)):
+          reason = ": ".join([str(error), *getattr(error, "__notes__", ())])
           log.warning(
-            "%s: %s: %s; others stand in for it.", self.faults.source, self.files[position], error
+            "%s: %s: %s; others stand in for it.", self.faults.source, self.files[position], reason
           )
         continue
       if draw.is_flipped:
         item["video"] = item["video"][:, :, ::-1]
-      if draw.caption is None:
-        item["caption"] = ""
       return item | {"attributes": None, "id": index}
     raise ValueError(self._nothing_left(len(self.files)))
 
@@ -202,6 +214,37 @@ class ClipSource:
   def _nothing_left(self, count: int) -> str:
     causes = self.faults.causes()
     return f"{self.faults.source}: none of {count} samples can be used: {causes}."
+
+
+class EncodedSource:
+  """A source whose items also have `text`, the encoded caption.
+
+  A file whose caption cannot be encoded is replaced, as a damaged one is.
+
+  Args:
+    source: from `make_source`, or of latents.
+    encode: maps a caption to an array; ValueError where it cannot.
+  """
+
+  def __init__(self, source, encode: Callable[[str], np.ndarray]):
+    self._source, self._encode = source, encode
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict:
+    """Returns item `index`."""
+    if isinstance(self._source, ClipSource):
+      return self._source.read(index, self._encode)
+    item = self._source[index]
+    return item | {"text": self._encode(item["caption"])}
+
+
+def _encode_caption(caption: str, encode: Callable[[str], np.ndarray]) -> np.ndarray:
+  try:
+    return encode(caption)
+  except ValueError as error:
+    raise fault("the caption cannot be encoded", str(error)) from error
 
 
 def captions_of(facts: dict) -> list[str]:

@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
 
+from videoar_jax.data.faults import fault
+
 # A path, or a file that is open for reading and searching.
 Media = str | Path | io.BytesIO
 
@@ -54,10 +56,8 @@ class _Clock:
   def check_end(self, wanted: int, last: int):
     """Raises ValueError if the last frame, at tick `last`, is over at tick `wanted`."""
     if wanted > last + 1.5 * self.ticks_per_frame:
-      raise ValueError(
-        f"ends at {last * self.seconds_per_tick:.2f} s, before the clip's last frame at "
-        f"{wanted * self.seconds_per_tick:.2f} s"
-      )
+      times_s = [ticks * self.seconds_per_tick for ticks in (last, wanted)]
+      raise fault("ends before the clip does", "at {:.2f} s, not {:.2f} s".format(*times_s))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,9 +3,8 @@
 import av
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
 
-from videoar_jax.data.clips import decode_video, probe, resize_and_crop
+from videoar_jax.data import clips
 
 
 def read_image(
@@ -21,13 +20,13 @@ def read_image(
     ValueError: it cannot be read, or is of another size.
   """
   try:
-    with Image.open(path) as file:
-      image = ImageOps.exif_transpose(file).convert("RGB")
-  except OSError as error:  # What is no picture raises a kind of OSError, too.
-    raise ValueError(f"{path} cannot be read as a picture ({error.strerror or error})") from error
+    image = clips.read_image(path)
+  except ValueError as error:
+    reason = getattr(error.__cause__, "strerror", None) or error.__cause__
+    raise ValueError(f"{path} cannot be read as a picture ({reason})") from error
   if not is_resized:
     _check_size(path, (image.height, image.width), resolution)
-  return resize_and_crop(av.VideoFrame.from_image(image), resolution)
+  return clips.resize_and_crop_image(image, resolution)
 
 
 def read_video(
@@ -52,13 +51,13 @@ def read_video(
     ValueError: it cannot be read, or is of another size or length.
   """
   try:
-    probe(path)
+    clips.probe(path)
     with av.open(path) as container:
       context = container.streams.video[0].codec_context
       size = (context.height, context.width)
     if not is_resized:
       _check_size(path, size, resolution)
-    video = decode_video(path, resolution)
+    video = clips.decode_video(path, resolution)
   except ValueError as error:
     raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
   wanted = video.clock.wanted(0.0, len(video.ticks) + max_frames, frame_rate)

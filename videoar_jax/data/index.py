@@ -15,7 +15,7 @@ from pathlib import Path
 
 from videoar_jax.data import clips, remote, splits
 from videoar_jax.data.clip_source import ClipSource, Draw
-from videoar_jax.data.faults import Faults
+from videoar_jax.data.faults import Faults, fault
 from videoar_jax.data.filters import parse_filter
 from videoar_jax.data.sources import MIN_FILES_TO_SPLIT
 
@@ -147,7 +147,11 @@ def open_media(path: str) -> clips.Media:
     ValueError: there is no such file.
   """
   if remote.is_url(path):
-    return io.BytesIO(remote.read(path))
+    try:
+      return io.BytesIO(remote.read(path))
+    except ValueError as error:
+      is_missing = isinstance(error.__cause__, FileNotFoundError)
+      raise fault("no such file" if is_missing else "cannot be fetched", str(error)) from error
   if not Path(path).is_file():
     raise ValueError("no such file")
   return path

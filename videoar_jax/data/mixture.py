@@ -14,6 +14,7 @@ import grain
 import numpy as np
 
 from videoar_jax.data import buckets
+from videoar_jax.data.clip_source import ClipSource, EncodedSource
 
 # Batches until the table repeats: shares are kept to a thousandth.
 PERIOD = 1000
@@ -112,7 +113,8 @@ class Mixture:
   Args:
     buckets: from `make_buckets`; shares sum to 1.
     seed: of the orders; each bucket and each epoch has its own.
-    tokenize: maps a caption to an array, the same shape for all.
+    tokenize: maps a caption to an array, the same shape for all; a file whose caption it refuses
+      with ValueError is replaced.
   Raises:
     ValueError: shares do not sum to 1, or one is so small that it would have no batch.
   """
@@ -187,11 +189,11 @@ class Mixture:
     """Returns this process's part of a batch."""
     b, s, items = self.items(batch)
     size = len(items) // process_count
-    reader = self.buckets[b].readers[s]
+    reader = EncodedSource(self.buckets[b].readers[s], self._tokenize)
     clips = [reader[item] for item in items[process_index * size : (process_index + 1) * size]]
     return {
       "video": np.stack([clip["video"] for clip in clips]),
-      "text": np.stack([self._tokenize(clip["caption"]) for clip in clips]),
+      "text": np.stack([clip["text"] for clip in clips]),
       "class_id": np.array([clip["class_id"] for clip in clips], np.int32),
       "id": np.array([clip["id"] for clip in clips], np.int64),
       "bucket": np.full(size, b, np.int32),
@@ -222,6 +224,9 @@ class Mixture:
         raise ValueError(
           f"batches of {size} clips of {shape} cannot be shared by {process_count} processes"
         )
+    for bucket in self.buckets:
+      if isinstance(bucket.readers[0], ClipSource):  # All of a bucket list their faults together.
+        bucket.readers[0].faults.num_parts = process_count
     dataset = grain.MapDataset.range(ENDLESS).map(
       lambda batch: self.read(batch, process_index, process_count)
     )

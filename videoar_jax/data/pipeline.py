@@ -13,7 +13,7 @@ from collections.abc import Callable
 import grain
 import numpy as np
 
-from videoar_jax.data.clip_source import ClipSource
+from videoar_jax.data.clip_source import ClipSource, EncodedSource
 from videoar_jax.data.index import IndexSource
 from videoar_jax.data.mixture import ENDLESS
 from videoar_jax.data.prepared_tfds import TfdsSource
@@ -188,7 +188,8 @@ def make_iterator(
       each time.
     batch_size: clips of a global batch.
     seed: of the order; each epoch has another one.
-    tokenize: maps a caption to an array, the same shape for all.
+    tokenize: maps a caption to an array, the same shape for all; a file whose caption it refuses
+      with ValueError is replaced.
     shuffle: visit an epoch's items in random order. Sprites are independent as they are.
     num_epochs: None for endless; the last batch of a finite number of epochs is dropped where it
       is not full.
@@ -208,7 +209,9 @@ def make_iterator(
       f"batch_size is {batch_size}, which {process_count} processes cannot share equally; set it "
       f"to a multiple of {process_count}."
     )
-  length = len(source)
+  if isinstance(source, ClipSource):
+    source.faults.num_parts = process_count
+  length, encoded = len(source), EncodedSource(source, tokenize)
   dataset = grain.MapDataset.range(length)
   dataset = dataset.shuffle(seed % 2**32) if shuffle else dataset
   dataset = dataset.repeat(num_epochs)
@@ -220,11 +223,11 @@ def make_iterator(
     )
 
   def read(position: int, index: int) -> dict:
-    item = source[index + position // length * length]
+    item = encoded[index + position // length * length]
     clip = "latents" if "latents" in item else "video"
     return {
       clip: item[clip],
-      "text": tokenize(item["caption"]),
+      "text": item["text"],
       "class_id": np.int32(item["class_id"]),
       "id": np.int64(item["id"]),
     }

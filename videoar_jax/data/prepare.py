@@ -21,6 +21,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -68,8 +69,8 @@ class Settings:
   def __post_init__(self):
     for name in ("clip_s", "short_side", "frame_rate", "keyframe_every", "files_per_shard"):
       value = getattr(self, name)
-      if value is not None and not value > 0:
-        raise ValueError(f"--{name}={value} must be more than 0")
+      if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"--{name}={value} must be more than 0, and finite")
     if not 0 <= self.min_s <= self.clip_s:
       raise ValueError(f"--min_s={self.min_s} must be in 0 up to --clip_s={self.clip_s}")
     if not 0 <= self.quality <= 51:

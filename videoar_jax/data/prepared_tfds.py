@@ -14,7 +14,7 @@ from PIL import Image
 
 from videoar_jax.data import clips, remote, splits
 from videoar_jax.data.clip_source import ClipSource, Draw
-from videoar_jax.data.faults import Faults
+from videoar_jax.data.faults import Faults, fault
 from videoar_jax.data.sources import MIN_FILES_TO_SPLIT
 
 
@@ -73,7 +73,7 @@ class TfdsSource(ClipSource):
     # An image is one array of three axes, a video several.
     frames = [frames] if np.ndim(frames[0]) == 2 else frames
     if len(frames) < self.num_frames:
-      raise ValueError(f"{len(frames)} frames, fewer than {self.num_frames}")
+      raise fault(f"fewer than {self.num_frames} frames", f"it has {len(frames)}")
     start = int(draw.where * (len(frames) - self.num_frames + 1))
     chosen = [_to_image(frame) for frame in frames[start : start + self.num_frames]]
     video = np.stack(

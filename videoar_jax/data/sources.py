@@ -5,6 +5,7 @@ import json
 import logging
 import posixpath
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -34,6 +35,22 @@ class _Video:
   class_id: int
 
 
+class _Budget:
+  """Bytes that the sources of a folder's clips, one a shape, may keep between them."""
+
+  def __init__(self, num_bytes: int):
+    self._num_bytes, self._lock = num_bytes, threading.Lock()
+    self._holders = weakref.WeakKeyDictionary()  # Bytes of each source, as long as it is in use.
+
+  def take(self, holder, num_bytes: int) -> bool:
+    """Gives bytes to a source, if as many are left; says whether they were."""
+    with self._lock:
+      is_given = sum(self._holders.values()) + num_bytes <= self._num_bytes
+      if is_given:
+        self._holders[holder] = num_bytes
+      return is_given
+
+
 class FolderSource(ClipSource):
   """Random access to clips of the videos below a folder; images are clips of one frame.
 
@@ -46,7 +63,8 @@ class FolderSource(ClipSource):
     split: "train" or "test"; a tenth of the videos is for testing, if there are at least 20.
     split_file: `trainlist01.txt` of UCF-101, or lists like that, which tell the splits and the
       classes in place of this; see `splits.read_official_split`.
-    cache_bytes: keep all decoded frames in memory if they need no more than this.
+    cache_bytes: keep all decoded frames in memory if they need no more than this, in all shapes
+      that they are read in.
     max_bad_share: more files than this share that cannot be used are an error.
     **clip: see `ClipSource`.
 
@@ -55,7 +73,6 @@ class FolderSource(ClipSource):
     class_names: sorted; an item's class_id is an index into them.
     skipped: (file, reason) of each video that cannot be used, also of those found out later.
     has_test_split: False if the folder is too small, so that both splits hold all of it.
-    is_cached: whether decoded frames are kept.
 
   Raises:
     ValueError: the folder has no usable video, or `captions.jsonl` is wrong.
@@ -93,11 +110,11 @@ class FolderSource(ClipSource):
       raise ValueError(f"{split_file}: no video of the split {split!r} can be used; see the log")
     self._videos = [usable[file] for file in chosen]
     self.files = chosen
-    self._cache_bytes = cache_bytes
+    self._budget = _Budget(cache_bytes)
     self._begin_cache()
 
   def reshaped(self, num_frames: int, resolution: tuple[int, int]) -> Self:
-    """Returns the same videos as clips of another shape, with a cache of their own."""
+    """Returns the same videos as clips of another shape, with a part of the same cache."""
     other = super().reshaped(num_frames, resolution)
     other._begin_cache()
     return other
@@ -107,11 +124,21 @@ class FolderSource(ClipSource):
     return [video.info.aspect_ratio for video in self._videos]
 
   def _begin_cache(self) -> None:
-    num_frames = sum(video.info.num_frames for video in self._videos)
-    size = num_frames * 3 * int(np.prod(self.resolution))
-    self.is_cached = size <= self._cache_bytes and not self.is_randomly_cropped
+    # Asked for at the first clip: many a source is only opened to be reshaped.
+    self._is_cached: bool | None = None
+    self._lock = threading.Lock()
     self._cache: dict[str, clips.DecodedVideo] = {}
     self._cache_locks = {file: threading.Lock() for file in self.files}
+
+  @property
+  def is_cached(self) -> bool:
+    """Whether decoded frames are kept."""
+    with self._lock:
+      if self._is_cached is None:
+        num_frames = sum(video.info.num_frames for video in self._videos)
+        size = num_frames * 3 * int(np.prod(self.resolution))
+        self._is_cached = not self.is_randomly_cropped and self._budget.take(self, size)
+      return self._is_cached
 
   def longest_captions(self) -> list[str]:
     """Returns every caption, for a check that they fit the prompt's length."""
@@ -158,6 +185,7 @@ class FolderSource(ClipSource):
       files = [file for file in files if not _is_image_name(file)]
     with ThreadPoolExecutor(_PROBE_THREADS) as pool:
       results = list(pool.map(self._probe, files))
+    self.faults.num_reads += len(files)
     usable = {}
     for file, result in zip(files, results, strict=True):
       if isinstance(result, str):

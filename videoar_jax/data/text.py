@@ -148,11 +148,13 @@ class ClassTokenizer:
     self._ids = {name: NUM_SPECIAL + i for i, name in enumerate(names)}
 
   def encode(self, text: str) -> Int32[np.ndarray, "1"]:
-    """Returns the token of a class.
+    """Returns the token of a class; "" is the null class, as captions are that are left out.
 
     Raises:
       ValueError: there is no such class.
     """
+    if not text:
+      return self.null()
     if text not in self._ids:
       near = difflib.get_close_matches(text, self._ids, n=1)
       hint = f"did you mean {near[0]!r}?" if near else "add it to text.classes"

@@ -17,6 +17,7 @@ import sys
 
 import numpy as np
 
+from videoar_jax.data.clip_source import EncodedSource
 from videoar_jax.evals import metrics, scores
 from videoar_jax.evals.curves import draw_curves
 from videoar_jax.evals.media import (
@@ -107,8 +108,9 @@ def write_report(
 def _examples(run: RunConfig, source) -> tuple[np.ndarray, list[str]]:
   """Returns test clips and their captions, as many as any score needs.
 
-  They are drawn: a folder's first ones would be of few classes.
+  They are drawn: a folder's first ones would be of few classes. Their captions can be prompts.
   """
+  source = EncodedSource(source, run.text.encoder.encode)
   order = scores.draw(source, max(run.report.num_clips, run.report.num_prompts))
   items = [source[i] for i in order]
   return np.stack([item["video"] for item in items]), [item["caption"] for item in items]
@@ -148,7 +150,7 @@ def _data_facts(run: RunConfig, train_source, test_source) -> dict:
     # Both splits probe the whole folder; a file may fail later in one of them only.
     skipped = dict([*train_source.skipped, *test_source.skipped])
     facts |= {
-      "path": str(train_source.path),
+      "path": train_source.faults.source,
       "has_test_split": train_source.has_test_split,
       "num_train_files": len(train_source.files),
       "num_test_files": len(test_source.files),

@@ -380,9 +380,10 @@ def _stages(values: dict, data: DataConfig) -> tuple[tuple[StageConfig, ...], tu
       raise ValueError(f"{path}.images: a {kind} trains on clips of one length; set share=0")
     cache = source if kind == "generator" and isinstance(source, Cache) else None
     if cache is not None and cache.data != clips:
+      field = next(name for name, x in vars(clips).items() if x != getattr(cache.data, name))
       raise ValueError(
-        f"{path}.num_frames={clips.num_frames}, but stage.{cache.name} before it encodes clips of "
-        f"{cache.data.num_frames}; set both alike, or put a cache of its own before the stage"
+        f"{path}: data.{field} is {getattr(clips, field)!r}, but {getattr(cache.data, field)!r} in "
+        f"stage.{cache.name}, which it reads; set both alike, or put a cache of its own before it"
       )
     if mixture and (kind != "generator" or cache is not None):
       what = "reads a cache" if cache is not None else f"is a {kind}"

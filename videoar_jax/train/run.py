@@ -85,7 +85,7 @@ class Run:
   def train(self, only: str | None = None) -> bool:
     """Trains what is not finished; returns whether there was anything to train.
 
-    Samples that could not be used are listed in `bad_samples.jsonl`, whatever happens.
+    Samples that cannot be used are listed in `bad_samples.jsonl`, each as soon as it is found.
 
     Args:
       only: the stage to train, and no other; None for all.
@@ -95,12 +95,14 @@ class Run:
     """
     if only is not None:
       self._check_only(only)
+    # Each process reads other samples, and has a file of its own.
+    process = jax.process_index()
+    name = f"bad_samples.{process}.jsonl" if process else "bad_samples.jsonl"
+    write_faults(self.workdir / name, self._sources)
     try:
       return self._train(only)
     finally:
-      # Each process reads other samples, and has a file of its own.
-      process = jax.process_index()
-      name = f"bad_samples.{process}.jsonl" if process else "bad_samples.jsonl"
+      # Of those that were opened meanwhile, too.
       write_faults(self.workdir / name, self._sources)
 
   def _check_only(self, only: str) -> None:

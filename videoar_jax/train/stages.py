@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from videoar_jax import weights
+from videoar_jax.data.clip_source import EncodedSource
 from videoar_jax.data.latents import Index, LatentsSource
 from videoar_jax.data.mixture import Mixture, Shape, make_buckets
 from videoar_jax.data.pipeline import make_iterator
@@ -36,6 +37,7 @@ from videoar_jax.videoar.model import Generator
 log = logging.getLogger(__name__)
 
 NUM_MEDIA_CLIPS = 4  # Or a few more, where the mesh needs them.
+TOKENS_TOLERANCE = 0.1  # More or fewer in a batch of another shape are told.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +169,8 @@ class Stages:
       log.info("stage %s: %d clips are in %s", cache.name, index.num_clips, folder)
       return
     log.info("stage %s: encodes %d clips to %s", cache.name, index.num_clips, folder)
+    # A clip whose caption no stage could read is replaced here, where the others are.
+    source = EncodedSource(source, self.run.text.encoder.encode)
     encode(folder, index, source, template, params, self.mesh, batch_size)
 
   def _encoder_of(self, cache: Cache, source) -> tuple[Template, dict, Index]:
@@ -356,6 +360,20 @@ class Stages:
       return None
     return Mixture(found, seed=seed, tokenize=self.run.text.encoder.encode)
 
+  def _warn_of_uneven_batches(self, stage: StageConfig, mixture: Mixture) -> None:
+    """Logs which shapes of a mixture have more or fewer tokens a batch than the stage asks for."""
+    budget = stage.loop.batch_size * self.run.layout_of(stage.data).length
+    for (frames, height, width), rows in mixture.shapes if stage.mixture else ():
+      share = rows * self.run.layout(frames, (height, width)).length / budget
+      if abs(share - 1) > TOKENS_TOLERANCE:
+        log.warning(
+          "stage %s: a batch of %d clips of %dx%dx%d (frames x height x width) has %.2f times the "
+          "tokens that batch_size=%d asks for, since its clips must divide over %d devices; with a "
+          "larger batch_size, mesh.sequence or mesh.tensor it comes nearer",
+          *(stage.name, rows, frames, height, width, share, stage.loop.batch_size),
+          batch_ways(self.mesh),
+        )
+
   def train(self, stage: StageConfig, train_sources: list, test_source) -> None:
     """Trains one stage to its end, from its newest checkpoint.
 
@@ -387,6 +405,7 @@ class Stages:
     mixture = self.mixture(stage, train_sources, seed)
     if mixture is not None:
       _log_drawn(stage.name, mixture.drawn(0, loop.num_steps))
+      self._warn_of_uneven_batches(stage, mixture)
     checkpointer = Checkpointer(
       self.checkpoints(stage),
       max_to_keep=loop.num_kept,
@@ -427,8 +446,9 @@ def media_batch(source, text_encoder: TextEncoder, mesh: Mesh) -> dict[str, np.n
   """Returns the first clips of a source, to look at during training."""
   ways = batch_ways(mesh)
   num = -(-NUM_MEDIA_CLIPS // ways) * ways
+  source = EncodedSource(source, text_encoder.encode)
   items = [source[i % len(source)] for i in range(num)]
   return {
     "video": np.stack([item["video"] for item in items]),
-    "text": np.stack([text_encoder.encode(item["caption"]) for item in items]),
+    "text": np.stack([item["text"] for item in items]),
   }
