@@ -8,6 +8,7 @@ own rate would show some frames twice and others never.
 
 import dataclasses
 import io
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -47,11 +48,19 @@ class _Clock:
   seconds_per_tick: float
   ticks_per_frame: float
 
+  @property
+  def _slack(self) -> float:
+    # A coarse clock counts frames, exactly; then, it is our own rounding that is to be allowed for.
+    return 1 if self.ticks_per_frame > 8 else 1e-3
+
   def wanted(self, start_s: float, num_frames: int, frame_rate: float) -> np.ndarray:
     """Returns the latest tick at which each of a clip's frames may begin."""
     ticks = (start_s + np.arange(num_frames) / frame_rate) / self.seconds_per_tick
-    # A coarse clock counts frames, exactly; then, it is our own rounding that is to be allowed for.
-    return np.floor(ticks + (1 if self.ticks_per_frame > 8 else 1e-3)).astype(np.int64)
+    return np.floor(ticks + self._slack).astype(np.int64)
+
+  def count(self, last: int, frame_rate: float) -> int:
+    """Returns how many frames, from tick 0 on, begin up to the last frame's own tick."""
+    return 1 + int((last + self._slack) * self.seconds_per_tick * frame_rate)
 
   def check_end(self, wanted: int, last: int):
     """Raises ValueError if the last frame, at tick `last`, is over at tick `wanted`."""
@@ -172,21 +181,24 @@ def read_frames(path: Media, frame_rate: float) -> Iterator[av.VideoFrame]:
       yield previous
 
 
-def decode_video(path: Media, resolution: tuple[int, int]) -> DecodedVideo:
-  """Decodes all frames of a file, up to the first that is damaged, for `clip_of`."""
+def decode_video(path: Media, resolution: tuple[int, int], end_s: float = math.inf) -> DecodedVideo:
+  """Decodes a file's frames, up to the first that is damaged or is `end_s` in, for `clip_of`."""
   if is_image(path):
     return _decode_image(path, resolution)
   frames, ticks = [], []
   with _open(path) as container:
     stream = _video_stream(container)
+    clock = _clock(stream)
     try:
       for tick, frame in _frames_from(container, stream, 0):
         frames.append(resize_and_crop(frame, resolution))
         ticks.append(tick)
+        if tick * clock.seconds_per_tick >= end_s:
+          break
     except ValueError:
       if not frames:
         raise
-    return DecodedVideo(np.stack(frames), np.array(ticks), _clock(stream))
+    return DecodedVideo(np.stack(frames), np.array(ticks), clock)
 
 
 def clip_of(

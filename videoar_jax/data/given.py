@@ -57,18 +57,20 @@ def read_video(
       size = (context.height, context.width)
     if not is_resized:
       _check_size(path, size, resolution)
-    video = clips.decode_video(path, resolution)
+    # One frame more than there may be, to tell.
+    video = clips.decode_video(path, resolution, end_s=(max_frames + 1) / frame_rate)
   except ValueError as error:
     raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
-  wanted = video.clock.wanted(0.0, len(video.ticks) + max_frames, frame_rate)
-  num_frames = int(np.sum(wanted <= video.ticks[-1] + 1))
+  num_frames = video.clock.count(video.ticks[-1], frame_rate)
   fitting = 1 + (min(num_frames, max_frames) - 1) // stride * stride
   if num_frames != fitting and not is_resized:
+    number = f"more than {max_frames}" if num_frames > max_frames else num_frames
     raise ValueError(
-      f"{path} has {num_frames} frames at {frame_rate:g} a second, but the model needs "
+      f"{path} has {number} frames at {frame_rate:g} a second, but the model needs "
       f"1 + {stride} k, at most {max_frames}; cut it to {fitting}, or let --resize do so"
     )
-  return video.frames[np.searchsorted(video.ticks, wanted[:fitting], side="right") - 1]
+  wanted = video.clock.wanted(0.0, fitting, frame_rate)
+  return video.frames[np.searchsorted(video.ticks, wanted, side="right") - 1]
 
 
 def _check_size(path: str, size: tuple[int, int], wanted: tuple[int, int]) -> None:
