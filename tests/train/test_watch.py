@@ -11,8 +11,10 @@ import types
 import jax
 import pytest
 
+from videoar_jax.parallel import hosts
 from videoar_jax.train.loop import LoopConfig, Trainer
 from videoar_jax.train.optimizer import OptimizerConfig
+from videoar_jax.train.stopping import stop_on_signals
 from videoar_jax.train.watch import Clock, Profiler, Watchdog
 
 
@@ -123,13 +125,23 @@ def test_a_stop_that_takes_too_long_ends_the_process():
   """In a process of its own: TERM comes, nothing stops, and the time runs out."""
   program = """
 import os, signal, time
-from videoar_jax.train.loop import stop_on_signals
+from videoar_jax.train.stopping import stop_on_signals
 with stop_on_signals(0.3):
   os.kill(os.getpid(), signal.SIGTERM)
   time.sleep(60)
 """
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=55)
   assert done.returncode == 1 and "Timeout" in done.stderr and "saving" in done.stdout
+
+
+def test_a_stop_that_processes_agree_on_is_bounded_too(monkeypatch):
+  bounds, agreed = [], iter([False, True])
+  monkeypatch.setattr("faulthandler.dump_traceback_later", lambda s, exit: bounds.append((s, exit)))
+  monkeypatch.setattr(hosts, "is_stop_agreed", lambda: next(agreed))
+  with stop_on_signals(9.0) as stop:
+    assert not stop.is_due() and not bounds
+    assert stop.is_due() and stop.is_due()  # Nobody asks the others once it is agreed.
+  assert bounds == [(9.0, True)] and stop.signal == signal.SIGTERM
 
 
 @pytest.mark.parametrize(
