@@ -2,6 +2,8 @@
 
 import json
 import logging
+import threading
+import time
 import types
 
 import jax
@@ -208,6 +210,29 @@ def test_waiting_is_measured_and_told_once(monkeypatch, caplog):
   [record] = caplog.records
   assert "until step 4 the run waited for data 4% of the time" in record.getMessage()
   assert "raise data.num_threads" in record.getMessage()
+
+
+def test_waiting_counts_once_the_step_under_way_has_ended(monkeypatch):
+  clock, is_done = [0.0], threading.Event()
+  monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+  monkeypatch.setattr(jax, "block_until_ready", lambda results: is_done.wait())
+  waits = Waits()
+  with waits:
+    clock[0] += 50
+  waits.follow(())
+  with waits:  # The step runs all the time.
+    clock[0] += 5
+  assert waits.last == 0 and waits.share == 0
+  with waits:
+    clock[0] += 2
+    is_done.set()
+    while not waits._ended:
+      time.sleep(0.001)
+    clock[0] += 3
+  assert waits.last == 3 and waits.share == pytest.approx(3 / 10)
+  with waits:  # It ended before.
+    clock[0] += 4
+  assert waits.last == 4
 
 
 @pytest.mark.parametrize(

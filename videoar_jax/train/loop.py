@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,19 @@ log = logging.getLogger(__name__)
 
 # What a batch says of its samples for people, and not for the model.
 SAMPLE_FIELDS = ("id", "bucket")
+
+# Fields of `LoopConfig` that may change while a stage goes on: steps that go well stay the same.
+FREE_FIELDS = (
+  "save_every",
+  "num_kept",
+  "keep_every",
+  "save_timeout_s",
+  "profile_steps",
+  "log_every",
+  "media_every",
+  "on_nan",
+  "spike",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,12 +272,13 @@ class Trainer:
       started = time.perf_counter()
       for step in range(first + 1, config.num_steps + 1):
         profiler.before(step)
-        with clock.measure("data"):
-          with waits:
-            batch = next(iterator)
-          samples = {name: batch.pop(name) for name in SAMPLE_FIELDS if name in batch}
-          batch = shard_batch(batch, self.mesh)
+        with waits:
+          batch = next(iterator)
+        clock.count("data", waits.last)
+        samples = {name: batch.pop(name) for name in SAMPLE_FIELDS if name in batch}
+        batch = shard_batch(batch, self.mesh)
         state, metrics = self.step(state, frozen, batch, self.key)
+        waits.follow(metrics)
         if waiting is not None:
           self._report(run_log, folder, *waiting, first, started)
         waiting = (step, metrics, samples)
@@ -272,7 +286,7 @@ class Trainer:
           waits.warn(step)
         profiler.after(step, metrics)
         watchdog.beat()
-        self._check_saves(checkpointer)
+        self._check_saves(checkpointer.check)
         is_stopping = stop.is_due()
         if step % config.save_every == 0 or step == config.num_steps or is_stopping:
           self._report(run_log, folder, *waiting, first, started)
@@ -292,10 +306,10 @@ class Trainer:
     return state
 
   @staticmethod
-  def _check_saves(checkpointer):
+  def _check_saves(check: Callable[[], None]) -> None:
     """Tells of a save that failed; the run goes on, and tries again at the next one."""
     try:
-      checkpointer.check()
+      check()
     except TimeoutError:
       raise
     except Exception as error:
@@ -308,11 +322,13 @@ class Trainer:
   def _save(checkpointer, run_log, step, state, iterator, is_last):
     # The log is on disk before the checkpoint that makes it count.
     run_log.flush()
+    # If the save before it failed, this one has to be tried all the same.
+    Trainer._check_saves(checkpointer.wait)
     try:
       checkpointer.save(step, state, iterator.get_state())
     except TimeoutError:
       raise
-    except OSError as error:
+    except Exception as error:
       if is_last or jax.process_count() > 1:
         raise
       log.error("STEP %d WAS NOT SAVED: %s. The run goes on and tries again", step, error)

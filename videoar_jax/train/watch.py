@@ -56,8 +56,11 @@ class Clock:
     try:
       yield
     finally:
-      seconds = time.perf_counter() - started - (_compiled["seconds"] - compiled)
-      self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+      self.count(name, time.perf_counter() - started - (_compiled["seconds"] - compiled))
+
+  def count(self, name: str, seconds: float) -> None:
+    """Counts seconds as `name`."""
+    self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
   def shares(self) -> dict[str, float]:
     """Returns the share of the time since the beginning, by name; they sum to 1."""
