@@ -136,3 +136,16 @@ def test_a_last_checkpoint_that_is_damaged_is_trained_again(tmp_path, monkeypatc
   assert run.Run(values, tmp_path).train()
   assert trained == ["I", "tokenizer", "I"]
   assert (folder / f"damaged-{last}").is_dir()
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"stages": ("tokenizer", "tokenizer", "generator")}, "names 'tokenizer' twice"),
+    ({"stage.tokenizer.loss.entropy": -1.0}, r"stage\.tokenizer\.loss: entropy=-1\.0 must not be"),
+    ({"stage.tokenizer.loss.absolute": -1.0}, r"stage\.tokenizer\.loss: absolute=-1\.0 must not"),
+  ],
+)
+def test_settings_that_cannot_be_are_named(changes, message):
+  with pytest.raises(ValueError, match=message):
+    config.finalize(make_config(**changes))

@@ -1,5 +1,6 @@
 """Where time goes, steps that hang, profiles, and saves that fail while the loop runs."""
 
+import json
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import jax
 import pytest
 
 from videoar_jax.parallel import hosts
+from videoar_jax.train.logs import RunLog
 from videoar_jax.train.loop import LoopConfig, Trainer
 from videoar_jax.train.optimizer import OptimizerConfig
 from videoar_jax.train.stopping import stop_on_signals
@@ -29,6 +31,29 @@ def test_clock_parts_sum_to_one_and_compiling_is_counted_once():
   assert sum(shares.values()) == pytest.approx(1)
   assert shares["compiling"] / shares["data"] == pytest.approx(0.06 / 0.04, rel=0.5)
   assert 0.3 < shares["steps"] < 0.7
+
+
+def test_clock_counts_the_start_and_what_a_run_before_lost(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+  clock = Clock()
+  clock.count("data", 1.0)
+  now[0] = 5.0
+  clock.count_rest("start")
+  clock.lose(10.0)
+  now[0] = 10.0
+  expected = {"steps": 0.25, "compiling": 0, "data": 0.05, "start": 0.2, "lost work": 0.5}
+  assert clock.shares() == pytest.approx(expected)
+  assert "goodput of 20 s: steps 25%" in clock.report()
+
+
+def test_a_log_knows_the_time_of_the_steps_that_it_drops(tmp_path):
+  records = [{"step": step, "steps_per_s": 4.0} for step in range(1, 9)]
+  (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+  for first_step, expected in ((2, 1.5), (2, 0.0)):  # What was dropped is lost once.
+    log = RunLog(tmp_path, first_step=first_step, num_steps=9, name="I", frame_rate=8.0)
+    log.close()
+    assert log.lost_s == expected
 
 
 def test_clock_tells_what_came_from_the_cache():

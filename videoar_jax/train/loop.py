@@ -243,6 +243,7 @@ class Trainer:
     checkpointer: Checkpointer,
     run_log: RunLog,
     media_batch: dict,
+    clock: Clock | None = None,
   ) -> train_state.State:
     """Trains from the state's step to the last one, and saves.
 
@@ -252,6 +253,7 @@ class Trainer:
       checkpointer: of this stage.
       run_log: where numbers and videos go.
       media_batch: clips to show.
+      clock: that counted what led here; None for a new one.
     Raises:
       Interrupted: a signal came; the state is saved.
       FloatingPointError: the loss is not finite.
@@ -267,7 +269,7 @@ class Trainer:
       jax.set_mesh(self.mesh),
       Watchdog() as watchdog,
       Profiler(checkpointer.directory.parent / "profile", config.profile_steps) as profiler,
-      told_at_the_end(Clock()) as clock,
+      told_at_the_end(clock or Clock()) as clock,
     ):
       started = time.perf_counter()
       for step in range(first + 1, config.num_steps + 1):
@@ -294,6 +296,8 @@ class Trainer:
           is_last = is_stopping or step == config.num_steps
           with clock.measure("checkpoints"), watchdog.rest():
             save(checkpointer, run_log, step, state, iterator, is_last)
+            if is_last:
+              checkpointer.wait()
         # After the save, so that nothing that goes wrong here costs a step.
         if step % config.media_every == 0 or step == config.num_steps:
           params = train_state.evaluation_params(state)

@@ -31,6 +31,7 @@ from videoar_jax.train.rival import RivalTrainer
 from videoar_jax.train.state import State, Template, state_shardings, with_shardings
 from videoar_jax.train.task import Task
 from videoar_jax.train.tokenizer import TokenizerTask, load_frozen, rival_of
+from videoar_jax.train.watch import Clock
 from videoar_jax.videoar.guidance import guidance_table
 from videoar_jax.videoar.model import Generator
 
@@ -416,7 +417,7 @@ class Stages:
     loop = stage.loop
     text_encoder = self.run.text.encoder
     seed = self.run.seed + 1000 * (1 + self.run.stages.index(stage))
-    trainer = self.make_trainer(stage, seed)
+    clock = Clock()
     log.info(
       "stage %s: %s parameters, %d steps of %d clips",
       stage.name,
@@ -450,7 +451,9 @@ class Stages:
     run_log = self._open_log(stage, step)
     try:
       media = media_batch(test_source, text_encoder, self.mesh)
-      trainer.train(state, iterator, checkpointer, run_log, media)
+      clock.count_rest("start")
+      clock.lose(run_log.lost_s)
+      trainer.train(state, iterator, checkpointer, run_log, media, clock)
     finally:
       run_log.close()
       iterator.close()
