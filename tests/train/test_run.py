@@ -1,5 +1,6 @@
 """What a run finds out before it trains, what may change in its workdir, and stages' hand-over."""
 
+import contextlib
 import json
 import shutil
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_cache import make_config, save_tokenizer
+from test_cache import make_config
 from test_checkpoint import damage
 from test_mixed_stages import sized
 
@@ -75,19 +76,25 @@ def test_what_a_later_stage_lacks_is_named_before_anything_is_written(
   assert not (tmp_path / "run").exists()
 
 
+def save_random(stages, stage):
+  """Makes the last checkpoint of a stage, without an optimizer; returns its parameters."""
+  generator = np.random.default_rng(0)
+  shapes = stages.module_template(stage).shapes
+  params = jax.tree.map(lambda x: jnp.asarray(generator.normal(size=x.shape), x.dtype), shapes)
+  state = {"params": params, "opt_state": (), "ema": params, "rival": {}, "guard": {}}
+  step = stage.loop.num_steps
+  with contextlib.closing(Checkpointer(stages.checkpoints(stage))) as checkpointer:
+    checkpointer.save(step, state | {"step": jnp.int32(step)}, {})
+  return params
+
+
 def test_weights_are_handed_over_in_parts(tmp_path):
   """From a stage and from a file, each device gets its own part of a generator alone."""
   settings = config.finalize(sized())
   mesh = make_mesh(MeshConfig(data=1, fsdp=2), jax.devices()[:2])
   stages = Stages(settings, tmp_path, mesh)
   _, first, second = settings.stages
-  template, generator = stages.module_template(first), np.random.default_rng(0)
-  params = jax.tree.map(lambda x: generator.normal(size=x.shape).astype("f"), template.shapes)
-  state = {"params": params, "opt_state": (), "ema": params, "rival": {}, "guard": {}}
-  checkpointer = Checkpointer(stages.checkpoints(first))
-  state["step"] = jnp.int32(first.loop.num_steps)
-  checkpointer.save(first.loop.num_steps, jax.tree.map(jnp.asarray, state), {})
-  checkpointer.close()
+  template, params = stages.module_template(first), save_random(stages, first)
   weights.save(tmp_path / "file", {name: np.asarray(x) for name, x in flatten(params).items()})
 
   class Catching:
@@ -116,8 +123,8 @@ def test_weights_are_handed_over_in_parts(tmp_path):
 
 def test_a_last_checkpoint_that_is_damaged_is_trained_again(tmp_path, monkeypatch):
   values = sized(stages=("tokenizer", "I"))
-  save_tokenizer(values, tmp_path, seed=0)
   stages = Stages(config.finalize(values), tmp_path, make_mesh(MeshConfig()))
+  save_random(stages, stages.run.stages[0])
   last = stages.run.stages[0].loop.num_steps
   folder = stages.checkpoints(stages.run.stages[0])
   shutil.copytree(folder / str(last), folder / str(last - 1))
