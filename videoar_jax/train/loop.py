@@ -65,7 +65,7 @@ class LoopConfig:
     log_every: steps between lines of the log.
     media_every: steps between videos in TensorBoard.
     on_nan: "stop" ends the run where a loss or gradient is not finite; "skip" leaves all but the
-      number of the step as it was, and goes on.
+      number of the step as it was, and goes on, but not past too many in a row.
     spike: how many times its running average a loss may be; more is handled as `on_nan` says.
       None for any.
   """

@@ -418,6 +418,7 @@ class Stages:
     text_encoder = self.run.text.encoder
     seed = self.run.seed + 1000 * (1 + self.run.stages.index(stage))
     clock = Clock()
+    trainer = self.make_trainer(stage, seed)
     log.info(
       "stage %s: %s parameters, %d steps of %d clips",
       stage.name,
