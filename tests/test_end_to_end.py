@@ -221,7 +221,8 @@ def wait_for(path, processes):
   """Returns once a file is there."""
   deadline = time.monotonic() + 300
   while not path.exists() and time.monotonic() < deadline:
-    assert all(process.poll() is None for process in processes)
+    ended = [process for process in processes if process.poll() is not None]
+    assert not ended, [(process.returncode, process.stdout.read()[-3000:]) for process in ended]
     time.sleep(0.002)
 
 
