@@ -139,7 +139,7 @@ def test_killed_run_ends_with_the_same_numbers(trained, tmp_path):
     process.send_signal(kind)
     output, _ = process.communicate(timeout=300)
     if kind == signal.SIGTERM and "goes on from there" in output:
-      assert process.returncode == 0
+      assert process.returncode == 143
   done = run(command(workdir))
   assert done.returncode == 0, done.stderr[-3000:]
   assert losses(workdir) == losses(trained)
@@ -160,10 +160,11 @@ def test_two_devices_equal_one(trained, tmp_path):
     )
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one(trained, tmp_path):
-  """Two processes of two devices train to the same losses; the second writes nothing."""
-  flags = [*command(tmp_path / "run"), "--config.mesh.data=1", "--config.mesh.fsdp=4"]
+FOUR_WAYS = ("--config.mesh.data=1", "--config.mesh.fsdp=4")
+
+
+def start_two(flags):
+  """Starts a command as two processes of two devices each."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     coordinator = f"localhost:{free.getsockname()[1]}"
@@ -174,6 +175,61 @@ def test_two_processes_equal_one(trained, tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     environ = environment(2) | variables
     processes.append(subprocess.Popen(flags, cwd=REPOSITORY, env=environ, **pipes))
+  return processes
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_stopped_and_killed_end_as_one_that_is_not(trained, tmp_path):
+  """SIGTERM to one, in the second stage, stops both at once; SIGKILL of one ends the other."""
+  workdir = tmp_path / "run"
+  # So that the only checkpoint is where it stopped.
+  flags = command(workdir, *FOUR_WAYS, "--config.stage.tokenizer.loop.save_every=1000")
+  processes = start_two(flags)
+  checkpoints = workdir / "tokenizer" / "checkpoints"
+  wait_for(checkpoints, processes)
+  processes[1].send_signal(signal.SIGTERM)
+  outputs = [process.communicate(timeout=300)[0] for process in processes]
+  assert [process.returncode for process in processes] == [143, 143], outputs
+  assert "goes on from there" in outputs[0]
+  [step] = (int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+  assert step < 4, "the agreement counts this process's calls, not the steps of the stage"
+
+  processes = start_two(flags)
+  wait_for(workdir / "generator" / "checkpoints" / "2", processes)
+  processes[1].kill()
+  began = time.monotonic()
+  output, _ = processes[0].communicate(timeout=100)
+  assert processes[0].returncode in (134, -signal.SIGABRT), output[-3000:]
+  assert time.monotonic() - began < 90 and output
+  processes[1].communicate()
+
+  # One process alone, on another mesh.
+  done = run(command(workdir, "--config.mesh.data=1", "--config.mesh.fsdp=2"), num_devices=2)
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert "another config than before: config.mesh.fsdp: 4 -> 2" in done.stdout
+  ours = losses(workdir)
+  for stage, steps in losses(trained).items():
+    np.testing.assert_allclose(
+      [ours[stage][step]["loss"] for step in steps],
+      [record["loss"] for record in steps.values()],
+      rtol=1e-5,
+      atol=1e-5,
+    )
+
+
+def wait_for(path, processes):
+  """Returns once a file is there."""
+  deadline = time.monotonic() + 300
+  while not path.exists() and time.monotonic() < deadline:
+    ended = [process for process in processes if process.poll() is not None]
+    assert not ended, [(process.returncode, process.stdout.read()[-3000:]) for process in ended]
+    time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(trained, tmp_path):
+  """Two processes of two devices train to the same losses; the second writes nothing."""
+  processes = start_two(command(tmp_path / "run", *FOUR_WAYS))
   outputs = [process.communicate(timeout=1200)[0] for process in processes]
   assert [process.returncode for process in processes] == [0, 0], outputs
   assert "report:" in outputs[0] and "stage generator" not in outputs[1]

@@ -6,12 +6,16 @@ The same command goes on where it stopped: Ctrl-C or SIGTERM saves first. Severa
 with the same command and --distributed, train together; see `parallel/hosts.py`. With
 --config=FILE.py:name=value the file's own arguments are set, with --config.data.seed=1 a single
 field.
+
+It ends with 0 where all is done; 1 or 2 for what the user has to mend; 143 after SIGTERM and 130
+after Ctrl-C, to go on; 134 for anything else, after which the same command is worth a try.
 """
 
 import logging
 import os
 import pathlib
 import re
+import signal
 import sys
 import time
 import traceback
@@ -26,6 +30,8 @@ DISTRIBUTED = flags.DEFINE_bool(
 STAGE = flags.DEFINE_string("stage", None, "Train this stage only; those before it are done.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that the run writes.")
 REPORT_TIMEOUT_S = 24 * 3600  # Of the other processes' patience with the first one.
+# What launchers try again: errors that no one foresaw, and processes whose others have ended.
+UNEXPECTED = 128 + signal.SIGABRT
 
 
 def main(argv: list[str]) -> int:
@@ -39,15 +45,21 @@ def main(argv: list[str]) -> int:
   # Absl's handler would print every line twice beside ours.
   logging.getLogger().handlers.clear()
   started = time.perf_counter()
+  # Without a handler the signal would kill; training steps have their own.
+  signal.signal(
+    signal.SIGUSR1, lambda *_: print("SIGUSR1: no steps run now, none are profiled", flush=True)
+  )
   from videoar_jax.evals.report import write_report
   from videoar_jax.parallel import hosts
-  from videoar_jax.train.loop import Interrupted
   from videoar_jax.train.run import Run
+  from videoar_jax.train.stopping import Interrupted
 
   try:
     hosts.start(DISTRIBUTED.value)
     run = Run(CONFIG.value, pathlib.Path(WORKDIR.value).absolute())
     has_trained = run.train(STAGE.value)
+    # Nobody asks any more whether to stop, and there is nothing left to save.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if STAGE.value is not None and not run.is_finished:
       if hosts.is_first():
         print(f"stage {STAGE.value} is finished; others are not yet")
@@ -70,29 +82,35 @@ def main(argv: list[str]) -> int:
   except Interrupted as stopped:
     if hosts.is_first():
       print(f"{stopped}. The same command goes on from there.")
+    return stopped.status
   except KeyboardInterrupt:
-    print("stopped. The same command goes on from the last checkpoint.")
+    message = "stopped. The same command goes on from the last checkpoint."
+    return end(message, 128 + signal.SIGINT)
+  except TimeoutError as error:
+    # What hangs has a thread that never ends, for which Python would wait.
+    return end(f"error: {error}", UNEXPECTED, is_hanging=True)
   except (ValueError, OSError, FloatingPointError) as error:
     logging.getLogger(__name__).debug("traceback", exc_info=True)
-    # A save that hangs has a thread that never ends, for which Python would wait.
-    end(f"error: {error}", is_hanging=isinstance(error, TimeoutError))
-    return 1
+    return end(f"error: {error}", 1)
   except Exception:
-    if hosts.name():
-      end(traceback.format_exc())
-    raise
+    return end(traceback.format_exc(), UNEXPECTED)
   return 0
 
 
-def end(message: str, *, is_hanging: bool = False) -> None:
-  """Tells of an error. One of several processes ends at once, which ends the others."""
+def end(message: str, status: int, *, is_hanging: bool = False) -> int:
+  """Tells why the run ends; returns the exit status.
+
+  One of several processes ends here, at once, which ends the others; so does what hangs.
+  """
   from videoar_jax.parallel import hosts
 
   name = hosts.name()
   print(f"{name}: {message}" if name else message, file=sys.stderr, flush=True)
   if name or is_hanging:
+    sys.stdout.flush()
     # Else JAX waits at the exit for the others, who wait for this one's part of a step.
-    os._exit(1)
+    os._exit(status)
+  return status
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Mapping
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
@@ -141,6 +141,24 @@ def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     partial.replace(path)
   finally:
     partial.unlink(missing_ok=True)
+
+
+def check_file(path: str | os.PathLike, shapes: Shapes) -> None:
+  """Checks what `load` does, by the head of the file alone.
+
+  Raises:
+    ValueError: the file is missing, damaged, or of another network.
+  """
+  path = pathlib.Path(path).expanduser()
+  if not path.is_file():
+    raise ValueError(f"there are no weights in {path}")
+  try:
+    with safe_open(path, "numpy") as file:
+      found = {key: file.get_slice(key).get_shape() for key in list(file.keys())}
+  except (SafetensorError, OSError) as error:
+    raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
+  # Arrays of these shapes that have one number each.
+  check({key: np.broadcast_to(0.0, shape) for key, shape in found.items()}, shapes, str(path))
 
 
 def load(path: str | os.PathLike, shapes: Shapes) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ def started(monkeypatch):
 
 def test_alone_nothing_is_started(started):
   hosts.start(is_distributed=False)
-  assert not started and hosts.name() == "" and hosts.is_first() and not hosts.is_stop_agreed(1)
+  assert not started and hosts.name() == "" and hosts.is_first() and not hosts.is_stop_agreed()
 
 
 def test_by_variables_and_by_what_the_cluster_tells(started, monkeypatch):
@@ -62,6 +62,18 @@ def test_a_cluster_that_tells_nothing_is_an_error(monkeypatch):
   monkeypatch.setattr(jax.distributed, "initialize", initialize)
   with pytest.raises(ValueError, match=r"did not find each other.*VIDEOAR_COORDINATOR"):
     hosts.start(is_distributed=True)
+
+
+def test_to_stop_is_asked_by_calls_of_the_whole_process(monkeypatch):
+  """A stage's own steps begin anew: what was agreed in one would come too late in the next."""
+  asked = []
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(
+    hosts.multihost_utils, "reached_preemption_sync_point", lambda call: asked.append(call)
+  )
+  for _ in range(3):
+    hosts.is_stop_agreed()
+  assert asked == list(range(asked[0], asked[0] + 3)) and asked[0] >= 1
 
 
 def mesh_of(processes, **sizes):

@@ -21,6 +21,7 @@ from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.generator import GeneratorTask
 from videoar_jax.train.loop import Trainer
 from videoar_jax.train.stages import Stages
+from videoar_jax.train.stopping import Interrupted
 
 NUM_CLIPS = 18  # More than four batches of four, and no multiple of a batch.
 
@@ -189,6 +190,31 @@ def test_an_encoding_that_was_killed_goes_on(encoding, stages, tmp_path):
   assert files == sorted(path.name for path in (tmp_path / "cut").iterdir())
   for name in files:
     assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_an_encoding_that_is_told_to_stop_keeps_whole_shards(
+  encoding, stages, tmp_path, monkeypatch
+):
+  answers = iter([False, False, True])
+  monkeypatch.setattr(cache.hosts, "is_stop_agreed", lambda: next(answers))
+  index, source, template, params = encoding
+  with pytest.raises(Interrupted, match="SIGTERM") as stopped:
+    cache.encode(tmp_path, index, source, template, params, stages.mesh, 4)
+  assert stopped.value.status == 143 and 0 not in index.missing(tmp_path) != []
+
+
+def test_the_index_is_written_by_one_process_before_any_goes_on(
+  encoding, stages, tmp_path, monkeypatch
+):
+  """As process 1 of two, which finds its folder empty where the first finds one shard missing."""
+  index, source, template, params = encoding
+  waited, listed = [], np.arange(index.num_shards) == 2
+  monkeypatch.setattr(cache.hosts, "is_first", lambda: False)
+  monkeypatch.setattr(cache.hosts, "wait_for_all", waited.append)
+  monkeypatch.setattr(cache.hosts, "of_first", lambda is_missing: listed)
+  cache.encode(tmp_path, index, source, template, params, stages.mesh, 4)
+  assert len(waited) == 2 and waited[0] == f"the index of {tmp_path} is written"
+  assert [path.name for path in tmp_path.iterdir()] == [index.path(tmp_path, 2).name]
 
 
 def test_a_stale_cache_is_named_before_anything_is_written(records, trained, tmp_path):

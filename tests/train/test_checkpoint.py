@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from videoar_jax.parallel import hosts
 from videoar_jax.parallel.sharding import MeshConfig, make_mesh
 from videoar_jax.train.checkpoint import Checkpointer
 
@@ -110,13 +111,66 @@ def test_damaged_checkpoints_give_way_to_the_one_before(tmp_path, caplog):
   checkpointer = Checkpointer(tmp_path)
   with caplog.at_level(logging.ERROR):
     step, state, iterator = checkpointer.restore_newest(abstract_of(make_state(0.0)))
-  assert step == 2 and iterator == {"next_index": 2} and "STEP 6 IS DAMAGED" in caplog.text
+  assert step == 2 and iterator == {"next_index": 2} and "STEP 6 IN" in caplog.text
   jax.tree.map(np.testing.assert_array_equal, state, make_state(2.0))
   assert (tmp_path / "damaged-6").is_dir() and (tmp_path / "damaged-4").is_dir()
   # The steps come again, and are saved again.
   checkpointer.save(4, make_state(4.0), {"next_index": 4})
   checkpointer.close()
   assert Checkpointer(tmp_path, is_reader=True).latest_step == 4
+
+
+def test_a_step_that_is_damaged_again_is_set_aside_again(tmp_path):
+  save_all(tmp_path, (2, 4), max_to_keep=None)
+  (tmp_path / "damaged-4").mkdir()
+  (tmp_path / "damaged-4" / "old").touch()
+  damage(tmp_path, 4)
+  checkpointer = Checkpointer(tmp_path)
+  assert checkpointer.restore_newest(abstract_of(make_state(0.0)))[0] == 2
+  checkpointer.close()
+  assert len(list(tmp_path.glob("damaged-4*"))) == 2
+
+
+def test_a_reader_takes_the_one_before_and_changes_nothing(tmp_path, caplog):
+  save_all(tmp_path, (2, 4), max_to_keep=None)
+  damage(tmp_path, 4)
+  reader = Checkpointer(tmp_path, is_reader=True)
+  abstract = abstract_of(make_state(0.0))["params"]
+  with caplog.at_level(logging.ERROR):
+    params = reader.restore_item("params", abstract)
+  np.testing.assert_array_equal(params["kernel"], 2.0)
+  assert "STEP 4 IN" in caplog.text and (tmp_path / "4").is_dir()
+  with pytest.raises(ValueError):  # One that was asked for by its number is no other.
+    reader.restore_item("params", abstract, 4)
+  reader.close()
+
+
+def test_processes_take_the_step_that_the_first_has_and_all_can_read(tmp_path, monkeypatch):
+  """As process 1 of two, whose listing has more: the first has step 4, which it cannot read."""
+  save_all(tmp_path, (2, 4, 6), max_to_keep=None)
+  asked, firsts, answers = [], iter([4, 2]), iter([False, True])
+  monkeypatch.setattr(hosts, "of_first", lambda step: asked.append(step) or next(firsts))
+  monkeypatch.setattr(hosts, "is_so_for_all", lambda is_so: is_so and next(answers))
+  monkeypatch.setattr(hosts, "is_first", lambda: False)
+  monkeypatch.setattr(hosts, "wait_for_all", lambda what: None)
+  checkpointer = Checkpointer(tmp_path)
+  step, _, iterator = checkpointer.restore_newest(abstract_of(make_state(0.0)))
+  checkpointer.close()
+  assert step == 2 and iterator == {"next_index": 2} and asked == [6, 6]
+  assert not list(tmp_path.glob("damaged*"))  # That is the first one's to do.
+
+
+def test_arrays_that_are_placed_otherwise_than_asked_are_an_error(saved, monkeypatch):
+  abstract = abstract_of(make_state(0.0), make_mesh(MeshConfig()), PartitionSpec())
+  checkpointer = Checkpointer(saved)
+  read = checkpointer._read
+  elsewhere = abstract_of(make_state(0.0))
+  monkeypatch.setattr(checkpointer, "_read", lambda _, step: read(elsewhere, step))
+  for restore in (checkpointer.restore, checkpointer.restore_newest):
+    with pytest.raises(RuntimeError, match=r"kernel.*was restored as .*not as"):
+      restore(abstract)
+  checkpointer.close()
+  assert (saved / "7").is_dir()
 
 
 def test_damage_everywhere_is_an_error_and_changes_nothing(saved):

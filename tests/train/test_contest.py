@@ -326,6 +326,8 @@ def test_a_stage_that_continues_is_the_same_run(tmp_path):
   state, more = train(trainers[1], state, clips[2:])
   assert rates + more == expected_rates
   assert int(state.pop("step")) == 2 and int(expected.pop("step")) == 4
+  # The average of the losses is the stage's own.
+  assert int(state.pop("guard")["count"]) == 2 and int(expected.pop("guard")["count"]) == 4
   jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 

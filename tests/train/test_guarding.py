@@ -2,6 +2,8 @@
 
 import json
 import logging
+import threading
+import time
 import types
 
 import jax
@@ -74,9 +76,13 @@ class Log:
     pass
 
 
-def train(folder, values, num_steps=6, **options):
+def make_trainer(num_steps, **options):
   config = loop.LoopConfig(num_steps, 2, OptimizerConfig(kind="adamw", warmup_steps=0), **options)
-  trainer = loop.Trainer(Task(), config, make_mesh(MeshConfig(), jax.devices()[:1]), seed=0)
+  return loop.Trainer(Task(), config, make_mesh(MeshConfig(), jax.devices()[:1]), seed=0)
+
+
+def train(folder, values, num_steps=6, **options):
+  trainer = make_trainer(num_steps, **options)
   log, batches = Log(), Batches(values)
   state = trainer.train(trainer.init(), batches, Checkpointer(folder / "checkpoints"), log, {})
   return trainer, state, log
@@ -117,6 +123,42 @@ def test_a_skipped_step_leaves_no_trace(tmp_path):
   checkpointer.close()
   assert int(restored["guard"]["count"]) == 4
   jax.tree.map(np.testing.assert_array_equal, restored["guard"], state["guard"])
+
+
+def test_a_run_that_was_stopped_goes_on_where_bad_steps_are_skipped(tmp_path):
+  with pytest.raises(FloatingPointError):
+    train(tmp_path, {2: np.nan}, save_every=2)
+  trainer = make_trainer(6, on_nan="skip", spike=3.0)
+  checkpointer = Checkpointer(tmp_path / "checkpoints")
+  step, state, _ = checkpointer.restore_newest(trainer.abstract_state)
+  assert step == 2
+  batches, log = Batches({2: np.nan}), Log()
+  batches.position = step
+  state = trainer.train(state, batches, checkpointer, log, {})
+  assert int(state["step"]) == 6 and np.isfinite(log.records[6]["loss"])
+
+
+def test_skipping_ends_after_too_many_steps_in_a_row(tmp_path, monkeypatch):
+  monkeypatch.setattr(guarding, "MAX_BAD_IN_A_ROW", 3)
+  values = {0: np.nan, 1: np.nan, 2: np.nan, **dict.fromkeys(range(4, 9), np.nan)}
+  with pytest.raises(FloatingPointError, match=r"loss of step 8 is nan.*So were the 3 steps"):
+    train(tmp_path, values, num_steps=9, on_nan="skip")
+  assert [line["step"] for line in bad_steps(tmp_path)] == [1, 2, 3, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient_norm", "rival_gradient_norm"])
+def test_numbers_that_are_not_finite_are_bad(name):
+  good = {"loss": 1.0, "gradient_norm": 1.0, "rival_gradient_norm": 1.0, "psnr": np.inf}
+  assert not guarding.judge(guarding.init(), good, None)[0]
+  bad = good | {name: np.nan}
+  assert guarding.judge(guarding.init(), bad, None)[0] and guarding.reason(bad) == name
+
+
+def test_a_loss_below_0_is_no_spike_but_one_far_above_its_average_is():
+  guard = guarding.init() | {"count": jnp.int32(200), "loss": jnp.float32(-1)}
+  for loss, expected in ((-1.0, False), (-0.5, False), (0.9, False), (1.1, True)):
+    is_bad, _ = guarding.judge(guard, {"loss": loss}, 3.0)
+    assert bool(is_bad) == expected, loss
 
 
 def test_a_spike_is_found_after_the_first_steps(tmp_path, monkeypatch):
@@ -168,6 +210,29 @@ def test_waiting_is_measured_and_told_once(monkeypatch, caplog):
   [record] = caplog.records
   assert "until step 4 the run waited for data 4% of the time" in record.getMessage()
   assert "raise data.num_threads" in record.getMessage()
+
+
+def test_waiting_counts_once_the_step_under_way_has_ended(monkeypatch):
+  clock, is_done = [0.0], threading.Event()
+  monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+  monkeypatch.setattr(jax, "block_until_ready", lambda results: is_done.wait())
+  waits = Waits()
+  with waits:
+    clock[0] += 50
+  waits.follow(())
+  with waits:  # The step runs all the time.
+    clock[0] += 5
+  assert waits.last == 0 and waits.share == 0
+  with waits:
+    clock[0] += 2
+    is_done.set()
+    while not waits._ended:
+      time.sleep(0.001)
+    clock[0] += 3
+  assert waits.last == 3 and waits.share == pytest.approx(3 / 10)
+  with waits:  # It ended before.
+    clock[0] += 4
+  assert waits.last == 4
 
 
 @pytest.mark.parametrize(

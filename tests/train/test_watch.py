@@ -1,5 +1,6 @@
 """Where time goes, steps that hang, profiles, and saves that fail while the loop runs."""
 
+import json
 import logging
 import os
 import signal
@@ -11,8 +12,11 @@ import types
 import jax
 import pytest
 
+from videoar_jax.parallel import hosts
+from videoar_jax.train.logs import RunLog
 from videoar_jax.train.loop import LoopConfig, Trainer
 from videoar_jax.train.optimizer import OptimizerConfig
+from videoar_jax.train.stopping import stop_on_signals
 from videoar_jax.train.watch import Clock, Profiler, Watchdog
 
 
@@ -27,6 +31,29 @@ def test_clock_parts_sum_to_one_and_compiling_is_counted_once():
   assert sum(shares.values()) == pytest.approx(1)
   assert shares["compiling"] / shares["data"] == pytest.approx(0.06 / 0.04, rel=0.5)
   assert 0.3 < shares["steps"] < 0.7
+
+
+def test_clock_counts_the_start_and_what_a_run_before_lost(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+  clock = Clock()
+  clock.count("data", 1.0)
+  now[0] = 5.0
+  clock.count_rest("start")
+  clock.lose(10.0)
+  now[0] = 10.0
+  expected = {"steps": 0.25, "compiling": 0, "data": 0.05, "start": 0.2, "lost work": 0.5}
+  assert clock.shares() == pytest.approx(expected)
+  assert "goodput of 20 s: steps 25%" in clock.report()
+
+
+def test_a_log_knows_the_time_of_the_steps_that_it_drops(tmp_path):
+  records = [{"step": step, "steps_per_s": 4.0} for step in range(1, 9)]
+  (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+  for first_step, expected in ((2, 1.5), (2, 0.0)):  # What was dropped is lost once.
+    log = RunLog(tmp_path, first_step=first_step, num_steps=9, name="I", frame_rate=8.0)
+    log.close()
+    assert log.lost_s == expected
 
 
 def test_clock_tells_what_came_from_the_cache():
@@ -89,6 +116,8 @@ class Checkpointer:
   def check(self):
     raise self.error
 
+  wait = check
+
   def save(self, *_):
     raise self.error
 
@@ -105,16 +134,33 @@ def test_a_save_that_fails_does_not_end_the_run_but_the_last_one_does(caplog):
   failing = Checkpointer(OSError("the disk is full"))
   with caplog.at_level(logging.ERROR):
     Trainer._save(failing, *PARTS, is_last=False)
-    Trainer._check_saves(failing)
+    Trainer._check_saves(failing.check)
   assert "STEP 7 WAS NOT SAVED: the disk is full" in caplog.text and "A SAVE FAILED" in caplog.text
   with pytest.raises(OSError, match="disk is full"):
     Trainer._save(failing, *PARTS, is_last=True)
 
 
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_save_is_tried_where_the_one_before_it_failed(caplog, is_last):
+  """Whatever went wrong in the background, which is not always an OSError."""
+  checkpointer, saved = Checkpointer(RuntimeError("the bucket is gone")), []
+  checkpointer.save = lambda *what: saved.append(what)
+  with caplog.at_level(logging.ERROR):
+    Trainer._save(checkpointer, *PARTS, is_last=is_last)
+  assert saved and "A SAVE FAILED: the bucket is gone" in caplog.text
+
+
+def test_a_save_that_fails_in_a_way_of_its_own_does_not_end_the_run(caplog):
+  failing = Checkpointer(RuntimeError("the bucket is gone"))
+  with caplog.at_level(logging.ERROR):
+    Trainer._save(failing, *PARTS, is_last=False)
+  assert "STEP 7 WAS NOT SAVED" in caplog.text
+
+
 def test_a_save_that_hangs_ends_the_run():
   hanging = Checkpointer(TimeoutError("hanging"))
   with pytest.raises(TimeoutError):
-    Trainer._check_saves(hanging)
+    Trainer._check_saves(hanging.check)
   with pytest.raises(TimeoutError):
     Trainer._save(hanging, *PARTS, is_last=False)
 
@@ -123,13 +169,23 @@ def test_a_stop_that_takes_too_long_ends_the_process():
   """In a process of its own: TERM comes, nothing stops, and the time runs out."""
   program = """
 import os, signal, time
-from videoar_jax.train.loop import stop_on_signals
+from videoar_jax.train.stopping import stop_on_signals
 with stop_on_signals(0.3):
   os.kill(os.getpid(), signal.SIGTERM)
   time.sleep(60)
 """
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=55)
   assert done.returncode == 1 and "Timeout" in done.stderr and "saving" in done.stdout
+
+
+def test_a_stop_that_processes_agree_on_is_bounded_too(monkeypatch):
+  bounds, agreed = [], iter([False, True])
+  monkeypatch.setattr("faulthandler.dump_traceback_later", lambda s, exit: bounds.append((s, exit)))
+  monkeypatch.setattr(hosts, "is_stop_agreed", lambda: next(agreed))
+  with stop_on_signals(9.0) as stop:
+    assert not stop.is_due() and not bounds
+    assert stop.is_due() and stop.is_due()  # Nobody asks the others once it is agreed.
+  assert bounds == [(9.0, True)] and stop.signal == signal.SIGTERM
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A run of several processes: how they find each other, who they are, how they stop together."""
 
+import itertools
 import os
 import re
 import socket
@@ -13,6 +14,8 @@ VARIABLES = ("VIDEOAR_COORDINATOR", "VIDEOAR_NUM_PROCESSES", "VIDEOAR_PROCESS")
 # A process that is silent for so long is taken for dead, and ends the others.
 HEARTBEAT_TIMEOUT_S = 40
 BARRIER_TIMEOUT_S = 600
+
+_asked = itertools.count(1)  # How often `is_stop_agreed` was.
 
 
 def start(is_distributed: bool) -> None:
@@ -83,10 +86,27 @@ def wait_for_all(what: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:
     ocp.multihost.sync_global_processes(what, timeout=timeout_s)
 
 
-def is_stop_agreed(step: int) -> bool:
-  """Says whether one of several processes got SIGTERM, in the same step in all of them.
+def is_stop_agreed() -> bool:
+  """Says whether one of several processes got SIGTERM, at the same call in all of them.
 
-  To be asked after every step. JAX, not Python, listens for the signal, and finds the next step
-  that no process has begun.
+  To be asked after every step, of whatever kind. JAX, not Python, listens for the signal, and finds
+  the next call that no process has come to: the calls of the whole process count, since a step's
+  number begins anew with each stage.
   """
-  return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+  if jax.process_count() == 1:
+    return False
+  return multihost_utils.reached_preemption_sync_point(next(_asked))
+
+
+def of_first(value):
+  """Returns what the first process has.
+
+  Args:
+    value: a number or an array, of one shape in all processes; all must call this.
+  """
+  return value if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(value)
+
+
+def is_so_for_all(is_so: bool) -> bool:
+  """Says whether something is so for each process; all must call this."""
+  return is_so if jax.process_count() == 1 else bool(multihost_utils.process_allgather(is_so).all())

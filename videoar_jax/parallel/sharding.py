@@ -161,6 +161,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def place(x, sharding: NamedSharding) -> jax.Array:
+  """Returns an array that each process has whole, each device with its own part alone."""
+  if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(sharding, x.ndim):
+    return x
+  x = np.asarray(x)
+  return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
 def batch_ways(mesh: Mesh) -> int:
   """Returns how many parts a batch is split into over the devices."""
   return math.prod(mesh.shape[axis] for axis in RULES["batch"])

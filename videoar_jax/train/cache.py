@@ -6,24 +6,26 @@ import hashlib
 import itertools
 import logging
 import pathlib
+import signal
 import time
 from collections.abc import Iterator
 
 import grain
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from videoar_jax.data import latents
 from videoar_jax.data.pipeline import READING_FIELDS, DataConfig
+from videoar_jax.parallel import hosts
 from videoar_jax.parallel.sharding import RULES, batch_part, shard_batch
 from videoar_jax.tokenizer.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizer.files import flatten
 from videoar_jax.tokenizer.tokenizer import to_float
 from videoar_jax.train.differences import differing_fields
 from videoar_jax.train.state import Template
+from videoar_jax.train.stopping import Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -172,13 +174,18 @@ def encode(
     batch_size: clips at a time, over all devices.
   Raises:
     ValueError: the folder holds something else.
+    Interrupted: SIGTERM came to one of several processes; whole shards are kept.
   """
   check_fits(folder, index)
-  missing = index.missing(folder)
-  _wait_for_all("listed")  # No process writes before all have looked.
+  is_missing = np.isin(np.arange(index.num_shards), index.missing(folder))
+  # Processes may see late what others wrote.
+  missing = np.flatnonzero(hosts.of_first(is_missing)).tolist()
   if not missing:
+    log.info("no clip is missing in %s", folder)
     return
-  latents.write_index(folder, index)
+  if hosts.is_first():
+    latents.write_index(folder, index)
+  hosts.wait_for_all(f"the index of {folder} is written")
   encode_batch = _make_encode(tokenizer, mesh)
   process, num_processes = jax.process_index(), jax.process_count()
   if batch_part(mesh)[1] != num_processes:
@@ -201,7 +208,7 @@ def encode(
       else:
         for _ in encoded:
           pass
-  _wait_for_all("encoded")
+  hosts.wait_for_all(f"the clips of {folder} are encoded")
   seconds = time.perf_counter() - started
   log.info("encoded %d clips in %.0f s, %.1f a second", total, seconds, total / seconds)
 
@@ -235,14 +242,11 @@ def _encode_clips(
       yield from zip(kept, encoded, strict=False)
       left -= len(kept)
       bar.update(len(kept))
+      if hosts.is_stop_agreed():
+        raise Interrupted("SIGTERM: stopped while clips were encoded", signal.SIGTERM)
 
 
 def _own_rows(array: jax.Array) -> np.ndarray:
   """Returns this process's part of an array that is split along its first axis."""
   parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
   return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
-
-
-def _wait_for_all(name: str) -> None:
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f"cache: {name}")

@@ -10,6 +10,8 @@ import os
 import pathlib
 import shutil
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -20,6 +22,18 @@ from videoar_jax.train.state import State
 log = logging.getLogger(__name__)
 # Parts of a state that may be empty, and are not saved then.
 _OPTIONAL = ("ema", "rival", "guard")
+_DAMAGED = "CHECKPOINT OF STEP %d IN %s IS DAMAGED (%s); that of step %d is read"
+
+T = TypeVar("T")
+
+
+def _own(value):
+  """Asks no other process."""
+  return value
+
+
+class Damaged(Exception):
+  """The last checkpoint of a stage could not be read, and was set aside for the one before it."""
 
 
 class Checkpointer:
@@ -83,7 +97,7 @@ class Checkpointer:
     if step == self.latest_step:
       return
     self.check_room(state)
-    self._wait()
+    self.wait()
     self._began = step, time.monotonic()
     items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
     items["iterator"] = ocp.args.JsonSave(iterator_state)
@@ -111,7 +125,11 @@ class Checkpointer:
       FileNotFoundError: there is no checkpoint.
       ValueError: the checkpoint holds other parameters.
     """
-    step = self._known(step)
+    state, iterator_state = self._read(abstract, self._known(step))
+    _check_placed(state, abstract)
+    return state, iterator_state
+
+  def _read(self, abstract: State, step: int) -> tuple[State, dict]:
     items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
     items["iterator"] = ocp.args.JsonRestore()
     restored = self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -119,8 +137,12 @@ class Checkpointer:
     state |= {name: restored[name] if name in items else {} for name in _OPTIONAL}
     return state, restored["iterator"]
 
+  def _read_item(self, name: str, abstract: dict, step: int) -> dict:
+    items = ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract)})
+    return self._manager.restore(step, args=items)[name]
+
   def restore_newest(self, abstract: State) -> tuple[int, State, dict]:
-    """Returns the newest step that can be read, its state, and the iterator's.
+    """Returns the newest step that can be read, its state, and the iterator's; asked by all.
 
     Newer ones are renamed to `damaged-STEP`, which keeps them out of the way, and the log says so.
 
@@ -128,41 +150,84 @@ class Checkpointer:
       FileNotFoundError: there is no checkpoint.
       ValueError: none can be read; the message is the newest one's.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True) or [self._known(None)]
-    damaged: dict[int, Exception] = {}
-    for step in steps:
-      try:
-        state, iterator_state = self.restore(abstract, step)
-      except Exception as error:  # What damage does to the libraries below has no one name.
-        damaged[step] = error
-        continue
-      for other, error in damaged.items():
-        self._set_aside(other, error, step)
-      if damaged:
-        self._manager.reload()
-      return step, state, iterator_state
-    first = damaged[steps[0]]
-    raise ValueError(
-      f"no checkpoint in {self.directory} can be read. That of step {steps[0]}: {first}"
-    ) from first
+    step, (state, iterator_state) = self._agree_on(lambda step: self._read(abstract, step))
+    _check_placed(state, abstract)
+    return step, state, iterator_state
 
-  def _set_aside(self, step: int, error: Exception, good: int) -> None:
-    log.error(
-      "CHECKPOINT OF STEP %d IS DAMAGED (%s); going on from that of step %d", step, error, good
-    )
-    if hosts.is_first():
-      (self.directory / str(step)).rename(self.directory / f"damaged-{step}")
-    hosts.wait_for_all(f"checkpoint {step} of {self.directory} is set aside")
+  def restore_newest_item(self, name: str, abstract: dict) -> tuple[int, dict]:
+    """Returns the newest step that can be read, and one part of it, as `restore_newest` does."""
+    step, item = self._agree_on(lambda step: self._read_item(name, abstract, step))
+    _check_placed(item, abstract)
+    return step, item
 
   def restore_item(self, name: str, abstract: dict, step: int | None = None) -> dict:
     """Returns one part of a step's state: "params", their average "ema", or "rival".
+
+    Without a step, it is of the newest that can be read; the log tells of newer ones. Asks no other
+    process, and changes nothing.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: the checkpoint holds other parameters.
     """
-    items = ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract)})
-    return self._manager.restore(self._known(step), args=items)[name]
+
+    def read(step: int) -> dict:
+      return self._read_item(name, abstract, step)
+
+    if step is not None:
+      item = read(self._known(step))
+    else:
+      try:
+        good, item, damaged = self._newest(read)
+      except ValueError as error:
+        if isinstance(error.__cause__, ValueError):
+          raise error.__cause__ from None  # It says best which parameters are others.
+        raise
+      for other, error in damaged.items():
+        log.error(_DAMAGED, other, self.directory, error, good)
+    _check_placed(item, abstract)
+    return item
+
+  def _newest(
+    self, read: Callable[[int], T], of_first=_own, is_so_for_all=_own
+  ) -> tuple[int, T, dict[int, Exception]]:
+    """Returns the newest step that can be read, what is read of it, and why newer ones cannot be.
+
+    Args:
+      read: what a step has.
+      of_first, is_so_for_all: of `hosts`, where all processes are to have the same step.
+    """
+    steps, damaged = set(self._manager.all_steps()), {}
+    # What is listed may differ for a while in a file system of a network.
+    while (step := int(of_first(max(steps - damaged.keys(), default=-1)))) >= 0:
+      try:
+        found, error = read(step), None
+      except Exception as failure:  # What damage does to the libraries below has no one name.
+        found, error = None, failure
+      if is_so_for_all(error is None):
+        return step, found, damaged
+      damaged[step] = error or OSError("another process cannot read it")
+    if not damaged:
+      raise FileNotFoundError(f"no checkpoint in {self.directory}; train this stage first")
+    newest = max(damaged)
+    raise ValueError(
+      f"no checkpoint in {self.directory} can be read. That of step {newest}: {damaged[newest]}"
+    ) from damaged[newest]
+
+  def _agree_on(self, read: Callable[[int], T]) -> tuple[int, T]:
+    """Returns the newest step that all processes can read, and what; sets newer ones aside."""
+    good, found, damaged = self._newest(read, hosts.of_first, hosts.is_so_for_all)
+    for step, error in damaged.items():
+      log.error(_DAMAGED, step, self.directory, error, good)
+      if hosts.is_first():
+        path = self.directory / f"damaged-{step}"
+        if path.exists():
+          path = path.with_name(f"{path.name}-{time.time_ns()}")
+        (self.directory / str(step)).rename(path)
+      hosts.wait_for_all(f"checkpoint {step} of {self.directory} is set aside")
+    if damaged:
+      self._manager.reload()
+    return good, found
 
   def _known(self, step: int | None) -> int:
     step = self.latest_step if step is None else step
@@ -184,7 +249,8 @@ class Checkpointer:
       if step and not self._manager.is_saving_in_progress():
         # The thread that ends a save may have come first to the error, and has kept it.
         self._manager.wait_until_finished()
-        if not (self.directory / str(step)).exists():
+        # Others may see late what the first process has renamed.
+        if hosts.is_first() and not (self.directory / str(step)).exists():
           raise OSError(f"the save of step {step} to {self.directory} failed; the log says why")
         self._began = 0, 0.0
     except Exception:
@@ -199,8 +265,8 @@ class Checkpointer:
         "Look at the disk, and run the same command again: it goes on from the checkpoint before it"
       )
 
-  def _wait(self) -> None:
-    """Waits for a save under way, as long as it may take."""
+  def wait(self) -> None:
+    """Waits for a save under way, as long as it may take; raises what `check` does."""
     while self._manager.is_saving_in_progress():
       self.check()
       time.sleep(0.01)
@@ -210,7 +276,7 @@ class Checkpointer:
     """Waits for the last save, unless it is known to hang."""
     if self._is_hanging:
       return
-    self._wait()
+    self.wait()
     self._manager.wait_until_finished()
     self._manager.close()
 
@@ -234,3 +300,12 @@ def _items(state: State) -> dict:
     "progress": {"opt_state": state["opt_state"], "step": state["step"]},
   }
   return items | {name: state[name] for name in _OPTIONAL if state[name]}
+
+
+def _check_placed(restored, abstract) -> None:
+  """Raises RuntimeError unless each array is placed as it was asked for."""
+  leaves = jax.tree_util.tree_leaves_with_path(restored)
+  for (path, x), wanted in zip(leaves, jax.tree.leaves(abstract), strict=True):
+    if not x.sharding.is_equivalent_to(wanted.sharding, x.ndim):
+      name = jax.tree_util.keystr(path)
+      raise RuntimeError(f"{name} was restored as {x.sharding}, not as {wanted.sharding}")

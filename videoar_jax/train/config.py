@@ -345,6 +345,9 @@ def _stages(values: dict, data: DataConfig) -> tuple[tuple[StageConfig, ...], tu
   names, settings = tuple(values.get("stages", ())), values.get("stage", {})
   if not names:
     raise ValueError("config.stages is empty; name at least one stage")
+  twice = [name for name in names if names.count(name) > 1]
+  if twice:
+    raise ValueError(f"config.stages names {twice[0]!r} twice; give each its own name and section")
   stages, caches = [], []
   source: StageConfig | Cache | None = None  # The last tokenizer or cache so far.
   for name in names:

@@ -1,6 +1,7 @@
-"""Which steps are bad: a loss or gradient that is not finite, or a loss far above its average."""
+"""Which steps are bad: a number that is not finite, or a loss far above its average."""
 
 import json
+import math
 import pathlib
 
 import jax
@@ -9,13 +10,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 _MEMORY = 100  # Steps that the average goes over, and before which no loss is far above it.
+MAX_BAD_IN_A_ROW = 20  # Of steps that may be skipped: more are no accident of their samples.
+# A perfect reconstruction has an infinite PSNR.
+_MAY_BE_INFINITE = ("psnr",)
 
 Guard = dict[str, Array]
 
 
 def init() -> Guard:
-  """Returns the average of no loss, and the number of steps that it is of."""
-  return {"loss": jnp.zeros((), jnp.float32), "count": jnp.zeros((), jnp.int32)}
+  """Returns the average of no loss, how many steps it is of, and how many bad ones came last."""
+  count = jnp.zeros((), jnp.int32)
+  return {"loss": jnp.zeros((), jnp.float32), "count": count, "num_bad": jnp.copy(count)}
 
 
 def judge(
@@ -25,18 +30,32 @@ def judge(
 
   Args:
     guard: of the steps before.
-    metrics: with the step's `loss` and `gradient_norm`.
-    spike: how many times the average a loss may be, after the first steps; None for any.
+    metrics: of the step, `loss` and the norms of all gradients among them.
+    spike: how many times the average a loss may be, after the first steps; None for any. Of an
+      average below 0, it may be as far above it as it could of its opposite.
   Returns:
     Whether it is bad, and the guard for the next step.
   """
   loss, average, count = metrics["loss"], guard["loss"], guard["count"]
-  is_bad = ~(jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"]))
+  judged = [value for name, value in metrics.items() if name not in _MAY_BE_INFINITE]
+  is_bad = ~jnp.all(jnp.isfinite(jnp.stack([jnp.asarray(value, jnp.float32) for value in judged])))
   if spike is not None:
-    is_bad |= (count >= _MEMORY) & (loss > spike * average)
+    is_bad |= (count >= _MEMORY) & (loss > average + (spike - 1) * jnp.abs(average))
   share = jnp.maximum(1.0 / (count + 1), 1.0 / _MEMORY)
-  after = {"loss": average + share * (loss - average), "count": count + 1}
-  return is_bad, {name: jnp.where(is_bad, guard[name], after[name]) for name in guard}
+  good = {"loss": average + share * (loss - average), "count": count + 1}
+  good["num_bad"] = jnp.zeros_like(count)
+  bad = guard | {"num_bad": guard["num_bad"] + 1}
+  return is_bad, {name: jnp.where(is_bad, bad[name], good[name]) for name in guard}
+
+
+def reason(values: dict[str, float]) -> str:
+  """Returns which of a bad step's numbers is not what it should be."""
+  bad = [
+    name
+    for name, value in values.items()
+    if name not in _MAY_BE_INFINITE and not math.isfinite(value)
+  ]
+  return "loss" if "loss" in bad or not bad else bad[0]
 
 
 def write_bad_step(

@@ -53,6 +53,8 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
 class NoLog:
   """Writes nothing: what the other processes than the first have for a `RunLog`."""
 
+  lost_s = 0.0
+
   def scalars(self, step: int, values: dict[str, float], *, is_line: bool) -> None:
     """Drops a step's numbers."""
 
@@ -75,6 +77,8 @@ class RunLog:
     num_steps: steps in all.
     name: shown at the progress bar.
     frame_rate: of the videos, frames a second.
+  Attributes:
+    lost_s: seconds that a run before took for what it logged after the first step.
   """
 
   def __init__(
@@ -89,7 +93,10 @@ class RunLog:
     directory.mkdir(parents=True, exist_ok=True)
     self.frame_rate = frame_rate
     path = directory / "metrics.jsonl"
-    kept = [record for record in read_metrics(path) if record["step"] <= first_step]
+    records = read_metrics(path)
+    kept = [record for record in records if record["step"] <= first_step]
+    num_lost = len(records) - len(kept)
+    self.lost_s = num_lost / records[-1]["steps_per_s"] if num_lost else 0.0
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
     partial.replace(path)

@@ -7,21 +7,16 @@ numbers, bit for bit.
 
 import contextlib
 import dataclasses
-import faulthandler
 import logging
-import math
-import os
 import pathlib
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from videoar_jax.parallel import hosts
 from videoar_jax.parallel.sharding import replicated, shard_batch
 from videoar_jax.train import guarding
 from videoar_jax.train import state as train_state
@@ -29,6 +24,7 @@ from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.logs import RunLog
 from videoar_jax.train.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from videoar_jax.train.rival import RivalTrainer
+from videoar_jax.train.stopping import Interrupted, stop_on_signals
 from videoar_jax.train.task import Task
 from videoar_jax.train.waits import Waits
 from videoar_jax.train.watch import Clock, Profiler, Watchdog
@@ -37,6 +33,19 @@ log = logging.getLogger(__name__)
 
 # What a batch says of its samples for people, and not for the model.
 SAMPLE_FIELDS = ("id", "bucket")
+
+# Fields of `LoopConfig` that may change while a stage goes on: steps that go well stay the same.
+FREE_FIELDS = (
+  "save_every",
+  "num_kept",
+  "keep_every",
+  "save_timeout_s",
+  "profile_steps",
+  "log_every",
+  "media_every",
+  "on_nan",
+  "spike",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +65,7 @@ class LoopConfig:
     log_every: steps between lines of the log.
     media_every: steps between videos in TensorBoard.
     on_nan: "stop" ends the run where a loss or gradient is not finite; "skip" leaves all but the
-      number of the step as it was, and goes on.
+      number of the step as it was, and goes on, but not past too many in a row.
     spike: how many times its running average a loss may be; more is handled as `on_nan` says.
       None for any.
   """
@@ -95,44 +104,6 @@ class LoopConfig:
       raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1)")
 
 
-class Interrupted(Exception):
-  """A signal asked the run to stop; the state is saved."""
-
-
-@contextlib.contextmanager
-def stop_on_signals(timeout_s: float):
-  """Yields a list that holds the signal's name once Ctrl-C or SIGTERM came; a second one kills.
-
-  A run that has not stopped after `timeout_s` seconds ends there, with all its stacks on stderr.
-
-  Of several processes the list stays empty: see `hosts.is_stop_agreed`.
-  """
-  received: list[str] = []
-  is_alone = jax.process_count() == 1
-
-  def handle(number, _):
-    name = signal.Signals(number).name
-    signal.signal(number, previous[number])
-    # A thread in C, which needs nothing of what may hang.
-    faulthandler.dump_traceback_later(timeout_s, exit=True)
-    if is_alone:
-      received.append(name)
-    else:
-      # All of them stop: JAX's own handler of SIGTERM tells the others.
-      os.kill(os.getpid(), signal.SIGTERM)
-    print(f"\n{name}: saving, then stopping; once more to stop at once", flush=True)
-
-  previous = {}
-  for number in (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,):
-    previous[number] = signal.signal(number, handle)
-  try:
-    yield received
-  finally:
-    faulthandler.cancel_dump_traceback_later()
-    for number, handler in previous.items():
-      signal.signal(number, handler)
-
-
 @contextlib.contextmanager
 def told_at_the_end(clock: Clock):
   """Yields a clock, and logs what it counted."""
@@ -167,7 +138,6 @@ class Trainer:
     self.task, self.config, self.mesh, self.before = task, config, mesh, before
     num_steps = before + config.num_steps + after
     self.key = jax.random.key(seed)
-    self.is_guarded = config.on_nan == "skip" or config.spike is not None
     self.template = train_state.Template.of(task.init)
     self.optimizer = make_optimizer(config.optimizer, num_steps, self.template.axes)
     self.rival = RivalTrainer(task.rival, num_steps)
@@ -188,8 +158,9 @@ class Trainer:
 
   def _begin(self, params: dict, rival: dict, key) -> train_state.State:
     state = train_state.make_state(params, self.optimizer, self.config.ema_decay > 0)
-    guard = guarding.init() if self.is_guarded else {}
-    return state | {"rival": self.rival.init(jax.random.fold_in(key, 2)) | rival, "guard": guard}
+    rival = self.rival.init(jax.random.fold_in(key, 2)) | rival
+    # Whatever the config does with bad steps, so that it may be set otherwise in the middle.
+    return state | {"rival": rival, "guard": guarding.init()}
 
   def init(self, params: dict | None = None, rival: dict | None = None) -> train_state.State:
     """Returns the state before the first step, born sharded.
@@ -208,8 +179,7 @@ class Trainer:
     """Returns the state before the first step that goes on from another stage's last one."""
 
     def begin(state):
-      guard = guarding.init() if self.is_guarded else {}
-      return state | {"step": jnp.zeros((), jnp.int32), "guard": guard}
+      return state | {"step": jnp.zeros((), jnp.int32), "guard": guarding.init()}
 
     return jax.jit(begin, donate_argnums=0, out_shardings=self.shardings)(state)
 
@@ -257,14 +227,11 @@ class Trainer:
       "rival": rival,
       "guard": state["guard"],
     }
-    if self.is_guarded:
-      is_bad, guard = guarding.judge(state["guard"], metrics, self.config.spike)
-      metrics["is_bad"] = is_bad
-      if self.config.on_nan == "skip":
-        kept = state | {"step": state["step"] + 1}
-        new_state = jax.tree.map(lambda new, old: jnp.where(is_bad, old, new), new_state, kept)
-      new_state["guard"] = guard
-    return new_state, metrics
+    is_bad, guard = guarding.judge(state["guard"], metrics, self.config.spike)
+    if self.config.on_nan == "skip":
+      kept = state | {"step": state["step"] + 1}
+      new_state = jax.tree.map(lambda new, old: jnp.where(is_bad, old, new), new_state, kept)
+    return new_state | {"guard": guard}, metrics | {"num_bad": guard["num_bad"]}
 
   def _media(self, params, frozen, batch):
     return self.task.media(self.template.module(params), frozen, batch)
@@ -276,6 +243,7 @@ class Trainer:
     checkpointer: Checkpointer,
     run_log: RunLog,
     media_batch: dict,
+    clock: Clock | None = None,
   ) -> train_state.State:
     """Trains from the state's step to the last one, and saves.
 
@@ -285,6 +253,7 @@ class Trainer:
       checkpointer: of this stage.
       run_log: where numbers and videos go.
       media_batch: clips to show.
+      clock: that counted what led here; None for a new one.
     Raises:
       Interrupted: a signal came; the state is saved.
       FloatingPointError: the loss is not finite.
@@ -295,22 +264,23 @@ class Trainer:
     waiting: tuple[int, dict, dict] | None = None
     waits = Waits()
     with (
-      stop_on_signals(config.save_timeout_s) as received,
+      stop_on_signals(config.save_timeout_s) as stop,
       contextlib.closing(checkpointer),
       jax.set_mesh(self.mesh),
       Watchdog() as watchdog,
       Profiler(checkpointer.directory.parent / "profile", config.profile_steps) as profiler,
-      told_at_the_end(Clock()) as clock,
+      told_at_the_end(clock or Clock()) as clock,
     ):
       started = time.perf_counter()
       for step in range(first + 1, config.num_steps + 1):
         profiler.before(step)
-        with clock.measure("data"):
-          with waits:
-            batch = next(iterator)
-          samples = {name: batch.pop(name) for name in SAMPLE_FIELDS if name in batch}
-          batch = shard_batch(batch, self.mesh)
+        with waits:
+          batch = next(iterator)
+        clock.count("data", waits.last)
+        samples = {name: batch.pop(name) for name in SAMPLE_FIELDS if name in batch}
+        batch = shard_batch(batch, self.mesh)
         state, metrics = self.step(state, frozen, batch, self.key)
+        waits.follow(metrics)
         if waiting is not None:
           self._report(run_log, folder, *waiting, first, started)
         waiting = (step, metrics, samples)
@@ -318,30 +288,32 @@ class Trainer:
           waits.warn(step)
         profiler.after(step, metrics)
         watchdog.beat()
-        self._check_saves(checkpointer)
-        is_stopping = bool(received) or hosts.is_stop_agreed(step)
+        self._check_saves(checkpointer.check)
+        is_stopping = stop.is_due()
         if step % config.save_every == 0 or step == config.num_steps or is_stopping:
           self._report(run_log, folder, *waiting, first, started)
           waiting = None
           is_last = is_stopping or step == config.num_steps
           with clock.measure("checkpoints"), watchdog.rest():
             save(checkpointer, run_log, step, state, iterator, is_last)
+            if is_last:
+              checkpointer.wait()
         # After the save, so that nothing that goes wrong here costs a step.
         if step % config.media_every == 0 or step == config.num_steps:
           params = train_state.evaluation_params(state)
           with clock.measure("samples"), watchdog.rest():
             run_log.videos(step, jax.device_get(self.media(params, frozen, media_batch)))
         if is_stopping:
-          name = received[0] if received else "SIGTERM"
-          raise Interrupted(f"{name}: stopped at step {step} of {config.num_steps}")
+          what = f"{stop.signal.name}: stopped at step {step} of {config.num_steps}"
+          raise Interrupted(what, stop.signal)
     log.info("waited for data %.1f%% of the time", 100 * waits.share)
     return state
 
   @staticmethod
-  def _check_saves(checkpointer):
+  def _check_saves(check: Callable[[], None]) -> None:
     """Tells of a save that failed; the run goes on, and tries again at the next one."""
     try:
-      checkpointer.check()
+      check()
     except TimeoutError:
       raise
     except Exception as error:
@@ -354,11 +326,13 @@ class Trainer:
   def _save(checkpointer, run_log, step, state, iterator, is_last):
     # The log is on disk before the checkpoint that makes it count.
     run_log.flush()
+    # If the save before it failed, this one has to be tried all the same.
+    Trainer._check_saves(checkpointer.wait)
     try:
       checkpointer.save(step, state, iterator.get_state())
     except TimeoutError:
       raise
-    except OSError as error:
+    except Exception as error:
       if is_last or jax.process_count() > 1:
         raise
       log.error("STEP %d WAS NOT SAVED: %s. The run goes on and tries again", step, error)
@@ -383,19 +357,22 @@ class Trainer:
     self, folder: pathlib.Path, step: int, values: dict[str, float], samples: dict
   ) -> None:
     """Writes down what a bad step was made of, and stops the run where that is configured."""
-    # A perfect reconstruction has an infinite PSNR.
-    bad = [name for name in values if not math.isfinite(values[name]) and name != "psnr"]
-    is_bad = values.pop("is_bad", 0.0)
-    if not bad and not is_bad:
+    num_bad = round(values.pop("num_bad"))
+    if not num_bad:
       return
-    name = "loss" if "loss" in bad or not bad else bad[0]
+    name = guarding.reason(values)
     path = guarding.write_bad_step(folder, step, name, values[name], samples)
     what = f"{name} of step {step} is {values[name]}; {path} has the ids of its samples"
-    if self.config.on_nan == "skip":
-      log.warning("%s; the step is skipped", what)
-      return
-    raise FloatingPointError(
-      f"{what}. The checkpoint before it is kept; lower "
-      "optimizer.learning_rate or optimizer.clip_norm (with a discriminator, those of "
-      "loss.adversarial.optimizer too) and run into a new workdir, or set loop.on_nan='skip'"
-    )
+    if self.config.on_nan == "stop":
+      raise FloatingPointError(
+        f"{what}. The checkpoint before it is kept; lower "
+        "optimizer.learning_rate or optimizer.clip_norm (with a discriminator, those of "
+        "loss.adversarial.optimizer too) and run into a new workdir, or set loop.on_nan='skip'"
+      )
+    if num_bad > guarding.MAX_BAD_IN_A_ROW:
+      raise FloatingPointError(
+        f"{what}. So were the {num_bad - 1} steps before it, which are skipped: that is no "
+        "accident of their samples. Where the loss is finite, raise loop.spike or set it to None; "
+        "else lower optimizer.learning_rate and run into a new workdir"
+      )
+    log.warning("%s; the step is skipped", what)

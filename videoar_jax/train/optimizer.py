@@ -37,8 +37,15 @@ class OptimizerConfig:
   def __post_init__(self):
     if self.kind not in ("adamw", "muon"):
       raise ValueError(f"optimizer.kind={self.kind!r} must be 'adamw' or 'muon'")
-    if self.learning_rate <= 0:
-      raise ValueError(f"optimizer.learning_rate={self.learning_rate} must be positive")
+    for name in ("learning_rate", "clip_norm"):
+      if not getattr(self, name) > 0:
+        raise ValueError(f"optimizer.{name}={getattr(self, name)} must be positive")
+    for name in ("b1", "b2"):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f"optimizer.{name}={getattr(self, name)} must be in [0, 1)")
+    for name in ("weight_decay", "adamw_share", "final_fraction"):
+      if not getattr(self, name) >= 0:
+        raise ValueError(f"optimizer.{name}={getattr(self, name)} must not be negative")
     if self.muon_steps < 1:
       raise ValueError(f"optimizer.muon_steps={self.muon_steps} must be at least 1")
     if self.warmup_steps < 0:

@@ -5,10 +5,13 @@ import importlib.metadata
 import itertools
 import json
 import logging
+import math
 import os
 import pathlib
 import platform
+import re
 import sys
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -19,14 +22,24 @@ from videoar_jax.data.pipeline import READING_FIELDS, DataConfig, make_source
 from videoar_jax.data.text import TextEncoder
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import hosts
-from videoar_jax.parallel.sharding import batch_ways, make_mesh
+from videoar_jax.parallel.sharding import RULES, batch_ways, make_mesh
 from videoar_jax.train import config as configs
+from videoar_jax.train.checkpoint import Damaged
 from videoar_jax.train.differences import differing_fields
+from videoar_jax.train.loop import FREE_FIELDS
 from videoar_jax.train.stages import Stages
 
 log = logging.getLogger(__name__)
 
 _locks: dict = {}  # Files that are held open, by path.
+
+# Fields that may change while a run goes on: where it runs, how fast it reads, what it does beside
+# its steps. Sections of data are those of the run, of stages, and of parts of mixtures.
+_FREE = re.compile(
+  r"config\.(mesh\.\w+"
+  rf"|(stage\.\w+\.)?(data|mixture\.\w+)\.({'|'.join(READING_FIELDS)})"
+  rf"|stage\.\w+\.loop\.({'|'.join(FREE_FIELDS)}))"
+)
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
@@ -48,19 +61,23 @@ class Run:
   def __init__(self, config: ConfigDict, workdir: pathlib.Path):
     quiet_libraries()
     run = configs.finalize(config)
-    _check_same_config(config, workdir)
+    changes = _check_same_config(config, workdir)
     self.workdir = workdir
     use_compilation_cache()
     mesh = make_mesh(run.mesh)
     _check_batches(run, mesh)
-    # Sources are opened before anything is written: a wrong folder leaves no workdir behind.
-    self.train_source = make_source(run.data, "train")
-    self.test_source = make_source(run.data, "test")
-    self._sources = [self.train_source, self.test_source]  # All that are opened.
-    for source in (self.train_source, self.test_source):
-      _check_captions(source, run.text.encoder)
     self.stages = Stages(run, workdir, mesh)
+    _check_mixtures(self.stages)
+    # Sources are opened before anything is written: a wrong folder leaves no workdir behind. Those
+    # of later stages too: what is wrong with them should not show after days.
+    self._opened: dict = {}
+    self.train_source = self._source(run.data)
+    self.test_source = self._source(run.data, "test")
+    for stage in run.stages:
+      if not self.stages.is_finished(stage):
+        self._sources_of(stage)
     self.stages.check_inflation()
+    self.stages.check_starts()
     self.stages.check_frozen()
     for cache in filter(self.stages.is_needed, run.caches):
       self.stages.check_cache(cache, self._source(cache.data))
@@ -74,13 +91,19 @@ class Run:
     else:
       start_errors_log()
     _check_shared(workdir)
+    for line in changes:
+      log.info("another config than before: %s", line)
     for file, reason in getattr(self.train_source, "skipped", []):
       log.warning("skipped %s: %s", file, reason)
 
   @property
   def is_finished(self) -> bool:
     """Whether all stages are."""
-    return all(map(self.stages.is_finished, self.stages.run.stages))
+    return all(map(self._is_finished, self.stages.run.stages))
+
+  def _is_finished(self, stage: configs.StageConfig) -> bool:
+    """Says whether the first process finds a stage finished; others may see late what it wrote."""
+    return bool(hosts.of_first(self.stages.is_finished(stage)))
 
   def train(self, only: str | None = None) -> bool:
     """Trains what is not finished; returns whether there was anything to train.
@@ -93,17 +116,17 @@ class Run:
       Interrupted: a signal came; what was trained is saved.
       ValueError: there is no such stage, or one before it is not finished.
     """
-    if only is not None:
-      self._check_only(only)
     # Each process reads other samples, and has a file of its own.
     process = jax.process_index()
     name = f"bad_samples.{process}.jsonl" if process else "bad_samples.jsonl"
-    write_faults(self.workdir / name, self._sources)
-    try:
-      return self._train(only)
-    finally:
-      # Of those that were opened meanwhile, too.
-      write_faults(self.workdir / name, self._sources)
+    write_faults(self.workdir / name, self._opened.values())
+    while True:
+      if only is not None:
+        self._check_only(only)
+      try:
+        return self._train(only)
+      except Damaged as damaged:
+        log.error("%s, and then the stages after it", damaged)
 
   def _check_only(self, only: str) -> None:
     """Raises ValueError if a stage cannot be trained by itself; says which has to come first."""
@@ -111,7 +134,7 @@ class Run:
     if only not in stages:
       raise ValueError(f"--stage={only} is not a stage; they are {', '.join(stages)}")
     for name, stage in itertools.takewhile(lambda pair: pair[0] != only, stages.items()):
-      if not self.stages.is_finished(stage):
+      if not self._is_finished(stage):
         raise ValueError(f"--stage={only} starts from stage {name}; finish --stage={name} first")
 
   def _train(self, only: str | None) -> bool:
@@ -119,14 +142,13 @@ class Run:
     for stage in self.stages.run.stages:
       if only is not None and stage.name != only:
         continue
-      if self.stages.is_finished(stage):
+      if self._is_finished(stage):
         log.info("stage %s: finished before, %d steps", stage.name, stage.loop.num_steps)
       else:
         # What the last report said is no longer so.
         if hosts.is_first():
           (self.workdir / "report.md").unlink(missing_ok=True)
-        sources = [self._source(data) for data in stage.source_data]
-        self.stages.train(stage, sources, self._source(stage.data, "test"))
+        self.stages.train(stage, *self._sources_of(stage))
         has_trained = True
       self._encode_after(stage)
     return has_trained
@@ -134,15 +156,50 @@ class Run:
   def _encode_after(self, stage: configs.StageConfig) -> None:
     """Makes the caches that follow a stage."""
     for cache in self.stages.run.caches:
-      if cache.after == stage.name and self.stages.is_needed(cache):
+      if cache.after == stage.name and hosts.of_first(self.stages.is_needed(cache)):
         self.stages.encode(cache, self._source(cache.data))
 
+  def _sources_of(self, stage: configs.StageConfig) -> tuple[list, Any]:
+    """Opens what a stage is trained on, and the clips to show."""
+    return [self._source(data) for data in stage.source_data], self._source(stage.data, "test")
+
   def _source(self, data: DataConfig, split: str = "train"):
-    """Opens a data set, unless it is the run's own, which is open."""
-    if data == self.stages.run.data:
-      return self.train_source if split == "train" else self.test_source
-    self._sources.append(make_source(data, split))
-    return self._sources[-1]
+    """Opens a data set, once.
+
+    Raises:
+      ValueError: there is none, or a caption is not one of the text encoder's.
+    """
+    if (data, split) not in self._opened:
+      source = make_source(data, split)
+      _check_captions(source, self.stages.run.text.encoder)
+      self._opened[data, split] = source
+    return self._opened[data, split]
+
+
+def _check_mixtures(stages: Stages) -> None:
+  """Checks that a mesh that was changed leaves the batches of a stage that has begun as they were.
+
+  Raises:
+    ValueError: it does not: its order of clips could not go on.
+  """
+  path = stages.workdir / "run.json"
+  if not path.exists():
+    return
+  mesh = json.loads(path.read_text())["mesh"]
+  before, now = math.prod(mesh[axis] for axis in RULES["batch"]), batch_ways(stages.mesh)
+  for stage in stages.run.stages:
+    shapes = [(frames, *size) for part in stage.mixture for frames, size in part.shapes]
+    if (
+      any(
+        stages.batch_size(stage, shape, before) != stages.batch_size(stage, shape, now)
+        for shape in shapes
+      )
+      and 0 < stages.latest_step(stage) < stage.loop.num_steps
+    ):
+      raise ValueError(
+        f"stage.{stage.name}.mixture began with mesh.slice x mesh.data x mesh.fsdp = {before}, and "
+        f"its batches would be others with {now}; keep the product until the stage ends"
+      )
 
 
 def _check_batches(run: configs.RunConfig, mesh: Mesh) -> None:
@@ -257,22 +314,28 @@ def _lock(workdir: pathlib.Path) -> None:
   _locks[path] = file
 
 
-def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
+  """Returns how a workdir's config differs from what a run is given, in fields that may.
+
+  Raises:
+    ValueError: it differs in others, or the workdir is none.
+  """
   path = workdir / "config.json"
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"--workdir={workdir} is a file; name a folder")
   if not path.exists():
-    return
-  different = differing_fields(configs.load_config(path), config.to_dict())
-  # How fast clips are read is the machine's matter.
-  reading = tuple(f"data.{name}:" for name in READING_FIELDS)
-  different = [line for line in different if not line.startswith(reading)]
+    return []
+  lines = [
+    f"config.{line}" for line in differing_fields(configs.load_config(path), config.to_dict())
+  ]
+  different = [line for line in lines if not _FREE.fullmatch(line.partition(":")[0])]
   if different:
-    lines = "\n  ".join(f"config.{line}" for line in different)
+    text = "\n  ".join(different)
     raise ValueError(
-      f"--workdir={workdir} was made by another config (there -> now):\n  {lines}\n"
+      f"--workdir={workdir} was made by another config (there -> now):\n  {text}\n"
       "Name another workdir, or set these fields back. Nothing was changed"
     )
+  return lines
 
 
 def _write_facts(stages: Stages) -> None:

@@ -1,5 +1,6 @@
 """Runs a config's stages in order, each from where it stopped."""
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -17,20 +18,21 @@ from videoar_jax.data.pipeline import make_iterator
 from videoar_jax.data.text import TextEncoder
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import hosts
-from videoar_jax.parallel.sharding import batch_part, batch_ways, replicated
+from videoar_jax.parallel.sharding import batch_part, batch_ways, place, replicated
 from videoar_jax.tokenizer.autoencoder import Autoencoder
 from videoar_jax.tokenizer.files import flatten, read_params, read_saved, unflatten
 from videoar_jax.tokenizer.inflation import check_inflatable, inflate
 from videoar_jax.train.cache import Cache, check_fits, encode, encoder_fingerprint
-from videoar_jax.train.checkpoint import Checkpointer
+from videoar_jax.train.checkpoint import Checkpointer, Damaged
 from videoar_jax.train.config import RunConfig, StageConfig
 from videoar_jax.train.generator import GeneratorTask
 from videoar_jax.train.logs import NoLog, RunLog
 from videoar_jax.train.loop import Trainer
 from videoar_jax.train.rival import RivalTrainer
-from videoar_jax.train.state import State, Template, with_shardings
+from videoar_jax.train.state import State, Template, state_shardings, with_shardings
 from videoar_jax.train.task import Task
 from videoar_jax.train.tokenizer import TokenizerTask, load_frozen, rival_of
+from videoar_jax.train.watch import Clock
 from videoar_jax.videoar.guidance import guidance_table
 from videoar_jax.videoar.model import Generator
 
@@ -70,7 +72,7 @@ class Stages:
     run = self.run
     if stage.kind == "tokenizer":
       return TokenizerTask(run.tokenizer, run.schedule_of(stage.data.resolution), stage.loss)
-    template, params = self.load_params(self.stage_before(stage, "tokenizer"))
+    template, params = self._hand_over(self.stage_before(stage, "tokenizer"))
     return self.make_generator_task(stage, template, params)
 
   def make_generator_task(
@@ -116,19 +118,41 @@ class Stages:
     Raises:
       FileNotFoundError: the stage has no checkpoint.
     """
+    template, part, abstract = self._part(stage, is_split)
+    with self._reader(stage) as checkpointer:
+      return template, checkpointer.restore_item(part, abstract, step)
+
+  def _part(self, stage: StageConfig, is_split: bool) -> tuple[Template, str, dict]:
+    """Returns a stage's structure, and the name and arrays of the parameters that it leaves."""
     template = self.module_template(stage)
     shardings = jax.tree.map(lambda _: replicated(self.mesh), template.shapes)
     if is_split:
       shardings = template.shardings(self.mesh)
-    abstract = with_shardings(template.shapes, shardings)
+    part = "ema" if stage.loop.ema_decay > 0 else "params"
+    return template, part, with_shardings(template.shapes, shardings)
+
+  def _reader(self, stage: StageConfig):
+    """Opens a stage's checkpoints, to be closed at the end of a `with`.
+
+    Raises:
+      FileNotFoundError: it has none.
+    """
     if not self.checkpoints(stage).is_dir():
       raise FileNotFoundError(
         f"no checkpoint in {self.checkpoints(stage)}; train stage {stage.name!r} first"
       )
-    checkpointer = Checkpointer(self.checkpoints(stage), is_reader=True)
-    part = "ema" if stage.loop.ema_decay > 0 else "params"
-    params = checkpointer.restore_item(part, abstract, step)
-    checkpointer.close()
+    return contextlib.closing(Checkpointer(self.checkpoints(stage), is_reader=True))
+
+  def _hand_over(self, stage: StageConfig, *, is_split: bool = False) -> tuple[Template, dict]:
+    """Returns what `load_params` does, of a finished stage, to all processes of a run.
+
+    Raises:
+      Damaged: its last step cannot be read, and does not count any more.
+    """
+    template, part, abstract = self._part(stage, is_split)
+    with self._reader(stage) as checkpointer:
+      step, params = checkpointer.restore_newest_item(part, abstract)
+    _check_last(stage, step)
     return template, params
 
   def export_params(self, stage: StageConfig, path: pathlib.Path) -> int:
@@ -164,11 +188,7 @@ class Stages:
     """
     template, params, index = self._encoder_of(cache, source)
     folder, batch_size = cache.folder(self.workdir), cache.config.batch_size
-    if not index.missing(folder):
-      check_fits(folder, index)
-      log.info("stage %s: %d clips are in %s", cache.name, index.num_clips, folder)
-      return
-    log.info("stage %s: encodes %d clips to %s", cache.name, index.num_clips, folder)
+    log.info("stage %s: %d clips in %s", cache.name, index.num_clips, folder)
     # A clip whose caption no stage could read is replaced here, where the others are.
     source = EncodedSource(source, self.run.text.encoder.encode)
     encode(folder, index, source, template, params, self.mesh, batch_size)
@@ -178,7 +198,7 @@ class Stages:
     names = [stage.name for stage in self.run.stages]
     before = self.run.stages[: names.index(cache.after) + 1]
     coder = next(stage for stage in reversed(before) if stage.kind == "tokenizer")
-    template, params = self.load_params(coder)
+    template, params = self._hand_over(coder)
     fingerprint = encoder_fingerprint(params)
     return template, params, cache.index(self.run.tokenizer, fingerprint, source)
 
@@ -195,6 +215,23 @@ class Stages:
         except (ValueError, OSError) as error:
           field = f"stage.{stage.name}.inflate.path={stage.inflate.path}"
           raise ValueError(f"{field}: {error}") from error
+
+  def check_starts(self) -> None:
+    """Checks that the files of weights that stages are to start from are there and fit.
+
+    Raises:
+      ValueError: one is not, or does not; names the field.
+    """
+    for stage in self.run.stages:
+      if stage.start is not None and self.latest_step(stage) == 0:
+        try:
+          weights.check_file(stage.start, self._shapes(stage))
+        except ValueError as error:
+          raise ValueError(f"stage.{stage.name}.start={stage.start}: {error}") from None
+
+  def _shapes(self, stage: StageConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a stage's parameters, by the names that they have in files."""
+    return {name: x.shape for name, x in flatten(self.module_template(stage).shapes).items()}
 
   def check_frozen(self) -> None:
     """Checks that the weights that losses need are there, before anything is trained.
@@ -222,25 +259,27 @@ class Stages:
   def first_state(self, stage: StageConfig, trainer: Trainer, seed: int) -> State:
     """Returns the state that a stage starts from."""
     if stage.continues:
-      checkpointer = Checkpointer(
-        self.checkpoints(self.stage_before(stage, stage.kind)), is_reader=True
-      )
-      state, _ = checkpointer.restore(trainer.abstract_state | {"guard": {}})
-      checkpointer.close()
+      before = self.stage_before(stage, stage.kind)
+      with self._reader(before) as checkpointer:
+        step, state, _ = checkpointer.restore_newest(trainer.abstract_state | {"guard": {}})
+      _check_last(before, step)
       return trainer.begin_again(state)
-    return trainer.init(self._first_params(stage, seed), self._first_rival(stage))
+    params = self._first_params(stage, seed)
+    if params is not None:
+      # Those of a file would be whole on every device.
+      params = jax.tree.map(place, params, trainer.template.shardings(self.mesh))
+    return trainer.init(params, self._first_rival(stage))
 
   def _first_params(self, stage: StageConfig, seed: int) -> dict | None:
     """Returns the parameters that a stage starts from; None for random ones."""
     if stage.start is not None:
-      shapes = {name: x.shape for name, x in flatten(self.module_template(stage).shapes).items()}
       try:
-        return unflatten(weights.load(stage.start, shapes))
+        return unflatten(weights.load(stage.start, self._shapes(stage)))
       except ValueError as error:
         raise ValueError(f"stage.{stage.name}.start={stage.start}: {error}") from error
     if stage.inflate is None:
       before = self.stage_before(stage, stage.kind)
-      return None if before is None else self.load_params(before)[1]
+      return None if before is None else self._hand_over(before, is_split=True)[1]
     saved, params = read_params(stage.inflate.path)
     key = jax.random.fold_in(jax.random.key(seed), 3)
     params, fresh = inflate(params, saved.config, self.run.tokenizer, stage.inflate.rest, key)
@@ -273,10 +312,11 @@ class Stages:
       return {}
     trainer = RivalTrainer(rivals[1], before.loop.num_steps)
     abstract = jax.eval_shape(trainer.init, jax.random.key(0))
-    whole = jax.tree.map(lambda _: replicated(self.mesh), abstract)
-    checkpointer = Checkpointer(self.checkpoints(before), is_reader=True)
-    rival = checkpointer.restore_item("rival", with_shardings(abstract, whole))
-    checkpointer.close()
+    abstract, templates = {"rival": abstract}, {"": trainer.template}
+    abstract = with_shardings(abstract, state_shardings(abstract, templates, self.mesh))["rival"]
+    with self._reader(before) as checkpointer:
+      step, rival = checkpointer.restore_newest_item("rival", abstract)
+    _check_last(before, step)
     return {name: rival[name] for name in ("params", "averages")}
 
   def make_iterator(self, stage: StageConfig, sources: list, seed: int, **reading):
@@ -316,6 +356,18 @@ class Stages:
       frame_rate=self.run.data.frame_rate,
     )
 
+  def batch_size(self, stage: StageConfig, shape: Shape, ways: int) -> int:
+    """Returns how many clips of a shape cost as much as a batch of a stage's own.
+
+    Args:
+      stage: with a mixture.
+      shape: (frames, height, width).
+      ways: parts that a batch is split into.
+    """
+    tokens = stage.loop.batch_size * self.run.layout_of(stage.data).length
+    rows = tokens // self.run.layout(shape[0], shape[1:]).length
+    return max(rows // ways, 1) * ways
+
   def mixture(self, stage: StageConfig, sources: list, seed: int) -> Mixture | None:
     """Returns the batches of several shapes or sources of a stage; None where it has one of both.
 
@@ -329,19 +381,13 @@ class Stages:
     found = []
     if stage.mixture:
       ways = batch_ways(self.mesh)
-      tokens = stage.loop.batch_size * self.run.layout_of(stage.data).length
-
-      def batch_size(shape: Shape) -> int:
-        rows = tokens // self.run.layout(shape[0], shape[1:]).length
-        return max(rows // ways, 1) * ways
-
       for part, source in zip(stage.mixture, sources, strict=True):
         found += make_buckets(
           part.name,
           source,
           num_frames=part.num_frames,
           resolutions=part.resolutions,
-          batch_size=batch_size,
+          batch_size=lambda shape: self.batch_size(stage, shape, ways),
           share=part.weight,
         )
     elif stage.images.share > 0:
@@ -384,10 +430,12 @@ class Stages:
       test_source: clips to show.
     Raises:
       Interrupted: a signal came; the state is saved.
+      Damaged: a stage that it starts from has to go on before it.
     """
     loop = stage.loop
     text_encoder = self.run.text.encoder
     seed = self.run.seed + 1000 * (1 + self.run.stages.index(stage))
+    clock = Clock()
     trainer = self.make_trainer(stage, seed)
     log.info(
       "stage %s: %s parameters, %d steps of %d clips",
@@ -412,20 +460,29 @@ class Stages:
       keep_every=loop.keep_every,
       timeout_s=loop.save_timeout_s,
     )
-    step = checkpointer.latest_step
-    if step is None:
+    # Processes may see late what others wrote.
+    step = int(hosts.of_first(checkpointer.latest_step or 0))
+    if not step:
       state = self.first_state(stage, trainer, seed)
     else:
       step, state, iterator_state = checkpointer.restore_newest(trainer.abstract_state)
       iterator.set_state(iterator_state)
       log.info("stage %s: goes on from step %d", stage.name, step)
-    run_log = self._open_log(stage, step or 0)
+    run_log = self._open_log(stage, step)
     try:
       media = media_batch(test_source, text_encoder, self.mesh)
-      trainer.train(state, iterator, checkpointer, run_log, media)
+      clock.count_rest("start")
+      clock.lose(run_log.lost_s)
+      trainer.train(state, iterator, checkpointer, run_log, media, clock)
     finally:
       run_log.close()
       iterator.close()
+
+
+def _check_last(stage: StageConfig, step: int) -> None:
+  """Raises Damaged unless a step that was read is a stage's last."""
+  if step < stage.loop.num_steps:
+    raise Damaged(f"stage {stage.name} goes on from step {step} of {stage.loop.num_steps}")
 
 
 def _log_drawn(name: str, drawn: dict[str, dict[str, int]]) -> None:

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from videoar_jax.parallel.sharding import replicated, sharding_of
 
-# {"params", "opt_state", "ema", "step", "rival"}, plain arrays; see `rival.py` for the last.
+# {"params", "opt_state", "ema", "step", "rival", "guard"}, plain arrays; see `rival.py` and
+# `guarding.py` for the last two.
 State = dict
 
 

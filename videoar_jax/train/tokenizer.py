@@ -91,6 +91,9 @@ class TokenizerLossConfig:
   scale_dropout: float = 0.0
 
   def __post_init__(self):
+    for name in ("absolute", "squared", "perceptual", "commitment", "remainder", "entropy"):
+      if not getattr(self, name) >= 0:
+        raise ValueError(f"{name}={getattr(self, name)} must not be negative")
     if not 0 <= self.scale_dropout <= 1:
       raise ValueError(f"scale_dropout={self.scale_dropout} must be in [0, 1]")
     if self.perceptual_frames is not None and self.perceptual_frames < 1:

@@ -56,8 +56,20 @@ class Clock:
     try:
       yield
     finally:
-      seconds = time.perf_counter() - started - (_compiled["seconds"] - compiled)
-      self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+      self.count(name, time.perf_counter() - started - (_compiled["seconds"] - compiled))
+
+  def count_rest(self, name: str) -> None:
+    """Counts the time so far, but for what is counted, as `name`."""
+    self.count(name, self.shares()["steps"] * (time.perf_counter() - self._started))
+
+  def lose(self, seconds: float) -> None:
+    """Counts time that was spent before on steps that are made again."""
+    self._started -= seconds
+    self.count("lost work", seconds)
+
+  def count(self, name: str, seconds: float) -> None:
+    """Counts seconds as `name`."""
+    self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
   def shares(self) -> dict[str, float]:
     """Returns the share of the time since the beginning, by name; they sum to 1."""

@@ -1,0 +1,77 @@
+"""With what the command ends, by which launchers tell whether to give it again."""
+
+import os
+import signal
+import types
+
+import pytest
+
+from videoar_jax import main
+from videoar_jax.parallel import hosts
+from videoar_jax.train import run
+from videoar_jax.train.stopping import Interrupted
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+  """Returns a function that runs the command with something else to do in place of training."""
+  handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+  for flag, value in (("CONFIG", {}), ("WORKDIR", tmp_path), ("STAGE", "I"), ("DISTRIBUTED", 0)):
+    monkeypatch.setattr(main, flag, types.SimpleNamespace(value=value))
+  monkeypatch.setattr(hosts, "start", lambda is_distributed: None)
+
+  def give(train):
+    fake = types.SimpleNamespace(train=train, workdir=tmp_path, is_finished=False)
+    monkeypatch.setattr(run, "Run", lambda config, workdir: fake)
+    return main.main([])
+
+  yield give
+  for number, handler in handlers.items():
+    signal.signal(number, handler)
+
+
+def fail(error):
+  def train(only):
+    raise error
+
+  return train
+
+
+@pytest.mark.parametrize(
+  ("error", "status"),
+  [
+    (Interrupted("SIGTERM: stopped", signal.SIGTERM), 143),
+    (Interrupted("SIGINT: stopped", signal.SIGINT), 130),
+    (KeyboardInterrupt(), 130),
+    (ValueError("a wrong field"), 1),
+    (OSError("no room"), 1),
+    (FloatingPointError("nan"), 1),
+    (RuntimeError("another process is gone"), 134),
+    (TypeError("nobody foresaw this"), 134),
+  ],
+)
+def test_each_end_has_its_status(command, capsys, error, status):
+  assert command(fail(error)) == status
+  assert str(error) in "".join(capsys.readouterr())
+
+
+def test_one_of_several_processes_ends_at_once_and_so_does_what_hangs(command, monkeypatch):
+  ends = []
+  monkeypatch.setattr(os, "_exit", ends.append)
+  command(fail(TimeoutError("the save hangs")))
+  monkeypatch.setattr(hosts, "name", lambda: "process 1 of 2")
+  for error in (RuntimeError("another process is gone"), ValueError(), KeyboardInterrupt()):
+    command(fail(error))
+  assert ends == [134, 134, 1, 130]
+
+
+def test_signals_outside_of_steps(command, capsys):
+  """SIGUSR1 ends nothing; SIGTERM is nobody's where nothing is left to save."""
+
+  def train(only):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+  assert command(train) == 0
+  assert "SIGUSR1: no steps run now" in capsys.readouterr().out
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -1,0 +1,75 @@
+"""How a run is told to stop, and in what time it must."""
+
+import contextlib
+import faulthandler
+import os
+import signal
+
+import jax
+
+from videoar_jax.parallel import hosts
+
+
+class Interrupted(Exception):
+  """A signal asked the run to stop; the state is saved.
+
+  Attributes:
+    status: what the process is to end with, as shells have it: 128 + the signal's number.
+  """
+
+  def __init__(self, what: str, number: int = signal.SIGINT):
+    super().__init__(what)
+    self.status = 128 + number
+
+
+class Stop:
+  """Whether a run is to stop, and by which signal; see `stop_on_signals`."""
+
+  def __init__(self, timeout_s: float):
+    self.signal: signal.Signals | None = None
+    self._timeout_s = timeout_s
+
+  def begin(self, number: signal.Signals) -> None:
+    """Begins to stop: what has not stopped in time ends with all its stacks on stderr."""
+    self.signal = number
+    # A thread in C, which needs nothing of what may hang.
+    faulthandler.dump_traceback_later(self._timeout_s, exit=True)
+
+  def is_due(self) -> bool:
+    """Says whether to save and stop; to be asked after every step, by all processes."""
+    if self.signal is None and hosts.is_stop_agreed():
+      self.begin(signal.SIGTERM)
+    return self.signal is not None
+
+
+@contextlib.contextmanager
+def stop_on_signals(timeout_s: float):
+  """Yields a `Stop` that is due once Ctrl-C or SIGTERM came; a second one kills.
+
+  Of several processes, all stop after the same step: see `hosts.is_stop_agreed`.
+
+  Args:
+    timeout_s: seconds that the stop may take.
+  """
+  stop = Stop(timeout_s)
+  is_alone = jax.process_count() == 1
+
+  def handle(number, _):
+    number = signal.Signals(number)
+    signal.signal(number, previous[number])
+    if is_alone:
+      stop.begin(number)
+    else:
+      # All of them stop: JAX's own handler of SIGTERM tells the others.
+      os.kill(os.getpid(), signal.SIGTERM)
+    print(f"\n{number.name}: saving, then stopping; once more to stop at once", flush=True)
+
+  previous = {}
+  for number in (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,):
+    previous[number] = signal.signal(number, handle)
+  try:
+    yield stop
+  finally:
+    faulthandler.cancel_dump_traceback_later()
+    for number, handler in previous.items():
+      signal.signal(number, handler)
