@@ -346,3 +346,26 @@ def test_stages_that_cannot_continue_are_named(change, said):
     ValueError, match=r"stage\.second\.loss\.adversarial is not as in stage\.first"
   ):
     two_stages({"base_channels": 8}, continues=True)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_accumulated_gradients_are_those_of_the_batch(num_devices):
+  """Of four clips in two parts: what a batch's loss is the mean of, is the mean of its parts'."""
+  optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
+  task = TokenizerTask(CONFIG, SCHEDULE, TokenizerLossConfig(entropy=0.0))
+  video = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8, 3), np.uint8)
+  mesh = make_mesh(MeshConfig(data=1, fsdp=num_devices), devices=jax.devices()[:num_devices])
+  found = []
+  for accumulation_steps in (1, 2):
+    config = LoopConfig(2, 4, optimizer, accumulation_steps=accumulation_steps)
+    trainer = Trainer(task, config, mesh, seed=3)
+    state, metrics = trainer.init(), []
+    with jax.set_mesh(mesh):
+      for _ in range(2):
+        batch = shard_batch({"video": video}, mesh)
+        state, step = trainer.step(state, task.frozen, batch, trainer.key)
+        metrics.append({name: float(step[name]) for name in ("loss", "gradient_norm")})
+    found.append(metrics)
+  for whole, parts in zip(*found, strict=True):
+    assert parts == pytest.approx(whole, rel=1e-4)
+  assert found[0][0] != found[0][1]

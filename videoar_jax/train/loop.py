@@ -55,6 +55,9 @@ class LoopConfig:
   Attributes:
     num_steps: steps in all.
     batch_size: clips a step, over all devices.
+    accumulation_steps: parts in which a batch goes through, one after the other, their gradients
+      added up: less memory for the same step. What a loss says of a batch as a whole, as the
+      entropy of its bits, it says of each part.
     optimizer: see `OptimizerConfig`.
     ema_decay: of the averaged parameters; 0 keeps none.
     save_every: steps between checkpoints.
@@ -73,6 +76,7 @@ class LoopConfig:
   num_steps: int
   batch_size: int
   optimizer: OptimizerConfig
+  accumulation_steps: int = 1
   ema_decay: float = 0.0
   save_every: int = 100
   num_kept: int = 2
@@ -86,9 +90,14 @@ class LoopConfig:
 
   def __post_init__(self):
     counts = ("num_steps", "batch_size", "save_every", "log_every", "media_every", "num_kept")
-    for name in (*counts, "save_timeout_s"):
+    for name in (*counts, "save_timeout_s", "accumulation_steps"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+    if self.batch_size % self.accumulation_steps:
+      raise ValueError(
+        f"batch_size={self.batch_size} must be a multiple of accumulation_steps="
+        f"{self.accumulation_steps}"
+      )
     if self.keep_every < 0 or self.keep_every % self.save_every:
       raise ValueError(
         f"keep_every={self.keep_every} must be a multiple of save_every={self.save_every}, or 0"
@@ -183,25 +192,46 @@ class Trainer:
 
     return jax.jit(begin, donate_argnums=0, out_shardings=self.shardings)(state)
 
-  def _step(self, state, frozen, batch, key):
-    step_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
-    # Of all stages that share the optimizer.
+  def _gradients(self, state, frozen, batch, key):
+    """Returns gradients by both networks, metrics, and the numbers that the rival hands on."""
     num_steps = self.before + state["step"]
 
-    def loss(params, rival_params):
+    def loss(params, rival_params, averages, batch, key):
       module, rival = self.template.module(params), self.rival.module(rival_params)
       if rival is None:
-        value, metrics = self.task.loss(module, frozen, batch, step_key, is_training=True)
+        value, metrics = self.task.loss(module, frozen, batch, key, is_training=True)
         return value, ({"loss": value, **metrics}, {})
-      averages = state["rival"]["averages"]
       value, metrics, averages = self.task.contest(
-        module, rival, averages, frozen, batch, step_key, num_steps
+        module, rival, averages, frozen, batch, key, num_steps
       )
       return value, (metrics, averages)
 
     both = jax.grad(loss, argnums=(0, 1), has_aux=True)
-    (gradients, rival_gradients), (metrics, averages) = both(
-      state["params"], state["rival"].get("params", {})
+    params = state["params"], state["rival"].get("params", {})
+    averages, parts = state["rival"].get("averages", {}), self.config.accumulation_steps
+    if parts == 1:
+      return both(*params, averages, batch, key)
+
+    def add(carry, part):
+      total, averages = carry
+      rows, i = part
+      gradients, (metrics, averages) = both(*params, averages, rows, jax.random.fold_in(key, i))
+      return (jax.tree.map(jnp.add, total, gradients), averages), metrics
+
+    # Every part has rows of every device.
+    split = lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)  # noqa: E731
+    start = jax.tree.map(jnp.zeros_like, params), averages
+    batches = jax.tree.map(split, batch), jnp.arange(parts)
+    (total, averages), metrics = jax.lax.scan(add, start, batches)
+    gradients = jax.tree.map(lambda x: x / parts, total)
+    return gradients, (jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics), averages)
+
+  def _step(self, state, frozen, batch, key):
+    step_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
+    # Of all stages that share the optimizer.
+    num_steps = self.before + state["step"]
+    (gradients, rival_gradients), (metrics, averages) = self._gradients(
+      state, frozen, batch, step_key
     )
     rival, rival_metrics = self.rival.update(state["rival"], rival_gradients, averages, num_steps)
     updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])

@@ -205,14 +205,15 @@ def _check_mixtures(stages: Stages) -> None:
 def _check_batches(run: configs.RunConfig, mesh: Mesh) -> None:
   ways = batch_ways(mesh)
   for stage in run.stages:
-    sizes = {"loop": stage.loop.batch_size}
+    sizes, parts = {"loop": stage.loop.batch_size}, stage.loop.accumulation_steps
     if stage.images.share > 0:
       sizes["images"] = stage.images.batch_size
-    for section in (name for name, size in sizes.items() if size % ways):
+    for section in (name for name, size in sizes.items() if size % (ways * parts)):
+      in_parts = f" in {parts} accumulation_steps" if parts > 1 else ""
       raise ValueError(
         f"stage.{stage.name}.{section}.batch_size={sizes[section]} does not divide over the "
-        f"{ways} devices of mesh.slice x mesh.data x mesh.fsdp; take a multiple of {ways}, or "
-        "make another axis of the mesh larger"
+        f"{ways} devices of mesh.slice x mesh.data x mesh.fsdp{in_parts}; take a multiple of "
+        f"{ways * parts}, or make another axis of the mesh larger"
       )
 
   for cache in run.caches:

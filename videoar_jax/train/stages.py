@@ -353,7 +353,7 @@ class Stages:
       first_step=first_step,
       num_steps=stage.loop.num_steps,
       name=stage.name,
-      frame_rate=self.run.data.frame_rate,
+      frame_rate=stage.data.frame_rate,
     )
 
   def batch_size(self, stage: StageConfig, shape: Shape, ways: int) -> int:
@@ -380,7 +380,7 @@ class Stages:
     """
     found = []
     if stage.mixture:
-      ways = batch_ways(self.mesh)
+      ways = batch_ways(self.mesh) * stage.loop.accumulation_steps
       for part, source in zip(stage.mixture, sources, strict=True):
         found += make_buckets(
           part.name,
