@@ -49,12 +49,16 @@ class Cost:
   link_traffic: float
   network_traffic: float
 
-  def seconds(self, chip: Chip, num_devices: int, devices_a_chip: int = 1) -> dict[str, float]:
+  @property
+  def memory(self) -> float:
+    """Bytes that a device holds at once, as far as is counted."""
+    return self.state_bytes + self.parameter_bytes + (self.activation_bytes or 0)
+
+  def seconds(self, chip: Chip, num_devices: int) -> dict[str, float]:
     """Returns how long each of the four takes."""
-    share = SHARE_OF_BANDWIDTH / devices_a_chip
+    share = SHARE_OF_BANDWIDTH / chip.num_devices
     return {
-      "products": self.executed_flops
-      / (num_devices * chip.flops * SHARE_OF_FLOPS / devices_a_chip),
+      "products": self.executed_flops / (num_devices * chip.device_flops * SHARE_OF_FLOPS),
       "memory": self.memory_traffic / (chip.bandwidth * share),
       "links": self.link_traffic / (chip.link_bandwidth * share),
       "network": self.network_traffic / (chip.network_bandwidth * share),

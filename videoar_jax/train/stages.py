@@ -325,11 +325,9 @@ class Stages:
     found = []
     if stage.mixture:
       ways = batch_ways(self.mesh)
-      tokens = stage.loop.batch_size * self.run.layout_of(stage.data).length
 
       def batch_size(shape: Shape) -> int:
-        rows = tokens // self.run.layout(shape[0], shape[1:]).length
-        return max(rows // ways, 1) * ways
+        return self.run.batch_size_of(stage, (shape[0], shape[1:]), ways)
 
       for part, source in zip(stage.mixture, sources, strict=True):
         found += make_buckets(
