@@ -5,7 +5,8 @@
 
 TPU's own compiler, from the package libtpu, compiles the real step; its memory is what a chip will
 hold. Time is counted, not measured, see `train/estimate.py`. GPUs are counted only. Fields of the
-config are set as for `videoar_jax.main`.
+config are set as for `videoar_jax.main`. With --decode=N, decoding N clips together is planned in
+place of the step; compiled is the sampler's program for one frame, with the cache of a whole clip.
 """
 
 import ast
@@ -35,7 +36,13 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument(
     "--search", type=int, default=0, metavar="N", help="find the N fastest meshes that fit"
   )
+  parser.add_argument("--decode", type=int, metavar="N", help="plan decoding of N clips together")
+  parser.add_argument(
+    "--dtype", choices=("float32", "bfloat16"), default="float32", help="of --decode"
+  )
   arguments, rest = parser.parse_known_args(argv)
+  if arguments.decode is not None and (arguments.search or arguments.parameters):
+    parser.error("--decode goes with neither --search nor --parameters")
   wrong = [text for text in rest if not text.startswith("--config.")]
   if wrong:
     parser.error(f"unrecognized argument {wrong[0]}")
@@ -50,10 +57,11 @@ def plan(arguments, overrides: list[str]) -> str:
     ValueError: the config, the topology or the mesh is wrong, or the step does not compile.
   """
   from videoar_jax.parallel.chips import parse_topology
+  from videoar_jax.planning.decoding import DecodeDraft
   from videoar_jax.planning.draft import Draft
   from videoar_jax.planning.pod import Pod, parse_mesh
   from videoar_jax.planning.search import search
-  from videoar_jax.planning.tables import parameters_table, table
+  from videoar_jax.planning.tables import decode_table, parameters_table, table
   from videoar_jax.train.config import finalize
 
   run = finalize(_with_fields(read_config(arguments.config), overrides))
@@ -65,6 +73,9 @@ def plan(arguments, overrides: list[str]) -> str:
   mesh = run.mesh if arguments.mesh is None else parse_mesh(arguments.mesh)
   is_compiled = chip.is_tpu and not (arguments.parameters or arguments.count)
   pod = Pod(arguments.topology, chip, num_chips, is_compiled)
+  if arguments.decode is not None:
+    clips = DecodeDraft.of(run, stage, pod, mesh, arguments.decode, arguments.dtype)
+    return decode_table(clips, clips.compile() if is_compiled else None)
   if arguments.search:
     return search(run, stage, pod, mesh.slice, arguments.search)
   draft = Draft.of(run, stage, pod, mesh)

@@ -3,7 +3,8 @@
 Counted is a step of the transformer, or of the autoencoder, and the frozen encoder in front of a
 transformer. Left out are LPIPS, discriminators, norms and activations. The time is the longest of
 what products, memory, links and the network between slices take, each at the share of its maker's
-number below, as if they went on side by side.
+number below, as if they went on side by side. Of decoding the transformer is counted, and its small
+steps as if they went on one after the other.
 """
 
 import dataclasses
@@ -17,7 +18,9 @@ from videoar_jax.parallel.sharding import AXES, batch_ways
 from videoar_jax.tokenizer.flops import decoder_flops, encoder_flops
 from videoar_jax.train.config import RunConfig, StageConfig
 from videoar_jax.train.state import State
-from videoar_jax.videoar.flops import training_flops, visible_pairs
+from videoar_jax.videoar.flops import forward_flops, training_flops, visible_pairs
+from videoar_jax.videoar.layout import Layout
+from videoar_jax.videoar.model import GeneratorConfig
 
 # Shares of the makers' numbers that large programs reach; an assumption.
 SHARE_OF_FLOPS = 0.6
@@ -101,6 +104,77 @@ def estimate(run: RunConfig, stage: StageConfig, abstract: State, shardings, mes
     memory_traffic=2 * state + 2 * own + passes * gathered + moved,
     link_traffic=sent,
     network_traffic=2 * own * (slices - 1) / slices,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeCost:
+  """The decoding of some clips; all numbers but `num_steps` and `flops` are of one device.
+
+  Attributes:
+    num_steps: runs of the transformer, beside that for the prompt.
+    parameter_bytes: of the parameters that it holds.
+    cache_bytes: of the keys and values of all positions.
+    flops: over all devices.
+    memory_traffic: bytes of weights and cache that are read.
+    link_traffic: bytes sent and received between devices.
+  """
+
+  num_steps: int
+  parameter_bytes: int
+  cache_bytes: int
+  flops: float
+  memory_traffic: float
+  link_traffic: float
+
+  def seconds(self, chip: Chip, num_devices: int) -> dict[str, float]:
+    """Returns how long each part takes; the clips take their sum."""
+    share = SHARE_OF_BANDWIDTH / chip.num_devices
+    return {
+      "products": self.flops / (num_devices * chip.device_flops * SHARE_OF_FLOPS),
+      "memory": self.memory_traffic / (chip.bandwidth * share),
+      "links": self.link_traffic / (chip.link_bandwidth * share),
+    }
+
+
+def estimate_decoding(
+  config: GeneratorConfig, layout: Layout, num_rows: int, params: dict, cache, mesh: Mesh
+) -> DecodeCost:
+  """Counts the decoding of clips; attention goes over all of the cache, written or not.
+
+  Args:
+    config: the network's.
+    layout: a clip's sequence.
+    num_rows: clips, counted twice where they are guided.
+    params: shapes of the parameters, with their shardings.
+    cache: shapes of the keys and values, with their shardings.
+    mesh: devices, or an abstract one.
+  """
+  split = jax.tree.map(lambda x: x.sharding, params)
+  own, cached = (
+    device_bytes(tree, jax.tree.map(lambda x: x.sharding, tree)) for tree in (params, cache)
+  )
+  used, gathered = _gathered_bytes(params, split)
+  sizes, finals = layout.scale_sizes, (layout.num_frames - 1) * (layout.final_size > 0)
+  num_steps = layout.num_frames * layout.num_scales + finals
+  num_tokens = layout.length - layout.text_length
+  length = jax.tree.leaves(cache)[0].shape[-2]
+  beside = sum(size * sum(sizes[: s + 1]) for s, size in enumerate(sizes))
+  pairs = num_tokens * length + layout.num_frames * beside + finals * layout.final_size**2
+  heads = config.num_heads * config.head_width
+  seen = visible_pairs(layout.visibility())
+  attention = 4 * config.depth * heads * (pairs - seen)
+  rows = num_rows / batch_ways(mesh)
+  item = jax.tree.leaves(params)[0].dtype.itemsize
+  tensor = mesh.shape["tensor"]
+  sums = 4 * config.depth * rows * num_tokens * config.width * item * (tensor - 1) / tensor
+  return DecodeCost(
+    num_steps=num_steps,
+    parameter_bytes=own,
+    cache_bytes=cached,
+    flops=num_rows * (forward_flops(config, layout) + attention),
+    memory_traffic=num_steps * (used + cached),
+    link_traffic=num_steps * gathered + sums,
   )
 
 
