@@ -11,10 +11,11 @@ import pytest
 
 from configs import quickstart, videoar_t2v
 from videoar_jax import plan
+from videoar_jax.command_line import read_config
 from videoar_jax.parallel.chips import parse_topology
 from videoar_jax.parallel.sharding import MeshConfig
 from videoar_jax.planning import draft, search
-from videoar_jax.planning.pod import Pod
+from videoar_jax.planning.pod import Pod, parse_mesh
 from videoar_jax.train.config import finalize
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -37,6 +38,16 @@ def run_plan(capsys, *flags):
 
 def counted_pod(name):
   return Pod(name, *parse_topology(name), is_compiled=False)
+
+
+def golden_draft(config, name, pod, mesh):
+  run = finalize(read_config(config))
+  stage = next(stage for stage in run.stages if stage.name == name)
+  return draft.Draft.of(run, stage, pod, parse_mesh(mesh))
+
+
+def mebibytes(words):
+  return float(words[0]) * {"KiB": 2**-10, "MiB": 1, "GiB": 2**10}[words[1].rstrip(",")]
 
 
 def rows(text):
@@ -84,6 +95,25 @@ def test_search_knows_chips_of_two_devices_and_slices(capsys):
   for line in out.splitlines():
     sizes = dict(part.split(":") for part in re.search(r"--mesh=(\S+)", line)[1].split(","))
     assert sizes["slice"] == "2" and math.prod(map(int, sizes.values())) == 32
+
+
+T2V = "configs/videoar_t2v.py:data=x,images=y"
+# Config, stage, pod, mesh, and GiB that a device's part of the step may be counted at.
+GOLDEN = {
+  "quickstart": ("configs/quickstart.py", "generator", "v5e:2x2", "data:4", 0.0305),
+  "tokenizer": ("configs/tokenizer_ucf101.py:data=x", "tokenizer", "v5e:4x4", "fsdp:16", 6.3),
+  "ucf101": ("configs/videoar_ucf101.py:data=x", "generator", "v5e:4x4", "fsdp:16", 2.06),
+  "III": (T2V, "III", "v5p:4x4x4", "fsdp:64", 25.8),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_plans_are_counted_to_fit(name):
+  """What a config takes of a device does not grow unnoticed; where it shrinks, lower the number."""
+  config, stage, pod, mesh, budget = GOLDEN[name]
+  cost = golden_draft(config, stage, counted_pod(pod), mesh).estimate()
+  assert 0.9 * budget < cost.memory / 2**30 <= budget
+  assert budget * 2**30 < parse_topology(pod)[0].device_memory
 
 
 @pytest.mark.parametrize("text_length", [72, 73])
@@ -152,6 +182,44 @@ def test_what_does_not_fit_says_by_how_much():
   text += "Exceeded hbm capacity by 4.35G."
   message = str(draft._describe(Exception(text), "split fsdp"))
   assert "20.10G of 15.75G" in message and "4.35G too much" in message and "fsdp" in message
+
+
+def test_decoding_is_counted(capsys):
+  """Weights and cache are read at every step; heads over two devices halve what one holds."""
+  tables = []
+  for flags in (["--mesh=data:1"], ["--mesh=tensor:2"], ["--mesh=data:1", "--dtype=bfloat16"]):
+    pod = "h100:2" if "tensor:2" in flags[0] else "h100:1"
+    status, out, err = run_plan(capsys, f"--topology={pod}", "--decode=2", *flags)
+    assert status == 0, err
+    tables.append({name: text.split() for name, text in rows(out).items()})
+  one, split, _ = tables
+  cache = [mebibytes(table["cache a device"]) for table in tables]
+  assert cache[1] == pytest.approx(cache[0] / 2, rel=0.01) == cache[2]
+  # 3 frames of 4 scales, and the complete latents of two; two halves by guidance; float32.
+  assert "14 steps" in " ".join(one["decode"]) and "guided," in one["decode"]
+  run = finalize(quickstart.get_config())
+  layout, config = run.layout_of(run.stages[-1].data), run.generator
+  positions = layout.text_length + 2 * layout.final_size
+  keys = 2 * 2 * 1 * config.num_kv_heads * config.head_width * positions * 2 * 4
+  assert cache[0] == pytest.approx(keys / 2**20, rel=0.01)
+  held = [mebibytes(table["parameters a device"]) for table in tables]
+  reads = [mebibytes(table["memory traffic a device"]) for table in tables]
+  assert reads[0] == pytest.approx(14 * (held[0] + cache[0]), rel=0.02)
+  assert held[2] == pytest.approx(held[0] / 2, rel=0.01) and split["sent between devices"] != ["0"]
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--decode=3", "--mesh=data:2"], "--decode=3 clips do not divide over the 2 ways"),
+    (["--decode=0", "--mesh=data:2"], "--decode=0"),
+    (["--decode=2", "--stage=tokenizer"], "stage tokenizer trains a tokenizer"),
+    (["--decode=1", "--mesh=tensor:2", "--config.generator.num_kv_heads=1"], "kv_heads"),
+  ],
+)
+def test_decoding_that_cannot_be_is_named(capsys, flags, message):
+  status, _, err = run_plan(capsys, "--topology=h100:2", *flags)
+  assert status == 2 and message in err and err.count("\n") == 1, err
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from videoar_jax.parallel.sharding import (
 )
 from videoar_jax.planning.pod import Pod
 from videoar_jax.train.config import RunConfig, StageConfig
+from videoar_jax.train.estimate import Cost, estimate
 from videoar_jax.train.loop import Trainer
 from videoar_jax.train.stages import Stages
 from videoar_jax.train.state import with_shardings
@@ -76,6 +77,11 @@ class Draft:
     whole = jax.tree.map(lambda _: replicated(mesh), frozen)
     largest = with_largest_shape(run, stage, batch_ways(mesh))
     return cls(run, largest, pod, mesh, trainer, with_shardings(frozen, whole))
+
+  def estimate(self) -> Cost:
+    """Counts the step."""
+    trainer = self.trainer
+    return estimate(self.run, self.stage, trainer.abstract_state, trainer.shardings, self.mesh)
 
   def compile(self) -> Memory:
     """Compiles the step.

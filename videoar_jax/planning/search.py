@@ -45,7 +45,8 @@ def search(run: RunConfig, stage: StageConfig, pod: Pod, slices: int, num: int) 
         continue
     sizes = ",".join(f"{a}:{getattr(mesh, a)}" for a in AXES if getattr(mesh, a) > 1) or "data:1"
     remat = other.generator.remat if stage.kind == "generator" else "-"
-    lines.append(f"--mesh={sizes}  remat={remat}  {seconds:.3g} s a step, {note}")
+    days = stage.loop.num_steps * seconds / 86400
+    lines.append(f"--mesh={sizes}  remat={remat}  {seconds:.3g} s a step, {days:.3g} days, {note}")
   if not lines:
     raise ValueError(
       f"nothing fits on {pod.name}, of {len(found)} meshes that divide and may fit; take more "

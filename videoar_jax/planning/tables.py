@@ -22,7 +22,7 @@ def table(draft: Draft, memory: Memory | None) -> str:
     memory: by the compiler; None to count it.
   """
   run, stage, chip, trainer = draft.run, draft.stage, draft.pod.chip, draft.trainer
-  cost = estimate.estimate(run, stage, trainer.abstract_state, trainer.shardings, draft.mesh)
+  cost = draft.estimate()
   devices = draft.mesh.size
   seconds = cost.seconds(chip, devices)
   slowest = max(seconds, key=seconds.get)

@@ -39,8 +39,8 @@ class Cost:
     flops: of the step, over all devices.
     executed_flops: with what is computed anew.
     memory_traffic: bytes read and written.
-    link_traffic: bytes sent and received between devices of a slice.
-    network_traffic: bytes sent and received between slices.
+    link_traffic: bytes sent to devices of its slice; it receives as many.
+    network_traffic: bytes sent to other slices.
   """
 
   parameter_bytes: int
@@ -117,7 +117,7 @@ class DecodeCost:
     cache_bytes: of the keys and values of all positions.
     flops: over all devices.
     memory_traffic: bytes of weights and cache that are read.
-    link_traffic: bytes sent and received between devices.
+    link_traffic: bytes sent to other devices.
   """
 
   num_steps: int
