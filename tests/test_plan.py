@@ -222,20 +222,30 @@ def test_decoding_that_cannot_be_is_named(capsys, flags, message):
   assert status == 2 and message in err and err.count("\n") == 1, err
 
 
-@pytest.mark.slow
-def test_a_pod_that_is_not_there_compiles():
-  """The real compiler: a small step has a peak, and one that is too large says by how much."""
+def compiled_plan(*flags):
+  """Runs the real compiler, in a process of its own; returns what it printed."""
   if importlib.util.find_spec("libtpu") is None:
     pytest.skip("libtpu is not installed; pip install 'videoar_jax[plan]'")
-  command = [sys.executable, "-m", "videoar_jax.plan", CONFIG, *TINY, "--topology=v5e:2x2"]
-  done = subprocess.run([*command, "--mesh=fsdp:4"], cwd=ROOT, capture_output=True, text=True)
+  command = [sys.executable, "-m", "videoar_jax.plan", *flags]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "budget"), [([], 0.02), (["--decode=8"], 0.01)])
+def test_a_pod_that_is_not_there_compiles(flags, budget):
+  """The golden plans by the real compiler: a small step, and a frame's decoding, in GiB."""
+  done = compiled_plan(CONFIG, *TINY, "--topology=v5e:2x2", "--mesh=data:4", *flags)
   assert done.returncode == 0, done.stderr[-2000:]
-  assert "peak a device" in rows(done.stdout)
-  large = [
-    *command,
-    "--mesh=data:4",
-    "--config.generator.width=16384",
-    "--config.generator.depth=2",
-  ]
-  done = subprocess.run(large, cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode == 2 and "too much" in done.stderr, done.stderr[-2000:]
+  peak = mebibytes(rows(done.stdout)["peak a device"].split()) / 1024
+  assert 0.7 * budget < peak <= budget
+
+
+@pytest.mark.slow
+def test_a_step_that_is_too_large_says_by_how_much():
+  large = ["--config.generator.width=16384", "--config.generator.depth=2"]
+  done = compiled_plan(CONFIG, *TINY, "--topology=v5e:2x2", "--mesh=data:4", *large)
+  assert done.returncode == 2, done.stdout[-2000:]
+  numbers = re.search(r"needs ([\d.]+)G of ([\d.]+)G of .*?, ([\d.]+)G too much", done.stderr)
+  needed, memory, excess = map(float, numbers.groups())
+  assert excess == pytest.approx(needed - memory, abs=0.02) and memory == 15.75
+  assert "--mesh=fsdp:N" in done.stderr and done.stderr.count("\n") == 1

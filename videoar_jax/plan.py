@@ -15,12 +15,14 @@ import sys
 
 from videoar_jax.command_line import Parser, print_result, read_config
 
-# JAX asks for these when it makes a topology; without them it looks for a TPU.
+# JAX asks for these when it makes a topology; without them it looks for a TPU. The last lets
+# several plans run at once, which have no TPU to fight for.
 _NO_TPU = {
   "JAX_PLATFORMS": "cpu",
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-8",
   "TPU_WORKER_HOSTNAMES": "localhost",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 

@@ -76,7 +76,8 @@ def rank(run: RunConfig, stage: StageConfig, pod: Pod, slices: int) -> list[Foun
       if cost.memory < pod.chip.memory / pod.chip.num_devices:
         seconds = max(cost.seconds(pod.chip, mesh.size).values())
         found.append(Found(seconds, mesh_config, other, cost.memory))
-  return sorted(found, key=lambda item: item.seconds)
+  # Of those as fast, that of the least memory.
+  return sorted(found, key=lambda item: (item.seconds, item.memory))
 
 
 def _policies(run: RunConfig, stage: StageConfig) -> Iterator[RunConfig]:
