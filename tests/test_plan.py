@@ -242,7 +242,7 @@ def test_a_pod_that_is_not_there_compiles(flags, budget):
 
 @pytest.mark.slow
 def test_a_step_that_is_too_large_says_by_how_much():
-  large = ["--config.generator.width=16384", "--config.generator.depth=2"]
+  large = ["--config.generator.width=16384", "--config.generator.mlp_width=65536"]
   done = compiled_plan(CONFIG, *TINY, "--topology=v5e:2x2", "--mesh=data:4", *large)
   assert done.returncode == 2, done.stdout[-2000:]
   numbers = re.search(r"needs ([\d.]+)G of ([\d.]+)G of .*?, ([\d.]+)G too much", done.stderr)

@@ -16,12 +16,13 @@ REMAT = ("none", "dots", "full")
 
 
 class Found(NamedTuple):
-  """A mesh that divides a stage, with the policy of its run, seconds a step, and counted bytes."""
+  """A mesh that divides a stage, with the policy of its run, and what is counted of a step."""
 
   seconds: float
+  product_seconds: float
+  memory: float
   mesh: MeshConfig
   run: RunConfig
-  memory: float
 
 
 def search(run: RunConfig, stage: StageConfig, pod: Pod, slices: int, num: int) -> str:
@@ -34,7 +35,7 @@ def search(run: RunConfig, stage: StageConfig, pod: Pod, slices: int, num: int) 
   """
   found = rank(run, stage, pod, slices)
   lines = []
-  for seconds, mesh, other, memory in found:
+  for seconds, _, memory, mesh, other in found:
     if len(lines) == num:
       break
     note = f"counted {bytes_text(memory)}"
@@ -74,10 +75,10 @@ def rank(run: RunConfig, stage: StageConfig, pod: Pod, slices: int) -> list[Foun
     for other in _policies(run, stage):
       cost = estimate(other, largest, trainer.abstract_state, shardings, mesh)
       if cost.memory < pod.chip.memory / pod.chip.num_devices:
-        seconds = max(cost.seconds(pod.chip, mesh.size).values())
-        found.append(Found(seconds, mesh_config, other, cost.memory))
-  # Of those as fast, that of the least memory.
-  return sorted(found, key=lambda item: (item.seconds, item.memory))
+        parts = cost.seconds(pod.chip, mesh.size)
+        found.append(Found(max(parts.values()), parts["products"], cost.memory, mesh_config, other))
+  # Of those as fast, that of the least work, and then of the least memory.
+  return sorted(found, key=lambda item: item[:3])
 
 
 def _policies(run: RunConfig, stage: StageConfig) -> Iterator[RunConfig]:
