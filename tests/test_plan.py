@@ -177,11 +177,19 @@ def test_a_missing_config_is_named(capsys):
   assert "configs/none.py" in capsys.readouterr().err
 
 
-def test_what_does_not_fit_says_by_how_much():
-  text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.10G of 15.75G hbm. "
-  text += "Exceeded hbm capacity by 4.35G."
-  message = str(draft._describe(Exception(text), "split fsdp"))
-  assert "20.10G of 15.75G" in message and "4.35G too much" in message and "fsdp" in message
+@pytest.mark.parametrize(
+  "text",
+  [
+    "Ran out of memory in memory space hbm. Used 20.10G of 15.75G hbm. Exceeded hbm capacity by 4G",
+    "the total memory required for HLO temporaries (20.10G) exceeds available HBM (15.75G).",
+  ],
+)
+def test_what_does_not_fit_says_by_how_much(text):
+  """In both of the compiler's wordings."""
+  found = draft._describe(Exception(f"RESOURCE_EXHAUSTED: {text}"), "split fsdp")
+  assert isinstance(found, draft.DoesNotFit)
+  assert "20.10G of 15.75G" in str(found) and "4.35G too much" in str(found)
+  assert "fsdp" in str(found)
 
 
 def test_decoding_is_counted(capsys):

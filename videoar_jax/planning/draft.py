@@ -184,15 +184,22 @@ def compile_program(program, arguments: tuple, mesh: Mesh, mends: str, **setting
   return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes, peak)
 
 
+_TOO_LARGE = (
+  r"Used ([\d.]+)G of ([\d.]+)G hbm",
+  # Found before memory is given out: of arguments or temporaries alone.
+  r"required for HLO \w+ \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)",
+)
+
+
 def _describe(error: Exception, mends: str) -> ValueError:
   text = str(error)
-  match = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm. Exceeded hbm capacity by ([\d.]+\w)", text)
+  match = next(filter(None, (re.search(pattern, text) for pattern in _TOO_LARGE)), None)
   if not match:
     return ValueError(f"the step does not compile: {text[:600]}")
-  used, memory, excess = match.groups()
+  used, memory = map(float, match.groups())
   return DoesNotFit(
-    f"the step does not fit: it needs {used} of {memory} of a chip's memory, {excess} too much; "
-    f"{mends}"
+    f"the step does not fit: it needs {used:.2f}G of {memory:.2f}G of a chip's memory, "
+    f"{used - memory:.2f}G too much; {mends}"
   )
 
 
