@@ -18,6 +18,7 @@ ALLOWED = {
   "tokenizer": {"parallel", "nn"},
   "videoar": {"parallel", "nn", "tokenizer"},
   "train": {"parallel", "nn", "tokenizer", "videoar", "data", "weights"},
+  "planning": {"parallel", "nn", "tokenizer", "videoar", "train"},
   "load": {"parallel", "nn", "tokenizer", "videoar", "data", "train", "weights"},
   "evals": {"parallel", "nn", "tokenizer", "videoar", "data", "train", "load", "weights"},
 }

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from videoar_jax.parallel.sharding import (
   MeshConfig,
+  _arrange,
   _split_slices,
   batch_ways,
   constrain,
@@ -60,6 +61,22 @@ def test_slices_come_first_and_keep_their_devices_together():
   assert [[device.id for device in part] for part in parts] == [[1, 3], [0, 2]]
   with pytest.raises(ValueError, match=r"mesh\.slice=4.*2 slices"):
     _split_slices(devices, 4)
+
+
+def test_an_axis_may_be_a_part_of_a_side_of_a_pod():
+  devices = [
+    types.SimpleNamespace(
+      coords=(x, y, z), core_on_chip=0, platform="tpu", device_kind="TPU v5", id=16 * x + 4 * y + z
+    )
+    for x in range(4)
+    for y in range(4)
+    for z in range(4)
+  ]
+  arranged = _arrange(devices, [1, 1, 32, 2, 1])
+  assert arranged.shape == (1, 1, 32, 2, 1)
+  assert sorted(device.id for device in arranged.flat) == list(range(64))
+  for first, second in arranged.reshape(32, 2):
+    assert sum(abs(a - b) for a, b in zip(first.coords, second.coords, strict=True)) in (1, 2)
 
 
 def test_batches_are_split_over_slices_and_parameters_are_not():

@@ -430,3 +430,17 @@ def test_features_of_text_are_as_good_as_tokens():
   np.testing.assert_allclose(given.logits, plain.logits, atol=1e-4)
   for one, other in zip(given.bits, plain.bits, strict=True):
     np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
+def test_wide_tokens_are_never_parted_into_frames(layout):
+  """TPU's compiler takes minutes for a reshape of `[b, t n, m]` where n is no multiple of 8."""
+  inputs = make_batch(layout)
+
+  def logits(features, latents):
+    return make_model(layout=layout)(TEXT, features, layout, latents=latents)
+
+  traced = jax.make_jaxpr(logits)(inputs.features, inputs.latents)
+  shapes = [x.aval.shape for equation in traced.eqns for x in equation.outvars]
+  assert any(len(shape) == 3 and shape[-1] == CONFIG.width for shape in shapes)
+  assert not [shape for shape in shapes if len(shape) == 4 and shape[-1] == CONFIG.width]

@@ -26,6 +26,10 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
+class Undivided(ValueError):
+  """A mesh axis does not divide what is to be split over it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
   """Devices along each mesh axis; -1 takes what is left, for one axis.
@@ -72,8 +76,6 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
   devices = jax.devices() if devices is None else devices
   sizes = mesh_sizes(config, len(devices))
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-  if sizes[0] == 1:
-    return jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
   slices = [_arrange(part, sizes[1:]) for part in _split_slices(devices, sizes[0])]
   return Mesh(np.stack(slices), AXES, axis_types=auto)
 
@@ -95,7 +97,8 @@ def _split_slices(devices: list, num_slices: int) -> list[list]:
 
 def _arrange(devices: list, sizes: list[int]) -> np.ndarray:
   """Returns one slice's devices in the shape of its axes, neighbours beside each other."""
-  return mesh_utils.create_device_mesh(sizes, devices=devices)
+  # Where no axis is as long as sides of the pod, an axis is a part of a side.
+  return mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
 
 
 def spec_of(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
@@ -107,8 +110,8 @@ def spec_of(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) ->
     shape: the array's shape.
     mesh: the mesh.
   Raises:
-    ValueError: a mesh axis does not divide an axis that should be split over it, or there is no
-      rule for a name.
+    Undivided: a mesh axis does not divide an axis that should be split over it.
+    ValueError: there is no rule for a name.
   """
   unknown = [name for name in axes if name is not None and name not in RULES]
   if unknown:
@@ -119,7 +122,7 @@ def spec_of(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) ->
     mesh_axes = tuple(axis for axis in RULES.get(name, ()) if mesh.shape[axis] > 1)
     ways = math.prod(mesh.shape[axis] for axis in mesh_axes)
     if size % ways:
-      raise ValueError(
+      raise Undivided(
         f"axis {name!r} of size {size} in shape {shape} does not divide over the mesh axes "
         f"{mesh_axes} of size {ways}; change mesh.{mesh_axes[0]} or the size"
       )
@@ -142,18 +145,20 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
 
 def is_for_tpu() -> bool:
   """Says whether what is traced now will run on TPU: on the mesh that is set, or by default."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  if device is None:
-    return jax.default_backend() == "tpu"
-  return "TPU" in device.device_kind
+  return _platform() == "tpu"
 
 
 def is_for_cpu() -> bool:
   """Says whether what is traced now will run on CPU: on the mesh that is set, or by default."""
+  return _platform() == "cpu"
+
+
+def _platform() -> str:
+  """Returns what is traced for: on the mesh that is set, or by default."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   if device is None:
-    return jax.default_backend() == "cpu"
-  return device.device_kind == "cpu"
+    return jax.default_backend()
+  return "tpu" if "TPU" in device.device_kind else device.device_kind
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

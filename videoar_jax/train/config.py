@@ -221,6 +221,18 @@ class RunConfig:
       rope_grid=generator.rope_grid,
     )
 
+  def batch_size_of(self, stage: StageConfig, shape: tuple[int, tuple[int, int]], ways: int) -> int:
+    """The clips of a batch of one shape of a stage's mixture, of about as many tokens as others.
+
+    Args:
+      stage: with a mixture.
+      shape: (frames, (height, width)).
+      ways: parts that batches are split into; a batch has as many clips for each.
+    """
+    tokens = stage.loop.batch_size * self.layout_of(stage.data).length
+    rows = tokens // self.layout(*shape).length
+    return max(rows // ways, 1) * ways
+
   def chain(self, stage: StageConfig) -> list[StageConfig]:
     """Returns the stages that have one optimizer and one schedule with a stage, it included."""
     chains: list[list[StageConfig]] = []

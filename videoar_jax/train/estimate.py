@@ -3,7 +3,8 @@
 Counted is a step of the transformer, or of the autoencoder, and the frozen encoder in front of a
 transformer. Left out are LPIPS, discriminators, norms and activations. The time is the longest of
 what products, memory, links and the network between slices take, each at the share of its maker's
-number below, as if they went on side by side.
+number below, as if they went on side by side. Of decoding the transformer is counted, and its small
+steps as if they went on one after the other.
 """
 
 import dataclasses
@@ -17,12 +18,14 @@ from videoar_jax.parallel.sharding import AXES, batch_ways
 from videoar_jax.tokenizer.flops import decoder_flops, encoder_flops
 from videoar_jax.train.config import RunConfig, StageConfig
 from videoar_jax.train.state import State
-from videoar_jax.videoar.flops import training_flops, visible_pairs
+from videoar_jax.videoar.flops import forward_flops, training_flops, visible_pairs
+from videoar_jax.videoar.layout import Layout
+from videoar_jax.videoar.model import GeneratorConfig
 
 # Shares of the makers' numbers that large programs reach; an assumption.
 SHARE_OF_FLOPS = 0.6
 SHARE_OF_BANDWIDTH = 0.7
-_FLOAT_BYTES = 4
+_BYTES = {"float32": 4, "bfloat16": 2}  # Of an activation.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +39,8 @@ class Cost:
     flops: of the step, over all devices.
     executed_flops: with what is computed anew.
     memory_traffic: bytes read and written.
-    link_traffic: bytes sent and received between devices of a slice.
-    network_traffic: bytes sent and received between slices.
+    link_traffic: bytes sent to devices of its slice; it receives as many.
+    network_traffic: bytes sent to other slices.
   """
 
   parameter_bytes: int
@@ -49,12 +52,16 @@ class Cost:
   link_traffic: float
   network_traffic: float
 
-  def seconds(self, chip: Chip, num_devices: int, devices_a_chip: int = 1) -> dict[str, float]:
+  @property
+  def memory(self) -> float:
+    """Bytes that a device holds at once, as far as is counted."""
+    return self.state_bytes + self.parameter_bytes + (self.activation_bytes or 0)
+
+  def seconds(self, chip: Chip, num_devices: int) -> dict[str, float]:
     """Returns how long each of the four takes."""
-    share = SHARE_OF_BANDWIDTH / devices_a_chip
+    share = SHARE_OF_BANDWIDTH / chip.num_devices
     return {
-      "products": self.executed_flops
-      / (num_devices * chip.flops * SHARE_OF_FLOPS / devices_a_chip),
+      "products": self.executed_flops / (num_devices * chip.device_flops * SHARE_OF_FLOPS),
       "memory": self.memory_traffic / (chip.bandwidth * share),
       "links": self.link_traffic / (chip.link_bandwidth * share),
       "network": self.network_traffic / (chip.network_bandwidth * share),
@@ -79,6 +86,7 @@ def estimate(run: RunConfig, stage: StageConfig, abstract: State, shardings, mes
     flops, executed = _generator_flops(run, stage)
     passes = 4 if run.generator.remat == "full" else 3
     kept, moved = _generator_activations(run, stage, mesh, clips)
+    kept /= stage.loop.accumulation_steps
     # Parameters are gathered on the way there and back, and their gradients scattered.
     sent = 3 * sent + _activations_sent(run, stage, mesh, clips, passes)
   else:
@@ -97,6 +105,77 @@ def estimate(run: RunConfig, stage: StageConfig, abstract: State, shardings, mes
     memory_traffic=2 * state + 2 * own + passes * gathered + moved,
     link_traffic=sent,
     network_traffic=2 * own * (slices - 1) / slices,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeCost:
+  """The decoding of some clips; all numbers but `num_steps` and `flops` are of one device.
+
+  Attributes:
+    num_steps: runs of the transformer, beside that for the prompt.
+    parameter_bytes: of the parameters that it holds.
+    cache_bytes: of the keys and values of all positions.
+    flops: over all devices.
+    memory_traffic: bytes of weights and cache that are read.
+    link_traffic: bytes sent to other devices.
+  """
+
+  num_steps: int
+  parameter_bytes: int
+  cache_bytes: int
+  flops: float
+  memory_traffic: float
+  link_traffic: float
+
+  def seconds(self, chip: Chip, num_devices: int) -> dict[str, float]:
+    """Returns how long each part takes; the clips take their sum."""
+    share = SHARE_OF_BANDWIDTH / chip.num_devices
+    return {
+      "products": self.flops / (num_devices * chip.device_flops * SHARE_OF_FLOPS),
+      "memory": self.memory_traffic / (chip.bandwidth * share),
+      "links": self.link_traffic / (chip.link_bandwidth * share),
+    }
+
+
+def estimate_decoding(
+  config: GeneratorConfig, layout: Layout, num_rows: int, params: dict, cache, mesh: Mesh
+) -> DecodeCost:
+  """Counts the decoding of clips; attention goes over all of the cache, written or not.
+
+  Args:
+    config: the network's.
+    layout: a clip's sequence.
+    num_rows: clips, counted twice where they are guided.
+    params: shapes of the parameters, with their shardings.
+    cache: shapes of the keys and values, with their shardings.
+    mesh: devices, or an abstract one.
+  """
+  split = jax.tree.map(lambda x: x.sharding, params)
+  own, cached = (
+    device_bytes(tree, jax.tree.map(lambda x: x.sharding, tree)) for tree in (params, cache)
+  )
+  used, gathered = _gathered_bytes(params, split)
+  sizes, finals = layout.scale_sizes, (layout.num_frames - 1) * (layout.final_size > 0)
+  num_steps = layout.num_frames * layout.num_scales + finals
+  num_tokens = layout.length - layout.text_length
+  length = jax.tree.leaves(cache)[0].shape[-2]
+  beside = sum(size * sum(sizes[: s + 1]) for s, size in enumerate(sizes))
+  pairs = num_tokens * length + layout.num_frames * beside + finals * layout.final_size**2
+  heads = config.num_heads * config.head_width
+  seen = visible_pairs(layout.visibility())
+  attention = 4 * config.depth * heads * (pairs - seen)
+  rows = num_rows / batch_ways(mesh)
+  item = jax.tree.leaves(params)[0].dtype.itemsize
+  tensor = mesh.shape["tensor"]
+  sums = 4 * config.depth * rows * num_tokens * config.width * item * (tensor - 1) / tensor
+  return DecodeCost(
+    num_steps=num_steps,
+    parameter_bytes=own,
+    cache_bytes=cached,
+    flops=num_rows * (forward_flops(config, layout) + attention),
+    memory_traffic=num_steps * (used + cached),
+    link_traffic=num_steps * gathered + sums,
   )
 
 
@@ -152,11 +231,11 @@ def _generator_activations(run, stage, mesh, clips: float) -> tuple[int, float]:
   k = config.head_width
   split = (2 * config.num_heads + 2 * config.num_kv_heads) * k + 3 * config.mlp_width
   products = 2 * config.width + split / mesh.shape["tensor"]
-  block = tokens * (4 * config.width + products) * _FLOAT_BYTES
-  residual = tokens * config.width * _FLOAT_BYTES
+  block = tokens * (4 * config.width + products) * _BYTES[config.dtype]
+  residual = tokens * config.width * _BYTES[config.dtype]
   kept = {
     "none": config.depth * block,
-    "dots": config.depth * (residual + tokens * products * _FLOAT_BYTES),
+    "dots": config.depth * (residual + tokens * products * _BYTES[config.dtype]),
     "full": config.depth * residual + block,
   }[config.remat]
   # Written and read on the way there, and twice that on the way back.
@@ -168,10 +247,10 @@ def _activations_sent(run, stage, mesh, clips: float, passes: int) -> float:
   config, sizes = run.generator, mesh.shape
   tokens = clips * run.layout_of(stage.data).length / sizes["sequence"]
   # Each block sums its two outputs over the devices that share it, there and back.
-  sums = 2 * passes * tokens * config.width * _FLOAT_BYTES
+  sums = 2 * passes * tokens * config.width * _BYTES[config.dtype]
   sums *= 2 * (sizes["tensor"] - 1) / sizes["tensor"]
   heads = 2 * config.num_kv_heads * config.head_width / sizes["tensor"]
-  keys = passes * tokens * heads * _FLOAT_BYTES * (sizes["sequence"] - 1)
+  keys = passes * tokens * heads * _BYTES[config.dtype] * (sizes["sequence"] - 1)
   return config.depth * (sums + keys)
 
 

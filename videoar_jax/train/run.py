@@ -1,6 +1,7 @@
 """A run: one config in one workdir, from the first stage to the last."""
 
 import fcntl
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -188,12 +189,11 @@ def _check_mixtures(stages: Stages) -> None:
   mesh = json.loads(path.read_text())["mesh"]
   before, now = math.prod(mesh[axis] for axis in RULES["batch"]), batch_ways(stages.mesh)
   for stage in stages.run.stages:
-    shapes = [(frames, *size) for part in stage.mixture for frames, size in part.shapes]
+    shapes = [shape for part in stage.mixture for shape in part.shapes]
+    size_of = functools.partial(stages.run.batch_size_of, stage)
+    parts = stage.loop.accumulation_steps
     if (
-      any(
-        stages.batch_size(stage, shape, before) != stages.batch_size(stage, shape, now)
-        for shape in shapes
-      )
+      any(size_of(shape, before * parts) != size_of(shape, now * parts) for shape in shapes)
       and 0 < stages.latest_step(stage) < stage.loop.num_steps
     ):
       raise ValueError(

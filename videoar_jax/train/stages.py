@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from videoar_jax import weights
 from videoar_jax.data.clip_source import EncodedSource
 from videoar_jax.data.latents import Index, LatentsSource
-from videoar_jax.data.mixture import Mixture, Shape, make_buckets
+from videoar_jax.data.mixture import Mixture, make_buckets
 from videoar_jax.data.pipeline import make_iterator
 from videoar_jax.data.text import TextEncoder
 from videoar_jax.nn.layers import count_parameters
@@ -356,18 +356,6 @@ class Stages:
       frame_rate=stage.data.frame_rate,
     )
 
-  def batch_size(self, stage: StageConfig, shape: Shape, ways: int) -> int:
-    """Returns how many clips of a shape cost as much as a batch of a stage's own.
-
-    Args:
-      stage: with a mixture.
-      shape: (frames, height, width).
-      ways: parts that a batch is split into.
-    """
-    tokens = stage.loop.batch_size * self.run.layout_of(stage.data).length
-    rows = tokens // self.run.layout(shape[0], shape[1:]).length
-    return max(rows // ways, 1) * ways
-
   def mixture(self, stage: StageConfig, sources: list, seed: int) -> Mixture | None:
     """Returns the batches of several shapes or sources of a stage; None where it has one of both.
 
@@ -387,7 +375,7 @@ class Stages:
           source,
           num_frames=part.num_frames,
           resolutions=part.resolutions,
-          batch_size=lambda shape: self.batch_size(stage, shape, ways),
+          batch_size=lambda shape: self.run.batch_size_of(stage, (shape[0], shape[1:]), ways),
           share=part.weight,
         )
     elif stage.images.share > 0:

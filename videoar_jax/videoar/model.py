@@ -7,6 +7,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -237,16 +238,22 @@ class Generator(nnx.Module):
       final = latents.reshape(b, t, layout.final_size, -1).astype(dtype)
       final = self.final_features(final)
       features = jnp.concatenate([features, final], axis=2)
-    first = jnp.arange(t) == 0
-    video = self.embed_features(features, layout, first[:, None])
-    video = video.reshape(b, t * layout.frame_stride, -1)
+    # Frames are joined while tokens are narrow, and parted so below: their tokens are seldom a
+    # multiple of TPU's 8 rows, and its compiler takes minutes for such a copy of wide ones.
+    stride = layout.frame_stride
+    video = self._embed(
+      features.reshape(b, t * stride, -1),
+      np.tile(layout.frame_scale_ids, t),
+      np.arange(t * stride) < stride,
+    )
     x = jnp.concatenate([self.embed_text(text, dtype), video], 1)[:, : layout.length]
     if self.position_embedding is not None:
       x = x + self.position_embedding(jnp.arange(layout.length)).astype(x.dtype)
     sight = Sight(layout.visibility(window), is_text(text), frame_keep, self.attention_backend())
     x = self.run(x, self.angles(layout.positions), sight)
-    x = jnp.pad(x[:, layout.text_length :], ((0, 0), (0, layout.final_size), (0, 0)))
-    return self.logits(x.reshape(b, t, layout.frame_stride, -1)[:, :, :n])
+    logits = self.logits(x[:, layout.text_length :])
+    logits = jnp.pad(logits, ((0, 0), (0, layout.final_size), (0, 0)))
+    return logits.reshape(b, t, stride, -1)[:, :, :n]
 
   def embed_text(self, text: Text, dtype) -> Float[Array, "b P m"]:
     """Looks text tokens up, or brings features of text to the blocks' width."""
@@ -268,11 +275,15 @@ class Generator(nnx.Module):
       is_first_frame: bool, broadcast against `[..., q]`.
       tokens: which of a frame's tokens the features are; its complete latent follows its scales.
     """
-    scales = layout.frame_scale_ids[tokens]
+    return self._embed(features, layout.frame_scale_ids[tokens], is_first_frame)
+
+  def _embed(self, features, scales, is_first_frame):
     is_start = is_first_frame & (scales == 0)
     x = self.feature_in(features)
     x = jnp.where(is_start[..., None], self.start[...].astype(x.dtype), x)
-    return x + self.scale_embedding(scales).astype(x.dtype)
+    # Whole on every device: else each would look its part of all rows up, to exchange them.
+    table = constrain(self.scale_embedding.table[...], (None, None))
+    return x + table[scales].astype(x.dtype)
 
   def angles(self, positions: Int[Array, "l 3"]) -> Float[Array, "l p"] | None:
     """Returns rotary angles, or None with learned positions."""

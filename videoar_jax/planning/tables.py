@@ -1,0 +1,130 @@
+"""What a plan says, as text."""
+
+import jax
+
+from videoar_jax.nn.layers import count_parameters
+from videoar_jax.parallel.chips import Chip
+from videoar_jax.planning.decoding import DecodeDraft
+from videoar_jax.planning.draft import Draft, Memory
+from videoar_jax.train import estimate
+
+_RATES = (
+  f"Times are counted at {estimate.SHARE_OF_FLOPS:.0%} of the maker's bfloat16 operations and "
+  f"{estimate.SHARE_OF_BANDWIDTH:.0%} of its bandwidths"
+)
+
+
+def table(draft: Draft, memory: Memory | None) -> str:
+  """Returns a step's memory, work and time.
+
+  Args:
+    draft: the step.
+    memory: by the compiler; None to count it.
+  """
+  run, stage, chip, trainer = draft.run, draft.stage, draft.pod.chip, draft.trainer
+  cost = draft.estimate()
+  devices = draft.mesh.size
+  seconds = cost.seconds(chip, devices)
+  slowest = max(seconds, key=seconds.get)
+  time, clips = seconds[slowest], stage.loop.batch_size
+  shape = "x".join(map(str, (stage.data.num_frames, *stage.data.resolution)))
+  rows = [
+    ("stage", f"{stage.name}, batches of {clips} clips of {shape}"),
+    ("devices", f"{devices} ({draft.pod.name}), mesh {estimate.mesh_name(draft.mesh)}"),
+    ("parameters", f"{count_parameters(trainer.template.shapes):,}"),
+    ("state a device", bytes_text(cost.state_bytes)),
+    *_memory_rows(memory, None if cost.activation_bytes is None else cost.memory, chip),
+    ("operations a step", f"{cost.flops:.3g}, executed {cost.executed_flops:.3g}"),
+    ("memory traffic a device", bytes_text(cost.memory_traffic)),
+    ("sent between devices", bytes_text(cost.link_traffic)),
+    ("sent between slices", bytes_text(cost.network_traffic)),
+    ("time by part", ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())),
+    ("a step", f"{time:.3g} s, bound by {slowest}"),
+    ("utilisation", f"{cost.flops / (time * devices * chip.device_flops):.0%} of the peak"),
+    ("clips a second", f"{clips / time:.3g}"),
+  ]
+  if stage.kind == "generator":
+    tokens = clips * run.layout_of(stage.data).length
+    rows.append(("tokens a second", f"{tokens / time:,.0f}"))
+  days = stage.loop.num_steps * time / 86400
+  rows.append((f"{stage.loop.num_steps} steps", f"{days:.3g} days"))
+  lines = [*_aligned(rows), f"{_RATES}, all at once; the slowest part counts."]
+  if stage.mixture:
+    lines.append("Of the stage's shapes this is the largest; others take as long, or less.")
+  return "\n".join(lines)
+
+
+def decode_table(draft: DecodeDraft, memory: Memory | None) -> str:
+  """Returns the memory, work and time of decoding clips, without the pixels' decoder.
+
+  Args:
+    draft: the decoding.
+    memory: by the compiler; None to count it.
+  """
+  chip, cost, clips = draft.pod.chip, draft.estimate(), draft.num_clips
+  seconds = cost.seconds(chip, draft.mesh.size)
+  time, held = sum(seconds.values()), cost.parameter_bytes + cost.cache_bytes
+  shape = "x".join(map(str, (draft.stage.data.num_frames, *draft.stage.data.resolution)))
+  guided = "guided" if draft.is_guided else "not guided"
+  rows = [
+    ("decode", f"{clips} clips of {shape}, {guided}, {draft.dtype.name}, {cost.num_steps} steps"),
+    ("devices", f"{draft.mesh.size} ({draft.pod.name}), mesh {estimate.mesh_name(draft.mesh)}"),
+    ("parameters", f"{count_parameters(draft.template.shapes):,}"),
+    ("parameters a device", bytes_text(cost.parameter_bytes)),
+    ("cache a device", bytes_text(cost.cache_bytes)),
+    *_memory_rows(memory, held, chip),
+    ("operations", f"{cost.flops:.3g}"),
+    ("memory traffic a device", bytes_text(cost.memory_traffic)),
+    ("sent between devices", bytes_text(cost.link_traffic)),
+    ("time by part", ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())),
+    ("all clips", f"{time:.3g} s, {time / draft.layout.num_frames:.3g} s a latent frame"),
+    ("clips a second", f"{clips / time:.3g}"),
+  ]
+  return "\n".join([*_aligned(rows), f"{_RATES}, one after the other."])
+
+
+def parameters_table(draft: Draft) -> str:
+  """Returns each parameter's name, shape, split, and bytes on a device."""
+  shapes, shardings = draft.trainer.abstract_state["params"], draft.trainer.shardings["params"]
+  rows = [("parameter", "shape", "split over", "bytes a device")]
+  for (path, x), sharding in zip(
+    jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(shardings), strict=True
+  ):
+    split = ["+".join(estimate.axes_of(part)) or "-" for part in sharding.spec]
+    split += ["-"] * (len(x.shape) - len(split))
+    name = ".".join(str(part.key) for part in path)
+    shape = "x".join(map(str, x.shape))
+    rows.append((name, shape, " ".join(split), f"{estimate.device_bytes(x, sharding):,}"))
+  rows.append(("total", "", "", f"{estimate.device_bytes(shapes, shardings):,}"))
+  return "\n".join(_aligned(rows))
+
+
+def bytes_text(number: float) -> str:
+  """Returns a number of bytes, for people."""
+  for unit in ("B", "KiB", "MiB", "GiB"):
+    if number < 1024:
+      return f"{number:.3g} {unit}"
+    number /= 1024
+  return f"{number:.3g} TiB"
+
+
+def _memory_rows(memory: Memory | None, counted: float | None, chip: Chip) -> list:
+  """Returns what a device needs: by the compiler, else what is counted, if it is."""
+  if memory is None:
+    if counted is None:
+      return []
+    share = counted / chip.device_memory
+    return [("memory a device, counted", f"{bytes_text(counted)}, {share:.0%} of its memory")]
+  share = memory.peak / chip.device_memory
+  return [
+    ("arguments a device", bytes_text(memory.arguments)),
+    ("temporaries a device", bytes_text(memory.temporaries)),
+    ("peak a device", f"{bytes_text(memory.peak)}, {share:.0%} of its memory"),
+  ]
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+  """Returns lines with columns below each other."""
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  lines = ("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)) for row in rows)
+  return [line.rstrip() for line in lines]
