@@ -110,7 +110,7 @@ class DecodeDraft:
     )
     state = jax.eval_shape(
       lambda model, texts: start(
-        model, layout, texts, text, decoding.sample_keys(0, 0, self.num_clips)
+        model, layout, texts, text, decoding.sample_keys(0, jnp.arange(self.num_clips))
       ),
       self.template.module(self.abstract_params),
       jax.ShapeDtypeStruct((self.num_clips, *text.shape), text.dtype),
