@@ -10,6 +10,7 @@ from flax import nnx
 
 from videoar_jax.nn.rope import frequency_axes, rope_angles, rotate
 from videoar_jax.nn.visibility import Sight
+from videoar_jax.parallel.sharding import MeshConfig, make_mesh
 from videoar_jax.videoar import corruption, guidance
 from videoar_jax.videoar.decode import decode, sample_bits, sample_keys
 from videoar_jax.videoar.layout import Layout
@@ -256,6 +257,27 @@ def test_bfloat16_activations_are_near(batch, attention):
   assert 1e-5 < error < 0.05
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
     assert jnp.vdot(a, b) > 0.98 * jnp.linalg.norm(a) * jnp.linalg.norm(b)
+
+
+@pytest.mark.parametrize("attention", ["dense", "blocked"])
+def test_a_sequence_that_does_not_divide_is_split_over_devices(attention):
+  """Two devices have an equal number of its 57 tokens; gradients are those of one device."""
+  layout = dataclasses.replace(LAYOUT, text_length=6)
+  batch, text = make_batch(layout), jnp.pad(TEXT, ((0, 0), (0, 1)))
+  model = make_model(dataclasses.replace(CONFIG, attention=attention), layout)
+
+  def loss(model):
+    return jnp.sum(jnp.sin(model(text, batch.features, layout)))
+
+  found = []
+  for sequence in (1, 2):
+    config = MeshConfig(data=1, sequence=sequence)
+    with jax.set_mesh(make_mesh(config, jax.devices()[:sequence])):
+      lowered = jax.jit(jax.value_and_grad(loss)).lower(model)
+      found.append(lowered.compile()(model))
+  assert "tensor<2x58x32xf32>" in lowered.as_text()
+  for one, two in zip(*map(jax.tree.leaves, found), strict=True):
+    np.testing.assert_allclose(one, two, atol=1e-4)
 
 
 def test_remat_saves_memory():

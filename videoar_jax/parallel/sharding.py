@@ -143,6 +143,12 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec_of(axes, x.shape, mesh))
 
 
+def ways_of(name: str) -> int:
+  """Returns over how many devices an axis is split inside jit, on the mesh that is set."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES[name])
+
+
 def is_for_tpu() -> bool:
   """Says whether what is traced now will run on TPU: on the mesh that is set, or by default."""
   return _platform() == "tpu"

@@ -102,7 +102,7 @@ _MENDS = (
 
 
 def check_divides(run: RunConfig, stage: StageConfig, pod: Pod, mesh) -> None:
-  """Checks that a stage's batches and sequences divide over a mesh.
+  """Checks that a stage's batches and heads divide over a mesh.
 
   Raises:
     Undivided: one does not.
@@ -115,14 +115,7 @@ def check_divides(run: RunConfig, stage: StageConfig, pod: Pod, mesh) -> None:
     )
   if stage.kind != "generator":
     return
-  parts, tensor = mesh.shape["sequence"], mesh.shape["tensor"]
-  for layout in run.layouts_of(stage):
-    if layout.length % parts:
-      raise Undivided(
-        f"stage.{stage.name}: the {layout.length} tokens of {layout.num_frames} latent frames of "
-        f"{layout.grid[0]}x{layout.grid[1]} do not divide over mesh.sequence={parts}; take "
-        "another text.length or mesh"
-      )
+  tensor = mesh.shape["tensor"]
   if pod.chip.is_tpu and run.generator.num_kv_heads % tensor:
     raise Undivided(
       f"generator.num_kv_heads={run.generator.num_kv_heads} does not divide over "

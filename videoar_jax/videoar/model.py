@@ -16,7 +16,7 @@ from videoar_jax.nn.attention import BACKENDS, attend
 from videoar_jax.nn.cache import Cache, attend_cached
 from videoar_jax.nn.rope import rope_angles, rotate
 from videoar_jax.nn.visibility import Sight
-from videoar_jax.parallel.sharding import constrain, is_for_tpu
+from videoar_jax.parallel.sharding import constrain, is_for_tpu, ways_of
 from videoar_jax.videoar.layout import Layout
 
 # Tokens, or features of text that another network has made.
@@ -147,7 +147,9 @@ class Attention(nnx.Module):
       new = Cache.of(key, value)
       y = attend_cached(query, (*seen, new), sight)
     else:
-      new, y = None, attend(query, key, value, sight)
+      length = sight.rule.length
+      new, y = None, attend(query[:, :length], key[:, :length], value[:, :length], sight)
+      y = jnp.pad(y, ((0, 0), (0, l - length), (0, 0), (0, 0)))
     return self.out(y.reshape(b, l, -1)), new
 
 
@@ -306,6 +308,12 @@ class Generator(nnx.Module):
 
   def run(self, x: Float[Array, "b l m"], angles, sight: Sight) -> Float[Array, "b l m"]:
     """Runs the blocks on a whole sequence."""
+    length = x.shape[1]
+    # So that devices have equal parts; attention leaves what is added out.
+    added = -length % ways_of("sequence")
+    x = jnp.pad(x, ((0, 0), (0, added), (0, 0)))
+    if angles is not None:
+      angles = jnp.pad(angles, ((0, added), (0, 0)))
 
     def body(x, block):
       return block(x, angles, sight)
@@ -313,10 +321,10 @@ class Generator(nnx.Module):
     if self.config.remat != "none":
       body = jax.checkpoint(body, policy=_REMAT_POLICIES[self.config.remat])
     if self.config.is_scanned:
-      return jax.lax.scan(body, x, self.blocks)[0]
+      return jax.lax.scan(body, x, self.blocks)[0][:, :length]
     for i in range(self.config.depth):
       x, _ = body(x, self._block(i))
-    return x
+    return x[:, :length]
 
   def step(self, x: Float[Array, "b q m"], angles, seen: tuple, masks: tuple):
     """Runs the blocks for the next tokens of a sequence.
