@@ -14,6 +14,7 @@ from videoar_jax.tokenizer.autoencoder import autoencoder_of
 from videoar_jax.tokenizer.files import is_saved, read_params
 from videoar_jax.tokenizer.tokenizer import Tokenizer
 from videoar_jax.train import config as configs
+from videoar_jax.train.settings import RunConfig, StageConfig
 from videoar_jax.train.stages import Stages
 from videoar_jax.videoar.sampler import Model
 
@@ -87,7 +88,7 @@ def load_model(
 
 def find_run(
   path: str | os.PathLike, text_features: str | None = None
-) -> tuple[pathlib.Path, configs.RunConfig]:
+) -> tuple[pathlib.Path, RunConfig]:
   """Returns the workdir that a path is, or is in, and the config of its run.
 
   Args:
@@ -113,7 +114,7 @@ def find_run(
 
 def find_stage(
   path: str | os.PathLike, kind: str, text_features: str | None = None
-) -> tuple[configs.RunConfig, configs.StageConfig]:
+) -> tuple[RunConfig, StageConfig]:
   """Returns a run, and the stage of it whose tokenizer or generator the loaders take from a path.
 
   Args:
@@ -155,7 +156,7 @@ def _named_in(path: str | os.PathLike, workdir: pathlib.Path) -> tuple[str | Non
   return parts[0] if parts else None, step
 
 
-def _stage(run: configs.RunConfig, kind: str, name: str | None) -> configs.StageConfig:
+def _stage(run: RunConfig, kind: str, name: str | None) -> StageConfig:
   stage = run.stage_of_kind(kind)
   for other in run.stages:
     if other.name == name and other.kind == kind:

@@ -30,8 +30,8 @@ from videoar_jax.evals.media import (
 )
 from videoar_jax.load import load_model, load_tokenizer
 from videoar_jax.nn.layers import count_parameters
-from videoar_jax.train.config import RunConfig
 from videoar_jax.train.logs import read_metrics
+from videoar_jax.train.settings import RunConfig
 from videoar_jax.train.stages import Stages
 
 NUM_SHOWN = 8  # Samples that become mp4 files and rows of the picture.

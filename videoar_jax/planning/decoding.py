@@ -17,8 +17,8 @@ from videoar_jax.parallel.sharding import (
 )
 from videoar_jax.planning.draft import Memory, compile_program
 from videoar_jax.planning.pod import Pod
-from videoar_jax.train.config import RunConfig, StageConfig
 from videoar_jax.train.estimate import DecodeCost, estimate_decoding
+from videoar_jax.train.settings import RunConfig, StageConfig
 from videoar_jax.train.stages import Stages
 from videoar_jax.train.state import Template, with_shardings
 from videoar_jax.videoar import decode as decoding

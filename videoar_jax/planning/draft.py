@@ -21,9 +21,9 @@ from videoar_jax.parallel.sharding import (
   sharding_of,
 )
 from videoar_jax.planning.pod import Pod
-from videoar_jax.train.config import RunConfig, StageConfig
 from videoar_jax.train.estimate import Cost, estimate
 from videoar_jax.train.loop import Trainer
+from videoar_jax.train.settings import RunConfig, StageConfig
 from videoar_jax.train.stages import Stages
 from videoar_jax.train.state import with_shardings
 from videoar_jax.train.task import Task

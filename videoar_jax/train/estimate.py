@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from videoar_jax.parallel.chips import Chip
 from videoar_jax.parallel.sharding import AXES, batch_ways
 from videoar_jax.tokenizer.flops import decoder_flops, encoder_flops
-from videoar_jax.train.config import RunConfig, StageConfig
+from videoar_jax.train.settings import RunConfig, StageConfig
 from videoar_jax.train.state import State
 from videoar_jax.videoar.flops import forward_flops, training_flops, visible_pairs
 from videoar_jax.videoar.layout import Layout

@@ -28,6 +28,7 @@ from videoar_jax.train import config as configs
 from videoar_jax.train.checkpoint import Damaged
 from videoar_jax.train.differences import differing_fields
 from videoar_jax.train.loop import FREE_FIELDS
+from videoar_jax.train.settings import RunConfig, StageConfig
 from videoar_jax.train.stages import Stages
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class Run:
     """Whether all stages are."""
     return all(map(self._is_finished, self.stages.run.stages))
 
-  def _is_finished(self, stage: configs.StageConfig) -> bool:
+  def _is_finished(self, stage: StageConfig) -> bool:
     """Says whether the first process finds a stage finished; others may see late what it wrote."""
     return bool(hosts.of_first(self.stages.is_finished(stage)))
 
@@ -154,13 +155,13 @@ class Run:
       self._encode_after(stage)
     return has_trained
 
-  def _encode_after(self, stage: configs.StageConfig) -> None:
+  def _encode_after(self, stage: StageConfig) -> None:
     """Makes the caches that follow a stage."""
     for cache in self.stages.run.caches:
       if cache.after == stage.name and hosts.of_first(self.stages.is_needed(cache)):
         self.stages.encode(cache, self._source(cache.data))
 
-  def _sources_of(self, stage: configs.StageConfig) -> tuple[list, Any]:
+  def _sources_of(self, stage: StageConfig) -> tuple[list, Any]:
     """Opens what a stage is trained on, and the clips to show."""
     return [self._source(data) for data in stage.source_data], self._source(stage.data, "test")
 
@@ -202,7 +203,7 @@ def _check_mixtures(stages: Stages) -> None:
       )
 
 
-def _check_batches(run: configs.RunConfig, mesh: Mesh) -> None:
+def _check_batches(run: RunConfig, mesh: Mesh) -> None:
   ways = batch_ways(mesh)
   for stage in run.stages:
     sizes, parts = {"loop": stage.loop.batch_size}, stage.loop.accumulation_steps

@@ -24,11 +24,11 @@ from videoar_jax.tokenizer.files import flatten, read_params, read_saved, unflat
 from videoar_jax.tokenizer.inflation import check_inflatable, inflate
 from videoar_jax.train.cache import Cache, check_fits, encode, encoder_fingerprint
 from videoar_jax.train.checkpoint import Checkpointer, Damaged
-from videoar_jax.train.config import RunConfig, StageConfig
 from videoar_jax.train.generator import GeneratorTask
 from videoar_jax.train.logs import NoLog, RunLog
 from videoar_jax.train.loop import Trainer
 from videoar_jax.train.rival import RivalTrainer
+from videoar_jax.train.settings import RunConfig, StageConfig
 from videoar_jax.train.state import State, Template, state_shardings, with_shardings
 from videoar_jax.train.task import Task
 from videoar_jax.train.tokenizer import TokenizerTask, load_frozen, rival_of
