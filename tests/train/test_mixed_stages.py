@@ -7,6 +7,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from test_cache import make_config, save_tokenizer
 
 from videoar_jax.train import config, run
@@ -151,3 +152,16 @@ def test_networks_that_cannot_serve_all_stages_are_named():
   values.stage.tokenizer.mixture = {"clips": {"weight": 1.0}}
   with pytest.raises(ValueError, match=r"stage\.tokenizer\.mixture is for generators"):
     config.finalize(values)
+
+
+def test_a_tokenizer_alone_trains_on_images_and_clips(tmp_path, monkeypatch):
+  """A run need not say what a generator would be."""
+  monkeypatch.setattr(run, "start_log", lambda path: None)
+  values = make_config().to_dict()
+  loop = {"num_steps": 3, "batch_size": 2, "media_every": 100, "optimizer": {"kind": "adamw"}}
+  stage = {"images": {"share": 0.5, "batch_size": 2}, "loop": loop}
+  values |= {"stages": ("tokenizer",), "stage": {"tokenizer": stage}}
+  del values["generator"]
+  trained = run.Run(ConfigDict(values), tmp_path)
+  assert trained.train()
+  assert [record["step"] for record in records(tmp_path, "tokenizer")] == [1, 2, 3]

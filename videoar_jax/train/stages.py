@@ -396,8 +396,10 @@ class Stages:
 
   def _warn_of_uneven_batches(self, stage: StageConfig, mixture: Mixture) -> None:
     """Logs which shapes of a mixture have more or fewer tokens a batch than the stage asks for."""
+    if not stage.mixture:
+      return
     budget = stage.loop.batch_size * self.run.layout_of(stage.data).length
-    for (frames, height, width), rows in mixture.shapes if stage.mixture else ():
+    for (frames, height, width), rows in mixture.shapes:
       share = rows * self.run.layout(frames, (height, width)).length / budget
       if abs(share - 1) > TOKENS_TOLERANCE:
         log.warning(
