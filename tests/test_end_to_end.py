@@ -300,7 +300,7 @@ def test_python_interface(trained):
   np.testing.assert_array_equal(model.sample(prompts, seed=0), clips)
   assert (model.sample(prompts, seed=1) != clips).any()
   np.testing.assert_array_equal(model.sample(prompts[:1], seed=0)[0], clips[0])
-  assert model.sample(prompts[:1], num_frames=9).shape[1] == 9
+  assert model.sample(prompts[:1], num_frames=9, window=3).shape[1] == 9
   from videoar_jax.parallel.sharding import MeshConfig
 
   # Over two devices, each reads its half of the heads.

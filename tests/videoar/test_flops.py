@@ -79,9 +79,11 @@ def test_flops_are_those_of_the_program(layout, config):
   # The program embeds the features that follow the last frame too, and drops them.
   num_features = 12 if layout.previous == "all" else 6
   dropped = 2 * layout.final_size * num_features * CONFIG.width
-  forward = flops.forward_flops(config, layout) + hidden + dropped
+  # Complete latents go through the head as well, where they are not the last frame's.
+  heads = 2 * (layout.num_frames - 1) * layout.final_size * CONFIG.width * CONFIG.num_bits
+  forward = flops.forward_flops(config, layout) + hidden + dropped + heads
   assert products(program(layout, config, has_gradient=False)) == 2 * forward
-  step = flops.training_flops(config, layout) + 3 * hidden + 2 * dropped
+  step = flops.training_flops(config, layout) + 3 * hidden + 2 * dropped + 3 * heads
   assert products(program(layout, config, has_gradient=True)) == 2 * step
 
 

@@ -139,8 +139,10 @@ def _product_forward(spec, x, y):
 
 
 def _product_backward(spec, kept, gradient):
-  pull = jax.vjp(functools.partial(jnp.einsum, spec), *kept)[1]
-  return pull(gradient.astype(kept[0].dtype))
+  (x, y), gradient = kept, gradient.astype(kept[0].dtype)
+  (by_x,) = jax.linear_transpose(lambda x: jnp.einsum(spec, x, y), x)(gradient)
+  (by_y,) = jax.linear_transpose(lambda y: jnp.einsum(spec, x, y), y)(gradient)
+  return by_x, by_y
 
 
 product.defvjp(_product_forward, _product_backward)
