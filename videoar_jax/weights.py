@@ -10,7 +10,7 @@ import os
 import pathlib
 import pickle
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -149,16 +149,15 @@ def check_file(path: str | os.PathLike, shapes: Shapes) -> None:
   Raises:
     ValueError: the file is missing, damaged, or of another network.
   """
-  path = pathlib.Path(path).expanduser()
-  if not path.is_file():
-    raise ValueError(f"there are no weights in {path}")
-  try:
-    with safe_open(path, "numpy") as file:
-      found = {key: file.get_slice(key).get_shape() for key in list(file.keys())}
-  except (SafetensorError, OSError) as error:
-    raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
-  # Arrays of these shapes that have one number each.
-  check({key: np.broadcast_to(0.0, shape) for key, shape in found.items()}, shapes, str(path))
+
+  def shapes_of(file):
+    with safe_open(file, "numpy") as opened:
+      # Arrays of these shapes that have one number each.
+      return {
+        key: np.broadcast_to(0.0, opened.get_slice(key).get_shape()) for key in list(opened.keys())
+      }
+
+  _read_and_check(path, shapes, shapes_of)
 
 
 def load(path: str | os.PathLike, shapes: Shapes) -> dict[str, np.ndarray]:
@@ -167,11 +166,15 @@ def load(path: str | os.PathLike, shapes: Shapes) -> dict[str, np.ndarray]:
   Raises:
     ValueError: the file is missing, damaged, or of another network.
   """
+  return _read_and_check(path, shapes, load_file)
+
+
+def _read_and_check(path: str | os.PathLike, shapes: Shapes, read: Callable) -> dict:
   path = pathlib.Path(path).expanduser()
   if not path.is_file():
     raise ValueError(f"there are no weights in {path}")
   try:
-    arrays = load_file(path)
+    arrays = read(path)
   except (SafetensorError, OSError) as error:
     raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
   check(arrays, shapes, str(path))

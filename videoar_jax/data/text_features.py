@@ -59,7 +59,8 @@ class TextFeatures:
       if prompt in self._files:
         raise ValueError(f"{file} and {self._files[prompt]} both have the prompt {prompt[:60]!r}")
       shape = reader.get_slice(prompt).get_shape()
-      self.text_width = self.text_width or shape[-1] if shape else 0
+      if shape and not self.text_width:
+        self.text_width = shape[-1]
       if len(shape) != 2 or shape[1] != self.text_width or 0 in shape:
         raise ValueError(
           f"{file}: features of {prompt[:60]!r} have shape {shape}; needs [n, width], of one width "
