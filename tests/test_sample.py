@@ -320,4 +320,4 @@ def test_help_shows_an_example_and_defaults():
   done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
   assert '--prompt="a large red circle moves left"' in done.stdout
   assert "(default: 4)" in done.stdout
-  assert "None" not in done.stdout
+  assert "None" not in done.stdout and "False" not in done.stdout

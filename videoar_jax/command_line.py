@@ -10,7 +10,10 @@ from collections.abc import Callable
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-  """Shows defaults, and the example as it is written."""
+  """Shows defaults, but for flags that are off, and the example as it is written."""
+
+  def _get_help_string(self, action):
+    return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):

@@ -99,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     "--reencode",
     type=int,
     default=unset,
-    help="for more frames than in training: encode so many last frames anew and go on from them; "
-    "default: decode on in one sequence",
+    help="for more frames than in training, and --shots: encode so many last frames anew and go on "
+    "from them",
   )
   longer.add_argument(
     "--stream", action="store_true", help="write frames as png files as soon as they are ready"
@@ -115,7 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     "--window",
     type=int,
     default=unset,
-    help="earlier latent frames that a frame sees; default: as in training",
+    help="earlier latent frames that a frame sees, for more frames than in training, too; default: "
+    "as in training",
   )
   add(
     "--guidance",

@@ -114,7 +114,7 @@ class Model:
         tokenizer codes them, so that they join on to what follows.
       video: instead, the first 1 + tau k frames.
       window: earlier latent frames that a frame sees; None for as in training.
-      reencode: beyond the trained length, see `extend`; None decodes on in one sequence.
+      reencode: beyond the trained length, see `extend`; else that needs a window.
       numbers: of the clips under the seed; None counts them from 0.
       **settings: `guidance`, see `guidance.guidance_table`; `temperature` of the bits, 0 takes the
         likelier value; `top_p`, see `decode.sample_bits`. As in the run's config, if not named.
