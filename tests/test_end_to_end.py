@@ -354,7 +354,12 @@ def test_workdir_of_another_config_is_refused(trained):
     ("configs/quickstart.py:sizes=tiny", (), "known, with defaults"),
     ("configs/nope.py", (), "does not exist; give --config"),
     ("configs/tokenizer_ucf101.py", (), "data= is missing"),
-    ("configs/quickstart.py", ("--config.dat.seed=1",), 'Did you mean "data"'),
+    ("configs/quickstart.py", ("--config.dat.seed=1",), "no field 'dat'. Did you mean \"data\"?"),
+    (
+      "configs/quickstart.py",
+      ("--config.generator.dpeth=3",),
+      "no field 'dpeth'. Did you mean \"depth\"?",
+    ),
   ],
 )
 def test_bad_config_flag_takes_one_line(tmp_path, config, flags, message):

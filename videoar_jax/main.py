@@ -126,8 +126,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     missing = re.search(r"Attempted.*\n.*No such file or directory: (.+)", text, re.DOTALL)
     if missing:
       text = f"the config file {missing[1]} does not exist; give --config the path of one"
-    elif isinstance(error, KeyError) and "Did you mean" in text:
-      text = f"the config has no section {' '.join(text.split())}"
+    elif near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
+      text = f'the config has no field {near[2]!r}. Did you mean "{near[1]}"?'
     elif "Traceback" in text:
       # What the config file itself said, without how it came to say so.
       text = text.splitlines()[-1].partition(": ")[2]
