@@ -131,7 +131,7 @@ def find_stage(
 def _with_features(config: dict, path: str) -> dict:
   text = config.get("text", {})
   tokenizer = text.get("tokenizer", "bytes")
-  if tokenizer in ("bytes", "classes") or tokenizer.endswith(".json"):
+  if tokenizer in ("bytes", "words", "classes") or tokenizer.endswith(".json"):
     raise ValueError(
       f"text_features={path!r}: the run was trained with text.tokenizer={tokenizer!r}, not on "
       "features of text"

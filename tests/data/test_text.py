@@ -1,9 +1,11 @@
+import itertools
 import json
 import sys
 
 import numpy as np
 import pytest
 
+from videoar_jax.data import captions
 from videoar_jax.data.text import PAD_ID, ByteTokenizer, make_text_encoder
 
 
@@ -30,6 +32,30 @@ def test_null_prompt_is_the_end_token_alone():
 def test_too_long_prompt_says_what_to_do():
   with pytest.raises(ValueError, match=r"10 bytes.*text\.length = 10.*at least 11.*shorten"):
     ByteTokenizer(10).encode("0123456789")
+
+
+def test_words_are_a_token_each():
+  encoder = make_text_encoder("words", 8, ())
+  tokens = encoder.encode("A large  STAR, a Grüß!")
+  a, large, star, comma, again, other, sign, end = tokens.tolist()
+  assert a == again and end == encoder.end_id
+  assert min(a, large, star, comma, other, sign) >= 2 and tokens.max() < encoder.vocabulary_size
+  # The same in every process, unlike `hash`.
+  assert encoder.encode("star").tolist() == [star, 1, *[PAD_ID] * 6] and star == 6292
+  assert encoder.null().tolist() == [1, *[PAD_ID] * 7]
+  with pytest.raises(ValueError, match=r"8 words.*text\.length = 8.*at least 9"):
+    encoder.encode("one two three four five six seven eight")
+
+
+def test_no_two_words_of_the_sprites_share_a_token():
+  looks = (captions.SIZES, captions.COLOURS, captions.SHAPES, captions.MOTIONS)
+  words = {
+    word
+    for *look, background in itertools.product(*looks, captions.BACKGROUNDS)
+    for word in captions.to_caption(captions.Scene((captions.Sprite(*look),), background)).split()
+  }
+  encoder = make_text_encoder("words", 2, ())
+  assert len({int(encoder.encode(word)[0]) for word in words}) == len(words) == 29
 
 
 @pytest.fixture
@@ -90,7 +116,8 @@ def test_classes_are_one_token_each():
     ("classes", 1, (), "text.classes: needs the names"),
     ("classes", 1, ("run", "run"), "each once"),
     ("bytes", 8, ("run",), "text.classes is set"),
-    ("words", 8, (), "text.tokenizer='words' must be"),
+    ("letters", 8, (), "text.tokenizer='letters' must be"),
+    ("words", 0, (), "text.length is 0"),
   ],
 )
 def test_wrong_text_settings_are_named(tokenizer, length, classes, said):

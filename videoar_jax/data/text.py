@@ -1,4 +1,4 @@
-"""Prompts as tokens: bytes, which need no vocabulary file; a tokenizer's file; or classes.
+"""Prompts as tokens: bytes or words, which need no vocabulary file; a tokenizer's file; classes.
 
 All have `length`, `vocabulary_size`, `text_width`, `encode` and `null`, and no more is asked of
 them; so have features of text. In what they encode, 0 is padding.
@@ -6,6 +6,8 @@ them; so have features of text. In what they encode, 0 is padding.
 
 import difflib
 import pathlib
+import re
+import zlib
 
 import numpy as np
 from jaxtyping import Int32
@@ -32,8 +34,7 @@ class ByteTokenizer:
   end_id = END_ID
 
   def __init__(self, length: int):
-    if length < 1:
-      raise ValueError(f"text.length is {length}; it must be at least 1, for the end token.")
+    _check_length(length)
     self.length = length
 
   def encode(self, text: str) -> Int32[np.ndarray, "P"]:
@@ -42,18 +43,7 @@ class ByteTokenizer:
     Raises:
       ValueError: the prompt and its end token do not fit.
     """
-    data = text.encode("utf-8")
-    if len(data) + 1 > self.length:
-      raise ValueError(
-        f"The prompt {text[:60]!r} has {len(data)} bytes, but text.length = {self.length} has room "
-        f"for {self.length - 1} and the end token; set text.length to at least {len(data) + 1} "
-        "or shorten the prompt."
-      )
-    tokens = np.full(self.length, PAD_ID, np.int32)
-    tokens[: len(data)] = np.frombuffer(data, np.uint8)
-    tokens[: len(data)] += NUM_SPECIAL
-    tokens[len(data)] = END_ID
-    return tokens
+    return _to_tokens(list(text.encode("utf-8")), text, "bytes", self.length)
 
   def null(self) -> Int32[np.ndarray, "P"]:
     """Returns the empty prompt, which stands for "no condition" in classifier-free guidance."""
@@ -66,6 +56,44 @@ class ByteTokenizer:
     tokens = tokens[: ends[0]] if len(ends) else tokens
     data = tokens[tokens >= NUM_SPECIAL] - NUM_SPECIAL
     return data.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+
+class WordTokenizer:
+  """Encodes a prompt as its words, in lower case, an end token and padding.
+
+  For captions of few and simple words: a small network need not learn to spell first. The token of
+  a word is a hash of it, so that any text can be encoded and nothing is fitted to the data; two
+  words may share one (with 30 words, two do by a chance of 5%; with 100, of 45%).
+
+  Attributes:
+    length: tokens in every encoded prompt, P.
+    vocabulary_size: number of token ids.
+    text_width: 0, for tokens.
+    end_id: id of the token after a prompt's last word.
+  """
+
+  vocabulary_size = 8192
+  text_width = 0
+  end_id = END_ID
+
+  def __init__(self, length: int):
+    _check_length(length)
+    self.length = length
+
+  def encode(self, text: str) -> Int32[np.ndarray, "P"]:
+    """Returns the token ids of a prompt; every sign that is no letter or digit is a word.
+
+    Raises:
+      ValueError: the prompt and its end token do not fit.
+    """
+    words = re.findall(r"\w+|[^\w\s]", text.lower())
+    num_hashes = self.vocabulary_size - NUM_SPECIAL
+    ids = [zlib.crc32(word.encode("utf-8")) % num_hashes for word in words]
+    return _to_tokens(ids, text, "words", self.length)
+
+  def null(self) -> Int32[np.ndarray, "P"]:
+    """Returns the empty prompt, which stands for "no condition" in classifier-free guidance."""
+    return self.encode("")
 
 
 class FileTokenizer:
@@ -85,8 +113,7 @@ class FileTokenizer:
   end_id = END_ID
 
   def __init__(self, path: str, length: int):
-    if length < 1:
-      raise ValueError(f"text.length is {length}; it must be at least 1, for the end token.")
+    _check_length(length)
     try:
       import tokenizers
     except ImportError as error:
@@ -109,20 +136,34 @@ class FileTokenizer:
       ValueError: the prompt and its end token do not fit.
     """
     ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-    if len(ids) + 1 > self.length:
-      raise ValueError(
-        f"The prompt {text[:60]!r} has {len(ids)} tokens, but text.length = {self.length} has room "
-        f"for {self.length - 1} and the end token; set text.length to at least {len(ids) + 1} "
-        "or shorten the prompt."
-      )
-    tokens = np.full(self.length, PAD_ID, np.int32)
-    tokens[: len(ids)] = np.array(ids, np.int32) + NUM_SPECIAL
-    tokens[len(ids)] = END_ID
-    return tokens
+    return _to_tokens(ids, text, "tokens", self.length)
 
   def null(self) -> Int32[np.ndarray, "P"]:
     """Returns the empty prompt, which stands for "no condition" in classifier-free guidance."""
     return self.encode("")
+
+
+def _check_length(length: int) -> None:
+  if length < 1:
+    raise ValueError(f"text.length is {length}; it must be at least 1, for the end token.")
+
+
+def _to_tokens(ids: list[int], text: str, unit: str, length: int) -> Int32[np.ndarray, "P"]:
+  """Returns ids behind the special ones, the end token and padding.
+
+  Raises:
+    ValueError: they do not fit.
+  """
+  if len(ids) + 1 > length:
+    raise ValueError(
+      f"The prompt {text[:60]!r} has {len(ids)} {unit}, but text.length = {length} has room "
+      f"for {length - 1} and the end token; set text.length to at least {len(ids) + 1} "
+      "or shorten the prompt."
+    )
+  tokens = np.full(length, PAD_ID, np.int32)
+  tokens[: len(ids)] = np.array(ids, np.int32) + NUM_SPECIAL
+  tokens[len(ids)] = END_ID
+  return tokens
 
 
 class ClassTokenizer:
@@ -166,14 +207,14 @@ class ClassTokenizer:
     return np.array([self.null_id], np.int32)
 
 
-TextEncoder = ByteTokenizer | FileTokenizer | ClassTokenizer | TextFeatures
+TextEncoder = ByteTokenizer | WordTokenizer | FileTokenizer | ClassTokenizer | TextFeatures
 
 
 def make_text_encoder(tokenizer: str, length: int, classes: tuple[str, ...]) -> TextEncoder:
   """Makes what turns prompts into tokens.
 
   Args:
-    tokenizer: "bytes", "classes", the path of a JSON file, or that of features.
+    tokenizer: "bytes", "words", "classes", the path of a JSON file, or that of features.
     length: tokens in every encoded prompt, P.
     classes: names of the classes, for "classes".
   Raises:
@@ -183,6 +224,8 @@ def make_text_encoder(tokenizer: str, length: int, classes: tuple[str, ...]) -> 
     raise ValueError(f"text.classes is set, but text.tokenizer={tokenizer!r}; set it to 'classes'")
   if tokenizer == "bytes":
     return ByteTokenizer(length)
+  if tokenizer == "words":
+    return WordTokenizer(length)
   if tokenizer == "classes":
     return ClassTokenizer(classes, length)
   if tokenizer.endswith(".json"):
@@ -190,6 +233,6 @@ def make_text_encoder(tokenizer: str, length: int, classes: tuple[str, ...]) -> 
   if tokenizer.endswith(SUFFIX) or pathlib.Path(tokenizer).is_dir():
     return TextFeatures(tokenizer, length)
   raise ValueError(
-    f"text.tokenizer={tokenizer!r} must be 'bytes', 'classes', a .json file of a tokenizer, or a "
-    f"{SUFFIX} file of features or a folder of them"
+    f"text.tokenizer={tokenizer!r} must be 'bytes', 'words', 'classes', a .json file of a "
+    f"tokenizer, or a {SUFFIX} file of features or a folder of them"
   )

@@ -28,8 +28,9 @@ class TextConfig:
   Attributes:
     length: `P`, with the end token; 1 for classes; with features, the most of a prompt.
     attention: see `Layout`.
-    tokenizer: "bytes"; the path of a JSON file of Hugging Face `tokenizers`; "classes", where a
-      prompt is the name of one; or the path of features made before, see `TextFeatures`.
+    tokenizer: "bytes"; "words", see `WordTokenizer`; the path of a JSON file of Hugging Face
+      `tokenizers`; "classes", where a prompt is the name of one; or the path of features made
+      before, see `TextFeatures`.
     classes: their names.
   """
 
