@@ -46,7 +46,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   )
   if args.variant not in VARIANTS:
     raise ValueError(f"variant={args.variant!r} is unknown; there are {', '.join(VARIANTS)}")
-  config = ConfigDict({"seed": 0, "schedule": "1 2 4 8", "text": {"length": 72}})
+  config = ConfigDict({"seed": 0, "schedule": "1 2 4 8"})
+  config.text = ConfigDict({"length": 16, "tokenizer": "words"})
   config.data = ConfigDict(
     {"source": "sprites", "num_frames": 9, "frame_rate": 4.0, "resolution": (64, 64)}
   )

@@ -24,8 +24,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     data="sprites",
     size="tiny",
     image_steps=550,
-    tokenizer_steps=270,
-    generator_steps=1600,
+    tokenizer_steps=220,
+    generator_steps=1800,
   )
   config = ConfigDict()
   config.seed = 0
@@ -41,7 +41,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.data.frame_rate = 4.0 if args.data == "sprites" else 8.0
   config.data.resolution = (64, 64)
 
-  config.text = ConfigDict({"length": 72, "tokenizer": "bytes"})
+  # The sprites' captions have up to 12 words.
+  length = 16 if args.data == "sprites" else 48
+  config.text = ConfigDict({"length": length, "tokenizer": "words"})
 
   config.tokenizer = ConfigDict()
   config.tokenizer.num_bits = 16

@@ -5,12 +5,14 @@
 The same command goes on where it stopped: Ctrl-C or SIGTERM saves first. Several processes, each
 with the same command and --distributed, train together; see `parallel/hosts.py`. With
 --config=FILE.py:name=value the file's own arguments are set, with --config.data.seed=1 a single
-field.
+field, whether the file sets it or not.
 
 It ends with 0 where all is done; 1 or 2 for what the user has to mend; 143 after SIGTERM and 130
 after Ctrl-C, to go on; 134 for anything else, after which the same command is worth a try.
 """
 
+import ast
+import itertools
 import logging
 import os
 import pathlib
@@ -19,9 +21,12 @@ import signal
 import sys
 import time
 import traceback
+from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+
+from videoar_jax.command_line import read_config
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument.")
 DISTRIBUTED = flags.DEFINE_bool(
@@ -115,10 +120,14 @@ def end(message: str, status: int, *, is_hanging: bool = False) -> int:
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the command line; a mistake in it, or in what it sets, ends with one line."""
+  argv, added = _part_fields(argv)
+  sys.argv = argv  # Which the library of flags for configs reads, whatever it is given.
   try:
     rest = flags.FLAGS(argv, known_only=False)
     if CONFIG.value is not None:
       CONFIG.value.keys()  # A file that is missing is found out at the first use.
+    for name, value in added.items():
+      _add_field(CONFIG.value, name, value)
     return rest
   except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as error:
     # A KeyError's own text is quoted.
@@ -138,6 +147,62 @@ def parse_flags(argv: list[str]) -> list[str]:
       text = f"the config has no field {name!r}, or a flag sets it to what it cannot be"
     print(f"error: {text}", file=sys.stderr)
   sys.exit(2)
+
+
+def _part_fields(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
+  """Takes out of the flags those of fields that the config file leaves to their defaults.
+
+  The library of flags knows the file's own fields alone. What fields there are at all, and of which
+  types, is checked when the run is built.
+  """
+  values = [flag for flag in argv if flag.startswith("--config=")]
+  values += [f"={value}" for flag, value in itertools.pairwise(argv) if flag == "--config"]
+  try:
+    config = read_config(values[-1].partition("=")[2])
+  except Exception:  # The file is read again, and what is wrong with it told then.
+    return argv, {}
+  rest, added = [], {}
+  for flag in argv:
+    match = re.fullmatch(r"--config\.([\w.]+)=(.*)", flag, re.DOTALL)
+    if match and not _has_field(config, match[1]):
+      added[match[1]] = _parse_value(match[2])
+    else:
+      rest.append(flag)
+  return rest, added
+
+
+def _has_field(config: ConfigDict, name: str) -> bool:
+  for part in name.split("."):
+    if not isinstance(config, ConfigDict) or part not in config:
+      return False
+    config = config[part]
+  return True
+
+
+def _add_field(config: ConfigDict, name: str, value: Any) -> None:
+  *sections, field = name.split(".")
+  for i, part in enumerate(sections):
+    if sections[:i] == ["stage"] and part not in config:
+      # Sections of stages that do not run are ignored otherwise.
+      raise ValueError(f"config.stage has no section {part!r}; it has {', '.join(config)}")
+    if part not in config:
+      with config.unlocked():
+        config[part] = ConfigDict()
+    config = config[part]
+    if not isinstance(config, ConfigDict):
+      raise ValueError(f"config.{'.'.join(sections[: i + 1])} is a value and has no fields")
+  with config.unlocked():
+    config[field] = value
+
+
+def _parse_value(text: str) -> Any:
+  """Returns the Python value that a text writes, or the text."""
+  if text.lower() in ("true", "false"):
+    return text.lower() == "true"
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
 
 
 if __name__ == "__main__":
