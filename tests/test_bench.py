@@ -82,6 +82,8 @@ def test_table_of_a_training_step(monkeypatch, capsys):
   assert shares["with gradient"] == pytest.approx(2 * shares["whole step"], abs=2)
   assert shares["forward"] * 0.5 == pytest.approx(shares["with gradient"] * 2 / 3, rel=0.1)
   assert corruption.split() == ["corruption", "0.100", "2.5%", "of", "the", "whole", "step"]
+
+
 def expected_parameters():
   """Of one layer of width 8: text, scales, start; attention, MLP, norms; the ends."""
   block = 4 * 8 * 8 + 3 * 8 * 8 + 2 * 8 + 2 * 8

@@ -307,7 +307,7 @@ def test_python_interface(trained):
   assert kernel.addressable_shards[0].data.shape[-1] == kernel.shape[-1] // 2
   np.testing.assert_array_equal(split.sample(prompts, seed=0), clips)
   for bad, match in (
-    ({"prompts": ["x" * 200]}, "200 bytes"),
+    ({"prompts": ["x " * 200]}, "200 words"),
     ({"prompts": "one"}, "list"),
     ({"prompts": prompts, "num_frames": 4}, r"1 \+ 4 k"),
     ({"prompts": prompts, "temperature": -1}, "temperature"),
@@ -325,7 +325,8 @@ def test_python_interface(trained):
   [
     (["--config.data.num_frames=8"], "1 + 4 k"),
     (["--config.data.resolution=(16,18)"], "multiple of the tokenizer's stride"),
-    (["--config.generator.depht=3"], "depht"),
+    (["--config.generator.depht=3"], "generator.depht is not a field; did you mean 'depth'?"),
+    (["--config.dat.seed=1"], "config.dat is not a field; did you mean 'data'?"),
     (["--config.data.source=webcam"], "webcam"),
     (["--config.schedule=1 2"], "schedule ends at"),
     (["--config.generator.num_kv_heads=3"], "num_kv_heads"),
@@ -354,11 +355,12 @@ def test_workdir_of_another_config_is_refused(trained):
     ("configs/quickstart.py:sizes=tiny", (), "known, with defaults"),
     ("configs/nope.py", (), "does not exist; give --config"),
     ("configs/tokenizer_ucf101.py", (), "data= is missing"),
-    ("configs/quickstart.py", ("--config.dat.seed=1",), "no field 'dat'. Did you mean \"data\"?"),
+    ("configs/quickstart.py", ("--config.seed=abc",), "--config.seed=abc: invalid literal"),
+    ("configs/quickstart.py", ("--config.seed.x=1",), "config.seed is a value and has no fields"),
     (
       "configs/quickstart.py",
-      ("--config.generator.dpeth=3",),
-      "no field 'dpeth'. Did you mean \"depth\"?",
+      ("--config.stage.genrator.loop.keep_every=3",),
+      "config.stage has no section 'genrator'; it has generator, images, tokenizer",
     ),
   ],
 )

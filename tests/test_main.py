@@ -7,6 +7,7 @@ import types
 import pytest
 
 from videoar_jax import main
+from videoar_jax.command_line import read_config
 from videoar_jax.parallel import hosts
 from videoar_jax.train import run
 from videoar_jax.train.stopping import Interrupted
@@ -75,3 +76,31 @@ def test_signals_outside_of_steps(command, capsys):
   assert command(train) == 0
   assert "SIGUSR1: no steps run now" in capsys.readouterr().out
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_flags_set_fields_that_the_config_file_does_not(tmp_path):
+  """Those that it does set are left to the library of flags, which knows their types."""
+  file = tmp_path / "config.py"
+  file.write_text(
+    "from ml_collections import ConfigDict\n"
+    "def get_config(arg=None):\n"
+    "  return ConfigDict({'seed': 1, 'stage': {'one': {}}, 'data': {'path': '3'}})\n"
+  )
+  new = ["--config.mesh.fsdp=2", "--config.data.num_objects=(1, 2)", "--config.data.filter=a > 1"]
+  new += ["--config.stage.one.continues=True", "--config.stage.one.loop.ema_decay=.5"]
+  others = ["main", "--config", str(file), "--config.seed=3", "--config.data.path=x", "--stage=one"]
+  rest, added = main._part_fields([*others, *new])
+  assert rest == others
+  config = read_config(str(file)).lock()
+  for name, value in added.items():
+    main._add_field(config, name, value)
+  assert config.to_dict() == {
+    "seed": 1,
+    "data": {"path": "3", "num_objects": (1, 2), "filter": "a > 1"},
+    "mesh": {"fsdp": 2},
+    "stage": {"one": {"continues": True, "loop": {"ema_decay": 0.5}}},
+  }
+  with pytest.raises(ValueError, match=r"config\.seed is a value"):
+    main._add_field(config, "seed.x", 1)
+  with pytest.raises(ValueError, match="no section 'two'; it has one"):
+    main._add_field(config, "stage.two.loop", 1)

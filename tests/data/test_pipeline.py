@@ -87,11 +87,12 @@ def test_processes_share_each_global_batch_in_order(process_count):
   assert_same(joined, whole)
 
 
-@pytest.mark.parametrize("num_threads", [0, 3])
-def test_hosts_may_change_in_the_middle_of_an_epoch(num_threads):
+@pytest.mark.parametrize("threads", [(0, 0, 0), (1, 4, 0), (4, 0, 1), (4, 4, 4)])
+def test_hosts_and_threads_may_change_in_the_middle_of_an_epoch(threads):
   """Each item of three epochs once: by 1, then 2, then 4 hosts."""
   seen, state = [], None
-  for process_count, num_batches in ((1, 2), (2, 3), (4, 4)):
+  counts = ((1, 2), (2, 3), (4, 4))
+  for (process_count, num_batches), num_threads in zip(counts, threads, strict=True):
     for p in range(process_count):
       hosts = {"process_index": p, "process_count": process_count, "num_threads": num_threads}
       batches = iterator(Numbers(12), **hosts)

@@ -144,7 +144,7 @@ def test_memory_of_blocked_grows_as_the_sequence(monkeypatch):
   assert 20 * long < temporaries("dense", 8)
 
 
-@pytest.mark.parametrize("axis", ["data", "tensor"])
+@pytest.mark.parametrize("axis", ["data", "tensor", "sequence"])
 def test_splash_on_two_devices(axis):
   rule = RULES["one"]
   sight, arrays = make_sight(rule), draw(rule, 4, 2)

@@ -136,6 +136,7 @@ def test_a_run_that_was_stopped_goes_on_where_bad_steps_are_skipped(tmp_path):
   batches.position = step
   state = trainer.train(state, batches, checkpointer, log, {})
   assert int(state["step"]) == 6 and np.isfinite(log.records[6]["loss"])
+  assert [line["step"] for line in bad_steps(tmp_path)] == [3]  # Met twice, told once.
 
 
 def test_skipping_ends_after_too_many_steps_in_a_row(tmp_path, monkeypatch):

@@ -259,25 +259,46 @@ def test_bfloat16_activations_are_near(batch, attention):
     assert jnp.vdot(a, b) > 0.98 * jnp.linalg.norm(a) * jnp.linalg.norm(b)
 
 
-@pytest.mark.parametrize("attention", ["dense", "blocked"])
-def test_a_sequence_that_does_not_divide_is_split_over_devices(attention):
+@pytest.mark.parametrize(
+  ("attention", "num_kv_heads", "sizes"),
+  [
+    ("dense", 2, {"sequence": 2}),
+    # Two devices share a head of keys.
+    ("blocked", 1, {"sequence": 2}),
+    ("blocked", 2, {"sequence": 2}),
+  ],
+)
+def test_a_sequence_is_split_over_devices_and_attention_by_heads(attention, num_kv_heads, sizes):
   """Two devices have an equal number of its 57 tokens; gradients are those of one device."""
   layout = dataclasses.replace(LAYOUT, text_length=6)
   batch, text = make_batch(layout), jnp.pad(TEXT, ((0, 0), (0, 1)))
-  model = make_model(dataclasses.replace(CONFIG, attention=attention), layout)
+  config = dataclasses.replace(CONFIG, attention=attention, num_kv_heads=num_kv_heads)
+  model = make_model(config, layout)
 
   def loss(model):
     return jnp.sum(jnp.sin(model(text, batch.features, layout)))
 
-  found = []
-  for sequence in (1, 2):
-    config = MeshConfig(data=1, sequence=sequence)
-    with jax.set_mesh(make_mesh(config, jax.devices()[:sequence])):
+  found, flops = [], []
+  for mesh in (MeshConfig(data=1), MeshConfig(data=1, **sizes)):
+    ways = mesh.sequence * mesh.tensor
+    with jax.set_mesh(make_mesh(mesh, jax.devices()[:ways])):
       lowered = jax.jit(jax.value_and_grad(loss)).lower(model)
-      found.append(lowered.compile()(model))
+      compiled = lowered.compile()
+      flops.append(compiled.cost_analysis()["flops"])
+      found.append(compiled(model))
   assert "tensor<2x58x32xf32>" in lowered.as_text()
+  # Each device has its share of the work and, in time, no part of the others'.
+  assert flops[1] < 1.15 / ways * flops[0], flops
   for one, two in zip(*map(jax.tree.leaves, found), strict=True):
     np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+def test_heads_that_do_not_divide_over_a_sequence_are_named():
+  model = make_model(dataclasses.replace(CONFIG, num_heads=3, num_kv_heads=1))
+  mesh = make_mesh(MeshConfig(data=1, sequence=2), jax.devices()[:2])
+  wrong = pytest.raises(ValueError, match=r"'attended_heads' of size 3 .*mesh\.sequence")
+  with jax.set_mesh(mesh), wrong:
+    jax.eval_shape(lambda model: forward(model, make_batch(LAYOUT)), model)
 
 
 def test_remat_saves_memory():

@@ -63,7 +63,7 @@ class WordTokenizer:
 
   For captions of few and simple words: a small network need not learn to spell first. The token of
   a word is a hash of it, so that any text can be encoded and nothing is fitted to the data; two
-  words may share one (with 30 words, two do by a chance of 5%; with 100, of 45%).
+  words may share one (of 30, two do by a chance of 10%; of 100, of 70%).
 
   Attributes:
     length: tokens in every encoded prompt, P.
@@ -72,7 +72,7 @@ class WordTokenizer:
     end_id: id of the token after a prompt's last word.
   """
 
-  vocabulary_size = 8192
+  vocabulary_size = 4096
   text_width = 0
   end_id = END_ID
 

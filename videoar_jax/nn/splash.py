@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from videoar_jax.nn.visibility import PREFIX, Sight, Visibility
-from videoar_jax.parallel.sharding import RULES, is_for_tpu
+from videoar_jax.parallel.sharding import RULES, is_for_tpu, ways_of
 
 _LANES = 128  # Tokens go through in blocks of a multiple of this.
 _LARGE_BLOCK = 512
@@ -83,9 +83,11 @@ def _with_keep(query, key, sight: Sight):
 def _sharded(query, key, value, padding, rule: Visibility):
   """Runs the kernel, each device its samples and heads; the sequence is whole on each of them."""
   mesh = jax.sharding.get_abstract_mesh()
-  ways = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES["heads"])
+  ways = ways_of("attended_heads")
   if key.shape[1] % ways:
-    raise ValueError(f"mesh.tensor={ways} does not divide generator.num_kv_heads={key.shape[1]}")
+    raise ValueError(
+      f"mesh.tensor x mesh.sequence={ways} does not divide {key.shape[1]} heads of keys"
+    )
   kernel = _make_kernel(rule, query.shape[1] // ways)
 
   def run(kernel, query, key, value, padding):
@@ -94,7 +96,7 @@ def _sharded(query, key, value, padding, rule: Visibility):
 
   if mesh.empty:
     return run(kernel, query, key, value, padding)
-  split = PartitionSpec(RULES["batch"], RULES["heads"])
+  split = PartitionSpec(RULES["batch"], RULES["attended_heads"])
   batch = PartitionSpec(RULES["batch"])
   specs = (PartitionSpec(), split, split, split, batch)
   run = jax.shard_map(run, in_specs=specs, out_specs=split, check_vma=False)

@@ -18,6 +18,8 @@ RULES: dict[str, tuple[str, ...]] = {
   "embed": ("fsdp",),
   "heads": ("tensor",),
   "kv_heads": ("tensor",),
+  # Within attention, where the sequence is whole.
+  "attended_heads": ("tensor", "sequence"),
   "mlp": ("tensor",),
   "vocabulary": (),
   # Kernels of convolutions are small, and some have three channels: each device has them whole.
@@ -37,7 +39,7 @@ class MeshConfig:
   Attributes:
     data: each has a part of the batch and all parameters.
     fsdp: each has a part of the batch, of the parameters, and of the optimizer.
-    sequence: each has a part of every clip's tokens.
+    sequence: each has a part of every clip's tokens and, within attention, of the heads.
     tensor: each has a part of the heads and of the MLP.
     slice: as `data`, over slices of TPUs that a slow network joins.
   """

@@ -115,11 +115,11 @@ def check_divides(run: RunConfig, stage: StageConfig, pod: Pod, mesh) -> None:
     )
   if stage.kind != "generator":
     return
-  tensor = mesh.shape["tensor"]
-  if pod.chip.is_tpu and run.generator.num_kv_heads % tensor:
+  tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]
+  if run.generator.num_heads % (tensor * sequence):
     raise Undivided(
-      f"generator.num_kv_heads={run.generator.num_kv_heads} does not divide over "
-      f"mesh.tensor={tensor}; take fewer"
+      f"generator.num_heads={run.generator.num_heads} does not divide over mesh.tensor={tensor} x "
+      f"mesh.sequence={sequence}; take fewer"
     )
 
 

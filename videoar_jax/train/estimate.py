@@ -249,9 +249,13 @@ def _activations_sent(run, stage, mesh, clips: float, passes: int) -> float:
   # Each block sums its two outputs over the devices that share it, there and back.
   sums = 2 * passes * tokens * config.width * _BYTES[config.dtype]
   sums *= 2 * (sizes["tensor"] - 1) / sizes["tensor"]
-  heads = 2 * config.num_kv_heads * config.head_width / sizes["tensor"]
-  keys = passes * tokens * heads * _BYTES[config.dtype] * (sizes["sequence"] - 1)
-  return config.depth * (sums + keys)
+  # Queries, keys, values and results are exchanged for heads, but for each device's own part.
+  ways = sizes["tensor"] * sizes["sequence"]
+  copies = ways // math.gcd(ways, config.num_kv_heads)
+  heads = 2 * (config.num_heads + copies * config.num_kv_heads) * config.head_width
+  exchanged = passes * tokens * heads / sizes["tensor"] * _BYTES[config.dtype]
+  exchanged *= 1 - 1 / sizes["sequence"]
+  return config.depth * (sums + exchanged)
 
 
 def mesh_name(mesh) -> str:

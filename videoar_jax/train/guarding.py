@@ -63,12 +63,18 @@ def write_bad_step(
 ) -> pathlib.Path:
   """Adds a step whose `name` is not what it should be, and this process's samples, to a file.
 
+  A run that went on from a checkpoint makes steps again: what the file has of them is replaced.
+
   Returns:
     The file; each process has its own.
   """
   process = jax.process_index()
   path = folder / (f"bad_steps.{process}.jsonl" if process else "bad_steps.jsonl")
   rows = {field: values.tolist() for field, values in samples.items()}
-  with path.open("a") as file:
-    file.write(json.dumps({"step": step, name: str(value), **rows}) + "\n")
+  lines = path.read_text().splitlines() if path.exists() else []
+  kept = [line for line in lines if json.loads(line)["step"] < step]
+  kept.append(json.dumps({"step": step, name: str(value), **rows}))
+  partial = path.with_suffix(".partial")
+  partial.write_text("\n".join(kept) + "\n")
+  partial.replace(path)
   return path

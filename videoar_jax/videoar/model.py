@@ -4,6 +4,7 @@ Source: VIDEOAR sections 3.1 to 3.4.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +118,11 @@ class GeneratorConfig:
         raise ValueError(f"generator.{name}={getattr(self, name)!r} must be in {known}")
 
 
+def _sequence_axis(seen: tuple[Cache, ...] | None) -> str | None:
+  """Returns the name of the sequence's axis: a decoder's step may be one token, never split."""
+  return "sequence" if seen is None else None
+
+
 class Attention(nnx.Module):
   """Grouped-query attention with rotary positions and optional norms of queries and keys."""
 
@@ -136,9 +142,13 @@ class Attention(nnx.Module):
   def __call__(self, x, angles, sight, seen: tuple[Cache, ...] | None):
     b, l, _ = x.shape
     config = self.config
-    query = self.query(x).reshape(b, l, config.num_heads, config.head_width)
-    key = self.key(x).reshape(b, l, config.num_kv_heads, config.head_width)
-    value = self.value(x).reshape(b, l, config.num_kv_heads, config.head_width)
+    sequence = _sequence_axis(seen)
+    query = constrain(self.query(x), ("batch", sequence, "heads"))
+    key = constrain(self.key(x), ("batch", sequence, "kv_heads"))
+    value = constrain(self.value(x), ("batch", sequence, "kv_heads"))
+    query = query.reshape(b, l, config.num_heads, config.head_width)
+    key = key.reshape(b, l, config.num_kv_heads, config.head_width)
+    value = value.reshape(b, l, config.num_kv_heads, config.head_width)
     if self.query_norm is not None:
       query, key = self.query_norm(query), self.key_norm(key)
     if angles is not None:
@@ -147,10 +157,28 @@ class Attention(nnx.Module):
       new = Cache.of(key, value)
       y = attend_cached(query, (*seen, new), sight)
     else:
-      length = sight.rule.length
-      new, y = None, attend(query[:, :length], key[:, :length], value[:, :length], sight)
-      y = jnp.pad(y, ((0, 0), (0, l - length), (0, 0), (0, 0)))
+      new, y = None, self._attend(query, key, value, sight)
     return self.out(y.reshape(b, l, -1)), new
+
+  def _attend(self, query, key, value, sight):
+    """Attends within a whole sequence, over a split one by heads.
+
+    Devices that have parts of the tokens exchange them for parts of the heads, and back: each then
+    has all queries of its heads, and as much to do as the others, whatever the mask leaves out.
+    (DeepSpeed Ulysses, arXiv 2309.14509.)
+    """
+    ways = ways_of("attended_heads")
+    copies = ways // math.gcd(ways, key.shape[2])
+    if copies > 1:
+      # Keys' heads are too few for all devices: each gets all, and takes one that others have too.
+      key, value = (constrain(x, ("batch", None, None, None)) for x in (key, value))
+      key, value = (jnp.repeat(x, copies, axis=2) for x in (key, value))
+    length, l = sight.rule.length, query.shape[1]
+    split = ("batch", None, "attended_heads", None)
+    query, key, value = (constrain(x, split)[:, :length] for x in (query, key, value))
+    y = constrain(attend(query, key, value, sight), split)
+    y = jnp.pad(y, ((0, 0), (0, l - length), (0, 0), (0, 0)))
+    return constrain(y, ("batch", "sequence", "heads", None))
 
 
 class GatedMLP(nnx.Module):
@@ -179,9 +207,7 @@ class Block(nnx.Module):
   def __call__(self, x, angles, sight, seen: tuple[Cache, ...] | None = None):
     y, new = self.attention(self.attention_norm(x), angles, sight, seen)
     x = x + y
-    # A decoder's step may be one token, which no mesh axis divides.
-    sequence = "sequence" if seen is None else None
-    x = constrain(x + self.mlp(self.mlp_norm(x)), ("batch", sequence, None))
+    x = constrain(x + self.mlp(self.mlp_norm(x)), ("batch", _sequence_axis(seen), None))
     return x, new
 
 
