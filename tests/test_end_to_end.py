@@ -146,10 +146,16 @@ def test_killed_run_ends_with_the_same_numbers(trained, tmp_path):
 
 
 def test_two_devices_equal_one(trained, tmp_path):
-  """Batch, parameters and optimizer split over two devices: the same losses to 1e-5."""
-  done = run(command(tmp_path, "--config.mesh.data=1", "--config.mesh.fsdp=2"), num_devices=2)
+  """Batch, parameters and optimizer split over two devices: the same losses to 1e-5.
+
+  One stage has a mesh of its own, onto which it reads what the one before left, and back.
+  """
+  meshes = ("--config.mesh.data=1", "--config.mesh.fsdp=2")
+  meshes += ("--config.stage.tokenizer.mesh.fsdp=1", "--config.stage.tokenizer.mesh.data=2")
+  done = run(command(tmp_path, *meshes), num_devices=2)
   assert done.returncode == 0, done.stderr[-3000:]
-  assert json.loads((tmp_path / "run.json").read_text())["mesh"]["fsdp"] == 2
+  meshes = json.loads((tmp_path / "run.json").read_text())["meshes"]
+  assert [meshes[stage]["fsdp"] for stage in ("images", "tokenizer", "generator")] == [2, 1, 2]
   ours = losses(tmp_path)
   for stage, steps in losses(trained).items():
     np.testing.assert_allclose(

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from videoar_jax import main
-from videoar_jax.command_line import read_config
+from videoar_jax.command_line import add_field, read_config
 from videoar_jax.parallel import hosts
 from videoar_jax.train import run
 from videoar_jax.train.stopping import Interrupted
@@ -93,7 +93,7 @@ def test_flags_set_fields_that_the_config_file_does_not(tmp_path):
   assert rest == others
   config = read_config(str(file)).lock()
   for name, value in added.items():
-    main._add_field(config, name, value)
+    add_field(config, name, value)
   assert config.to_dict() == {
     "seed": 1,
     "data": {"path": "3", "num_objects": (1, 2), "filter": "a > 1"},
@@ -101,6 +101,6 @@ def test_flags_set_fields_that_the_config_file_does_not(tmp_path):
     "stage": {"one": {"continues": True, "loop": {"ema_decay": 0.5}}},
   }
   with pytest.raises(ValueError, match=r"config\.seed is a value"):
-    main._add_field(config, "seed.x", 1)
+    add_field(config, "seed.x", 1)
   with pytest.raises(ValueError, match="no section 'two'; it has one"):
-    main._add_field(config, "stage.two.loop", 1)
+    add_field(config, "stage.two.loop", 1)

@@ -1,12 +1,16 @@
 """What the command lines share: errors in one line, and checks of flags."""
 
 import argparse
+import ast
 import os
 import pathlib
 import re
 import runpy
 import sys
 from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -71,6 +75,41 @@ def read_config(text: str):
   """
   path, _, argument = text.partition(":")
   return load_config_file(path)["get_config"](argument or None)
+
+
+def add_field(config: ConfigDict, name: str, value: Any) -> None:
+  """Sets a field, in sections that are made where a config leaves them out.
+
+  Args:
+    config: a whole one.
+    name: of the field, with its sections: `stage.I.loop.keep_every`.
+    value: of the field.
+  Raises:
+    ValueError: a section is none, or is of a stage that there is not.
+  """
+  *sections, field = name.split(".")
+  for i, part in enumerate(sections):
+    if sections[:i] == ["stage"] and part not in config:
+      # Sections of stages that do not run are ignored otherwise.
+      raise ValueError(f"config.stage has no section {part!r}; it has {', '.join(config)}")
+    if part not in config:
+      with config.unlocked():
+        config[part] = ConfigDict()
+    config = config[part]
+    if not isinstance(config, ConfigDict):
+      raise ValueError(f"config.{'.'.join(sections[: i + 1])} is a value and has no fields")
+  with config.unlocked():
+    config[field] = value
+
+
+def parse_value(text: str) -> Any:
+  """Returns the Python value that a text writes, or the text."""
+  if text.lower() in ("true", "false"):
+    return text.lower() == "true"
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
 
 
 def check_out(out: pathlib.Path) -> None:

@@ -11,7 +11,6 @@ It ends with 0 where all is done; 1 or 2 for what the user has to mend; 143 afte
 after Ctrl-C, to go on; 134 for anything else, after which the same command is worth a try.
 """
 
-import ast
 import itertools
 import logging
 import os
@@ -26,7 +25,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from videoar_jax.command_line import read_config
+from videoar_jax.command_line import add_field, parse_value, read_config
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument.")
 DISTRIBUTED = flags.DEFINE_bool(
@@ -127,7 +126,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     if CONFIG.value is not None:
       CONFIG.value.keys()  # A file that is missing is found out at the first use.
     for name, value in added.items():
-      _add_field(CONFIG.value, name, value)
+      add_field(CONFIG.value, name, value)
     return rest
   except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as error:
     # A KeyError's own text is quoted.
@@ -165,7 +164,7 @@ def _part_fields(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
   for flag in argv:
     match = re.fullmatch(r"--config\.([\w.]+)=(.*)", flag, re.DOTALL)
     if match and not _has_field(config, match[1]):
-      added[match[1]] = _parse_value(match[2])
+      added[match[1]] = parse_value(match[2])
     else:
       rest.append(flag)
   return rest, added
@@ -177,32 +176,6 @@ def _has_field(config: ConfigDict, name: str) -> bool:
       return False
     config = config[part]
   return True
-
-
-def _add_field(config: ConfigDict, name: str, value: Any) -> None:
-  *sections, field = name.split(".")
-  for i, part in enumerate(sections):
-    if sections[:i] == ["stage"] and part not in config:
-      # Sections of stages that do not run are ignored otherwise.
-      raise ValueError(f"config.stage has no section {part!r}; it has {', '.join(config)}")
-    if part not in config:
-      with config.unlocked():
-        config[part] = ConfigDict()
-    config = config[part]
-    if not isinstance(config, ConfigDict):
-      raise ValueError(f"config.{'.'.join(sections[: i + 1])} is a value and has no fields")
-  with config.unlocked():
-    config[field] = value
-
-
-def _parse_value(text: str) -> Any:
-  """Returns the Python value that a text writes, or the text."""
-  if text.lower() in ("true", "false"):
-    return text.lower() == "true"
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text
 
 
 if __name__ == "__main__":

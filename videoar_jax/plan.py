@@ -9,11 +9,11 @@ config are set as for `videoar_jax.main`. With --decode=N, decoding N clips toge
 place of the step; compiled is the sampler's program for one frame, with the cache of a whole clip.
 """
 
-import ast
 import os
+import re
 import sys
 
-from videoar_jax.command_line import Parser, print_result, read_config
+from videoar_jax.command_line import Parser, add_field, parse_value, print_result, read_config
 
 # JAX asks for these when it makes a topology; without them it looks for a TPU. The last lets
 # several plans run at once, which have no TPU to fight for.
@@ -72,7 +72,7 @@ def plan(arguments, overrides: list[str]) -> str:
   if arguments.stage is not None and arguments.stage not in names:
     raise ValueError(f"--stage={arguments.stage} is not in the config; it has {', '.join(names)}")
   stage = run.stages[names.index(arguments.stage) if arguments.stage else -1]
-  mesh = run.mesh if arguments.mesh is None else parse_mesh(arguments.mesh)
+  mesh = stage.mesh if arguments.mesh is None else parse_mesh(arguments.mesh)
   is_compiled = chip.is_tpu and not (arguments.parameters or arguments.count)
   pod = Pod(arguments.topology, chip, num_chips, is_compiled)
   if arguments.decode is not None:
@@ -90,29 +90,17 @@ def _with_fields(config, overrides: list[str]):
   """Returns a config with fields set.
 
   Raises:
-    ValueError: there is no such field.
+    ValueError: a flag sets no field, or to a value of another type.
   """
   for override in overrides:
-    field, equals, value = override.removeprefix("--config.").partition("=")
-    *parents, last = field.split(".")
+    match = re.fullmatch(r"--config\.([\w.]+)=(.*)", override, re.DOTALL)
+    if not match:
+      raise ValueError(f"{override} sets no field; write --config.SECTION.FIELD=VALUE")
     try:
-      section = config
-      for name in parents:
-        section = section[name]
-      if not equals or not hasattr(section, "keys"):
-        raise KeyError(field)
-      section[last] = _parse_value(value)
-    except (KeyError, TypeError) as error:
-      reason = error if isinstance(error, TypeError) else "there is no such field"
-      raise ValueError(f"{override}: {reason}; write --config.SECTION.FIELD=VALUE") from error
+      add_field(config, match[1], parse_value(match[2]))
+    except TypeError as error:
+      raise ValueError(f"{override}: {error}") from error
   return config
-
-
-def _parse_value(text: str):
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text
 
 
 if __name__ == "__main__":

@@ -50,12 +50,13 @@ def test_a_mesh_that_would_change_the_batches_of_a_mixture_is_named(tmp_path, mo
   settings = config.finalize(sized())
   stages = Stages(settings, tmp_path, make_mesh(settings.mesh, jax.devices()[:1]))
   mesh = {"slice": 1, "data": 8, "fsdp": 1, "sequence": 1, "tensor": 1}
-  (tmp_path / "run.json").write_text(json.dumps({"mesh": mesh}))
+  names, other = [stage.name for stage in settings.stages], {"data": 1, "tensor": 8}
+  (tmp_path / "run.json").write_text(json.dumps({"meshes": dict.fromkeys(names, mesh)}))
   run._check_mixtures(stages)  # No stage has begun.
   monkeypatch.setattr(Stages, "latest_step", lambda self, stage: 4)
   with pytest.raises(ValueError, match=r"stage\.I\.mixture began with .* = 8, .* others with 1"):
     run._check_mixtures(stages)
-  (tmp_path / "run.json").write_text(json.dumps({"mesh": mesh | {"data": 1, "tensor": 8}}))
+  (tmp_path / "run.json").write_text(json.dumps({"meshes": dict.fromkeys(names, mesh | other)}))
   run._check_mixtures(stages)
 
 

@@ -48,6 +48,7 @@ _STAGE_FIELDS = (
   "images",
   "start",
   "continues",
+  "mesh",
 )
 _SECTIONS = (
   "seed",
@@ -90,7 +91,8 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
   generator = None
   if values.get("generator") or "generator" in _kinds(values):
     generator = build(GeneratorConfig, values.get("generator", {}) | derived, "generator")
-  stages, caches = _stages(values, data)
+  mesh = build(MeshConfig, values.get("mesh", {}), "mesh")
+  stages, caches = _stages(values, data, mesh)
   run = RunConfig(
     seed=values.get("seed", 0),
     data=data,
@@ -99,7 +101,7 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
     schedule=schedule,
     generator=generator,
     sampling=build(SamplingConfig, values.get("sampling", {}), "sampling"),
-    mesh=build(MeshConfig, values.get("mesh", {}), "mesh"),
+    mesh=mesh,
     report=build(ReportConfig, values.get("report", {}), "report"),
     stages=stages,
     caches=caches,
@@ -141,7 +143,9 @@ def _kinds(values: dict) -> set[str]:
   return {settings.get(name, {}).get("kind", name) for name in values.get("stages", ())}
 
 
-def _stages(values: dict, data: DataConfig) -> tuple[tuple[StageConfig, ...], tuple[Cache, ...]]:
+def _stages(
+  values: dict, data: DataConfig, mesh: MeshConfig
+) -> tuple[tuple[StageConfig, ...], tuple[Cache, ...]]:
   names, settings = tuple(values.get("stages", ())), values.get("stage", {})
   if not names:
     raise ValueError("config.stages is empty; name at least one stage")
@@ -202,6 +206,7 @@ def _stages(values: dict, data: DataConfig) -> tuple[tuple[StageConfig, ...], tu
       cache=cache,
       start=start,
       continues=convert(bool, section.get("continues", False), f"{path}.continues"),
+      mesh=build(MeshConfig, dataclasses.asdict(mesh) | section.get("mesh", {}), f"{path}.mesh"),
       mixture=mixture,
     )
     if made.continues:

@@ -15,7 +15,6 @@ import sys
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from videoar_jax.data.faults import write_faults
@@ -28,7 +27,7 @@ from videoar_jax.train import config as configs
 from videoar_jax.train.checkpoint import Damaged
 from videoar_jax.train.differences import differing_fields
 from videoar_jax.train.loop import FREE_FIELDS
-from videoar_jax.train.settings import RunConfig, StageConfig
+from videoar_jax.train.settings import StageConfig
 from videoar_jax.train.stages import Stages
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ _locks: dict = {}  # Files that are held open, by path.
 # Fields that may change while a run goes on: where it runs, how fast it reads, what it does beside
 # its steps. Sections of data are those of the run, of stages, and of parts of mixtures.
 _FREE = re.compile(
-  r"config\.(mesh\.\w+"
+  r"config\.((stage\.\w+\.)?mesh\.\w+"
   rf"|(stage\.\w+\.)?(data|mixture\.\w+)\.({'|'.join(READING_FIELDS)})"
   rf"|stage\.\w+\.loop\.({'|'.join(FREE_FIELDS)}))"
 )
@@ -66,9 +65,8 @@ class Run:
     changes = _check_same_config(config, workdir)
     self.workdir = workdir
     use_compilation_cache()
-    mesh = make_mesh(run.mesh)
-    _check_batches(run, mesh)
-    self.stages = Stages(run, workdir, mesh)
+    self.stages = Stages(run, workdir, make_mesh(run.mesh))
+    _check_batches(self.stages)
     _check_mixtures(self.stages)
     # Sources are opened before anything is written: a wrong folder leaves no workdir behind. Those
     # of later stages too: what is wrong with them should not show after days.
@@ -150,7 +148,7 @@ class Run:
         # What the last report said is no longer so.
         if hosts.is_first():
           (self.workdir / "report.md").unlink(missing_ok=True)
-        self.stages.train(stage, *self._sources_of(stage))
+        self.stages.on_mesh_of(stage).train(stage, *self._sources_of(stage))
         has_trained = True
       self._encode_after(stage)
     return has_trained
@@ -187,9 +185,10 @@ def _check_mixtures(stages: Stages) -> None:
   path = stages.workdir / "run.json"
   if not path.exists():
     return
-  mesh = json.loads(path.read_text())["mesh"]
-  before, now = math.prod(mesh[axis] for axis in RULES["batch"]), batch_ways(stages.mesh)
+  meshes = json.loads(path.read_text())["meshes"]
   for stage in stages.run.stages:
+    before = math.prod(meshes[stage.name][axis] for axis in RULES["batch"])
+    now = batch_ways(stages.on_mesh_of(stage).mesh)
     shapes = [shape for part in stage.mixture for shape in part.shapes]
     size_of = functools.partial(stages.run.batch_size_of, stage)
     parts = stage.loop.accumulation_steps
@@ -203,9 +202,10 @@ def _check_mixtures(stages: Stages) -> None:
       )
 
 
-def _check_batches(run: RunConfig, mesh: Mesh) -> None:
-  ways = batch_ways(mesh)
+def _check_batches(stages: Stages) -> None:
+  run = stages.run
   for stage in run.stages:
+    ways = batch_ways(stages.on_mesh_of(stage).mesh)
     sizes, parts = {"loop": stage.loop.batch_size}, stage.loop.accumulation_steps
     if stage.images.share > 0:
       sizes["images"] = stage.images.batch_size
@@ -216,7 +216,7 @@ def _check_batches(run: RunConfig, mesh: Mesh) -> None:
         f"{ways} devices of mesh.slice x mesh.data x mesh.fsdp{in_parts}; take a multiple of "
         f"{ways * parts}, or make another axis of the mesh larger"
       )
-
+  ways = batch_ways(stages.mesh)
   for cache in run.caches:
     if cache.config.batch_size % ways:
       raise ValueError(
@@ -350,7 +350,9 @@ def _write_facts(stages: Stages) -> None:
     "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     "devices": [str(device) for device in jax.devices()],
     "processes": jax.process_count(),
-    "mesh": dict(stages.mesh.shape),
+    "meshes": {
+      stage.name: dict(stages.on_mesh_of(stage).mesh.shape) for stage in stages.run.stages
+    },
     "parameters": {
       stage.name: count_parameters(stages.module_template(stage).shapes)
       for stage in stages.run.stages

@@ -122,6 +122,7 @@ class StageConfig:
     data: the clips, which a stage may have of another length than the run's.
     loop: for how long.
     loss: on what.
+    mesh: devices, which a stage may have along other axes than the run.
     inflate: the image tokenizer to start from, if any.
     images: single frames of the same data, beside the clips.
     cache: what a generator reads in place of the clips, if there is one between the tokenizer and
@@ -139,6 +140,7 @@ class StageConfig:
   data: DataConfig
   loop: LoopConfig
   loss: TokenizerLossConfig | GeneratorLossConfig
+  mesh: MeshConfig
   inflate: InflateConfig | None = None
   images: ImagesConfig = ImagesConfig()
   cache: Cache | None = None

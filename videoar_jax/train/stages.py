@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
+from typing import Self
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from videoar_jax.data.pipeline import make_iterator
 from videoar_jax.data.text import TextEncoder
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import hosts
-from videoar_jax.parallel.sharding import batch_part, batch_ways, place, replicated
+from videoar_jax.parallel.sharding import batch_part, batch_ways, make_mesh, place, replicated
 from videoar_jax.tokenizer.autoencoder import Autoencoder
 from videoar_jax.tokenizer.files import flatten, read_params, read_saved, unflatten
 from videoar_jax.tokenizer.inflation import check_inflatable, inflate
@@ -44,11 +45,17 @@ TOKENS_TOLERANCE = 0.1  # More or fewer in a batch of another shape are told.
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-  """The stages of one run in one workdir, on one mesh."""
+  """The stages of one run in one workdir, on one mesh; see `on_mesh_of` for a stage's own."""
 
   run: RunConfig
   workdir: pathlib.Path
   mesh: Mesh
+
+  def on_mesh_of(self, stage: StageConfig) -> Self:
+    """Returns the stages on the mesh of one of them, onto which it reads what others left."""
+    if stage.mesh == self.run.mesh:
+      return self
+    return dataclasses.replace(self, mesh=make_mesh(stage.mesh))
 
   def checkpoints(self, stage: StageConfig) -> pathlib.Path:
     """Returns the folder of a stage's checkpoints."""
