@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -87,6 +88,25 @@ def test_a_step_that_hangs_dumps_all_stacks_once(tmp_path, caplog, is_resting):
   num_told = 0 if is_resting else 1
   assert caplog.text.count("A STEP HAS TAKEN") == num_told
   assert text.count("test_a_step_that_hangs_dumps_all_stacks_once") == num_told
+
+
+def test_a_step_that_does_not_end_ends_the_process(tmp_path, caplog, monkeypatch):
+  ended = threading.Event()
+
+  def end(status):
+    assert status == 134
+    ended.set()
+    raise SystemExit  # Of the watchdog's thread.
+
+  monkeypatch.setattr(os, "_exit", end)
+  with (tmp_path / "stacks").open("w+") as file, caplog.at_level(logging.ERROR):
+    with Watchdog(end_s=0.3, floor_s=0.1, file=file) as watchdog:
+      for _ in range(9):
+        watchdog.beat()
+      assert ended.wait(30)
+    file.seek(0)
+    assert file.read().count("test_a_step_that_does_not_end_ends_the_process") == 1
+  assert "THE STEP DOES NOT END" in caplog.text
 
 
 def test_profiles_a_range_and_at_a_signal(tmp_path, monkeypatch):

@@ -40,6 +40,7 @@ FREE_FIELDS = (
   "num_kept",
   "keep_every",
   "save_timeout_s",
+  "step_timeout_s",
   "profile_steps",
   "log_every",
   "media_every",
@@ -64,6 +65,8 @@ class LoopConfig:
     num_kept: newest checkpoints that are kept.
     keep_every: steps between checkpoints that are kept for good; 0 for none.
     save_timeout_s: seconds that a save may take, and a run that is told to stop.
+    step_timeout_s: seconds after which a step that does not end ends the process, with status 134;
+      0 for none. The first few steps of a process, which compile, may take any time.
     profile_steps: first and last step to profile; empty for none. SIGUSR1 profiles the next few.
     log_every: steps between lines of the log.
     media_every: steps between videos in TensorBoard.
@@ -82,6 +85,7 @@ class LoopConfig:
   num_kept: int = 2
   keep_every: int = 0
   save_timeout_s: int = 600
+  step_timeout_s: int = 3600
   profile_steps: tuple[int, ...] = ()
   log_every: int = 10
   media_every: int = 100
@@ -93,6 +97,8 @@ class LoopConfig:
     for name in (*counts, "save_timeout_s", "accumulation_steps"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+    if self.step_timeout_s < 0:
+      raise ValueError(f"step_timeout_s={self.step_timeout_s} must not be negative")
     if self.batch_size % self.accumulation_steps:
       raise ValueError(
         f"batch_size={self.batch_size} must be a multiple of accumulation_steps="
@@ -297,7 +303,7 @@ class Trainer:
       stop_on_signals(config.save_timeout_s) as stop,
       contextlib.closing(checkpointer),
       jax.set_mesh(self.mesh),
-      Watchdog() as watchdog,
+      Watchdog(config.step_timeout_s) as watchdog,
       Profiler(checkpointer.directory.parent / "profile", config.profile_steps) as profiler,
       told_at_the_end(clock or Clock()) as clock,
     ):

@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import logging
+import os
 import pathlib
 import signal
 import statistics
@@ -89,9 +90,17 @@ class Clock:
 
 
 class Watchdog:
-  """Dumps the stacks of all threads when a step takes ten times its usual time."""
+  """Dumps the stacks of all threads when a step takes ten times its usual time.
 
-  def __init__(self, floor_s: float = HANG_FLOOR_S, file=None):
+  Args:
+    end_s: seconds that a step may take until the process ends; 0 for any. What hangs with another
+      process, or a device, is past mending from within; a launcher starts the run again.
+    floor_s: seconds before which no step is taken to hang.
+    file: for the stacks; None for stderr.
+  """
+
+  def __init__(self, end_s: float = 0, floor_s: float = HANG_FLOOR_S, file=None):
+    self._end_s = end_s
     self._floor_s, self._file = floor_s, file or sys.__stderr__
     self._usual: deque[float] = deque(maxlen=50)
     self._beat = time.monotonic()
@@ -126,11 +135,14 @@ class Watchdog:
   def _watch(self) -> None:
     while not self._ended.wait(self._floor_s / 10):
       usual = list(self._usual)
-      if self._is_told or self._is_resting or len(usual) < NUM_USUAL_STEPS:
+      if self._is_resting or len(usual) < NUM_USUAL_STEPS:
         continue
       bound = max(HANG_FACTOR * statistics.median(usual), self._floor_s)
       waited = time.monotonic() - self._beat
-      if waited > bound:
+      if self._end_s and waited > max(bound, self._end_s):
+        log.critical("THE STEP DOES NOT END: the process does, after %.0f s", waited)
+        os._exit(128 + signal.SIGABRT)
+      if waited > bound and not self._is_told:
         self._is_told = True
         log.error(
           "A STEP HAS TAKEN %.0f s, usually %.2g s; all stacks follow on stderr",
