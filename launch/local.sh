@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up this machine and trains the quickstart: a tokenizer, a generator, a report.
 #
-#   bash launch/local.sh                          about ten minutes on two CPU cores
+#   bash launch/local.sh                          about twelve minutes on two CPU cores
 #   WORKDIR=runs/mine bash launch/local.sh        another folder for what it writes
 #   bash launch/local.sh --config.seed=1          further flags go to videoar_jax.main
 #   bash launch/local.sh --config=configs/quickstart.py:data=/my/clips

@@ -83,7 +83,9 @@ def numbers(workdir):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(tmp_path):
-  chance = random.Random(int(time.time()))
+  seed = int(time.time())
+  print(f"seed {seed}", flush=True)
+  chance = random.Random(seed)
   whole, start, killed = (tmp_path / name for name in ("whole", "start", "killed"))
   config = tmp_path / "config.py"
   config.write_text(CONFIG)
@@ -100,6 +102,7 @@ def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(tmp_path):
 
   kills = amid_saves = 0
   while kills < NUM_KILLS:
+    leftovers = set(_unfinished(killed))
     before = {stage: steps_of(killed / stage / "checkpoints") for stage in STAGES}
     process = subprocess.Popen(
       command(killed, config),
@@ -111,13 +114,13 @@ def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(tmp_path):
     )
     if kills % 2:
       time.sleep(chance.uniform(0, whole_s / 2))
-      while process.poll() is None and not _unfinished(killed):
+      while process.poll() is None and not set(_unfinished(killed)) - leftovers:
         time.sleep(0.0005)
       time.sleep(chance.uniform(0, 0.05))
     else:
       time.sleep(chance.uniform(0, whole_s))
     is_killed = process.poll() is None
-    is_amid_save = bool(_unfinished(killed))
+    is_amid_save = bool(set(_unfinished(killed)) - leftovers)
     process.kill()
     output, _ = process.communicate()
     if not is_killed:

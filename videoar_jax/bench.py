@@ -456,7 +456,7 @@ def data_table(options: argparse.Namespace) -> str:
   if options.stage is not None and options.stage not in names:
     raise ValueError(f"--stage={options.stage} is not one of {', '.join(names)}")
   stage = run.stages[names.index(options.stage) if options.stage else -1]
-  stages = Stages(run, pathlib.Path(), make_mesh(run.mesh))
+  stages = Stages(run, pathlib.Path(), make_mesh(stage.mesh))
   sources = [make_source(data, "train") for data in stage.source_data]
   step_s = getattr(options, "step_s", None)
   columns = "threads   clips/s  frames/s  clips/s a core  frames/s a core  memory MiB"

@@ -74,7 +74,9 @@ def read_config(text: str):
     ValueError: the file is no config.
   """
   path, _, argument = text.partition(":")
-  return load_config_file(path)["get_config"](argument or None)
+  get_config = load_config_file(path)["get_config"]
+  # A file of a user's own may take no argument.
+  return get_config(argument) if argument else get_config()
 
 
 def add_field(config: ConfigDict, name: str, value: Any) -> None:
@@ -87,9 +89,11 @@ def add_field(config: ConfigDict, name: str, value: Any) -> None:
   Raises:
     ValueError: a section is none, or is of a stage that there is not.
   """
-  *sections, field = name.split(".")
+  *sections, field = parts = name.split(".")
+  if sections == ["stage"]:
+    raise ValueError(f"config.{name} is a section; set its fields, config.{name}.FIELD")
   for i, part in enumerate(sections):
-    if sections[:i] == ["stage"] and part not in config:
+    if parts[:i] == ["stage"] and part not in config:
       # Sections of stages that do not run are ignored otherwise.
       raise ValueError(f"config.stage has no section {part!r}; it has {', '.join(config)}")
     if part not in config:

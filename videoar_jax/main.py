@@ -119,9 +119,10 @@ def end(message: str, status: int, *, is_hanging: bool = False) -> int:
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the command line; a mistake in it, or in what it sets, ends with one line."""
-  argv, added = _part_fields(argv)
-  sys.argv = argv  # Which the library of flags for configs reads, whatever it is given.
+  given = sys.argv
   try:
+    argv, added = _part_fields(argv)
+    sys.argv = argv  # Which the library of flags for configs reads, whatever it is given.
     rest = flags.FLAGS(argv, known_only=False)
     if CONFIG.value is not None:
       CONFIG.value.keys()  # A file that is missing is found out at the first use.
@@ -143,8 +144,13 @@ def parse_flags(argv: list[str]) -> list[str]:
       text = text.splitlines()[-1].strip()
     elif re.fullmatch(r"\W*\w+\W*", text):
       name = text.strip("\"'")
-      text = f"the config has no field {name!r}, or a flag sets it to what it cannot be"
+      text = (
+        f"the config has no field {name!r}, or a flag sets it to what it cannot be; write "
+        "--config.SECTION.FIELD=VALUE"
+      )
     print(f"error: {text}", file=sys.stderr)
+  finally:
+    sys.argv = given
   sys.exit(2)
 
 
@@ -171,11 +177,12 @@ def _part_fields(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _has_field(config: ConfigDict, name: str) -> bool:
-  for part in name.split("."):
+  *sections, field = name.split(".")
+  for part in sections:
     if not isinstance(config, ConfigDict) or part not in config:
       return False
     config = config[part]
-  return True
+  return isinstance(config, ConfigDict) and field in config
 
 
 if __name__ == "__main__":

@@ -43,6 +43,9 @@ def test_words_are_a_token_each():
   # The same in every process, unlike `hash`.
   assert encoder.encode("star").tolist() == [star, 1, *[PAD_ID] * 6] and star == 2216
   assert encoder.null().tolist() == [1, *[PAD_ID] * 7]
+  # Names of folders, and accents as macOS writes them.
+  for one, same in (("playing_guitar", "playing guitar"), ("cafe\u0301", "caf\u00e9")):
+    np.testing.assert_array_equal(encoder.encode(one), encoder.encode(same))
   with pytest.raises(ValueError, match=r"8 words.*text\.length = 8.*at least 9"):
     encoder.encode("one two three four five six seven eight")
 

@@ -13,6 +13,7 @@ from test_checkpoint import damage
 from test_mixed_stages import sized
 
 from videoar_jax import weights
+from videoar_jax.command_line import add_field
 from videoar_jax.parallel.sharding import MeshConfig, make_mesh
 from videoar_jax.tokenizer.files import flatten
 from videoar_jax.train import config, run
@@ -56,8 +57,32 @@ def test_a_mesh_that_would_change_the_batches_of_a_mixture_is_named(tmp_path, mo
   monkeypatch.setattr(Stages, "latest_step", lambda self, stage: 4)
   with pytest.raises(ValueError, match=r"stage\.I\.mixture began with .* = 8, .* others with 1"):
     run._check_mixtures(stages)
+  # As it was when all stages had one mesh.
+  (tmp_path / "run.json").write_text(json.dumps({"mesh": mesh}))
+  with pytest.raises(ValueError, match=r"stage\.I\.mixture began with .* = 8, .* others with 1"):
+    run._check_mixtures(stages)
   (tmp_path / "run.json").write_text(json.dumps({"meshes": dict.fromkeys(names, mesh | other)}))
   run._check_mixtures(stages)
+
+
+@pytest.mark.parametrize(
+  ("section", "settings", "message"),
+  [
+    ("generator", {"num_heads": 3, "num_kv_heads": 3}, r"generator\.num_heads=3 does not divide"),
+    ("stage.II.mesh", {"fsdp": 3}, r"stage\.II\.mesh: .*needs a multiple of .* as in config\.mesh"),
+    ("stage.II.mesh", {"fsdp": -1, "data": -1}, r"stage\.II\.mesh: .*one may be -1"),
+  ],
+)
+def test_a_mesh_that_cannot_be_is_named_before_anything_is_trained(
+  tmp_path, section, settings, message
+):
+  heads = {"generator.num_heads": 2, "generator.num_kv_heads": 2}
+  values = sized(mesh={"data": 1, "sequence": 2}, **heads)
+  for field, value in settings.items():
+    add_field(values, f"{section}.{field}", value)
+  with pytest.raises(ValueError, match=message):
+    run.Run(values, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,8 @@ def test_a_step_that_hangs_dumps_all_stacks_once(tmp_path, caplog, is_resting):
   assert text.count("test_a_step_that_hangs_dumps_all_stacks_once") == num_told
 
 
-def test_a_step_that_does_not_end_ends_the_process(tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize("end_s", [0.01, 0.3])
+def test_a_step_that_does_not_end_ends_the_process(tmp_path, caplog, monkeypatch, end_s):
   ended = threading.Event()
 
   def end(status):
@@ -99,13 +100,13 @@ def test_a_step_that_does_not_end_ends_the_process(tmp_path, caplog, monkeypatch
 
   monkeypatch.setattr(os, "_exit", end)
   with (tmp_path / "stacks").open("w+") as file, caplog.at_level(logging.ERROR):
-    with Watchdog(end_s=0.3, floor_s=0.1, file=file) as watchdog:
+    with Watchdog(end_s=end_s, floor_s=0.1, file=file) as watchdog:
       for _ in range(9):
         watchdog.beat()
       assert ended.wait(30)
     file.seek(0)
     assert file.read().count("test_a_step_that_does_not_end_ends_the_process") == 1
-  assert "THE STEP DOES NOT END" in caplog.text
+  assert "A STEP HAS TAKEN" in caplog.text
 
 
 def test_profiles_a_range_and_at_a_signal(tmp_path, monkeypatch):

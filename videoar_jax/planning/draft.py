@@ -28,6 +28,7 @@ from videoar_jax.train.stages import Stages
 from videoar_jax.train.state import with_shardings
 from videoar_jax.train.task import Task
 from videoar_jax.train.tokenizer import TokenizerTask
+from videoar_jax.videoar.model import check_heads
 
 
 class DoesNotFit(ValueError):
@@ -115,12 +116,7 @@ def check_divides(run: RunConfig, stage: StageConfig, pod: Pod, mesh) -> None:
     )
   if stage.kind != "generator":
     return
-  tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]
-  if run.generator.num_heads % (tensor * sequence):
-    raise Undivided(
-      f"generator.num_heads={run.generator.num_heads} does not divide over mesh.tensor={tensor} x "
-      f"mesh.sequence={sequence}; take fewer"
-    )
+  check_heads(run.generator, mesh)
 
 
 def with_largest_shape(run: RunConfig, stage: StageConfig, ways: int) -> StageConfig:

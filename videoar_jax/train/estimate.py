@@ -249,13 +249,20 @@ def _activations_sent(run, stage, mesh, clips: float, passes: int) -> float:
   # Each block sums its two outputs over the devices that share it, there and back.
   sums = 2 * passes * tokens * config.width * _BYTES[config.dtype]
   sums *= 2 * (sizes["tensor"] - 1) / sizes["tensor"]
-  # Queries, keys, values and results are exchanged for heads, but for each device's own part.
-  ways = sizes["tensor"] * sizes["sequence"]
-  copies = ways // math.gcd(ways, config.num_kv_heads)
-  heads = 2 * (config.num_heads + copies * config.num_kv_heads) * config.head_width
-  exchanged = passes * tokens * heads / sizes["tensor"] * _BYTES[config.dtype]
-  exchanged *= 1 - 1 / sizes["sequence"]
-  return config.depth * (sums + exchanged)
+  # Queries and results are exchanged for heads, but for each device's own part, and so are keys and
+  # values, of which each device gets all of a sequence's where their heads are too few.
+  tensor, sequence = sizes["tensor"], sizes["sequence"]
+  queries, keys = (
+    2 * heads * config.head_width / tensor for heads in (config.num_heads, config.num_kv_heads)
+  )
+  parts = queries * (1 - 1 / sequence)
+  if config.num_kv_heads % (tensor * sequence) == 0:
+    parts += keys * (1 - 1 / sequence)
+  elif config.num_kv_heads % tensor == 0:
+    parts += keys * (sequence - 1)
+  else:
+    parts += keys * (tensor * sequence - 1)
+  return config.depth * (sums + passes * tokens * parts * _BYTES[config.dtype])
 
 
 def mesh_name(mesh) -> str:

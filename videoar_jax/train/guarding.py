@@ -58,12 +58,20 @@ def reason(values: dict[str, float]) -> str:
   return "loss" if "loss" in bad or not bad else bad[0]
 
 
+def _step_of(line: str) -> float:
+  """Returns the step of a line; that of one which was cut off, by a kill, is after all others."""
+  try:
+    return json.loads(line)["step"]
+  except ValueError:
+    return math.inf
+
+
 def write_bad_step(
   folder: pathlib.Path, step: int, name: str, value: float, samples: dict[str, np.ndarray]
 ) -> pathlib.Path:
   """Adds a step whose `name` is not what it should be, and this process's samples, to a file.
 
-  A run that went on from a checkpoint makes steps again: what the file has of them is replaced.
+  A run that went on from a checkpoint makes steps again: what the file has of them goes.
 
   Returns:
     The file; each process has its own.
@@ -72,7 +80,7 @@ def write_bad_step(
   path = folder / (f"bad_steps.{process}.jsonl" if process else "bad_steps.jsonl")
   rows = {field: values.tolist() for field, values in samples.items()}
   lines = path.read_text().splitlines() if path.exists() else []
-  kept = [line for line in lines if json.loads(line)["step"] < step]
+  kept = [line for line in lines if _step_of(line) < step]
   kept.append(json.dumps({"step": step, name: str(value), **rows}))
   partial = path.with_suffix(".partial")
   partial.write_text("\n".join(kept) + "\n")

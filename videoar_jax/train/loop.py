@@ -66,7 +66,7 @@ class LoopConfig:
     keep_every: steps between checkpoints that are kept for good; 0 for none.
     save_timeout_s: seconds that a save may take, and a run that is told to stop.
     step_timeout_s: seconds after which a step that does not end ends the process, with status 134;
-      0 for none. The first few steps of a process, which compile, may take any time.
+      0 for none. Not before ten times the usual, nor in the first few steps, which compile.
     profile_steps: first and last step to profile; empty for none. SIGUSR1 profiles the next few.
     log_every: steps between lines of the log.
     media_every: steps between videos in TensorBoard.

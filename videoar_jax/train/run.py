@@ -22,13 +22,14 @@ from videoar_jax.data.pipeline import READING_FIELDS, DataConfig, make_source
 from videoar_jax.data.text import TextEncoder
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import hosts
-from videoar_jax.parallel.sharding import RULES, batch_ways, make_mesh
+from videoar_jax.parallel.sharding import RULES, batch_part, batch_ways, make_mesh
 from videoar_jax.train import config as configs
 from videoar_jax.train.checkpoint import Damaged
 from videoar_jax.train.differences import differing_fields
 from videoar_jax.train.loop import FREE_FIELDS
 from videoar_jax.train.settings import StageConfig
 from videoar_jax.train.stages import Stages
+from videoar_jax.videoar.model import check_heads
 
 log = logging.getLogger(__name__)
 
@@ -185,9 +186,13 @@ def _check_mixtures(stages: Stages) -> None:
   path = stages.workdir / "run.json"
   if not path.exists():
     return
-  meshes = json.loads(path.read_text())["meshes"]
+  facts = json.loads(path.read_text())
   for stage in stages.run.stages:
-    before = math.prod(meshes[stage.name][axis] for axis in RULES["batch"])
+    # Runs that began when all stages had one mesh say just that.
+    mesh = facts["meshes"].get(stage.name) if "meshes" in facts else facts["mesh"]
+    if mesh is None:
+      continue
+    before = math.prod(mesh[axis] for axis in RULES["batch"])
     now = batch_ways(stages.on_mesh_of(stage).mesh)
     shapes = [shape for part in stage.mixture for shape in part.shapes]
     size_of = functools.partial(stages.run.batch_size_of, stage)
@@ -205,7 +210,11 @@ def _check_mixtures(stages: Stages) -> None:
 def _check_batches(stages: Stages) -> None:
   run = stages.run
   for stage in run.stages:
-    ways = batch_ways(stages.on_mesh_of(stage).mesh)
+    mesh = stages.on_mesh_of(stage).mesh
+    ways = batch_ways(mesh)
+    batch_part(mesh)  # Raises where processes would share some samples and not others.
+    if stage.kind == "generator":
+      check_heads(run.generator, mesh)
     sizes, parts = {"loop": stage.loop.batch_size}, stage.loop.accumulation_steps
     if stage.images.share > 0:
       sizes["images"] = stage.images.batch_size

@@ -52,10 +52,18 @@ class Stages:
   mesh: Mesh
 
   def on_mesh_of(self, stage: StageConfig) -> Self:
-    """Returns the stages on the mesh of one of them, onto which it reads what others left."""
+    """Returns the stages on the mesh of one of them, onto which it reads what others left.
+
+    Raises:
+      ValueError: there are no devices for that mesh; names the field.
+    """
     if stage.mesh == self.run.mesh:
       return self
-    return dataclasses.replace(self, mesh=make_mesh(stage.mesh))
+    try:
+      return dataclasses.replace(self, mesh=make_mesh(stage.mesh))
+    except ValueError as error:
+      text = "what it does not set is as in config.mesh"
+      raise ValueError(f"stage.{stage.name}.mesh: {error}; {text}") from None
 
   def checkpoints(self, stage: StageConfig) -> pathlib.Path:
     """Returns the folder of a stage's checkpoints."""

@@ -93,26 +93,28 @@ class Watchdog:
   """Dumps the stacks of all threads when a step takes ten times its usual time.
 
   Args:
-    end_s: seconds that a step may take until the process ends; 0 for any. What hangs with another
-      process, or a device, is past mending from within; a launcher starts the run again.
+    end_s: seconds that a step may take until the process ends, if that is more than its stacks are
+      waited for; 0 for any. What hangs with another process, or a device, is past mending from
+      within.
     floor_s: seconds before which no step is taken to hang.
     file: for the stacks; None for stderr.
   """
 
   def __init__(self, end_s: float = 0, floor_s: float = HANG_FLOOR_S, file=None):
-    self._end_s = end_s
-    self._floor_s, self._file = floor_s, file or sys.__stderr__
+    self._end_s, self._floor_s, self._file = end_s, floor_s, file or sys.__stderr__
     self._usual: deque[float] = deque(maxlen=50)
     self._beat = time.monotonic()
+    self._waited = 0.0  # Since then, but for time in which the process was stopped.
     self._is_told = self._is_resting = False
     self._ended = threading.Event()
     self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+    self._telling: threading.Thread | None = None
 
   def beat(self) -> None:
     """Says that a step is over."""
     now = time.monotonic()
     self._usual.append(now - self._beat)
-    self._beat, self._is_told = now, False
+    self._beat, self._waited, self._is_told = now, 0.0, False
 
   @contextlib.contextmanager
   def rest(self):
@@ -131,25 +133,37 @@ class Watchdog:
   def __exit__(self, *_):
     self._ended.set()
     self._thread.join()
+    if self._telling is not None:
+      self._telling.join(timeout=1)
 
   def _watch(self) -> None:
-    while not self._ended.wait(self._floor_s / 10):
+    tick = self._floor_s / 10
+    before = time.monotonic()
+    while not self._ended.wait(tick):
+      now = time.monotonic()
+      passed, before = min(now - before, 2 * tick), now
       usual = list(self._usual)
       if self._is_resting or len(usual) < NUM_USUAL_STEPS:
         continue
+      self._waited += passed
       bound = max(HANG_FACTOR * statistics.median(usual), self._floor_s)
-      waited = time.monotonic() - self._beat
-      if self._end_s and waited > max(bound, self._end_s):
-        log.critical("THE STEP DOES NOT END: the process does, after %.0f s", waited)
-        os._exit(128 + signal.SIGABRT)
-      if waited > bound and not self._is_told:
+      if self._waited > bound and not self._is_told:
         self._is_told = True
-        log.error(
-          "A STEP HAS TAKEN %.0f s, usually %.2g s; all stacks follow on stderr",
-          waited,
+        faulthandler.dump_traceback(file=self._file, all_threads=True)
+        self._tell(
+          "A STEP HAS TAKEN %.0f s, usually %.2g s; all stacks are on stderr",
+          self._waited,
           statistics.median(usual),
         )
-        faulthandler.dump_traceback(file=self._file, all_threads=True)
+      if self._end_s and self._waited > max(bound, self._end_s):
+        text = f"THE STEP DOES NOT END: after {self._waited:.0f} s, the process does\n"
+        os.write(sys.__stderr__.fileno(), text.encode())
+        os._exit(128 + signal.SIGABRT)
+
+  def _tell(self, *message) -> None:
+    """Logs in a thread of its own: the file of the log may be what hangs."""
+    self._telling = threading.Thread(target=log.error, args=message, daemon=True)
+    self._telling.start()
 
 
 class Profiler:

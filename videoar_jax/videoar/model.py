@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from videoar_jax.nn import layers
@@ -17,7 +18,7 @@ from videoar_jax.nn.attention import BACKENDS, attend
 from videoar_jax.nn.cache import Cache, attend_cached
 from videoar_jax.nn.rope import rope_angles, rotate
 from videoar_jax.nn.visibility import Sight
-from videoar_jax.parallel.sharding import constrain, is_for_tpu, ways_of
+from videoar_jax.parallel.sharding import Undivided, constrain, is_for_tpu, ways_of
 from videoar_jax.videoar.layout import Layout
 
 # Tokens, or features of text that another network has made.
@@ -118,6 +119,20 @@ class GeneratorConfig:
         raise ValueError(f"generator.{name}={getattr(self, name)!r} must be in {known}")
 
 
+def check_heads(config: GeneratorConfig, mesh: Mesh | AbstractMesh) -> None:
+  """Checks that the heads divide over a mesh: within attention, both axes split them.
+
+  Raises:
+    Undivided: they do not.
+  """
+  tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]
+  if config.num_heads % (tensor * sequence):
+    raise Undivided(
+      f"generator.num_heads={config.num_heads} does not divide over mesh.tensor={tensor} x "
+      f"mesh.sequence={sequence}; take fewer devices for them"
+    )
+
+
 def _sequence_axis(seen: tuple[Cache, ...] | None) -> str | None:
   """Returns the name of the sequence's axis: a decoder's step may be one token, never split."""
   return "sequence" if seen is None else None
@@ -170,8 +185,10 @@ class Attention(nnx.Module):
     ways = ways_of("attended_heads")
     copies = ways // math.gcd(ways, key.shape[2])
     if copies > 1:
-      # Keys' heads are too few for all devices: each gets all, and takes one that others have too.
-      key, value = (constrain(x, ("batch", None, None, None)) for x in (key, value))
+      # Keys' heads are too few for all devices: those of a sequence get what all of them have, and
+      # each takes one that others have too.
+      heads = "kv_heads" if key.shape[2] % ways_of("kv_heads") == 0 else None
+      key, value = (constrain(x, ("batch", None, heads, None)) for x in (key, value))
       key, value = (jnp.repeat(x, copies, axis=2) for x in (key, value))
     length, l = sight.rule.length, query.shape[1]
     split = ("batch", None, "attended_heads", None)
