@@ -98,16 +98,20 @@ def _stage(
 
 def _sprites(args: ConfigDict) -> ConfigDict:
   """Returns the same stages on moving shapes, at an eighth of the sides."""
-  config = quickstart.get_config(f"size={args.size},image_steps=300,tokenizer_steps=200")
-  config.data.num_frames = 9
-  config.generator.past, config.generator.previous = "scales", "first"
+  config = quickstart.get_config(f"size={args.size},image_steps=400,tokenizer_steps=220")
+  # A stage of other resolution has another number of scales.
+  config.generator.past = "scales"
   shared = config.stage.generator
   del config.stage.generator
-  shapes = {"I": (9, (32, 32), 300), "II": (9, (64, 64), 300), "III": (17, (64, 64), 100)}
-  for name, (num_frames, size, num_steps) in shapes.items():
+  shapes = {
+    "I": (9, (32, 32), 600, 8),
+    "II": (9, (64, 64), 700, 4),
+    "III": (17, (64, 64), 150, 4),
+  }
+  for name, (num_frames, size, num_steps, batch_size) in shapes.items():
     stage = shared.copy_and_resolve_references()
     stage.data = ConfigDict({"num_frames": num_frames, "resolution": size})
-    stage.loop.num_steps = args.steps or num_steps
+    stage.loop.num_steps, stage.loop.batch_size = args.steps or num_steps, batch_size
     stage.mixture = ConfigDict({"videos": {"weight": 1.0 if name == "III" else 0.7}})
     if name != "III":
       stage.mixture.images = ConfigDict({"weight": 0.3, "num_frames": 1})
