@@ -25,7 +25,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
   """Loads a tokenizer that a run trained, or that `python -m videoar_jax.convert` made.
 
   Args:
-    path: a workdir, a checkpoint in one (`WORKDIR/tokenizer/checkpoints/270`), or a folder with a
+    path: a workdir, a checkpoint in one (`WORKDIR/tokenizer/checkpoints/220`), or a folder with a
       converted tokenizer.
   Raises:
     FileNotFoundError: there is none of them, or the run has no checkpoint of a tokenizer yet.
@@ -52,7 +52,7 @@ def load_model(
   """Loads the generator that a run trained, with its tokenizer.
 
   Args:
-    path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/1600`).
+    path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/1800`).
     mesh: devices to share the work; each reads its part of the parameters. None for one device.
     dtype: of the generator's weights and cache, "float32" or "bfloat16".
     text_features: file of the prompts' features, for a model that was trained on such; None for
