@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     size="tiny",
     image_steps=550,
     tokenizer_steps=220,
-    generator_steps=1800,
+    generator_steps=2100,
   )
   config = ConfigDict()
   config.seed = 0
@@ -70,7 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   config.sampling = ConfigDict({"guidance": "constant:3", "temperature": 0.7, "top_p": 1.0})
   config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-  config.report = ConfigDict({"num_clips": 64, "num_prompts": 64})
+  config.report = ConfigDict({"num_clips": 64, "num_prompts": 128})
 
   # Single frames first: a step on many different pictures costs less than one on few clips.
   config.stages = ("images", "tokenizer", "generator")

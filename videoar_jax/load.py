@@ -52,7 +52,7 @@ def load_model(
   """Loads the generator that a run trained, with its tokenizer.
 
   Args:
-    path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/1800`).
+    path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/2100`).
     mesh: devices to share the work; each reads its part of the parameters. None for one device.
     dtype: of the generator's weights and cache, "float32" or "bfloat16".
     text_features: file of the prompts' features, for a model that was trained on such; None for
