@@ -109,6 +109,20 @@ def test_a_step_that_does_not_end_ends_the_process(tmp_path, caplog, monkeypatch
   assert "A STEP HAS TAKEN" in caplog.text
 
 
+def test_time_in_which_the_process_was_stopped_does_not_count(tmp_path, monkeypatch):
+  ends, later, real = [], [0.0], time.monotonic
+  monkeypatch.setattr(os, "_exit", ends.append)
+  monkeypatch.setattr(time, "monotonic", lambda: real() + later[0])
+  stacks = (tmp_path / "stacks").open("w+")
+  with stacks, Watchdog(end_s=100, floor_s=0.1, file=stacks) as watchdog:
+    for _ in range(9):
+      watchdog.beat()
+    time.sleep(0.05)
+    later[0] = 1000.0
+    time.sleep(0.05)
+  assert not ends
+
+
 def test_profiles_a_range_and_at_a_signal(tmp_path, monkeypatch):
   calls, now = [], None
   monkeypatch.setattr(jax.profiler, "start_trace", lambda path: calls.append(("start", now)))

@@ -189,9 +189,7 @@ def _check_mixtures(stages: Stages) -> None:
   facts = json.loads(path.read_text())
   for stage in stages.run.stages:
     # Runs that began when all stages had one mesh say just that.
-    mesh = facts["meshes"].get(stage.name) if "meshes" in facts else facts["mesh"]
-    if mesh is None:
-      continue
+    mesh = facts["meshes"][stage.name] if "meshes" in facts else facts["mesh"]
     before = math.prod(mesh[axis] for axis in RULES["batch"])
     now = batch_ways(stages.on_mesh_of(stage).mesh)
     shapes = [shape for part in stage.mixture for shape in part.shapes]
