@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from videoar_jax import bench
+from videoar_jax import bench, limits
 from videoar_jax.nn import conv
 from videoar_jax.tokenizer.autoencoder import AutoencoderConfig, abstract_params, autoencoder_of
 from videoar_jax.tokenizer.flops import decoder_flops, encoder_flops
@@ -67,7 +67,7 @@ def test_table_of_a_training_step(monkeypatch, capsys):
     return {**seconds, "product": calls["product"].amount / 1e5}  # A limit of 0.1 MFLOP/s.
 
   monkeypatch.setitem(bench.SIZES, "tiny", (1, 8, 1, 1, 8, 8))
-  monkeypatch.setattr(bench, "_in_turns", in_turns)
+  monkeypatch.setattr(limits, "in_turns", in_turns)
   assert bench.main(["train", "--size=tiny", "--batch_size=1", "--repeats=1"]) == 0
   *head, forward, gradient, whole, corruption = capsys.readouterr().out.splitlines()
   assert head[0].startswith("5 latent frames, 651 tokens, batches of 1, float32")

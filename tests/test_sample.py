@@ -55,9 +55,12 @@ class FakeModel:
 @pytest.fixture
 def model(monkeypatch):
   fake = FakeModel()
-  monkeypatch.setattr(
-    videoar_jax, "load_model", lambda path, dtype, text_features: fake, raising=False
-  )
+
+  def load_model(path, **settings):
+    fake.loaded = settings
+    return fake
+
+  monkeypatch.setattr(videoar_jax, "load_model", load_model, raising=False)
   stage = types.SimpleNamespace(data=types.SimpleNamespace(frame_rate=8.0))
   monkeypatch.setattr(load, "find_stage", lambda *_: (None, stage))
   return fake
@@ -98,6 +101,12 @@ def test_writes_a_clip_a_sample_and_one_sheet(tmp_path, model, capsys):
   assert (width, height) == (5 * 130 + 2, 6 * (130 + 15) + 2)
   settings = {"guidance": "constant:3", "top_p": 0.9}
   assert model.calls == [([PROMPT] * 3 + ["star!"] * 3, 5, 2, settings)]
+
+
+def test_what_the_model_is_loaded_with(tmp_path, model):
+  flags = ["--resolution=32x48", "--dtype=bfloat16", "--text_features=f", f"--out={tmp_path}"]
+  assert run("--workdir=w", f"--prompt={PROMPT}", *flags) == 0
+  assert model.loaded == {"resolution": (32, 48), "dtype": "bfloat16", "text_features": "f"}
 
 
 def test_prompts_with_one_name_get_files_of_their_own(tmp_path, model):

@@ -17,10 +17,8 @@ import argparse
 import contextlib
 import pathlib
 import resource
-import statistics
 import sys
 import time
-from collections.abc import Callable
 
 from videoar_jax.command_line import Parser, parse_resolution, print_result, read_config
 
@@ -114,6 +112,7 @@ def tokenizer_table(options: argparse.Namespace) -> str:
   import jax
   from flax import nnx
 
+  from videoar_jax import limits
   from videoar_jax.load import load_tokenizer
   from videoar_jax.nn.layers import count_parameters
   from videoar_jax.tokenizer.autoencoder import Autoencoder, AutoencoderConfig
@@ -139,9 +138,9 @@ def tokenizer_table(options: argparse.Namespace) -> str:
   calls = {
     "encode": lambda: encode(module, video),
     "decode": lambda: decode(module, latents),
-    "product": _products("float32"),
+    "product": limits.products("float32"),
   }
-  seconds = _in_turns(calls, options.repeats)
+  seconds = limits.in_turns(calls, options.repeats)
   product, encode, decode = (
     calls["product"].amount / seconds["product"],
     seconds["encode"],
@@ -154,7 +153,7 @@ def tokenizer_table(options: argparse.Namespace) -> str:
     f"one device, {device.device_kind}",
     f"{count_parameters(module):,} parameters, {config.num_bits} bits, latent "
     f"{'x'.join(map(str, latent_shape))}",
-    f"matrix products of {_SIDE} a side: {product / 1e9:,.0f} GFLOP/s",
+    f"matrix products of {limits.SIDE} a side: {product / 1e9:,.0f} GFLOP/s",
     "",
     "          s a clip      pixels/s   GFLOP a clip   GFLOP/s  of the limit",
   ]
@@ -183,6 +182,7 @@ def sample_table(options: argparse.Namespace) -> str:
   import jax.numpy as jnp
   from flax import nnx
 
+  from videoar_jax import limits
   from videoar_jax.nn.layers import count_parameters
   from videoar_jax.videoar.decode import decode, sample_keys
   from videoar_jax.videoar.flops import forward_flops
@@ -214,10 +214,10 @@ def sample_table(options: argparse.Namespace) -> str:
   compile_s = time.perf_counter() - begin
   calls = {
     "clip": lambda: compiled(model, text, keys),
-    "product": _products(options.dtype),
-    "read": _reads(options.dtype),
+    "product": limits.products(options.dtype),
+    "read": limits.reads(options.dtype),
   }
-  seconds = _in_turns(calls, options.repeats)
+  seconds = limits.in_turns(calls, options.repeats)
   flops = 2 * b * forward_flops(config, layout)
   steps = 1 + layout.num_frames * layout.num_scales
   if layout.final_size:
@@ -248,6 +248,7 @@ def training_table(options: argparse.Namespace) -> str:
   import jax
   import jax.numpy as jnp
 
+  from videoar_jax import limits
   from videoar_jax.nn.layers import count_parameters
   from videoar_jax.parallel.sharding import MeshConfig, make_mesh
   from videoar_jax.train.generator import GeneratorTask
@@ -292,10 +293,10 @@ def training_table(options: argparse.Namespace) -> str:
     "with gradient": lambda: gradient(state["params"], batch),
     "whole step": step,
     "corruption": lambda: corrupted(batch["latents"]),
-    "product": _products(config.dtype),
+    "product": limits.products(config.dtype),
   }
   with jax.set_mesh(mesh):
-    seconds = _in_turns(calls, options.repeats)
+    seconds = limits.in_turns(calls, options.repeats)
   limit = calls["product"].amount / seconds["product"]
   lines = [
     f"{layout.num_frames} latent frames, {layout.length} tokens, batches of {b}, {config.dtype}, "
@@ -304,7 +305,7 @@ def training_table(options: argparse.Namespace) -> str:
     f"{parameter_bytes(config, layout) / 2**20:,.0f} MiB; attention "
     f"{trainer.template.module(state['params']).attention_backend()}, remat {config.remat}, "
     f"{stage.loop.optimizer.kind}",
-    f"matrix products of {_SIDE} a side: {limit / 1e9:,.0f} GFLOP/s",
+    f"matrix products of {limits.SIDE} a side: {limit / 1e9:,.0f} GFLOP/s",
     "",
     "                   s      tokens/s   GFLOP a step   GFLOP/s  of the limit",
   ]
@@ -365,77 +366,6 @@ def _network(size: str) -> dict:
   settings = dict(zip(names, SIZES[size], strict=True))
   # Compiling each layer by itself pays for few of them.
   return settings | {"is_scanned": jax.default_backend() != "cpu" or settings["depth"] > 12}
-
-
-_SIDE = 2048
-_LIMIT_S = 0.05  # Shorter measurements would be of the dispatch.
-
-
-class _Limit:
-  """A call that does one thing as fast as the machine can, over and over.
-
-  Args:
-    body: `(array, carry) -> carry`, of which no turn can be left out.
-    array: what it reads.
-    amount: operations or bytes of a turn.
-  Attributes:
-    amount: of a call.
-  """
-
-  def __init__(self, body: Callable, array, carry, amount: float):
-    import jax
-
-    @jax.jit
-    def loop(num, array, carry):
-      return jax.lax.fori_loop(0, num, lambda _, carry: body(array, carry), carry)
-
-    self._loop, self._arguments, self._num = loop, (array, carry), 1
-    self()
-    while (took := self._time()) < _LIMIT_S:
-      self._num = max(2 * self._num, round(1.2 * self._num * _LIMIT_S / took))
-    self.amount = self._num * amount
-
-  def __call__(self):
-    import jax
-
-    return jax.block_until_ready(self._loop(self._num, *self._arguments))
-
-  def _time(self) -> float:
-    begin = time.perf_counter()
-    self()
-    return time.perf_counter() - begin
-
-
-def _products(dtype: str) -> _Limit:
-  """Returns the call that multiplies large matrices; its amount is of operations."""
-  import jax
-  import jax.numpy as jnp
-
-  matrix = jax.random.normal(jax.random.key(3), (_SIDE, _SIDE)).astype(dtype)
-  scale = jnp.asarray(_SIDE**-0.5, dtype)
-  return _Limit(lambda x, y: (x @ y) * scale, matrix, matrix, 2 * _SIDE**3)
-
-
-def _reads(dtype: str) -> _Limit:
-  """Returns the call that reads a large array; its amount is of bytes."""
-  import jax.numpy as jnp
-
-  array = jnp.ones((64, 2**21), dtype)
-  return _Limit(lambda x, y: jnp.max(x - y[:, None], axis=1), array, array[:, 0], array.nbytes)
-
-
-def _in_turns(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
-  """Returns the median time of each call; in turns, so that all see the machine as it is."""
-  import jax
-
-  times: dict[str, list[float]] = {name: [] for name in calls}
-  for i in range(repeats + 1):
-    for name, call in calls.items():
-      begin = time.perf_counter()
-      jax.block_until_ready(call())
-      if i:  # The first call compiles.
-        times[name].append(time.perf_counter() - begin)
-  return {name: statistics.median(values) for name, values in times.items()}
 
 
 def data_table(options: argparse.Namespace) -> str:

@@ -79,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     default=32,
     help="for --suite=generation: how many clips of four times the length; 0 for none",
   )
+  add(
+    "--text_features",
+    default=unset,
+    help="for --suite=generation: file of the captions' features, for a model that was trained on "
+    "such; default: as in the run's config",
+  )
   long = parser.add_mutually_exclusive_group()
   long.add_argument(
     "--window",
@@ -153,14 +159,10 @@ def _generation(options: argparse.Namespace) -> list[pathlib.Path]:
   from videoar_jax.train.run import quiet_libraries, use_compilation_cache
 
   quiet_libraries()
-  stage = find_stage(options.workdir, "generator")[1]
+  features = getattr(options, "text_features", None)
+  data = _data(options, find_stage(options.workdir, "generator", features)[1].data)
   use_compilation_cache()
-  model = load_model(options.workdir)
-  clip = {"num_frames": model.num_frames, "resolution": model.resolution}
-  data = _data(options, dataclasses.replace(stage.data, **clip))
-  if data.resolution != model.resolution:
-    height, width = model.resolution
-    raise ValueError(f"--resolution: the model makes clips of {height}x{width}; leave it out")
+  model = load_model(options.workdir, text_features=features, resolution=data.resolution)
   source = _source(data, model.tokenizer)
   for caption in source.longest_captions():
     model.text_encoder.encode(caption)

@@ -16,6 +16,7 @@ from videoar_jax.tokenizer.tokenizer import Tokenizer
 from videoar_jax.train import config as configs
 from videoar_jax.train.settings import RunConfig, StageConfig
 from videoar_jax.train.stages import Stages
+from videoar_jax.videoar.layout import Layout
 from videoar_jax.videoar.sampler import Model
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
   """Loads a tokenizer that a run trained, or that `python -m videoar_jax.convert` made.
 
   Args:
-    path: a workdir, a checkpoint in one (`WORKDIR/tokenizer/checkpoints/220`), or a folder with a
-      converted tokenizer.
+    path: a workdir, a checkpoint in one (`WORKDIR/tokenizer/checkpoints/220`; of a generator, the
+      tokenizer that it was trained with is taken), or a folder with a converted tokenizer.
   Raises:
     FileNotFoundError: there is none of them, or the run has no checkpoint of a tokenizer yet.
     ValueError: the converted tokenizer is damaged.
@@ -35,7 +36,8 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     saved, params = read_params(path)
     params = jax.tree.map(jnp.asarray, params)
     return Tokenizer(autoencoder_of(saved.config, params), saved.schedule)
-  stages, wanted, step = _open(path)
+  # Text is nothing to a tokenizer: a file of it that is gone since need not be there.
+  stages, wanted, step = _open(path, needs_text=False)
   stage = _stage(stages.run, "tokenizer", wanted)
   step = step if stage.name == wanted else None
   schedule = stages.run.schedule_of(stage.data.resolution)
@@ -48,6 +50,7 @@ def load_model(
   mesh: MeshConfig | None = None,
   dtype: str = "float32",
   text_features: str | None = None,
+  resolution: tuple[int, int] | None = None,
 ) -> Model:
   """Loads the generator that a run trained, with its tokenizer.
 
@@ -57,24 +60,25 @@ def load_model(
     dtype: of the generator's weights and cache, "float32" or "bfloat16".
     text_features: file of the prompts' features, for a model that was trained on such; None for
       the file that it was trained with, see `data.text_features`.
+    resolution: (H, W) of the clips to make, as one of a mixture's shapes; None for that of the
+      stage's `data`.
   Raises:
     FileNotFoundError: there is no run, or it has no checkpoint of a generator yet.
-    ValueError: the devices do not fit, or the checkpoint is of a network of another size.
+    ValueError: the devices do not fit, the checkpoint is a tokenizer's or of a network of another
+      size, or the network makes no clips of that resolution.
   """
   devices = None if mesh is None else make_mesh(mesh)
   stages, wanted, step = _open(path, devices, text_features)
   stage = _stage(stages.run, "generator", wanted)
-  # A path may name a checkpoint of the tokenizer's stage: the step is not the generator's then.
-  step = step if stage.name == wanted else None
+  layout = _layout(stages.run, stage, resolution)
   coder = stages.stage_before(stage, "tokenizer")
-  schedule = stages.run.schedule_of(stage.data.resolution)
-  tokenizer = Tokenizer(_module(stages, coder, None), schedule)
+  tokenizer = Tokenizer(_module(stages, coder, None), layout.schedule)
   sampling = stages.run.sampling
   return Model(
     _module(stages, stage, step, is_split=True),
     tokenizer,
     stages.run.text.encoder,
-    stages.run.layout_of(stage.data),
+    layout,
     defaults={
       "guidance": sampling.guidance,
       "temperature": sampling.temperature,
@@ -86,14 +90,40 @@ def load_model(
   )
 
 
+def _layout(run: RunConfig, stage: StageConfig, resolution: tuple[int, int] | None) -> Layout:
+  """Returns the sequence of a stage's clips at a resolution.
+
+  Raises:
+    ValueError: the tokenizer or the generator makes no such clips.
+  """
+  own = run.layout_of(stage.data)
+  if resolution is None:
+    return own
+  try:
+    layout, known = run.layout(stage.data.num_frames, resolution), run.widest_layout
+  except ValueError as error:
+    raise ValueError(str(error).removeprefix("data.")) from None
+  where = "resolution={}x{}".format(*resolution)
+  if run.generator.positions == "learned" and layout.length != own.length:
+    raise ValueError(f"{where}: learned positions have one length of clips")
+  is_alike = layout.num_scales == known.num_scales
+  if layout.num_scales > known.num_scales or (run.generator.past == "final" and not is_alike):
+    raise ValueError(
+      f"{where} has {layout.num_scales} scales, but the network was made for {known.num_scales}; "
+      "take a resolution that it was trained on"
+    )
+  return layout
+
+
 def find_run(
-  path: str | os.PathLike, text_features: str | None = None
+  path: str | os.PathLike, text_features: str | None = None, *, needs_text: bool = True
 ) -> tuple[pathlib.Path, RunConfig]:
   """Returns the workdir that a path is, or is in, and the config of its run.
 
   Args:
     path: of either.
     text_features: see `load_model`.
+    needs_text: without it, what reads prompts is left out of the config.
   Raises:
     FileNotFoundError: there is no run.
     ValueError: the run was not trained on features of text, and some are given.
@@ -106,6 +136,8 @@ def find_run(
       config = configs.load_config(workdir / "config.json")
       if text_features is not None:
         config = _with_features(config, text_features)
+      if not needs_text:
+        config = config | {"text": {}}
       return workdir, configs.finalize(config)
   raise FileNotFoundError(
     f"{path} is neither a workdir nor a checkpoint in one: no config.json in it or above it"
@@ -123,8 +155,9 @@ def find_stage(
     text_features: see `load_model`.
   Raises:
     FileNotFoundError: there is no run, or it trains no such thing.
+    ValueError: a generator is wanted, and the checkpoint is a tokenizer's.
   """
-  workdir, run = find_run(path, text_features)
+  workdir, run = find_run(path, text_features, needs_text=kind == "generator")
   return run, _stage(run, kind, _named_in(path, workdir)[0])
 
 
@@ -140,10 +173,14 @@ def _with_features(config: dict, path: str) -> dict:
 
 
 def _open(
-  path: str | os.PathLike, mesh: Mesh | None = None, text_features: str | None = None
+  path: str | os.PathLike,
+  mesh: Mesh | None = None,
+  text_features: str | None = None,
+  *,
+  needs_text: bool = True,
 ) -> tuple[Stages, str | None, int | None]:
   """Returns the run that a path belongs to, and the stage and step that it names, if any."""
-  workdir, run = find_run(path, text_features)
+  workdir, run = find_run(path, text_features, needs_text=needs_text)
   if mesh is None:
     mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
   return Stages(run, workdir, mesh), *_named_in(path, workdir)
@@ -157,14 +194,22 @@ def _named_in(path: str | os.PathLike, workdir: pathlib.Path) -> tuple[str | Non
 
 
 def _stage(run: RunConfig, kind: str, name: str | None) -> StageConfig:
-  stage = run.stage_of_kind(kind)
-  for other in run.stages:
-    if other.name == name and other.kind == kind:
-      stage = other
-  if stage is None:
+  """Returns the stage of a kind that a name, of any stage or None, stands for."""
+  named = next((other for other in run.stages if other.name == name), None)
+  stages = [other for other in run.stages if other.kind == kind]
+  if not stages:
     names = ", ".join(other.name for other in run.stages)
     raise FileNotFoundError(f"the run trains no {kind}; its stages are {names}")
-  return stage
+  if named is None:
+    return stages[-1]
+  if named.kind == kind:
+    return named
+  if kind == "generator":
+    raise ValueError(
+      f"stage {name!r} trains a tokenizer, which generates nothing; name the workdir, or a "
+      f"checkpoint of {' or '.join(other.name for other in stages)}"
+    )
+  return [other for other in stages if run.stages.index(other) < run.stages.index(named)][-1]
 
 
 def _module(stages: Stages, stage, step: int | None, *, is_split: bool = False) -> nnx.Module:

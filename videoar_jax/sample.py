@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import UInt8
 
-from videoar_jax.command_line import Parser, check_out, print_result
+from videoar_jax.command_line import Parser, check_out, parse_resolution, print_result
 
 _SHEET_ROWS = 64  # Of the first clips; more would be no picture.
 
@@ -40,7 +40,13 @@ def _run(options: argparse.Namespace) -> str:
   features = getattr(options, "text_features", None)
   frame_rate = find_stage(options.workdir, "generator", features)[1].data.frame_rate
   use_compilation_cache()
-  model = videoar_jax.load_model(options.workdir, dtype=options.dtype, text_features=features)
+  resolution = getattr(options, "resolution", None)
+  model = videoar_jax.load_model(
+    options.workdir,
+    dtype=options.dtype,
+    text_features=features,
+    resolution=None if resolution is None else parse_resolution(resolution),
+  )
   settings = _settings(options, model, prompts, frame_rate)
   files = []
   out = Out(pathlib.Path(options.out), frame_rate)
@@ -93,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     default=unset,
     help="frames of a clip, given ones included, 1 + 4 k (for the usual tokenizer); default: as "
     "many as in training",
+  )
+  add(
+    "--resolution",
+    default=unset,
+    help="of a clip in pixels, as 64 or HEIGHTxWIDTH, for a model that was trained on several; "
+    "default: that of its stage's data",
   )
   longer = parser.add_mutually_exclusive_group()
   longer.add_argument(

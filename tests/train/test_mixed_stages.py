@@ -7,9 +7,11 @@ import types
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 from test_cache import make_config, save_tokenizer
 
+from videoar_jax.load import find_stage, load_model, load_tokenizer
 from videoar_jax.train import config, run
 from videoar_jax.train.generator import GeneratorTask
 from videoar_jax.train.loop import Trainer
@@ -85,6 +87,44 @@ def test_stages_of_several_shapes_train_and_resume(workdir, monkeypatch):
   scales = [trainer.template.shapes["scale_embedding"] for trainer in trainers[-2:]]
   rows = [jax.tree.leaves(embedding)[0].shape[0] for embedding in scales]
   assert rows == [again.stages.run.widest_layout.num_scales] * 2 and rows[0] > 3
+
+
+def test_models_of_several_resolutions(workdir):
+  """What stages have trained makes clips of any of their shapes, and refuses more scales."""
+  model = load_model(workdir)
+  assert model.resolution == (24, 16) and model.num_steps() == 1 + len(model.layout.schedule)
+  small = load_model(workdir, resolution=(16, 16))
+  clip = small.sample(["a red circle"])
+  assert clip.shape == (1, 1, 16, 16, 3) and small.layout.schedule == ((1, 1), (2, 2), (4, 4))
+  earlier = load_model(workdir / "I" / "checkpoints" / "10", resolution=(24, 16))
+  assert earlier.sample(["a red circle"]).shape == (1, 5, 24, 16, 3)
+  with pytest.raises(ValueError, match=r"resolution=64x64 has \d scales, but the network .* 5;"):
+    load_model(workdir, resolution=(64, 64))
+  with pytest.raises(ValueError, match=r"^resolution: width 18 is not a multiple"):
+    load_model(workdir, resolution=(16, 18))
+
+
+def test_checkpoint_of_a_tokenizer_is_no_model(workdir):
+  """Nor is it silently another stage's; of a generator's checkpoint, the tokenizer is taken."""
+  with pytest.raises(ValueError, match=r"'tokenizer' trains a tokenizer, .* checkpoint of I or II"):
+    load_model(next((workdir / "tokenizer" / "checkpoints").iterdir()))
+  with pytest.raises(ValueError, match="'tokenizer' trains a tokenizer"):
+    find_stage(workdir / "tokenizer", "generator")
+  used = load_tokenizer(workdir / "I" / "checkpoints" / "10").autoencoder
+  trained = load_tokenizer(workdir).autoencoder
+  jax.tree.map(np.testing.assert_array_equal, nnx.state(used), nnx.state(trained))
+
+
+def test_tokenizer_needs_no_text(workdir, tmp_path):
+  """The file of text that a run was trained with may be gone."""
+  other = shutil.copytree(workdir, tmp_path / "run")
+  values = json.loads((other / "config.json").read_text())
+  values["text"] = {"tokenizer": str(tmp_path / "gone.safetensors"), "length": 4}
+  (other / "config.json").write_text(json.dumps(values))
+  assert load_tokenizer(other).config.num_bits == values["tokenizer"]["num_bits"]
+  assert find_stage(other, "tokenizer")[1].name == "tokenizer"
+  with pytest.raises(ValueError, match=r"gone\.safetensors"):
+    load_model(other)
 
 
 def test_batches_cost_the_same():
