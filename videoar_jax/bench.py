@@ -15,7 +15,6 @@ a large array is read. `data` reads the clips of a config's stage.
 
 import argparse
 import contextlib
-import pathlib
 import resource
 import sys
 import time
@@ -376,8 +375,8 @@ def data_table(options: argparse.Namespace) -> str:
   """
   from videoar_jax.data.pipeline import make_source
   from videoar_jax.parallel.sharding import make_mesh
+  from videoar_jax.train.batches import Batches
   from videoar_jax.train.config import finalize
-  from videoar_jax.train.stages import Stages
 
   if not options.seconds > 0 or min(options.threads) < 0:
     raise ValueError(f"--seconds={options.seconds} must be more than 0, --threads 0 or more")
@@ -386,14 +385,14 @@ def data_table(options: argparse.Namespace) -> str:
   if options.stage is not None and options.stage not in names:
     raise ValueError(f"--stage={options.stage} is not one of {', '.join(names)}")
   stage = run.stages[names.index(options.stage) if options.stage else -1]
-  stages = Stages(run, pathlib.Path(), make_mesh(stage.mesh))
+  batches = Batches(run, make_mesh(stage.mesh))
   sources = [make_source(data, "train") for data in stage.source_data]
   step_s = getattr(options, "step_s", None)
   columns = "threads   clips/s  frames/s  clips/s a core  frames/s a core  memory MiB"
   lines = [f"stage {stage.name}: {stage.data.source} {stage.data.path or ''}".rstrip(), ""]
   lines.append(columns + ("  waiting" if step_s is not None else ""))
   for num_threads in options.threads:
-    found = _read_for(stages, stage, sources, num_threads, options.seconds, step_s)
+    found = _read_for(batches, stage, sources, num_threads, options.seconds, step_s)
     clips, frames, wall_s, cpu_s, waited_s = found
     # The kernel counts the most memory that the process ever had, in KiB.
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -403,20 +402,22 @@ def data_table(options: argparse.Namespace) -> str:
   return "\n".join(lines)
 
 
-def _read_for(stages, stage, sources: list, num_threads: int, seconds: float, step_s: float | None):
+def _read_for(
+  batches, stage, sources: list, num_threads: int, seconds: float, step_s: float | None
+):
   """Reads batches for some seconds; returns clips, frames, and seconds: wall, CPU, and waiting.
 
   With `step_s` it sleeps so long after each batch, as a run does while the device works.
   """
   with contextlib.closing(
-    stages.make_iterator(stage, sources, seed=0, num_threads=num_threads)
-  ) as batches:
-    next(batches)  # Until then, files are opened and threads begin.
+    batches.iterator(stage, sources, seed=0, num_threads=num_threads)
+  ) as iterator:
+    next(iterator)  # Until then, files are opened and threads begin.
     clips = frames = 0
     waited_s, begin, cpu = 0.0, time.perf_counter(), time.process_time()
     while time.perf_counter() - begin < seconds:
       asked = time.perf_counter()
-      shape = next(batches)["video"].shape
+      shape = next(iterator)["video"].shape
       waited_s += time.perf_counter() - asked
       clips, frames = clips + shape[0], frames + shape[0] * shape[1]
       time.sleep(step_s or 0)

@@ -19,7 +19,7 @@ from videoar_jax.data.pipeline import DataConfig, make_iterator, make_source
 from videoar_jax.data.text import ByteTokenizer
 from videoar_jax.evals import report
 from videoar_jax.parallel.sharding import MeshConfig, make_mesh
-from videoar_jax.train import stages
+from videoar_jax.train import batches, stages
 
 CLIP = {"num_frames": 5, "frame_rate": 8.0, "resolution": (32, 64), "seed": 0, "clips_per_file": 1}
 
@@ -189,7 +189,7 @@ def test_captions_of_a_mixture_that_cannot_be_encoded_are_faults(captions):
 def test_captions_that_cannot_be_encoded_are_neither_shown_nor_cached(captions, monkeypatch):
   encoder = ByteTokenizer(8)
   mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-  media = stages.media_batch(captions, encoder, mesh)
+  media = batches.media_batch(captions, encoder, mesh)
   texts = ("one", "three", "three", "one")
   np.testing.assert_array_equal(media["text"], [encoder.encode(text) for text in texts])
   report_config = types.SimpleNamespace(num_clips=3, num_prompts=3)

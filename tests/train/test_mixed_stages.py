@@ -13,9 +13,9 @@ from test_cache import make_config, save_tokenizer
 
 from videoar_jax.load import find_stage, load_model, load_tokenizer
 from videoar_jax.train import config, run
+from videoar_jax.train.batches import Batches
 from videoar_jax.train.generator import GeneratorTask
 from videoar_jax.train.loop import Trainer
-from videoar_jax.train.stages import Stages
 
 
 def sized(**changes):
@@ -59,7 +59,7 @@ def test_stages_of_several_shapes_train_and_resume(workdir, monkeypatch):
   trainers, text = [], []
   monkeypatch.setattr(GeneratorTask, "media", lambda *_: {})
   monkeypatch.setattr(run, "start_log", lambda path: None)
-  monkeypatch.setattr("videoar_jax.train.stages.log.info", lambda *a: text.append(a[0] % a[1:]))
+  monkeypatch.setattr("videoar_jax.train.batches.log.info", lambda *a: text.append(a[0] % a[1:]))
   init = Trainer.__init__
 
   def keep(self, *arguments, **options):
@@ -131,10 +131,10 @@ def test_batches_cost_the_same():
   values = sized()
   values.stage.I.mixture.clips.num_frames = (5, 9)
   settings = config.finalize(values)
-  stages = Stages(settings, None, run.make_mesh(settings.mesh, jax.devices()[:1]))
+  batches = Batches(settings, run.make_mesh(settings.mesh, jax.devices()[:1]))
   stage = settings.stages[1]
   sources = [run.make_source(part.data, "train") for part in stage.mixture]
-  mixture = stages.mixture(stage, sources, seed=0)
+  mixture = batches.mixture(stage, sources, seed=0)
   budget = 4 * settings.layout_of(stage.data).length
   for (frames, *size), rows in mixture.shapes:
     assert rows == budget // settings.layout(frames, tuple(size)).length
@@ -148,13 +148,13 @@ def test_batches_cost_the_same():
 def test_batches_that_cost_more_are_told(caplog):
   values = sized(mesh={"data": 2})
   settings = config.finalize(values)
-  stages = Stages(settings, None, run.make_mesh(settings.mesh, jax.devices()[:2]))
+  batches = Batches(settings, run.make_mesh(settings.mesh, jax.devices()[:2]))
   stage = settings.stages[1]
   budget = 4 * settings.layout_of(stage.data).length
   shapes = {(1, 16, 16): 0, (5, 16, 16): 4}
   shapes[1, 16, 16] = round(budget * 1.2 / settings.layout(1, (16, 16)).length)
   mixture = types.SimpleNamespace(shapes=list(shapes.items()))
-  stages._warn_of_uneven_batches(stage, mixture)
+  batches.warn_of_uneven(stage, mixture)
   [record] = caplog.records
   share = shapes[1, 16, 16] * settings.layout(1, (16, 16)).length / budget
   told = f"clips of 1x16x16 (frames x height x width) has {share:.2f} times"
