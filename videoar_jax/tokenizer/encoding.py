@@ -46,15 +46,30 @@ def encode(
   return jax.shard_map(encode_own, in_specs=specs, out_specs=batch, check_vma=False)(encoder, video)
 
 
+def part_of(
+  temporal_stride: int, shape: tuple[int, ...], max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
+  """Returns how many clips of how many frames a device encodes at once.
+
+  Args:
+    temporal_stride: frames of a latent frame.
+    shape: of the device's clips, `(b, f, H, W, ...)`.
+    max_pixels: see `encode`.
+  """
+  b, f, height, width, *_ = shape
+  if b * f * height * width <= max_pixels:
+    return b, f
+  frames = min(f, temporal_stride)
+  most = max(1, max_pixels // (frames * height * width))
+  return max(rows for rows in range(1, min(b, most) + 1) if b % rows == 0), frames
+
+
 def _in_groups(encoder, video, max_pixels: int):
   """Encodes as many clips at a time as may be, in equal groups."""
-  b, f, height, width, _ = video.shape
-  frames = min(f, encoder.config.temporal_stride)
-  most = max(1, max_pixels // (frames * height * width))
-  size = max(rows for rows in range(1, min(b, most) + 1) if b % rows == 0)
+  size, _ = part_of(encoder.config.temporal_stride, video.shape, max_pixels)
   groups = video.reshape(-1, size, *video.shape[1:])
   latents = jax.lax.map(lambda group: _in_chunks(encoder, group), groups)
-  return latents.reshape(b, *latents.shape[2:])
+  return latents.reshape(len(video), *latents.shape[2:])
 
 
 def _in_chunks(encoder, video):
