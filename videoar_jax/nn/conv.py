@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from videoar_jax.nn import layers
 from videoar_jax.parallel.sharding import is_for_cpu
@@ -129,7 +129,9 @@ class CausalConv3d(nnx.Module):
 
   A clip may come in chunks: each call returns the last frames of its input, which the next one
   takes as its `past`; without one a clip starts. The first chunk has one frame more than a multiple
-  of the temporal stride, every other a multiple.
+  of the temporal stride, every other a multiple. Where chunks are to be all of one length, a clip
+  starts at the last frame of a chunk with `is_start`; its other frames are not looked at, and its
+  `past` is of zeros.
 
   Source: VIDEOAR sections 2.1 and 2.2.
   """
@@ -151,9 +153,15 @@ class CausalConv3d(nnx.Module):
     self.stride = stride
 
   def __call__(
-    self, x: Float[Array, "b t h w i"], past: Float[Array, "b p h w i"] | None = None
+    self,
+    x: Float[Array, "b t h w i"],
+    past: Float[Array, "b p h w i"] | None = None,
+    is_start: Bool[Array, ""] | None = None,
   ) -> tuple[Float[Array, "b u y x o"], Float[Array, "b p h w i"]]:
     size = self.kernel.shape[0]
+    if is_start is not None:
+      is_before = is_start & (jnp.arange(x.shape[1]) < x.shape[1] - 1)
+      x = jnp.where(is_before[:, None, None, None], 0.0, x)
     half = size // 2
     pads = tuple((half, half) if step == 1 else (0, half) for step in self.stride[1:])
     y = conv3d(x, self.kernel[...].astype(x.dtype), stride=self.stride, pads=pads, past=past)

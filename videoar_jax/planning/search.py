@@ -61,7 +61,8 @@ def rank(run: RunConfig, stage: StageConfig, pod: Pod, slices: int) -> list[Foun
   counted = dataclasses.replace(pod, is_compiled=False)
   # Shapes are the same on every mesh, and take seconds to find.
   one = dataclasses.replace(counted, num_chips=1, chip=dataclasses.replace(pod.chip, num_devices=1))
-  trainer = Draft.of(run, stage, one, MeshConfig(data=1)).trainer
+  draft = Draft.of(run, stage, one, MeshConfig(data=1))
+  trainer = draft.trainer
   num_devices = pod.num_chips * pod.chip.num_devices
   found = []
   for mesh_config in _candidates(num_devices, slices):
@@ -73,7 +74,7 @@ def rank(run: RunConfig, stage: StageConfig, pod: Pod, slices: int) -> list[Foun
       continue
     largest = with_largest_shape(run, stage, batch_ways(mesh))
     for other in _policies(run, stage):
-      cost = estimate(other, largest, trainer.abstract_state, shardings, mesh)
+      cost = estimate(other, largest, trainer.abstract_state, shardings, draft.frozen, mesh)
       if cost.memory < pod.chip.memory / pod.chip.num_devices:
         parts = cost.seconds(pod.chip, mesh.size)
         found.append(Found(max(parts.values()), parts["products"], cost.memory, mesh_config, other))

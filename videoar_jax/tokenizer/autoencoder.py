@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from videoar_jax.nn.conv import CausalConv3d
 from videoar_jax.nn.layers import GroupNorm
@@ -114,11 +114,14 @@ class ResidualBlock(nnx.Module):
     self.nin_shortcut = CausalConv3d(rngs, num_in, num_out, size=1) if num_in != num_out else None
 
   def __call__(
-    self, x: Float[Array, "b t h w i"], past: State | None = None
+    self,
+    x: Float[Array, "b t h w i"],
+    past: State | None = None,
+    is_start: Bool[Array, ""] | None = None,
   ) -> tuple[Float[Array, "b t h w o"], State]:
     past, last = past or {}, {}
-    y, last["conv1"] = self.conv1(jax.nn.silu(self.norm1(x)), past.get("conv1"))
-    y, last["conv2"] = self.conv2(jax.nn.silu(self.norm2(y)), past.get("conv2"))
+    y, last["conv1"] = self.conv1(jax.nn.silu(self.norm1(x)), past.get("conv1"), is_start)
+    y, last["conv2"] = self.conv2(jax.nn.silu(self.norm2(y)), past.get("conv2"), is_start)
     # The shortcut sees the current frame alone: nothing to keep.
     return y + (x if self.nin_shortcut is None else self.nin_shortcut(x)[0]), last
 
@@ -132,11 +135,11 @@ class Blocks(nnx.Module):
       block = ResidualBlock(rngs, num_in if i == 0 else num_out, num_out, num_groups)
       setattr(self, f"block_{i}", block)
 
-  def __call__(self, x, past: State | None = None):
+  def __call__(self, x, past: State | None = None, is_start=None):
     past, last = past or {}, {}
     for i in range(self.num):
       name = f"block_{i}"
-      x, last[name] = getattr(self, name)(x, past.get(name))
+      x, last[name] = getattr(self, name)(x, past.get(name), is_start)
     return x, last
 
 
@@ -186,16 +189,26 @@ class Encoder(nnx.Module):
     return self.chunk(video)[0]
 
   def chunk(
-    self, video: Float[Array, "b f H W 3"], past: State | None = None
+    self,
+    video: Float[Array, "b f H W 3"],
+    past: State | None = None,
+    is_start: Bool[Array, ""] | None = None,
   ) -> tuple[Float[Array, "b t h w d"], State]:
-    """Encodes the next frames of a clip; without a past, the first ones. See `Tokenizer`."""
+    """Encodes the next frames of a clip; without a past, the first ones. See `Tokenizer`.
+
+    Args:
+      video: the frames.
+      past: what the chunk before left.
+      is_start: whether the clip starts at the last of these frames, see `CausalConv3d`; it may be
+        known at run time only.
+    """
     p = self.config.patch_size
     x = rearrange(video, "b f (h p) (w q) c -> b f h w (p q c)", p=p, q=p)
     past, last = past or {}, {}
     for name in self._names():
       if name == "conv_out":
         x = jax.nn.silu(self.norm_out(x))
-      x, last[name] = getattr(self, name)(x, past.get(name))
+      x, last[name] = getattr(self, name)(x, past.get(name), is_start)
     return x, last
 
   def _names(self) -> list[str]:

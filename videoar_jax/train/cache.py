@@ -20,9 +20,9 @@ from videoar_jax.data import latents
 from videoar_jax.data.pipeline import READING_FIELDS, DataConfig
 from videoar_jax.parallel import hosts
 from videoar_jax.parallel.sharding import RULES, batch_part, shard_batch
+from videoar_jax.tokenizer import encoding
 from videoar_jax.tokenizer.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizer.files import flatten
-from videoar_jax.tokenizer.tokenizer import to_float
 from videoar_jax.train.differences import differing_fields
 from videoar_jax.train.state import Template
 from videoar_jax.train.stopping import Interrupted
@@ -217,7 +217,7 @@ def _make_encode(tokenizer: Template, mesh: Mesh):
   """Returns a function from parameters and a batch of pixels to latents, both split by clips."""
 
   def encode_batch(params, video):
-    return tokenizer.module(params).encoder(to_float(video)).astype(latents.DTYPE)
+    return encoding.encode(tokenizer.module(params).encoder, video).astype(latents.DTYPE)
 
   split = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
   return jax.jit(encode_batch, out_shardings=split)

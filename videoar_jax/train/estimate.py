@@ -1,7 +1,8 @@
 """What a training step costs on a mesh, by counting alone: memory, arithmetic, bytes moved, time.
 
 Counted is a step of the transformer, or of the autoencoder, and the frozen encoder in front of a
-transformer. Left out are LPIPS, discriminators, norms and activations. The time is the longest of
+transformer. Left out are LPIPS, discriminators, norms and activations, and of memory what a
+tokenizer keeps for its backward pass. The time is the longest of
 what products, memory, links and the network between slices take, each at the share of its maker's
 number below, as if they went on side by side. Of decoding the transformer is counted, and its small
 steps as if they went on one after the other.
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 
 from videoar_jax.parallel.chips import Chip
 from videoar_jax.parallel.sharding import AXES, batch_ways
+from videoar_jax.tokenizer.encoding import part_of
 from videoar_jax.tokenizer.flops import decoder_flops, encoder_flops
 from videoar_jax.train.settings import RunConfig, StageConfig
 from videoar_jax.train.state import State
@@ -26,6 +28,9 @@ from videoar_jax.videoar.model import GeneratorConfig
 SHARE_OF_FLOPS = 0.6
 SHARE_OF_BANDWIDTH = 0.7
 _BYTES = {"float32": 4, "bfloat16": 2}  # Of an activation.
+# Arrays of the encoder's first width that encoding holds at once, with what it remembers of earlier
+# frames: as TPU's compiler has it, of clips of 384x672 pixels.
+_ENCODER_ARRAYS = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +40,10 @@ class Cost:
   Attributes:
     parameter_bytes: of the parameters that it holds.
     state_bytes: of those, their average, and the optimizer.
-    activation_bytes: kept for the backward pass; None where that is not counted.
+    frozen_bytes: of what the step reads and does not train.
+    activation_bytes: the most that a transformer's step holds beside that: what is kept for the
+      backward pass, and of one block the parameters from all devices and gradients; or what the
+      frozen encoder holds before. None where that is not counted.
     flops: of the step, over all devices.
     executed_flops: with what is computed anew.
     memory_traffic: bytes read and written.
@@ -45,6 +53,7 @@ class Cost:
 
   parameter_bytes: int
   state_bytes: int
+  frozen_bytes: int
   activation_bytes: int | None
   flops: float
   executed_flops: float
@@ -55,7 +64,8 @@ class Cost:
   @property
   def memory(self) -> float:
     """Bytes that a device holds at once, as far as is counted."""
-    return self.state_bytes + self.parameter_bytes + (self.activation_bytes or 0)
+    held = self.state_bytes + self.frozen_bytes + self.parameter_bytes
+    return held + (self.activation_bytes or 0)
 
   def seconds(self, chip: Chip, num_devices: int) -> dict[str, float]:
     """Returns how long each of the four takes."""
@@ -68,7 +78,9 @@ class Cost:
     }
 
 
-def estimate(run: RunConfig, stage: StageConfig, abstract: State, shardings, mesh: Mesh) -> Cost:
+def estimate(
+  run: RunConfig, stage: StageConfig, abstract: State, shardings, frozen: dict, mesh: Mesh
+) -> Cost:
   """Counts a step.
 
   Args:
@@ -76,17 +88,21 @@ def estimate(run: RunConfig, stage: StageConfig, abstract: State, shardings, mes
     stage: of it.
     abstract: shapes of the stage's state.
     shardings: of every leaf of it, on the mesh.
+    frozen: shapes of what it reads and does not train, which each device has whole.
     mesh: devices, or an abstract one.
   """
   own = device_bytes(abstract["params"], shardings["params"])
   gathered, sent = _gathered_bytes(abstract["params"], shardings["params"])
+  others = gathered - own
   state = device_bytes(abstract, shardings)
   clips = stage.loop.batch_size / batch_ways(mesh)
   if stage.kind == "generator":
     flops, executed = _generator_flops(run, stage)
     passes = 4 if run.generator.remat == "full" else 3
     kept, moved = _generator_activations(run, stage, mesh, clips)
-    kept /= stage.loop.accumulation_steps
+    # A block's parameters and their gradients are whole for as long as it is at work.
+    kept = kept / stage.loop.accumulation_steps + 2 * others / run.generator.depth
+    kept = round(max(kept, _encoder_bytes(run, stage, clips / stage.loop.accumulation_steps)))
     # Parameters are gathered on the way there and back, and their gradients scattered.
     sent = 3 * sent + _activations_sent(run, stage, mesh, clips, passes)
   else:
@@ -99,6 +115,7 @@ def estimate(run: RunConfig, stage: StageConfig, abstract: State, shardings, mes
   return Cost(
     parameter_bytes=own,
     state_bytes=state,
+    frozen_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(frozen)),
     activation_bytes=kept,
     flops=stage.loop.batch_size * flops,
     executed_flops=stage.loop.batch_size * executed,
@@ -224,8 +241,8 @@ def _generator_flops(run: RunConfig, stage: StageConfig) -> tuple[float, float]:
   return flops + encoder, flops + again + encoder
 
 
-def _generator_activations(run, stage, mesh, clips: float) -> tuple[int, float]:
-  """Returns bytes that are kept for the backward pass, and bytes read and written in a step."""
+def _generator_activations(run, stage, mesh, clips: float) -> tuple[float, float]:
+  """Returns bytes that the backward pass holds at most, and bytes read and written in a step."""
   config = run.generator
   tokens = clips * run.layout_of(stage.data).length / mesh.shape["sequence"]
   k = config.head_width
@@ -238,8 +255,21 @@ def _generator_activations(run, stage, mesh, clips: float) -> tuple[int, float]:
     "dots": config.depth * (residual + tokens * products * _BYTES[config.dtype]),
     "full": config.depth * residual + block,
   }[config.remat]
+  # On the way back there are gradients of a block's widest arrays beside them.
+  widest = tokens * 3 * config.mlp_width / mesh.shape["tensor"] * _BYTES[config.dtype]
   # Written and read on the way there, and twice that on the way back.
-  return round(kept), 6 * config.depth * block
+  return kept + widest, 6 * config.depth * block
+
+
+def _encoder_bytes(run, stage, clips: float) -> float:
+  """Returns what the frozen encoder holds while it encodes a device's clips."""
+  if stage.cache is not None:
+    return 0.0
+  config, (height, width) = run.tokenizer, stage.data.resolution
+  shape = (max(1, round(clips)), stage.data.num_frames, height, width)
+  rows, frames = part_of(config.temporal_stride, shape)
+  cells = rows * frames * height * width / config.patch_size**2
+  return _ENCODER_ARRAYS * cells * config.base_channels * config.multipliers[0] * 4
 
 
 def _activations_sent(run, stage, mesh, clips: float, passes: int) -> float:

@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 
 from videoar_jax.parallel.chips import peak_flops
-from videoar_jax.tokenizer.tokenizer import to_float, to_uint8
+from videoar_jax.tokenizer.encoding import encode
+from videoar_jax.tokenizer.tokenizer import to_uint8
 from videoar_jax.train.state import Template
 from videoar_jax.videoar import corruption as corrupting
 from videoar_jax.videoar.decode import decode, sample_keys
@@ -109,7 +110,7 @@ class GeneratorTask:
     if "latents" in batch:
       latents = batch["latents"].astype(jnp.float32)
     else:
-      latents = self.tokenizer.module(frozen).encoder(to_float(batch["video"]))
+      latents = encode(self.tokenizer.module(frozen).encoder, batch["video"])
       latents = jax.lax.stop_gradient(latents)
     b, t, h, w, d = latents.shape
     layout = self.layouts[t, h, w]

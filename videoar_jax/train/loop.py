@@ -162,7 +162,11 @@ class Trainer:
       self.templates["rival"] = self.rival.template
     self.shardings = train_state.state_shardings(abstract, self.templates, mesh)
     self.abstract_state = train_state.with_shardings(abstract, self.shardings)
-    self.step = jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings, None))
+    # A tokenizer's decoder is no part of a generator's step, but stays in memory for its samples:
+    # kept as an argument, it is counted where the step is planned.
+    self.step = jax.jit(
+      self._step, donate_argnums=0, out_shardings=(self.shardings, None), keep_unused=True
+    )
     # Whole everywhere: process 0 shows it.
     self.media = jax.jit(self._media, out_shardings=replicated(mesh))
     self.learning_rate = learning_rate_schedule(config.optimizer, num_steps)
