@@ -353,9 +353,6 @@ class Trainer:
     except TimeoutError:
       raise
     except Exception as error:
-      # Others do not know of it, and would wait for this process at the next save.
-      if jax.process_count() > 1:
-        raise
       log.error("A SAVE FAILED: %s. The run goes on and tries again at the next one", error)
 
   @staticmethod
@@ -369,7 +366,7 @@ class Trainer:
     except TimeoutError:
       raise
     except Exception as error:
-      if is_last or jax.process_count() > 1:
+      if is_last:
         raise
       log.error("STEP %d WAS NOT SAVED: %s. The run goes on and tries again", step, error)
 
