@@ -27,7 +27,7 @@ from videoar_jax.train.rival import RivalTrainer
 from videoar_jax.train.stopping import Interrupted, stop_on_signals
 from videoar_jax.train.task import Task
 from videoar_jax.train.waits import Waits
-from videoar_jax.train.watch import Clock, Profiler, Watchdog
+from videoar_jax.train.watch import Clock, Profiler, Watchdog, told_at_the_end
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,8 @@ class LoopConfig:
     keep_every: steps between checkpoints that are kept for good; 0 for none.
     save_timeout_s: seconds that a save may take, and a run that is told to stop.
     step_timeout_s: seconds after which a step that does not end ends the process, with status 134;
-      0 for none. Not before ten times the usual, nor in the first few steps, which compile.
+      0 for none. Not before ten times the usual, nor in the first few steps, which compile. It
+      bounds what comes between steps, too, of which samples compile.
     profile_steps: first and last step to profile; empty for none. SIGUSR1 profiles the next few.
     log_every: steps between lines of the log.
     media_every: steps between videos in TensorBoard.
@@ -117,15 +118,6 @@ class LoopConfig:
       raise ValueError(f"spike={self.spike} must be more than 1, or None")
     if not 0 <= self.ema_decay < 1:
       raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1)")
-
-
-@contextlib.contextmanager
-def told_at_the_end(clock: Clock):
-  """Yields a clock, and logs what it counted."""
-  try:
-    yield clock
-  finally:
-    log.info("%s", clock.report())
 
 
 class Trainer:
@@ -299,6 +291,8 @@ class Trainer:
     # The last step, whose metrics are still being computed: (step, metrics, its batch's samples).
     waiting: tuple[int, dict, dict] | None = None
     waits = Waits()
+    # To wait for the save before, to begin the next one, and to wait for the last one.
+    save_s = 3 * config.save_timeout_s
     with (
       stop_on_signals(config.save_timeout_s) as stop,
       contextlib.closing(checkpointer),
@@ -330,14 +324,14 @@ class Trainer:
           self._report(run_log, folder, *waiting, first, started)
           waiting = None
           is_last = is_stopping or step == config.num_steps
-          with clock.measure("checkpoints"), watchdog.rest():
+          with clock.measure("checkpoints"), watchdog.rest("the save", save_s):
             save(checkpointer, run_log, step, state, iterator, is_last)
             if is_last:
               checkpointer.wait()
         # After the save, so that nothing that goes wrong here costs a step.
         if step % config.media_every == 0 or step == config.num_steps:
           params = train_state.evaluation_params(state)
-          with clock.measure("samples"), watchdog.rest():
+          with clock.measure("samples"), watchdog.rest("the making of samples"):
             run_log.videos(step, jax.device_get(self.media(params, frozen, media_batch)))
         if is_stopping:
           what = f"{stop.signal.name}: stopped at step {step} of {config.num_steps}"
