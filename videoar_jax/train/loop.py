@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from videoar_jax.parallel import hosts
 from videoar_jax.parallel.sharding import replicated, shard_batch
 from videoar_jax.train import guarding
 from videoar_jax.train import state as train_state
@@ -158,6 +159,7 @@ class Trainer:
     # Whole everywhere: process 0 shows it.
     self.media = jax.jit(self._media, out_shardings=replicated(mesh))
     self.learning_rate = learning_rate_schedule(config.optimizer, num_steps)
+    self._compiled: set[tuple] = set()  # Programs and the shapes of their batches.
 
   def _init(self, key) -> train_state.State:
     params = train_state.init_params(self.task.init, jax.random.fold_in(key, 0))
@@ -309,7 +311,7 @@ class Trainer:
         clock.count("data", waits.last)
         samples = {name: batch.pop(name) for name in SAMPLE_FIELDS if name in batch}
         batch = shard_batch(batch, self.mesh)
-        state, metrics = self.step(state, frozen, batch, self.key)
+        state, metrics = self._run(self.step, state, frozen, batch, self.key)
         waits.follow(metrics)
         if waiting is not None:
           self._report(run_log, folder, *waiting, first, started)
@@ -332,12 +334,28 @@ class Trainer:
         if step % config.media_every == 0 or step == config.num_steps:
           params = train_state.evaluation_params(state)
           with clock.measure("samples"), watchdog.rest("the making of samples"):
-            run_log.videos(step, jax.device_get(self.media(params, frozen, media_batch)))
+            media = self._run(self.media, params, frozen, media_batch)
+            run_log.videos(step, jax.device_get(media))
         if is_stopping:
           what = f"{stop.signal.name}: stopped at step {step} of {config.num_steps}"
           raise Interrupted(what, stop.signal)
     log.info("waited for data %.1f%% of the time", 100 * waits.share)
     return state
+
+  def _run(self, program, state, frozen, batch, *rest):
+    """Runs a program; of several processes, none before all have compiled it.
+
+    Some take longer to compile than others, and the connections that a program opens when it first
+    needs them wait for half a minute on CPU.
+    """
+    if jax.process_count() > 1:
+      shapes = (program, *(x.shape for x in jax.tree.leaves(batch)))
+      if shapes not in self._compiled:
+        program.lower(state, frozen, batch, *rest).compile()
+        timeout_s = max(self.config.step_timeout_s, hosts.BARRIER_TIMEOUT_S)
+        hosts.wait_for_all("a program is compiled", timeout_s)
+        self._compiled.add(shapes)
+    return program(state, frozen, batch, *rest)
 
   @staticmethod
   def _check_saves(check: Callable[[], None]) -> None:
