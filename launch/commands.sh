@@ -1,7 +1,10 @@
 # shellcheck shell=bash
-# Sourced by tpu.sh, xpk.sh and slurm.sh: arguments, quoting, and commands that --dry-run only shows.
+# Sourced by the launchers: arguments, quoting, commands that --dry-run only shows, restarts.
 
 is_dry_run=""
+# Of a run that hung, or lost a process. An error of the code would be met again each time.
+# shellcheck disable=SC2034 # For the scripts that source this one.
+max_restarts=20
 
 fail() {
   printf 'error: %s\n' "$*" >&2
@@ -86,6 +89,14 @@ check_flags() {
     esac
   done
   [[ -n "$has_config" ]] || fail "after -- comes --config=FILE.py, and further flags of videoar_jax.main"
+}
+
+# Says whether a run is worth another try that ended with a status, and was started again so often.
+#
+# 1 and 2 are the user's to mend. Above 127 are signals, and 134 for a step that hung or a process
+# that is lost; 130 and 143 are of those that were asked to stop.
+can_restart() {
+  [[ "$1" -gt 127 && "$1" -ne 130 && "$1" -ne 143 && "$2" -lt "$max_restarts" ]]
 }
 
 # Prints the comment at the head of the script.

@@ -18,8 +18,9 @@
 #   -- FLAGS         of videoar_jax.main
 #
 # Needs gcloud, logged in. A slice that was pre-empted is made again and the run goes on from its
-# last checkpoint; so does one that SIGTERM stopped, as before maintenance. Ctrl-C stops following, not
-# training: the same command follows again.
+# last checkpoint; so does one that SIGTERM stopped, as before maintenance. A run that hung or lost
+# a process is started again, up to 20 times. Ctrl-C stops following, not training: the same command
+# follows again.
 # shellcheck disable=SC2154 # `read_options` sets the options.
 set -euo pipefail
 
@@ -127,6 +128,12 @@ activity() {
   on 0 'kill -0 "$(cat videoar_jax.pid 2>/dev/null)" 2>/dev/null && echo running || echo idle' || true
 }
 
+# Ends what is left of a run whose other processes have ended: it would keep the TPU to itself.
+end_rest() {
+  # shellcheck disable=SC2016 # The workers' own pids.
+  on all 'kill -KILL -- "-$(cat videoar_jax.pid)" 2>/dev/null; rm -f videoar_jax.status' || true
+}
+
 prepare() {
   create
   install
@@ -140,6 +147,7 @@ if [[ -n "$is_dry_run" ]]; then
   exit
 fi
 
+restarts=0
 while true; do
   # Else a gcloud that cannot answer would look like a TPU that is not there.
   now="$(state)" || fail "gcloud cannot list TPUs; see above"
@@ -175,7 +183,12 @@ while true; do
   case "$status" in
     "") echo "lost $name; looking at how it is" ;;
     143) echo "SIGTERM stopped the run, which has saved; looking at how $name is" ;;
-    *) exit "$status" ;;
+    *)
+      can_restart "$status" "$restarts" || exit "$status"
+      restarts=$((restarts + 1))
+      echo "the run ended with status $status; starting it again ($restarts of $max_restarts)"
+      end_rest
+      ;;
   esac
   sleep 30
 done

@@ -169,17 +169,17 @@ def test_two_devices_equal_one(trained, tmp_path):
 FOUR_WAYS = ("--config.mesh.data=1", "--config.mesh.fsdp=4")
 
 
-def start_two(flags):
-  """Starts a command as two processes of two devices each."""
+def start_two(flags, environs=({}, {})):
+  """Starts a command as two processes of two devices each, with variables of their own."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     coordinator = f"localhost:{free.getsockname()[1]}"
   processes = []
-  for index in range(2):
+  for index, own in enumerate(environs):
     variables = {"VIDEOAR_COORDINATOR": coordinator, "VIDEOAR_NUM_PROCESSES": "2"}
     variables["VIDEOAR_PROCESS"] = str(index)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    environ = environment(2) | variables
+    environ = environment(2) | variables | own
     processes.append(subprocess.Popen(flags, cwd=REPOSITORY, env=environ, **pipes))
   return processes
 

@@ -57,6 +57,7 @@ def main(argv: list[str]) -> int:
   from videoar_jax.parallel import hosts
   from videoar_jax.train.run import Run
   from videoar_jax.train.stopping import Interrupted
+  from videoar_jax.train.watch import Clock, told_at_the_end
 
   try:
     hosts.start(DISTRIBUTED.value)
@@ -72,14 +73,15 @@ def main(argv: list[str]) -> int:
     if hosts.is_first() and not is_reported:
       # The time of a run that went on is not this command's.
       seconds = time.perf_counter() - started if run.is_new else None
-      write_report(
-        run.workdir,
-        run.stages.run,
-        run.stages,
-        run.train_source,
-        run.test_source,
-        seconds=seconds,
-      )
+      with told_at_the_end(Clock("report")):
+        write_report(
+          run.workdir,
+          run.stages.run,
+          run.stages,
+          run.train_source,
+          run.test_source,
+          seconds=seconds,
+        )
     if hosts.is_first():
       print(f"report: {run.workdir / 'report.md'}")
     hosts.wait_for_all("the report is written", timeout_s=REPORT_TIMEOUT_S)

@@ -21,10 +21,10 @@ OPTIONS["xpk.sh"] += ["--workdir=/r/it's 1", "--slices=2"]
 MAIN = ["-m", "videoar_jax.main", "--workdir=/r/it's 1", "--distributed", *HARD]
 
 
-def bash(*arguments, path=None, **kwargs):
-  environment = os.environ | ({} if path is None else {"PATH": path})
+def bash(*arguments, path=None, env=None, cwd=ROOT, **kwargs):
+  environment = os.environ | ({} if path is None else {"PATH": path}) | (env or {})
   return subprocess.run(
-    ["bash", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, **kwargs
+    ["bash", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, **kwargs
   )
 
 
@@ -182,6 +182,29 @@ def test_slurm_job_saves_and_queues_again_before_its_limit(tmp_path, signal, sta
   assert found[0] == "--cpus-per-task=5 --kill-on-bad-exit=1 python a b" and found[1:] == lines
 
 
+@pytest.mark.parametrize(
+  ("statuses", "status"),
+  [((134, 137, 3), 3), ((134, 143), 143), ((130,), 130), ((2,), 2), ((134,) * 21, 134)],
+)
+def test_slurm_job_starts_a_run_that_hung_again(tmp_path, statuses, status):
+  """With a srun that ends with one status after the other."""
+  (tmp_path / "statuses").write_text("".join(f"{number}\n" for number in statuses))
+  srun = 'next="$(head -1 statuses)"; sed -i 1d statuses; exit "$next"'
+  path = stand_ins(tmp_path, {"srun": f"#!/usr/bin/env bash\n{srun}"})
+  done = bash(
+    ROOT / "launch" / "slurm_job.sh",
+    "python",
+    path=path,
+    env={"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "5"},
+    cwd=tmp_path,
+    timeout=30,
+  )
+  assert done.returncode == status and not (tmp_path / "statuses").read_text()
+  said = [f"status {number}; starting it again ({i} of 20)" for i, number in enumerate(statuses, 1)]
+  lines = done.stdout.splitlines()
+  assert [line.partition("ended with ")[2] for line in lines] == said[:-1]
+
+
 def stand_ins(folder, texts):
   """Writes programs to a folder; returns a PATH on which they come first."""
   for name, text in texts.items():
@@ -198,6 +221,7 @@ def run_tpu(tmp_path, states, activity, statuses):
 cd {tmp_path}
 take() {{ head -1 $1; sed -i 1d $1; }}
 echo "$4 $5" "${{@: -3}}" >>calls
+[[ "$*" != *"kill -KILL"* ]] || echo kill >>calls
 case "$4 $*" in
   list*) take states ;;
   *'cat videoar_jax.status'*) take statuses ;;
@@ -208,7 +232,7 @@ esac
   path = stand_ins(tmp_path, {"gcloud": gcloud, "sleep": "#!/bin/sh", "git": git})
   done = bash("launch/tpu.sh", *OPTIONS["tpu.sh"], "--", *HARD, path=path, timeout=30)
   calls = [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines() if line]
-  return done, [call for call in calls if call in ("list", "create", "delete", "scp")]
+  return done, [call for call in calls if call in ("list", "create", "delete", "scp", "kill")]
 
 
 def test_tpu_that_is_pre_empted_is_made_again(tmp_path):
@@ -230,6 +254,18 @@ def test_tpu_goes_on_after_sigterm(tmp_path):
   done, calls = run_tpu(tmp_path, ["mine READY"] * 2, ["running", "idle"], ["143", "0"])
   assert done.returncode == 0, done.stderr
   assert calls == ["list", "list", "scp"] and "has saved" in done.stdout
+
+
+def test_tpu_starts_a_run_that_hung_again(tmp_path):
+  """Twenty times, after whatever is left of it was ended; not where the user has to mend."""
+  done, calls = run_tpu(tmp_path, ["mine READY"] * 3, ["running", "idle", "idle"], [134, 137, 1])
+  assert done.returncode == 1, done.stderr
+  assert calls == ["list", "kill", "list", "scp", "kill", "list", "scp"]
+  assert "status 134; starting it again (1 of 20)" in done.stdout
+  assert "status 137; starting it again (2 of 20)" in done.stdout
+  (tmp_path / "calls").unlink()
+  done, calls = run_tpu(tmp_path, ["mine READY"] * 21, ["idle"] * 21, [134] * 21)
+  assert done.returncode == 134 and calls.count("kill") == 20
 
 
 @pytest.mark.parametrize("name", OPTIONS)

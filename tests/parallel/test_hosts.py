@@ -76,6 +76,28 @@ def test_to_stop_is_asked_by_calls_of_the_whole_process(monkeypatch):
   assert asked == list(range(asked[0], asked[0] + 3)) and asked[0] >= 1
 
 
+def fail():
+  raise RuntimeError("the disk is full")
+
+
+@pytest.mark.parametrize(
+  ("action", "is_well", "error", "message"),
+  [
+    (fail, True, RuntimeError, "disk is full"),
+    (lambda: None, False, OSError, "another process"),
+  ],
+)
+def test_what_fails_in_one_process_fails_in_all(monkeypatch, action, is_well, error, message):
+  """Whatever becomes of it here, the others are told."""
+  told = []
+  monkeypatch.setattr(
+    hosts, "is_so_for_all", lambda is_so: told.append(is_so) or (is_so and is_well)
+  )
+  with pytest.raises(error, match=message):
+    hosts.try_in_all(action)
+  assert told == [action is not fail]
+
+
 def mesh_of(processes, **sizes):
   """Returns a mesh whose devices know their process alone."""
   sizes = {"slice": 1, "data": 1, "fsdp": 1, "sequence": 1, "tensor": 1} | sizes

@@ -148,12 +148,12 @@ def test_a_reader_takes_the_one_before_and_changes_nothing(tmp_path, caplog):
 def test_processes_take_the_step_that_the_first_has_and_all_can_read(tmp_path, monkeypatch):
   """As process 1 of two, whose listing has more: the first has step 4, which it cannot read."""
   save_all(tmp_path, (2, 4, 6), max_to_keep=None)
+  checkpointer = Checkpointer(tmp_path)
   asked, firsts, answers = [], iter([4, 2]), iter([False, True])
   monkeypatch.setattr(hosts, "of_first", lambda step: asked.append(step) or next(firsts))
   monkeypatch.setattr(hosts, "is_so_for_all", lambda is_so: is_so and next(answers))
   monkeypatch.setattr(hosts, "is_first", lambda: False)
   monkeypatch.setattr(hosts, "wait_for_all", lambda what: None)
-  checkpointer = Checkpointer(tmp_path)
   step, _, iterator = checkpointer.restore_newest(abstract_of(make_state(0.0)))
   checkpointer.close()
   assert step == 2 and iterator == {"next_index": 2} and asked == [6, 6]
@@ -202,6 +202,71 @@ def test_a_save_that_fails_is_noticed_and_the_next_one_goes_well(saved, monkeypa
   checkpointer.save(9, make_state(3.0), {"next_index": 5})
   checkpointer.close()
   assert Checkpointer(saved, is_reader=True).latest_step == 9
+
+
+@pytest.mark.parametrize("num_looks", [0, 10_000])
+def test_a_save_that_fails_leaves_the_one_it_was_to_replace(saved, monkeypatch, num_looks):
+  """However soon anyone looks, and what it has written is gone before the next one."""
+  checkpointer = Checkpointer(saved, max_to_keep=1)
+
+  def fail(*_):
+    raise OSError("the bucket is gone")
+
+  monkeypatch.setattr("os.rename", fail)
+  checkpointer.save(8, make_state(2.0), {"next_index": 4})
+  with pytest.raises(OSError, match="the bucket is gone"):
+    for _ in range(num_looks):
+      checkpointer.check()
+    checkpointer.wait()
+  monkeypatch.undo()
+  assert (saved / "7").is_dir() and list(saved.glob("8.*")) and checkpointer.latest_step == 7
+  removed = []
+  monkeypatch.setattr(
+    checkpointer, "check_room", lambda _: removed.append(not list(saved.glob("8.*")))
+  )
+  checkpointer.save(9, make_state(3.0), {"next_index": 5})
+  checkpointer.close()
+  assert removed == [True] and Checkpointer(saved, is_reader=True).latest_step == 9
+  assert not (saved / "7").exists()
+
+
+@pytest.mark.parametrize("part", ["check_room", "_manager.save"])
+def test_a_save_that_another_process_cannot_begin_is_begun_by_none(saved, monkeypatch, part):
+  checkpointer, tried = Checkpointer(saved), []
+  holder = checkpointer._manager if "." in part else checkpointer
+  monkeypatch.setattr(holder, part.rpartition(".")[2], lambda *_, **__: tried.append(part))
+  # As if the other one had failed as soon as this one has tried.
+  monkeypatch.setattr(hosts, "is_so_for_all", lambda is_so: is_so and not tried)
+  with pytest.raises(OSError, match="another process could not"):
+    checkpointer.save(8, make_state(2.0), {"next_index": 4})
+  monkeypatch.undo()
+  assert tried and not list(saved.glob("8*"))
+  checkpointer.check()
+  checkpointer.save(9, make_state(3.0), {"next_index": 5})
+  checkpointer.close()
+  assert Checkpointer(saved, is_reader=True).latest_step == 9
+
+
+def test_a_disk_that_takes_no_file_is_found_out_before_a_save_begins(saved, monkeypatch):
+  def fail(**_):
+    raise OSError("Read-only file system")
+
+  checkpointer = Checkpointer(saved)
+  monkeypatch.setattr("tempfile.TemporaryFile", fail)
+  with pytest.raises(OSError, match="Read-only"):
+    checkpointer.save(8, make_state(2.0), {"next_index": 4})
+  checkpointer.close()
+  assert not list(saved.glob("8*"))
+
+
+def test_a_save_does_not_ask_whether_to_stop(tmp_path, monkeypatch):
+  """The processes of a run find where to stop by numbers that rise, and a step's begin anew."""
+  asked = []
+  monkeypatch.setattr(
+    hosts.multihost_utils, "reached_preemption_sync_point", lambda number: asked.append(number)
+  )
+  save_all(tmp_path, (2, 4))
+  assert not asked
 
 
 def test_a_save_that_hangs_is_noticed(saved, monkeypatch):

@@ -48,6 +48,23 @@ def test_clock_counts_the_start_and_what_a_run_before_lost(monkeypatch):
   assert "goodput of 20 s: steps 25%" in clock.report()
 
 
+def test_clock_counts_the_wait_for_each_item_and_names_the_rest(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+  def read():
+    for item in "ab":
+      now[0] += 1.0
+      yield item
+
+  clock, items = Clock("encoding"), []
+  for item in clock.each("data", read()):
+    items.append(item)
+    now[0] += 3.0
+  assert items == ["a", "b"]
+  assert clock.shares() == pytest.approx({"encoding": 0.75, "compiling": 0, "data": 0.25})
+
+
 def test_a_log_knows_the_time_of_the_steps_that_it_drops(tmp_path):
   records = [{"step": step, "steps_per_s": 4.0} for step in range(1, 9)]
   (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
@@ -78,7 +95,7 @@ def test_a_step_that_hangs_dumps_all_stacks_once(tmp_path, caplog, is_resting):
       for _ in range(9):
         watchdog.beat()
       if is_resting:
-        with watchdog.rest():
+        with watchdog.rest("the save"):
           time.sleep(0.5)
       else:
         time.sleep(0.5)
@@ -107,6 +124,27 @@ def test_a_step_that_does_not_end_ends_the_process(tmp_path, caplog, monkeypatch
     file.seek(0)
     assert file.read().count("test_a_step_that_does_not_end_ends_the_process") == 1
   assert "A STEP HAS TAKEN" in caplog.text
+
+
+@pytest.mark.parametrize(("bound_s", "is_ended"), [(0.1, True), (60, False)])
+def test_what_is_done_between_steps_is_bounded_from_the_first_step_on(
+  tmp_path, monkeypatch, capfd, bound_s, is_ended
+):
+  ends = []
+  monkeypatch.setattr(os, "_exit", ends.append)
+  with (tmp_path / "stacks").open("w+") as file, Watchdog(0.2, floor_s=0.1, file=file) as watchdog:
+    with watchdog.rest("the save", bound_s):
+      time.sleep(0.4)
+    time.sleep(0.05)
+    num_ends = len(ends)
+    # Nor does it count to what comes then.
+    with watchdog.rest("the samples", 60):
+      time.sleep(0.1)
+    assert len(ends) == num_ends and (num_ends > 0) == is_ended
+    file.seek(0)
+    assert ("test_what_is_done_between" in file.read()) == is_ended
+  assert set(ends) <= {134}
+  assert ("THE SAVE DOES NOT END" in capfd.readouterr().err) == is_ended
 
 
 def test_time_in_which_the_process_was_stopped_does_not_count(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import socket
+from collections.abc import Callable
 
 import jax
 import orbax.checkpoint as ocp
@@ -79,11 +80,12 @@ def wait_for_all(what: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:
   """Returns once all processes are here.
 
   Args:
-    what: a name that each process waits at only once.
-    timeout_s: after which it is an error.
+    what: the name of what is waited for.
+    timeout_s: seconds after which it is an error.
   """
   if jax.process_count() > 1:
-    ocp.multihost.sync_global_processes(what, timeout=timeout_s)
+    # Of the service that processes find each other by: devices know no time limit.
+    ocp.multihost.get_barrier_sync_fn()(key=what, timeout_ms=1000 * timeout_s)
 
 
 def is_stop_agreed() -> bool:
@@ -110,3 +112,19 @@ def of_first(value):
 def is_so_for_all(is_so: bool) -> bool:
   """Says whether something is so for each process; all must call this."""
   return is_so if jax.process_count() == 1 else bool(multihost_utils.process_allgather(is_so).all())
+
+
+def try_in_all(action: Callable[[], object]) -> None:
+  """Does something in each process; raises in all where it fails in one; all must call this.
+
+  Raises:
+    Exception: what went wrong here.
+    OSError: it went well here, and wrong elsewhere.
+  """
+  error = None
+  try:
+    action()
+  except Exception as failure:
+    error = failure
+  if not is_so_for_all(error is None):
+    raise error or OSError("another process could not; see what it says")

@@ -26,6 +26,7 @@ from videoar_jax.tokenizer.files import flatten
 from videoar_jax.train.differences import differing_fields
 from videoar_jax.train.state import Template
 from videoar_jax.train.stopping import Interrupted
+from videoar_jax.train.watch import Clock, told_at_the_end
 
 log = logging.getLogger(__name__)
 
@@ -196,13 +197,18 @@ def encode(
   rows = batch_size // num_processes
   started = time.perf_counter()
   total = sum(len(index.clips_of(shard)) for shard in missing)
-  with tqdm(total=total, desc="encode", unit="clip", dynamic_ncols=True) as bar:
+  with (
+    tqdm(total=total, desc="encode", unit="clip", dynamic_ncols=True) as bar,
+    told_at_the_end(Clock("encoding")) as clock,
+  ):
     for first in range(0, len(missing), num_processes):
       shards = missing[first : first + num_processes]
       num_batches = max(-(-len(index.clips_of(shard)) // rows) for shard in shards)
       # A process without a shard encodes what nobody keeps, since the others cannot without it.
       clips = index.clips_of(shards[process] if process < len(shards) else shards[0])
-      encoded = _encode_clips(clips, source, encode_batch, params, mesh, rows, num_batches, bar)
+      encoded = _encode_clips(
+        clips, source, encode_batch, params, mesh, rows, num_batches, bar, clock
+      )
       if process < len(shards):
         latents.write_clips(index.path(folder, shards[process]), encoded)
       else:
@@ -224,7 +230,15 @@ def _make_encode(tokenizer: Template, mesh: Mesh):
 
 
 def _encode_clips(
-  clips: range, source, encode_batch, params, mesh: Mesh, rows: int, num_batches: int, bar
+  clips: range,
+  source,
+  encode_batch,
+  params,
+  mesh: Mesh,
+  rows: int,
+  num_batches: int,
+  bar,
+  clock: Clock,
 ) -> Iterator[tuple[dict, np.ndarray]]:
   """Yields (item, latent) of clips in order, encoded with the batches of all processes."""
   # The last batches are filled up, so that all have one shape.
@@ -234,7 +248,7 @@ def _encode_clips(
   options = grain.ReadOptions(num_threads=_NUM_THREADS, prefetch_buffer_size=_NUM_THREADS)
   left = len(clips)
   with contextlib.closing(iter(dataset.to_iter_dataset(options))) as batches:
-    for items in batches:
+    for items in clock.each("data", batches):
       video = shard_batch(np.stack([item["video"] for item in items]), mesh)
       with jax.set_mesh(mesh):
         encoded = _own_rows(encode_batch(params, video))

@@ -5,10 +5,12 @@ placed as the restoring run's own shardings say.
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import pathlib
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,6 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from videoar_jax.parallel import hosts
+from videoar_jax.parallel.meeting import Meeting
 from videoar_jax.train.state import State
 
 log = logging.getLogger(__name__)
@@ -25,6 +28,8 @@ _OPTIONAL = ("ema", "rival", "guard")
 _DAMAGED = "CHECKPOINT OF STEP %d IN %s IS DAMAGED (%s); that of step %d is read"
 
 T = TypeVar("T")
+
+_opened = itertools.count(1)  # How often a folder was, for writing, by all processes.
 
 
 def _own(value):
@@ -40,11 +45,13 @@ class Checkpointer:
   """Saves and restores one stage; saving is asynchronous and atomic.
 
   A save that was cut off leaves no checkpoint. `check` raises what went wrong in the background,
-  and TimeoutError where a save does not end.
+  and TimeoutError where a save does not end. One that fails in one process fails in all, and leaves
+  what was saved before; the next one begins anew.
 
   Args:
     directory: of the checkpoints.
     is_reader: only read: nothing is made, and the unfinished save of a running stage is left alone.
+      Else all processes must open it, and call `save`.
     max_to_keep: older checkpoints are removed,
     keep_every: but not those of a multiple of so many steps; 0 for none.
     timeout_s: seconds that a save may take, and a process may wait for others.
@@ -61,27 +68,60 @@ class Checkpointer:
   ):
     self.directory = pathlib.Path(directory).absolute()
     self.timeout_s = timeout_s
-    self._began: tuple[int, float] = (0, 0.0)  # Step and time of the last save.
+    self._kept = {"max_to_keep": max_to_keep, "keep_period": keep_every or None}
+    self._began: tuple[int, float] = (0, 0.0)  # Step and time of the save that is under way.
     self._is_hanging = False
+    if is_reader:
+      self._manager = self._manager_alone()
+    else:
+      self._open()
+
+  def _manager_alone(self) -> ocp.CheckpointManager:
+    """Returns what reads, and asks no other process."""
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=jax.process_index(),
+      active_processes={jax.process_index()},
+      barrier_sync_key_prefix=f"process{jax.process_index()}",
+    )
+    options = ocp.CheckpointManagerOptions(
+      read_only=True, create=False, multiprocessing_options=alone
+    )
     with _quiet():
-      # A reader asks no other process, so that one may read alone.
-      alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(),
-        active_processes={jax.process_index()},
-        barrier_sync_key_prefix=f"process{jax.process_index()}",
+      return ocp.CheckpointManager(self.directory, options=options)
+
+  def _open(self) -> None:
+    """Opens the folder in all processes, and removes what a save that was cut off left there."""
+    hosts.try_in_all(self._tidy)
+    hosts.try_in_all(self._make_manager)
+    self._has_failed = False
+
+  def _tidy(self) -> None:
+    if hosts.is_first():
+      self.directory.mkdir(parents=True, exist_ok=True)
+      for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+  def _make_manager(self) -> None:
+    # Barriers of the devices have no time limit, those of named processes do. After a failure they
+    # may have been at different ones: under another name all of them begin anew.
+    name = f"checkpoints{next(_opened)}"
+    several, meet = ocp.options.MultiprocessingOptions(), None
+    if jax.process_count() > 1:
+      several = ocp.options.MultiprocessingOptions(
+        active_processes=set(range(jax.process_count())), barrier_sync_key_prefix=name
       )
-      options = ocp.CheckpointManagerOptions(
-        read_only=True, create=False, multiprocessing_options=alone
-      )
-    if not is_reader:
-      options = ocp.CheckpointManagerOptions(
-        max_to_keep=max_to_keep,
-        keep_period=keep_every or None,
-        cleanup_tmp_directories=True,
-        async_options=ocp.AsyncOptions(timeout_secs=timeout_s),
-      )
+      # Whatever became of a save, each process says at its end that none is under way.
+      meet = Meeting(name, is_last=lambda key: ":set_value_" in key)
+    options = ocp.CheckpointManagerOptions(
+      **self._kept,
+      create=False,
+      multiprocessing_options=several,
+      async_options=ocp.AsyncOptions(timeout_secs=self.timeout_s, barrier_sync_fn=meet),
+    )
     with _quiet():
       self._manager = ocp.CheckpointManager(self.directory, options=options)
+    # It would ask whether to stop by numbers of its own, among those of `hosts.is_stop_agreed`.
+    self._manager.reached_preemption = lambda step: False
 
   @property
   def latest_step(self) -> int | None:
@@ -89,25 +129,35 @@ class Checkpointer:
     return self._manager.latest_step()
 
   def save(self, step: int, state: State, iterator_state: dict) -> None:
-    """Begins to save, unless this step is saved already.
+    """Begins to save, unless this step is saved already; all processes must call this.
 
     Raises:
       OSError: the disk has no room for it; nothing is written then.
+      Exception: it cannot begin for another reason, here or in another process.
     """
     if step == self.latest_step:
       return
-    self.check_room(state)
     self.wait()
-    self._began = step, time.monotonic()
+    if not hosts.is_so_for_all(not self._has_failed):
+      with contextlib.suppress(Exception):
+        self._manager.close()
+      self._open()
+    hosts.try_in_all(lambda: self.check_room(state))
     items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
     items["iterator"] = ocp.args.JsonSave(iterator_state)
-    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+    args = ocp.args.Composite(**items)
+    self._began = step, time.monotonic()
+    try:
+      hosts.try_in_all(lambda: self._manager.save(step, args=args, force=True))
+    except Exception:
+      self._began, self._has_failed = (0, 0.0), True
+      raise
 
   def check_room(self, state: State) -> None:
-    """Checks that the disk can take the state.
+    """Checks that the disk takes a file, and has room for the state.
 
     Raises:
-      OSError: it can't.
+      OSError: it does not, or has none.
     """
     wanted = sum(x.nbytes for x in jax.tree.leaves(state))
     free = shutil.disk_usage(self.directory).free
@@ -117,6 +167,8 @@ class Checkpointer:
         f"{free / 2**20:.0f} MiB are free. Free some and run the same command again: it goes on "
         f"from step {self.latest_step or 0}"
       )
+    with tempfile.TemporaryFile(dir=self.directory):
+      pass
 
   def restore(self, abstract: State, step: int | None = None) -> tuple[State, dict]:
     """Returns a step's state, placed as the abstract arrays' shardings say, and the iterator's.
@@ -131,15 +183,18 @@ class Checkpointer:
 
   def _read(self, abstract: State, step: int) -> tuple[State, dict]:
     items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
-    items["iterator"] = ocp.args.JsonRestore()
-    restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+    restored = self._restore(step, **items, iterator=ocp.args.JsonRestore())
     state = {"params": restored["params"], **restored["progress"]}
     state |= {name: restored[name] if name in items else {} for name in _OPTIONAL}
     return state, restored["iterator"]
 
   def _read_item(self, name: str, abstract: dict, step: int) -> dict:
-    items = ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract)})
-    return self._manager.restore(step, args=items)[name]
+    return self._restore(step, **{name: ocp.args.StandardRestore(abstract)})[name]
+
+  def _restore(self, step: int, **items) -> dict:
+    # Who cannot read it leaves nobody waiting.
+    with contextlib.closing(self._manager_alone()) as manager:
+      return manager.restore(step, args=ocp.args.Composite(**items))
 
   def restore_newest(self, abstract: State) -> tuple[int, State, dict]:
     """Returns the newest step that can be read, its state, and the iterator's; asked by all.
@@ -237,47 +292,51 @@ class Checkpointer:
     return step
 
   def check(self) -> None:
-    """Raises what went wrong with the last save.
+    """Raises what went wrong with the last save, once it is over; asks no other process.
 
     Raises:
       TimeoutError: it has been going on for too long.
       Exception: it failed; it left no checkpoint, and the next save may go well.
     """
     step, began = self._began
+    if not step:
+      return
+    # Its errors are for the thread that ends a save. If they were asked for here before, it would
+    # not know of them, and remove the checkpoint that was to be replaced.
+    if self._manager.is_saving_in_progress():
+      if time.monotonic() - began > self.timeout_s:
+        self._is_hanging = True
+        raise TimeoutError(
+          f"the save of step {step} to {self.directory} has been hanging for {self.timeout_s} s. "
+          "Look at the disk, and run the same command again: it goes on from the checkpoint before "
+          "it"
+        )
+      return
+    self._began = 0, 0.0
     try:
-      self._manager.check_for_errors()
-      if step and not self._manager.is_saving_in_progress():
-        # The thread that ends a save may have come first to the error, and has kept it.
-        self._manager.wait_until_finished()
-        # Others may see late what the first process has renamed.
-        if hosts.is_first() and not (self.directory / str(step)).exists():
-          raise OSError(f"the save of step {step} to {self.directory} failed; the log says why")
-        self._began = 0, 0.0
+      self._manager.wait_until_finished()
+      # Others may see late what the first process has renamed.
+      if hosts.is_first() and not (self.directory / str(step)).exists():
+        raise OSError(f"the save of step {step} to {self.directory} failed; the log says why")
     except Exception:
-      # The library takes the step for saved otherwise.
-      self._manager.reload()
-      self._began = 0, 0.0
+      self._has_failed = True
+      # The library takes the step for saved otherwise, and those before it for removed.
+      with contextlib.suppress(OSError):
+        self._manager.reload()
       raise
-    if time.monotonic() - began > self.timeout_s and self._manager.is_saving_in_progress():
-      self._is_hanging = True
-      raise TimeoutError(
-        f"the save of step {step} to {self.directory} has been hanging for {self.timeout_s} s. "
-        "Look at the disk, and run the same command again: it goes on from the checkpoint before it"
-      )
 
   def wait(self) -> None:
     """Waits for a save under way, as long as it may take; raises what `check` does."""
-    while self._manager.is_saving_in_progress():
-      self.check()
-      time.sleep(0.01)
     self.check()
+    while self._began[0]:
+      time.sleep(0.01)
+      self.check()
 
   def close(self) -> None:
     """Waits for the last save, unless it is known to hang."""
     if self._is_hanging:
       return
     self.wait()
-    self._manager.wait_until_finished()
     self._manager.close()
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from videoar_jax.parallel import hosts
 from videoar_jax.parallel.sharding import replicated, shard_batch
 from videoar_jax.train import guarding
 from videoar_jax.train import state as train_state
@@ -27,7 +28,7 @@ from videoar_jax.train.rival import RivalTrainer
 from videoar_jax.train.stopping import Interrupted, stop_on_signals
 from videoar_jax.train.task import Task
 from videoar_jax.train.waits import Waits
-from videoar_jax.train.watch import Clock, Profiler, Watchdog
+from videoar_jax.train.watch import Clock, Profiler, Watchdog, told_at_the_end
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ class LoopConfig:
     keep_every: steps between checkpoints that are kept for good; 0 for none.
     save_timeout_s: seconds that a save may take, and a run that is told to stop.
     step_timeout_s: seconds after which a step that does not end ends the process, with status 134;
-      0 for none. Not before ten times the usual, nor in the first few steps, which compile.
+      0 for none. Not before ten times the usual, nor in the first few steps, which compile. It
+      bounds what comes between steps, too, of which samples compile.
     profile_steps: first and last step to profile; empty for none. SIGUSR1 profiles the next few.
     log_every: steps between lines of the log.
     media_every: steps between videos in TensorBoard.
@@ -119,15 +121,6 @@ class LoopConfig:
       raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1)")
 
 
-@contextlib.contextmanager
-def told_at_the_end(clock: Clock):
-  """Yields a clock, and logs what it counted."""
-  try:
-    yield clock
-  finally:
-    log.info("%s", clock.report())
-
-
 class Trainer:
   """A task on a mesh: its jitted step and where its state lives.
 
@@ -170,6 +163,7 @@ class Trainer:
     # Whole everywhere: process 0 shows it.
     self.media = jax.jit(self._media, out_shardings=replicated(mesh))
     self.learning_rate = learning_rate_schedule(config.optimizer, num_steps)
+    self._compiled: set[tuple] = set()  # Programs and the shapes of their batches.
 
   def _init(self, key) -> train_state.State:
     params = train_state.init_params(self.task.init, jax.random.fold_in(key, 0))
@@ -303,6 +297,8 @@ class Trainer:
     # The last step, whose metrics are still being computed: (step, metrics, its batch's samples).
     waiting: tuple[int, dict, dict] | None = None
     waits = Waits()
+    # To wait for the save before, to begin the next one, and to wait for the last one.
+    save_s = 3 * config.save_timeout_s
     with (
       stop_on_signals(config.save_timeout_s) as stop,
       contextlib.closing(checkpointer),
@@ -319,7 +315,7 @@ class Trainer:
         clock.count("data", waits.last)
         samples = {name: batch.pop(name) for name in SAMPLE_FIELDS if name in batch}
         batch = shard_batch(batch, self.mesh)
-        state, metrics = self.step(state, frozen, batch, self.key)
+        state, metrics = self._run(self.step, state, frozen, batch, self.key)
         waits.follow(metrics)
         if waiting is not None:
           self._report(run_log, folder, *waiting, first, started)
@@ -334,20 +330,36 @@ class Trainer:
           self._report(run_log, folder, *waiting, first, started)
           waiting = None
           is_last = is_stopping or step == config.num_steps
-          with clock.measure("checkpoints"), watchdog.rest():
+          with clock.measure("checkpoints"), watchdog.rest("the save", save_s):
             save(checkpointer, run_log, step, state, iterator, is_last)
             if is_last:
               checkpointer.wait()
         # After the save, so that nothing that goes wrong here costs a step.
         if step % config.media_every == 0 or step == config.num_steps:
           params = train_state.evaluation_params(state)
-          with clock.measure("samples"), watchdog.rest():
-            run_log.videos(step, jax.device_get(self.media(params, frozen, media_batch)))
+          with clock.measure("samples"), watchdog.rest("the making of samples"):
+            media = self._run(self.media, params, frozen, media_batch)
+            run_log.videos(step, jax.device_get(media))
         if is_stopping:
           what = f"{stop.signal.name}: stopped at step {step} of {config.num_steps}"
           raise Interrupted(what, stop.signal)
     log.info("waited for data %.1f%% of the time", 100 * waits.share)
     return state
+
+  def _run(self, program, state, frozen, batch, *rest):
+    """Runs a program; of several processes, none before all have compiled it.
+
+    Some take longer to compile than others, and the connections that a program opens when it first
+    needs them wait for half a minute on CPU.
+    """
+    if jax.process_count() > 1:
+      shapes = (program, *(x.shape for x in jax.tree.leaves(batch)))
+      if shapes not in self._compiled:
+        program.lower(state, frozen, batch, *rest).compile()
+        timeout_s = max(self.config.step_timeout_s, hosts.BARRIER_TIMEOUT_S)
+        hosts.wait_for_all("a program is compiled", timeout_s)
+        self._compiled.add(shapes)
+    return program(state, frozen, batch, *rest)
 
   @staticmethod
   def _check_saves(check: Callable[[], None]) -> None:
@@ -357,9 +369,6 @@ class Trainer:
     except TimeoutError:
       raise
     except Exception as error:
-      # Others do not know of it, and would wait for this process at the next save.
-      if jax.process_count() > 1:
-        raise
       log.error("A SAVE FAILED: %s. The run goes on and tries again at the next one", error)
 
   @staticmethod
@@ -373,7 +382,7 @@ class Trainer:
     except TimeoutError:
       raise
     except Exception as error:
-      if is_last or jax.process_count() > 1:
+      if is_last:
         raise
       log.error("STEP %d WAS NOT SAVED: %s. The run goes on and tries again", step, error)
 

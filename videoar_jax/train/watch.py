@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import jax
 
@@ -21,6 +23,8 @@ HANG_FACTOR = 10
 HANG_FLOOR_S = 30.0
 NUM_USUAL_STEPS = 5  # That are measured before any is judged.
 NUM_PROFILED_STEPS = 5  # At each SIGUSR1.
+
+T = TypeVar("T")
 
 _compiled = {"hits": 0, "misses": 0, "seconds": 0.0}
 
@@ -43,9 +47,14 @@ jax.monitoring.register_event_duration_secs_listener(_count_seconds)
 
 
 class Clock:
-  """Where the time of a loop goes: what is not compiling or named is steps."""
+  """Where time goes.
 
-  def __init__(self):
+  Args:
+    rest: name of what is neither compiling nor counted by another name.
+  """
+
+  def __init__(self, rest: str = "steps"):
+    self._rest = rest
     self._started = time.perf_counter()
     self._before = dict(_compiled)
     self._seconds: dict[str, float] = {}
@@ -59,9 +68,19 @@ class Clock:
     finally:
       self.count(name, time.perf_counter() - started - (_compiled["seconds"] - compiled))
 
+  def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
+    """Yields items; counts the time until each is there as `name`."""
+    items, end = iter(items), object()
+    while True:
+      with self.measure(name):
+        item = next(items, end)
+      if item is end:
+        return
+      yield item
+
   def count_rest(self, name: str) -> None:
     """Counts the time so far, but for what is counted, as `name`."""
-    self.count(name, self.shares()["steps"] * (time.perf_counter() - self._started))
+    self.count(name, self.shares()[self._rest] * (time.perf_counter() - self._started))
 
   def lose(self, seconds: float) -> None:
     """Counts time that was spent before on steps that are made again."""
@@ -77,7 +96,7 @@ class Clock:
     total = max(time.perf_counter() - self._started, 1e-9)
     seconds = {"compiling": _compiled["seconds"] - self._before["seconds"], **self._seconds}
     shares = {name: value / total for name, value in seconds.items()}
-    return {"steps": 1.0 - sum(shares.values()), **shares}
+    return {self._rest: 1.0 - sum(shares.values()), **shares}
 
   def report(self) -> str:
     """Returns the shares, and how many programs came from the compilation cache, as a line."""
@@ -87,6 +106,15 @@ class Clock:
     where = jax.config.jax_compilation_cache_dir
     cache = f"{hits} programs from {where}, {misses} not" if where else "no compilation cache"
     return f"goodput of {total:.0f} s: {shares}; {cache}"
+
+
+@contextlib.contextmanager
+def told_at_the_end(clock: Clock) -> Iterator[Clock]:
+  """Yields a clock, and logs what it counted."""
+  try:
+    yield clock
+  finally:
+    log.info("%s", clock.report())
 
 
 class Watchdog:
@@ -105,7 +133,8 @@ class Watchdog:
     self._usual: deque[float] = deque(maxlen=50)
     self._beat = time.monotonic()
     self._waited = 0.0  # Since then, but for time in which the process was stopped.
-    self._is_told = self._is_resting = False
+    self._is_told = False
+    self._rest: tuple[str, float] | None = None  # What is done between steps, and its bound.
     self._ended = threading.Event()
     self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
     self._telling: threading.Thread | None = None
@@ -117,14 +146,20 @@ class Watchdog:
     self._beat, self._waited, self._is_told = now, 0.0, False
 
   @contextlib.contextmanager
-  def rest(self):
-    """Watches nothing inside, nor counts it to a step."""
-    began, self._is_resting = time.monotonic(), True
+  def rest(self, what: str, bound_s: float = 0):
+    """Counts what is done inside to no step; it may take as long as a step may until it ends.
+
+    Args:
+      what: is done, for the message.
+      bound_s: seconds that it may take, if that is more.
+    """
+    began, waited = time.monotonic(), self._waited
+    self._waited, self._rest = 0.0, (what, bound_s)
     try:
       yield
     finally:
       self._beat += time.monotonic() - began
-      self._is_resting = False
+      self._waited, self._rest = waited, None
 
   def __enter__(self):
     self._thread.start()
@@ -142,23 +177,34 @@ class Watchdog:
     while not self._ended.wait(tick):
       now = time.monotonic()
       passed, before = min(now - before, 2 * tick), now
-      usual = list(self._usual)
-      if self._is_resting or len(usual) < NUM_USUAL_STEPS:
-        continue
-      self._waited += passed
-      bound = max(HANG_FACTOR * statistics.median(usual), self._floor_s)
-      if self._waited > bound and not self._is_told:
-        self._is_told = True
-        faulthandler.dump_traceback(file=self._file, all_threads=True)
-        self._tell(
-          "A STEP HAS TAKEN %.0f s, usually %.2g s; all stacks are on stderr",
-          self._waited,
-          statistics.median(usual),
-        )
-      if self._end_s and self._waited > max(bound, self._end_s):
-        text = f"THE STEP DOES NOT END: after {self._waited:.0f} s, the process does\n"
-        os.write(sys.__stderr__.fileno(), text.encode())
-        os._exit(128 + signal.SIGABRT)
+      rest = self._rest
+      if rest is not None:
+        self._waited += passed
+        self._judge_rest(*rest)
+      elif len(self._usual) >= NUM_USUAL_STEPS:
+        self._waited += passed
+        self._judge_step(statistics.median(list(self._usual)))
+
+  def _judge_step(self, usual_s: float) -> None:
+    bound_s = max(HANG_FACTOR * usual_s, self._floor_s)
+    if self._waited > bound_s and not self._is_told:
+      self._is_told = True
+      faulthandler.dump_traceback(file=self._file, all_threads=True)
+      self._tell(
+        "A STEP HAS TAKEN %.0f s, usually %.2g s; all stacks are on stderr", self._waited, usual_s
+      )
+    if self._end_s and self._waited > max(bound_s, self._end_s):
+      self._end("the step")
+
+  def _judge_rest(self, what: str, bound_s: float) -> None:
+    if self._end_s and self._waited > max(bound_s, self._end_s, self._floor_s):
+      faulthandler.dump_traceback(file=self._file, all_threads=True)
+      self._end(what)
+
+  def _end(self, what: str) -> None:
+    text = f"{what.upper()} DOES NOT END: after {self._waited:.0f} s, the process does\n"
+    os.write(sys.__stderr__.fileno(), text.encode())
+    os._exit(128 + signal.SIGABRT)
 
   def _tell(self, *message) -> None:
     """Logs in a thread of its own: the file of the log may be what hangs."""
