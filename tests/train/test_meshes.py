@@ -17,6 +17,7 @@ from test_cache import make_config, save_tokenizer
 from videoar_jax.data.pipeline import make_source
 from videoar_jax.parallel.sharding import MeshConfig, make_mesh, shard_batch
 from videoar_jax.train import config
+from videoar_jax.train.batches import Batches
 from videoar_jax.train.stages import Stages
 
 NUM_STEPS = 4
@@ -45,7 +46,8 @@ def losses(stages, stage):
   """Returns the losses and gradient norms of a stage's first steps."""
   source = make_source(stage.data, "train")
   trainer = stages.make_trainer(stage, seed=0)
-  state, iterator, found = trainer.init(), stages.make_iterator(stage, [source], 0), []
+  state, found = trainer.init(), []
+  iterator = Batches(stages.run, stages.mesh).iterator(stage, [source], seed=0)
   with jax.set_mesh(stages.mesh):
     for _ in range(NUM_STEPS):
       batch = next(iterator)
