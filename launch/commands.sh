@@ -93,8 +93,8 @@ check_flags() {
 
 # Says whether a run is worth another try that ended with a status, and was started again so often.
 #
-# 1 and 2 are the user's to mend. Above 127 are signals, and 134 for a step that hung or a process
-# that is lost; 130 and 143 are of those that were asked to stop.
+# 1 and 2 are the user's to mend. Above 127 are signals, and 134 for a step that hung, a process that
+# is lost, or what nobody foresaw; 130 and 143 are of those that were asked to stop.
 can_restart() {
   [[ "$1" -gt 127 && "$1" -ne 130 && "$1" -ne 143 && "$2" -lt "$max_restarts" ]]
 }

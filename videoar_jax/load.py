@@ -104,8 +104,8 @@ def _layout(run: RunConfig, stage: StageConfig, resolution: tuple[int, int] | No
   except ValueError as error:
     raise ValueError(str(error).removeprefix("data.")) from None
   where = "resolution={}x{}".format(*resolution)
-  if run.generator.positions == "learned" and layout.length != own.length:
-    raise ValueError(f"{where}: learned positions have one length of clips")
+  if run.generator.positions == "learned" and layout.schedule != own.schedule:
+    raise ValueError(f"{where}: learned positions are of one shape of clips; leave it out")
   is_alike = layout.num_scales == known.num_scales
   if layout.num_scales > known.num_scales or (run.generator.past == "final" and not is_alike):
     raise ValueError(

@@ -306,3 +306,24 @@ def test_restores_onto_other_meshes(tmp_path):
     checkpointer.close()
     assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, abstract)
   jax.tree.map(np.testing.assert_array_equal, state, first)
+
+
+@pytest.mark.parametrize("has_failed", [False, True])
+def test_closing_does_not_hide_why_a_save_failed(tmp_path, monkeypatch, has_failed):
+  checkpointer = Checkpointer(tmp_path)
+
+  def stumble(*_, **__):
+    raise TimeoutError("others wait at a barrier")
+
+  if has_failed:
+    monkeypatch.setattr(checkpointer._manager, "save", stumble)
+    with pytest.raises(TimeoutError):
+      checkpointer.save(1, make_state(0.0), {})
+  close = checkpointer._manager.close
+  monkeypatch.setattr(checkpointer._manager, "close", stumble)
+  if has_failed:
+    checkpointer.close()
+  else:
+    with pytest.raises(TimeoutError):
+      checkpointer.close()
+  close()

@@ -11,6 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from test_cache import make_config, save_tokenizer
 
+from videoar_jax import load
 from videoar_jax.load import find_stage, load_model, load_tokenizer
 from videoar_jax.train import config, run
 from videoar_jax.train.batches import Batches
@@ -102,6 +103,16 @@ def test_models_of_several_resolutions(workdir):
     load_model(workdir, resolution=(64, 64))
   with pytest.raises(ValueError, match=r"^resolution: width 18 is not a multiple"):
     load_model(workdir, resolution=(16, 18))
+
+
+def test_learned_positions_are_of_one_shape():
+  """A picture turned by a quarter has as many tokens, of which each stands somewhere else."""
+  changes = {"data.resolution": (16, 24), "schedule": "", "generator.positions": "learned"}
+  settings = config.finalize(make_config(**changes))
+  stage = settings.stages[-1]
+  with pytest.raises(ValueError, match=r"resolution=24x16: learned positions are of one shape"):
+    load._layout(settings, stage, (24, 16))
+  assert load._layout(settings, stage, (16, 24)) == settings.layout_of(stage.data)
 
 
 def test_checkpoint_of_a_tokenizer_is_no_model(workdir):

@@ -70,7 +70,7 @@ class Checkpointer:
     self.timeout_s = timeout_s
     self._kept = {"max_to_keep": max_to_keep, "keep_period": keep_every or None}
     self._began: tuple[int, float] = (0, 0.0)  # Step and time of the save that is under way.
-    self._is_hanging = False
+    self._is_hanging = self._has_failed = False
     if is_reader:
       self._manager = self._manager_alone()
     else:
@@ -337,7 +337,12 @@ class Checkpointer:
     if self._is_hanging:
       return
     self.wait()
-    self._manager.close()
+    try:
+      self._manager.close()
+    except Exception:
+      # What went wrong before is told already; what it leaves behind is not to stand in its place.
+      if not self._has_failed:
+        raise
 
 
 @contextlib.contextmanager

@@ -356,7 +356,8 @@ class Trainer:
       shapes = (program, *(x.shape for x in jax.tree.leaves(batch)))
       if shapes not in self._compiled:
         program.lower(state, frozen, batch, *rest).compile()
-        timeout_s = max(self.config.step_timeout_s, hosts.BARRIER_TIMEOUT_S)
+        # Without a limit of steps, a day: the service knows no barrier without one.
+        timeout_s = max(self.config.step_timeout_s or 86_400, hosts.BARRIER_TIMEOUT_S)
         hosts.wait_for_all("a program is compiled", timeout_s)
         self._compiled.add(shapes)
     return program(state, frozen, batch, *rest)

@@ -85,7 +85,7 @@ class Requests:
 
   @property
   def resolution(self) -> tuple[int, int]:
-    """(H, W) of the clips that the model was trained on."""
+    """(H, W) of the clips that the model makes."""
     height, width = (n * self.config.spatial_stride for n in self.layout.grid)
     return height, width
 

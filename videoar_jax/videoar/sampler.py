@@ -30,7 +30,7 @@ class Model:
     generator: the trained transformer; over a mesh, with its parameters there already.
     tokenizer: the tokenizer it was trained on.
     text_encoder: maps prompts to tokens, with `encode` and `null`.
-    layout: the sequence it was trained on.
+    layout: the sequence of its clips: of as many frames as in training.
     defaults: `guidance`, `temperature` and `top_p` for calls that name none.
     window: earlier latent frames that a frame sees; None for all.
     mesh: devices that share the work: heads are split over `tensor`, clips over `data` and `fsdp`.
@@ -74,7 +74,7 @@ class Model:
 
   @property
   def resolution(self) -> tuple[int, int]:
-    """(H, W) of the clips that the model was trained on."""
+    """(H, W) of the clips that the model makes."""
     return self.requests.resolution
 
   def num_steps(self, num_frames: int | None = None) -> int:
