@@ -49,6 +49,15 @@ def workdir(tmp_path_factory):
   return workdir
 
 
+@pytest.fixture
+def trained(workdir, monkeypatch):
+  """The workdir with all stages trained, by the test above or here."""
+  monkeypatch.setattr(GeneratorTask, "media", lambda *_: {})
+  monkeypatch.setattr(run, "start_log", lambda path: None)
+  run.Run(sized(), workdir).train()
+  return workdir
+
+
 def records(workdir, stage):
   lines = (workdir / stage / "metrics.jsonl").read_text().splitlines()
   clock = ("steps_per_s", "tokens_per_s")
@@ -90,19 +99,19 @@ def test_stages_of_several_shapes_train_and_resume(workdir, monkeypatch):
   assert rows == [again.stages.run.widest_layout.num_scales] * 2 and rows[0] > 3
 
 
-def test_models_of_several_resolutions(workdir):
+def test_models_of_several_resolutions(trained):
   """What stages have trained makes clips of any of their shapes, and refuses more scales."""
-  model = load_model(workdir)
+  model = load_model(trained)
   assert model.resolution == (24, 16) and model.num_steps() == 1 + len(model.layout.schedule)
-  small = load_model(workdir, resolution=(16, 16))
+  small = load_model(trained, resolution=(16, 16))
   clip = small.sample(["a red circle"])
   assert clip.shape == (1, 1, 16, 16, 3) and small.layout.schedule == ((1, 1), (2, 2), (4, 4))
-  earlier = load_model(workdir / "I" / "checkpoints" / "10", resolution=(24, 16))
+  earlier = load_model(trained / "I" / "checkpoints" / "10", resolution=(24, 16))
   assert earlier.sample(["a red circle"]).shape == (1, 5, 24, 16, 3)
   with pytest.raises(ValueError, match=r"resolution=64x64 has \d scales, but the network .* 5;"):
-    load_model(workdir, resolution=(64, 64))
+    load_model(trained, resolution=(64, 64))
   with pytest.raises(ValueError, match=r"^resolution: width 18 is not a multiple"):
-    load_model(workdir, resolution=(16, 18))
+    load_model(trained, resolution=(16, 18))
 
 
 def test_learned_positions_are_of_one_shape():
@@ -115,20 +124,20 @@ def test_learned_positions_are_of_one_shape():
   assert load._layout(settings, stage, (16, 24)) == settings.layout_of(stage.data)
 
 
-def test_checkpoint_of_a_tokenizer_is_no_model(workdir):
+def test_checkpoint_of_a_tokenizer_is_no_model(trained):
   """Nor is it silently another stage's; of a generator's checkpoint, the tokenizer is taken."""
   with pytest.raises(ValueError, match=r"'tokenizer' trains a tokenizer, .* checkpoint of I or II"):
-    load_model(next((workdir / "tokenizer" / "checkpoints").iterdir()))
+    load_model(next((trained / "tokenizer" / "checkpoints").iterdir()))
   with pytest.raises(ValueError, match="'tokenizer' trains a tokenizer"):
-    find_stage(workdir / "tokenizer", "generator")
-  used = load_tokenizer(workdir / "I" / "checkpoints" / "10").autoencoder
-  trained = load_tokenizer(workdir).autoencoder
+    find_stage(trained / "tokenizer", "generator")
+  used = load_tokenizer(trained / "I" / "checkpoints" / "10").autoencoder
+  trained = load_tokenizer(trained).autoencoder
   jax.tree.map(np.testing.assert_array_equal, nnx.state(used), nnx.state(trained))
 
 
-def test_tokenizer_needs_no_text(workdir, tmp_path):
+def test_tokenizer_needs_no_text(trained, tmp_path):
   """The file of text that a run was trained with may be gone."""
-  other = shutil.copytree(workdir, tmp_path / "run")
+  other = shutil.copytree(trained, tmp_path / "run")
   values = json.loads((other / "config.json").read_text())
   values["text"] = {"tokenizer": str(tmp_path / "gone.safetensors"), "length": 4}
   (other / "config.json").write_text(json.dumps(values))
