@@ -91,12 +91,36 @@ check_flags() {
   [[ -n "$has_config" ]] || fail "after -- comes --config=FILE.py, and further flags of videoar_jax.main"
 }
 
-# Says whether a run is worth another try that ended with a status, and was started again so often.
+# Prints which of the statuses of a run's processes says how the run ended: nothing for none.
 #
-# 1 and 2 are the user's to mend. Above 127 are signals, and 134 for a step that hung, a process that
-# is lost, or what nobody foresaw; 130 and 143 are of those that were asked to stop.
-can_restart() {
-  [[ "$1" -gt 127 && "$1" -ne 130 && "$1" -ne 143 && "$2" -lt "$max_restarts" ]]
+# Where one process ends by a mistake, the others end by signals, and where one hangs, others may
+# still be told to stop. So a mistake, below 128, comes first; then 134 for a step that hung, a process
+# that is lost, or what nobody foresaw, and signals; then 130 and 143, of those asked to stop; then 0.
+telling_status() {
+  local status rank found="" highest=0
+  for status in "$@"; do
+    case "$status" in
+      0) rank=1 ;;
+      130 | 143) rank=2 ;;
+      *) rank=$((status > 127 ? 3 : 4)) ;;
+    esac
+    if ((rank > highest)); then
+      found="$status" highest="$rank"
+    fi
+  done
+  printf '%s\n' "$found"
+}
+
+# Counts the end of a run in `restarts`, which the caller sets to 0 first, and says whether to start it
+# again: that of a hang or a loss is, until it is the 21st that none with an hour of work came between.
+#
+#   count_restart STATUS BEGAN     BEGAN by `date +%s`
+count_restart() {
+  [[ "$1" -gt 127 && "$1" -ne 130 && "$1" -ne 143 ]] || return 1
+  (($(date +%s) - $2 < 3600)) || restarts=0
+  restarts=$((restarts + 1))
+  ((restarts <= max_restarts)) || return 1
+  echo "the run ended with status $1; starting it again ($restarts of $max_restarts)"
 }
 
 # Prints the comment at the head of the script.

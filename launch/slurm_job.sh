@@ -3,12 +3,15 @@
 #
 # At USR1, which comes before the time limit, the processes are told to save, and the job is queued
 # again; it goes on from there. A run that hung or lost a process is started again at once, up to 20
-# times.
+# times in a row of less than an hour each.
 # shellcheck disable=SC2317,SC2329 # Traps call functions; versions say so by other numbers.
 set -uo pipefail
 
-max_restarts=20
+# Slurm runs a copy of this file, in the folder where the job was sent: the repository.
+# shellcheck source=launch/commands.sh
+source launch/commands.sh
 is_stopping=""
+statuses="$PWD/videoar-$SLURM_JOB_ID.statuses" # A file for each process.
 
 # Through Slurm: srun itself would answer TERM by killing the processes before they have saved.
 tell_to_save() {
@@ -33,20 +36,29 @@ queue_again() {
   exit 0
 }
 
-# Says whether the run may go well at another try: see `can_restart` in commands.sh, which is not at
-# hand where Slurm runs this.
-can_restart() {
-  [[ -z "$is_stopping" && "$status" -gt 127 && "$status" -ne 130 && "$status" -ne 143 ]]
+# Runs the arguments as one process a GPU, to its end. What srun says of several is the highest of
+# their statuses, so each leaves its own. TERM is for the process, not for the shell that waits for it.
+# shellcheck disable=SC2016 # That shell's own variables.
+run_steps() {
+  rm -rf -- "$statuses"
+  mkdir -- "$statuses"
+  # Since Slurm 22.05, srun does not take the number of CPUs over from the job.
+  srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 bash -c \
+    'trap : TERM; "$@"; status=$?; echo "$status" >"$0/$SLURM_PROCID"; exit "$status"' \
+    "$statuses" "$@" &
+  steps=$!
+  wait_for_steps
+  # shellcheck disable=SC2046 # A word for each process.
+  status="$(telling_status "$status" $(cat -- "$statuses"/* 2>/dev/null))"
+  rm -rf -- "$statuses"
 }
 
 trap queue_again USR1
 # Pre-emption: Slurm itself queues the job again.
 trap tell_to_save TERM
-for ((restarts = 1; ; restarts++)); do
-  # Since Slurm 22.05, srun does not take the number of CPUs over from the job.
-  srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 "$@" &
-  steps=$!
-  wait_for_steps
-  { can_restart && ((restarts <= max_restarts)); } || exit "$status"
-  echo "the run ended with status $status; starting it again ($restarts of $max_restarts)"
+restarts=0
+while true; do
+  began="$(date +%s)"
+  run_steps "$@"
+  [[ -z "$is_stopping" ]] && count_restart "$status" "$began" || exit "$status"
 done

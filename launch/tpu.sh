@@ -19,8 +19,8 @@
 #
 # Needs gcloud, logged in. A slice that was pre-empted is made again and the run goes on from its
 # last checkpoint; so does one that SIGTERM stopped, as before maintenance. A run that hung or lost
-# a process is started again, up to 20 times. Ctrl-C stops following, not training: the same command
-# follows again.
+# a process is started again, up to 20 times in a row of less than an hour each. Ctrl-C stops
+# following, not training: the same command follows again.
 # shellcheck disable=SC2154 # `read_options` sets the options.
 set -euo pipefail
 
@@ -128,6 +128,11 @@ activity() {
   on 0 'kill -0 "$(cat videoar_jax.pid 2>/dev/null)" 2>/dev/null && echo running || echo idle' || true
 }
 
+# Prints the statuses that the workers left.
+statuses() {
+  on all 'cat videoar_jax.status' 2>/dev/null | grep -Ex '[0-9]+' || true
+}
+
 # Ends what is left of a run whose other processes have ended: it would keep the TPU to itself.
 end_rest() {
   # shellcheck disable=SC2016 # The workers' own pids.
@@ -178,17 +183,19 @@ while true; do
       continue
       ;;
   esac
+  began="$(date +%s)"
   follow
-  status="$(on 0 'cat videoar_jax.status' 2>/dev/null)" || status=""
-  case "$status" in
-    "") echo "lost $name; looking at how it is" ;;
-    143) echo "SIGTERM stopped the run, which has saved; looking at how $name is" ;;
-    *)
-      can_restart "$status" "$restarts" || exit "$status"
-      restarts=$((restarts + 1))
-      echo "the run ended with status $status; starting it again ($restarts of $max_restarts)"
+  if [[ -z "$(on 0 'cat videoar_jax.status' 2>/dev/null || true)" ]]; then
+    echo "lost $name; looking at how it is"
+  else
+    # shellcheck disable=SC2046 # A word for each worker.
+    status="$(telling_status $(statuses))"
+    if [[ "$status" == 143 ]]; then
+      echo "SIGTERM stopped the run, which has saved; looking at how $name is"
+    else
+      count_restart "$status" "$began" || exit "$status"
       end_rest
-      ;;
-  esac
+    fi
+  fi
   sleep 30
 done

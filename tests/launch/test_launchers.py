@@ -140,8 +140,7 @@ def test_slurm_sends_one_process_a_gpu(tmp_path):
 
 
 # As Slurm's own: it passes no TERM on, but kills.
-SRUN = """#!/usr/bin/env bash
-echo "$@"
+SRUN = """echo "$1 $2" "${@: -2}"
 (WORK) &
 echo $! >pid
 trap "kill -KILL $!; exit 137" TERM
@@ -150,25 +149,30 @@ wait $!
 SAVES = 'trap "echo saved; exit 143" TERM; for i in $(seq 100); do sleep 0.05; done'
 
 
+def job_environment(folder, **tools):
+  """Returns the environment of a job whose folder this is, with stand-ins of tools of Slurm."""
+  (folder / "launch").symlink_to(ROOT / "launch")
+  path = stand_ins(folder, {name: f"#!/usr/bin/env bash\n{text}" for name, text in tools.items()})
+  return os.environ | {"PATH": path, "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "5"}
+
+
 @pytest.mark.parametrize(
   ("signal", "status", "lines"),
   [(10, 0, ["saved", "requeue 7"]), (15, 143, ["saved"]), (None, 3, [])],
 )
 def test_slurm_job_saves_and_queues_again_before_its_limit(tmp_path, signal, status, lines):
   """With stand-ins of Slurm: at USR1 the processes get TERM, and the job goes back to the queue."""
-  path = stand_ins(
+  environment = job_environment(
     tmp_path,
-    {
-      "srun": SRUN.replace("WORK", SAVES if signal else "exit 3"),
-      "scontrol": '#!/usr/bin/env bash\necho "$@"',
-      "scancel": '#!/usr/bin/env bash\n[[ "$*" == "--signal=TERM 7" ]] && kill -TERM $(<pid)',
-    },
+    srun=SRUN.replace("WORK", SAVES if signal else "exit 3"),
+    scontrol='echo "$@"',
+    scancel='[[ "$*" == "--signal=TERM 7" ]] && kill -TERM $(<pid)',
   )
   log = tmp_path / "log"
   with log.open("w") as file:
     process = subprocess.Popen(
-      ["bash", ROOT / "launch" / "slurm_job.sh", "python", "a b"],
-      env=os.environ | {"PATH": path, "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "5"},
+      ["bash", "launch/slurm_job.sh", "python", "a b"],
+      env=environment,
       stdout=file,
       cwd=tmp_path,
     )
@@ -182,27 +186,60 @@ def test_slurm_job_saves_and_queues_again_before_its_limit(tmp_path, signal, sta
   assert found[0] == "--cpus-per-task=5 --kill-on-bad-exit=1 python a b" and found[1:] == lines
 
 
+# As Slurm's own: every task gets its number, those left when one has failed are killed, and the
+# highest status is that of all.
+SRUN_OF_SEVERAL = """shift 2
+next="$(head -1 tries)"; sed -i 1d tries
+highest=0 task=0
+for end in $next; do
+  NEXT="$end" SLURM_PROCID="$((task++))" "$@"
+  status=$?
+  ((status <= highest)) || highest=$status
+done
+exit "$highest"
+"""
+
+
 @pytest.mark.parametrize(
-  ("statuses", "status"),
-  [((134, 137, 3), 3), ((134, 143), 143), ((130,), 130), ((2,), 2), ((134,) * 21, 134)],
+  ("tries", "status"),
+  [
+    (["134", "137", "3"], 3),
+    (["134", "143"], 143),
+    (["130"], 130),
+    (["2"], 2),
+    (["134"] * 21, 134),
+    # The processes of a run end as one of them does; what kills the others is its doing.
+    (["0 0 0"], 0),
+    (["134 1 137"], 1),
+    (["kill 2 134"], 2),
+    (["143 134 143", "143 143"], 143),
+    (["kill kill", "0 kill", "0 0"], 0),
+  ],
 )
-def test_slurm_job_starts_a_run_that_hung_again(tmp_path, statuses, status):
-  """With a srun that ends with one status after the other."""
-  (tmp_path / "statuses").write_text("".join(f"{number}\n" for number in statuses))
-  srun = 'next="$(head -1 statuses)"; sed -i 1d statuses; exit "$next"'
-  path = stand_ins(tmp_path, {"srun": f"#!/usr/bin/env bash\n{srun}"})
+def test_slurm_job_starts_a_run_that_hung_again(tmp_path, tries, status):
+  """With a srun whose tasks end as said, one try after the other."""
+  (tmp_path / "tries").write_text("".join(f"{line}\n" for line in tries))
+  (tmp_path / "task").write_text('[[ "$NEXT" == kill ]] && kill -KILL $PPID; exit "$NEXT"')
+  environment = job_environment(tmp_path, srun=SRUN_OF_SEVERAL)
+  script = ["launch/slurm_job.sh", "bash", "task"]
+  done = bash(*script, env=environment, cwd=tmp_path, timeout=60)
+  assert done.returncode == status and not (tmp_path / "tries").read_text(), done.stderr
+  said = [line.partition("starting it again ")[2] for line in done.stdout.splitlines()]
+  assert said == [f"({i} of 20)" for i in range(1, len(tries))]
+  assert not list(tmp_path.glob("*.statuses"))
+
+
+def test_slurm_job_counts_anew_after_an_hour_of_work(tmp_path):
+  """Of 41 tries that hung, the 21st took an hour."""
+  (tmp_path / "tries").write_text("134\n" * 41)
+  # The time is asked for before and after each try.
+  clock = "(( $(echo >>asked; wc -l <asked) > 41 )) && echo 3600 || echo 0"
+  environment = job_environment(tmp_path, srun=SRUN_OF_SEVERAL, date=clock)
   done = bash(
-    ROOT / "launch" / "slurm_job.sh",
-    "python",
-    path=path,
-    env={"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "5"},
-    cwd=tmp_path,
-    timeout=30,
+    "launch/slurm_job.sh", "bash", "-c", "exit 134", env=environment, cwd=tmp_path, timeout=60
   )
-  assert done.returncode == status and not (tmp_path / "statuses").read_text()
-  said = [f"status {number}; starting it again ({i} of 20)" for i, number in enumerate(statuses, 1)]
-  lines = done.stdout.splitlines()
-  assert [line.partition("ended with ")[2] for line in lines] == said[:-1]
+  assert done.returncode == 134 and not (tmp_path / "tries").read_text()
+  assert done.stdout.count("(1 of 20)") == done.stdout.count("(20 of 20)") == 2
 
 
 def stand_ins(folder, texts):
@@ -224,7 +261,8 @@ echo "$4 $5" "${{@: -3}}" >>calls
 [[ "$*" != *"kill -KILL"* ]] || echo kill >>calls
 case "$4 $*" in
   list*) take states ;;
-  *'cat videoar_jax.status'*) take statuses ;;
+  *worker=0*'cat videoar_jax.status'*) head -1 statuses; sed -i '1s/^$/x/;/^x/d' statuses ;;
+  *'cat videoar_jax.status'*) take statuses | tr " " "\\n" ;;
   *'echo running'*) answer="$(take activity)"; echo "$answer"; [[ -n "$answer" ]] ;;
 esac
 """
@@ -263,6 +301,10 @@ def test_tpu_starts_a_run_that_hung_again(tmp_path):
   assert calls == ["list", "kill", "list", "scp", "kill", "list", "scp"]
   assert "status 134; starting it again (1 of 20)" in done.stdout
   assert "status 137; starting it again (2 of 20)" in done.stdout
+  (tmp_path / "calls").unlink()
+  # Worker 1 ended by a mistake, and worker 0 for want of it.
+  done, calls = run_tpu(tmp_path, ["mine READY"] * 2, ["idle"] * 2, ["134 143", "134 1"])
+  assert done.returncode == 1 and calls.count("kill") == 1
   (tmp_path / "calls").unlink()
   done, calls = run_tpu(tmp_path, ["mine READY"] * 21, ["idle"] * 21, [134] * 21)
   assert done.returncode == 134 and calls.count("kill") == 20

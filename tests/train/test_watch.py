@@ -247,7 +247,10 @@ with stop_on_signals(0.3):
   time.sleep(60)
 """
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=55)
-  assert done.returncode == 1 and "Timeout" in done.stderr and "saving" in done.stdout
+  # As any run that was asked to stop: launchers take 1 for a mistake of the user's.
+  assert done.returncode == 143 and "NOT STOPPED in 0.3 s" in done.stderr
+  assert "time.sleep" not in done.stderr and 'File "<string>", line 6' in done.stderr
+  assert "saving" in done.stdout
 
 
 def test_a_stop_that_processes_agree_on_is_bounded_too(monkeypatch):
@@ -257,7 +260,8 @@ def test_a_stop_that_processes_agree_on_is_bounded_too(monkeypatch):
   with stop_on_signals(9.0) as stop:
     assert not stop.is_due() and not bounds
     assert stop.is_due() and stop.is_due()  # Nobody asks the others once it is agreed.
-  assert bounds == [(9.0, True)] and stop.signal == signal.SIGTERM
+  # What holds Python itself up is ended from without it, a little later.
+  assert bounds == [(19.0, True)] and stop.signal == signal.SIGTERM
 
 
 @pytest.mark.parametrize(

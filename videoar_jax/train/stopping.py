@@ -4,6 +4,8 @@ import contextlib
 import faulthandler
 import os
 import signal
+import sys
+import threading
 
 import jax
 
@@ -28,12 +30,28 @@ class Stop:
   def __init__(self, timeout_s: float):
     self.signal: signal.Signals | None = None
     self._timeout_s = timeout_s
+    self._timer: threading.Timer | None = None
 
   def begin(self, number: signal.Signals) -> None:
     """Begins to stop: what has not stopped in time ends with all its stacks on stderr."""
     self.signal = number
-    # A thread in C, which needs nothing of what may hang.
-    faulthandler.dump_traceback_later(self._timeout_s, exit=True)
+    self._timer = threading.Timer(self._timeout_s, self._end)
+    self._timer.daemon = True
+    self._timer.start()
+    # A thread in C, for what keeps Python itself from running; it knows no status but 1.
+    faulthandler.dump_traceback_later(self._timeout_s + 10, exit=True)
+
+  def end(self) -> None:
+    """Says that it has stopped."""
+    faulthandler.cancel_dump_traceback_later()
+    if self._timer is not None:
+      self._timer.cancel()
+
+  def _end(self) -> None:
+    faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+    text = f"NOT STOPPED in {self._timeout_s:g} s: it goes on from the last whole checkpoint\n"
+    os.write(sys.__stderr__.fileno(), text.encode())
+    os._exit(128 + self.signal)
 
   def is_due(self) -> bool:
     """Says whether to save and stop; to be asked after every step, by all processes."""
@@ -70,6 +88,6 @@ def stop_on_signals(timeout_s: float):
   try:
     yield stop
   finally:
-    faulthandler.cancel_dump_traceback_later()
+    stop.end()
     for number, handler in previous.items():
       signal.signal(number, handler)
