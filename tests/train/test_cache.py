@@ -1,8 +1,12 @@
 """The token cache: a generator learns the same from it; what is stale is found out."""
 
 import dataclasses
+import functools
 import json
+import os
 import shutil
+import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +26,7 @@ from videoar_jax.train.generator import GeneratorTask
 from videoar_jax.train.loop import Trainer
 from videoar_jax.train.stages import Stages
 from videoar_jax.train.stopping import Interrupted
+from videoar_jax.train.watch import Watchdog
 
 NUM_CLIPS = 18  # More than four batches of four, and no multiple of a batch.
 
@@ -166,6 +171,25 @@ def test_latents_are_those_of_the_averaged_encoder(records, trained, encoding):
   assert [coded[i]["caption"] for i in range(NUM_CLIPS)] == [
     source[i]["caption"] for i in range(NUM_CLIPS)
   ]
+
+
+def test_a_batch_that_hangs_ends_the_process(encoding, stages, tmp_path, monkeypatch):
+  index, source, template, params = encoding
+  ended = threading.Event()
+  monkeypatch.setattr(os, "_exit", lambda status: status == 134 and ended.set())
+  monkeypatch.setattr(cache, "BATCH_TIMEOUT_S", 0.1)
+  monkeypatch.setattr(
+    cache, "Watchdog", functools.partial(Watchdog, floor_s=0.2, file=sys.__stderr__)
+  )
+
+  class Hanging:
+    def __getitem__(self, clip):
+      # Clips are read ahead of what is encoded.
+      assert clip < index.num_clips - 1 or ended.wait(60)
+      return source[clip]
+
+  cache.encode(tmp_path / "cache", index, Hanging(), template, params, stages.mesh, 2)
+  assert ended.is_set()
 
 
 def test_an_encoding_that_was_killed_goes_on(encoding, stages, tmp_path):

@@ -26,11 +26,13 @@ from videoar_jax.tokenizer.files import flatten
 from videoar_jax.train.differences import differing_fields
 from videoar_jax.train.state import Template
 from videoar_jax.train.stopping import Interrupted
-from videoar_jax.train.watch import Clock, told_at_the_end
+from videoar_jax.train.watch import Clock, Watchdog, told_at_the_end
 
 log = logging.getLogger(__name__)
 
 _NUM_THREADS = 4
+# That a batch may take until the process ends, as a step of training by its own setting.
+BATCH_TIMEOUT_S = 3600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +201,7 @@ def encode(
   total = sum(len(index.clips_of(shard)) for shard in missing)
   with (
     tqdm(total=total, desc="encode", unit="clip", dynamic_ncols=True) as bar,
+    Watchdog(BATCH_TIMEOUT_S) as watchdog,
     told_at_the_end(Clock("encoding")) as clock,
   ):
     for first in range(0, len(missing), num_processes):
@@ -207,7 +210,7 @@ def encode(
       # A process without a shard encodes what nobody keeps, since the others cannot without it.
       clips = index.clips_of(shards[process] if process < len(shards) else shards[0])
       encoded = _encode_clips(
-        clips, source, encode_batch, params, mesh, rows, num_batches, bar, clock
+        clips, source, encode_batch, params, mesh, rows, num_batches, bar, clock, watchdog
       )
       if process < len(shards):
         latents.write_clips(index.path(folder, shards[process]), encoded)
@@ -239,6 +242,7 @@ def _encode_clips(
   num_batches: int,
   bar,
   clock: Clock,
+  watchdog: Watchdog,
 ) -> Iterator[tuple[dict, np.ndarray]]:
   """Yields (item, latent) of clips in order, encoded with the batches of all processes."""
   # The last batches are filled up, so that all have one shape.
@@ -256,6 +260,7 @@ def _encode_clips(
       yield from zip(kept, encoded, strict=False)
       left -= len(kept)
       bar.update(len(kept))
+      watchdog.beat()
       if hosts.is_stop_agreed():
         raise Interrupted("SIGTERM: stopped while clips were encoded", signal.SIGTERM)
 

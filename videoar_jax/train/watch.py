@@ -130,6 +130,7 @@ class Watchdog:
 
   def __init__(self, end_s: float = 0, floor_s: float = HANG_FLOOR_S, file=None):
     self._end_s, self._floor_s, self._file = end_s, floor_s, file or sys.__stderr__
+    self._lock = threading.Lock()  # Of what two threads set: the five below.
     self._usual: deque[float] = deque(maxlen=50)
     self._beat = time.monotonic()
     self._waited = 0.0  # Since then, but for time in which the process was stopped.
@@ -142,8 +143,9 @@ class Watchdog:
   def beat(self) -> None:
     """Says that a step is over."""
     now = time.monotonic()
-    self._usual.append(now - self._beat)
-    self._beat, self._waited, self._is_told = now, 0.0, False
+    with self._lock:
+      self._usual.append(now - self._beat)
+      self._beat, self._waited, self._is_told = now, 0.0, False
 
   @contextlib.contextmanager
   def rest(self, what: str, bound_s: float = 0):
@@ -153,13 +155,15 @@ class Watchdog:
       what: is done, for the message.
       bound_s: seconds that it may take, if that is more.
     """
-    began, waited = time.monotonic(), self._waited
-    self._waited, self._rest = 0.0, (what, bound_s)
+    with self._lock:
+      began, waited = time.monotonic(), self._waited
+      self._waited, self._rest = 0.0, (what, bound_s)
     try:
       yield
     finally:
-      self._beat += time.monotonic() - began
-      self._waited, self._rest = waited, None
+      with self._lock:
+        self._beat += time.monotonic() - began
+        self._waited, self._rest = waited, None
 
   def __enter__(self):
     self._thread.start()
@@ -177,32 +181,34 @@ class Watchdog:
     while not self._ended.wait(tick):
       now = time.monotonic()
       passed, before = min(now - before, 2 * tick), now
-      rest = self._rest
+      with self._lock:
+        rest, usual = self._rest, list(self._usual)
+        is_judged = rest is not None or len(usual) >= NUM_USUAL_STEPS
+        self._waited += passed if is_judged else 0.0
+        waited = self._waited
       if rest is not None:
-        self._waited += passed
-        self._judge_rest(*rest)
-      elif len(self._usual) >= NUM_USUAL_STEPS:
-        self._waited += passed
-        self._judge_step(statistics.median(list(self._usual)))
+        self._judge_rest(waited, *rest)
+      elif is_judged:
+        self._judge_step(waited, statistics.median(usual))
 
-  def _judge_step(self, usual_s: float) -> None:
+  def _judge_step(self, waited: float, usual_s: float) -> None:
     bound_s = max(HANG_FACTOR * usual_s, self._floor_s)
-    if self._waited > bound_s and not self._is_told:
+    if waited > bound_s and not self._is_told:
       self._is_told = True
       faulthandler.dump_traceback(file=self._file, all_threads=True)
       self._tell(
-        "A STEP HAS TAKEN %.0f s, usually %.2g s; all stacks are on stderr", self._waited, usual_s
+        "A STEP HAS TAKEN %.0f s, usually %.2g s; all stacks are on stderr", waited, usual_s
       )
-    if self._end_s and self._waited > max(bound_s, self._end_s):
-      self._end("the step")
+    if self._end_s and waited > max(bound_s, self._end_s):
+      self._end("the step", waited)
 
-  def _judge_rest(self, what: str, bound_s: float) -> None:
-    if self._end_s and self._waited > max(bound_s, self._end_s, self._floor_s):
+  def _judge_rest(self, waited: float, what: str, bound_s: float) -> None:
+    if self._end_s and waited > max(bound_s, self._end_s, self._floor_s):
       faulthandler.dump_traceback(file=self._file, all_threads=True)
-      self._end(what)
+      self._end(what, waited)
 
-  def _end(self, what: str) -> None:
-    text = f"{what.upper()} DOES NOT END: after {self._waited:.0f} s, the process does\n"
+  def _end(self, what: str, waited: float) -> None:
+    text = f"{what.upper()} DOES NOT END: after {waited:.0f} s, the process does\n"
     os.write(sys.__stderr__.fileno(), text.encode())
     os._exit(128 + signal.SIGABRT)
 
