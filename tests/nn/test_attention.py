@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from videoar_jax.nn import attention as attention_module
-from videoar_jax.nn.attention import attend, attention
+from videoar_jax.nn.attention import BACKENDS, attend, attention
+from videoar_jax.nn.splash import filled_length
 from videoar_jax.nn.visibility import Sight, Visibility
 from videoar_jax.parallel.sharding import MeshConfig, make_mesh
 
@@ -152,6 +153,34 @@ def test_splash_on_two_devices(axis):
   mesh = make_mesh(MeshConfig(**{"data": 1, axis: 2}), jax.devices()[:2])
   with jax.set_mesh(mesh):
     assert_equal(value_and_gradients("splash", sight, arrays), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["few", "summary"])
+def test_what_fills_a_sequence_up_changes_nothing(name, backend):
+  """Whatever it is; and it has no gradient, but through what it is itself."""
+  rule = RULES[name]
+  sight, arrays = make_sight(rule), draw(rule)
+  expected = value_and_gradients("dense", sight, arrays)
+  filled = [jnp.pad(x, ((0, 0), (0, 5), (0, 0), (0, 0)), constant_values=9.0) for x in arrays]
+
+  def loss(arrays):
+    out = attend(*arrays, dataclasses.replace(sight, backend=backend))
+    assert out.shape[1] == rule.length + 5
+    out = out[:, : rule.length]
+    return jnp.sum(jnp.sin(3 * out)), out
+
+  run = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=OPTIONS)
+  (_, out), gradients = run(filled)
+  assert_equal([out, *(x[:, : rule.length] for x in gradients)], expected)
+  assert all((x[:, rule.length :] == 0).all() for x in gradients)
+
+
+def test_sequences_are_filled_up_to_whole_tiles():
+  assert [filled_length(n) for n in (1, 128, 2000, 2049, 44932)] == [128, 128, 2048, 2560, 45056]
+  for ways in (2, 3, 4, 8, 24):
+    length = filled_length(44932, ways)
+    assert length % (16 * ways) == length % 512 == 0 and length >= 44932
 
 
 def test_wrong_lengths_and_backends_are_named():

@@ -13,6 +13,7 @@ import sys
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from flax import nnx
+from videoar_jax.nn.splash import filled_length
 from videoar_jax.nn.visibility import Sight, Visibility
 from videoar_jax.parallel.sharding import make_mesh, sharding_of
 from videoar_jax.planning.pod import parse_mesh
@@ -43,8 +44,7 @@ for rule in rules:
       sight = Sight(rule, mask, keep if has_keep else None, backend="splash")
       y, _ = template.module(params)(x, None, sight, None)
       return jnp.sum(y.astype(jnp.float32))
-    # As the generator fills a sequence up, so that devices have equal parts of it.
-    length = rule.length + -rule.length % mesh.shape["sequence"]
+    length = filled_length(rule.length, mesh.shape["sequence"])  # As the generator has it.
     x = shape((2, length, config.width), jnp.bfloat16, "sequence", None)
     mask, keep = shape((2, 72), bool, None), shape((2, 5, 5), bool, None, None)
     with jax.set_mesh(mesh):

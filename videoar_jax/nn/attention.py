@@ -27,24 +27,29 @@ def attend(
   """Softmax attention of a sequence to itself, as far as each token sees.
 
   Args:
-    query: queries.
+    query: queries. Tokens behind those of the rule fill the sequence up: the others do not see
+      them, and what is returned for them means nothing.
     key: keys.
     value: values.
     sight: who sees whom. Its backend is "dense", all scores at once; "blocked", each group over
       what it may see, or a square of scores at a time where they are many; "splash", a kernel for
       TPU.
   Raises:
-    ValueError: the sequence is not as long as the rule says, or the backend is unknown.
+    ValueError: the sequence is shorter than the rule says, or the backend is unknown.
   """
-  if query.shape[1] != sight.rule.length:
-    raise ValueError(f"{query.shape[1]} tokens, but the rule is for {sight.rule.length}")
-  if sight.backend == "dense":
-    return attention(query, key, value, sight.mask())
-  if sight.backend == "blocked":
-    return _blocked(query, key, value, sight)
+  length, added = sight.rule.length, query.shape[1] - sight.rule.length
+  if added < 0:
+    raise ValueError(f"{query.shape[1]} tokens, but the rule is for {length}")
+  if sight.backend not in BACKENDS:
+    raise ValueError(f"attention={sight.backend!r} is unknown; backends are {', '.join(BACKENDS)}")
   if sight.backend == "splash":
     return splash_attention(query, key, value, sight)
-  raise ValueError(f"attention={sight.backend!r} is unknown; backends are {', '.join(BACKENDS)}")
+  query, key, value = (x[:, :length] for x in (query, key, value))
+  if sight.backend == "dense":
+    out = attention(query, key, value, sight.mask())
+  else:
+    out = _blocked(query, key, value, sight)
+  return jnp.pad(out, ((0, 0), (0, added), (0, 0), (0, 0)))
 
 
 def attention(

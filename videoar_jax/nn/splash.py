@@ -29,6 +29,7 @@ from videoar_jax.parallel.sharding import RULES, is_for_tpu, ways_of
 
 _LANES = 128  # Tokens go through in blocks of a multiple of this.
 _LARGE_BLOCK = 512
+_ROWS = 16  # Of a tile of bfloat16.
 _OWN_BITS = 21  # Of a query's integer; the group is above them.
 
 
@@ -41,29 +42,45 @@ def splash_attention(
   """Attends with the TPU kernel; elsewhere, it is interpreted, which is slow.
 
   Args:
-    query: queries.
+    query: queries; those behind the rule's tokens are filling, as in `attention.attend`.
     key: keys.
     value: values.
     sight: who sees whom.
   Raises:
     ValueError: the mesh splits heads in another way than keys' heads, or the sequence is too long.
   """
-  rule = sight.rule
-  order, back = _order(rule)
+  rule, length = sight.rule, query.shape[1]
+  order, back = _order(rule, length)
   query = query / math.sqrt(query.shape[-1])
   if sight.keep is not None:
     query, key = _with_keep(query, key, sight)
-  padding = sight.padding()
+  # What fills the sequence up is a segment of its own: nothing else sees it.
+  filling = ((0, 0), (0, length - rule.length))
+  padding = jnp.pad(sight.padding(), filling, constant_values=2)
   if rule.summary:
     query, key, value, padding = (x[:, order] for x in (query, key, value, padding))
-  rest = _padded_length(rule.length) - rule.length
+  rest = filled_length(length) - length
   query, key, value = (
     jnp.pad(x, ((0, 0), (0, rest), (0, 0), (0, 0))).swapaxes(1, 2) for x in (query, key, value)
   )
-  # What fills the last block is a segment of its own: nothing sees it.
   padding = jnp.pad(padding, ((0, 0), (0, rest)), constant_values=2)
-  out = _sharded(query, key, value, padding, rule).swapaxes(1, 2)[:, : rule.length]
+  out = _sharded(query, key, value, padding, rule).swapaxes(1, 2)[:, :length]
   return out[:, back] if rule.summary else out
+
+
+def filled_length(length: int, ways: int = 1) -> int:
+  """Returns as how many tokens a sequence goes through.
+
+  A model that fills its sequences up to as many from the start spares each layer the copies of
+  arrays whose rows are no multiple of a tile.
+
+  Args:
+    length: of the sequence.
+    ways: parts that it is split into, of whole tiles each.
+  """
+  block = _LANES if length <= 4 * _LARGE_BLOCK else _LARGE_BLOCK
+  block = math.lcm(block, _ROWS * ways)
+  return -(-length // block) * block
 
 
 def _with_keep(query, key, sight: Sight):
@@ -75,9 +92,10 @@ def _with_keep(query, key, sight: Sight):
   which = (is_video & (groups[:, None] == np.arange(rule.num_groups))).astype(key.dtype)
 
   def append(x, channels):
+    channels = jnp.pad(channels, ((0, 0), (0, x.shape[1] - rule.length), (0, 0), (0, 0)))
     return jnp.concatenate([x, jnp.broadcast_to(channels, (*x.shape[:3], rule.num_groups))], -1)
 
-  return append(query, hidden[:, :, None]), append(key, which[:, None])
+  return append(query, hidden[:, :, None]), append(key, which[None, :, None])
 
 
 def _sharded(query, key, value, padding, rule: Visibility):
@@ -88,7 +106,7 @@ def _sharded(query, key, value, padding, rule: Visibility):
     raise ValueError(
       f"mesh.tensor x mesh.sequence={ways} does not divide {key.shape[1]} heads of keys"
     )
-  kernel = _make_kernel(rule, query.shape[1] // ways)
+  kernel = _make_kernel(rule, query.shape[2], query.shape[1] // ways)
 
   def run(kernel, query, key, value, padding):
     segments = kernels.SegmentIds(q=padding, kv=padding)
@@ -103,8 +121,7 @@ def _sharded(query, key, value, padding, rule: Visibility):
   return run(kernel, query, key, value, padding)
 
 
-def _make_kernel(rule: Visibility, num_heads: int):
-  length = _padded_length(rule.length)
+def _make_kernel(rule: Visibility, length: int, num_heads: int):
   block = _LARGE_BLOCK if length % _LARGE_BLOCK == 0 else _LANES
   sizes = kernels.BlockSizes(
     block_q=block,
@@ -120,17 +137,13 @@ def _make_kernel(rule: Visibility, num_heads: int):
   )
 
 
-def _padded_length(length: int) -> int:
-  block = _LANES if length <= 4 * _LARGE_BLOCK else _LARGE_BLOCK
-  return -(-length // block) * block
-
-
-def _order(rule: Visibility):
-  """Returns which token stands at each place, and the place of each token.
+def _order(rule: Visibility, length: int):
+  """Returns which token stands at each place, and the place of each token, of a filled sequence.
 
   First what later groups see, in order, then the rest.
   """
   order = np.argsort(~rule.is_shown, kind="stable")
+  order = np.concatenate([order, np.arange(rule.length, length)])
   return order, np.argsort(order)
 
 
@@ -159,7 +172,7 @@ class _RuleMask(masks._ComputableMask):
 
 def _codes(rule: Visibility):
   """Returns each query's integer, in the kernel's order of tokens."""
-  order, _ = _order(rule)
+  order, _ = _order(rule, rule.length)
   first, end = (ends[order] for ends in rule.own)
   groups = rule.groups[order]
   is_summary = rule.is_shown[order] & (rule.summary > 0)

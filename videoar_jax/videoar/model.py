@@ -17,6 +17,7 @@ from videoar_jax.nn import layers
 from videoar_jax.nn.attention import BACKENDS, attend
 from videoar_jax.nn.cache import Cache, attend_cached
 from videoar_jax.nn.rope import rope_angles, rotate
+from videoar_jax.nn.splash import filled_length
 from videoar_jax.nn.visibility import Sight
 from videoar_jax.parallel.sharding import Undivided, constrain, is_for_tpu, ways_of
 from videoar_jax.videoar.layout import Layout
@@ -190,11 +191,9 @@ class Attention(nnx.Module):
       heads = "kv_heads" if key.shape[2] % ways_of("kv_heads") == 0 else None
       key, value = (constrain(x, ("batch", None, heads, None)) for x in (key, value))
       key, value = (jnp.repeat(x, copies, axis=2) for x in (key, value))
-    length, l = sight.rule.length, query.shape[1]
     split = ("batch", None, "attended_heads", None)
-    query, key, value = (constrain(x, split)[:, :length] for x in (query, key, value))
+    query, key, value = (constrain(x, split) for x in (query, key, value))
     y = constrain(attend(query, key, value, sight), split)
-    y = jnp.pad(y, ((0, 0), (0, l - length), (0, 0), (0, 0)))
     return constrain(y, ("batch", "sequence", "heads", None))
 
 
@@ -351,9 +350,11 @@ class Generator(nnx.Module):
 
   def run(self, x: Float[Array, "b l m"], angles, sight: Sight) -> Float[Array, "b l m"]:
     """Runs the blocks on a whole sequence."""
-    length = x.shape[1]
+    length, ways = x.shape[1], ways_of("sequence")
     # So that devices have equal parts; attention leaves what is added out.
-    added = -length % ways_of("sequence")
+    added = -length % ways
+    if sight.backend == "splash":
+      added = filled_length(length, ways) - length
     x = jnp.pad(x, ((0, 0), (0, added), (0, 0)))
     if angles is not None:
       angles = jnp.pad(angles, ((0, added), (0, 0)))
