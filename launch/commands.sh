@@ -111,16 +111,18 @@ telling_status() {
   printf '%s\n' "$found"
 }
 
-# Counts the end of a run in `restarts`, which the caller sets to 0 first, and says whether to start it
-# again: that of a hang or a loss is, until it is the 21st that none with an hour of work came between.
-#
-#   count_restart STATUS BEGAN     BEGAN by `date +%s`
+# Says whether to start a run again that ended with a status, and counts that in `restarts`: after a
+# hang or a loss, up to 20 times in a row of less than an hour each.
 count_restart() {
   [[ "$1" -gt 127 && "$1" -ne 130 && "$1" -ne 143 ]] || return 1
-  (($(date +%s) - $2 < 3600)) || restarts=0
   restarts=$((restarts + 1))
   ((restarts <= max_restarts)) || return 1
   echo "the run ended with status $1; starting it again ($restarts of $max_restarts)"
+}
+
+# Forgets the restarts before a run that has gone on for an hour since it began, by `date +%s`.
+forgive_restarts() {
+  (($(date +%s) - $1 < 3600)) || restarts=0
 }
 
 # Prints the comment at the head of the script.

@@ -9,9 +9,12 @@ set -uo pipefail
 
 # Slurm runs a copy of this file, in the folder where the job was sent: the repository.
 # shellcheck source=launch/commands.sh
-source launch/commands.sh
+source launch/commands.sh || exit
 is_stopping=""
-statuses="$PWD/videoar-$SLURM_JOB_ID.statuses" # A file for each process.
+# Where processes leave the mistakes that end them: srun tells the highest of all statuses, that of a
+# process which it killed for another's mistake. (A shell in between, which could tell them apart,
+# would get the signals in their place.)
+export VIDEOAR_MISTAKES="$PWD/videoar-$SLURM_JOB_ID.mistakes"
 
 # Through Slurm: srun itself would answer TERM by killing the processes before they have saved.
 tell_to_save() {
@@ -36,21 +39,16 @@ queue_again() {
   exit 0
 }
 
-# Runs the arguments as one process a GPU, to its end. What srun says of several is the highest of
-# their statuses, so each leaves its own. TERM is for the process, not for the shell that waits for it.
-# shellcheck disable=SC2016 # That shell's own variables.
+# Runs the arguments as one process a GPU, to its end.
 run_steps() {
-  rm -rf -- "$statuses"
-  mkdir -- "$statuses"
+  rm -rf -- "$VIDEOAR_MISTAKES"
+  mkdir -- "$VIDEOAR_MISTAKES"
   # Since Slurm 22.05, srun does not take the number of CPUs over from the job.
-  srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 bash -c \
-    'trap : TERM; "$@"; status=$?; echo "$status" >"$0/$SLURM_PROCID"; exit "$status"' \
-    "$statuses" "$@" &
+  srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 "$@" &
   steps=$!
   wait_for_steps
-  # shellcheck disable=SC2046 # A word for each process.
-  status="$(telling_status "$status" $(cat -- "$statuses"/* 2>/dev/null))"
-  rm -rf -- "$statuses"
+  ! compgen -G "$VIDEOAR_MISTAKES/*" >/dev/null || status=1
+  rm -rf -- "$VIDEOAR_MISTAKES"
 }
 
 trap queue_again USR1
@@ -60,5 +58,6 @@ restarts=0
 while true; do
   began="$(date +%s)"
   run_steps "$@"
-  [[ -z "$is_stopping" ]] && count_restart "$status" "$began" || exit "$status"
+  forgive_restarts "$began"
+  { [[ -z "$is_stopping" ]] && count_restart "$status"; } || exit "$status"
 done

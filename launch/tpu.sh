@@ -109,6 +109,7 @@ install() {
 # Starts a process on every worker that outlives the connection; its status is left in a file.
 start() {
   local main
+  began="$(date +%s)"
   main="$(quote .venv/bin/python -m videoar_jax.main --workdir="$workdir" --distributed \
     "${flags[@]}")"
   on all "cd videoar_jax && rm -f ../videoar_jax.status && { setsid nohup sh -c $(quote \
@@ -153,6 +154,7 @@ if [[ -n "$is_dry_run" ]]; then
 fi
 
 restarts=0
+began="$(date +%s)" # Of a run that is there already, at the latest.
 while true; do
   # Else a gcloud that cannot answer would look like a TPU that is not there.
   now="$(state)" || fail "gcloud cannot list TPUs; see above"
@@ -183,19 +185,18 @@ while true; do
       continue
       ;;
   esac
-  began="$(date +%s)"
   follow
-  if [[ -z "$(on 0 'cat videoar_jax.status' 2>/dev/null || true)" ]]; then
-    echo "lost $name; looking at how it is"
-  else
-    # shellcheck disable=SC2046 # A word for each worker.
-    status="$(telling_status $(statuses))"
-    if [[ "$status" == 143 ]]; then
-      echo "SIGTERM stopped the run, which has saved; looking at how $name is"
-    else
-      count_restart "$status" "$began" || exit "$status"
+  forgive_restarts "$began"
+  status="$(on 0 'cat videoar_jax.status' 2>/dev/null)" || status=""
+  # shellcheck disable=SC2046 # A word for each worker.
+  [[ -z "$status" ]] || status="$(telling_status "$status" $(statuses))"
+  case "$status" in
+    "") echo "lost $name; looking at how it is" ;;
+    143) echo "SIGTERM stopped the run, which has saved; looking at how $name is" ;;
+    *)
+      count_restart "$status" || exit "$status"
       end_rest
-    fi
-  fi
+      ;;
+  esac
   sleep 30
 done

@@ -46,6 +46,7 @@ def fail(error):
     (KeyboardInterrupt(), 130),
     (ValueError("a wrong field"), 1),
     (OSError("no room"), 1),
+    (ConnectionError("the bucket is out of reach"), 134),
     (FloatingPointError("nan"), 1),
     (RuntimeError("another process is gone"), 134),
     (TypeError("nobody foresaw this"), 134),
@@ -64,6 +65,17 @@ def test_one_of_several_processes_ends_at_once_and_so_does_what_hangs(command, m
   for error in (RuntimeError("another process is gone"), ValueError(), KeyboardInterrupt()):
     command(fail(error))
   assert ends == [134, 134, 1, 130]
+
+
+def test_a_mistake_is_left_for_the_launcher(command, monkeypatch, tmp_path):
+  monkeypatch.setenv(main.MISTAKES, str(tmp_path / "mistakes"))
+  assert command(fail(ValueError("nowhere to leave it"))) == 1
+  (tmp_path / "mistakes").mkdir()
+  assert command(fail(TypeError("nobody foresaw this"))) == 134
+  assert not list((tmp_path / "mistakes").iterdir())
+  assert command(fail(ValueError("a wrong field"))) == 1
+  (left,) = (tmp_path / "mistakes").iterdir()
+  assert left.read_text() == "error: a wrong field\n"
 
 
 def test_signals_outside_of_steps(command, capsys):

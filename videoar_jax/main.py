@@ -11,12 +11,14 @@ It ends with 0 where all is done; 1 or 2 for what the user has to mend; 143 afte
 after Ctrl-C, to go on; 134 for anything else, after which the same command is worth a try.
 """
 
+import contextlib
 import itertools
 import logging
 import os
 import pathlib
 import re
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -36,6 +38,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that the run writ
 REPORT_TIMEOUT_S = 24 * 3600  # Of the other processes' patience with the first one.
 # What launchers try again: errors that no one foresaw, and processes whose others have ended.
 UNEXPECTED = 128 + signal.SIGABRT
+# Names a folder where a process leaves the mistake that it ends with, for the launcher.
+MISTAKES = "VIDEOAR_MISTAKES"
 
 
 def main(argv: list[str]) -> int:
@@ -92,6 +96,8 @@ def main(argv: list[str]) -> int:
   except KeyboardInterrupt:
     message = "stopped. The same command goes on from the last checkpoint."
     return end(message, 128 + signal.SIGINT)
+  except ConnectionError as error:
+    return end(f"error: {error}", UNEXPECTED)
   except TimeoutError as error:
     # What hangs has a thread that never ends, for which Python would wait.
     return end(f"error: {error}", UNEXPECTED, is_hanging=True)
@@ -111,7 +117,13 @@ def end(message: str, status: int, *, is_hanging: bool = False) -> int:
   from videoar_jax.parallel import hosts
 
   name = hosts.name()
-  print(f"{name}: {message}" if name else message, file=sys.stderr, flush=True)
+  message = f"{name}: {message}" if name else message
+  print(message, file=sys.stderr, flush=True)
+  if status == 1 and MISTAKES in os.environ:
+    # The launcher may be told nothing but of the signals that the other processes end with.
+    place = pathlib.Path(os.environ[MISTAKES]) / f"{socket.gethostname()}-{os.getpid()}"
+    with contextlib.suppress(OSError):
+      place.write_text(f"{message}\n")
   if name or is_hanging:
     sys.stdout.flush()
     # Else JAX waits at the exit for the others, who wait for this one's part of a step.

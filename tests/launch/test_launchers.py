@@ -38,7 +38,7 @@ def parse(text):
 def dry_run(name, *extra, tmp_path):
   """Returns the commands that a launcher prints; no tool of a cloud can be found meanwhile."""
   (tmp_path / "bin").mkdir(exist_ok=True)
-  for tool in ("bash", "dirname", "sed"):
+  for tool in ("bash", "dirname", "sed", "date"):
     link = tmp_path / "bin" / tool
     link.unlink(missing_ok=True)
     link.symlink_to(shutil.which(tool))
@@ -186,14 +186,12 @@ def test_slurm_job_saves_and_queues_again_before_its_limit(tmp_path, signal, sta
   assert found[0] == "--cpus-per-task=5 --kill-on-bad-exit=1 python a b" and found[1:] == lines
 
 
-# As Slurm's own: every task gets its number, those left when one has failed are killed, and the
-# highest status is that of all.
-SRUN_OF_SEVERAL = """shift 2
-next="$(head -1 tries)"; sed -i 1d tries
-highest=0 task=0
-for end in $next; do
-  NEXT="$end" SLURM_PROCID="$((task++))" "$@"
-  status=$?
+# As Slurm's own: those left when a process has failed are killed, and the highest status is that of
+# all. Each try's line has the processes' statuses; one of 1 leaves its mistake, as main does.
+SRUN_OF_SEVERAL = """next="$(head -1 tries)"; sed -i 1d tries
+highest=0
+for status in $next; do
+  [[ $status != 1 ]] || echo mistake >"$VIDEOAR_MISTAKES/host-$$"
   ((status <= highest)) || highest=$status
 done
 exit "$highest"
@@ -206,27 +204,24 @@ exit "$highest"
     (["134", "137", "3"], 3),
     (["134", "143"], 143),
     (["130"], 130),
-    (["2"], 2),
+    (["2 2"], 2),
     (["134"] * 21, 134),
-    # The processes of a run end as one of them does; what kills the others is its doing.
-    (["0 0 0"], 0),
     (["134 1 137"], 1),
-    (["kill 2 134"], 2),
-    (["143 134 143", "143 143"], 143),
-    (["kill kill", "0 kill", "0 0"], 0),
+    (["137 1", "0"], 1),
+    (["134 137", "0 137", "0 0"], 0),
   ],
 )
 def test_slurm_job_starts_a_run_that_hung_again(tmp_path, tries, status):
-  """With a srun whose tasks end as said, one try after the other."""
+  """With a srun whose processes end as said, one try after the other."""
   (tmp_path / "tries").write_text("".join(f"{line}\n" for line in tries))
-  (tmp_path / "task").write_text('[[ "$NEXT" == kill ]] && kill -KILL $PPID; exit "$NEXT"')
   environment = job_environment(tmp_path, srun=SRUN_OF_SEVERAL)
-  script = ["launch/slurm_job.sh", "bash", "task"]
-  done = bash(*script, env=environment, cwd=tmp_path, timeout=60)
-  assert done.returncode == status and not (tmp_path / "tries").read_text(), done.stderr
+  done = bash("launch/slurm_job.sh", "python", env=environment, cwd=tmp_path, timeout=60)
+  assert done.returncode == status, done.stderr
+  left = (tmp_path / "tries").read_text().split("\n")[:-1]
+  assert left == (tries[1:] if tries[0] == "137 1" else [])
   said = [line.partition("starting it again ")[2] for line in done.stdout.splitlines()]
-  assert said == [f"({i} of 20)" for i in range(1, len(tries))]
-  assert not list(tmp_path.glob("*.statuses"))
+  assert said == [f"({i} of 20)" for i in range(1, len(tries) - len(left))]
+  assert not list(tmp_path.glob("*.mistakes"))
 
 
 def test_slurm_job_counts_anew_after_an_hour_of_work(tmp_path):
@@ -235,9 +230,7 @@ def test_slurm_job_counts_anew_after_an_hour_of_work(tmp_path):
   # The time is asked for before and after each try.
   clock = "(( $(echo >>asked; wc -l <asked) > 41 )) && echo 3600 || echo 0"
   environment = job_environment(tmp_path, srun=SRUN_OF_SEVERAL, date=clock)
-  done = bash(
-    "launch/slurm_job.sh", "bash", "-c", "exit 134", env=environment, cwd=tmp_path, timeout=60
-  )
+  done = bash("launch/slurm_job.sh", "python", env=environment, cwd=tmp_path, timeout=60)
   assert done.returncode == 134 and not (tmp_path / "tries").read_text()
   assert done.stdout.count("(1 of 20)") == done.stdout.count("(20 of 20)") == 2
 
@@ -257,11 +250,12 @@ def run_tpu(tmp_path, states, activity, statuses):
   gcloud = f"""#!/usr/bin/env bash
 cd {tmp_path}
 take() {{ head -1 $1; sed -i 1d $1; }}
+own() {{ head -1 statuses | cut -d" " -f1; sed -i '1s/^$/x/;/^x/d' statuses; }}
 echo "$4 $5" "${{@: -3}}" >>calls
 [[ "$*" != *"kill -KILL"* ]] || echo kill >>calls
 case "$4 $*" in
   list*) take states ;;
-  *worker=0*'cat videoar_jax.status'*) head -1 statuses; sed -i '1s/^$/x/;/^x/d' statuses ;;
+  *worker=0*'cat videoar_jax.status'*) own ;;
   *'cat videoar_jax.status'*) take statuses | tr " " "\\n" ;;
   *'echo running'*) answer="$(take activity)"; echo "$answer"; [[ -n "$answer" ]] ;;
 esac

@@ -253,6 +253,30 @@ with stop_on_signals(0.3):
   assert "saving" in done.stdout
 
 
+def test_the_time_of_a_stop_counts_from_its_last_signal(monkeypatch):
+  timers = []
+
+  class Timer:
+    daemon = is_cancelled = False
+
+    def __init__(self, seconds, function):
+      timers.append(self)
+
+    def start(self):
+      pass
+
+    def cancel(self):
+      self.is_cancelled = True
+
+  monkeypatch.setattr(threading, "Timer", Timer)
+  with stop_on_signals(9.0) as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert [timer.is_cancelled for timer in timers] == [True, False]
+    assert stop.signal == signal.SIGTERM
+  assert [timer.is_cancelled for timer in timers] == [True, True]
+
+
 def test_a_stop_that_processes_agree_on_is_bounded_too(monkeypatch):
   bounds, agreed = [], iter([False, True])
   monkeypatch.setattr("faulthandler.dump_traceback_later", lambda s, exit: bounds.append((s, exit)))

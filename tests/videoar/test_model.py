@@ -246,6 +246,29 @@ def test_gradients_with_remat_or_unrolled_equal_those_without(layout):
   assert max(float(jnp.abs(x).max()) for x in expected) > 0.1
 
 
+@pytest.mark.parametrize(("sequence", "layout"), [(2, LAYOUTS[0]), (1, LAYOUTS[1])], ids=NAMES[:2])
+def test_a_sequence_that_is_filled_up_for_the_kernel_gives_the_same(sequence, layout):
+  """To 128 tokens, of whatever meaning; the interpreted kernel against all scores at once."""
+  batch = make_batch(layout)
+
+  def run(attention, mesh):
+    model = make_model(dataclasses.replace(CONFIG, attention=attention), layout)
+
+    def loss(model):
+      logits = model(TEXT, batch.features, layout, latents=batch.latents, frame_keep=keep)
+      return jnp.sum(jnp.sin(logits))
+
+    with jax.set_mesh(make_mesh(mesh, jax.devices()[: mesh.sequence])):
+      lowered = jax.jit(jax.value_and_grad(loss)).lower(model)
+      assert ("tensor<2x128x32xf32>" in lowered.as_text()) == (attention == "splash")
+      return jax.tree.leaves(lowered.compile()(model))
+
+  keep = jax.random.bernoulli(jax.random.key(3), 0.5, (2, 3, 3))
+  expected = run("dense", MeshConfig(data=1))
+  for a, b in zip(run("splash", MeshConfig(data=1, sequence=sequence)), expected, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
 @pytest.mark.parametrize("attention", ["dense", "blocked"])
 def test_bfloat16_activations_are_near(batch, attention):
   """All float32 outside: logits, parameters and their gradients, which point the same way."""

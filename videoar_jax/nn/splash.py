@@ -59,7 +59,7 @@ def splash_attention(
   padding = jnp.pad(sight.padding(), filling, constant_values=2)
   if rule.summary:
     query, key, value, padding = (x[:, order] for x in (query, key, value, padding))
-  rest = filled_length(length) - length
+  rest = _padded_length(length) - length
   query, key, value = (
     jnp.pad(x, ((0, 0), (0, rest), (0, 0), (0, 0))).swapaxes(1, 2) for x in (query, key, value)
   )
@@ -69,17 +69,22 @@ def splash_attention(
 
 
 def filled_length(length: int, ways: int = 1) -> int:
-  """Returns as how many tokens a sequence goes through.
+  """Returns as how many tokens a sequence is to go through a model: as whole tiles.
 
-  A model that fills its sequences up to as many from the start spares each layer the copies of
-  arrays whose rows are no multiple of a tile.
+  Rows that are no multiple of a tile would be copied out of place in every layer. Short sequences
+  are not filled up as far as the kernel itself does it.
 
   Args:
     length: of the sequence.
-    ways: parts that it is split into, of whole tiles each.
+    ways: parts that it is split into.
   """
-  block = _LANES if length <= 4 * _LARGE_BLOCK else _LARGE_BLOCK
+  block = _LANES if length <= 16 * _LARGE_BLOCK else _LARGE_BLOCK
   block = math.lcm(block, _ROWS * ways)
+  return -(-length // block) * block
+
+
+def _padded_length(length: int) -> int:
+  block = _LANES if length <= 4 * _LARGE_BLOCK else _LARGE_BLOCK
   return -(-length // block) * block
 
 
@@ -163,11 +168,28 @@ class _RuleMask(masks._ComputableMask):
     codes = np.concatenate([_codes(rule), np.full(length - rule.length, -length)])
     self.q_sequence = codes.astype(np.int32)
 
+  def __getitem__(self, index):
+    """Returns a part of the mask; most of a long sequence's are all true or all false."""
+    queries, keys = index
+    if _is_prefix_rule(self.rule):
+      ends = -self.q_sequence[queries]
+      is_full = ends.min() >= keys.stop
+      if is_full or ends.max() <= keys.start:
+        return _constant(is_full, (len(ends), keys.stop - keys.start))
+    return super().__getitem__(index)
+
   def __eq__(self, other):
     return isinstance(other, _RuleMask) and (self.rule, self.shape) == (other.rule, other.shape)
 
   def __hash__(self):
     return hash((self.rule, self.shape))
+
+
+@functools.cache
+def _constant(value: bool, shape: tuple[int, int]) -> np.ndarray:
+  block = np.full(shape, value)
+  block.flags.writeable = False
+  return block
 
 
 def _codes(rule: Visibility):

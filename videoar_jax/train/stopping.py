@@ -34,6 +34,7 @@ class Stop:
 
   def begin(self, number: signal.Signals) -> None:
     """Begins to stop: what has not stopped in time ends with all its stacks on stderr."""
+    self.end()  # Of a stop by another signal, from which on the time counts anew.
     self.signal = number
     self._timer = threading.Timer(self._timeout_s, self._end)
     self._timer.daemon = True

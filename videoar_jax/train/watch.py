@@ -130,11 +130,11 @@ class Watchdog:
 
   def __init__(self, end_s: float = 0, floor_s: float = HANG_FLOOR_S, file=None):
     self._end_s, self._floor_s, self._file = end_s, floor_s, file or sys.__stderr__
-    self._lock = threading.Lock()  # Of what two threads set: the five below.
+    self._is_told = False
+    self._lock = threading.Lock()  # Of what two threads change together: the four below.
     self._usual: deque[float] = deque(maxlen=50)
     self._beat = time.monotonic()
     self._waited = 0.0  # Since then, but for time in which the process was stopped.
-    self._is_told = False
     self._rest: tuple[str, float] | None = None  # What is done between steps, and its bound.
     self._ended = threading.Event()
     self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
