@@ -112,7 +112,7 @@ telling_status() {
 }
 
 # Says whether to start a run again that ended with a status, and counts that in `restarts`: after a
-# hang or a loss, up to 20 times in a row of less than an hour each.
+# hang or a loss, up to 20 times in a row of less than three hours each.
 count_restart() {
   [[ "$1" -gt 127 && "$1" -ne 130 && "$1" -ne 143 ]] || return 1
   restarts=$((restarts + 1))
@@ -120,9 +120,10 @@ count_restart() {
   echo "the run ended with status $1; starting it again ($restarts of $max_restarts)"
 }
 
-# Forgets the restarts before a run that has gone on for an hour since it began, by `date +%s`.
+# Forgets the restarts before a run that has gone on for three hours since it began, by `date +%s`: more
+# than a step that hangs from the start takes until it is ended, as it is set.
 forgive_restarts() {
-  (($(date +%s) - $1 < 3600)) || restarts=0
+  (($(date +%s) - $1 < 10800)) || restarts=0
 }
 
 # Prints the comment at the head of the script.

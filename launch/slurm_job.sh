@@ -3,7 +3,7 @@
 #
 # At USR1, which comes before the time limit, the processes are told to save, and the job is queued
 # again; it goes on from there. A run that hung or lost a process is started again at once, up to 20
-# times in a row of less than an hour each.
+# times in a row of less than three hours each.
 # shellcheck disable=SC2317,SC2329 # Traps call functions; versions say so by other numbers.
 set -uo pipefail
 
@@ -11,10 +11,10 @@ set -uo pipefail
 # shellcheck source=launch/commands.sh
 source launch/commands.sh || exit
 is_stopping=""
-# Where processes leave the mistakes that end them: srun tells the highest of all statuses, that of a
-# process which it killed for another's mistake. (A shell in between, which could tell them apart,
-# would get the signals in their place.)
-export VIDEOAR_MISTAKES="$PWD/videoar-$SLURM_JOB_ID.mistakes"
+# Where processes leave the statuses that they end with. srun tells one of all: that of a process which
+# it ended by a signal for what another one did. (A shell in between, which could tell them apart, would
+# get the signals in their place.)
+export VIDEOAR_STATUSES="$PWD/videoar-$SLURM_JOB_ID.statuses"
 
 # Through Slurm: srun itself would answer TERM by killing the processes before they have saved.
 tell_to_save() {
@@ -41,14 +41,19 @@ queue_again() {
 
 # Runs the arguments as one process a GPU, to its end.
 run_steps() {
-  rm -rf -- "$VIDEOAR_MISTAKES"
-  mkdir -- "$VIDEOAR_MISTAKES"
+  rm -rf -- "$VIDEOAR_STATUSES"
+  mkdir -- "$VIDEOAR_STATUSES"
   # Since Slurm 22.05, srun does not take the number of CPUs over from the job.
   srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 "$@" &
   steps=$!
   wait_for_steps
-  ! compgen -G "$VIDEOAR_MISTAKES/*" >/dev/null || status=1
-  rm -rf -- "$VIDEOAR_MISTAKES"
+  local left
+  left="$(cat -- "$VIDEOAR_STATUSES"/* 2>/dev/null)"
+  # Who is told to stop leaves so. A TERM that left nothing is srun's own, since a process was lost.
+  [[ -n "$left" || -n "$is_stopping" || "$status" -ne 143 ]] || status=137
+  # shellcheck disable=SC2086 # A word for each process.
+  status="$(telling_status "$status" $left)"
+  rm -rf -- "$VIDEOAR_STATUSES"
 }
 
 trap queue_again USR1

@@ -19,7 +19,7 @@
 #
 # Needs gcloud, logged in. A slice that was pre-empted is made again and the run goes on from its
 # last checkpoint; so does one that SIGTERM stopped, as before maintenance. A run that hung or lost
-# a process is started again, up to 20 times in a row of less than an hour each. Ctrl-C stops
+# a process is started again, up to 20 times in a row of less than three hours each. Ctrl-C stops
 # following, not training: the same command follows again.
 # shellcheck disable=SC2154 # `read_options` sets the options.
 set -euo pipefail

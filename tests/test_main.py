@@ -67,15 +67,20 @@ def test_one_of_several_processes_ends_at_once_and_so_does_what_hangs(command, m
   assert ends == [134, 134, 1, 130]
 
 
-def test_a_mistake_is_left_for_the_launcher(command, monkeypatch, tmp_path):
-  monkeypatch.setenv(main.MISTAKES, str(tmp_path / "mistakes"))
+def test_statuses_are_left_for_the_launcher(command, monkeypatch, tmp_path):
+  folder = tmp_path / "statuses"
+  monkeypatch.setenv(main.STATUSES, str(folder))
   assert command(fail(ValueError("nowhere to leave it"))) == 1
-  (tmp_path / "mistakes").mkdir()
-  assert command(fail(TypeError("nobody foresaw this"))) == 134
-  assert not list((tmp_path / "mistakes").iterdir())
-  assert command(fail(ValueError("a wrong field"))) == 1
-  (left,) = (tmp_path / "mistakes").iterdir()
-  assert left.read_text() == "error: a wrong field\n"
+  folder.mkdir()
+  assert command(lambda only: None) == 0 and not list(folder.iterdir())
+  stopped = Interrupted("stopped", signal.SIGTERM)
+  for error in (TypeError("nobody foresaw this"), ValueError("a wrong field"), stopped):
+    status = command(fail(error))
+    (left,) = folder.iterdir()
+    assert left.read_text() == f"{status}\n"
+  with pytest.raises(SystemExit):
+    main.parse_flags(["main", "--confg=x"])
+  assert left.read_text() == "2\n"
 
 
 def test_signals_outside_of_steps(command, capsys):

@@ -38,18 +38,19 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that the run writ
 REPORT_TIMEOUT_S = 24 * 3600  # Of the other processes' patience with the first one.
 # What launchers try again: errors that no one foresaw, and processes whose others have ended.
 UNEXPECTED = 128 + signal.SIGABRT
-# Names a folder where a process leaves the mistake that it ends with, for the launcher.
-MISTAKES = "VIDEOAR_MISTAKES"
+# Names a folder where a process leaves the status that it ends with, but for 0. A launcher may else
+# be told of the signals alone that the other processes are ended by.
+STATUSES = "VIDEOAR_STATUSES"
 
 
 def main(argv: list[str]) -> int:
   """Runs the stages; returns the exit status."""
   if len(argv) > 1:
     print(f"error: unknown argument {argv[1]!r}; flags begin with --", file=sys.stderr)
-    return 2
+    return leave(2)
   if CONFIG.value is None or WORKDIR.value is None:
     print("error: both --config=FILE.py and --workdir=FOLDER are needed", file=sys.stderr)
-    return 2
+    return leave(2)
   # Absl's handler would print every line twice beside ours.
   logging.getLogger().handlers.clear()
   started = time.perf_counter()
@@ -92,7 +93,7 @@ def main(argv: list[str]) -> int:
   except Interrupted as stopped:
     if hosts.is_first():
       print(f"{stopped}. The same command goes on from there.")
-    return stopped.status
+    return leave(stopped.status)
   except KeyboardInterrupt:
     message = "stopped. The same command goes on from the last checkpoint."
     return end(message, 128 + signal.SIGINT)
@@ -117,17 +118,21 @@ def end(message: str, status: int, *, is_hanging: bool = False) -> int:
   from videoar_jax.parallel import hosts
 
   name = hosts.name()
-  message = f"{name}: {message}" if name else message
-  print(message, file=sys.stderr, flush=True)
-  if status == 1 and MISTAKES in os.environ:
-    # The launcher may be told nothing but of the signals that the other processes end with.
-    place = pathlib.Path(os.environ[MISTAKES]) / f"{socket.gethostname()}-{os.getpid()}"
-    with contextlib.suppress(OSError):
-      place.write_text(f"{message}\n")
+  print(f"{name}: {message}" if name else message, file=sys.stderr, flush=True)
+  leave(status)
   if name or is_hanging:
     sys.stdout.flush()
     # Else JAX waits at the exit for the others, who wait for this one's part of a step.
     os._exit(status)
+  return status
+
+
+def leave(status: int) -> int:
+  """Leaves a status where a launcher asked for it, and returns it."""
+  if STATUSES in os.environ:
+    place = pathlib.Path(os.environ[STATUSES]) / f"{socket.gethostname()}-{os.getpid()}"
+    with contextlib.suppress(OSError):
+      place.write_text(f"{status}\n")
   return status
 
 
@@ -165,7 +170,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     print(f"error: {text}", file=sys.stderr)
   finally:
     sys.argv = given
-  sys.exit(2)
+  sys.exit(leave(2))
 
 
 def _part_fields(argv: list[str]) -> tuple[list[str], dict[str, Any]]:

@@ -186,12 +186,16 @@ def test_slurm_job_saves_and_queues_again_before_its_limit(tmp_path, signal, sta
   assert found[0] == "--cpus-per-task=5 --kill-on-bad-exit=1 python a b" and found[1:] == lines
 
 
-# As Slurm's own: those left when a process has failed are killed, and the highest status is that of
-# all. Each try's line has the processes' statuses; one of 1 leaves its mistake, as main does.
+# As Slurm's own: signals outrank statuses. Each try's line has how its processes end: with a
+# status, which they leave unless it is 0, or by a signal, as "-15".
 SRUN_OF_SEVERAL = """next="$(head -1 tries)"; sed -i 1d tries
 highest=0
 for status in $next; do
-  [[ $status != 1 ]] || echo mistake >"$VIDEOAR_MISTAKES/host-$$"
+  case $status in
+    0) ;;
+    -*) status=$((128 - status)) ;;
+    *) echo "$status" >"$VIDEOAR_STATUSES/host-$$-$((number++))" ;;
+  esac
   ((status <= highest)) || highest=$status
 done
 exit "$highest"
@@ -201,36 +205,38 @@ exit "$highest"
 @pytest.mark.parametrize(
   ("tries", "status"),
   [
-    (["134", "137", "3"], 3),
+    (["134", "-9", "3"], 3),
     (["134", "143"], 143),
     (["130"], 130),
-    (["2 2"], 2),
     (["134"] * 21, 134),
-    (["134 1 137"], 1),
-    (["137 1", "0"], 1),
-    (["134 137", "0 137", "0 0"], 0),
+    (["134 -15", "-15 134", "0 0"], 0),
+    (["134 1 -15"], 1),
+    (["-15 2 -9 134"], 2),
+    (["-9 -15", "0 -9", "0 0"], 0),
+    (["143 143"], 143),
   ],
 )
 def test_slurm_job_starts_a_run_that_hung_again(tmp_path, tries, status):
   """With a srun whose processes end as said, one try after the other."""
   (tmp_path / "tries").write_text("".join(f"{line}\n" for line in tries))
   environment = job_environment(tmp_path, srun=SRUN_OF_SEVERAL)
-  done = bash("launch/slurm_job.sh", "python", env=environment, cwd=tmp_path, timeout=60)
-  assert done.returncode == status, done.stderr
-  left = (tmp_path / "tries").read_text().split("\n")[:-1]
-  assert left == (tries[1:] if tries[0] == "137 1" else [])
+  done = bash("launch/slurm_job.sh", "python", env=environment, cwd=tmp_path, timeout=240)
+  assert done.returncode == status and not (tmp_path / "tries").read_text(), done.stderr
   said = [line.partition("starting it again ")[2] for line in done.stdout.splitlines()]
-  assert said == [f"({i} of 20)" for i in range(1, len(tries) - len(left))]
-  assert not list(tmp_path.glob("*.mistakes"))
+  assert said == [f"({i} of 20)" for i in range(1, len(tries))]
+  assert not list(tmp_path.glob("*.statuses"))
 
 
-def test_slurm_job_counts_anew_after_an_hour_of_work(tmp_path):
-  """Of 41 tries that hung, the 21st took an hour."""
+# A clock that is asked before and after each try, and goes on by three hours in the 21st.
+CLOCK = "(( $(echo >>asked; wc -l <asked) > BEFORE )) && echo 10800 || echo 0"
+
+
+def test_slurm_job_counts_anew_after_hours_of_work(tmp_path):
+  """Of 41 tries that hung, the 21st took three hours."""
   (tmp_path / "tries").write_text("134\n" * 41)
-  # The time is asked for before and after each try.
-  clock = "(( $(echo >>asked; wc -l <asked) > 41 )) && echo 3600 || echo 0"
+  clock = CLOCK.replace("BEFORE", "41")
   environment = job_environment(tmp_path, srun=SRUN_OF_SEVERAL, date=clock)
-  done = bash("launch/slurm_job.sh", "python", env=environment, cwd=tmp_path, timeout=60)
+  done = bash("launch/slurm_job.sh", "python", env=environment, cwd=tmp_path, timeout=240)
   assert done.returncode == 134 and not (tmp_path / "tries").read_text()
   assert done.stdout.count("(1 of 20)") == done.stdout.count("(20 of 20)") == 2
 
@@ -243,10 +249,14 @@ def stand_ins(folder, texts):
   return f"{folder}:{os.environ['PATH']}"
 
 
-def run_tpu(tmp_path, states, activity, statuses):
-  """Returns tpu.sh's exit status and output, and the calls of a gcloud that answers these."""
+def run_tpu(tmp_path, states, activity, statuses, *, is_reached=True, clock="echo 0"):
+  """Returns tpu.sh's exit status and output, and the calls of a gcloud that answers these.
+
+  Statuses are of all workers, the first one's first; unless they are reached, of that one alone.
+  """
   for name, lines in (("states", states), ("activity", activity), ("statuses", statuses)):
     (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+  answer = 'tr " " "\\n" <<<"$all"' if is_reached else "exit 1"
   gcloud = f"""#!/usr/bin/env bash
 cd {tmp_path}
 take() {{ head -1 $1; sed -i 1d $1; }}
@@ -256,13 +266,14 @@ echo "$4 $5" "${{@: -3}}" >>calls
 case "$4 $*" in
   list*) take states ;;
   *worker=0*'cat videoar_jax.status'*) own ;;
-  *'cat videoar_jax.status'*) take statuses | tr " " "\\n" ;;
+  *'cat videoar_jax.status'*) all="$(take statuses)"; {answer} ;;
   *'echo running'*) answer="$(take activity)"; echo "$answer"; [[ -n "$answer" ]] ;;
 esac
 """
   git = "#!/usr/bin/env bash\nprintf 'README.md\\0'"
-  path = stand_ins(tmp_path, {"gcloud": gcloud, "sleep": "#!/bin/sh", "git": git})
-  done = bash("launch/tpu.sh", *OPTIONS["tpu.sh"], "--", *HARD, path=path, timeout=30)
+  tools = {"gcloud": gcloud, "sleep": "#!/bin/sh", "git": git, "date": f"#!/bin/bash\n{clock}"}
+  path = stand_ins(tmp_path, tools)
+  done = bash("launch/tpu.sh", *OPTIONS["tpu.sh"], "--", *HARD, path=path, timeout=240)
   calls = [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines() if line]
   return done, [call for call in calls if call in ("list", "create", "delete", "scp", "kill")]
 
@@ -281,9 +292,11 @@ def test_tpu_that_cannot_be_reached_gets_no_second_run(tmp_path):
   assert calls == ["list"] * 3 and done.stdout.count("cannot reach mine") == 2
 
 
-def test_tpu_goes_on_after_sigterm(tmp_path):
+@pytest.mark.parametrize("is_reached", [True, False])
+def test_tpu_goes_on_after_sigterm(tmp_path, is_reached):
   """The run that SIGTERM stopped, with status 143, is started again."""
-  done, calls = run_tpu(tmp_path, ["mine READY"] * 2, ["running", "idle"], ["143", "0"])
+  given = ["mine READY"] * 2, ["running", "idle"], ["143", "0"]
+  done, calls = run_tpu(tmp_path, *given, is_reached=is_reached)
   assert done.returncode == 0, done.stderr
   assert calls == ["list", "list", "scp"] and "has saved" in done.stdout
 
@@ -302,6 +315,15 @@ def test_tpu_starts_a_run_that_hung_again(tmp_path):
   (tmp_path / "calls").unlink()
   done, calls = run_tpu(tmp_path, ["mine READY"] * 21, ["idle"] * 21, [134] * 21)
   assert done.returncode == 134 and calls.count("kill") == 20
+
+
+def test_tpu_counts_anew_after_hours_of_work(tmp_path):
+  """Of 41 runs that hung, the 21st took three hours; the clock is asked once more, at first."""
+  clock = f"cd {tmp_path}; {CLOCK.replace('BEFORE', '42')}"
+  given = ["mine READY"] * 41, ["idle"] * 41, [134] * 41
+  done, calls = run_tpu(tmp_path, *given, clock=clock)
+  assert done.returncode == 134 and calls.count("kill") == 40
+  assert done.stdout.count("(1 of 20)") == done.stdout.count("(20 of 20)") == 2
 
 
 @pytest.mark.parametrize("name", OPTIONS)
