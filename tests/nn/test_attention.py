@@ -9,7 +9,7 @@ import pytest
 
 from videoar_jax.nn import attention as attention_module
 from videoar_jax.nn.attention import BACKENDS, attend, attention
-from videoar_jax.nn.splash import filled_length
+from videoar_jax.nn.splash import _RuleMask, filled_length
 from videoar_jax.nn.visibility import Sight, Visibility
 from videoar_jax.parallel.sharding import MeshConfig, make_mesh
 
@@ -181,6 +181,22 @@ def test_sequences_are_filled_up_to_whole_tiles():
   for ways in (2, 3, 4, 8, 24):
     length = filled_length(44932, ways)
     assert length % (16 * ways) == length % 512 == 0 and length >= 44932
+
+
+@pytest.mark.parametrize("window", [None, 1])
+def test_parts_of_the_kernels_mask_are_those_of_the_rule(window):
+  """Also those that are all true or all false, which nobody computes."""
+  rule = Visibility(40, True, 3, (16, 64, 144), window=window)
+  length = filled_length(rule.length)
+  mask = _RuleMask(rule, length)
+  size, kinds = 64, set()
+  for i in range(0, rule.length - size, size):
+    for j in range(0, rule.length - size, size):
+      part = mask[i : i + size, j : j + size]
+      expected = rule.visible(slice(i, i + size))[:, j : j + size]
+      np.testing.assert_array_equal(part, expected)
+      kinds.add((bool(expected.any()), bool(expected.all())))
+  assert kinds == {(False, False), (True, False), (True, True)}
 
 
 def test_wrong_lengths_and_backends_are_named():
