@@ -1,6 +1,6 @@
 """The paper's text-to-video model of 4B, in three stages: ever larger pictures, ever longer clips.
 
-Prepare videos and images once (`python -m videoar_jax.data.prepare --help`), convert the public
+Prepare videos and images once (`python -m videoar_jax.prepare --help`), convert the public
 image tokenizer and LPIPS (see the README), then:
 
   python -m videoar_jax.main --workdir=runs/t2v \

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videoar_jax import weights
+from videoar_jax.interop import weights
 from videoar_jax.nn import conv
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -68,7 +68,7 @@ def weights_of():
 @pytest.fixture(scope="session")
 def random_autoencoder():
   """Returns a function that makes an autoencoder of random weights, earlier frames' taps too."""
-  from videoar_jax.tokenizer.autoencoder import abstract_params, autoencoder_of
+  from videoar_jax.tokenizers.bsq.autoencoder import abstract_params, autoencoder_of
 
   def make(config):
     generator = np.random.default_rng(0)

@@ -30,7 +30,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from videoar_jax import main
 from videoar_jax.evals import report
-from videoar_jax.train import checkpoint, loop, stopping
+from videoar_jax.runtime import preemption as stopping
+from videoar_jax.train import checkpoint, loop
 
 
 def stop(num_steps: str) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from configs import ablation as ablation_config
 from videoar_jax import ablation
-from videoar_jax.train import config as configs
-from videoar_jax.train import run as runs
-from videoar_jax.train.differences import differing_fields
+from videoar_jax.experiment import parse as configs
+from videoar_jax.experiment import run as runs
+from videoar_jax.experiment.diff import differing_fields
 from videoar_jax.train.loop import Interrupted
 
 CONFIG = pathlib.Path(ablation_config.__file__)

@@ -6,10 +6,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from videoar_jax import bench, limits
+from videoar_jax import bench
 from videoar_jax.nn import conv
-from videoar_jax.tokenizer.autoencoder import AutoencoderConfig, abstract_params, autoencoder_of
-from videoar_jax.tokenizer.flops import decoder_flops, encoder_flops
+from videoar_jax.parallel import roofline as limits
+from videoar_jax.tokenizers.bsq.autoencoder import (
+  AutoencoderConfig,
+  abstract_params,
+  autoencoder_of,
+)
+from videoar_jax.tokenizers.bsq.flops import decoder_flops, encoder_flops
 
 CONFIG = AutoencoderConfig(
   num_bits=6,

@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from configs import videoar_t2v, videoar_ucf101
-from videoar_jax.train.config import finalize
+from videoar_jax.experiment.parse import finalize
 
 
 def test_ucf101_is_the_papers():

@@ -5,9 +5,10 @@ import pickle
 import numpy as np
 import pytest
 
-from videoar_jax import convert, weights
+from videoar_jax import convert
 from videoar_jax.evals import i3d
-from videoar_jax.nn import lpips
+from videoar_jax.interop import weights
+from videoar_jax.tokenizers import lpips
 
 NETWORKS = {"lpips": lpips, "i3d": i3d}
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from test_end_to_end import command, run
 
-from videoar_jax.data.sprites import SpritesSource
+from videoar_jax.data.synthetic.sprites import SpritesSource
 
 NUM_FRAMES, FRAME_RATE = 17, 8
 UNREADABLE = "cannot be opened as a video (Invalid data found when processing input)"

@@ -305,7 +305,7 @@ def test_python_interface(trained):
   assert (model.sample(prompts, seed=1) != clips).any()
   np.testing.assert_array_equal(model.sample(prompts[:1], seed=0)[0], clips[0])
   assert model.sample(prompts[:1], num_frames=9, window=3).shape[1] == 9
-  from videoar_jax.parallel.sharding import MeshConfig
+  from videoar_jax.parallel.mesh import MeshConfig
 
   # Over two devices, each reads its half of the heads.
   split = videoar_jax.load_model(trained, mesh=MeshConfig(data=1, tensor=2))
@@ -386,8 +386,8 @@ def test_empty_folder(tmp_path):
 
 def image_tokenizer(folder):
   """Writes a converted image tokenizer of the shape of TINY's, but for its bits."""
-  from videoar_jax.tokenizer import files
-  from videoar_jax.tokenizer.autoencoder import AutoencoderConfig
+  from videoar_jax.tokenizers.bsq import files
+  from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 
   config = AutoencoderConfig(
     num_bits=8,

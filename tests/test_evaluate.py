@@ -10,15 +10,17 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
-from videoar_jax import evaluate, load, weights
-from videoar_jax.data.sprites import SpritesSource
+from videoar_jax import evaluate
+from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.evals import fvd, i3d, metrics, reconstruction, scores
 from videoar_jax.evals.media import write_mp4
-from videoar_jax.nn import lpips
-from videoar_jax.tokenizer import files
-from videoar_jax.tokenizer.quantizer import quantize
-from videoar_jax.tokenizer.tokenizer import Codes
-from videoar_jax.train import config as configs
+from videoar_jax.experiment import load
+from videoar_jax.experiment import parse as configs
+from videoar_jax.interop import weights
+from videoar_jax.tokenizers import lpips
+from videoar_jax.tokenizers.bsq import files
+from videoar_jax.tokenizers.bsq.quantizer import quantize
+from videoar_jax.tokenizers.bsq.tokenizer import Codes
 
 OFFSET = 10  # By which the fake tokenizer brightens.
 SCHEDULE = ((1, 1), (2, 2))

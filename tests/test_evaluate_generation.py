@@ -9,12 +9,14 @@ import pytest
 from PIL import Image
 
 from configs import quickstart, tokenizer_ucf101
-from videoar_jax import evaluate, load, weights
-from videoar_jax.data.sprites import SpritesSource
+from videoar_jax import evaluate
+from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.evals import fvd, i3d, scores
 from videoar_jax.evals.media import write_mp4
-from videoar_jax.tokenizer import files
-from videoar_jax.train import config as configs
+from videoar_jax.experiment import load
+from videoar_jax.experiment import parse as configs
+from videoar_jax.interop import weights
+from videoar_jax.tokenizers.bsq import files
 
 
 class Copyist:

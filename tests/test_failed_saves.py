@@ -18,8 +18,8 @@ import pytest
 from orbax.checkpoint._src.multihost import multihost
 from test_end_to_end import start_two
 
-from videoar_jax.parallel import hosts
-from videoar_jax.parallel.sharding import MeshConfig, make_mesh
+from videoar_jax.parallel import processes as hosts
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.train.checkpoint import Checkpointer
 
 TIMEOUT_S = 60  # Of a save: nothing here may take so long.

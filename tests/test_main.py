@@ -7,10 +7,10 @@ import types
 import pytest
 
 from videoar_jax import main
-from videoar_jax.command_line import add_field, read_config
-from videoar_jax.parallel import hosts
-from videoar_jax.train import run
-from videoar_jax.train.stopping import Interrupted
+from videoar_jax.experiment import run
+from videoar_jax.experiment.command_line import add_field, read_config
+from videoar_jax.parallel import processes as hosts
+from videoar_jax.runtime.preemption import Interrupted
 
 
 @pytest.fixture

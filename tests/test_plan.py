@@ -11,12 +11,13 @@ import pytest
 
 from configs import quickstart, videoar_t2v
 from videoar_jax import plan
-from videoar_jax.command_line import read_config
-from videoar_jax.parallel.chips import parse_topology
-from videoar_jax.parallel.sharding import MeshConfig
-from videoar_jax.planning import draft, search
+from videoar_jax.experiment.command_line import read_config
+from videoar_jax.experiment.parse import finalize
+from videoar_jax.parallel.hardware import parse_topology
+from videoar_jax.parallel.mesh import MeshConfig
+from videoar_jax.planning import search
+from videoar_jax.planning import step_plan as draft
 from videoar_jax.planning.pod import Pod, parse_mesh
-from videoar_jax.train.config import finalize
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = "--config=configs/quickstart.py"

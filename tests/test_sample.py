@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 import videoar_jax
-from videoar_jax import load, sample
-from videoar_jax.data.text import ByteTokenizer, make_text_encoder
-from videoar_jax.videoar.guidance import guidance_table
+from videoar_jax import sample
+from videoar_jax.experiment import load
+from videoar_jax.models.videoar.guidance import guidance_table
+from videoar_jax.text.tokenizers import ByteTokenizer, make_text_encoder
 
 ROOT = pathlib.Path(sample.__file__).parent.parent
 PROMPT = "a large red circle moves left"
@@ -226,7 +227,7 @@ def test_prompts_of_a_file(tmp_path, model, capsys):
 def test_classes_are_those_of_the_data_or_the_config(tmp_path, capsys, monkeypatch):
   """Folders of files count, as for training, and no others."""
   from configs import quickstart
-  from videoar_jax.train.config import save_config
+  from videoar_jax.experiment.parse import save_config
 
   fake = FakeModel()
   monkeypatch.setattr(videoar_jax, "load_model", lambda *_, **__: fake, raising=False)
@@ -269,7 +270,7 @@ def test_shots_go_on_from_each_other(tmp_path, model):
 
 
 def test_many_prompts_share_batches(tmp_path, model, monkeypatch):
-  monkeypatch.setattr("videoar_jax.videoar.request.BATCH_SIZE", 3)
+  monkeypatch.setattr("videoar_jax.models.videoar.request.BATCH_SIZE", 3)
   assert run("--workdir=w", "--prompt=a", "--prompt=b", "--num_samples=2", f"--out={tmp_path}") == 0
   assert [call[0] for call in model.calls] == [["a", "a", "b"], ["b"]]
   for name, value in (("a_0_0", 0), ("a_0_1", 50), ("b_0_0", 0), ("b_0_1", 50)):
@@ -316,7 +317,7 @@ def test_no_workdir_and_no_run(tmp_path, capsys):
 
 def test_no_checkpoint_of_a_generator(tmp_path, capsys):
   from configs import quickstart
-  from videoar_jax.train.config import save_config
+  from videoar_jax.experiment.parse import save_config
 
   save_config(quickstart.get_config("size=tiny"), tmp_path / "config.json")
   error = expect_error(capsys, f"--workdir={tmp_path}", "--prompt=x", f"--out={tmp_path / 'o'}")

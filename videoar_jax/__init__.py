@@ -7,7 +7,7 @@ __all__ = ["load_model", "load_tokenizer"]
 def __getattr__(name: str):
   # Loading brings JAX with it, which the data pipeline and `--help` do without.
   if name in __all__:
-    from videoar_jax import load
+    from videoar_jax.experiment import load
 
     return getattr(load, name)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

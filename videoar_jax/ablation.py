@@ -18,7 +18,7 @@ import pathlib
 import statistics
 import sys
 
-from videoar_jax.command_line import Parser, load_config_file, print_result
+from videoar_jax.experiment.command_line import Parser, load_config_file, print_result
 
 _ATTRIBUTES = ("size", "colour", "shape", "motion", "background", "all")
 # Column of the table: what it is, where it stands in the scores, its factor, its digits.
@@ -91,7 +91,7 @@ def _ablate(options: argparse.Namespace) -> str:
 
 def _train_shared(config, workdir: pathlib.Path) -> None:
   """Trains the tokenizer and encodes the clips."""
-  from videoar_jax.train.run import Run
+  from videoar_jax.experiment.run import Run
 
   names = list(config.stages)
   kinds = [config.stage[name].get("kind", name) for name in names]
@@ -105,7 +105,7 @@ def _train_shared(config, workdir: pathlib.Path) -> None:
 def _run(config, workdir: pathlib.Path, name: str, options: argparse.Namespace) -> dict:
   """Trains a generator on what is shared, and scores it; returns its scores."""
   from videoar_jax.evals.media import write_text
-  from videoar_jax.train.run import Run
+  from videoar_jax.experiment.run import Run
 
   folder, shared = workdir / name, workdir / "shared"
   folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def seconds_a_step(path: pathlib.Path, first: int) -> float | None:
   Returns:
     Seconds; None where there are not two steps.
   """
-  from videoar_jax.train.logs import read_metrics
+  from videoar_jax.train.logging import read_metrics
 
   records = [record for record in read_metrics(path) if record["step"] > first]
   ends = [(record["step"] - first) / record["steps_per_s"] for record in records]
@@ -151,7 +151,7 @@ def seconds_a_step(path: pathlib.Path, first: int) -> float | None:
 def _score(folder: pathlib.Path, run, options: argparse.Namespace) -> dict:
   """Measures a trained generator on test clips."""
   from videoar_jax.evals.generation import long_clips_of, measure
-  from videoar_jax.load import load_model
+  from videoar_jax.experiment.load import load_model
 
   model, data = load_model(folder), run.stages.run.data
   found = measure(

@@ -19,7 +19,7 @@ import resource
 import sys
 import time
 
-from videoar_jax.command_line import Parser, parse_resolution, print_result, read_config
+from videoar_jax.experiment.command_line import Parser, parse_resolution, print_result, read_config
 
 # Depth, width, heads, key and value heads, head width, MLP width, as in `configs/common.py`.
 SIZES = {
@@ -111,11 +111,11 @@ def tokenizer_table(options: argparse.Namespace) -> str:
   import jax
   from flax import nnx
 
-  from videoar_jax import limits
-  from videoar_jax.load import load_tokenizer
+  from videoar_jax.experiment.load import load_tokenizer
   from videoar_jax.nn.layers import count_parameters
-  from videoar_jax.tokenizer.autoencoder import Autoencoder, AutoencoderConfig
-  from videoar_jax.tokenizer.flops import decoder_flops, encoder_flops
+  from videoar_jax.parallel import roofline as limits
+  from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder, AutoencoderConfig
+  from videoar_jax.tokenizers.bsq.flops import decoder_flops, encoder_flops
 
   resolution = parse_resolution(options.resolution)
   for name in ("batch_size", "repeats", "num_frames"):
@@ -181,12 +181,12 @@ def sample_table(options: argparse.Namespace) -> str:
   import jax.numpy as jnp
   from flax import nnx
 
-  from videoar_jax import limits
+  from videoar_jax.models.videoar.decode import decode, sample_keys
+  from videoar_jax.models.videoar.flops import forward_flops
+  from videoar_jax.models.videoar.layout import Layout
+  from videoar_jax.models.videoar.network import Generator, GeneratorConfig
   from videoar_jax.nn.layers import count_parameters
-  from videoar_jax.videoar.decode import decode, sample_keys
-  from videoar_jax.videoar.flops import forward_flops
-  from videoar_jax.videoar.layout import Layout
-  from videoar_jax.videoar.model import Generator, GeneratorConfig
+  from videoar_jax.parallel import roofline as limits
 
   for name in ("batch_size", "repeats"):
     if getattr(options, name) < 1:
@@ -247,13 +247,13 @@ def training_table(options: argparse.Namespace) -> str:
   import jax
   import jax.numpy as jnp
 
-  from videoar_jax import limits
+  from videoar_jax.models.videoar import corruption
+  from videoar_jax.models.videoar.flops import forward_flops, parameter_bytes, training_flops
+  from videoar_jax.models.videoar.task import GeneratorTask
   from videoar_jax.nn.layers import count_parameters
-  from videoar_jax.parallel.sharding import MeshConfig, make_mesh
-  from videoar_jax.train.generator import GeneratorTask
+  from videoar_jax.parallel import roofline as limits
+  from videoar_jax.parallel.mesh import MeshConfig, make_mesh
   from videoar_jax.train.loop import Trainer
-  from videoar_jax.videoar import corruption
-  from videoar_jax.videoar.flops import forward_flops, parameter_bytes, training_flops
 
   for name in ("batch_size", "repeats"):
     if getattr(options, name) < 1:
@@ -331,7 +331,7 @@ def _generator_of(options: argparse.Namespace):
   Raises:
     ValueError: the config has no generator.
   """
-  from videoar_jax.train.config import finalize
+  from videoar_jax.experiment.parse import finalize
 
   values = _config_of_size(options.size) if hasattr(options, "size") else None
   values = values or read_config(options.config).to_dict()
@@ -374,9 +374,9 @@ def data_table(options: argparse.Namespace) -> str:
     ValueError: a flag is impossible, or the data cannot be read.
   """
   from videoar_jax.data.pipeline import make_source
-  from videoar_jax.parallel.sharding import make_mesh
-  from videoar_jax.train.batches import Batches
-  from videoar_jax.train.config import finalize
+  from videoar_jax.experiment.inputs import Batches
+  from videoar_jax.experiment.parse import finalize
+  from videoar_jax.parallel.mesh import make_mesh
 
   if not options.seconds > 0 or min(options.threads) < 0:
     raise ValueError(f"--seconds={options.seconds} must be more than 0, --threads 0 or more")

@@ -21,8 +21,8 @@ import sys
 
 import numpy as np
 
-from videoar_jax import weights
-from videoar_jax.command_line import Parser, one_line, print_result
+from videoar_jax.experiment.command_line import Parser, one_line, print_result
+from videoar_jax.interop import weights
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
     ValueError, OSError: names the file and what is wrong with it.
   """
   from videoar_jax.nn.layers import count_parameters
-  from videoar_jax.tokenizer import files, infinity
+  from videoar_jax.tokenizers.bsq import files, infinity
 
   checkpoint, out = pathlib.Path(options.checkpoint), pathlib.Path(options.out)
   files.check_new(out)
@@ -94,9 +94,9 @@ def _export_weights(options: argparse.Namespace) -> str:
   """
   import jax
 
-  from videoar_jax.load import find_run
-  from videoar_jax.parallel.sharding import MeshConfig, make_mesh
-  from videoar_jax.train.stages import Stages
+  from videoar_jax.experiment.load import find_run
+  from videoar_jax.experiment.stages import Stages
+  from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 
   workdir, run = find_run(options.workdir)
   stages = {stage.name: stage for stage in run.stages}
@@ -109,7 +109,7 @@ def _export_weights(options: argparse.Namespace) -> str:
 
 
 def _add_lpips(parser: argparse.ArgumentParser) -> None:
-  from videoar_jax.nn import lpips
+  from videoar_jax.tokenizers import lpips
 
   _add_package(parser, "lpips", lpips)
 

@@ -17,8 +17,8 @@ import re
 import sys
 import time
 
-from videoar_jax import weights
-from videoar_jax.command_line import Parser, check_out, parse_resolution, print_result
+from videoar_jax.experiment.command_line import Parser, check_out, parse_resolution, print_result
+from videoar_jax.interop import weights
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -110,9 +110,9 @@ def _reconstruction(options: argparse.Namespace) -> list[pathlib.Path]:
   """
   started = time.perf_counter()
   from videoar_jax.evals.reconstruction import measure, table, write
-  from videoar_jax.load import find_stage, load_tokenizer
-  from videoar_jax.tokenizer.files import is_saved
-  from videoar_jax.train.run import quiet_libraries, use_compilation_cache
+  from videoar_jax.experiment.load import find_stage, load_tokenizer
+  from videoar_jax.experiment.run import quiet_libraries, use_compilation_cache
+  from videoar_jax.tokenizers.bsq.files import is_saved
 
   quiet_libraries()
   if is_saved(options.workdir):
@@ -155,8 +155,8 @@ def _generation(options: argparse.Namespace) -> list[pathlib.Path]:
   _check_generation(options)
   from videoar_jax.evals import scores
   from videoar_jax.evals.generation import measure, table, write
-  from videoar_jax.load import find_stage, load_model
-  from videoar_jax.train.run import quiet_libraries, use_compilation_cache
+  from videoar_jax.experiment.load import find_stage, load_model
+  from videoar_jax.experiment.run import quiet_libraries, use_compilation_cache
 
   quiet_libraries()
   features = getattr(options, "text_features", None)
@@ -200,7 +200,7 @@ def _check_generation(options: argparse.Namespace) -> None:
   Raises:
     ValueError: names the flag and the mend.
   """
-  from videoar_jax.tokenizer.files import is_saved
+  from videoar_jax.tokenizers.bsq.files import is_saved
 
   if is_saved(options.workdir):
     raise ValueError(
@@ -304,7 +304,7 @@ def _metric_weights(
     ValueError: the weights are wrong, or what a flag asks for cannot be measured.
   """
   from videoar_jax.evals import i3d
-  from videoar_jax.nn import lpips
+  from videoar_jax.tokenizers import lpips
 
   params, missing = {}, {}
   for name, metric in metrics.items():
@@ -331,7 +331,7 @@ def _metric_weights(
 def _why_not(network: str, data, num_clips: int) -> str | None:
   """Returns why clips do not do for what a network measures, or None."""
   from videoar_jax.evals import fvd, i3d
-  from videoar_jax.nn import lpips
+  from videoar_jax.tokenizers import lpips
 
   if network == "lpips" and min(data.resolution) < lpips.MIN_SIDE:
     return f"LPIPS needs frames of {lpips.MIN_SIDE} pixels a side"

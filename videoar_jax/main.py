@@ -3,7 +3,7 @@
   python -m videoar_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 The same command goes on where it stopped: Ctrl-C or SIGTERM saves first. Several processes, each
-with the same command and --distributed, train together; see `parallel/hosts.py`. With
+with the same command and --distributed, train together; see `parallel/processes.py`. With
 --config=FILE.py:name=value the file's own arguments are set, with --config.data.seed=1 a single
 field, whether the file sets it or not.
 
@@ -27,7 +27,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from videoar_jax.command_line import add_field, parse_value, read_config
+from videoar_jax.experiment.command_line import add_field, parse_value, read_config
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument.")
 DISTRIBUTED = flags.DEFINE_bool(
@@ -59,10 +59,10 @@ def main(argv: list[str]) -> int:
     signal.SIGUSR1, lambda *_: print("SIGUSR1: no steps run now, none are profiled", flush=True)
   )
   from videoar_jax.evals.report import write_report
-  from videoar_jax.parallel import hosts
-  from videoar_jax.train.run import Run
-  from videoar_jax.train.stopping import Interrupted
-  from videoar_jax.train.watch import Clock, told_at_the_end
+  from videoar_jax.experiment.run import Run
+  from videoar_jax.parallel import processes as hosts
+  from videoar_jax.runtime.preemption import Interrupted
+  from videoar_jax.runtime.watch import Clock, told_at_the_end
 
   try:
     hosts.start(DISTRIBUTED.value)
@@ -115,7 +115,7 @@ def end(message: str, status: int, *, is_hanging: bool = False) -> int:
 
   One of several processes ends here, at once, which ends the others; so does what hangs.
   """
-  from videoar_jax.parallel import hosts
+  from videoar_jax.parallel import processes as hosts
 
   name = hosts.name()
   print(f"{name}: {message}" if name else message, file=sys.stderr, flush=True)

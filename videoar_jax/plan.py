@@ -4,16 +4,23 @@
     --mesh=fsdp:32,sequence:2 --config.stage.generator.loop.batch_size=64
 
 TPU's own compiler, from the package libtpu, compiles the real step; its memory is what a chip will
-hold. Time is counted, not measured, see `train/estimate.py`. GPUs are counted only. Fields of the
-config are set as for `videoar_jax.main`. With --decode=N, decoding N clips together is planned in
-place of the step; compiled is the sampler's program for one frame, with the cache of a whole clip.
+hold. Time is counted, not measured, see `planning/estimate.py`. GPUs are counted only. Fields of
+the config are set as for `videoar_jax.main`. With --decode=N, decoding N clips together is
+planned in place of the step; compiled is the sampler's program for one frame, with the cache of a
+whole clip.
 """
 
 import os
 import re
 import sys
 
-from videoar_jax.command_line import Parser, add_field, parse_value, print_result, read_config
+from videoar_jax.experiment.command_line import (
+  Parser,
+  add_field,
+  parse_value,
+  print_result,
+  read_config,
+)
 
 # JAX asks for these when it makes a topology; without them it looks for a TPU. The last lets
 # several plans run at once, which have no TPU to fight for.
@@ -58,13 +65,13 @@ def plan(arguments, overrides: list[str]) -> str:
   Raises:
     ValueError: the config, the topology or the mesh is wrong, or the step does not compile.
   """
-  from videoar_jax.parallel.chips import parse_topology
+  from videoar_jax.experiment.parse import finalize
+  from videoar_jax.parallel.hardware import parse_topology
   from videoar_jax.planning.decoding import DecodeDraft
-  from videoar_jax.planning.draft import Draft
   from videoar_jax.planning.pod import Pod, parse_mesh
   from videoar_jax.planning.search import search
+  from videoar_jax.planning.step_plan import Draft
   from videoar_jax.planning.tables import decode_table, parameters_table, table
-  from videoar_jax.train.config import finalize
 
   run = finalize(_with_fields(read_config(arguments.config), overrides))
   chip, num_chips = parse_topology(arguments.topology)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import UInt8
 
-from videoar_jax.command_line import Parser, check_out, parse_resolution, print_result
+from videoar_jax.experiment.command_line import Parser, check_out, parse_resolution, print_result
 
 _SHEET_ROWS = 64  # Of the first clips; more would be no picture.
 
@@ -34,8 +34,8 @@ def _run(options: argparse.Namespace) -> str:
   """
   prompts = _check(options)
   import videoar_jax
-  from videoar_jax.load import find_stage
-  from videoar_jax.train.run import use_compilation_cache
+  from videoar_jax.experiment.load import find_stage
+  from videoar_jax.experiment.run import use_compilation_cache
 
   features = getattr(options, "text_features", None)
   frame_rate = find_stage(options.workdir, "generator", features)[1].data.frame_rate
@@ -224,8 +224,8 @@ def _class_name(workdir: str, number: int, text_features: str | None) -> str:
   Raises:
     ValueError: there are no classes, or none of that number.
   """
-  from videoar_jax.data.sources import class_names
-  from videoar_jax.load import find_stage
+  from videoar_jax.data.sources.folder import class_names
+  from videoar_jax.experiment.load import find_stage
 
   run, stage = find_stage(workdir, "generator", text_features)
   names, data = list(run.text.classes), stage.data
@@ -245,7 +245,7 @@ def _class_name(workdir: str, number: int, text_features: str | None) -> str:
 
 def _check_guidance(guidance: str) -> None:
   """Checks a setting, but for the shape of a table, which the model knows."""
-  from videoar_jax.videoar.guidance import guidance_table
+  from videoar_jax.models.videoar.guidance import guidance_table
 
   if guidance.endswith(".json"):
     try:
@@ -285,7 +285,7 @@ def _clips(
 
   Clip i of a prompt is a function of the prompt, the seed and i, whatever else is asked for.
   """
-  from videoar_jax.videoar.request import BATCH_SIZE
+  from videoar_jax.models.videoar.request import BATCH_SIZE
 
   num_frames, stems = getattr(options, "num_frames", None), _stems(prompts)
   if options.stream or options.shots:
@@ -333,7 +333,7 @@ def _given(options, model, num_frames: int | None, frame_rate: float) -> dict[st
   Raises:
     ValueError: it cannot be read, or does not fit; names both sizes.
   """
-  from videoar_jax.data.given import read_image, read_video
+  from videoar_jax.data.conditioning import read_image, read_video
 
   if hasattr(options, "image"):
     image = read_image(options.image, model.resolution, is_resized=options.resize)

@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 
-from videoar_jax.data import captions
-from videoar_jax.data.captions import Scene, Sprite
+from videoar_jax.data.synthetic import captions
+from videoar_jax.data.synthetic.captions import Scene, Sprite
 
 
 def test_parse_inverts_to_caption_for_all_objects():

@@ -9,10 +9,10 @@ from PIL import Image
 from test_folder import numbers, write_video
 
 from videoar_jax.data import buckets
-from videoar_jax.data.clip_source import EncodedSource
 from videoar_jax.data.pipeline import DataConfig, make_source
-from videoar_jax.data.text import make_text_encoder
-from videoar_jax.tokenizer.schedules import PUBLIC
+from videoar_jax.data.sources.base import EncodedSource
+from videoar_jax.text.tokenizers import make_text_encoder
+from videoar_jax.tokenizers.bsq.schedules import PUBLIC
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videoar_jax.data import clips
+from videoar_jax.data import video as clips
 from videoar_jax.data.pipeline import DataConfig, make_iterator, make_source
-from videoar_jax.data.sources import FolderSource
-from videoar_jax.data.text import ByteTokenizer
+from videoar_jax.data.sources.folder import FolderSource
+from videoar_jax.text.tokenizers import ByteTokenizer
 
 MEDIA = Path(__file__).parents[3] / "shared" / "media"
 CELL = 16  # Pixels of a cell that shows one bit of a frame's number.

@@ -8,9 +8,9 @@ import pytest
 from pyarrow import parquet
 from test_folder import numbers, write_video
 
-from videoar_jax.data.filters import parse_filter
-from videoar_jax.data.index import IndexSource, read_entries
 from videoar_jax.data.pipeline import DataConfig, make_source
+from videoar_jax.data.sources.filters import parse_filter
+from videoar_jax.data.sources.index import IndexSource, read_entries
 
 CLIP = {"num_frames": 5, "frame_rate": 8.0, "resolution": (32, 64), "seed": 0, "clips_per_file": 1}
 ENTRY = {"duration": 3.0, "width": 320, "tags": ["a", "b"], "score": {"looks": 5}, "name": "x"}

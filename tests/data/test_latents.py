@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from videoar_jax.data import latents, records
 from videoar_jax.data.pipeline import make_iterator
+from videoar_jax.data.sources import latents, records
 
 SHAPE = (2, 3, 4, 5)
 NUM_FILES, NUM_EPOCHS = 6, 3

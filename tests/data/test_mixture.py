@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from videoar_jax.data.mixture import PERIOD, Mixture, make_buckets, share_out
-from videoar_jax.data.sprites import SpritesSource
+from videoar_jax.data.synthetic.sprites import SpritesSource
 
 
 class Source:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from videoar_jax.data.pipeline import DataConfig, make_iterator, make_source
-from videoar_jax.data.text import ByteTokenizer
+from videoar_jax.text.tokenizers import ByteTokenizer
 
 TOKENIZER = ByteTokenizer(96)
 

@@ -9,9 +9,12 @@ import pytest
 from PIL import Image
 from test_folder import numbers, write_audio, write_video
 
-from videoar_jax.data import clips, prepare, records
+from videoar_jax import prepare as command
+from videoar_jax.data import prepare
+from videoar_jax.data import video as clips
 from videoar_jax.data.pipeline import DataConfig, make_source
-from videoar_jax.data.shards import ShardsSource
+from videoar_jax.data.sources import records
+from videoar_jax.data.sources.shards import ShardsSource
 
 FLAGS = ("--clip_s=2", "--min_s=1", "--short_side=32", "--files_per_shard=2", "--keyframe_every=6")
 
@@ -36,7 +39,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(folder, tmp_path_factory):
   out = tmp_path_factory.mktemp("shards") / "out"
-  assert prepare.main([str(folder), f"--out={out}", "--num_processes=1", *FLAGS]) == 0
+  assert command.main([str(folder), f"--out={out}", "--num_processes=1", *FLAGS]) == 0
   return out
 
 
@@ -91,7 +94,7 @@ def test_what_is_dropped_is_told(folder, prepared, capsys):
     "b/tiny.mp4": "shorter than 1 s, or its rest is",
     "b/zero.mp4": "empty file",
   }
-  assert prepare.main([str(folder), f"--out={prepared}", "--num_processes=1", *FLAGS]) == 0
+  assert command.main([str(folder), f"--out={prepared}", "--num_processes=1", *FLAGS]) == 0
   report = capsys.readouterr().out
   assert "5 samples of 8 files" in report and "dropped: 1 x no video stream" in report
 
@@ -109,12 +112,12 @@ def test_a_killed_run_goes_on(folder, prepared, tmp_path, monkeypatch):
   monkeypatch.setattr(prepare, "_write_shard", stop)
   arguments = [str(folder), f"--out={out}", "--num_processes=1", *FLAGS]
   with pytest.raises(KeyboardInterrupt):
-    prepare.main(arguments)
+    command.main(arguments)
   with pytest.raises(ValueError, match=r"lacks 2 of 4 shards, such as clips-00002.*prepare"):
     make_source(DataConfig(source="shards", path=str(out), num_frames=1), "train")
   kept = {path: path.stat().st_mtime_ns for path in done if path.is_file()}
   done.clear()
-  assert prepare.main(arguments) == 0
+  assert command.main(arguments) == 0
   assert len(done) == 2 and kept == {path: path.stat().st_mtime_ns for path in kept}
   assert read_all(out) == read_all(prepared)
   assert (out / prepare.DROPPED).read_text() == (prepared / prepare.DROPPED).read_text()
@@ -133,7 +136,7 @@ def test_an_index_keeps_its_fields_and_processes_do_not_matter(folder, tmp_path)
   for num_processes in (1, 2):
     outs.append(tmp_path / str(num_processes))
     all_flags = [f"--out={outs[-1]}", f"--num_processes={num_processes}", *flags]
-    assert prepare.main([str(path), *all_flags]) == 0
+    assert command.main([str(path), *all_flags]) == 0
   first, second = map(read_all, outs)
   assert first == second and len(first) == 3
   facts, data = next(iter(first.values()))
@@ -177,7 +180,7 @@ def test_bad_flags_are_named(flags, said, folder, tmp_path, capsys):
   (tmp_path / "empty").mkdir()
   names = {"FOLDER": str(folder), "EMPTY": str(tmp_path / "empty")}
   arguments = [names.get(flag, flag) for flag in flags]
-  assert prepare.main([*arguments, f"--out={tmp_path / 'out'}"]) == 2
+  assert command.main([*arguments, f"--out={tmp_path / 'out'}"]) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and error.count("\n") == 1 and said in error
   assert not (tmp_path / "out").exists()
@@ -185,5 +188,5 @@ def test_bad_flags_are_named(flags, said, folder, tmp_path, capsys):
 
 def test_another_preparation_needs_another_folder(folder, prepared, capsys):
   flags = [*FLAGS, "--quality=30"]
-  assert prepare.main([str(folder), f"--out={prepared}", *flags]) == 2
+  assert command.main([str(folder), f"--out={prepared}", *flags]) == 2
   assert "quality 18 -> 30. Name another folder" in capsys.readouterr().err

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from test_folder import numbers, write_video
 
-from videoar_jax.data import records, remote
 from videoar_jax.data.pipeline import DataConfig, make_source
+from videoar_jax.data.sources import records, remote
 
 CLIP = {"num_frames": 5, "resolution": (32, 64)}
 

@@ -12,14 +12,15 @@ import pytest
 from PIL import Image
 from test_folder import numbers, write_video
 
-from videoar_jax.data import records, shards
-from videoar_jax.data.faults import Faults, write_faults
+from videoar_jax.data.bad_samples import Faults, write_faults
 from videoar_jax.data.mixture import Mixture, make_buckets
 from videoar_jax.data.pipeline import DataConfig, make_iterator, make_source
-from videoar_jax.data.text import ByteTokenizer
+from videoar_jax.data.sources import records, shards
 from videoar_jax.evals import report
-from videoar_jax.parallel.sharding import MeshConfig, make_mesh
-from videoar_jax.train import batches, stages
+from videoar_jax.experiment import inputs as batches
+from videoar_jax.experiment import stages
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh
+from videoar_jax.text.tokenizers import ByteTokenizer
 
 CLIP = {"num_frames": 5, "frame_rate": 8.0, "resolution": (32, 64), "seed": 0, "clips_per_file": 1}
 

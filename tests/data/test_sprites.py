@@ -3,8 +3,8 @@ import time
 import numpy as np
 import pytest
 
-from videoar_jax.data import captions, shapes, sprites
-from videoar_jax.data.sprites import SpritesSource
+from videoar_jax.data.synthetic import captions, shapes, sprites
+from videoar_jax.data.synthetic.sprites import SpritesSource
 
 
 def source(split="train", num_frames=17, resolution=(64, 64), num_objects=1, seed=0):

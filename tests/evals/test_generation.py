@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from videoar_jax.data.pipeline import DataConfig
-from videoar_jax.data.sprites import SpritesSource
+from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.evals import drift, fvd, generation, metrics, scores
 
 SIZE = 9  # Frames of the clips of "training".

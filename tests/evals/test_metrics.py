@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from videoar_jax.evals import metrics
-from videoar_jax.nn import lpips
+from videoar_jax.tokenizers import lpips
 
 
 def test_psnr_of_known_error():

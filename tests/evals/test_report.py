@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videoar_jax.data.sprites import SpritesSource
-from videoar_jax.data.text import ByteTokenizer
+from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.evals import curves, report, scores
+from videoar_jax.text.tokenizers import ByteTokenizer
 
 NUM_FRAMES = 9
 OFFSET = 5  # Pixel steps that the fake tokenizer adds: the PSNR is known.

@@ -4,8 +4,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from videoar_jax.data.captions import Scene, Sprite
-from videoar_jax.data.sprites import SpritesSource, smallest_gap
+from videoar_jax.data.synthetic.captions import Scene, Sprite
+from videoar_jax.data.synthetic.sprites import SpritesSource, smallest_gap
 from videoar_jax.evals import sprites_oracle
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from videoar_jax.nn import attention as attention_module
 from videoar_jax.nn.attention import BACKENDS, attend, attention
+from videoar_jax.nn.mask import Sight, Visibility
 from videoar_jax.nn.splash import _RuleMask, filled_length
-from videoar_jax.nn.visibility import Sight, Visibility
-from videoar_jax.parallel.sharding import MeshConfig, make_mesh
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 
 RULES = {
   "one": Visibility(3, True, 1, (1, 2)),

@@ -15,11 +15,11 @@ import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from flax import nnx
 from videoar_jax.nn.splash import filled_length
-from videoar_jax.nn.visibility import Sight, Visibility
-from videoar_jax.parallel.sharding import make_mesh, sharding_of
+from videoar_jax.nn.mask import Sight, Visibility
+from videoar_jax.parallel.mesh import make_mesh, sharding_of
 from videoar_jax.planning.pod import parse_mesh
 from videoar_jax.train.state import Template, with_shardings
-from videoar_jax.videoar.model import Attention, GeneratorConfig
+from videoar_jax.models.videoar.network import Attention, GeneratorConfig
 
 topology = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1")
 mesh = make_mesh(parse_mesh(sys.argv[1]), topology.devices)

@@ -8,7 +8,9 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from videoar_jax.parallel.sharding import (
+from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.models.videoar.network import Generator, GeneratorConfig
+from videoar_jax.parallel.mesh import (
   MeshConfig,
   _arrange,
   _split_slices,
@@ -19,8 +21,6 @@ from videoar_jax.parallel.sharding import (
 )
 from videoar_jax.train.loop import LoopConfig, Trainer
 from videoar_jax.train.optimizer import OptimizerConfig
-from videoar_jax.videoar.layout import Layout
-from videoar_jax.videoar.model import Generator, GeneratorConfig
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videoar_jax.parallel import hosts
-from videoar_jax.parallel.sharding import MeshConfig, make_mesh
+from videoar_jax.parallel import processes as hosts
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.train.checkpoint import Checkpointer
 
 Usage = collections.namedtuple("Usage", "total used free")

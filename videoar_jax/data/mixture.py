@@ -14,7 +14,7 @@ import grain
 import numpy as np
 
 from videoar_jax.data import buckets
-from videoar_jax.data.clip_source import ClipSource, EncodedSource
+from videoar_jax.data.sources.base import ClipSource, EncodedSource
 
 # Batches until the table repeats: shares are kept to a thousandth.
 PERIOD = 1000

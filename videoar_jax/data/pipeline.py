@@ -13,13 +13,13 @@ from collections.abc import Callable
 import grain
 import numpy as np
 
-from videoar_jax.data.clip_source import ClipSource, EncodedSource
-from videoar_jax.data.index import IndexSource
 from videoar_jax.data.mixture import ENDLESS
-from videoar_jax.data.prepared_tfds import TfdsSource
-from videoar_jax.data.shards import ShardsSource
-from videoar_jax.data.sources import FolderSource
-from videoar_jax.data.sprites import SPLITS, SpritesSource
+from videoar_jax.data.sources.base import ClipSource, EncodedSource
+from videoar_jax.data.sources.folder import FolderSource
+from videoar_jax.data.sources.index import IndexSource
+from videoar_jax.data.sources.shards import ShardsSource
+from videoar_jax.data.sources.tfds import TfdsSource
+from videoar_jax.data.synthetic.sprites import SPLITS, SpritesSource
 
 SOURCES = ("sprites", "folder", "shards", "index", "tfds")
 

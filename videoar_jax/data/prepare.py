@@ -1,16 +1,9 @@
 """Prepares videos and images for training: short clips of a bounded size, in shards.
 
-  python -m videoar_jax.data.prepare FOLDER --out=SHARDS
-  python -m videoar_jax.data.prepare clips.jsonl --filter="score > 5" --out=SHARDS
-
-Then --config.data.source=shards --config.data.path=SHARDS trains on them. Captions are those of a
-folder (`captions.jsonl`, else the folders' names) or of an index (.jsonl, .parquet), whose other
-fields are kept. A run that was killed goes on after its last whole shard.
-
-SHARDS then has
+A run that was killed goes on after its last whole shard. The folder of the shards then has
 
   prepared.json                        what was asked for
-  clips-00000-of-00004.array_record    samples, as `data/shards.py` says; none where all was dropped
+  clips-00000-of-00004.array_record    samples, see `sources/shards.py`; none where all was dropped
   clips-00000-of-00004.json            their names, FILE#CLIP, height by width; what was dropped
   dropped.jsonl                        all that was dropped: {"key": ..., "cause": ...}
 """
@@ -23,8 +16,6 @@ import itertools
 import json
 import math
 import multiprocessing
-import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -35,11 +26,12 @@ import av
 from PIL import Image
 from tqdm import tqdm
 
-from videoar_jax.command_line import Parser, check_out, print_result
-from videoar_jax.data import clips, records, remote, shards, sources
-from videoar_jax.data.clip_source import captions_of
-from videoar_jax.data.filters import parse_filter
-from videoar_jax.data.index import open_media, read_entries
+from videoar_jax.data import video as clips
+from videoar_jax.data.sources import folder as sources
+from videoar_jax.data.sources import records, remote, shards
+from videoar_jax.data.sources.base import captions_of
+from videoar_jax.data.sources.filters import parse_filter
+from videoar_jax.data.sources.index import open_media, read_entries
 
 DROPPED = "dropped.jsonl"
 
@@ -77,36 +69,6 @@ class Settings:
       raise ValueError(f"--quality={self.quality} must be in 0 up to 51")
 
 
-def main(argv: list[str] | None = None) -> int:
-  """Runs the command line; returns the exit status: 2 for what the user can mend."""
-  parser = Parser(prog="python -m videoar_jax.data.prepare", description=__doc__)
-  parser.add_argument("input", metavar="INPUT", help="folder of videos and images, or an index")
-  parser.add_argument("--out", required=True, type=Path, help="folder for the shards")
-  parser.add_argument("--filter", help="of an index's entries to keep, as data.filter")
-  processes = os.cpu_count() or 1
-  parser.add_argument("--num_processes", type=int, default=processes, help="that work at a time")
-  texts = {
-    "clip_s": "seconds of a clip; longer videos are split",
-    "min_s": "seconds of the shortest clip to keep, of videos",
-    "short_side": "pixels of the shorter side, at most",
-    "frame_rate": "frames a second to keep; default is each file's own",
-    "keyframe_every": "frames from one key frame to the next: fewer are read faster, and larger",
-    "quality": "constant rate factor of H.264: 0 is lossless, 51 is worst",
-    "files_per_shard": "files that make a shard",
-  }
-  for field in dataclasses.fields(Settings):
-    kind = int if field.type is int else float
-    parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=texts[field.name])
-  options = parser.parse_args(argv)
-
-  def run() -> str:
-    names = [field.name for field in dataclasses.fields(Settings)]
-    settings = Settings(**{name: getattr(options, name) for name in names})
-    return prepare(options.input, options.out, settings, options.num_processes, options.filter)
-
-  return print_result(run)
-
-
 def prepare(
   path: str, out: Path, settings: Settings, num_processes: int, filter: str | None = None
 ) -> str:
@@ -115,7 +77,6 @@ def prepare(
   Raises:
     ValueError: there is nothing to prepare, or `out` was made from something else.
   """
-  check_out(out)
   if num_processes < 1:
     raise ValueError(f"--num_processes={num_processes} must be at least 1")
   root, files = _list_files(Path(path).expanduser(), filter)
@@ -331,7 +292,3 @@ def _write_text(path: Path, text: str) -> None:
   partial = path.with_name(path.name + ".partial")
   partial.write_text(text)
   partial.replace(path)
-
-
-if __name__ == "__main__":
-  sys.exit(main())

@@ -91,7 +91,7 @@ def logits(params: Params, video: Float[Array, "b f 224 224 3"]) -> Float[Array,
   """Returns the logits of the 400 classes, before the softmax, averaged over time.
 
   Args:
-    params: as `shapes` says, from `videoar_jax.weights.load`.
+    params: as `shapes` says, from `videoar_jax.interop.weights.load`.
     video: at least 9 frames in [-1, 1].
   Raises:
     ValueError: there are fewer frames, or they have another size.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from videoar_jax.nn import lpips
+from videoar_jax.tokenizers import lpips
 
 _WINDOW = 11  # Pixels of SSIM's window, a side.
 _SIGMA = 1.5

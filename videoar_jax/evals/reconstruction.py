@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from videoar_jax.evals import fvd, i3d, metrics, scores
-from videoar_jax.evals.code_use import CodeUse
+from videoar_jax.evals.codebook_usage import CodeUse
 from videoar_jax.evals.media import (
   reconstruction_sheet,
   side_by_side,
@@ -16,8 +16,8 @@ from videoar_jax.evals.media import (
   write_png,
   write_text,
 )
-from videoar_jax.nn import lpips
-from videoar_jax.tokenizer.tokenizer import Tokenizer
+from videoar_jax.tokenizers import lpips
+from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
 
 NUM_SHOWN = 4  # Clips that are kept to be looked at.
 

@@ -17,7 +17,7 @@ import sys
 
 import numpy as np
 
-from videoar_jax.data.clip_source import EncodedSource
+from videoar_jax.data.sources.base import EncodedSource
 from videoar_jax.evals import metrics, scores
 from videoar_jax.evals.curves import draw_curves
 from videoar_jax.evals.media import (
@@ -28,11 +28,11 @@ from videoar_jax.evals.media import (
   write_png,
   write_text,
 )
-from videoar_jax.load import load_model, load_tokenizer
+from videoar_jax.experiment.load import load_model, load_tokenizer
+from videoar_jax.experiment.schema import RunConfig
+from videoar_jax.experiment.stages import Stages
 from videoar_jax.nn.layers import count_parameters
-from videoar_jax.train.logs import read_metrics
-from videoar_jax.train.settings import RunConfig
-from videoar_jax.train.stages import Stages
+from videoar_jax.train.logging import read_metrics
 
 NUM_SHOWN = 8  # Samples that become mp4 files and rows of the picture.
 NUM_RECONSTRUCTIONS_SHOWN = 4

@@ -6,11 +6,11 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
-from videoar_jax.data import captions as sprite_captions
-from videoar_jax.data.captions import Scene, parse_caption
-from videoar_jax.data.sprites import FRAME_RATE
+from videoar_jax.data.synthetic import captions as sprite_captions
+from videoar_jax.data.synthetic.captions import Scene, parse_caption
+from videoar_jax.data.synthetic.sprites import FRAME_RATE
 from videoar_jax.evals import sprites_oracle
-from videoar_jax.tokenizer.tokenizer import Tokenizer, to_float, to_uint8
+from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer, to_float, to_uint8
 
 BATCH_SIZE = 16
 

@@ -11,9 +11,9 @@ import math
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from videoar_jax.data import captions, shapes
-from videoar_jax.data.captions import Scene, Sprite
-from videoar_jax.data.sprites import BACKGROUND_PALETTE, FRAME_RATE, PALETTE, RADIUS
+from videoar_jax.data.synthetic import captions, shapes
+from videoar_jax.data.synthetic.captions import Scene, Sprite
+from videoar_jax.data.synthetic.sprites import BACKGROUND_PALETTE, FRAME_RATE, PALETTE, RADIUS
 
 ATTRIBUTES = ("size", "colour", "shape", "motion")
 

@@ -9,8 +9,8 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from videoar_jax.nn.layers import product
+from videoar_jax.nn.mask import Sight, Visibility
 from videoar_jax.nn.splash import splash_attention
-from videoar_jax.nn.visibility import Sight, Visibility
 
 BACKENDS = ("dense", "blocked", "splash")
 # Scores of a head and sample that are held at once; more go through in squares of this side.

@@ -1,6 +1,6 @@
 """Parameters with named axes, and the layers that both networks use.
 
-Parameters are float32 `nnx.Param`s that carry logical axis names (`parallel/sharding.py` maps them
+Parameters are float32 `nnx.Param`s that carry logical axis names (`parallel/mesh.py` maps them
 to the mesh). Layers compute in the type of their input; statistics of normalisations are float32.
 """
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from videoar_jax.parallel.sharding import is_for_cpu, ways_of
+from videoar_jax.parallel.mesh import is_for_cpu, ways_of
 
 # Modules are plain pytrees: they go through jax.jit, jax.grad and jax.lax.scan as they are.
 nnx.set_graph_mode(False)

@@ -24,8 +24,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from videoar_jax.nn.visibility import PREFIX, Sight, Visibility
-from videoar_jax.parallel.sharding import RULES, is_for_tpu, ways_of
+from videoar_jax.nn.mask import PREFIX, Sight, Visibility
+from videoar_jax.parallel.mesh import RULES, is_for_tpu, ways_of
 
 _LANES = 128  # Tokens go through in blocks of a multiple of this.
 _LARGE_BLOCK = 512

@@ -8,22 +8,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
-from videoar_jax.parallel.sharding import (
-  MeshConfig,
-  Undivided,
-  batch_ways,
-  replicated,
-  sharding_of,
-)
-from videoar_jax.planning.draft import Memory, compile_program
+from videoar_jax.experiment.schema import RunConfig, StageConfig
+from videoar_jax.experiment.stages import Stages
+from videoar_jax.models.videoar import decode as decoding
+from videoar_jax.models.videoar.guidance import guidance_table
+from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.parallel.mesh import MeshConfig, Undivided, batch_ways, replicated, sharding_of
+from videoar_jax.planning.estimate import DecodeCost, estimate_decoding
 from videoar_jax.planning.pod import Pod
-from videoar_jax.train.estimate import DecodeCost, estimate_decoding
-from videoar_jax.train.settings import RunConfig, StageConfig
-from videoar_jax.train.stages import Stages
+from videoar_jax.planning.step_plan import Memory, compile_program
 from videoar_jax.train.state import Template, with_shardings
-from videoar_jax.videoar import decode as decoding
-from videoar_jax.videoar.guidance import guidance_table
-from videoar_jax.videoar.layout import Layout
 
 _MENDS = (
   "decode fewer clips together (--decode=N), split heads (--mesh=tensor:N), or take "

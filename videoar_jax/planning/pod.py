@@ -8,8 +8,8 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import AbstractMesh, Mesh
 
-from videoar_jax.parallel.chips import Chip
-from videoar_jax.parallel.sharding import AXES, MeshConfig, make_mesh, mesh_sizes
+from videoar_jax.parallel.hardware import Chip
+from videoar_jax.parallel.mesh import AXES, MeshConfig, make_mesh, mesh_sizes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from videoar_jax.parallel.sharding import AXES, MeshConfig, Undivided, batch_ways
-from videoar_jax.planning.draft import DoesNotFit, Draft, check_divides, with_largest_shape
+from videoar_jax.experiment.schema import RunConfig, StageConfig
+from videoar_jax.parallel.mesh import AXES, MeshConfig, Undivided, batch_ways
+from videoar_jax.planning.estimate import estimate
 from videoar_jax.planning.pod import Pod
+from videoar_jax.planning.step_plan import DoesNotFit, Draft, check_divides, with_largest_shape
 from videoar_jax.planning.tables import bytes_text
-from videoar_jax.train.estimate import estimate
-from videoar_jax.train.settings import RunConfig, StageConfig
 from videoar_jax.train.state import state_shardings
 
 REMAT = ("none", "dots", "full")

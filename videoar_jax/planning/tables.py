@@ -3,10 +3,10 @@
 import jax
 
 from videoar_jax.nn.layers import count_parameters
-from videoar_jax.parallel.chips import Chip
+from videoar_jax.parallel.hardware import Chip
+from videoar_jax.planning import estimate
 from videoar_jax.planning.decoding import DecodeDraft
-from videoar_jax.planning.draft import Draft, Memory
-from videoar_jax.train import estimate
+from videoar_jax.planning.step_plan import Draft, Memory
 
 _RATES = (
   f"Times are counted at {estimate.SHARE_OF_FLOPS:.0%} of the maker's bfloat16 operations and "

@@ -18,8 +18,8 @@ from typing import TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from videoar_jax.parallel import hosts
-from videoar_jax.parallel.meeting import Meeting
+from videoar_jax.parallel import processes as hosts
+from videoar_jax.parallel.barrier import Meeting
 from videoar_jax.train.state import State
 
 log = logging.getLogger(__name__)

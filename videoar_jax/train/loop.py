@@ -17,18 +17,18 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from videoar_jax.parallel import hosts
-from videoar_jax.parallel.sharding import replicated, shard_batch
-from videoar_jax.train import guarding
+from videoar_jax.parallel import processes as hosts
+from videoar_jax.parallel.mesh import replicated, shard_batch
+from videoar_jax.runtime.input_stall import Waits
+from videoar_jax.runtime.preemption import Interrupted, stop_on_signals
+from videoar_jax.runtime.watch import Clock, Profiler, Watchdog, told_at_the_end
+from videoar_jax.train import anomaly as guarding
 from videoar_jax.train import state as train_state
+from videoar_jax.train.adversary import RivalTrainer
 from videoar_jax.train.checkpoint import Checkpointer
-from videoar_jax.train.logs import RunLog
+from videoar_jax.train.logging import RunLog
 from videoar_jax.train.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
-from videoar_jax.train.rival import RivalTrainer
-from videoar_jax.train.stopping import Interrupted, stop_on_signals
 from videoar_jax.train.task import Task
-from videoar_jax.train.waits import Waits
-from videoar_jax.train.watch import Clock, Profiler, Watchdog, told_at_the_end
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from videoar_jax.train.rival import Rival
+from videoar_jax.train.adversary import Rival
 
 Metrics = dict[str, jax.Array]
 

@@ -1,0 +1,100 @@
+"""Eight devices learn what one does, whichever way the mesh splits them.
+
+This process does not have eight: the test starts one that has.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import jax
+import numpy as np
+import pytest
+from test_token_cache import make_config, save_tokenizer
+
+from videoar_jax.data.pipeline import make_source
+from videoar_jax.experiment import parse as config
+from videoar_jax.experiment.inputs import Batches
+from videoar_jax.experiment.stages import Stages
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh, shard_batch
+
+NUM_STEPS = 4
+MESHES = {
+  "data": {"data": 8},
+  "fsdp": {"fsdp": 8},
+  "tensor": {"tensor": 8},
+  "sequence": {"sequence": 8},
+  "mixed": {"slice": 2, "fsdp": 2, "tensor": 2},
+  "mixed sequence": {"data": 2, "sequence": 2, "tensor": 2},
+}
+# So that eight divide heads, widths and batches.
+CONFIG = {
+  "stages": ("tokenizer", "generator"),
+  "generator.width": 64,
+  "generator.num_heads": 8,
+  "generator.num_kv_heads": 8,
+  "generator.head_width": 8,
+  "generator.mlp_width": 64,
+  "stage.tokenizer.loop.batch_size": 8,
+  "stage.generator.loop.batch_size": 8,
+}
+
+
+def losses(stages, stage):
+  """Returns the losses and gradient norms of a stage's first steps."""
+  source = make_source(stage.data, "train")
+  trainer = stages.make_trainer(stage, seed=0)
+  state, found = trainer.init(), []
+  iterator = Batches(stages.run, stages.mesh).iterator(stage, [source], seed=0)
+  with jax.set_mesh(stages.mesh):
+    for _ in range(NUM_STEPS):
+      batch = next(iterator)
+      batch = shard_batch({name: batch[name] for name in ("video", "text")}, stages.mesh)
+      state, metrics = trainer.step(state, trainer.task.frozen, batch, trainer.key)
+      found.append([float(metrics[name]) for name in ("loss", "gradient_norm")])
+  iterator.close()
+  return np.array(found)
+
+
+def compare():
+  """Trains on one device and on eight, and compares."""
+  values = make_config(**CONFIG)
+  with tempfile.TemporaryDirectory() as folder:
+    workdir = pathlib.Path(folder)
+    save_tokenizer(values, workdir, seed=0)
+    run = config.finalize(values)
+    meshes = {"one": make_mesh(MeshConfig(data=1), jax.devices()[:1])}
+    for name, sizes in MESHES.items():
+      meshes[name] = make_mesh(MeshConfig(**{"data": 1} | sizes))
+    for stage in run.stages:
+      expected = losses(Stages(run, workdir, meshes["one"]), stage)
+      assert len({tuple(row) for row in expected}) == NUM_STEPS
+      for name in MESHES:
+        found = losses(Stages(run, workdir, meshes[name]), stage)
+        error = np.abs(found / expected - 1).max(axis=0)
+        print(f"{stage.name}, {name}: {error}", flush=True)
+        assert error[0] < 1e-5, (stage.name, name, found, expected)
+        assert error[1] < 1e-4, (stage.name, name, found, expected)
+
+
+@pytest.mark.slow
+def test_eight_devices_equal_one():
+  folder = pathlib.Path(__file__).parent
+  lines = (
+    f"import sys; sys.path.insert(0, {str(folder)!r})",
+    "from test_meshes import compare",
+    "compare()",
+  )
+  flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+  flags["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+  done = subprocess.run(
+    [sys.executable, "-c", "\n".join(lines)],
+    cwd=folder.parents[1],
+    env=os.environ | flags,
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr[-3000:]

@@ -1,0 +1,185 @@
+"""What a run finds out before it trains, what may change in its workdir, and stages' hand-over."""
+
+import contextlib
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_checkpoint import damage
+from test_mixed_stages import sized
+from test_token_cache import make_config
+
+from videoar_jax.experiment import parse as config
+from videoar_jax.experiment import run
+from videoar_jax.experiment.command_line import add_field
+from videoar_jax.experiment.stages import Stages
+from videoar_jax.interop import weights
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh
+from videoar_jax.tokenizers.bsq.files import flatten
+from videoar_jax.train.checkpoint import Checkpointer
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "is_free"),
+  [
+    ("mesh.fsdp", 2, True),
+    ("stage.generator.loop.on_nan", "skip", True),
+    ("stage.generator.loop.spike", 3.0, True),
+    ("stage.generator.loop.save_timeout_s", 60, True),
+    ("stage.generator.data", {"num_threads": 2}, True),
+    ("data.num_threads", 2, True),
+    ("stage.generator.loop.num_steps", 5, False),
+    ("stage.generator.loop.optimizer.learning_rate", 1.0, False),
+    ("data.seed", 7, False),
+    ("stage.cache.batch_size", 8, False),
+  ],
+)
+def test_fields_that_change_no_number_may_change_in_a_workdir(tmp_path, name, value, is_free):
+  config.save_config(make_config(), tmp_path / "config.json")
+  changed = make_config(**{name: value})
+  if is_free:
+    [line] = run._check_same_config(changed, tmp_path)
+    assert line.startswith(f"config.{name}")
+  else:
+    with pytest.raises(ValueError, match=rf"config\.{name}.*\n.*set these fields back"):
+      run._check_same_config(changed, tmp_path)
+
+
+def test_a_mesh_that_would_change_the_batches_of_a_mixture_is_named(tmp_path, monkeypatch):
+  settings = config.finalize(sized())
+  stages = Stages(settings, tmp_path, make_mesh(settings.mesh, jax.devices()[:1]))
+  mesh = {"slice": 1, "data": 8, "fsdp": 1, "sequence": 1, "tensor": 1}
+  names, other = [stage.name for stage in settings.stages], {"data": 1, "tensor": 8}
+  (tmp_path / "run.json").write_text(json.dumps({"meshes": dict.fromkeys(names, mesh)}))
+  run._check_mixtures(stages)  # No stage has begun.
+  monkeypatch.setattr(Stages, "latest_step", lambda self, stage: 4)
+  with pytest.raises(ValueError, match=r"stage\.I\.mixture began with .* = 8, .* others with 1"):
+    run._check_mixtures(stages)
+  # As it was when all stages had one mesh.
+  (tmp_path / "run.json").write_text(json.dumps({"mesh": mesh}))
+  with pytest.raises(ValueError, match=r"stage\.I\.mixture began with .* = 8, .* others with 1"):
+    run._check_mixtures(stages)
+  (tmp_path / "run.json").write_text(json.dumps({"meshes": dict.fromkeys(names, mesh | other)}))
+  run._check_mixtures(stages)
+
+
+@pytest.mark.parametrize(
+  ("section", "settings", "message"),
+  [
+    ("generator", {"num_heads": 3, "num_kv_heads": 3}, r"generator\.num_heads=3 does not divide"),
+    ("stage.II.mesh", {"fsdp": 3}, r"stage\.II\.mesh: .*needs a multiple of .* as in config\.mesh"),
+    ("stage.II.mesh", {"fsdp": -1, "data": -1}, r"stage\.II\.mesh: .*one may be -1"),
+  ],
+)
+def test_a_mesh_that_cannot_be_is_named_before_anything_is_trained(
+  tmp_path, section, settings, message
+):
+  heads = {"generator.num_heads": 2, "generator.num_kv_heads": 2}
+  values = sized(mesh={"data": 1, "sequence": 2}, **heads)
+  for field, value in settings.items():
+    add_field(values, f"{section}.{field}", value)
+  with pytest.raises(ValueError, match=message):
+    run.Run(values, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("data", {"source": "folder", "path": "/nowhere"}, "/nowhere"),
+    ("start", "/nowhere.safetensors", r"stage\.II\.start=.*no weights in /nowhere"),
+  ],
+)
+def test_what_a_later_stage_lacks_is_named_before_anything_is_written(
+  tmp_path, field, value, message
+):
+  values = sized()
+  values.stage.II[field] = value
+  with pytest.raises(ValueError, match=message):
+    run.Run(values, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def save_random(stages, stage):
+  """Makes the last checkpoint of a stage, without an optimizer; returns its parameters."""
+  generator = np.random.default_rng(0)
+  shapes = stages.module_template(stage).shapes
+  params = jax.tree.map(lambda x: jnp.asarray(generator.normal(size=x.shape), x.dtype), shapes)
+  state = {"params": params, "opt_state": (), "ema": params, "rival": {}, "guard": {}}
+  step = stage.loop.num_steps
+  with contextlib.closing(Checkpointer(stages.checkpoints(stage))) as checkpointer:
+    checkpointer.save(step, state | {"step": jnp.int32(step)}, {})
+  return params
+
+
+def test_weights_are_handed_over_in_parts(tmp_path):
+  """From a stage and from a file, each device gets its own part of a generator alone."""
+  settings = config.finalize(sized())
+  mesh = make_mesh(MeshConfig(data=1, fsdp=2), jax.devices()[:2])
+  stages = Stages(settings, tmp_path, mesh)
+  _, first, second = settings.stages
+  template, params = stages.module_template(first), save_random(stages, first)
+  weights.save(tmp_path / "file", {name: np.asarray(x) for name, x in flatten(params).items()})
+
+  class Catching:
+    """Has the parameters that a trainer would begin with."""
+
+    def __init__(self):
+      self.template = template
+
+    def init(self, params, rival):
+      return params
+
+  values = sized()
+  values.stage.II.start = str(tmp_path / "file")
+  from_file = Stages(config.finalize(values), tmp_path, mesh)
+  from_file.check_starts()
+  values.generator.mlp_width = 8
+  with pytest.raises(ValueError, match=r"stage\.II\.start=.*shape: "):
+    Stages(config.finalize(values), tmp_path, mesh).check_starts()
+  for given, stage in ((stages, second), (from_file, from_file.run.stages[2])):
+    got = given.first_state(stage, Catching(), 0)
+    jax.tree.map(np.testing.assert_array_equal, got, params)
+    assert jax.tree.map(lambda x: x.sharding, got) == template.shardings(mesh)
+  parts = [x.addressable_shards[0].data.size / x.size for x in jax.tree.leaves(got)]
+  assert min(parts) == 0.5
+
+
+def test_a_last_checkpoint_that_is_damaged_is_trained_again(tmp_path, monkeypatch):
+  values = sized(stages=("tokenizer", "I"))
+  stages = Stages(config.finalize(values), tmp_path, make_mesh(MeshConfig()))
+  save_random(stages, stages.run.stages[0])
+  last = stages.run.stages[0].loop.num_steps
+  folder = stages.checkpoints(stages.run.stages[0])
+  shutil.copytree(folder / str(last), folder / str(last - 1))
+  damage(folder, last)
+  trained = []
+
+  def train(self, stage, sources, test_source):
+    trained.append(stage.name)
+    if stage.name == "I":
+      self.make_task(stage)
+      return
+    shutil.copytree(folder / str(last - 1), folder / str(last))
+
+  monkeypatch.setattr(Stages, "train", train)
+  monkeypatch.setattr(run, "start_log", lambda path: None)
+  assert run.Run(values, tmp_path).train()
+  assert trained == ["I", "tokenizer", "I"]
+  assert (folder / f"damaged-{last}").is_dir()
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"stages": ("tokenizer", "tokenizer", "generator")}, "names 'tokenizer' twice"),
+    ({"stage.tokenizer.loss.entropy": -1.0}, r"stage\.tokenizer\.loss: entropy=-1\.0 must not be"),
+    ({"stage.tokenizer.loss.absolute": -1.0}, r"stage\.tokenizer\.loss: absolute=-1\.0 must not"),
+  ],
+)
+def test_settings_that_cannot_be_are_named(changes, message):
+  with pytest.raises(ValueError, match=message):
+    config.finalize(make_config(**changes))

@@ -1,0 +1,339 @@
+"""The token cache: a generator learns the same from it; what is stale is found out."""
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import quickstart
+from videoar_jax import convert
+from videoar_jax.data.sources import latents
+from videoar_jax.data.synthetic.sprites import SpritesSource
+from videoar_jax.experiment import parse as config
+from videoar_jax.experiment import run
+from videoar_jax.experiment import token_cache as cache
+from videoar_jax.experiment.stages import Stages
+from videoar_jax.models.videoar.task import GeneratorTask
+from videoar_jax.parallel.mesh import make_mesh
+from videoar_jax.runtime.preemption import Interrupted
+from videoar_jax.runtime.watch import Watchdog
+from videoar_jax.tokenizers.bsq.autoencoder import Encoder
+from videoar_jax.tokenizers.bsq.tokenizer import to_float
+from videoar_jax.train.checkpoint import Checkpointer
+from videoar_jax.train.loop import Trainer
+
+NUM_CLIPS = 18  # More than four batches of four, and no multiple of a batch.
+
+
+def make_config(**changes):
+  """Returns the quickstart at a size that compiles fast, with a cache."""
+  values = quickstart.get_config("size=tiny")
+  settings = {
+    "data.num_frames": 5,
+    "data.resolution": (16, 16),
+    "tokenizer.patch_size": 4,
+    "tokenizer.base_channels": 4,
+    "tokenizer.multipliers": (1, 1),
+    "tokenizer.strides": ((2, 1),),
+    "tokenizer.num_groups": 1,
+    "tokenizer.num_bits": 4,
+    "schedule": "1 4",
+    "generator.depth": 1,
+    "generator.width": 16,
+    "generator.num_heads": 1,
+    "generator.num_kv_heads": 1,
+    "generator.head_width": 16,
+    "generator.mlp_width": 16,
+    "stages": ("tokenizer", "cache", "generator"),
+    "stage.cache": {
+      "kind": "cache",
+      "num_clips": NUM_CLIPS,
+      "batch_size": 4,
+      "clips_per_shard": 4,
+    },
+    "stage.generator.loop.num_steps": 4,
+    "stage.generator.loop.save_every": 2,
+    "stage.generator.loop.optimizer.kind": "adamw",
+    **changes,
+  }
+  for name, value in settings.items():
+    section, _, last = name.rpartition(".")
+    node = values
+    for part in filter(None, section.split(".")):
+      node = node[part]
+    node[last] = value
+  return values
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A workdir with a tokenizer that is done, though it learned nothing."""
+  workdir = tmp_path_factory.mktemp("cached")
+  save_tokenizer(make_config(), workdir, seed=0)
+  return workdir
+
+
+def save_tokenizer(values, workdir, seed):
+  settings = config.finalize(values)
+  stages = Stages(settings, workdir, make_mesh(settings.mesh))
+  stage = settings.stages[0]
+  trainer = Trainer(stages.make_task(stage), stage.loop, stages.mesh, seed)
+  checkpointer = Checkpointer(stages.checkpoints(stage))
+  state = trainer.init() | {"step": jnp.int32(stage.loop.num_steps)}
+  checkpointer.save(stage.loop.num_steps, state, {})
+  checkpointer.close()
+
+
+class FewSprites(SpritesSource):
+  """As many sprites as the cache has, for a run that reads them without one."""
+
+  def __len__(self):
+    return NUM_CLIPS
+
+
+@pytest.fixture(scope="module")
+def records(trained, tmp_path_factory):
+  """The generator's numbers: from a cache; stopped and gone on; from clips, rounded alike."""
+  with pytest.MonkeyPatch.context() as patch:
+    # Sampling would compile for longer than all else here.
+    patch.setattr(GeneratorTask, "media", lambda *_: {})
+    patch.setattr(run, "start_log", lambda path: None)
+    run.Run(make_config(), trained).train()
+    found = {"cached": read_metrics(trained)}
+    shutil.rmtree(trained / "generator" / "checkpoints" / "4")
+    assert run.Run(make_config(), trained).train()
+    found["resumed"] = read_metrics(trained)
+
+    live = tmp_path_factory.mktemp("live")
+    shutil.copytree(trained / "tokenizer", live / "tokenizer")
+
+    def few_sprites(data, split):
+      clip = {"num_frames": data.num_frames, "resolution": data.resolution, "seed": data.seed}
+      return FewSprites(split, frame_rate=data.frame_rate, **clip)
+
+    call = Encoder.__call__
+    patch.setattr(
+      Encoder, "__call__", lambda self, x: jax.lax.reduce_precision(call(self, x), 8, 7)
+    )
+    patch.setattr(run, "make_source", few_sprites)
+    run.Run(make_config(stages=("tokenizer", "generator")), live).train()
+    found["live"] = read_metrics(live)
+  return found
+
+
+def read_metrics(workdir):
+  lines = (workdir / "generator" / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) | {"steps_per_s": 0, "tokens_per_s": 0} for line in lines]
+
+
+def test_a_run_from_the_cache_is_the_run_without_it(records):
+  assert [record["step"] for record in records["cached"]] == [1, 2, 3, 4]
+  for ours, other in zip(records["cached"], records["live"], strict=True):
+    for name, value in other.items():
+      assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+  assert len({record["gradient_norm"] for record in records["cached"]}) == 4
+
+
+def test_a_run_from_the_cache_goes_on_bit_for_bit(records):
+  assert records["resumed"] == records["cached"]
+
+
+@pytest.fixture(scope="module")
+def stages(trained):
+  settings = config.finalize(make_config())
+  return Stages(settings, trained, make_mesh(settings.mesh))
+
+
+@pytest.fixture(scope="module")
+def encoding(stages):
+  """What `cache.encode` takes after the folder and before the mesh."""
+  (stage,) = stages.run.caches
+  source = SpritesSource("train", num_frames=5, resolution=(16, 16), frame_rate=4.0)
+  template, params, index = stages._encoder_of(stage, source)
+  return index, source, template, params
+
+
+def test_latents_are_those_of_the_averaged_encoder(records, trained, encoding):
+  """On two devices, with a last batch that is not full."""
+  _, source, template, params = encoding
+  assert len(jax.devices()) == 2
+  coded = latents.LatentsSource(trained / "cache", latents.read_index(trained / "cache"))
+  video = to_float(np.stack([source[i]["video"] for i in range(NUM_CLIPS)]))
+  wanted = np.asarray(jax.jit(lambda x: template.module(params).encoder(x))(video))
+  found = np.stack([coded[i]["latents"] for i in range(NUM_CLIPS)]).astype(np.float32)
+  np.testing.assert_allclose(found, wanted, rtol=2**-8, atol=1e-6)
+  assert [coded[i]["caption"] for i in range(NUM_CLIPS)] == [
+    source[i]["caption"] for i in range(NUM_CLIPS)
+  ]
+
+
+def test_a_batch_that_hangs_ends_the_process(encoding, stages, tmp_path, monkeypatch):
+  index, source, template, params = encoding
+  ended = threading.Event()
+  monkeypatch.setattr(os, "_exit", lambda status: status == 134 and ended.set())
+  monkeypatch.setattr(cache, "BATCH_TIMEOUT_S", 0.1)
+  monkeypatch.setattr(
+    cache, "Watchdog", functools.partial(Watchdog, floor_s=0.2, file=sys.__stderr__)
+  )
+
+  class Hanging:
+    def __getitem__(self, clip):
+      # Clips are read ahead of what is encoded.
+      assert clip < index.num_clips - 1 or ended.wait(60)
+      return source[clip]
+
+  cache.encode(tmp_path / "cache", index, Hanging(), template, params, stages.mesh, 2)
+  assert ended.is_set()
+
+
+def test_an_encoding_that_was_killed_goes_on(encoding, stages, tmp_path):
+  index, source, template, params = encoding
+  rest = (template, params, stages.mesh, 4)
+  cache.encode(tmp_path / "whole", index, source, *rest)
+
+  class Failing:
+    def __getitem__(self, clip):
+      if clip == 9:
+        raise KeyboardInterrupt
+      return source[clip]
+
+  with pytest.raises(KeyboardInterrupt):
+    cache.encode(tmp_path / "cut", index, Failing(), *rest)
+  assert index.missing(tmp_path / "cut") == [2, 3, 4]
+  first = index.path(tmp_path / "cut", 0)
+  written = first.stat().st_mtime_ns
+  cache.encode(tmp_path / "cut", index, source, *rest)
+  assert first.stat().st_mtime_ns == written
+  files = sorted(path.name for path in (tmp_path / "whole").iterdir())
+  assert files == sorted(path.name for path in (tmp_path / "cut").iterdir())
+  for name in files:
+    assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_an_encoding_that_is_told_to_stop_keeps_whole_shards(
+  encoding, stages, tmp_path, monkeypatch
+):
+  answers = iter([False, False, True])
+  monkeypatch.setattr(cache.hosts, "is_stop_agreed", lambda: next(answers))
+  index, source, template, params = encoding
+  with pytest.raises(Interrupted, match="SIGTERM") as stopped:
+    cache.encode(tmp_path, index, source, template, params, stages.mesh, 4)
+  assert stopped.value.status == 143 and 0 not in index.missing(tmp_path) != []
+
+
+def test_the_index_is_written_by_one_process_before_any_goes_on(
+  encoding, stages, tmp_path, monkeypatch
+):
+  """As process 1 of two, which finds its folder empty where the first finds one shard missing."""
+  index, source, template, params = encoding
+  waited, listed = [], np.arange(index.num_shards) == 2
+  monkeypatch.setattr(cache.hosts, "is_first", lambda: False)
+  monkeypatch.setattr(cache.hosts, "wait_for_all", waited.append)
+  monkeypatch.setattr(cache.hosts, "of_first", lambda is_missing: listed)
+  cache.encode(tmp_path, index, source, template, params, stages.mesh, 4)
+  assert len(waited) == 2 and waited[0] == f"the index of {tmp_path} is written"
+  assert [path.name for path in tmp_path.iterdir()] == [index.path(tmp_path, 2).name]
+
+
+def test_a_stale_cache_is_named_before_anything_is_written(records, trained, tmp_path):
+  shared = {"stage.cache.path": str(trained / "cache")}
+  for change, message in (
+    ({"data.frame_rate": 8.0}, r"data\.frame_rate: 4\.0 -> 8\.0"),
+    ({"tokenizer.base_channels": 8}, r"encoder\.base_channels: 4 -> 8"),
+    ({"stage.cache.num_clips": 12}, r"num_clips: 18 -> 12"),
+  ):
+    with pytest.raises(ValueError, match=rf"stale.*there -> now(.|\n)*{message}(.|\n)*Remove that"):
+      run.Run(make_config(**shared, **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_of_other_weights_is_found_out(records, trained, tmp_path):
+  values = make_config(**{"stage.cache.path": str(trained / "cache")})
+  save_tokenizer(values, tmp_path, seed=1)
+  settings = config.finalize(values)
+  others = Stages(settings, tmp_path, make_mesh(settings.mesh))
+  source = SpritesSource("train", num_frames=5, resolution=(16, 16), frame_rate=4.0)
+  others.check_cache(settings.caches[0], source)  # As far as can be known before the training.
+  with pytest.raises(ValueError, match=r"stale(.|\n)*fingerprint: '\w+' -> '\w+'"):
+    others.encode(settings.caches[0], source)
+  with pytest.raises(ValueError, match="fingerprint"):
+    others.train(settings.stages[1], [source], source)
+
+
+def test_the_encoder_alone_has_a_fingerprint(encoding):
+  params = encoding[3]
+  first = cache.encoder_fingerprint(params)
+  decoder = jax.tree.map(lambda x: x + 1, params["decoder"])
+  assert cache.encoder_fingerprint(params | {"decoder": decoder}) == first
+  encoder = jax.tree.map(lambda x: x + 1e-6, params["encoder"])
+  assert cache.encoder_fingerprint(params | {"encoder": encoder}) != first
+
+
+def test_a_cache_that_is_read_up_is_not_made_again(stages, records):
+  (made,) = stages.run.caches
+  assert not stages.is_needed(made)
+  assert stages.is_needed(dataclasses.replace(made, name="for_others"))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"stages": ("cache", "tokenizer", "generator")}, r"stage\.cache encodes before any tokenizer"),
+    ({"stage.cache": {"kind": "cache"}}, r"stage\.cache\.num_clips is missing: sprites are"),
+    ({"stage.cache.num_epochs": 2}, r"stage\.cache\.num_epochs: sprites have no epochs"),
+    ({"stage.cache.num_clips": 0}, r"stage\.cache: num_clips=0 must be at least 1"),
+    ({"stage.cache.num_clip": 4}, r"stage\.cache\.num_clip is not a field; did you mean"),
+    (
+      {"stage.cache.num_frames": 9},
+      r"stage\.generator: data\.num_frames is 5, but 9 in stage\.cache",
+    ),
+    (
+      {"stage.generator.data": {"frame_rate": 2.0}},
+      r"stage\.generator: data\.frame_rate is 2\.0, but 4\.0 in stage\.cache",
+    ),
+    (
+      {"data.source": "folder", "data.path": "/videos"},
+      r"stage\.cache\.num_clips=18 is for sprites alone; set num_epochs",
+    ),
+  ],
+)
+def test_wrong_settings_are_named(changes, message):
+  with pytest.raises(ValueError, match=message):
+    config.finalize(make_config(**changes))
+
+
+def test_a_batch_that_does_not_divide_is_named(tmp_path):
+  with pytest.raises(ValueError, match=r"stage\.cache\.batch_size=3 does not divide over the 2"):
+    run.Run(make_config(**{"stage.cache.batch_size": 3}), tmp_path / "run")
+
+
+def test_a_generator_reads_the_last_cache_after_the_last_tokenizer():
+  values = make_config()
+  values.stage.more = values.stage.tokenizer
+  values.stage.last = values.stage.generator
+  values.stages = ("tokenizer", "cache", "generator", "more", "last")
+  stages = config.finalize(values).stages
+  assert [stage.cache and stage.cache.name for stage in stages] == [None, "cache", None, None]
+
+
+def test_weights_go_out_to_safetensors_and_start_another_run(stages, tmp_path, capsys):
+  path, name = tmp_path / "weights.safetensors", stages.run.stages[0].name
+  (stages.workdir / "config.json").write_text(json.dumps(make_config().to_dict()))
+  command = ["weights", f"--workdir={stages.workdir}", f"--stage={name}", f"--out={path}"]
+  assert convert.main(command) == 0, capsys.readouterr().err
+  other = config.finalize(make_config(**{f"stage.{name}.start": str(path)}))
+  other = Stages(other, tmp_path / "other", stages.mesh)
+  params = other._first_params(other.run.stages[0], seed=3)
+  jax.tree.map(np.testing.assert_array_equal, params, stages.load_params(stages.run.stages[0])[1])
+  wider = make_config(**{f"stage.{name}.start": str(path), "tokenizer.base_channels": 8})
+  wider = Stages(config.finalize(wider), tmp_path / "wider", stages.mesh)
+  with pytest.raises(ValueError, match=rf"stage\.{name}\.start=.*shape: "):
+    wider._first_params(wider.run.stages[0], seed=3)

@@ -1,0 +1,179 @@
+"""Decoding frame by frame: the ring against a full mask, given frames, halves, types, devices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from videoar_jax.models.videoar import corruption
+from videoar_jax.models.videoar.decode import Decoded, decode, sample_keys, start, write_frame
+from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.models.videoar.network import Generator, GeneratorConfig
+from videoar_jax.nn.cache import Cache, attend_cached
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh
+from videoar_jax.train.state import Template
+
+LAYOUT = Layout(text_length=4, num_frames=5, schedule=((1, 1), (2, 2)))
+CONFIG = GeneratorConfig(
+  depth=2,
+  width=16,
+  num_heads=4,
+  num_kv_heads=2,
+  head_width=8,
+  mlp_width=24,
+  num_bits=6,
+  vocabulary_size=11,
+)
+TEXT = jnp.array([[3, 4, 5, 1], [7, 1, 0, 0]])
+NULL = jnp.array([1, 0, 0, 0])
+TABLE = np.linspace(0.5, 4.0, 10, dtype=np.float32).reshape(5, 2)
+
+
+def make_model(config=CONFIG, layout=LAYOUT):
+  """A model whose every parameter is random, the zero-initialised head included."""
+
+  def make():
+    leaves, tree = jax.tree.flatten(Generator(nnx.Rngs(params=0), config, layout))
+    keys = jax.random.split(jax.random.key(9), len(leaves))
+    drawn = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, drawn)
+
+  return jax.jit(make)()
+
+
+@pytest.fixture(scope="module")
+def model():
+  return make_model()
+
+
+def decoded(model, layout=LAYOUT, table=TABLE, **settings) -> Decoded:
+  run = jax.jit(lambda model, keys: decode(model, layout, TEXT, NULL, keys, table, **settings))
+  return run(model, sample_keys(0, jnp.arange(2)))
+
+
+@pytest.fixture(scope="module")
+def free(model):
+  """A clip of the model, on one device."""
+  return decoded(model)
+
+
+def inputs_of(bits):
+  """Returns the inputs and latents of the frames with these bits, which corruption can tell."""
+  from videoar_jax.nn.resize import area_resize, linear_resize
+  from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes
+
+  features, latents, before = [], [], jnp.zeros((2, 2, 2, 6))
+  for t in range(bits[0].shape[1]):
+    coarse = linear_resize(bits_to_codes(bits[0][:, t]), (2, 2))
+    first = area_resize(before, (1, 1)).reshape(2, 1, 6)
+    features.append(jnp.concatenate([first, coarse.reshape(2, 4, 6)], axis=1))
+    before = coarse + bits_to_codes(bits[1][:, t])
+    latents.append(before)
+  return jnp.stack(features, 1), jnp.stack(latents, 1)
+
+
+@pytest.mark.parametrize("past", ["scales", "final"])
+@pytest.mark.parametrize("window", [1, 2])
+def test_ring_equals_the_full_cache_with_a_mask(past, window):
+  """With frames given or not: each slot is overwritten when its frame leaves the window."""
+  layout = dataclasses.replace(LAYOUT, past=past)
+  model = make_model(layout=layout)
+  given, num_given = None, 0
+  if window == 2:
+    num_given = 3
+    draw = np.random.default_rng(0).integers
+    given = [draw(2, size=(2, 3, *grid, 6), dtype=np.uint8) for grid in layout.schedule]
+  out = decoded(model, layout, table=None, window=window, given=given)
+  assert out.logits.shape[1] == 5 - num_given
+  for scale, bits in enumerate(given or []):
+    np.testing.assert_array_equal(out.bits[scale][:, :num_given], bits)
+  features, latents = inputs_of(out.bits)
+  np.testing.assert_allclose(out.latents, latents, atol=1e-6)
+  keep = corruption.draw_frame_keep(jax.random.key(0), 2, 5, p_mask=0.0, window=window)
+  forward = jax.jit(lambda model: model(TEXT, features, layout, latents=latents, frame_keep=keep))
+  expected = forward(model)
+  assert float(jnp.abs(expected).max()) > 1.0
+  np.testing.assert_allclose(out.logits, expected[:, num_given:], atol=1e-5)
+
+
+def test_ring_does_not_grow(model):
+  """A state is as large as its window, and stays so; the frame's number goes on."""
+  keys = sample_keys(0, jnp.arange(2))
+  state = start(model, LAYOUT, TEXT, NULL, keys, slots=2)
+  shape = state.cache.keys.shape
+  assert shape == (2, 4, 2, 4 + 2 * 5, 8)
+  bits = [jnp.ones((2, *grid, 6), jnp.uint8) for grid in LAYOUT.schedule]
+  step = jax.jit(lambda state: write_frame(model, LAYOUT, state, bits)[0])
+  for _ in range(3):
+    last, state = state, step(state)
+  assert state.cache.keys.shape == shape and int(state.frame) == 3
+  changed = np.abs(state.cache.keys - last.cache.keys).max((0, 1, 2, 4)) > 0
+  np.testing.assert_array_equal(changed, [False] * 4 + [True] * 5 + [False] * 5)
+
+
+def test_attention_to_parts_is_attention_to_the_whole():
+  from videoar_jax.nn.attention import attention
+
+  q = jax.random.normal(jax.random.key(0), (2, 3, 4, 8))
+  k, v = jax.random.normal(jax.random.key(1), (2, 2, 7, 2, 8))
+  mask = jax.random.bernoulli(jax.random.key(2), 0.5, (2, 3, 4)).at[:, :, 0].set(True)
+  parts = [Cache.of(k[:, part], v[:, part]) for part in (slice(0, 4), slice(4, 7))]
+  whole = jnp.concatenate([mask, jnp.ones((2, 3, 3), bool)], axis=2)
+  expected = attention(q, k, v, whole)
+  np.testing.assert_allclose(attend_cached(q, parts, (mask, None)), expected, atol=1e-6)
+
+
+def test_unrolled_layers_equal_scanned_ones(free):
+  unrolled = decoded(make_model(dataclasses.replace(CONFIG, is_scanned=False)))
+  np.testing.assert_allclose(unrolled.logits, free.logits, atol=1e-5)
+
+
+def test_guidance_of_one_needs_no_second_half(model):
+  whole, half = decoded(model, table=np.ones((5, 2), np.float32)), decoded(model, table=None)
+  np.testing.assert_allclose(half.logits, whole.logits, atol=1e-5)
+  for a, b in zip(half.bits, whole.bits, strict=True):
+    np.testing.assert_array_equal(a, b)
+  state = jax.eval_shape(
+    lambda: start(
+      model, LAYOUT, TEXT, NULL, sample_keys(0, jnp.arange(2)), slots=1, is_guided=False
+    )
+  )
+  assert state.cache.keys.shape[1] == 2
+
+
+def test_bfloat16_is_near_float32(model, free):
+  """Where both have sampled the same so far: at the first scale of the frame after given ones."""
+  small = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
+  state = start(small, LAYOUT, TEXT, NULL, sample_keys(0, jnp.arange(2)), slots=1)
+  assert {x.dtype for x in jax.tree.leaves(state.cache)} == {jnp.dtype(jnp.bfloat16)}
+  assert state.before.dtype == jnp.float32
+  out = decoded(small, given=[bits[:, :4] for bits in free.bits], table=TABLE)
+  np.testing.assert_allclose(out.latents[:, :4], free.latents[:, :4], atol=1e-6)
+  error = np.abs(out.logits[:, 0, 0] - free.logits[:, 4, 0]).max()
+  scale = np.abs(free.logits[:, 4, 0]).max()
+  assert 0 < error < 0.1 * scale
+
+
+def test_two_devices_equal_one(model, free):
+  """Heads, MLP and cache split over two devices; parameters are where their axes say."""
+  template = Template.of(lambda key: Generator(nnx.Rngs(params=key), CONFIG, LAYOUT))
+  mesh = make_mesh(MeshConfig(data=1, tensor=2))
+  params = jax.device_put(nnx.to_pure_dict(nnx.split(model)[1]), template.shardings(mesh))
+  split = template.module(params)
+  with jax.set_mesh(mesh):
+    out = decoded(split)
+    begin = jax.jit(lambda model, keys: start(model, LAYOUT, TEXT, NULL, keys, slots=1))
+    state = begin(split, sample_keys(0, jnp.arange(2)))
+  assert state.cache.keys.addressable_shards[0].data.shape[2] == 1  # One of two heads.
+  np.testing.assert_allclose(out.logits, free.logits, atol=1e-4)
+  for a, b in zip(out.bits, free.bits, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_given_frames_must_leave_some(model):
+  given = [jnp.zeros((2, 5, *grid, 6), jnp.uint8) for grid in LAYOUT.schedule]
+  with pytest.raises(ValueError, match="5 frames leave nothing of 5"):
+    decode(model, LAYOUT, TEXT, NULL, sample_keys(0, jnp.arange(2)), TABLE, given=given)

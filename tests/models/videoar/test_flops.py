@@ -1,0 +1,112 @@
+"""Counted arithmetic against the products that a program has, and against parameters."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs.common import generator_size
+from videoar_jax.models.videoar import flops
+from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.models.videoar.network import Generator, GeneratorConfig
+from videoar_jax.nn.layers import count_parameters
+
+LAYOUT = Layout(text_length=5, num_frames=3, schedule=((1, 1), (2, 2), (3, 4)))
+LAYOUTS = (LAYOUT, dataclasses.replace(LAYOUT, past="final", previous="all"))
+CONFIG = GeneratorConfig(
+  depth=2,
+  width=32,
+  num_heads=4,
+  num_kv_heads=2,
+  head_width=16,
+  mlp_width=48,
+  num_bits=6,
+  vocabulary_size=11,
+  is_scanned=False,
+  remat="none",
+  attention="dense",
+)
+FEATURES_CHANGE = {"vocabulary_size": 0, "text_width": 9}
+FEATURES = dataclasses.replace(CONFIG, **FEATURES_CHANGE)
+
+
+def abstract_model(layout, config=CONFIG):
+  return jax.eval_shape(lambda: Generator(nnx.Rngs(params=0), config, layout))
+
+
+def products(jaxpr) -> int:
+  """Returns the operations of all matrix products in a program."""
+  total = 0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      (contracted, _), _ = equation.params["dimension_numbers"]
+      shape = equation.invars[0].aval.shape
+      depth = math.prod(shape[axis] for axis in contracted)
+      total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
+    for value in equation.params.values():
+      if hasattr(value, "jaxpr"):
+        total += products(value.jaxpr)
+      elif hasattr(value, "eqns"):
+        total += products(value)
+  return total
+
+
+def program(layout, config=CONFIG, *, has_gradient):
+  def loss(model, text, features, latents):
+    return jnp.sum(model(text, features, layout, latents=latents))
+
+  num_features = 12 if layout.previous == "all" else 6
+  shapes = (2, 3, 17, num_features), (2, 3, 3, 4, 6)
+  arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  function = jax.grad(loss) if has_gradient else loss
+  text = jax.ShapeDtypeStruct((2, 5), jnp.int32)
+  if config.text_width:
+    text = jax.ShapeDtypeStruct((2, 5, config.text_width), jnp.float32)
+  return jax.make_jaxpr(function)(abstract_model(layout, config), text, *arrays).jaxpr
+
+
+@pytest.mark.parametrize("config", [CONFIG, FEATURES], ids=["tokens", "features"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["paper", "final"])
+def test_flops_are_those_of_the_program(layout, config):
+  """The dense program multiplies all pairs; the count has those that see each other."""
+  pairs = flops.visible_pairs(layout.visibility())
+  attention = 2 * 2 * CONFIG.depth * CONFIG.num_heads * CONFIG.head_width
+  hidden = attention * (layout.length**2 - pairs)
+  # The program embeds the features that follow the last frame too, and drops them.
+  num_features = 12 if layout.previous == "all" else 6
+  dropped = 2 * layout.final_size * num_features * CONFIG.width
+  # Complete latents go through the head as well, where they are not the last frame's.
+  heads = 2 * (layout.num_frames - 1) * layout.final_size * CONFIG.width * CONFIG.num_bits
+  forward = flops.forward_flops(config, layout) + hidden + dropped + heads
+  assert products(program(layout, config, has_gradient=False)) == 2 * forward
+  step = flops.training_flops(config, layout) + 3 * hidden + 2 * dropped + 3 * heads
+  assert products(program(layout, config, has_gradient=True)) == 2 * step
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["paper", "final"])
+@pytest.mark.parametrize("window", [None, 1])
+def test_pairs_are_those_of_the_rule(layout, window):
+  rule = layout.visibility(window)
+  assert flops.visible_pairs(rule) == np.sum(rule.visible())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["paper", "final"])
+@pytest.mark.parametrize("change", [{}, {"positions": "learned"}, FEATURES_CHANGE], ids=str)
+def test_bytes_are_those_of_the_parameters(layout, change):
+  config = dataclasses.replace(CONFIG, **change)
+  num = count_parameters(abstract_model(layout, config))
+  assert flops.parameter_bytes(config, layout) == 4 * num
+
+
+@pytest.mark.parametrize(("size", "total"), [("l", 926e6), ("xl", 2.0e9), ("4b", 4.0e9)])
+def test_named_sizes_are_the_papers(size, total):
+  """With an embedding of about 1.5e5 rows of text, as the paper's totals have."""
+  fields = {"num_bits": 48, "vocabulary_size": 150_000}
+  config = GeneratorConfig(**generator_size(size).to_dict(), **fields)
+  layout = Layout(64, 5, ((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8)))
+  num = count_parameters(abstract_model(layout, config))
+  assert abs(num / total - 1) < 0.03, num

@@ -1,0 +1,275 @@
+"""The model in use: batches, streams, given frames, windows and re-encoding."""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from videoar_jax.models.videoar import sampler
+from videoar_jax.models.videoar.corruption import corrupt
+from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.models.videoar.network import Generator, GeneratorConfig
+from videoar_jax.text.tokenizers import ByteTokenizer
+from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
+from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer, to_float, to_uint8
+
+SCHEDULE = ((1, 1), (2, 2))
+PROMPTS = ["a", "bc", ""]
+
+
+@pytest.fixture(scope="module")
+def model(random_autoencoder):
+  """Random weights: 9 frames of 16x16 pixels, 5 latent ones of 2x2, tau 2."""
+  config = AutoencoderConfig(
+    num_bits=4,
+    base_channels=4,
+    multipliers=(1, 2),
+    num_encoder_blocks=1,
+    num_decoder_blocks=1,
+    strides=((2, 2),),
+    num_groups=2,
+    patch_size=4,
+  )
+  layout = Layout(5, 5, SCHEDULE, past="final")
+  generator_config = GeneratorConfig(
+    depth=1,
+    width=8,
+    num_heads=2,
+    num_kv_heads=1,
+    head_width=4,
+    mlp_width=8,
+    num_bits=4,
+    vocabulary_size=ByteTokenizer.vocabulary_size,
+    past="final",
+  )
+
+  def make():
+    leaves, tree = jax.tree.flatten(Generator(nnx.Rngs(params=0), generator_config, layout))
+    keys = jax.random.split(jax.random.key(9), len(leaves))
+    drawn = [x + 0.5 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, drawn)
+
+  return sampler.Model(
+    jax.jit(make)(),
+    Tokenizer(random_autoencoder(config), SCHEDULE),
+    ByteTokenizer(5),
+    layout,
+    defaults={"guidance": "ucf101", "temperature": 1.0, "top_p": 1.0},
+  )
+
+
+@pytest.fixture(scope="module")
+def clips(model):
+  return model.sample(PROMPTS, seed=3)
+
+
+@pytest.fixture(scope="module")
+def video():
+  return np.random.default_rng(0).integers(0, 256, (3, 5, 16, 16, 3), dtype=np.uint8)
+
+
+def near(one, other):
+  """Says whether clips are equal, but for values that round to either side."""
+  assert one.shape == other.shape and one.dtype == other.dtype == np.uint8
+  difference = np.abs(one.astype(int) - other.astype(int))
+  return difference.max() <= 1 and (difference > 0).mean() < 0.01
+
+
+def coded(model, video):
+  """What the tokenizer makes of frames."""
+  codes = model.tokenizer.quantize(model.tokenizer.latents(to_float(video)))
+  return np.asarray(to_uint8(model.tokenizer.decode(codes.latents)))
+
+
+def test_batches_do_not_change_clips(model, clips, monkeypatch):
+  assert clips.shape == (3, 9, 16, 16, 3)
+  monkeypatch.setattr(sampler, "BATCH_SIZE", 2)
+  np.testing.assert_array_equal(model.sample(PROMPTS, seed=3), clips)
+  assert not near(clips[:1], clips[1:2])
+  assert not near(model.sample(PROMPTS[:2], seed=4), clips[:2])
+  swapped = model.sample([PROMPTS[2], PROMPTS[0]], seed=3, numbers=[2, 0])
+  assert near(swapped, clips[[2, 0]])
+  with pytest.raises(ValueError, match="one for each of 3 prompts"):
+    model.sample(PROMPTS, numbers=[0, 1])
+
+
+@pytest.mark.parametrize(("num", "shapes"), [(2, {(1, 2), (1, 1)}), (6, {(3, 2), (3, 1)})])
+def test_pixels_are_made_of_a_few_latent_frames_at_a_time(model, clips, monkeypatch, num, shapes):
+  """A latent frame has two frames of 4x4 patches with 4 channels, in float32."""
+  decode_chunk, seen = model.tokenizer.decode_chunk, set()
+
+  def watch(latents, state):
+    seen.add(latents.shape[:2])
+    return decode_chunk(latents, state)
+
+  monkeypatch.setattr(model.tokenizer, "decode_chunk", watch)
+  monkeypatch.setattr(sampler, "_PIXEL_BYTES", num * 2 * 4 * 4 * 4 * 4)
+  assert near(model.sample(PROMPTS, seed=3), clips)
+  assert seen == shapes
+
+
+def test_stream_hands_frames_out_before_the_next_are_begun(model, clips, monkeypatch):
+  decode_frame, begun = model._decode_frame, []
+
+  def count(*arguments, **settings):
+    begun.append(1)
+    return decode_frame(*arguments, **settings)
+
+  monkeypatch.setattr(model, "_decode_frame", count)
+  parts, counts = [], []
+  for part in model.stream(PROMPTS, seed=3):
+    parts.append(part)
+    counts.append(len(begun))
+  assert counts == [1, 2, 3, 4, 5]
+  assert [part.shape[1] for part in parts] == [1, 2, 2, 2, 2]
+  assert near(np.concatenate(parts, axis=1), clips)
+
+
+def test_given_frames_come_back_coded_and_lead_on(model, clips, video):
+  out = model.sample(PROMPTS, seed=3, video=video)
+  assert out.shape == clips.shape
+  assert near(out[:, :5], coded(model, video))
+  assert not near(out[:, 5:], clips[:, 5:])
+  streamed = list(model.stream(PROMPTS, seed=3, video=video))
+  assert [part.shape[1] for part in streamed] == [5, 2, 2]
+  assert near(np.concatenate(streamed, axis=1), out)
+  image = video[0, 0]
+  out = model.sample(PROMPTS, seed=3, image=image)
+  first = coded(model, image[None, None])
+  assert near(out[:, :1], np.repeat(first, 3, axis=0))
+
+
+def test_window_and_length_leave_the_beginning_as_it_is(model, clips, video):
+  """The first frames see the same in a window; nor do they depend on how many more follow."""
+  longer = model.sample(PROMPTS, 13, seed=3, window=2)
+  assert near(longer[:, :5], clips[:, :5])
+  assert not near(longer[:, 5:9], clips[:, 5:])
+  endless = model.stream(PROMPTS, math.inf, seed=3, window=2)
+  parts = list(itertools.islice(endless, 7))
+  assert near(np.concatenate(parts, axis=1), longer)
+  given = np.concatenate([video, video[:, :4]], axis=1)  # As long as the trained clips.
+  first, second = itertools.islice(model.stream(PROMPTS, math.inf, video=given, window=2), 2)
+  assert first.shape[1] == 9 and second.shape[1] == 2
+
+
+def test_reencoding_goes_on_without_repeating(model, clips):
+  long = model.sample(PROMPTS, 17, seed=3, reencode=3)
+  assert long.shape[1] == 17
+  np.testing.assert_array_equal(long[:, :9], clips)
+  # In a window of 9 frames, 3 of them given, 6 are new.
+  once = model.extend(clips, PROMPTS, 15, seed=3, reencode=3)
+  np.testing.assert_array_equal(long[:, :15], once)
+  twice = model.extend(once, PROMPTS, 17, seed=3, reencode=3)
+  np.testing.assert_array_equal(long, twice)
+  head = coded(model, clips[:, -3:])
+  assert not near(once[:, 9:12], head) and not near(once[:, 9:15], once[:, 3:9])
+  shot = model.extend(clips, ["z"] * 3, 15, seed=3, reencode=3)
+  np.testing.assert_array_equal(shot[:, :9], clips)
+  assert not near(shot[:, 9:], once[:, 9:])
+
+
+def test_weights_and_cache_in_bfloat16(model):
+  small = sampler.Model(
+    model.generator,
+    model.tokenizer,
+    model.text_encoder,
+    model.layout,
+    defaults=model.requests.defaults,
+    dtype=jnp.bfloat16,
+  )
+  assert {x.dtype for x in jax.tree.leaves(small.generator)} == {jnp.dtype(jnp.bfloat16)}
+  assert small.sample(PROMPTS, temperature=0.0).shape == (3, 9, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+  ("settings", "wanted"),
+  [
+    ({"image": np.zeros((16, 24, 3), np.uint8)}, "16x24 pixels, but the model makes 16x16"),
+    ({"image": np.zeros((16, 16, 3))}, "uint8"),
+    ({"image": np.zeros((16, 16), np.uint8)}, r"\[H, W, 3\]"),
+    ({"image": np.zeros((2, 16, 16, 3), np.uint8)}, "for 3 prompts"),
+    ({"video": np.zeros((4, 16, 16, 3), np.uint8)}, "4 frames are not 1 . 2 k; give 3"),
+    ({"video": np.zeros((9, 16, 16, 3), np.uint8)}, "leave nothing of num_frames=9"),
+    ({"image": np.zeros(1), "video": np.zeros(1)}, "one of them"),
+    ({"num_frames": 13}, r"13 is more than the 9 trained ones: set window= .*\(4 at most"),
+    ({"window": 0}, "window=0 must be at least 1"),
+    ({"reencode": 2}, "reencode=2 must be 1 . 2 k, from 1 to 7"),
+    ({"reencode": 9}, "reencode=9 must be"),
+    ({"num_frames": 10}, "10 is not 1 . 2 k"),
+    ({"temprature": 1.0}, "temprature: no such setting"),
+    ({"temperature": math.nan}, "temperature=nan"),
+  ],
+)
+def test_bad_input_is_named(model, settings, wanted):
+  with pytest.raises(ValueError, match=wanted):
+    model.sample(PROMPTS, **settings)
+
+
+def test_bad_streams_and_extensions_are_named(model, clips):
+  with pytest.raises(ValueError, match="set window="):
+    model.stream(PROMPTS, math.inf)
+  with pytest.raises(ValueError, match="2 k more than the 9 frames given; take 13 or 15"):
+    model.extend(clips, PROMPTS, 14)
+  with pytest.raises(ValueError, match="take 11 or 13"):
+    model.extend(clips, PROMPTS, 9)
+  with pytest.raises(ValueError, match="for 2 prompts"):
+    model.extend(clips, PROMPTS[:2], 15)
+  with pytest.raises(ValueError, match="are less than reencode=3"):
+    model.extend(clips[:, :1], PROMPTS, 15, reencode=3)
+
+
+def test_learned_positions_have_no_end(model):
+  config = dataclasses.replace(model.generator.config, positions="learned")
+  learned = Generator(nnx.Rngs(params=0), config, model.layout)
+  fixed = sampler.Model(
+    learned, model.tokenizer, model.text_encoder, model.layout, defaults=model.requests.defaults
+  )
+  for num_frames in (11, math.inf):
+    with pytest.raises(ValueError, match="learned positions end"):
+      fixed.stream(PROMPTS, num_frames, window=2)
+
+
+def test_foretold_bits_are_counted_clip_by_clip(model, video):
+  """Against a loop over bits; clips of fewer frames than trained, prompts of several lengths."""
+  found = model.predict(PROMPTS, video)
+  layout = dataclasses.replace(model.layout, num_frames=3)
+  text = np.stack([model.text_encoder.encode(prompt) for prompt in PROMPTS])
+  latents = model.tokenizer.latents(to_float(video))
+
+  @jax.jit
+  def logits_of(generator, latents):
+    inputs = corrupt(latents, SCHEDULE)
+    return generator(text, inputs.features, layout, latents=inputs.latents)
+
+  logits = np.asarray(logits_of(model.generator, latents))
+  codes = model.tokenizer.quantize(latents)
+  for clip in range(3):
+    right, losses = {}, []
+    for frame in range(3):
+      bits = [np.asarray(scale[clip, frame]).reshape(-1, 4) for scale in codes.bits]
+      scales = np.repeat([0, 1], [len(x) for x in bits])
+      for token, scale in enumerate(scales):
+        for bit, wanted in enumerate(np.concatenate(bits)[token]):
+          p = 1 / (1 + math.exp(-float(logits[clip, frame, token, bit])))
+          losses.append(-math.log(p if wanted else 1 - p))
+          for part in ("", f"/scale_{scale}", f"/frame_{frame}"):
+            right.setdefault("bit_accuracy" + part, []).append((p > 0.5) == wanted)
+    assert set(found) == {"loss", *right}
+    assert found["loss"][clip] == pytest.approx(np.mean(losses), rel=1e-4)
+    for name, values in right.items():
+      assert found[name][clip] == pytest.approx(np.mean(values), abs=1e-6), name
+  assert len(set(found["loss"].tolist())) == 3
+  with pytest.raises(ValueError, match="needs frames"):
+    model.predict(PROMPTS[:2], video)
+
+
+def test_steps_count_the_complete_latents(model):
+  assert model.num_steps() == 1 + 5 * 2 + 4 and model.num_steps(5) == 1 + 3 * 2 + 2
+  layout = dataclasses.replace(model.layout, past="scales")
+  paper = sampler.Model(model.generator, model.tokenizer, model.text_encoder, layout, defaults={})
+  assert paper.num_steps() == 1 + 5 * 2

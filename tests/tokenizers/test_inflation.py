@@ -1,0 +1,116 @@
+"""A video tokenizer that starts from an image tokenizer."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videoar_jax.tokenizers.bsq.autoencoder import (
+  AutoencoderConfig,
+  abstract_params,
+  autoencoder_of,
+)
+from videoar_jax.tokenizers.bsq.files import flatten
+from videoar_jax.tokenizers.bsq.inflation import check_inflatable, inflate
+
+IMAGE = AutoencoderConfig(
+  num_bits=6,
+  base_channels=4,
+  multipliers=(1, 2, 2, 2),
+  num_encoder_blocks=1,
+  num_decoder_blocks=1,
+  strides=((1, 2),) * 3,
+  num_groups=2,
+)
+VIDEO = dataclasses.replace(IMAGE, strides=((1, 2), (2, 2), (2, 2)))
+
+
+@pytest.fixture(scope="module")
+def params():
+  """Image weights: random ones, biases and norms included, and nothing on earlier taps."""
+  leaves, tree = jax.tree.flatten(abstract_params(IMAGE))
+  keys = jax.random.split(jax.random.key(0), len(leaves))
+  values = [
+    0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)
+  ]
+  return jax.tree.unflatten(tree, [v.at[:-1].set(0) if v.ndim == 5 else v for v in values])
+
+
+@pytest.fixture(scope="module")
+def image(params):
+  return autoencoder_of(IMAGE, params)
+
+
+def inflated(params, rest, config=VIDEO):
+  return autoencoder_of(config, inflate(params, IMAGE, config, rest, jax.random.key(1))[0])
+
+
+def assert_close(ours, theirs):
+  assert ours.shape == theirs.shape
+  np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+encode = jax.jit(lambda module, video: module.encoder(video))
+decode = jax.jit(lambda module, latents: module.decoder(latents))
+VIDEO_CLIP = jax.random.uniform(jax.random.key(2), (2, 9, 16, 16, 3), minval=-1)
+LATENTS = jax.random.normal(jax.random.key(3), (2, 3, 2, 2, 6))
+
+
+@pytest.mark.parametrize("rest", ["zeros", "random"])
+def test_first_frame_is_as_in_the_image_network(params, image, rest):
+  video = inflated(params, rest)
+  assert_close(encode(video, VIDEO_CLIP)[:, :1], encode(image, VIDEO_CLIP[:, :1]))
+  assert_close(decode(video, LATENTS)[:, :1], decode(image, LATENTS[:, :1]))
+
+
+def test_with_zeros_every_frame_is(params, image):
+  video = inflated(params, "zeros")
+  assert_close(encode(video, VIDEO_CLIP), encode(image, VIDEO_CLIP)[:, ::4])
+  # The first latent frame makes one frame, every other makes four.
+  pixels = decode(image, LATENTS)
+  assert_close(decode(video, LATENTS), jnp.repeat(pixels, 4, axis=1)[:, 3:])
+
+
+def test_with_random_taps_later_frames_see_earlier_ones(params):
+  video = inflated(params, "random")
+  changed = VIDEO_CLIP.at[:, 0].multiply(-1)
+  moved = np.abs(encode(video, changed) - encode(video, VIDEO_CLIP)).max((0, 2, 3, 4))
+  assert (moved > 1e-3).all()
+  # Every convolution that has such taps draws them, each its own.
+  taps = [
+    np.asarray(leaf[:-1]).ravel()
+    for leaf in flatten(inflate(params, IMAGE, VIDEO, "random", jax.random.key(1))[0]).values()
+    if leaf.ndim == 5 and leaf.shape[0] == 3
+  ]
+  assert all((tap != 0).all() for tap in taps)
+  assert len({float(tap[0]) for tap in taps}) == len(taps)
+
+
+def test_other_bits_start_two_convolutions_anew(params):
+  config = dataclasses.replace(VIDEO, num_bits=8)
+  new, fresh = inflate(params, IMAGE, config, "zeros", jax.random.key(1))
+  assert sorted(fresh) == [
+    "decoder.conv_in.bias",
+    "decoder.conv_in.kernel",
+    "encoder.conv_out.bias",
+    "encoder.conv_out.kernel",
+  ]
+  new, old = flatten(new), flatten(params)
+  for name, leaf in flatten(abstract_params(config)).items():
+    assert new[name].shape == leaf.shape
+    if name not in fresh:
+      np.testing.assert_array_equal(new[name], old[name])
+  assert np.std(new["encoder.conv_out.kernel"][-1]) > 0.05
+
+
+def test_fields_that_differ_are_all_named():
+  config = AutoencoderConfig(
+    num_bits=6, base_channels=8, multipliers=(1, 2), strides=((1, 1),), num_groups=4
+  )
+  with pytest.raises(ValueError) as raised:
+    check_inflatable(IMAGE, config)
+  for name in ("base_channels=8 here, 4 there", "multipliers", "strides", "num_groups"):
+    assert f"tokenizer.{name}" in str(raised.value)
+  assert "num_bits" not in str(raised.value) and "patch_size" not in str(raised.value)

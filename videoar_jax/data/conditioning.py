@@ -1,0 +1,81 @@
+"""Images and videos that a model is to go on from, as pixels of its size."""
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+
+from videoar_jax.data import video as clips
+
+
+def read_image(
+  path: str, resolution: tuple[int, int], *, is_resized: bool
+) -> UInt8[np.ndarray, "H W 3"]:
+  """Reads a picture.
+
+  Args:
+    path: of the file.
+    resolution: (H, W).
+    is_resized: resize to cover that, and crop around the centre; else it must be of that size.
+  Raises:
+    ValueError: it cannot be read, or is of another size.
+  """
+  try:
+    image = clips.read_image(path)
+  except ValueError as error:
+    reason = getattr(error.__cause__, "strerror", None) or error.__cause__
+    raise ValueError(f"{path} cannot be read as a picture ({reason})") from error
+  if not is_resized:
+    _check_size(path, (image.height, image.width), resolution)
+  return clips.resize_and_crop_image(image, resolution)
+
+
+def read_video(
+  path: str,
+  resolution: tuple[int, int],
+  frame_rate: float,
+  *,
+  stride: int,
+  max_frames: int,
+  is_resized: bool,
+) -> UInt8[np.ndarray, "f H W 3"]:
+  """Reads all frames of a video, at the model's rate.
+
+  Args:
+    path: of the file.
+    resolution: see `read_image`.
+    frame_rate: frames a second to read, whatever the file's are.
+    stride: tau; the result has 1 + tau k frames.
+    max_frames: how many the result may have.
+    is_resized: make it fit, and leave out last frames; else it must fit as it is.
+  Raises:
+    ValueError: it cannot be read, or is of another size or length.
+  """
+  try:
+    clips.probe(path)
+    with av.open(path) as container:
+      context = container.streams.video[0].codec_context
+      size = (context.height, context.width)
+    if not is_resized:
+      _check_size(path, size, resolution)
+    # One frame more than there may be, to tell.
+    video = clips.decode_video(path, resolution, end_s=(max_frames + 1) / frame_rate)
+  except ValueError as error:
+    raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
+  num_frames = video.clock.count(video.ticks[-1], frame_rate)
+  fitting = 1 + (min(num_frames, max_frames) - 1) // stride * stride
+  if num_frames != fitting and not is_resized:
+    number = f"more than {max_frames}" if num_frames > max_frames else num_frames
+    raise ValueError(
+      f"{path} has {number} frames at {frame_rate:g} a second, but the model needs "
+      f"1 + {stride} k, at most {max_frames}; cut it to {fitting}, or let --resize do so"
+    )
+  wanted = video.clock.wanted(0.0, fitting, frame_rate)
+  return video.frames[np.searchsorted(video.ticks, wanted, side="right") - 1]
+
+
+def _check_size(path: str, size: tuple[int, int], wanted: tuple[int, int]) -> None:
+  if size != tuple(wanted):
+    raise ValueError(
+      f"{path} is {size[0]}x{size[1]} pixels (height x width), but the model makes "
+      f"{wanted[0]}x{wanted[1]}; --resize makes it fit"
+    )

@@ -1,0 +1,259 @@
+"""Random access to clips of media files, wherever those come from."""
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Self
+
+import numpy as np
+
+from videoar_jax.data import video as clips
+from videoar_jax.data.bad_samples import Faults, fault
+from videoar_jax.data.synthetic.sprites import SPLITS
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+  """What chance decides of a clip; all numbers are in [0, 1).
+
+  Attributes:
+    where: it begins, between the first and the last place that it can.
+    rate: which of the frame rates.
+    crop: (y, x) of the part that is shown, between the first and the last place.
+    is_flipped: left and right are exchanged.
+    caption: which of the captions; None for the empty one.
+  """
+
+  where: float
+  rate: float = 0.0
+  crop: tuple[float, float] = (0.5, 0.5)
+  is_flipped: bool = False
+  caption: float | None = 0.0
+
+
+def choose(options: list | tuple, chance: float):
+  """Returns one of the options, by a number in [0, 1)."""
+  return options[int(chance * len(options))]
+
+
+class ClipSource:
+  """Random access to clips of the samples of a split.
+
+  Item i is a clip of sample `i % number of samples`; where it begins, and all else that chance
+  decides, is drawn from (seed, i). Items beyond the length are further clips of the same samples,
+  in the same order. For the test split the places are evenly spaced over the video, and repeat, and
+  all else is as it would be without options.
+
+  A subclass says what its samples are, with `_read`.
+
+  Args:
+    files: names of the samples.
+    split: "train" or "test".
+    num_frames, resolution: of a clip; see `clips.read_clip`.
+    frame_rate: of a clip; several to draw one of those at which the video is long enough.
+    seed: of the draws.
+    clips_per_file: how many clips of each sample the length counts.
+    is_flipped: half of the clips are.
+    is_randomly_cropped: where a clip is wider or higher than it should be, any part of it is
+      shown; else the middle.
+    p_drop_caption: share of the captions that are left empty.
+    faults: where samples are listed that cannot be read.
+  """
+
+  def __init__(
+    self,
+    files: list[str],
+    split: str,
+    *,
+    num_frames: int,
+    frame_rate: float | tuple[float, ...],
+    resolution: tuple[int, int],
+    faults: Faults,
+    seed: int = 0,
+    clips_per_file: int = 1,
+    is_flipped: bool = False,
+    is_randomly_cropped: bool = False,
+    p_drop_caption: float = 0.0,
+  ):
+    self.files, self.split, self.faults = files, split, faults
+    self.num_frames, self.resolution = num_frames, tuple(resolution)
+    self.frame_rates = frame_rate if isinstance(frame_rate, tuple) else (frame_rate,)
+    self.seed, self.clips_per_file = seed, clips_per_file
+    self.is_flipped, self.is_randomly_cropped = is_flipped, is_randomly_cropped
+    self.p_drop_caption = p_drop_caption
+
+  def reshaped(self, num_frames: int, resolution: tuple[int, int]) -> Self:
+    """Returns the same samples as clips of another shape; faults are in the same list."""
+    other = copy.copy(self)
+    other.num_frames, other.resolution = num_frames, tuple(resolution)
+    return other
+
+  def aspect_ratios(self) -> list[float]:
+    """Returns height by width of each sample, in the order of `files`.
+
+    Raises:
+      ValueError: they are not known without reading the samples.
+    """
+    raise ValueError(
+      f"{self.faults.source}: the sizes of its samples are not known; prepare it with `python -m "
+      "videoar_jax.prepare`, or take one resolution"
+    )
+
+  @property
+  def span_s(self) -> float:
+    """Seconds of the shortest clip: that at the highest frame rate."""
+    return self._span_s(max(self.frame_rates))
+
+  def _span_s(self, frame_rate: float) -> float:
+    return (self.num_frames - 1) / frame_rate
+
+  def _place(self, last_s: float, draw: Draw) -> tuple[float, float]:
+    """Returns where a clip begins, in seconds, and its frame rate.
+
+    Args:
+      last_s: time of the video's last frame.
+      draw: of the clip.
+    Raises:
+      ValueError: the video is too short.
+    """
+    rates = [rate for rate in self.frame_rates if last_s >= self._span_s(rate) - 1e-3]
+    if not rates:
+      raise ValueError(self._too_short())
+    rate = choose(rates, draw.rate)
+    return draw.where * max(last_s - self._span_s(rate), 0.0), rate
+
+  def _too_short(self) -> str:
+    return f"too short for {self.num_frames} frames at {max(self.frame_rates):g} per second"
+
+  @property
+  def skipped(self) -> list[tuple[str, str]]:
+    """(file, reason) of each sample that cannot be used, also of those found out later."""
+    return self.faults.skipped
+
+  def __len__(self) -> int:
+    return len(self.files) * self.clips_per_file
+
+  def __getitem__(self, index: int) -> dict:
+    """Returns item `index`, see `read`."""
+    return self.read(index)
+
+  def read(self, index: int, encode: Callable[[str], np.ndarray] | None = None) -> dict:
+    """Returns item `index`.
+
+    Args:
+      index: which.
+      encode: maps captions to `text`, or raises ValueError, which is a fault of the sample.
+    Returns:
+      video: uint8 [f, H, W, 3]; caption; class_id; attributes: None; id: the index; text, if asked
+      for.
+    Raises:
+      ValueError: this sample fails, and so do all others, or too many.
+    """
+    visit, first = divmod(index, len(self.files))
+    draw = self._draw(index, visit)
+    for step in range(len(self.files)):
+      # A failing sample is tried each time, so that the result does not depend on what was read
+      # before; the one after it stands in for it.
+      position = (first + step) % len(self.files)
+      self.faults.num_reads += 1
+      try:
+        item = self._read(position, draw)
+        if draw.caption is None:
+          item["caption"] = ""
+        if encode is not None:
+          item["text"] = _encode_caption(item["caption"], encode)
+      except ValueError as error:
+        if self.faults.add(self.files[position], str(error)):
+          reason = ": ".join([str(error), *getattr(error, "__notes__", ())])
+          log.warning(
+            "%s: %s: %s; others stand in for it.", self.faults.source, self.files[position], reason
+          )
+        continue
+      if draw.is_flipped:
+        item["video"] = item["video"][:, :, ::-1]
+      return item | {"attributes": None, "id": index}
+    raise ValueError(self._nothing_left(len(self.files)))
+
+  def _draw(self, index: int, visit: int) -> Draw:
+    if self.split == "test":
+      return Draw((visit % self.clips_per_file + 0.5) / self.clips_per_file)
+    entropy = np.random.SeedSequence((self.seed, SPLITS.index(self.split), index))
+    chance = np.random.Generator(np.random.Philox(entropy)).random(7).tolist()
+    return Draw(
+      where=chance[0],
+      rate=chance[1],
+      crop=(chance[2], chance[3]) if self.is_randomly_cropped else (0.5, 0.5),
+      is_flipped=self.is_flipped and chance[4] < 0.5,
+      caption=None if chance[5] < self.p_drop_caption else chance[6],
+    )
+
+  def _read(self, position: int, draw: Draw) -> dict:
+    """Returns {video, caption, class_id} of a sample; ValueError where it cannot be used."""
+    raise NotImplementedError
+
+  def _item(self, open_media: Callable[[], clips.Media], facts: dict, draw: Draw) -> dict:
+    """Returns {video, caption, class_id} of a media file that was not looked at before.
+
+    Raises:
+      ValueError: the file is damaged or too short, or its facts are wrong.
+    """
+    class_id, variants = facts.get("class_id"), captions_of(facts)
+    caption = choose(variants, draw.caption or 0.0)
+    if class_id is not None and not isinstance(class_id, int):
+      raise ValueError("class_id is no integer")
+    info = clips.probe(open_media())
+    start_s, rate = self._place(info.last_s, draw)
+    video = clips.read_clip(
+      open_media(), start_s, self.num_frames, rate, self.resolution, draw.crop
+    )
+    return {"video": video, "caption": caption, "class_id": class_id or 0}
+
+  def _nothing_left(self, count: int) -> str:
+    causes = self.faults.causes()
+    return f"{self.faults.source}: none of {count} samples can be used: {causes}."
+
+
+class EncodedSource:
+  """A source whose items also have `text`, the encoded caption.
+
+  A file whose caption cannot be encoded is replaced, as a damaged one is.
+
+  Args:
+    source: from `make_source`, or of latents.
+    encode: maps a caption to an array; ValueError where it cannot.
+  """
+
+  def __init__(self, source, encode: Callable[[str], np.ndarray]):
+    self._source, self._encode = source, encode
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict:
+    """Returns item `index`."""
+    if isinstance(self._source, ClipSource):
+      return self._source.read(index, self._encode)
+    item = self._source[index]
+    return item | {"text": self._encode(item["caption"])}
+
+
+def _encode_caption(caption: str, encode: Callable[[str], np.ndarray]) -> np.ndarray:
+  try:
+    return encode(caption)
+  except ValueError as error:
+    raise fault("the caption cannot be encoded", str(error)) from error
+
+
+def captions_of(facts: dict) -> list[str]:
+  """Returns the captions of a sample: its list of `captions`, or its `caption`.
+
+  Raises:
+    ValueError: there is none.
+  """
+  captions = facts.get("captions") or [facts.get("caption")]
+  if not isinstance(captions, list) or not all(isinstance(c, str) and c for c in captions):
+    raise ValueError("no caption")
+  return captions

@@ -1,0 +1,150 @@
+"""Clips that a trained encoder has coded once: shards of latents, read at random.
+
+  FOLDER/index.json                               what was coded, by what
+  FOLDER/latents-00000-of-00004.array_record      records as in `records.py`: id, caption, class_id;
+                                                  then the latent, bfloat16, in C order
+
+Record i of all shards in a row is clip i of the source that was coded. Shards appear one by one,
+each whole; an index comes before the first of them.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import BFloat16
+
+from videoar_jax.data.sources import records
+
+INDEX = "index.json"
+DTYPE = np.dtype(ml_dtypes.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+  """What the shards of a folder hold.
+
+  Attributes:
+    encoder: settings of the network that coded the clips.
+    fingerprint: of its weights.
+    data: settings of the source.
+    clips: which files and captions the source has; from `describe_clips`.
+    latent_shape: of a clip, `[t, h, w, d]`.
+    epoch_size: clips of one epoch of the source.
+    num_clips: clips in all, one or more epochs.
+    clips_per_shard: in every shard but the last.
+  """
+
+  encoder: dict
+  fingerprint: str
+  data: dict
+  clips: str
+  latent_shape: tuple[int, ...]
+  epoch_size: int
+  num_clips: int
+  clips_per_shard: int
+
+  @property
+  def num_shards(self) -> int:
+    """Number of files."""
+    return -(-self.num_clips // self.clips_per_shard)
+
+  def path(self, folder: Path, shard: int) -> Path:
+    """Returns the file of a shard."""
+    return folder / f"latents-{shard:05d}-of-{self.num_shards:05d}{records.SUFFIX}"
+
+  def clips_of(self, shard: int) -> range:
+    """Returns the numbers of a shard's clips."""
+    start = shard * self.clips_per_shard
+    return range(start, min(start + self.clips_per_shard, self.num_clips))
+
+  def missing(self, folder: Path) -> list[int]:
+    """Returns the shards that are not there yet."""
+    return [shard for shard in range(self.num_shards) if not self.path(folder, shard).is_file()]
+
+
+def describe_clips(source) -> str:
+  """Returns a hash of a source's files and captions, which shows whether they changed."""
+  facts = [getattr(source, "files", None), source.longest_captions()]
+  return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def read_index(folder: Path) -> Index | None:
+  """Reads what a folder holds; None where nothing was begun.
+
+  Raises:
+    ValueError: its index is damaged.
+  """
+  path = folder / INDEX
+  if not path.is_file():
+    return None
+  try:
+    values = json.loads(path.read_text())
+    return Index(**values | {"latent_shape": tuple(values["latent_shape"])})
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(f"{path} is damaged ({error!r}); remove {folder} to encode anew") from error
+
+
+def write_index(folder: Path, index: Index) -> None:
+  """Writes what a folder is to hold, whole or not at all."""
+  folder.mkdir(parents=True, exist_ok=True)
+  partial = folder / f"{INDEX}.partial"
+  partial.write_text(json.dumps(dataclasses.asdict(index), indent=2) + "\n")
+  partial.replace(folder / INDEX)
+
+
+def write_clips(path: Path, clips: Iterable[tuple[dict, BFloat16[np.ndarray, "t h w d"]]]) -> None:
+  """Writes a shard of a source's items and their latents, whole or not at all."""
+
+  def pack(item: dict, latents: np.ndarray) -> bytes:
+    header = {name: item[name] for name in ("id", "caption", "class_id")}
+    return records.pack(header, np.ascontiguousarray(latents, DTYPE).tobytes())
+
+  records.write_shard(path, (pack(item, latents) for item, latents in clips))
+
+
+class LatentsSource:
+  """Random access to coded clips, in place of the source that they were coded from.
+
+  Item i is clip i modulo the number of clips. As long as there are enough of them for every epoch,
+  an iterator reads the same clips in the same order from either source.
+
+  Args:
+    folder: of the shards.
+    index: what they hold.
+  Raises:
+    ValueError: shards are missing or damaged; names them.
+  """
+
+  def __init__(self, folder: Path, index: Index):
+    self.index = index
+    missing = index.missing(folder)
+    if missing:
+      raise ValueError(
+        f"{folder} has {index.num_shards - len(missing)} of {index.num_shards} shards; finish the "
+        "run that encodes them"
+      )
+    paths = [index.path(folder, shard) for shard in range(index.num_shards)]
+    self._records = records.open_shards(paths)
+    if len(self._records) != index.num_clips:
+      raise ValueError(
+        f"{folder} has {len(self._records)} clips, but its {INDEX} says {index.num_clips}; remove "
+        "it to encode anew"
+      )
+
+  def __len__(self) -> int:
+    return self.index.epoch_size
+
+  def __getitem__(self, index: int) -> dict:
+    """Returns item `index`.
+
+    Returns:
+      latents: bfloat16 [t, h, w, d]; caption; class_id; attributes: None; id, the clip's number.
+    """
+    header, payload = records.unpack(self._records[index % self.index.num_clips])
+    latents = np.frombuffer(payload, DTYPE).reshape(self.index.latent_shape)
+    return {"latents": latents, "attributes": None} | header

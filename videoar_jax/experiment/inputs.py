@@ -1,0 +1,138 @@
+"""What a stage is trained on, batch by batch, on the devices of a mesh."""
+
+import dataclasses
+import logging
+
+import numpy as np
+from jax.sharding import Mesh
+
+from videoar_jax.data.mixture import Mixture, make_buckets
+from videoar_jax.data.pipeline import make_iterator
+from videoar_jax.data.sources.base import EncodedSource
+from videoar_jax.experiment.schema import RunConfig, StageConfig
+from videoar_jax.parallel.mesh import batch_part, batch_ways
+from videoar_jax.text.tokenizers import TextEncoder
+
+log = logging.getLogger(__name__)
+
+NUM_MEDIA_CLIPS = 4  # Or a few more, where the mesh needs them.
+TOKENS_TOLERANCE = 0.1  # More or fewer in a batch of another shape are told.
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+  """A run's batches, of which each process reads the part of its devices."""
+
+  run: RunConfig
+  mesh: Mesh
+
+  def iterator(self, stage: StageConfig, sources: list, seed: int, **reading):
+    """Returns an iterator over this process's part of a stage's batches.
+
+    Args:
+      stage: which.
+      sources: of `stage.source_data`, or the latents of a cache alone.
+      seed: of the order.
+      **reading: `num_threads` or `prefetch` in place of the config's.
+    Raises:
+      ValueError: a batch cannot be made, or would never be.
+    """
+    reading = {name: getattr(stage.data, name) for name in ("num_threads", "prefetch")} | reading
+    part, num_parts = batch_part(self.mesh)
+    processes = {"process_index": part, "process_count": num_parts}
+    mixture = self.mixture(stage, sources, seed)
+    if mixture is not None:
+      return mixture.iterator(**processes, **reading)
+    return make_iterator(
+      sources[0],
+      batch_size=stage.loop.batch_size,
+      seed=seed,
+      tokenize=self.run.text.encoder.encode,
+      **processes,
+      **reading,
+    )
+
+  def mixture(self, stage: StageConfig, sources: list, seed: int) -> Mixture | None:
+    """Returns the batches of several shapes or sources of a stage; None where it has one of both.
+
+    Args:
+      stage: which.
+      sources: of the parts of its mixture, or its clips and, where it has them, its images.
+      seed: of the order.
+    Raises:
+      ValueError: a shape would have no batch.
+    """
+    found = []
+    if stage.mixture:
+      ways = batch_ways(self.mesh) * stage.loop.accumulation_steps
+      for part, source in zip(stage.mixture, sources, strict=True):
+        found += make_buckets(
+          part.name,
+          source,
+          num_frames=part.num_frames,
+          resolutions=part.resolutions,
+          batch_size=lambda shape: self.run.batch_size_of(stage, (shape[0], shape[1:]), ways),
+          share=part.weight,
+        )
+    elif stage.images.share > 0:
+      share, sizes = stage.images.share, (stage.loop.batch_size, stage.images.batch_size)
+      parts = zip(("clips", "images"), sources, (1 - share, share), sizes, strict=True)
+      for name, source, weight, size in parts:
+        found += make_buckets(
+          name,
+          source,
+          num_frames=(source.num_frames,),
+          resolutions=(source.resolution,),
+          batch_size=lambda _, size=size: size,
+          share=weight,
+        )
+    if not found:
+      return None
+    return Mixture(found, seed=seed, tokenize=self.run.text.encoder.encode)
+
+  def tell_of(self, stage: StageConfig, mixture: Mixture) -> None:
+    """Logs what a stage draws from its mixture, and which shapes of it are uneven."""
+    _log_drawn(stage.name, mixture.drawn(0, stage.loop.num_steps))
+    self.warn_of_uneven(stage, mixture)
+
+  def warn_of_uneven(self, stage: StageConfig, mixture: Mixture) -> None:
+    """Logs which shapes of a mixture have more or fewer tokens a batch than the stage asks for."""
+    if not stage.mixture:
+      return
+    budget = stage.loop.batch_size * self.run.layout_of(stage.data).length
+    for (frames, height, width), rows in mixture.shapes:
+      share = rows * self.run.layout(frames, (height, width)).length / budget
+      if abs(share - 1) > TOKENS_TOLERANCE:
+        log.warning(
+          "stage %s: a batch of %d clips of %dx%dx%d (frames x height x width) has %.2f times the "
+          "tokens that batch_size=%d asks for, since its clips must divide over %d devices; with a "
+          "larger batch_size, mesh.sequence or mesh.tensor it comes nearer",
+          *(stage.name, rows, frames, height, width, share, stage.loop.batch_size),
+          batch_ways(self.mesh),
+        )
+
+
+def _log_drawn(name: str, drawn: dict[str, dict[str, int]]) -> None:
+  """Logs what share of a stage's batches each source and shape is."""
+  total = sum(counts["batches"] for counts in drawn.values())
+  for what, counts in drawn.items():
+    log.info(
+      "stage %s: %.1f%% of the batches are %s (frames x height x width), %d clips in %d batches",
+      name,
+      100 * counts["batches"] / total,
+      what,
+      counts["clips"],
+      counts["batches"],
+    )
+
+
+def media_batch(source, text_encoder: TextEncoder, mesh: Mesh) -> dict[str, np.ndarray]:
+  """Returns the first clips of a source, to look at during training."""
+  ways = batch_ways(mesh)
+  num = -(-NUM_MEDIA_CLIPS // ways) * ways
+  source = EncodedSource(source, text_encoder.encode)
+  items = [source[i % len(source)] for i in range(num)]
+  return {
+    "video": np.stack([item["video"] for item in items]),
+    "text": np.stack([item["text"] for item in items]),
+  }

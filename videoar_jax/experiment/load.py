@@ -1,0 +1,228 @@
+"""Loads trained tokenizers and models for use."""
+
+import logging
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from videoar_jax.experiment import parse as configs
+from videoar_jax.experiment.schema import RunConfig, StageConfig
+from videoar_jax.experiment.stages import Stages
+from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.models.videoar.sampler import Model
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh
+from videoar_jax.tokenizers.bsq.autoencoder import autoencoder_of
+from videoar_jax.tokenizers.bsq.files import is_saved, read_params
+from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
+  """Loads a tokenizer that a run trained, or that `python -m videoar_jax.convert` made.
+
+  Args:
+    path: a workdir, a checkpoint in one (`WORKDIR/tokenizer/checkpoints/220`; of a generator, the
+      tokenizer that it was trained with is taken), or a folder with a converted tokenizer.
+  Raises:
+    FileNotFoundError: there is none of them, or the run has no checkpoint of a tokenizer yet.
+    ValueError: the converted tokenizer is damaged.
+  """
+  if is_saved(path):
+    saved, params = read_params(path)
+    params = jax.tree.map(jnp.asarray, params)
+    return Tokenizer(autoencoder_of(saved.config, params), saved.schedule)
+  # Text is nothing to a tokenizer: a file of it that is gone since need not be there.
+  stages, wanted, step = _open(path, needs_text=False)
+  stage = _stage(stages.run, "tokenizer", wanted)
+  step = step if stage.name == wanted else None
+  schedule = stages.run.schedule_of(stage.data.resolution)
+  return Tokenizer(_module(stages, stage, step), schedule)
+
+
+def load_model(
+  path: str | os.PathLike,
+  *,
+  mesh: MeshConfig | None = None,
+  dtype: str = "float32",
+  text_features: str | None = None,
+  resolution: tuple[int, int] | None = None,
+) -> Model:
+  """Loads the generator that a run trained, with its tokenizer.
+
+  Args:
+    path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/2100`).
+    mesh: devices to share the work; each reads its part of the parameters. None for one device.
+    dtype: of the generator's weights and cache, "float32" or "bfloat16".
+    text_features: file of the prompts' features, for a model that was trained on such; None for
+      the file that it was trained with, see `data.text_features`.
+    resolution: (H, W) of the clips to make, as one of a mixture's shapes; None for that of the
+      stage's `data`.
+  Raises:
+    FileNotFoundError: there is no run, or it has no checkpoint of a generator yet.
+    ValueError: the devices do not fit, the checkpoint is a tokenizer's or of a network of another
+      size, or the network makes no clips of that resolution.
+  """
+  devices = None if mesh is None else make_mesh(mesh)
+  stages, wanted, step = _open(path, devices, text_features)
+  stage = _stage(stages.run, "generator", wanted)
+  layout = _layout(stages.run, stage, resolution)
+  coder = stages.stage_before(stage, "tokenizer")
+  tokenizer = Tokenizer(_module(stages, coder, None), layout.schedule)
+  sampling = stages.run.sampling
+  return Model(
+    _module(stages, stage, step, is_split=True),
+    tokenizer,
+    stages.run.text.encoder,
+    layout,
+    defaults={
+      "guidance": sampling.guidance,
+      "temperature": sampling.temperature,
+      "top_p": sampling.top_p,
+    },
+    window=stage.loss.window,
+    mesh=devices,
+    dtype=jnp.dtype(dtype),
+  )
+
+
+def _layout(run: RunConfig, stage: StageConfig, resolution: tuple[int, int] | None) -> Layout:
+  """Returns the sequence of a stage's clips at a resolution.
+
+  Raises:
+    ValueError: the tokenizer or the generator makes no such clips.
+  """
+  own = run.layout_of(stage.data)
+  if resolution is None:
+    return own
+  try:
+    layout, known = run.layout(stage.data.num_frames, resolution), run.widest_layout
+  except ValueError as error:
+    raise ValueError(str(error).removeprefix("data.")) from None
+  where = "resolution={}x{}".format(*resolution)
+  if run.generator.positions == "learned" and layout.schedule != own.schedule:
+    raise ValueError(f"{where}: learned positions are of one shape of clips; leave it out")
+  is_alike = layout.num_scales == known.num_scales
+  if layout.num_scales > known.num_scales or (run.generator.past == "final" and not is_alike):
+    raise ValueError(
+      f"{where} has {layout.num_scales} scales, but the network was made for {known.num_scales}; "
+      "take a resolution that it was trained on"
+    )
+  return layout
+
+
+def find_run(
+  path: str | os.PathLike, text_features: str | None = None, *, needs_text: bool = True
+) -> tuple[pathlib.Path, RunConfig]:
+  """Returns the workdir that a path is, or is in, and the config of its run.
+
+  Args:
+    path: of either.
+    text_features: see `load_model`.
+    needs_text: without it, what reads prompts is left out of the config.
+  Raises:
+    FileNotFoundError: there is no run.
+    ValueError: the run was not trained on features of text, and some are given.
+  """
+  path = pathlib.Path(path).absolute()
+  if not path.exists():
+    raise FileNotFoundError(f"{path} does not exist; train with --workdir={path} first")
+  for workdir in (path, *path.parents):
+    if (workdir / "config.json").is_file():
+      config = configs.load_config(workdir / "config.json")
+      if text_features is not None:
+        config = _with_features(config, text_features)
+      if not needs_text:
+        config = config | {"text": {}}
+      return workdir, configs.finalize(config)
+  raise FileNotFoundError(
+    f"{path} is neither a workdir nor a checkpoint in one: no config.json in it or above it"
+  )
+
+
+def find_stage(
+  path: str | os.PathLike, kind: str, text_features: str | None = None
+) -> tuple[RunConfig, StageConfig]:
+  """Returns a run, and the stage of it whose tokenizer or generator the loaders take from a path.
+
+  Args:
+    path: a workdir, or a checkpoint in one.
+    kind: "tokenizer" or "generator".
+    text_features: see `load_model`.
+  Raises:
+    FileNotFoundError: there is no run, or it trains no such thing.
+    ValueError: a generator is wanted, and the checkpoint is a tokenizer's.
+  """
+  workdir, run = find_run(path, text_features, needs_text=kind == "generator")
+  return run, _stage(run, kind, _named_in(path, workdir)[0])
+
+
+def _with_features(config: dict, path: str) -> dict:
+  text = config.get("text", {})
+  tokenizer = text.get("tokenizer", "bytes")
+  if tokenizer in ("bytes", "words", "classes") or tokenizer.endswith(".json"):
+    raise ValueError(
+      f"text_features={path!r}: the run was trained with text.tokenizer={tokenizer!r}, not on "
+      "features of text"
+    )
+  return config | {"text": text | {"tokenizer": path}}
+
+
+def _open(
+  path: str | os.PathLike,
+  mesh: Mesh | None = None,
+  text_features: str | None = None,
+  *,
+  needs_text: bool = True,
+) -> tuple[Stages, str | None, int | None]:
+  """Returns the run that a path belongs to, and the stage and step that it names, if any."""
+  workdir, run = find_run(path, text_features, needs_text=needs_text)
+  if mesh is None:
+    mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
+  return Stages(run, workdir, mesh), *_named_in(path, workdir)
+
+
+def _named_in(path: str | os.PathLike, workdir: pathlib.Path) -> tuple[str | None, int | None]:
+  """Returns the stage and the step that a path in a workdir names, if any."""
+  parts = pathlib.Path(path).absolute().relative_to(workdir).parts
+  step = int(parts[2]) if len(parts) > 2 and parts[2].isdigit() else None
+  return parts[0] if parts else None, step
+
+
+def _stage(run: RunConfig, kind: str, name: str | None) -> StageConfig:
+  """Returns the stage of a kind that a name, of any stage or None, stands for."""
+  named = next((other for other in run.stages if other.name == name), None)
+  stages = [other for other in run.stages if other.kind == kind]
+  if not stages:
+    names = ", ".join(other.name for other in run.stages)
+    raise FileNotFoundError(f"the run trains no {kind}; its stages are {names}")
+  if named is None:
+    return stages[-1]
+  if named.kind == kind:
+    return named
+  if kind == "generator":
+    raise ValueError(
+      f"stage {name!r} trains a tokenizer, which generates nothing; name the workdir, or a "
+      f"checkpoint of {' or '.join(other.name for other in stages)}"
+    )
+  return [other for other in stages if run.stages.index(other) < run.stages.index(named)][-1]
+
+
+def _module(stages: Stages, stage, step: int | None, *, is_split: bool = False) -> nnx.Module:
+  try:
+    template, params = stages.load_params(stage, step, is_split=is_split)
+  except ValueError as error:
+    # Its further sentences are about settings of the library.
+    reason = str(error).partition(". ")[0]
+    raise ValueError(
+      f"the checkpoint of stage {stage.name!r} is of another network than "
+      f"{stages.workdir / 'config.json'} describes, or does not split over the devices: {reason}"
+    ) from error
+  at = step or stages.latest_step(stage)
+  if at < stage.loop.num_steps:
+    log.warning("stage %s is at step %d of %d", stage.name, at, stage.loop.num_steps)
+  return template.module(params)

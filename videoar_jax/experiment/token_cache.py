@@ -1,0 +1,271 @@
+"""The token cache: the trained tokenizer encodes the data once, for all stages after it."""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import logging
+import pathlib
+import signal
+import time
+from collections.abc import Iterator
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from videoar_jax.data.pipeline import READING_FIELDS, DataConfig
+from videoar_jax.data.sources import latents
+from videoar_jax.experiment.diff import differing_fields
+from videoar_jax.parallel import processes as hosts
+from videoar_jax.parallel.mesh import RULES, batch_part, shard_batch
+from videoar_jax.runtime.preemption import Interrupted
+from videoar_jax.runtime.watch import Clock, Watchdog, told_at_the_end
+from videoar_jax.tokenizers.bsq import encoding
+from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
+from videoar_jax.tokenizers.bsq.files import flatten
+from videoar_jax.train.state import Template
+
+log = logging.getLogger(__name__)
+
+_NUM_THREADS = 4
+# That a batch may take until the process ends, as a step of training by its own setting.
+BATCH_TIMEOUT_S = 3600
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheConfig:
+  """What a stage of kind "cache" encodes, and where to.
+
+  Attributes:
+    num_clips: how many, of sprites, which are endless.
+    num_epochs: of the files of a folder; each epoch has other clips of them.
+    batch_size: clips to encode at a time, over all devices.
+    clips_per_shard: clips of a file.
+    path: folder of the shards, which other runs may read too; None for the stage's own.
+  """
+
+  num_clips: int | None = None
+  num_epochs: int = 1
+  batch_size: int = 16
+  clips_per_shard: int = 1024
+  path: str | None = None
+
+  def __post_init__(self):
+    for name in ("num_clips", "num_epochs", "batch_size", "clips_per_shard"):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f"{name}={value} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache:
+  """A stage that encodes.
+
+  Attributes:
+    name: of the stage.
+    after: the trained stage right before it.
+    data: the clips.
+    config: see `CacheConfig`.
+  """
+
+  name: str
+  after: str
+  data: DataConfig
+  config: CacheConfig
+
+  def __post_init__(self):
+    is_endless = self.data.source == "sprites"
+    if is_endless and self.config.num_clips is None:
+      raise ValueError("num_clips is missing: sprites are endless; set how many clips to encode")
+    if is_endless and self.config.num_epochs != 1:
+      raise ValueError("num_epochs: sprites have no epochs; remove it, and set num_clips")
+    if not is_endless and self.config.num_clips is not None:
+      raise ValueError(
+        f"num_clips={self.config.num_clips} is for sprites alone; set num_epochs, or "
+        "data.clips_per_file"
+      )
+
+  def folder(self, workdir: pathlib.Path) -> pathlib.Path:
+    """Returns where the shards are."""
+    if self.config.path is None:
+      return workdir / self.name
+    return pathlib.Path(self.config.path).expanduser().absolute()
+
+  def index(self, encoder: AutoencoderConfig, fingerprint: str, source) -> latents.Index:
+    """Returns what the cache of a source and an encoder is to hold.
+
+    Raises:
+      ValueError: the source has fewer clips than are asked for.
+    """
+    data = dataclasses.asdict(self.data)
+    for name in READING_FIELDS:
+      del data[name]
+    epoch_size = self.config.num_clips or len(source)
+    return latents.Index(
+      encoder=dataclasses.asdict(encoder),
+      fingerprint=fingerprint,
+      data=data,
+      clips=latents.describe_clips(source),
+      latent_shape=(
+        *encoder.latent_shape(self.data.num_frames, self.data.resolution),
+        encoder.num_bits,
+      ),
+      epoch_size=epoch_size,
+      num_clips=epoch_size * self.config.num_epochs,
+      clips_per_shard=self.config.clips_per_shard,
+    )
+
+
+def encoder_fingerprint(params: dict) -> str:
+  """Returns a hash of the weights of a tokenizer's encoder."""
+  digest = hashlib.sha256()
+  for name, leaf in sorted(flatten(params["encoder"]).items()):
+    array = np.asarray(leaf)
+    digest.update(f"{name} {array.dtype} {array.shape}".encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()[:16]
+
+
+def check_fits(folder: pathlib.Path, wanted: latents.Index, *, but: tuple[str, ...] = ()) -> None:
+  """Checks that what a folder holds, if anything, is what is wanted.
+
+  Args:
+    folder: of the shards.
+    wanted: what they should hold.
+    but: fields that are not known yet.
+  Raises:
+    ValueError: it is not; names the fields that differ, and the mend.
+  """
+  found = latents.read_index(folder)
+  if found is None:
+    return
+  known = {name: getattr(found, name) for name in but}
+  wanted = dataclasses.replace(wanted, **known)
+  different = differing_fields(dataclasses.asdict(found), dataclasses.asdict(wanted))
+  if different:
+    lines = "\n  ".join(different)
+    raise ValueError(
+      f"the latents in {folder} are stale: they were made from something else (there -> now):\n"
+      f"  {lines}\nRemove that folder to encode anew, or set these fields back, or give the cache "
+      "another path"
+    )
+
+
+def encode(
+  folder: pathlib.Path,
+  index: latents.Index,
+  source,
+  tokenizer: Template,
+  params: dict,
+  mesh: Mesh,
+  batch_size: int,
+) -> None:
+  """Encodes the clips of an index into those of its shards that are not there yet.
+
+  Each process fills its own shards; all encode together, a batch at a time.
+
+  Args:
+    folder: of the shards.
+    index: what to encode.
+    source: clips.
+    tokenizer: structure of the autoencoder.
+    params: its parameters, on every device.
+    mesh: devices.
+    batch_size: clips at a time, over all devices.
+  Raises:
+    ValueError: the folder holds something else.
+    Interrupted: SIGTERM came to one of several processes; whole shards are kept.
+  """
+  check_fits(folder, index)
+  is_missing = np.isin(np.arange(index.num_shards), index.missing(folder))
+  # Processes may see late what others wrote.
+  missing = np.flatnonzero(hosts.of_first(is_missing)).tolist()
+  if not missing:
+    log.info("no clip is missing in %s", folder)
+    return
+  if hosts.is_first():
+    latents.write_index(folder, index)
+  hosts.wait_for_all(f"the index of {folder} is written")
+  encode_batch = _make_encode(tokenizer, mesh)
+  process, num_processes = jax.process_index(), jax.process_count()
+  if batch_part(mesh)[1] != num_processes:
+    raise ValueError(
+      "processes that share samples cannot encode; let mesh.sequence x mesh.tensor divide the "
+      "devices of a process"
+    )
+  rows = batch_size // num_processes
+  started = time.perf_counter()
+  total = sum(len(index.clips_of(shard)) for shard in missing)
+  with (
+    tqdm(total=total, desc="encode", unit="clip", dynamic_ncols=True) as bar,
+    Watchdog(BATCH_TIMEOUT_S) as watchdog,
+    told_at_the_end(Clock("encoding")) as clock,
+  ):
+    for first in range(0, len(missing), num_processes):
+      shards = missing[first : first + num_processes]
+      num_batches = max(-(-len(index.clips_of(shard)) // rows) for shard in shards)
+      # A process without a shard encodes what nobody keeps, since the others cannot without it.
+      clips = index.clips_of(shards[process] if process < len(shards) else shards[0])
+      encoded = _encode_clips(
+        clips, source, encode_batch, params, mesh, rows, num_batches, bar, clock, watchdog
+      )
+      if process < len(shards):
+        latents.write_clips(index.path(folder, shards[process]), encoded)
+      else:
+        for _ in encoded:
+          pass
+  hosts.wait_for_all(f"the clips of {folder} are encoded")
+  seconds = time.perf_counter() - started
+  log.info("encoded %d clips in %.0f s, %.1f a second", total, seconds, total / seconds)
+
+
+def _make_encode(tokenizer: Template, mesh: Mesh):
+  """Returns a function from parameters and a batch of pixels to latents, both split by clips."""
+
+  def encode_batch(params, video):
+    return encoding.encode(tokenizer.module(params).encoder, video).astype(latents.DTYPE)
+
+  split = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+  return jax.jit(encode_batch, out_shardings=split)
+
+
+def _encode_clips(
+  clips: range,
+  source,
+  encode_batch,
+  params,
+  mesh: Mesh,
+  rows: int,
+  num_batches: int,
+  bar,
+  clock: Clock,
+  watchdog: Watchdog,
+) -> Iterator[tuple[dict, np.ndarray]]:
+  """Yields (item, latent) of clips in order, encoded with the batches of all processes."""
+  # The last batches are filled up, so that all have one shape.
+  padded = [*clips, *itertools.repeat(clips[-1], rows * num_batches - len(clips))]
+  dataset = grain.MapDataset.source(padded).map(lambda clip: source[clip])
+  dataset = dataset.batch(rows, batch_fn=list)
+  options = grain.ReadOptions(num_threads=_NUM_THREADS, prefetch_buffer_size=_NUM_THREADS)
+  left = len(clips)
+  with contextlib.closing(iter(dataset.to_iter_dataset(options))) as batches:
+    for items in clock.each("data", batches):
+      video = shard_batch(np.stack([item["video"] for item in items]), mesh)
+      with jax.set_mesh(mesh):
+        encoded = _own_rows(encode_batch(params, video))
+      kept = items[:left]
+      yield from zip(kept, encoded, strict=False)
+      left -= len(kept)
+      bar.update(len(kept))
+      watchdog.beat()
+      if hosts.is_stop_agreed():
+        raise Interrupted("SIGTERM: stopped while clips were encoded", signal.SIGTERM)
+
+
+def _own_rows(array: jax.Array) -> np.ndarray:
+  """Returns this process's part of an array that is split along its first axis."""
+  parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+  return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

@@ -1,0 +1,155 @@
+"""Cross-frame error correction and the random frame mask.
+
+Training inputs are corrupted the way errors at inference would corrupt them, and the labels are
+recomputed so that the model learns to undo them.
+
+Source: VIDEOAR sections 3.5 and 3.6.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, UInt8
+
+from videoar_jax.nn.resize import area_resize, linear_resize
+from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes, residual_bits
+from videoar_jax.tokenizers.bsq.schedules import Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class CorruptionConfig:
+  """How much is corrupted; the switches of the paper's ablation.
+
+  Attributes:
+    p_min: lowest share of flipped bits; `p_max`: highest one, at the first frame.
+    p_max: see `p_min`; 0 switches corruption off.
+    delta: rise of both a frame; 0 is Infinity's constant corruption.
+    has_inheritance: a frame's first scale is at least as corrupt as the last frame's last one.
+  """
+
+  p_min: float = 0.0
+  p_max: float = 0.25
+  delta: float = 0.01
+  has_inheritance: bool = True
+
+  def __post_init__(self):
+    if not 0 <= self.p_min <= self.p_max <= 1:
+      raise ValueError(
+        f"corruption: needs 0 <= p_min <= p_max <= 1, got p_min={self.p_min}, p_max={self.p_max}"
+      )
+    if self.delta < 0:
+      raise ValueError(f"corruption.delta={self.delta} must not be negative")
+
+
+class Corrupted(NamedTuple):
+  """Inputs and labels of a training step.
+
+  Attributes:
+    labels: a scale each, uint8 `[b, t, h_s, w_s, d]`.
+    features: input of each predicted token `[b, t, n, c]`, d wide, or 2 d where each carries the
+      frame before beside it; zeros where the start token stands.
+    latents: the accumulated corrupted codes `[b, t, h, w, d]`.
+  """
+
+  labels: list[UInt8[Array, "b t y x d"]]
+  features: Float[Array, "b t n c"]
+  latents: Float[Array, "b t h w d"]
+
+
+def draw_ratios(
+  key: Array, batch_size: int, num_frames: int, num_scales: int, config: CorruptionConfig
+) -> Float[Array, "b t s"]:
+  """Draws the share of bits to flip, per sample, frame and scale.
+
+  `p[t,s] ~ U(p_min + delta t, p_max + delta t)`; with inheritance `p[t,0] ~ U(p[t-1,K-1], p_max +
+  delta t)`. Shares are cut at 1.
+  """
+  uniform = jax.random.uniform(key, (batch_size, num_frames, num_scales))
+  rise = config.delta * jnp.arange(num_frames)[:, None]
+  low, high = config.p_min + rise, config.p_max + rise
+  ratios = low + uniform * (high - low)
+  if config.has_inheritance and num_frames > 1:
+    # The last scale of a frame is never inherited itself unless it is also the first one.
+    def inherit(last, frame):
+      ratio, draw, top = frame
+      first = last + draw * (top - last)
+      ratio = ratio.at[:, 0].set(first)
+      return ratio[:, -1], ratio
+
+    rest = (ratios[:, 1:].swapaxes(0, 1), uniform[:, 1:, 0].T, high[1:, 0])
+    _, rest = jax.lax.scan(inherit, ratios[:, 0, -1], rest)
+    ratios = jnp.concatenate([ratios[:, :1], rest.swapaxes(0, 1)], 1)
+  return jnp.minimum(ratios, 1.0)
+
+
+def draw_flips(
+  key: Array, ratios: Float[Array, "b t s"], schedule: Schedule, num_bits: int
+) -> list[Bool[Array, "b t y x d"]]:
+  """Draws which bits flip, each with its frame's and scale's probability."""
+  b, t, _ = ratios.shape
+  return [
+    jax.random.bernoulli(
+      jax.random.fold_in(key, s), ratios[:, :, s, None, None, None], (b, t, *grid, num_bits)
+    )
+    for s, grid in enumerate(schedule)
+  ]
+
+
+def corrupt(
+  latents: Float[Array, "b t h w d"],
+  schedule: Schedule,
+  flips: list[Bool[Array, "b t y x d"]] | None = None,
+  previous: str = "first",
+) -> Corrupted:
+  """Quantizes latents while flipping bits, so that later scales correct earlier errors.
+
+  Frames are independent of each other but for the input of a frame's first scale, which is the
+  corrupted feature of the frame before. Without flips it is plain teacher forcing.
+
+  Args:
+    latents: unquantized.
+    schedule: scales, ending at (h, w).
+    flips: which bits to flip; None for none.
+    previous: scales whose inputs carry the frame before, see `Layout`.
+  """
+  b, t, h, w, d = latents.shape
+  total = jnp.zeros_like(latents)
+  labels, features = [], []
+  for s, grid in enumerate(schedule):
+    if s > 0:
+      features.append(linear_resize(total, grid).reshape(b, t, -1, d))
+    bits, _ = residual_bits(latents - total, grid)
+    labels.append(bits)
+    if flips is not None:
+      bits = bits ^ flips[s].astype(bits.dtype)
+    total = total + linear_resize(bits_to_codes(bits, latents.dtype), (h, w))
+  before = jnp.pad(total[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
+  first = area_resize(before, schedule[0]).reshape(b, t, -1, d)
+  inputs = jnp.concatenate([first, *features], axis=2)
+  if previous == "all":
+    beside = [area_resize(before, grid).reshape(b, t, -1, d) for grid in schedule]
+    inputs = jnp.concatenate([inputs, jnp.concatenate(beside, axis=2)], axis=3)
+  return Corrupted(labels, inputs, total)
+
+
+def draw_frame_keep(
+  key: Array, batch_size: int, num_frames: int, *, p_mask: float, window: int | None = None
+) -> Bool[Array, "b t t"]:
+  """Draws which earlier frames each frame sees: those in its window that survive a draw.
+
+  Args:
+    key: random key.
+    batch_size: `b`.
+    num_frames: `t`.
+    p_mask: probability that an earlier frame is hidden.
+    window: number of frames before a frame that it can see; None for all.
+  Returns:
+    `keep[b, i, j]`: frame i may see the earlier frame j. Entries with j >= i carry no meaning.
+  """
+  keep = jax.random.bernoulli(key, 1.0 - p_mask, (batch_size, num_frames, num_frames))
+  frames = jnp.arange(num_frames)
+  if window is not None:
+    keep = keep & (frames[:, None] - frames[None, :] <= window)
+  return keep

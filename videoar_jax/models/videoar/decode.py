@@ -1,0 +1,349 @@
+"""Cached decoding over frames and scales: one program, static shapes.
+
+A state goes from frame to frame. `start` reads the prompt, `decode_frame` generates a latent frame,
+`write_frame` reads a given one instead, and `decode` is all of a clip, as one loop. Each step
+samples the bits of one scale in parallel; guidance runs both halves in one batch.
+
+The cache has the prompt first and then a ring of slots, each with what later frames see of a frame:
+its scales or, with `past="final"`, its complete latent. As many slots as a window has frames make
+memory and time a frame constant, however long the video. A frame's own scales stay beside the
+cache until it is whole.
+
+Source: VIDEOAR section 4.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.models.videoar.network import Generator, Text, is_text
+from videoar_jax.nn.cache import join, make_room, write
+from videoar_jax.nn.resize import area_resize, linear_resize
+from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes
+
+
+class Decoded(NamedTuple):
+  """What decoding gives.
+
+  Attributes:
+    bits: a scale each, uint8 `[b, t, h_s, w_s, d]`; without `t` for one frame.
+    latents: the accumulated codes `[b, t, h, w, d]`.
+    logits: guided logits of each generated token `[b, t, n, d]`; none of given frames.
+  """
+
+  bits: list[UInt8[Array, "b t y x d"]]
+  latents: Float[Array, "b t h w d"]
+  logits: Float[Array, "b t n d"]
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=("cache", "text_mask", "keys", "before", "frame"),
+  meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True)
+class State:
+  """What the next frame needs of the prompt and of earlier frames.
+
+  Attributes:
+    cache: of the prompt and of the frames in the ring, of all layers; `rows` is `b`, or `2 b` with
+      the unconditional half behind.
+    text_mask: false on padding.
+    keys: a key for each sample.
+    before: the last frame's accumulated codes.
+    frame: number of the next frame.
+  """
+
+  cache: Any
+  text_mask: Bool[Array, "rows P"]
+  keys: Array
+  before: Float[Array, "b h w d"]
+  frame: Int[Array, ""]
+
+  @property
+  def num_halves(self) -> int:
+    """2 with guidance, else 1."""
+    return self.text_mask.shape[0] // self.before.shape[0]
+
+
+def sample_keys(seed: int, numbers: Int[Array, "b"]) -> Array:
+  """Returns a key for each sample, a function of the seed and the sample's number alone."""
+  return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(numbers)
+
+
+def sample_bits(
+  keys: Array,
+  logits: Float[Array, "b n d"],
+  *,
+  temperature: float | Array,
+  top_p: float | Array,
+) -> UInt8[Array, "b n d"]:
+  """Draws bits.
+
+  Args:
+    keys: a key for each sample.
+    logits: of p(bit = 1).
+    temperature: divides the logits; 0 takes the likelier value.
+    top_p: a value of probability <= 1 - top_p is dropped; 1 keeps both.
+  """
+  safe = jnp.where(temperature > 0, temperature, 1.0)
+  p = jax.nn.sigmoid(logits / safe)
+  likelier = p > 0.5
+  uniform = jax.vmap(lambda key: jax.random.uniform(key, logits.shape[1:]))(keys)
+  is_dropped = (jnp.minimum(p, 1 - p) <= 1 - top_p) | (temperature <= 0)
+  return jnp.where(is_dropped, likelier, uniform < p).astype(jnp.uint8)
+
+
+def num_slots(num_frames: int, window: int | None) -> int:
+  """Returns how many earlier frames the cache must hold for a clip."""
+  return num_frames - 1 if window is None else min(window, num_frames - 1)
+
+
+def start(
+  model: Generator,
+  layout: Layout,
+  text: Text,
+  null_text: Array,
+  keys: Array,
+  *,
+  slots: int,
+  is_guided: bool = True,
+) -> State:
+  """Reads the prompt.
+
+  Args:
+    model: the transformer; its parameters' type is the cache's.
+    layout: the sequence; how many frames it has is not read.
+    text: tokens, or features, of each prompt.
+    null_text: those of the empty prompt, for guidance.
+    keys: a key for each sample.
+    slots: earlier frames that a frame sees, see `num_slots`.
+    is_guided: false leaves the unconditional half out: what guidance of 1 everywhere is.
+  """
+  b, p, *_ = text.shape
+  if is_guided:
+    text = jnp.concatenate([text, jnp.broadcast_to(null_text, text.shape)])
+  text_mask = is_text(text)
+  # Padding sees itself, so that its softmax is defined.
+  visible = layout.visible(slice(p))[:, :p]
+  mask = (visible & text_mask[:, None, :]) | jnp.eye(p, dtype=bool)
+  x = model.embed_text(text, model.feature_in.kernel.dtype)
+  if model.position_embedding is not None:
+    x = x + model.position_embedding(jnp.arange(p)).astype(x.dtype)
+  _, cache = model.step(x, model.angles(layout.positions[:p]), (), (mask,))
+  cache = make_room(cache, slots * _slot_size(layout))
+  before = jnp.zeros((b, *layout.grid, model.config.num_bits))
+  return State(cache, text_mask, keys, before, jnp.zeros((), jnp.int32))
+
+
+def decode_frame(
+  model: Generator,
+  layout: Layout,
+  state: State,
+  guidance: Float[Array, "s"],
+  *,
+  temperature: float | Array = 1.0,
+  top_p: float | Array = 1.0,
+) -> tuple[State, Decoded]:
+  """Generates the bits of the next frame.
+
+  Args:
+    model: the transformer.
+    layout: the sequence; how many frames it has is not read.
+    state: from `start` or the frame before.
+    guidance: `g * conditional + (1 - g) * unconditional`, on logits; not read without guidance.
+    temperature: see `sample_bits`.
+    top_p: see `sample_bits`.
+  """
+  state = _write_final(model, layout, state)
+  past_mask = _past_mask(layout, state)
+  b, *_, d = state.before.shape
+  keys = jax.vmap(lambda key: jax.random.fold_in(key, state.frame))(state.keys)
+  total, own = jnp.zeros_like(state.before), None
+  all_bits, all_logits = [], []
+  for s, grid in enumerate(layout.schedule):
+    features = _scale_features(layout, total, state.before, s)
+    seen = (state.cache,) if own is None else (state.cache, own)
+    masks = (past_mask, *[None] * len(seen))
+    y, new = _step(model, layout, state, features, layout.scale_slice(s), seen, masks)
+    own = new if own is None else join(own, new)
+    logits = model.logits(y)
+    if state.num_halves == 2:
+      conditional, unconditional = jnp.split(logits, 2)
+      logits = guidance[s] * conditional + (1 - guidance[s]) * unconditional
+    scale_keys = jax.vmap(lambda key, s=s: jax.random.fold_in(key, s))(keys)
+    bits = sample_bits(scale_keys, logits, temperature=temperature, top_p=top_p)
+    bits = bits.reshape(b, *grid, d)
+    total = total + linear_resize(bits_to_codes(bits), layout.grid)
+    all_bits.append(bits)
+    all_logits.append(logits)
+  state = _end_frame(layout, state, own, total)
+  return state, Decoded(all_bits, total, jnp.concatenate(all_logits, 1))
+
+
+def write_frame(
+  model: Generator, layout: Layout, state: State, bits: list[UInt8[Array, "b y x d"]]
+) -> tuple[State, Float[Array, "b h w d"]]:
+  """Reads the bits of the next frame, which are given; returns its accumulated codes, too.
+
+  All scales go through at once. With `past="final"` none do: later frames see the sum alone.
+  """
+  state = _write_final(model, layout, state)
+  features, total = [], jnp.zeros_like(state.before)
+  for s, scale_bits in enumerate(bits):
+    features.append(_scale_features(layout, total, state.before, s))
+    total = total + linear_resize(bits_to_codes(scale_bits), layout.grid)
+  own = None
+  if layout.past == "scales":
+    tokens = slice(0, layout.frame_size)
+    scales = layout.frame_scale_ids[tokens]
+    masks = (_past_mask(layout, state), (scales[None] <= scales[:, None])[None])
+    features = jnp.concatenate(features, axis=1)
+    _, own = _step(model, layout, state, features, tokens, (state.cache,), masks)
+  return _end_frame(layout, state, own, total), total
+
+
+def decode(
+  model: Generator,
+  layout: Layout,
+  text: Text,
+  null_text: Array,
+  keys: Array,
+  guidance: Float[Array, "t s"] | None,
+  *,
+  temperature: float | Array = 1.0,
+  top_p: float | Array = 1.0,
+  window: int | None = None,
+  given: list[UInt8[Array, "b u y x d"]] | None = None,
+) -> Decoded:
+  """Generates the bits of a clip.
+
+  Args:
+    model: the transformer.
+    layout: the sequence to generate.
+    text: tokens, or features, of each prompt.
+    null_text: those of the empty prompt, for guidance.
+    keys: a key for each sample.
+    guidance: see `decode_frame`; None for 1 everywhere, at half the work.
+    temperature: see `sample_bits`.
+    top_p: see `sample_bits`.
+    window: number of earlier frames a frame sees; None for all.
+    given: bits of the clip's first frames, to go on from.
+  Raises:
+    ValueError: the layout is longer than the model's learned positions, or the given frames leave
+      nothing to generate.
+  """
+  check_positions(model, layout)
+  num_given = 0 if given is None else given[0].shape[1]
+  if num_given >= layout.num_frames:
+    raise ValueError(f"given: {num_given} frames leave nothing of {layout.num_frames} to generate")
+  slots = num_slots(layout.num_frames, window)
+  is_guided = guidance is not None
+  state = start(model, layout, text, null_text, keys, slots=slots, is_guided=is_guided)
+  if not is_guided:
+    guidance = jnp.ones((layout.num_frames, layout.num_scales))
+  first = lambda x: jnp.moveaxis(x, 1, 0)  # noqa: E731
+  if num_given:
+    read = lambda state, bits: write_frame(model, layout, state, bits)  # noqa: E731
+    state, latents = jax.lax.scan(read, state, jax.tree.map(first, given))
+
+  def next_frame(state, row):
+    return decode_frame(model, layout, state, row, temperature=temperature, top_p=top_p)
+
+  _, out = jax.lax.scan(next_frame, state, jnp.asarray(guidance)[num_given:])
+  out = jax.tree.map(first, out)
+  if num_given:
+    bits = [jnp.concatenate(pair, axis=1) for pair in zip(given, out.bits, strict=True)]
+    out = Decoded(bits, jnp.concatenate([first(latents), out.latents], axis=1), out.logits)
+  return out
+
+
+def check_positions(model: Generator, layout: Layout) -> None:
+  """Raises ValueError if a sequence is longer than the model's learned positions."""
+  if model.position_embedding is not None:
+    trained = model.position_embedding.table.shape[0]
+    if layout.length > trained:
+      raise ValueError(f"layout: {layout.length} tokens are more than {trained} learned positions")
+
+
+def _slot_size(layout: Layout) -> int:
+  """Returns how many tokens later frames see of a frame."""
+  return layout.final_size or layout.frame_size
+
+
+def _slots(layout: Layout, state: State) -> int:
+  length = jax.tree.leaves(state.cache)[0].shape[-2]
+  return (length - layout.text_length) // _slot_size(layout)
+
+
+def _past_mask(layout: Layout, state: State, frame: Array | None = None) -> Bool[Array, "rows 1 l"]:
+  """Returns what a frame, by default the next one, sees of the cache."""
+  frame = state.frame if frame is None else frame
+  is_written = jnp.repeat(jnp.arange(_slots(layout, state)) < frame, _slot_size(layout))
+  is_written = jnp.broadcast_to(is_written, (len(state.text_mask), len(is_written)))
+  return jnp.concatenate([state.text_mask, is_written], axis=1)[:, None]
+
+
+def _scale_features(layout: Layout, total, before, s: int) -> Float[Array, "b q c"]:
+  """Returns the inputs of a scale's tokens: the scales so far, or the frame before."""
+  grid = layout.schedule[s]
+  inputs = area_resize(before, grid) if s == 0 else linear_resize(total, grid)
+  if layout.previous == "all":
+    inputs = jnp.concatenate([inputs, area_resize(before, grid)], axis=-1)
+  return inputs.reshape(len(inputs), grid[0] * grid[1], -1)
+
+
+def _step(
+  model: Generator, layout: Layout, state: State, features, tokens, seen, masks, frame=None
+):
+  """Runs some of a frame's tokens, by default of the next one, in both halves."""
+  frame = state.frame if frame is None else frame
+  features = features.astype(model.feature_in.kernel.dtype)
+  x = model.embed_features(features, layout, frame == 0, tokens)
+  if model.position_embedding is not None:
+    at = layout.text_length + frame * layout.frame_stride
+    numbers = at + jnp.arange(tokens.start, tokens.stop)
+    x = x + model.position_embedding(numbers).astype(x.dtype)
+  x = jnp.tile(x, (state.num_halves, 1, 1))
+  origin = layout.text_length + frame * jnp.array([1, 0, 0])
+  angles = model.angles(origin + layout.frame_positions[tokens])
+  return model.step(x, angles, seen, masks)
+
+
+def _end_frame(layout: Layout, state: State, own, total) -> State:
+  """Returns the state after a frame; its scales go to the ring if later frames see them."""
+  cache = state.cache
+  if layout.past == "scales":
+    cache = _write_slot(layout, state, own, state.frame)
+  return dataclasses.replace(state, cache=cache, before=total, frame=state.frame + 1)
+
+
+def _write_final(model: Generator, layout: Layout, state: State) -> State:
+  """With `past="final"`, runs the complete latent of the frame before, which is now in the past."""
+  if layout.past == "scales" or not _slots(layout, state):
+    return state
+  tokens = slice(layout.frame_size, layout.frame_stride)
+  b, *_, d = state.before.shape
+  before = state.frame - 1
+
+  def run(state):
+    features = model.final_features(state.before.reshape(b, -1, d))
+    masks = (_past_mask(layout, state, before), None)
+    return _step(model, layout, state, features, tokens, (state.cache,), masks, before)[1]
+
+  # Nothing is before the first frame, but a slot that no frame sees yet.
+  empty = lambda state: jax.tree.map(jnp.zeros_like, jax.eval_shape(run, state))  # noqa: E731
+  own = jax.lax.cond(state.frame > 0, run, empty, state)
+  return dataclasses.replace(state, cache=_write_slot(layout, state, own, before))
+
+
+def _write_slot(layout: Layout, state: State, own, frame):
+  slots = _slots(layout, state)
+  if not slots:
+    return state.cache
+  return write(state.cache, own, layout.text_length + (frame % slots) * _slot_size(layout))

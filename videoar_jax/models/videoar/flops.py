@@ -1,0 +1,60 @@
+"""Counts the arithmetic of the transformer, two operations a multiply-add.
+
+Products with weights, and of attention the pairs of tokens that the rule of visibility lets see
+each other; norms, rotations, softmax and lookups are not counted, nor is what is recomputed.
+"""
+
+from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.models.videoar.network import GeneratorConfig
+from videoar_jax.nn.mask import Visibility
+
+
+def forward_flops(config: GeneratorConfig, layout: Layout, window: int | None = None) -> int:
+  """Returns the operations of one clip's teacher-forced logits."""
+  m, k = config.width, config.head_width
+  n, g = config.num_heads, config.num_kv_heads
+  weights = m * k * (2 * n + 2 * g) + 3 * m * config.mlp_width
+  pairs = visible_pairs(layout.visibility(window))
+  # A pair of tokens takes a product of query and key, and one of weight and value.
+  blocks = config.depth * (layout.length * weights + 2 * pairs * n * k)
+  num_video = layout.length - layout.text_length
+  num_features = config.num_bits * (2 if layout.previous == "all" else 1)
+  text = layout.text_length * config.text_width * m
+  ends = num_video * num_features * m + layout.num_frames * layout.frame_size * m * config.num_bits
+  return 2 * (blocks + text + ends)
+
+
+def training_flops(config: GeneratorConfig, layout: Layout, window: int | None = None) -> int:
+  """Returns the operations of one clip in a training step.
+
+  Every product has two more in its gradient, but for the features' own, which nothing needs.
+  """
+  num_video = layout.length - layout.text_length
+  num_features = config.num_bits * (2 if layout.previous == "all" else 1)
+  unneeded = num_video * num_features + layout.text_length * config.text_width
+  return 3 * forward_flops(config, layout, window) - 2 * unneeded * config.width
+
+
+def parameter_bytes(config: GeneratorConfig, layout: Layout) -> int:
+  """Returns the bytes of the float32 parameters, which a step reads at least once."""
+  m, k = config.width, config.head_width
+  n, g = config.num_heads, config.num_kv_heads
+  norms = 2 * m + (2 * k if config.has_qk_norm else 0)
+  block = m * k * (2 * n + 2 * g) + 3 * m * config.mlp_width + norms
+  num_kinds = layout.num_scales + (layout.final_size > 0)
+  num_features = config.num_bits * (2 if layout.previous == "all" else 1)
+  positions = layout.length if config.positions == "learned" else 0
+  inputs = config.vocabulary_size + config.text_width + num_features
+  rows = inputs + num_kinds + 1 + positions + 1 + config.num_bits
+  return 4 * (config.depth * block + rows * m)
+
+
+def visible_pairs(rule: Visibility) -> int:
+  """Returns how many pairs (query, key) see each other, padding and dropped frames included."""
+  first, end = rule.own
+  pairs = int((end - first).sum())
+  for group in range(rule.num_groups):
+    own = rule.slice_of(group)
+    seen = (group - rule.first_seen(group)) * rule.shown_size
+    pairs += (own.stop - own.start) * (rule.prefix + seen)
+  return pairs

@@ -1,0 +1,166 @@
+"""The sequence: text, then frame after frame, scale after scale, each scale row-major.
+
+`[text (P) | t=0: s=0..K-1 | t=1: s=0..K-1 | ...]`. The layout is static: numpy arrays and Python
+integers, and the one place that knows who sees whom.
+
+In the paper, `past="scales"`, later frames see the scales of earlier ones. But the token at scale s
+carries the sum of the scales before it, so of a frame's last scale they see next to nothing. With
+`past="final"`, ours, each frame but the last is followed by a block of its complete latent, which
+later frames see instead of its scales.
+
+In the paper, a frame's first scale alone takes the frame before as its input, resized to that
+scale, often one cell. With `previous="all"`, ours, every token has beside its input what the frame
+before shows at its place: attention need not find what hardly moved.
+
+Rotary positions count a scale's cells in its own grid. With `rope_grid="latent"`, as in Infinity's
+code, a cell lies where its centre is in the latent's grid: a way across the picture is as long at
+every scale.
+
+Source: VIDEOAR sections 3.1 to 3.3.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from videoar_jax.nn.mask import Visibility
+from videoar_jax.tokenizers.bsq.schedules import Schedule
+
+TEXT = -1  # Frame and scale of a text token.
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Static sequence layout of text, frames and scales.
+
+  Attributes:
+    text_length: `P`, the padded length of the text.
+    num_frames: `t`, latent frames.
+    schedule: grids (h, w) of the scales.
+    text_attention: "causal", or "full" for text that sees all of itself.
+    past: what is seen of earlier frames, their "scales" or their "final" latent.
+    previous: scales whose inputs carry the frame before, the "first" or "all".
+    rope_grid: cells of a scale lie in its own grid, "scale", or in the "latent" one.
+  """
+
+  text_length: int
+  num_frames: int
+  schedule: Schedule
+  text_attention: str = "causal"
+  past: str = "scales"
+  previous: str = "first"
+  rope_grid: str = "scale"
+
+  def __post_init__(self):
+    object.__setattr__(self, "schedule", tuple(tuple(grid) for grid in self.schedule))
+    if self.text_attention not in ("causal", "full"):
+      raise ValueError(f"text.attention={self.text_attention!r} must be 'causal' or 'full'")
+    if self.past not in ("scales", "final"):
+      raise ValueError(f"generator.past={self.past!r} must be 'scales' or 'final'")
+    if self.previous not in ("first", "all"):
+      raise ValueError(f"generator.previous={self.previous!r} must be 'first' or 'all'")
+    if self.rope_grid not in ("scale", "latent"):
+      raise ValueError(f"generator.rope_grid={self.rope_grid!r} must be 'scale' or 'latent'")
+
+  @property
+  def num_scales(self) -> int:
+    """`K`."""
+    return len(self.schedule)
+
+  @property
+  def scale_sizes(self) -> tuple[int, ...]:
+    """Tokens of each scale."""
+    return tuple(h * w for h, w in self.schedule)
+
+  @property
+  def frame_size(self) -> int:
+    """Tokens of a frame that are predicted, all scales together: `n`."""
+    return sum(self.scale_sizes)
+
+  @property
+  def final_size(self) -> int:
+    """Tokens of the block that follows a frame, 0 without one."""
+    return self.scale_sizes[-1] if self.past == "final" else 0
+
+  @property
+  def frame_stride(self) -> int:
+    """Tokens from a frame's first one to the next frame's."""
+    return self.frame_size + self.final_size
+
+  @property
+  def length(self) -> int:
+    """`l`, tokens of the whole sequence."""
+    return self.text_length + self.num_frames * self.frame_stride - self.final_size
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """The latent grid (h, w), which is the last scale."""
+    return self.schedule[-1]
+
+  def scale_slice(self, scale: int) -> slice:
+    """Returns where a scale's tokens lie within their frame."""
+    start = sum(self.scale_sizes[:scale])
+    return slice(start, start + self.scale_sizes[scale])
+
+  @functools.cached_property
+  def frame_ids(self) -> Int[np.ndarray, "l"]:
+    """Frame of each token; `TEXT` for text."""
+    video = np.repeat(np.arange(self.num_frames), self.frame_stride)
+    return np.concatenate([np.full(self.text_length, TEXT), video])[: self.length]
+
+  @functools.cached_property
+  def scale_ids(self) -> Int[np.ndarray, "l"]:
+    """Scale of each token; `TEXT` for text, `num_scales` for a frame's complete latent."""
+    video = np.tile(self.frame_scale_ids, self.num_frames)
+    return np.concatenate([np.full(self.text_length, TEXT), video])[: self.length]
+
+  @functools.cached_property
+  def frame_scale_ids(self) -> Int[np.ndarray, "n+final"]:
+    """Scale of each token from a frame's first one to the next frame's."""
+    final = np.full(self.final_size, self.num_scales)
+    return np.concatenate([np.repeat(np.arange(self.num_scales), self.scale_sizes), final])
+
+  @functools.cached_property
+  def frame_positions(self) -> Float[np.ndarray, "n+final 3"]:
+    """Offsets (0, y, x) of a frame's tokens, in cells of their own or of the latent's grid."""
+    schedule = (*self.schedule, self.grid) if self.final_size else self.schedule
+    scales = []
+    for h, w in schedule:
+      cells = np.stack(np.mgrid[:1, :h, :w], -1).reshape(-1, 3).astype(np.float32)
+      if self.rope_grid == "latent":
+        size = np.array([1, self.grid[0] / h, self.grid[1] / w], np.float32)
+        cells = (cells + 0.5) * size - 0.5
+      scales.append(cells)
+    return np.concatenate(scales)
+
+  @functools.cached_property
+  def positions(self) -> Float[np.ndarray, "l 3"]:
+    """Rotary positions (time, height, width): text (i, i, i), video (P + t, P + y, P + x)."""
+    text = np.repeat(np.arange(self.text_length)[:, None], 3, axis=1)
+    time = np.arange(self.num_frames)[:, None, None] * np.array([1, 0, 0])
+    video = self.text_length + time + self.frame_positions
+    return np.concatenate([text, video.reshape(-1, 3)])[: self.length].astype(np.float32)
+
+  def visibility(self, window: int | None = None) -> Visibility:
+    """Returns who sees whom, before what depends on the sample.
+
+    A video token sees the text, the past, and scales up to its own in its own frame. A frame's
+    complete latent sees the text, those of earlier frames, and itself.
+
+    Args:
+      window: earlier frames that a frame sees; None for all.
+    """
+    return Visibility(
+      self.text_length,
+      self.text_attention == "causal",
+      self.num_frames,
+      self.scale_sizes,
+      self.final_size,
+      window,
+    )
+
+  def visible(self, queries: slice = slice(None)) -> Bool[np.ndarray, "q l"]:
+    """Returns `visibility` written out: which tokens each query sees."""
+    return self.visibility().visible(queries)

@@ -1,0 +1,402 @@
+"""The transformer: LLaMA blocks over text, frames and scales, one logit a bit.
+
+Source: VIDEOAR sections 3.1 to 3.4.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.nn import layers
+from videoar_jax.nn.attention import BACKENDS, attend
+from videoar_jax.nn.cache import Cache, attend_cached
+from videoar_jax.nn.mask import Sight
+from videoar_jax.nn.rope import rope_angles, rotate
+from videoar_jax.nn.splash import filled_length
+from videoar_jax.parallel.mesh import Undivided, constrain, is_for_tpu, ways_of
+
+# Tokens, or features of text that another network has made.
+Text = Int[Array, "b P"] | Float[Array, "b P c"]
+
+_REMAT_POLICIES = {
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def is_text(text: Text) -> Bool[Array, "b P"]:
+  """Returns where there is text: what is 0, a token or all of a feature, is padding."""
+  return text != 0 if text.ndim == 2 else jnp.any(text != 0, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorConfig:
+  """Static settings of the network.
+
+  Attributes:
+    depth: blocks.
+    width: `m`.
+    num_heads: `n`.
+    num_kv_heads: key and value heads; divides `num_heads`.
+    head_width: `k`.
+    mlp_width: hidden width of the gated MLP.
+    num_bits: `d`, bits of a token.
+    vocabulary_size: rows of the text embedding; 0 with features.
+    text_width: numbers of a feature of text; 0 with tokens.
+    has_qk_norm: normalise queries and keys.
+    positions: "rope", or "learned" for the ablation's absolute embedding.
+    rope_base: wavelength ratio.
+    rope_fractions: shares of time, height and width in the frequencies.
+    rope_is_interleaved: whether each axis has high and low frequencies, or a section of them.
+    past: what a frame sees of earlier ones, see `Layout`.
+    previous: scales whose inputs carry the frame before, see `Layout`.
+    rope_grid: where a scale's cells lie, see `Layout`.
+    is_scanned: one loop over the stacked blocks, which keeps compiling short however deep the
+      network; without it, every block is compiled by itself, a quarter faster on CPU.
+    dtype: of activations in training, "float32" or "bfloat16"; parameters, their gradients and the
+      logits are float32. `Model` has its own for sampling.
+    remat: what the backward pass computes anew: "none" of a block; "dots", all but its products
+      with weights (`dots_with_no_batch_dims_saveable`); "full", all but its input.
+    attention: "dense", "blocked" or "splash", see `nn.attention.attend`; "auto" takes "splash" on
+      TPU, "blocked" elsewhere.
+  """
+
+  depth: int
+  width: int
+  num_heads: int
+  num_kv_heads: int
+  head_width: int
+  mlp_width: int
+  num_bits: int
+  vocabulary_size: int
+  text_width: int = 0
+  has_qk_norm: bool = True
+  positions: str = "rope"
+  rope_base: float = 10000.0
+  rope_fractions: tuple[float, ...] = (0.25, 0.375, 0.375)
+  rope_is_interleaved: bool = False
+  past: str = "scales"
+  previous: str = "first"
+  rope_grid: str = "scale"
+  is_scanned: bool = True
+  dtype: str = "float32"
+  remat: str = "full"
+  attention: str = "auto"
+
+  def __post_init__(self):
+    object.__setattr__(self, "rope_fractions", tuple(self.rope_fractions))
+    for field in dataclasses.fields(self):
+      is_text_field = field.name in ("vocabulary_size", "text_width")
+      if field.type is int and not is_text_field and getattr(self, field.name) < 1:
+        raise ValueError(f"generator.{field.name}={getattr(self, field.name)} must be at least 1")
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f"generator.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}"
+      )
+    if self.head_width % 2:
+      raise ValueError(f"generator.head_width={self.head_width} must be even")
+    shares = self.rope_fractions
+    if len(shares) != 3 or min(shares) < 0 or sum(shares) <= 0:
+      raise ValueError(
+        f"generator.rope_fractions={shares}: needs 3 shares, of time, height and width"
+      )
+    if self.rope_base <= 0:
+      raise ValueError(f"generator.rope_base={self.rope_base} must be positive")
+    choices = {
+      "positions": ("rope", "learned"),
+      "dtype": ("float32", "bfloat16"),
+      "remat": ("none", "dots", "full"),
+      "attention": ("auto", *BACKENDS),
+    }
+    for name, known in choices.items():
+      if getattr(self, name) not in known:
+        raise ValueError(f"generator.{name}={getattr(self, name)!r} must be in {known}")
+
+
+def check_heads(config: GeneratorConfig, mesh: Mesh | AbstractMesh) -> None:
+  """Checks that the heads divide over a mesh: within attention, both axes split them.
+
+  Raises:
+    Undivided: they do not.
+  """
+  tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]
+  if config.num_heads % (tensor * sequence):
+    raise Undivided(
+      f"generator.num_heads={config.num_heads} does not divide over mesh.tensor={tensor} x "
+      f"mesh.sequence={sequence}; take fewer devices for them"
+    )
+
+
+def _sequence_axis(seen: tuple[Cache, ...] | None) -> str | None:
+  """Returns the name of the sequence's axis: a decoder's step may be one token, never split."""
+  return "sequence" if seen is None else None
+
+
+class Attention(nnx.Module):
+  """Grouped-query attention with rotary positions and optional norms of queries and keys."""
+
+  def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig):
+    m, k = config.width, config.head_width
+    n, g = config.num_heads, config.num_kv_heads
+    self.query = layers.Linear(rngs, m, n * k, ("embed", "heads"))
+    self.key = layers.Linear(rngs, m, g * k, ("embed", "kv_heads"))
+    self.value = layers.Linear(rngs, m, g * k, ("embed", "kv_heads"))
+    # Outputs of residual branches start small, by depth, so that deep stacks start near identity.
+    init = layers.fan_in((n * k, m), 1.0 / (2 * config.depth))
+    self.out = layers.Linear(rngs, n * k, m, ("heads", "embed"), init=init)
+    self.query_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
+    self.key_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
+    self.config = config
+
+  def __call__(self, x, angles, sight, seen: tuple[Cache, ...] | None):
+    b, l, _ = x.shape
+    config = self.config
+    sequence = _sequence_axis(seen)
+    query = constrain(self.query(x), ("batch", sequence, "heads"))
+    key = constrain(self.key(x), ("batch", sequence, "kv_heads"))
+    value = constrain(self.value(x), ("batch", sequence, "kv_heads"))
+    query = query.reshape(b, l, config.num_heads, config.head_width)
+    key = key.reshape(b, l, config.num_kv_heads, config.head_width)
+    value = value.reshape(b, l, config.num_kv_heads, config.head_width)
+    if self.query_norm is not None:
+      query, key = self.query_norm(query), self.key_norm(key)
+    if angles is not None:
+      query, key = rotate(query, angles), rotate(key, angles)
+    if seen is not None:
+      new = Cache.of(key, value)
+      y = attend_cached(query, (*seen, new), sight)
+    else:
+      new, y = None, self._attend(query, key, value, sight)
+    return self.out(y.reshape(b, l, -1)), new
+
+  def _attend(self, query, key, value, sight):
+    """Attends within a whole sequence, over a split one by heads.
+
+    Devices that have parts of the tokens exchange them for parts of the heads, and back: each then
+    has all queries of its heads, and as much to do as the others, whatever the mask leaves out.
+    (DeepSpeed Ulysses, arXiv 2309.14509.)
+    """
+    ways = ways_of("attended_heads")
+    copies = ways // math.gcd(ways, key.shape[2])
+    if copies > 1:
+      # Keys' heads are too few for all devices: those of a sequence get what all of them have, and
+      # each takes one that others have too.
+      heads = "kv_heads" if key.shape[2] % ways_of("kv_heads") == 0 else None
+      key, value = (constrain(x, ("batch", None, heads, None)) for x in (key, value))
+      key, value = (jnp.repeat(x, copies, axis=2) for x in (key, value))
+    split = ("batch", None, "attended_heads", None)
+    query, key, value = (constrain(x, split) for x in (query, key, value))
+    y = constrain(attend(query, key, value, sight), split)
+    return constrain(y, ("batch", "sequence", "heads", None))
+
+
+class GatedMLP(nnx.Module):
+  """SwiGLU."""
+
+  def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig):
+    m, hidden = config.width, config.mlp_width
+    self.gate = layers.Linear(rngs, m, hidden, ("embed", "mlp"))
+    self.up = layers.Linear(rngs, m, hidden, ("embed", "mlp"))
+    init = layers.fan_in((hidden, m), 1.0 / (2 * config.depth))
+    self.down = layers.Linear(rngs, hidden, m, ("mlp", "embed"), init=init)
+
+  def __call__(self, x):
+    return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+  """Attention and MLP, each behind a norm and around a residual."""
+
+  def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig):
+    self.attention_norm = layers.RMSNorm(rngs, config.width)
+    self.attention = Attention(rngs, config)
+    self.mlp_norm = layers.RMSNorm(rngs, config.width)
+    self.mlp = GatedMLP(rngs, config)
+
+  def __call__(self, x, angles, sight, seen: tuple[Cache, ...] | None = None):
+    y, new = self.attention(self.attention_norm(x), angles, sight, seen)
+    x = x + y
+    x = constrain(x + self.mlp(self.mlp_norm(x)), ("batch", _sequence_axis(seen), None))
+    return x, new
+
+
+class Generator(nnx.Module):
+  """Next-frame, next-scale transformer over bits."""
+
+  def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig, layout: Layout):
+    m = config.width
+    self.config = config
+    if config.text_width:
+      self.text_embedding = layers.Linear(rngs, config.text_width, m, (None, "embed"))
+    else:
+      self.text_embedding = layers.Embedding(rngs, config.vocabulary_size, m)
+    num_kinds = layout.num_scales + (layout.final_size > 0)
+    self.scale_embedding = layers.Embedding(rngs, num_kinds, m)
+    self.start = layers.param(rngs, layers.normal(0.02), (m,), ("embed",))
+    num_features = config.num_bits * (2 if layout.previous == "all" else 1)
+    self.feature_in = layers.Linear(rngs, num_features, m, (None, "embed"))
+    self.position_embedding = (
+      layers.Embedding(rngs, layout.length, m) if config.positions == "learned" else None
+    )
+    self.blocks = layers.stack_layers(lambda r: Block(r, config), rngs.params(), config.depth)
+    self.norm_out = layers.RMSNorm(rngs, m)
+    self.head = layers.Linear(rngs, m, config.num_bits, ("embed", None), init=layers.zeros)
+
+  def __call__(
+    self,
+    text: Text,
+    features: Float[Array, "b t n c"],
+    layout: Layout,
+    *,
+    latents: Float[Array, "b t h w d"] | None = None,
+    frame_keep: Bool[Array, "b t t"] | None = None,
+    window: int | None = None,
+  ) -> Float[Array, "b t n d"]:
+    """Returns the logits of every bit, teacher-forced.
+
+    Args:
+      text: tokens, or features `[b, P, c]`; 0 is padding.
+      features: input of each video token, from `corruption.corrupt`; what stands at the first scale
+        of the first frame is not read.
+      layout: the sequence.
+      latents: the frames' complete latents, read with `past="final"` only.
+      frame_keep: whether frame i (axis 1) may see the earlier frame j (axis 2); None for all.
+      window: earlier frames that a frame may see; None for all.
+    Raises:
+      ValueError: the layout has complete latents in it, and none are given.
+    """
+    b, t, n, _ = features.shape
+    weights = self.feature_in.kernel.dtype
+    dtype = self.config.dtype if weights == jnp.float32 else weights
+    features = features.astype(dtype)
+    if layout.final_size:
+      if latents is None:
+        raise ValueError("latents: generator.past='final' needs the frames' complete latents")
+      final = latents.reshape(b, t, layout.final_size, -1).astype(dtype)
+      final = self.final_features(final)
+      features = jnp.concatenate([features, final], axis=2)
+    # Frames are joined while tokens are narrow, and parted so below: their tokens are seldom a
+    # multiple of TPU's 8 rows, and its compiler takes minutes for such a copy of wide ones.
+    stride = layout.frame_stride
+    video = self._embed(
+      features.reshape(b, t * stride, -1),
+      np.tile(layout.frame_scale_ids, t),
+      np.arange(t * stride) < stride,
+    )
+    x = jnp.concatenate([self.embed_text(text, dtype), video], 1)[:, : layout.length]
+    if self.position_embedding is not None:
+      x = x + self.position_embedding(jnp.arange(layout.length)).astype(x.dtype)
+    sight = Sight(layout.visibility(window), is_text(text), frame_keep, self.attention_backend())
+    x = self.run(x, self.angles(layout.positions), sight)
+    logits = self.logits(x[:, layout.text_length :])
+    logits = jnp.pad(logits, ((0, 0), (0, layout.final_size), (0, 0)))
+    return logits.reshape(b, t, stride, -1)[:, :, :n]
+
+  def embed_text(self, text: Text, dtype) -> Float[Array, "b P m"]:
+    """Looks text tokens up, or brings features of text to the blocks' width."""
+    if self.config.text_width:
+      return self.text_embedding(text.astype(dtype))
+    return self.text_embedding(text).astype(dtype)
+
+  def final_features(self, latents: Float[Array, "*b n d"]) -> Float[Array, "*b n c"]:
+    """Returns the inputs of a frame's complete latent; no frame before stands beside it."""
+    rest = self.feature_in.kernel.shape[0] - latents.shape[-1]
+    return jnp.pad(latents, [(0, 0)] * (latents.ndim - 1) + [(0, rest)])
+
+  def embed_features(self, features, layout: Layout, is_first_frame, tokens: slice = slice(None)):
+    """Embeds features of a frame's `tokens`; the first frame's first scale is the start token.
+
+    Args:
+      features: `[b, ..., q, c]`.
+      layout: the sequence.
+      is_first_frame: bool, broadcast against `[..., q]`.
+      tokens: which of a frame's tokens the features are; its complete latent follows its scales.
+    """
+    return self._embed(features, layout.frame_scale_ids[tokens], is_first_frame)
+
+  def _embed(self, features, scales, is_first_frame):
+    is_start = is_first_frame & (scales == 0)
+    x = self.feature_in(features)
+    x = jnp.where(is_start[..., None], self.start[...].astype(x.dtype), x)
+    # Whole on every device: else each would look its part of all rows up, to exchange them.
+    table = constrain(self.scale_embedding.table[...], (None, None))
+    return x + table[scales].astype(x.dtype)
+
+  def angles(self, positions: Int[Array, "l 3"]) -> Float[Array, "l p"] | None:
+    """Returns rotary angles, or None with learned positions."""
+    config = self.config
+    if config.positions != "rope":
+      return None
+    return rope_angles(
+      positions,
+      config.head_width,
+      base=config.rope_base,
+      fractions=config.rope_fractions,
+      is_interleaved=config.rope_is_interleaved,
+    )
+
+  def attention_backend(self) -> str:
+    """Returns which code attends without a cache."""
+    if self.config.attention != "auto":
+      return self.config.attention
+    return "splash" if is_for_tpu() else "blocked"
+
+  def run(self, x: Float[Array, "b l m"], angles, sight: Sight) -> Float[Array, "b l m"]:
+    """Runs the blocks on a whole sequence."""
+    length, ways = x.shape[1], ways_of("sequence")
+    # So that devices have equal parts; attention leaves what is added out.
+    added = -length % ways
+    if sight.backend == "splash":
+      added = filled_length(length, ways) - length
+    x = jnp.pad(x, ((0, 0), (0, added), (0, 0)))
+    if angles is not None:
+      angles = jnp.pad(angles, ((0, added), (0, 0)))
+
+    def body(x, block):
+      return block(x, angles, sight)
+
+    if self.config.remat != "none":
+      body = jax.checkpoint(body, policy=_REMAT_POLICIES[self.config.remat])
+    if self.config.is_scanned:
+      return jax.lax.scan(body, x, self.blocks)[0][:, :length]
+    for i in range(self.config.depth):
+      x, _ = body(x, self._block(i))
+    return x[:, :length]
+
+  def step(self, x: Float[Array, "b q m"], angles, seen: tuple, masks: tuple):
+    """Runs the blocks for the next tokens of a sequence.
+
+    Args:
+      x: the tokens.
+      angles: their rotary angles.
+      seen: what steps before returned of tokens to attend to.
+      masks: `[#b, #q, l]` for each of `seen`, and for the tokens themselves; None for all true.
+    Returns:
+      `[b, q, m]`, and the tokens' keys and values: stacked, or a list where layers are unrolled.
+    """
+
+    def body(x, layer):
+      block, caches = layer
+      return block(x, angles, masks, seen=caches)
+
+    if self.config.is_scanned:
+      return jax.lax.scan(body, x, (self.blocks, seen))
+    news = []
+    for i in range(self.config.depth):
+      x, new = body(x, (self._block(i), tuple(caches[i] for caches in seen)))
+      news.append(new)
+    return x, news
+
+  def _block(self, i: int) -> Block:
+    return jax.tree.map(lambda weight: weight[i], self.blocks)
+
+  def logits(self, x: Float[Array, "b q m"]) -> Float[Array, "b q d"]:
+    """Returns float32 logits, one a bit."""
+    return self.head(self.norm_out(x)).astype(jnp.float32)

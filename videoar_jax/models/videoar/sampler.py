@@ -1,0 +1,352 @@
+"""The trained model, for use: prompts, images and clips to clips."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
+
+from videoar_jax.models.videoar import decode as decoding
+from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.models.videoar.network import Generator
+from videoar_jax.models.videoar.request import BATCH_SIZE, Request, Requests, first_frames
+from videoar_jax.models.videoar.score import foretell
+from videoar_jax.parallel.mesh import batch_ways
+from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer, to_float, to_uint8
+
+_PIXEL_BYTES = 2**28  # Of the largest array when pixels are made; more clips or frames take turns.
+
+
+class Model:
+  """A generator with its tokenizer and prompt encoder.
+
+  Args:
+    generator: the trained transformer; over a mesh, with its parameters there already.
+    tokenizer: the tokenizer it was trained on.
+    text_encoder: maps prompts to tokens, with `encode` and `null`.
+    layout: the sequence of its clips: of as many frames as in training.
+    defaults: `guidance`, `temperature` and `top_p` for calls that name none.
+    window: earlier latent frames that a frame sees; None for all.
+    mesh: devices that share the work: heads are split over `tensor`, clips over `data` and `fsdp`.
+    dtype: of the generator's weights and cache.
+  """
+
+  def __init__(
+    self,
+    generator: Generator,
+    tokenizer: Tokenizer,
+    text_encoder,
+    layout: Layout,
+    *,
+    defaults: dict,
+    window: int | None = None,
+    mesh: Mesh | None = None,
+    dtype=jnp.float32,
+  ):
+    self.generator = jax.tree.map(lambda x: x.astype(dtype), generator)
+    self.tokenizer, self.layout, self.mesh = tokenizer, layout, mesh
+    self.text_encoder, self.window = text_encoder, window
+    self.requests = Requests(
+      text_encoder,
+      tokenizer.config,
+      layout,
+      defaults=defaults,
+      window=window,
+      ways=1 if mesh is None else batch_ways(mesh),
+      has_end=generator.position_embedding is not None,
+    )
+    self._sample = jax.jit(self._sample_batch, static_argnames=("layout", "window"))
+    self._foretell = jax.jit(foretell, static_argnames=("layout", "window"))
+    self._start = jax.jit(decoding.start, static_argnames=("layout", "slots", "is_guided"))
+    self._write_frame = jax.jit(decoding.write_frame, static_argnums=1, donate_argnums=2)
+    self._decode_frame = jax.jit(decoding.decode_frame, static_argnums=1, donate_argnums=2)
+
+  @property
+  def num_frames(self) -> int:
+    """Frames of the clips that the model was trained on."""
+    return self.requests.num_frames
+
+  @property
+  def resolution(self) -> tuple[int, int]:
+    """(H, W) of the clips that the model makes."""
+    return self.requests.resolution
+
+  def num_steps(self, num_frames: int | None = None) -> int:
+    """Returns how often the transformer runs for a clip, once for the prompt included.
+
+    Args:
+      num_frames: pixel frames of the clip; None for as many as trained.
+    """
+    frames = self.layout.num_frames
+    if num_frames is not None:
+      frames = self.requests.check_frames(num_frames)
+    num_finals = frames - 1 if self.layout.final_size else 0
+    return 1 + frames * self.layout.num_scales + num_finals
+
+  def sample(
+    self,
+    prompts: list[str],
+    num_frames: int | None = None,
+    seed: int = 0,
+    *,
+    image: UInt8[np.ndarray, "*b H W 3"] | None = None,
+    video: UInt8[np.ndarray, "*b f H W 3"] | None = None,
+    window: int | None = None,
+    reencode: int | None = None,
+    numbers: Sequence[int] | None = None,
+    **settings: Any,
+  ) -> UInt8[np.ndarray, "b f H W 3"]:
+    """Generates a clip for each prompt.
+
+    A clip is a function of the seed, its number, and its prompt: batches do not change it.
+
+    Args:
+      prompts: texts.
+      num_frames: 1 + tau k pixel frames, given ones included; None for as many as trained.
+      seed: of the draws.
+      image: the first frame, one for all prompts or one each. Given frames come back as the
+        tokenizer codes them, so that they join on to what follows.
+      video: instead, the first 1 + tau k frames.
+      window: earlier latent frames that a frame sees; None for as in training.
+      reencode: beyond the trained length, see `extend`; else that needs a window.
+      numbers: of the clips under the seed; None counts them from 0.
+      **settings: `guidance`, see `guidance.guidance_table`; `temperature` of the bits, 0 takes the
+        likelier value; `top_p`, see `decode.sample_bits`. As in the run's config, if not named.
+    Raises:
+      ValueError: a prompt is too long, a number is out of its range, or frames do not fit.
+    """
+    if reencode is not None:
+      self.requests.check_reencode(reencode)
+    if reencode is not None and num_frames is not None and num_frames > self.num_frames:
+      self.requests.check_frames(num_frames)
+      settings |= {"window": window, "numbers": numbers}
+      clips = self.sample(prompts, None, seed, image=image, video=video, **settings)
+      return self.extend(clips, prompts, num_frames, seed, reencode=reencode, **settings)
+    given = first_frames(image, video)
+    settings["numbers"] = numbers
+    return self._generate(self.requests.make(prompts, num_frames, seed, given, window, **settings))
+
+  def extend(
+    self,
+    clips: UInt8[np.ndarray, "b f H W 3"],
+    prompts: list[str],
+    num_frames: int,
+    seed: int = 0,
+    *,
+    reencode: int = 1,
+    window: int | None = None,
+    numbers: Sequence[int] | None = None,
+    **settings: Any,
+  ) -> UInt8[np.ndarray, "b f H W 3"]:
+    """Goes on from clips of any length: their last frames are encoded anew, as a clip's first.
+
+    The sequence never gets longer than in training. Other prompts than before make the next shot.
+
+    Args:
+      clips: what to go on from, one for each prompt; comes back as it is, with more frames behind.
+      prompts: texts.
+      num_frames: tau k more frames than the clips have.
+      seed: of the draws.
+      reencode: how many last frames each window starts from, 1 + tau k.
+      window: see `sample`.
+      numbers: see `sample`.
+      **settings: see `sample`.
+    Raises:
+      ValueError: as `sample`.
+    """
+    settings["numbers"] = numbers
+    self.requests.check_reencode(reencode)
+    tau = self.tokenizer.config.temporal_stride
+    given = self.requests.check_given(np.asarray(clips), len(prompts), "clips")
+    if given.shape[1] < reencode:
+      raise ValueError(f"clips: {given.shape[1]} frames are less than reencode={reencode}")
+    more = num_frames - given.shape[1]
+    if more < tau or more % tau:
+      below = given.shape[1] + max(1, more // tau) * tau
+      raise ValueError(
+        f"num_frames={num_frames}: must be {tau} k more than the {given.shape[1]} frames given; "
+        f"take {below} or {below + tau}"
+      )
+    clips = given
+    while clips.shape[1] < num_frames:
+      head = clips[:, -reencode:]
+      request = self.requests.make(prompts, None, seed, head, window, **settings)
+      new = self._generate(dataclasses.replace(request, epoch=clips.shape[1]))[:, reencode:]
+      clips = np.concatenate([clips, new], axis=1)
+    return clips[:, :num_frames]
+
+  def stream(
+    self,
+    prompts: list[str],
+    num_frames: float | None = None,
+    seed: int = 0,
+    *,
+    image: UInt8[np.ndarray, "*b H W 3"] | None = None,
+    video: UInt8[np.ndarray, "*b f H W 3"] | None = None,
+    window: int | None = None,
+    **settings: Any,
+  ) -> Iterator[UInt8[np.ndarray, "b f H W 3"]]:
+    """Generates clips and hands out their frames as they are ready: one first, then tau each time.
+
+    They are the frames of `sample`, but for the rounding of float sums. All prompts go together.
+
+    Args:
+      prompts: texts.
+      num_frames: see `sample`; `math.inf` for no end, which needs a window.
+      seed: see `sample`.
+      image: see `sample`.
+      video: see `sample`; comes first, in one piece.
+      window: see `sample`. With one, memory and time a frame do not grow.
+      **settings: see `sample`.
+    Raises:
+      ValueError: as `sample`, before the first frame is asked for.
+    """
+    is_endless = num_frames == math.inf
+    window = self.window if window is None else window
+    if is_endless and window is None:
+      raise ValueError("num_frames=inf: without a window the cache has no end; set window=")
+    if is_endless and self.generator.position_embedding is not None:
+      raise ValueError("num_frames=inf: learned positions end at the trained length")
+    given = first_frames(image, video)
+    wanted = None if is_endless else num_frames
+    request = self.requests.make(
+      prompts, wanted, seed, given, window, is_stream=True, is_endless=is_endless, **settings
+    )
+    num_latents = math.inf if is_endless else request.layout.num_frames
+    slots = window if is_endless else decoding.num_slots(num_latents, request.window)
+    return self._stream(request, num_latents, slots)
+
+  def predict(
+    self, prompts: list[str], video: UInt8[np.ndarray, "b f H W 3"]
+  ) -> dict[str, Float[np.ndarray, "b"]]:
+    """Measures how well given clips are foretold, each bit from the true ones before it.
+
+    Args:
+      prompts: texts.
+      video: a clip for each, of 1 + tau k frames.
+    Returns:
+      Loss and accuracies of each clip by name, see `prediction.foretell`.
+    Raises:
+      ValueError: a prompt is too long, or clips do not fit.
+    """
+    video = self.requests.check_given(np.asarray(video), len(prompts), "video")
+    layout = self.requests.layout_of(video.shape[1], self.window)
+    found = self._run(
+      self._foretell,
+      self.generator,
+      layout,
+      np.stack([self.text_encoder.encode(prompt) for prompt in prompts]),
+      self.tokenizer.latents(to_float(video)),
+      window=self.window,
+    )
+    return {name: np.asarray(values) for name, values in found.items()}
+
+  def _stream(self, request: Request, num_latents: float, slots: int):
+    table, layout = request.table, self.layout
+    state = self._run(
+      self._start,
+      self.generator,
+      layout,
+      request.texts,
+      self.text_encoder.null(),
+      request.keys(),
+      slots=slots,
+      is_guided=table is not None,
+    )
+    t, pixels = 0, None
+    if request.given is not None:
+      bits = self._bits(request.given)
+      t, latents = bits[0].shape[1], []
+      for i in range(t):
+        frame_bits = [scale[:, i] for scale in bits]
+        state, total = self._run(self._write_frame, self.generator, layout, state, frame_bits)
+        latents.append(total)
+      frames, pixels = self.tokenizer.decode_chunk(jnp.stack(latents, 1))
+      yield np.asarray(to_uint8(frames))
+    while t < num_latents:
+      row = (
+        np.ones(layout.num_scales, np.float32) if table is None else table[min(t, len(table) - 1)]
+      )
+      draws = {"temperature": request.temperature, "top_p": request.top_p}
+      state, out = self._run(self._decode_frame, self.generator, layout, state, row, **draws)
+      frames, pixels = self.tokenizer.decode_chunk(out.latents[:, None], pixels)
+      yield np.asarray(to_uint8(frames))
+      t += 1
+
+  def _generate(self, request: Request) -> UInt8[np.ndarray, "b f H W 3"]:
+    """Generates clips, a batch after the other."""
+    num, clips = len(request.texts), []
+    size = min(BATCH_SIZE, num)
+    for start in range(0, num, size):
+      # The last batch is filled up, so that one program serves all.
+      rows = np.minimum(np.arange(start, start + size), num - 1)
+      batch = self._run(
+        self._sample,
+        self.generator,
+        request.texts[rows],
+        request.keys(rows),
+        request.table,
+        None if request.given is None else self._bits(request.given[rows]),
+        request.temperature,
+        request.top_p,
+        layout=request.layout,
+        window=request.window,
+      )
+      clips.append(self._pixels(batch)[: num - start])
+    return np.concatenate(clips)
+
+  def _pixels(self, latents: Float[Array, "b t h w d"]) -> UInt8[np.ndarray, "b f H W 3"]:
+    """Decodes clips, in memory that does not grow with their number or length."""
+    b, t, *_ = latents.shape
+    config, (height, width) = self.tokenizer.config, self.resolution
+    channels = config.base_channels * config.multipliers[0]
+    frame_bytes = 4 * config.temporal_stride * height * width * channels // config.patch_size**2
+    num = max(1, _PIXEL_BYTES // frame_bytes)  # Latent frames, of one clip or of several.
+    # All alike, so that one program serves them.
+    rows = (
+      b if self.mesh is not None else max(n for n in range(1, b + 1) if b % n == 0 and n <= num)
+    )
+    chunk = min(t, max(1, num // rows))
+    clips = []
+    for first in range(0, b, rows):
+      part, state, frames = latents[first : first + rows], None, []
+      for start in range(0, t, chunk):
+        decoded = self._run(self.tokenizer.decode_chunk, part[:, start : start + chunk], state)
+        frames.append(np.asarray(to_uint8(decoded[0])))
+        state = decoded[1]
+      clips.append(np.concatenate(frames, axis=1))
+    return np.concatenate(clips)
+
+  def _sample_batch(
+    self, generator, texts, keys, table, given, temperature, top_p, *, layout, window
+  ) -> Float[Array, "b t h w d"]:
+    decoded = decoding.decode(
+      generator,
+      layout,
+      texts,
+      jnp.asarray(self.text_encoder.null()),
+      keys,
+      table,
+      temperature=temperature,
+      top_p=top_p,
+      window=window,
+      given=given,
+    )
+    return decoded.latents
+
+  def _run(self, function, *arguments, **settings):
+    """Calls a jitted function, on the mesh if there is one."""
+    with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+      return function(*arguments, **settings)
+
+  def _bits(self, video: UInt8[np.ndarray, "b f H W 3"]) -> list[Array]:
+    """Returns the bits of given frames."""
+    return self.tokenizer.quantize(
+      self.tokenizer.latents(to_float(video)), self.layout.schedule
+    ).bits

@@ -1,0 +1,62 @@
+"""How well a generator foretells the bits of given clips, from all that comes before them."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from videoar_jax.models.videoar.corruption import corrupt
+from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.models.videoar.network import Generator, Text
+
+
+def cross_entropy(logits: Float[Array, "*b"], labels: Float[Array, "*b"]) -> Float[Array, "*b"]:
+  """Returns the cross-entropy of each bit, in nats: `log(1 + e^x) - x y`."""
+  return jax.nn.softplus(logits) - logits * labels
+
+
+def accuracies(is_right: Bool[Array, "b t n d"], layout: Layout) -> dict[str, Float[Array, "b"]]:
+  """Returns the share of right bits of each clip: of all, of each scale and of each frame.
+
+  Their names are `bit_accuracy`, `bit_accuracy/scale_0` and so on, `bit_accuracy/frame_0` and so
+  on.
+  """
+  share = jnp.mean(is_right, axis=3)
+  found = {"bit_accuracy": jnp.mean(share, axis=(1, 2))}
+  for s in range(layout.num_scales):
+    found[f"bit_accuracy/scale_{s}"] = jnp.mean(share[:, :, layout.scale_slice(s)], axis=(1, 2))
+  for frame in range(is_right.shape[1]):
+    found[f"bit_accuracy/frame_{frame}"] = jnp.mean(share[:, frame], axis=1)
+  return found
+
+
+def foretell(
+  model: Generator,
+  layout: Layout,
+  text: Text,
+  latents: Float[Array, "b t h w d"],
+  *,
+  window: int | None = None,
+) -> dict[str, Float[Array, "b"]]:
+  """Measures a generator on given clips, teacher-forced: nothing is corrupted, hidden or sampled.
+
+  Args:
+    model: the transformer.
+    layout: the sequence, of as many frames as the latents.
+    text: tokens, or features, of each prompt.
+    latents: of the clips, unquantized.
+    window: earlier frames that a frame sees; None for all.
+  Returns:
+    For each clip `loss`, nats a bit with all bits of a clip weighted alike, and `accuracies`.
+  """
+  b, t, *_, d = latents.shape
+  inputs = corrupt(latents, layout.schedule, previous=layout.previous)
+  logits = model(
+    text,
+    inputs.features,
+    layout,
+    latents=inputs.latents,
+    window=window,
+  )
+  labels = jnp.concatenate([scale.reshape(b, t, -1, d) for scale in inputs.labels], axis=2)
+  loss = jnp.mean(cross_entropy(logits, labels), axis=(1, 2, 3))
+  return {"loss": loss} | accuracies((logits > 0) == (labels > 0), layout)

@@ -1,0 +1,173 @@
+"""Trains the transformer on corrupted inputs to predict bits. Source: VIDEOAR 3.5 to 3.7."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from videoar_jax.models.videoar import corruption as corrupting
+from videoar_jax.models.videoar.decode import decode, sample_keys
+from videoar_jax.models.videoar.flops import training_flops
+from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.models.videoar.network import Generator, GeneratorConfig
+from videoar_jax.models.videoar.score import accuracies, cross_entropy
+from videoar_jax.parallel.hardware import peak_flops
+from videoar_jax.tokenizers.bsq.encoding import encode
+from videoar_jax.tokenizers.bsq.tokenizer import to_uint8
+from videoar_jax.train.state import Template
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorLossConfig:
+  """What the generator is trained on.
+
+  Attributes:
+    corruption: cross-frame error correction.
+    p_frame_mask: probability that an earlier frame is hidden from a frame.
+    window: earlier frames that a frame sees; None for all.
+    p_drop_text: share of prompts that are replaced by the empty one, for guidance.
+    scale_weighting: "none" weighs every token the same; "sqrt" divides a scale's weight by the
+      square root of its number of tokens, so that coarse scales count for more.
+  """
+
+  corruption: corrupting.CorruptionConfig = dataclasses.field(
+    default_factory=corrupting.CorruptionConfig
+  )
+  p_frame_mask: float = 0.0
+  window: int | None = None
+  p_drop_text: float = 0.1
+  scale_weighting: str = "none"
+
+  def __post_init__(self):
+    for name in ("p_frame_mask", "p_drop_text"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
+    if self.window is not None and self.window < 1:
+      raise ValueError(f"window={self.window} must be at least 1, or None for all frames")
+    if self.scale_weighting not in ("none", "sqrt"):
+      raise ValueError(f"scale_weighting={self.scale_weighting!r} must be 'none' or 'sqrt'")
+
+
+def token_weights(layout: Layout, scale_weighting: str) -> np.ndarray:
+  """Returns the weight of each token of a frame in the loss, `[n]`, with mean 1."""
+  sizes = np.array(layout.scale_sizes, np.float32)
+  scale = np.ones_like(sizes) if scale_weighting == "none" else 1.0 / np.sqrt(sizes)
+  weights = np.repeat(scale, layout.scale_sizes)
+  return weights / weights.mean()
+
+
+def widest(layouts: Iterable[Layout]) -> Layout:
+  """Returns the layout of the most scales, by which the network has rows for each of them."""
+  return max(layouts, key=lambda layout: layout.num_scales)
+
+
+class GeneratorTask:
+  """The transformer as a trainable thing, on a frozen tokenizer.
+
+  Args:
+    config: its network.
+    layout: the sequence.
+    loss: what it is trained on.
+    tokenizer: structure of the frozen autoencoder.
+    tokenizer_params: its parameters.
+    text_encoder: with `null`.
+    sampling: `guidance` (a table `[t, s]`), `temperature` and `top_p` of the samples to show.
+    others: sequences of batches of other shapes, if there are any.
+  """
+
+  def __init__(
+    self,
+    config: GeneratorConfig,
+    layout: Layout,
+    loss: GeneratorLossConfig,
+    tokenizer: Template,
+    tokenizer_params: dict,
+    text_encoder,
+    sampling: dict,
+    others: tuple[Layout, ...] = (),
+  ):
+    self.config, self.layout, self.settings = config, layout, loss
+    self.layouts = {(each.num_frames, *each.grid): each for each in (*others, layout)}
+    self.tokenizer, self.frozen = tokenizer, tokenizer_params
+    self.rival = None
+    self.text_encoder, self.sampling = text_encoder, sampling
+
+  def init(self, key) -> Generator:
+    """Makes the transformer."""
+    return Generator(nnx.Rngs(params=key), self.config, widest(self.layouts.values()))
+
+  def loss(self, module: Generator, frozen, batch, key, is_training: bool):
+    """Returns the binary cross-entropy a bit, and the accuracy by scale and by frame.
+
+    The batch needs `text`, `[b, P]` or `[b, P, c]`, and `video`, uint8 `[b, f, H, W, 3]`, or what
+    the tokenizer's encoder makes of it, `latents`, `[b, t, h, w, d]`. Outside training nothing is
+    corrupted, hidden or dropped.
+    """
+    settings = self.settings
+    if "latents" in batch:
+      latents = batch["latents"].astype(jnp.float32)
+    else:
+      latents = encode(self.tokenizer.module(frozen).encoder, batch["video"])
+      latents = jax.lax.stop_gradient(latents)
+    b, t, h, w, d = latents.shape
+    layout = self.layouts[t, h, w]
+    keys = jax.random.split(key, 4)
+    text, flips, keep, metrics = batch["text"], None, None, {}
+    if is_training:
+      if settings.corruption.p_max > 0:
+        ratios = corrupting.draw_ratios(keys[0], b, t, layout.num_scales, settings.corruption)
+        flips = corrupting.draw_flips(keys[1], ratios, layout.schedule, d)
+        flipped = sum(jnp.sum(scale) for scale in flips)
+        metrics["corrupted_share"] = flipped / (b * t * layout.frame_size * d)
+      each = (b,) + (1,) * (text.ndim - 1)
+      is_dropped = jax.random.bernoulli(keys[2], settings.p_drop_text, each)
+      text = jnp.where(is_dropped, jnp.asarray(self.text_encoder.null()), text)
+      metrics["dropped_share"] = jnp.mean(is_dropped)
+    if is_training and settings.p_frame_mask > 0:
+      keep = corrupting.draw_frame_keep(keys[3], b, t, p_mask=settings.p_frame_mask)
+    inputs = corrupting.corrupt(latents, layout.schedule, flips, layout.previous)
+    logits = module(
+      text,
+      inputs.features,
+      layout,
+      latents=inputs.latents,
+      frame_keep=keep,
+      window=settings.window,
+    )
+    labels = jnp.concatenate([scale.reshape(b, t, -1, d) for scale in inputs.labels], axis=2)
+    losses = cross_entropy(logits, labels)
+    weights = token_weights(layout, settings.scale_weighting)
+    right = accuracies((logits > 0) == (labels > 0), layout)
+    metrics |= {name: jnp.mean(share) for name, share in right.items()}
+    return jnp.mean(losses * weights[:, None]), metrics
+
+  def rates(self, clips_per_s: float) -> dict[str, float]:
+    """Returns tokens a second, and the share of the devices' peak where that is known.
+
+    What the frozen tokenizer does for them is not counted.
+    """
+    rates = {"tokens_per_s": clips_per_s * self.layout.length}
+    peak = peak_flops()
+    if peak is not None:
+      flops = training_flops(self.config, self.layout, self.settings.window)
+      rates["flops_utilisation"] = clips_per_s * flops / peak
+    return rates
+
+  def media(self, module: Generator, frozen, batch):
+    """Returns samples for the batch's prompts."""
+    decoded = decode(
+      module,
+      self.layout,
+      batch["text"],
+      jnp.asarray(self.text_encoder.null()),
+      sample_keys(0, jnp.arange(batch["text"].shape[0])),
+      self.sampling["guidance"],
+      temperature=self.sampling["temperature"],
+      top_p=self.sampling["top_p"],
+      window=self.settings.window,
+    )
+    decoder = self.tokenizer.module(frozen).decoder
+    return {"samples": to_uint8(decoder(decoded.latents))}

@@ -1,0 +1,69 @@
+"""Counts the arithmetic of the autoencoder: its convolutions, two operations a multiply-add.
+
+Taps that meet the zero frames before a clip are not counted, nor are norms and activations.
+"""
+
+from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
+
+
+def encoder_flops(config: AutoencoderConfig, num_frames: int, resolution: tuple[int, int]) -> int:
+  """Returns the operations that encode one clip."""
+  counter = _Counter(config, num_frames, resolution, is_encoder=True)
+  widths = [config.base_channels * multiplier for multiplier in config.multipliers]
+  counter.conv(3 * config.patch_size**2, widths[0])
+  for level, width in enumerate(widths):
+    counter.blocks(widths[max(0, level - 1)], width, config.num_encoder_blocks)
+    if level + 1 < len(widths):
+      counter.conv(width, width, stride=config.strides[level])
+  counter.blocks(widths[-1], widths[-1], 2)
+  counter.conv(widths[-1], config.num_bits)
+  return counter.total
+
+
+def decoder_flops(config: AutoencoderConfig, num_frames: int, resolution: tuple[int, int]) -> int:
+  """Returns the operations that decode one clip of that length and size."""
+  counter = _Counter(config, num_frames, resolution, is_encoder=False)
+  widths = [config.base_channels * multiplier for multiplier in config.multipliers]
+  counter.conv(config.num_bits, widths[-1])
+  counter.blocks(widths[-1], widths[-1], 2)
+  for level in reversed(range(len(widths))):
+    previous = widths[min(len(widths) - 1, level + 1)]
+    counter.blocks(previous, widths[level], config.num_decoder_blocks)
+    if level > 0:
+      counter.upsample(config.strides[level - 1])
+      counter.conv(widths[level], widths[level])
+  counter.conv(widths[0], 3 * config.patch_size**2)
+  return counter.total
+
+
+class _Counter:
+  """Walks through a network's layers, with the shape of what is between them."""
+
+  def __init__(self, config, num_frames, resolution, *, is_encoder: bool):
+    t, h, w = config.latent_shape(num_frames, resolution)
+    if is_encoder:
+      t, h, w = num_frames, *(size // config.patch_size for size in resolution)
+    self.frames, self.cells = t, (h, w)
+    self.total = 0
+
+  def conv(self, num_in: int, num_out: int, *, size: int = 3, stride=(1, 1)) -> None:
+    time, space = stride
+    outputs = range(0, self.frames, time)
+    # Output of frame u has u + 1 frames at most to look at.
+    taps = sum(min(size, frame + 1) for frame in outputs)
+    self.frames = len(outputs)
+    self.cells = tuple(side // space for side in self.cells)
+    self.total += 2 * taps * size**2 * num_in * num_out * self.cells[0] * self.cells[1]
+
+  def blocks(self, num_in: int, num_out: int, num: int) -> None:
+    for block in range(num):
+      width = num_in if block == 0 else num_out
+      self.conv(width, num_out)
+      self.conv(num_out, num_out)
+      if width != num_out:
+        self.conv(width, num_out, size=1)
+
+  def upsample(self, stride) -> None:
+    time, space = stride
+    self.frames = (self.frames - 1) * time + 1
+    self.cells = tuple(side * space for side in self.cells)

@@ -1,0 +1,100 @@
+"""Starts a video tokenizer from an image tokenizer.
+
+The last temporal tap of every kernel takes the image kernel, in the convolutions that halve or
+double time too. The padding in front is zeros, so the first frame is coded as the image network
+codes it whatever the other taps are; with zeros in them, so is every frame.
+
+Source: VIDEOAR section 2.2.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from videoar_jax.nn import layers
+from videoar_jax.nn.conv import image_start
+from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig, abstract_params
+from videoar_jax.tokenizers.bsq.files import flatten, unflatten
+
+# The convolutions at the latent, whose channels are bits.
+_BIT_WIDE = ("encoder.conv_out", "decoder.conv_in")
+
+
+@dataclasses.dataclass(frozen=True)
+class InflateConfig:
+  """Which image tokenizer a stage starts from, and how.
+
+  Attributes:
+    path: folder that `python -m videoar_jax.convert infinity_tokenizer` made; None for no start
+      of this kind.
+    rest: "zeros" or "random" (the paper's), what the taps of earlier frames start with.
+  """
+
+  path: str | None = None
+  rest: str = "zeros"
+
+  def __post_init__(self):
+    if self.rest not in ("zeros", "random"):
+      raise ValueError(f"rest={self.rest!r} is unknown; take 'zeros' or 'random'")
+
+
+def check_inflatable(image: AutoencoderConfig, video: AutoencoderConfig) -> None:
+  """Checks that one network can start from the other: bits and temporal strides may differ.
+
+  Raises:
+    ValueError: names every field that differs.
+  """
+  ours, theirs = _fixed_fields(video), _fixed_fields(image)
+  wrong = [
+    f"tokenizer.{name}={ours[name]!r} here, {theirs[name]!r} there"
+    for name in ours
+    if ours[name] != theirs[name]
+  ]
+  if wrong:
+    raise ValueError(
+      f"the image tokenizer is of another shape: {'; '.join(wrong)}. Set the fields to its values"
+    )
+
+
+def inflate(
+  params: dict, image: AutoencoderConfig, video: AutoencoderConfig, rest: str, key: jax.Array
+) -> tuple[dict, list[str]]:
+  """Makes a video tokenizer's parameters from an image tokenizer's.
+
+  Args:
+    params: the image tokenizer's.
+    image: its settings.
+    video: the settings of the network to start.
+    rest: see `InflateConfig`.
+    key: of what is drawn.
+  Returns:
+    (parameters, names of those that could not be taken over, since the number of bits differs).
+  Raises:
+    ValueError: the networks differ in more than bits and temporal strides.
+  """
+  check_inflatable(image, video)
+  old, new, fresh = flatten(params), {}, []
+  for i, (name, leaf) in enumerate(flatten(abstract_params(video)).items()):
+    keys = jax.random.split(jax.random.fold_in(key, i))
+    if image.num_bits != video.num_bits and name.startswith(_BIT_WIDE):
+      fresh.append(name)
+      start = layers.zeros if name.endswith("bias") else image_start()
+      value = start(keys[0], leaf.shape)
+    else:
+      value = jnp.asarray(old[name])
+    if value.ndim == 5:
+      earlier = jnp.zeros_like(value[:-1])
+      if rest == "random":
+        earlier = layers.fan_in(value.shape)(keys[1], earlier.shape)
+      value = jnp.concatenate([earlier, value[-1:]])
+    new[name] = value
+  return unflatten(new), fresh
+
+
+def _fixed_fields(config: AutoencoderConfig) -> dict:
+  """Returns what inflation keeps: all but bits and strides in time."""
+  values = dataclasses.asdict(config)
+  del values["num_bits"]
+  values["strides"] = tuple(("any", space) for _, space in config.strides)
+  return values

