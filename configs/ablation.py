@@ -20,7 +20,7 @@ VARIANTS = {
   "time": "+ corruption that rises with time",
   "inheritance": "+ inheritance: the paper's",
   "frame_mask": "the paper's, with a random frame mask",
-  "final": "the paper's, with past=final",
+  "final": "the paper's, with context=full_frame",
 }
 
 
@@ -65,7 +65,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   )
   config.generator = generator_size(args.size)
   config.generator.remat = "none"
-  config.generator.is_scanned = False
+  config.generator.scan_layers = False
   config.sampling = ConfigDict({"guidance": "constant:2", "temperature": 0.7, "top_p": 1.0})
   config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
@@ -107,8 +107,8 @@ def _shrink(config: ConfigDict) -> None:
   config.tokenizer.strides = ((2, 2),)
   config.tokenizer.num_groups = 1
   config.tokenizer.num_bits = 4
-  sizes = {"depth": 1, "width": 16, "num_heads": 1, "num_kv_heads": 1, "head_width": 16}
-  config.generator.update(sizes | {"mlp_width": 16})
+  sizes = {"depth": 1, "width": 16, "num_heads": 1, "num_kv_heads": 1, "head_dim": 16}
+  config.generator.update(sizes | {"mlp_dim": 16})
   config.stages = ("tokenizer", "cache", "generator")
   config.stage.cache.update({"num_clips": 8, "batch_size": 4})
   for name, num_steps in (("tokenizer", 1), ("generator", 4)):

@@ -58,7 +58,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   config.generator = generator_size(args.size)
   config.generator.remat = "none"
-  config.generator.is_scanned = False
+  config.generator.scan_layers = False
   # A small grid and a short training: every axis gets high frequencies, a way across the picture is
   # as long at every scale, what the frame before showed stands beside every input, and all earlier
   # frames are seen in full.

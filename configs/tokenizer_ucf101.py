@@ -95,9 +95,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
   stage.loss.absolute = 0.0 if is_quick else 1.0
   stage.loss.squared = 1.0 if is_quick else 0.0
   stage.loss.perceptual = args.perceptual
-  stage.loss.perceptual_weights = config_dict.placeholder(str)
+  stage.loss.lpips_weights = config_dict.placeholder(str)
   # VGG16 costs more than all the rest.
-  stage.loss.perceptual_frames = 1 if is_quick else 4
+  stage.loss.lpips_frames = 1 if is_quick else 4
   stage.loss.commitment = 0.02 if is_quick else 0.25
   stage.loss.remainder = 0.05 if is_quick else 0.0
   stage.loss.entropy = args.entropy

@@ -43,7 +43,7 @@ def stop(num_steps: str) -> None:
       self.signal = signal.SIGTERM
     return self.signal is not None
 
-  stopping.Stop.is_due = is_due
+  stopping.PreemptionHandler.is_due = is_due
 
 
 def disk(folder: str, at_step: str) -> None:

@@ -13,7 +13,7 @@ from videoar_jax import ablation
 from videoar_jax.experiment import parse as configs
 from videoar_jax.experiment import run as runs
 from videoar_jax.experiment.diff import differing_fields
-from videoar_jax.train.loop import Interrupted
+from videoar_jax.train.loop import Preempted
 
 CONFIG = pathlib.Path(ablation_config.__file__)
 VARIANTS = ablation_config.VARIANTS
@@ -101,7 +101,7 @@ class FakeRun:
 
   def train(self):
     if self.workdir.name == FakeRun.stop_at:
-      raise Interrupted("SIGINT: stopped at step 3 of 4")
+      raise Preempted("SIGINT: stopped at step 3 of 4")
     FakeRun.started.append(self)
     folder = self.workdir / self.settings.stages[-1].name
     is_new = not folder.exists()

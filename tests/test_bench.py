@@ -66,13 +66,13 @@ def test_table_of_a_training_step(monkeypatch, capsys):
   """Of a network that is smaller still: every program runs, the table is of the seconds given."""
   seconds = {"forward": 0.5, "with gradient": 2.0, "whole step": 4.0, "corruption": 0.1}
 
-  def in_turns(calls, repeats):
+  def interleave(calls, repeats):
     for call in calls.values():
       jax.block_until_ready(call())
     return {**seconds, "product": calls["product"].amount / 1e5}  # A limit of 0.1 MFLOP/s.
 
   monkeypatch.setitem(bench.SIZES, "tiny", (1, 8, 1, 1, 8, 8))
-  monkeypatch.setattr(limits, "in_turns", in_turns)
+  monkeypatch.setattr(limits, "interleave", interleave)
   assert bench.main(["train", "--size=tiny", "--batch_size=1", "--repeats=1"]) == 0
   *head, forward, gradient, whole, corruption = capsys.readouterr().out.splitlines()
   assert head[0].startswith("5 latent frames, 651 tokens, batches of 1, float32")
@@ -131,14 +131,14 @@ def test_sizes_are_those_of_the_configs():
   from configs.common import generator_size
 
   for name, values in bench.SIZES.items():
-    fields = ("depth", "width", "num_heads", "num_kv_heads", "head_width", "mlp_width")
+    fields = ("depth", "width", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
     assert tuple(generator_size(name)[field] for field in fields) == values
 
 
 def test_sample_table(monkeypatch, capsys):
   """Of a network that is smaller still."""
   monkeypatch.setitem(bench.SIZES, "small", (1, 8, 1, 1, 8, 8))
-  assert bench.main(["sample", "--repeats=1", "--batch_size=2", "--past=final"]) == 0
+  assert bench.main(["sample", "--repeats=1", "--batch_size=2", "--context=full_frame"]) == 0
   lines = capsys.readouterr().out.splitlines()
   # A step for the prompt, one for each scale, and one for each frame that others see.
   assert "907 tokens in 35 steps, batches of 2" in lines[0]

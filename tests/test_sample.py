@@ -138,10 +138,10 @@ def test_prompts_with_one_name_get_files_of_their_own(tmp_path, model):
     (["--promt=x"], "--promt"),
     (["--prompts_file={tmp}/small.json"], "not allowed with argument --prompt"),
     (["--image=a", "--video=b"], "not allowed with argument --image"),
-    (["--reencode=1", "--stream"], "not allowed with argument --reencode"),
+    (["--overlap_frames=1", "--stream"], "not allowed with argument --overlap_frames"),
     (["--window=0"], "--window=0 must be at least 1"),
-    (["--reencode=1"], "is for clips longer than the trained 9"),
-    (["--shots", "--stream"], "--shots and --stream exclude each other"),
+    (["--overlap_frames=1"], "is for clips longer than the trained 9"),
+    (["--multi_shot", "--stream"], "--multi_shot and --stream exclude each other"),
     (["--resize"], "nothing to resize; give --image or --video"),
     (["--image=none.png"], "none.png cannot be read as a picture (No such file"),
     (["--image={tmp}/small.json"], "small.json cannot be read as a picture"),
@@ -183,11 +183,11 @@ def test_given_frames_are_passed_on(tmp_path, model):
   colours[:, :16] = colours[:, 64:] = 255  # Outside the middle square.
   Image.fromarray(colours).save(tmp_path / "wide.png")
   flags = ["--workdir=w", "--prompt=x", "--num_samples=1", f"--out={tmp_path / 'out'}"]
-  assert run(*flags, f"--video={tmp_path / 'fits.mp4'}", "--reencode=5", "--num_frames=17") == 0
+  assert run(*flags, f"--video={tmp_path / 'fits.mp4'}", "--overlap_frames=5", "--num_frames=17") == 0
   assert run(*flags, f"--video={tmp_path / 'large.mp4'}", "--resize") == 0
   assert run(*flags, f"--image={tmp_path / 'wide.png'}", "--resize", "--window=2") == 0
   first, second, third = (settings for *_, settings in model.calls)
-  assert first["reencode"] == 5 and first["video"].shape == (5, 64, 64, 3)
+  assert first["overlap_frames"] == 5 and first["video"].shape == (5, 64, 64, 3)
   for video in (first["video"], second["video"]):
     brightness = video.mean((1, 2, 3))
     np.testing.assert_allclose(brightness, 20 * np.arange(5), atol=4)
@@ -255,11 +255,11 @@ def test_classes_are_those_of_the_data_or_the_config(tmp_path, capsys, monkeypat
 
 
 def test_shots_go_on_from_each_other(tmp_path, model):
-  flags = ["--workdir=w", "--num_samples=2", f"--out={tmp_path}", "--num_frames=5", "--shots"]
+  flags = ["--workdir=w", "--num_samples=2", f"--out={tmp_path}", "--num_frames=5", "--multi_shot"]
   assert (
-    run(*flags, "--prompt=a star", "--prompt=b", "--prompt=c", "--reencode=5", "--top_p=0.5") == 0
+    run(*flags, "--prompt=a star", "--prompt=b", "--prompt=c", "--overlap_frames=5", "--top_p=0.5") == 0
   )
-  rest = {"reencode": 5, "top_p": 0.5}
+  rest = {"overlap_frames": 5, "top_p": 0.5}
   assert model.calls == [
     (["a star"] * 2, 5, 0, {"top_p": 0.5}),
     (["b"] * 2, 9, 0, rest),

@@ -67,7 +67,7 @@ def _ablate(options: argparse.Namespace) -> str:
     raise ValueError(f"--config={options.config}: all variants are trained; remove variant=")
   workdir = pathlib.Path(options.workdir).absolute()
 
-  from videoar_jax.train.loop import Interrupted
+  from videoar_jax.train.loop import Preempted
 
   def config_of(variant: str):
     return file["get_config"](",".join(filter(None, (argument, f"variant={variant}"))))
@@ -82,7 +82,7 @@ def _ablate(options: argparse.Namespace) -> str:
         config.seed = seed
         found[variant].append(_run(config, workdir, f"{variant}_{seed}", options))
         _write(workdir, variants, found)
-  except Interrupted as stopped:
+  except Preempted as stopped:
     return f"{stopped}. The same command goes on from there."
   except KeyboardInterrupt:
     return "stopped. The same command goes on from the last checkpoint."

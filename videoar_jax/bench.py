@@ -139,7 +139,7 @@ def tokenizer_table(options: argparse.Namespace) -> str:
     "decode": lambda: decode(module, latents),
     "product": limits.products("float32"),
   }
-  seconds = limits.in_turns(calls, options.repeats)
+  seconds = limits.interleave(calls, options.repeats)
   product, encode, decode = (
     calls["product"].amount / seconds["product"],
     seconds["encode"],
@@ -216,7 +216,7 @@ def sample_table(options: argparse.Namespace) -> str:
     "product": limits.products(options.dtype),
     "read": limits.reads(options.dtype),
   }
-  seconds = limits.in_turns(calls, options.repeats)
+  seconds = limits.interleave(calls, options.repeats)
   flops = 2 * b * forward_flops(config, layout)
   steps = 1 + layout.num_frames * layout.num_scales
   if layout.final_size:
@@ -295,7 +295,7 @@ def training_table(options: argparse.Namespace) -> str:
     "product": limits.products(config.dtype),
   }
   with jax.set_mesh(mesh):
-    seconds = limits.in_turns(calls, options.repeats)
+    seconds = limits.interleave(calls, options.repeats)
   limit = calls["product"].amount / seconds["product"]
   lines = [
     f"{layout.num_frames} latent frames, {layout.length} tokens, batches of {b}, {config.dtype}, "
@@ -361,10 +361,10 @@ def _network(size: str) -> dict:
   """Returns the generator's settings of a named size, for this machine."""
   import jax
 
-  names = ("depth", "width", "num_heads", "num_kv_heads", "head_width", "mlp_width")
+  names = ("depth", "width", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
   settings = dict(zip(names, SIZES[size], strict=True))
   # Compiling each layer by itself pays for few of them.
-  return settings | {"is_scanned": jax.default_backend() != "cpu" or settings["depth"] > 12}
+  return settings | {"scan_layers": jax.default_backend() != "cpu" or settings["depth"] > 12}
 
 
 def data_table(options: argparse.Namespace) -> str:

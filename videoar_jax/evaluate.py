@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     help="for long clips: earlier latent frames that a frame sees, in one sequence",
   )
   long.add_argument(
-    "--reencode",
+    "--overlap_frames",
     type=int,
     default=unset,
     help="for long clips: last frames that each next window starts from; default: half a clip",
@@ -222,7 +222,7 @@ def _long_clips(options: argparse.Namespace, data, model):
   if options.num_long_clips == 0:
     return None, "--num_long_clips=0"
   settings = None
-  for name in ("window", "reencode"):
+  for name in ("window", "overlap_frames"):
     if hasattr(options, name):
       settings = {name: getattr(options, name)}
   return long_clips_of(model, data, options.num_long_clips, settings), None

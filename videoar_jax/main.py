@@ -61,8 +61,8 @@ def main(argv: list[str]) -> int:
   from videoar_jax.evals.report import write_report
   from videoar_jax.experiment.run import Run
   from videoar_jax.parallel import processes as hosts
-  from videoar_jax.runtime.preemption import Interrupted
-  from videoar_jax.runtime.watch import Clock, told_at_the_end
+  from videoar_jax.runtime.preemption import Preempted
+  from videoar_jax.runtime.watch import GoodputTracker, report_at_exit
 
   try:
     hosts.start(DISTRIBUTED.value)
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     if hosts.is_first() and not is_reported:
       # The time of a run that went on is not this command's.
       seconds = time.perf_counter() - started if run.is_new else None
-      with told_at_the_end(Clock("report")):
+      with report_at_exit(GoodputTracker("report")):
         write_report(
           run.workdir,
           run.stages.run,
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
     if hosts.is_first():
       print(f"report: {run.workdir / 'report.md'}")
     hosts.wait_for_all("the report is written", timeout_s=REPORT_TIMEOUT_S)
-  except Interrupted as stopped:
+  except Preempted as stopped:
     if hosts.is_first():
       print(f"{stopped}. The same command goes on from there.")
     return leave(stopped.status)

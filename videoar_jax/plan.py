@@ -67,10 +67,10 @@ def plan(arguments, overrides: list[str]) -> str:
   """
   from videoar_jax.experiment.parse import finalize
   from videoar_jax.parallel.hardware import parse_topology
-  from videoar_jax.planning.decoding import DecodeDraft
+  from videoar_jax.planning.decoding import DecodePlan
   from videoar_jax.planning.pod import Pod, parse_mesh
   from videoar_jax.planning.search import search
-  from videoar_jax.planning.step_plan import Draft
+  from videoar_jax.planning.step_plan import StepPlan
   from videoar_jax.planning.tables import decode_table, parameters_table, table
 
   run = finalize(_with_fields(read_config(arguments.config), overrides))
@@ -83,11 +83,11 @@ def plan(arguments, overrides: list[str]) -> str:
   is_compiled = chip.is_tpu and not (arguments.parameters or arguments.count)
   pod = Pod(arguments.topology, chip, num_chips, is_compiled)
   if arguments.decode is not None:
-    clips = DecodeDraft.of(run, stage, pod, mesh, arguments.decode, arguments.dtype)
+    clips = DecodePlan.of(run, stage, pod, mesh, arguments.decode, arguments.dtype)
     return decode_table(clips, clips.compile() if is_compiled else None)
   if arguments.search:
     return search(run, stage, pod, mesh.slice, arguments.search)
-  draft = Draft.of(run, stage, pod, mesh)
+  draft = StepPlan.of(run, stage, pod, mesh)
   if arguments.parameters:
     return parameters_table(draft)
   return table(draft, draft.compile() if is_compiled else None)

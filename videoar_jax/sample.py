@@ -108,19 +108,19 @@ def _parser() -> argparse.ArgumentParser:
   )
   longer = parser.add_mutually_exclusive_group()
   longer.add_argument(
-    "--reencode",
+    "--overlap_frames",
     type=int,
     default=unset,
-    help="for more frames than in training, and --shots: encode so many last frames anew and go on "
+    help="for more frames than in training, and --multi_shot: encode so many last frames anew and go on "
     "from them",
   )
   longer.add_argument(
     "--stream", action="store_true", help="write frames as png files as soon as they are ready"
   )
   add(
-    "--shots",
+    "--multi_shot",
     action="store_true",
-    help="the prompts are shots of one video: each goes on from the last --reencode frames (1 if "
+    help="the prompts are shots of one video: each goes on from the last --overlap_frames frames (1 if "
     "not said) of the one before it, with as many frames again",
   )
   add(
@@ -183,8 +183,8 @@ def _check(options: argparse.Namespace) -> list[str]:
     _check_guidance(options.guidance)
   if options.resize and not (hasattr(options, "image") or hasattr(options, "video")):
     raise ValueError("--resize: there is nothing to resize; give --image or --video")
-  if options.shots and options.stream:
-    raise ValueError("--shots and --stream exclude each other; leave one out")
+  if options.multi_shot and options.stream:
+    raise ValueError("--multi_shot and --stream exclude each other; leave one out")
   check_out(pathlib.Path(options.out))
   if hasattr(options, "class_id"):
     features = getattr(options, "text_features", None)
@@ -266,14 +266,14 @@ def _settings(options: argparse.Namespace, model, prompts: list[str], frame_rate
   """
   num_frames = getattr(options, "num_frames", None)
   _check_frames(num_frames, model.tokenizer.config.temporal_stride)
-  if hasattr(options, "reencode") and (num_frames or 0) <= model.num_frames and not options.shots:
+  if hasattr(options, "overlap_frames") and (num_frames or 0) <= model.num_frames and not options.multi_shot:
     raise ValueError(
-      f"--reencode={options.reencode} is for clips longer than the trained {model.num_frames} "
-      "frames, or --shots; set --num_frames, or leave it out"
+      f"--overlap_frames={options.overlap_frames} is for clips longer than the trained {model.num_frames} "
+      "frames, or --multi_shot; set --num_frames, or leave it out"
     )
   for prompt in prompts:
     model.text_encoder.encode(prompt)
-  names = ("guidance", "temperature", "top_p", "window", "reencode")
+  names = ("guidance", "temperature", "top_p", "window", "overlap_frames")
   settings = {name: getattr(options, name) for name in names if hasattr(options, name)}
   return settings | _given(options, model, num_frames, frame_rate)
 
@@ -288,8 +288,8 @@ def _clips(
   from videoar_jax.models.videoar.request import BATCH_SIZE
 
   num_frames, stems = getattr(options, "num_frames", None), _stems(prompts)
-  if options.stream or options.shots:
-    groups = [prompts] if options.shots else [[prompt] for prompt in prompts]
+  if options.stream or options.multi_shot:
+    groups = [prompts] if options.multi_shot else [[prompt] for prompt in prompts]
     for group, stem in zip(groups, stems, strict=False):
       names = [f"{stem}_{options.seed}_{i}" for i in range(options.num_samples)]
       if options.stream:
@@ -317,13 +317,13 @@ def _clips(
 def _shots(options: argparse.Namespace, model, prompts: list[str], settings: dict) -> np.ndarray:
   """Returns clips of one shot after the other, each going on from the last frames before it."""
   first, *more = ([prompt] * options.num_samples for prompt in prompts)
-  num_frames, reencode = getattr(options, "num_frames", None), settings.pop("reencode", 1)
+  num_frames, overlap_frames = getattr(options, "num_frames", None), settings.pop("overlap_frames", 1)
   clips = model.sample(first, num_frames, options.seed, **settings)
   settings = {name: settings[name] for name in settings if name not in ("image", "video")}
   added = clips.shape[1] - 1
   for texts in more:
     length = clips.shape[1] + added
-    clips = model.extend(clips, texts, length, options.seed, reencode=reencode, **settings)
+    clips = model.extend(clips, texts, length, options.seed, overlap_frames=overlap_frames, **settings)
   return clips
 
 
@@ -341,7 +341,7 @@ def _given(options, model, num_frames: int | None, frame_rate: float) -> dict[st
   if hasattr(options, "video"):
     stride = model.tokenizer.config.temporal_stride
     # With another length than the trained one, the first window is to hold them all the same.
-    longest = model.num_frames if hasattr(options, "reencode") else num_frames or model.num_frames
+    longest = model.num_frames if hasattr(options, "overlap_frames") else num_frames or model.num_frames
     video = read_video(
       options.video,
       model.resolution,

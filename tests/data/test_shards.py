@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from test_folder import numbers, write_video
 
-from videoar_jax.data.bad_samples import Faults, write_faults
+from videoar_jax.data.bad_samples import BadSamples, write_bad_samples
 from videoar_jax.data.mixture import Mixture, make_buckets
 from videoar_jax.data.pipeline import DataConfig, make_iterator, make_source
 from videoar_jax.data.sources import records, shards
@@ -139,17 +139,17 @@ def test_bad_samples_are_written_when_they_are_found(tmp_path):
   def lines():
     return [tuple(json.loads(line).values()) for line in path.read_text().splitlines()]
 
-  faults, other = Faults("x", 10, 1.0), Faults("y", 10, 1.0)
+  faults, other = BadSamples("x", 10, 1.0), BadSamples("y", 10, 1.0)
   faults.add("a", "early")
-  write_faults(path, [source_of(faults), source_of(other), object()])
+  write_bad_samples(path, [source_of(faults), source_of(other), object()])
   assert lines() == [("x", "a", "early")]
   faults.add("b", "late")
   other.add("a", "late")
   assert lines() == [("x", "a", "early"), ("x", "b", "late"), ("y", "a", "late")]
   # A second run finds them anew, one for another reason, after a crash within a line.
   path.write_text(path.read_text() + '{"source": "x", "ke')
-  faults = Faults("x", 10, 1.0)
-  write_faults(path, [source_of(faults)])
+  faults = BadSamples("x", 10, 1.0)
+  write_bad_samples(path, [source_of(faults)])
   for key in "abc":
     faults.add(key, "again")
   assert len(lines()) == 4 and lines()[3] == ("x", "c", "again")
@@ -212,7 +212,7 @@ def test_captions_that_cannot_be_encoded_are_neither_shown_nor_cached(captions, 
 def test_each_process_judges_its_share_of_bad_samples(captions):
   """A quarter of a process's samples are bad: more than a tenth, and less than a third."""
   for max_share, is_stopped in ((0.1, True), (1 / 3, False)):
-    faults, errors = Faults("x", 80, max_share), []
+    faults, errors = BadSamples("x", 80, max_share), []
     faults.num_parts = 8
     for sample in range(40):  # Four epochs of a part of ten, each of other samples.
       faults.num_reads += 1
@@ -235,7 +235,7 @@ def test_too_many_bad_samples_stop_the_run(tmp_path, media):
   source = shards.ShardsSource(tmp_path, "train", max_bad_share=0.4, **CLIP)
   with pytest.raises(ValueError, match=r"2 of 4 samples.*max_bad_share=0.4(.|\n)*/3: no caption"):
     shown(source)
-  faults = Faults("x", 10, 0.1)
+  faults = BadSamples("x", 10, 0.1)
   assert faults.add("a", "why") and not faults.add("a", "why")
   with pytest.raises(ValueError, match="2 of 10 samples"):
     faults.add("b", "why")

@@ -121,7 +121,7 @@ def test_objects_that_leave_come_back_from_the_other_side_and_are_never_on_both(
       lines = (video != np.array(background)).any(axis=axes[scene.objects[0].motion])
       assert not (lines[:, 0] & lines[:, -1]).any()
       assert lines[:, 0].any() and lines[:, -1].any()
-      # It is out of sight, but just so, where it goes from one side to the other.
+      # It is out of mask, but just so, where it goes from one side to the other.
       left, right, up, down = path.radius * np.array(shapes.EXTENTS[scene.objects[0].shape])
       assert np.allclose(path.low, (-right, -down))
       assert np.allclose(path.high, (1 + left, 1 + up))

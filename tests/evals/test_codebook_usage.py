@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videoar_jax.evals.codebook_usage import CodeUse
+from videoar_jax.evals.codebook_usage import CodebookUsage
 from videoar_jax.tokenizers.bsq.quantizer import quantize
 
 SCHEDULE = ((1, 1), (2, 3), (4, 6))
@@ -16,7 +16,7 @@ def test_flips_and_entropies():
   coarse[0, :, 0, 0, 2] = 1  # Half of the time.
   coarse[1, 1, 0, 0, 3] = 1  # One time of four.
   fine = np.zeros((2, 2, 2, 2, 4), np.uint8)
-  use = CodeUse()
+  use = CodebookUsage()
   for clip in (0, 1):  # No bit of the coarse scale but the last one flips within a clip.
     latents = np.ones((1, 2, 2, 2, 4), np.float32)
     use.add(latents, [coarse[clip : clip + 1], fine[clip : clip + 1]])
@@ -33,7 +33,7 @@ def test_flips_and_entropies():
 
 def test_remainder_is_what_the_quantizer_leaves():
   latents = np.random.default_rng(0).standard_normal((3, 2, 4, 6, 8)).astype(np.float32)
-  use = CodeUse()
+  use = CodebookUsage()
   for part in (latents[:2], latents[2:]):
     use.add(part, quantize(jnp.asarray(part), SCHEDULE).bits)
   found = [scale["remainder"] for scale in use.summary()["scales"]]

@@ -116,13 +116,13 @@ def test_clips_that_fill_a_batch_up_do_not_count(source, monkeypatch):
   model, sizes = Painter(source), []
   model.num_steps = lambda num_frames: 12
 
-  def predict(prompts, clips):
+  def score(prompts, clips):
     sizes.append((len(prompts), len(clips)))
     for prompt, clip in zip(prompts, clips, strict=True):
       np.testing.assert_array_equal(model.clips[prompt], clip)
     return {"loss": clips.mean((1, 2, 3, 4)), "bit_accuracy/scale_0": np.ones(len(clips))}
 
-  model.predict = predict
+  model.score = predict
   found = generation.measure(model, source, NUM_CLIPS).scores()
   assert sizes == [(3, 3)] * 3
   order = scores.draw(source, NUM_CLIPS)
@@ -156,9 +156,9 @@ def test_drift_shows_when_clips_go_wrong(source, long_source):
     return some(prompts, num_frames, seed, **settings)
 
   model.sample = sample_either
-  long_clips = generation.LongClips(5, SIZE, {"reencode": 5}, long_source)
+  long_clips = generation.LongClips(5, SIZE, {"overlap_frames": 5}, long_source)
   found = generation.measure(model, source, 6, oracle_rate=RATE, long_clips=long_clips)
-  assert model.long.calls == [(5, 33, 0, {"reencode": 5})]
+  assert model.long.calls == [(5, 33, 0, {"overlap_frames": 5})]
   result = found.scores()["drift"]
   assert result["num_frames"] == 33 and result["num_clips"] == 5
   order = scores.draw(source, 5)
@@ -189,9 +189,9 @@ def test_long_clips_start_anew_from_half_of_the_trained_ones():
     )
 
   data = DataConfig(num_frames=9, resolution=(32, 32))
-  for num_frames, tau, reencode in ((9, 4, 5), (5, 4, 1), (17, 4, 9), (9, 2, 5), (13, 4, 5)):
+  for num_frames, tau, overlap_frames in ((9, 4, 5), (5, 4, 1), (17, 4, 9), (9, 2, 5), (13, 4, 5)):
     found = generation.long_clips_of(model(num_frames, tau), data, 3)
-    assert found.settings == {"reencode": reencode}
+    assert found.settings == {"overlap_frames": overlap_frames}
     assert found.source.num_frames == drift.long_length(num_frames)
   folder = DataConfig(source="folder", path="none", num_frames=9)
   found = generation.long_clips_of(model(9, 4), folder, 3, {"window": 2})

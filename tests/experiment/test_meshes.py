@@ -35,8 +35,8 @@ CONFIG = {
   "generator.width": 64,
   "generator.num_heads": 8,
   "generator.num_kv_heads": 8,
-  "generator.head_width": 8,
-  "generator.mlp_width": 64,
+  "generator.head_dim": 8,
+  "generator.mlp_dim": 64,
   "stage.tokenizer.loop.batch_size": 8,
   "stage.generator.loop.batch_size": 8,
 }

@@ -137,7 +137,7 @@ def test_weights_are_handed_over_in_parts(tmp_path):
   values.stage.II.start = str(tmp_path / "file")
   from_file = Stages(config.finalize(values), tmp_path, mesh)
   from_file.check_starts()
-  values.generator.mlp_width = 8
+  values.generator.mlp_dim = 8
   with pytest.raises(ValueError, match=r"stage\.II\.start=.*shape: "):
     Stages(config.finalize(values), tmp_path, mesh).check_starts()
   for given, stage in ((stages, second), (from_file, from_file.run.stages[2])):

@@ -23,7 +23,7 @@ from videoar_jax.experiment import token_cache as cache
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.videoar.task import GeneratorTask
 from videoar_jax.parallel.mesh import make_mesh
-from videoar_jax.runtime.preemption import Interrupted
+from videoar_jax.runtime.preemption import Preempted
 from videoar_jax.runtime.watch import Watchdog
 from videoar_jax.tokenizers.bsq.autoencoder import Encoder
 from videoar_jax.tokenizers.bsq.tokenizer import to_float
@@ -50,8 +50,8 @@ def make_config(**changes):
     "generator.width": 16,
     "generator.num_heads": 1,
     "generator.num_kv_heads": 1,
-    "generator.head_width": 16,
-    "generator.mlp_width": 16,
+    "generator.head_dim": 16,
+    "generator.mlp_dim": 16,
     "stages": ("tokenizer", "cache", "generator"),
     "stage.cache": {
       "kind": "cache",
@@ -222,9 +222,9 @@ def test_an_encoding_that_is_told_to_stop_keeps_whole_shards(
   encoding, stages, tmp_path, monkeypatch
 ):
   answers = iter([False, False, True])
-  monkeypatch.setattr(cache.hosts, "is_stop_agreed", lambda: next(answers))
+  monkeypatch.setattr(cache.hosts, "is_preemption_agreed", lambda: next(answers))
   index, source, template, params = encoding
-  with pytest.raises(Interrupted, match="SIGTERM") as stopped:
+  with pytest.raises(Preempted, match="SIGTERM") as stopped:
     cache.encode(tmp_path, index, source, template, params, stages.mesh, 4)
   assert stopped.value.status == 143 and 0 not in index.missing(tmp_path) != []
 
@@ -237,7 +237,7 @@ def test_the_index_is_written_by_one_process_before_any_goes_on(
   waited, listed = [], np.arange(index.num_shards) == 2
   monkeypatch.setattr(cache.hosts, "is_first", lambda: False)
   monkeypatch.setattr(cache.hosts, "wait_for_all", waited.append)
-  monkeypatch.setattr(cache.hosts, "of_first", lambda is_missing: listed)
+  monkeypatch.setattr(cache.hosts, "broadcast", lambda is_missing: listed)
   cache.encode(tmp_path, index, source, template, params, stages.mesh, 4)
   assert len(waited) == 2 and waited[0] == f"the index of {tmp_path} is written"
   assert [path.name for path in tmp_path.iterdir()] == [index.path(tmp_path, 2).name]

@@ -9,16 +9,16 @@ import pytest
 
 from videoar_jax.nn import attention as attention_module
 from videoar_jax.nn.attention import BACKENDS, attend, attention
-from videoar_jax.nn.mask import Sight, Visibility
+from videoar_jax.nn.mask import AttentionMask, BlockCausalMask
 from videoar_jax.nn.splash import _RuleMask, filled_length
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 
 RULES = {
-  "one": Visibility(3, True, 1, (1, 2)),
-  "few": Visibility(3, False, 3, (1, 4)),
-  "window": Visibility(3, True, 3, (1, 2), window=1),
-  "summary": Visibility(3, True, 2, (1, 4), summary=4),
-  "seventeen": Visibility(4, True, 17, (1, 2), summary=2, window=5),
+  "one": BlockCausalMask(3, True, 1, (1, 2)),
+  "few": BlockCausalMask(3, False, 3, (1, 4)),
+  "window": BlockCausalMask(3, True, 3, (1, 2), window=1),
+  "summary": BlockCausalMask(3, True, 2, (1, 4), summary=4),
+  "seventeen": BlockCausalMask(4, True, 17, (1, 2), summary=2, window=5),
 }
 # Small programs, each run once: code that is quick to make is quicker than quick code.
 OPTIONS = {"xla_backend_optimization_level": 0}
@@ -52,7 +52,7 @@ def make_sight(rule, has_keep=True):
   generator = np.random.default_rng(0)
   prefix_mask = np.arange(rule.prefix) < np.array([[rule.prefix], [1]])
   keep = generator.random((2, rule.num_groups, rule.num_groups)) < 0.5
-  return Sight(rule, jnp.asarray(prefix_mask), jnp.asarray(keep) if has_keep else None)
+  return AttentionMask(rule, jnp.asarray(prefix_mask), jnp.asarray(keep) if has_keep else None)
 
 
 def draw(rule, num_heads=2, num_kv_heads=1):
@@ -62,15 +62,15 @@ def draw(rule, num_heads=2, num_kv_heads=1):
   return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
 
 
-def value_and_gradients(backend, sight, arrays):
-  sight = dataclasses.replace(sight, backend=backend)
+def value_and_gradients(backend, attention_mask, arrays):
+  attention_mask = dataclasses.replace(attention_mask, backend=backend)
 
-  def loss(arrays, sight):
-    out = attend(*arrays, sight)
+  def loss(arrays, attention_mask):
+    out = attend(*arrays, attention_mask)
     return jnp.sum(jnp.sin(3 * out)), out
 
   run = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=OPTIONS)
-  (_, out), gradients = run(arrays, sight)
+  (_, out), gradients = run(arrays, attention_mask)
   return [out, *gradients]
 
 
@@ -85,29 +85,29 @@ def assert_equal(ours, expected):
 @pytest.mark.parametrize("name", RULES)
 def test_rule_is_that_of_its_words(name):
   rule = RULES[name]
-  sight = make_sight(rule)
+  attention_mask = make_sight(rule)
   everything = np.ones(rule.prefix, bool), np.ones((rule.num_groups,) * 2, bool)
   np.testing.assert_array_equal(rule.visible(), sees(rule, *everything))
   for sample in range(2):
-    expected = sees(rule, np.asarray(sight.prefix_mask[sample]), np.asarray(sight.keep[sample]))
-    np.testing.assert_array_equal(sight.mask()[sample], expected)
+    expected = sees(rule, np.asarray(attention_mask.prefix_mask[sample]), np.asarray(attention_mask.keep[sample]))
+    np.testing.assert_array_equal(attention_mask.mask()[sample], expected)
 
 
 @pytest.mark.parametrize("name", ["one", "few", "seventeen"])
 def test_backends_agree(name):
   rule = RULES[name]
-  sight, arrays = make_sight(rule), draw(rule)
-  expected = value_and_gradients("dense", sight, arrays)
-  assert_equal(value_and_gradients("blocked", sight, arrays), expected)
-  assert_equal(value_and_gradients("splash", sight, arrays), expected)
+  attention_mask, arrays = make_sight(rule), draw(rule)
+  expected = value_and_gradients("dense", attention_mask, arrays)
+  assert_equal(value_and_gradients("blocked", attention_mask, arrays), expected)
+  assert_equal(value_and_gradients("splash", attention_mask, arrays), expected)
 
 
 def test_backends_agree_without_dropped_groups():
   rule = RULES["window"]
-  sight, arrays = make_sight(rule, has_keep=False), draw(rule)
-  expected = value_and_gradients("dense", sight, arrays)
-  assert_equal(value_and_gradients("blocked", sight, arrays), expected)
-  assert_equal(value_and_gradients("splash", sight, arrays), expected)
+  attention_mask, arrays = make_sight(rule, has_keep=False), draw(rule)
+  expected = value_and_gradients("dense", attention_mask, arrays)
+  assert_equal(value_and_gradients("blocked", attention_mask, arrays), expected)
+  assert_equal(value_and_gradients("splash", attention_mask, arrays), expected)
 
 
 @pytest.mark.parametrize("name", ["few", "window", "summary", "seventeen"])
@@ -117,14 +117,14 @@ def test_squares_of_scores_are_the_whole(name, has_keep, monkeypatch):
   monkeypatch.setattr(attention_module, "_MAX_SCORES", 1)
   monkeypatch.setattr(attention_module, "_CHUNK", 7)
   rule = RULES[name]
-  sight, arrays = make_sight(rule, has_keep), draw(rule)
-  expected = value_and_gradients("dense", sight, arrays)
-  assert_equal(value_and_gradients("blocked", sight, arrays), expected)
-  written = np.pad(sight.mask(), ((0, 0), (0, 7), (0, 7)))
+  attention_mask, arrays = make_sight(rule, has_keep), draw(rule)
+  expected = value_and_gradients("dense", attention_mask, arrays)
+  assert_equal(value_and_gradients("blocked", attention_mask, arrays), expected)
+  written = np.pad(attention_mask.mask(), ((0, 0), (0, 7), (0, 7)))
   for i, j in [(0, 0), (7, 0), (7, 7), (rule.length // 7 * 7, 0), (rule.length // 7 * 7, 7)]:
     expected = written[:, i : i + 7, j : j + 7]
     inside = (np.arange(i, i + 7) < rule.length)[:, None] & (np.arange(j, j + 7) < rule.length)
-    np.testing.assert_array_equal(sight.part(i, j, 7) & inside, expected & inside)
+    np.testing.assert_array_equal(attention_mask.part(i, j, 7) & inside, expected & inside)
 
 
 def test_memory_of_blocked_grows_as_the_sequence(monkeypatch):
@@ -133,10 +133,10 @@ def test_memory_of_blocked_grows_as_the_sequence(monkeypatch):
   monkeypatch.setattr(attention_module, "_CHUNK", 64)
 
   def temporaries(backend, num_groups):
-    rule = Visibility(8, True, num_groups, (32, 480))
-    sight = Sight(rule, jnp.ones((1, 8), bool), backend=backend)
+    rule = BlockCausalMask(8, True, num_groups, (32, 480))
+    attention_mask = AttentionMask(rule, jnp.ones((1, 8), bool), backend=backend)
     arrays = [jax.ShapeDtypeStruct((1, rule.length, 1, 8), jnp.float32)] * 3
-    loss = jax.grad(lambda arrays: jnp.sum(attend(*arrays, sight)))
+    loss = jax.grad(lambda arrays: jnp.sum(attend(*arrays, attention_mask)))
     compiled = jax.jit(loss, compiler_options=OPTIONS).lower(arrays).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
@@ -148,11 +148,11 @@ def test_memory_of_blocked_grows_as_the_sequence(monkeypatch):
 @pytest.mark.parametrize("axis", ["data", "tensor", "sequence"])
 def test_splash_on_two_devices(axis):
   rule = RULES["one"]
-  sight, arrays = make_sight(rule), draw(rule, 4, 2)
-  expected = value_and_gradients("dense", sight, arrays)
+  attention_mask, arrays = make_sight(rule), draw(rule, 4, 2)
+  expected = value_and_gradients("dense", attention_mask, arrays)
   mesh = make_mesh(MeshConfig(**{"data": 1, axis: 2}), jax.devices()[:2])
   with jax.set_mesh(mesh):
-    assert_equal(value_and_gradients("splash", sight, arrays), expected)
+    assert_equal(value_and_gradients("splash", attention_mask, arrays), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -160,12 +160,12 @@ def test_splash_on_two_devices(axis):
 def test_what_fills_a_sequence_up_changes_nothing(name, backend):
   """Whatever it is; and it has no gradient, but through what it is itself."""
   rule = RULES[name]
-  sight, arrays = make_sight(rule), draw(rule)
-  expected = value_and_gradients("dense", sight, arrays)
+  attention_mask, arrays = make_sight(rule), draw(rule)
+  expected = value_and_gradients("dense", attention_mask, arrays)
   filled = [jnp.pad(x, ((0, 0), (0, 5), (0, 0), (0, 0)), constant_values=9.0) for x in arrays]
 
   def loss(arrays):
-    out = attend(*arrays, dataclasses.replace(sight, backend=backend))
+    out = attend(*arrays, dataclasses.replace(attention_mask, backend=backend))
     assert out.shape[1] == rule.length + 5
     out = out[:, : rule.length]
     return jnp.sum(jnp.sin(3 * out)), out
@@ -186,7 +186,7 @@ def test_sequences_are_filled_up_to_whole_tiles():
 @pytest.mark.parametrize("window", [None, 1])
 def test_parts_of_the_kernels_mask_are_those_of_the_rule(window):
   """Also those that are all true or all false, which nobody computes."""
-  rule = Visibility(40, True, 3, (16, 64, 144), window=window)
+  rule = BlockCausalMask(40, True, 3, (16, 64, 144), window=window)
   length = filled_length(rule.length)
   mask = _RuleMask(rule, length)
   size, kinds = 64, set()

@@ -15,7 +15,7 @@ import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from flax import nnx
 from videoar_jax.nn.splash import filled_length
-from videoar_jax.nn.mask import Sight, Visibility
+from videoar_jax.nn.mask import AttentionMask, BlockCausalMask
 from videoar_jax.parallel.mesh import make_mesh, sharding_of
 from videoar_jax.planning.pod import parse_mesh
 from videoar_jax.train.state import Template, with_shardings
@@ -24,16 +24,16 @@ from videoar_jax.models.videoar.network import Attention, GeneratorConfig
 topology = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1")
 mesh = make_mesh(parse_mesh(sys.argv[1]), topology.devices)
 config = GeneratorConfig(
-  depth=1, width=256, num_heads=8, num_kv_heads=2, head_width=128, mlp_width=256, num_bits=1,
+  depth=1, width=256, num_heads=8, num_kv_heads=2, head_dim=128, mlp_dim=256, num_bits=1,
   vocabulary_size=1,
 )
 template = Template.of(lambda key: Attention(nnx.Rngs(params=key), config))
 params = with_shardings(template.shapes, template.shardings(mesh))
 blocks = (1, 32, 128, 512)
 rules = (
-  Visibility(72, True, 5, blocks),
-  Visibility(72, False, 5, blocks, window=2),
-  Visibility(72, True, 5, blocks, summary=512, window=2),
+  BlockCausalMask(72, True, 5, blocks),
+  BlockCausalMask(72, False, 5, blocks, window=2),
+  BlockCausalMask(72, True, 5, blocks, summary=512, window=2),
 )
 
 def shape(shape, kind, *axes):
@@ -42,8 +42,8 @@ def shape(shape, kind, *axes):
 for rule in rules:
   for has_keep in (False, True):
     def loss(params, x, mask, keep):
-      sight = Sight(rule, mask, keep if has_keep else None, backend="splash")
-      y, _ = template.module(params)(x, None, sight, None)
+      attention_mask = AttentionMask(rule, mask, keep if has_keep else None, backend="splash")
+      y, _ = template.module(params)(x, None, attention_mask, None)
       return jnp.sum(y.astype(jnp.float32))
     length = filled_length(rule.length, mesh.shape["sequence"])  # As the generator has it.
     x = shape((2, length, config.width), jnp.bfloat16, "sequence", None)

@@ -42,7 +42,7 @@ def meet_all(monkeypatch, ways):
   found = [[] for _ in range(NUM)]
 
   def come(process):
-    meet = meeting.Meeting("saves", is_last=lambda key: key in LAST)
+    meet = meeting.Barrier("saves", is_last=lambda key: key in LAST)
     for key in itertools.chain(*ways[process]):
       try:
         meet(key=key, timeout_ms=20_000)

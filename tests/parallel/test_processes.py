@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from videoar_jax.parallel import processes as hosts
-from videoar_jax.parallel.mesh import batch_part
+from videoar_jax.parallel.mesh import process_shard
 
 GIVEN = dict(zip(hosts.VARIABLES, ("host:1", "2", "1"), strict=True))
 
@@ -24,7 +24,7 @@ def started(monkeypatch):
 
 def test_alone_nothing_is_started(started):
   hosts.start(is_distributed=False)
-  assert not started and hosts.name() == "" and hosts.is_first() and not hosts.is_stop_agreed()
+  assert not started and hosts.name() == "" and hosts.is_first() and not hosts.is_preemption_agreed()
 
 
 def test_by_variables_and_by_what_the_cluster_tells(started, monkeypatch):
@@ -72,7 +72,7 @@ def test_to_stop_is_asked_by_calls_of_the_whole_process(monkeypatch):
     hosts.multihost_utils, "reached_preemption_sync_point", lambda call: asked.append(call)
   )
   for _ in range(3):
-    hosts.is_stop_agreed()
+    hosts.is_preemption_agreed()
   assert asked == list(range(asked[0], asked[0] + 3)) and asked[0] >= 1
 
 
@@ -91,7 +91,7 @@ def test_what_fails_in_one_process_fails_in_all(monkeypatch, action, is_well, er
   """Whatever becomes of it here, the others are told."""
   told = []
   monkeypatch.setattr(
-    hosts, "is_so_for_all", lambda is_so: told.append(is_so) or (is_so and is_well)
+    hosts, "all_true", lambda is_so: told.append(is_so) or (is_so and is_well)
   )
   with pytest.raises(error, match=message):
     hosts.try_in_all(action)
@@ -119,10 +119,10 @@ def test_processes_read_what_their_devices_hold(monkeypatch, processes, sizes, e
   mesh = mesh_of(processes, **sizes)
   for process, part in expected.items():
     monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-    assert batch_part(mesh) == part
+    assert process_shard(mesh) == part
 
 
 def test_a_batch_that_is_cut_unevenly_is_an_error():
   # Processes 0 and 1 share one sample's row, and each has another of its own.
   with pytest.raises(ValueError, match="unevenly"):
-    batch_part(mesh_of((0, 0, 0, 1, 1, 1), data=3, tensor=2))
+    process_shard(mesh_of((0, 0, 0, 1, 1, 1), data=3, tensor=2))

@@ -14,7 +14,7 @@ from videoar_jax.parallel.mesh import (
   MeshConfig,
   _arrange,
   _split_slices,
-  batch_ways,
+  num_batch_shards,
   constrain,
   make_mesh,
   spec_of,
@@ -81,7 +81,7 @@ def test_an_axis_may_be_a_part_of_a_side_of_a_pod():
 
 def test_batches_are_split_over_slices_and_parameters_are_not():
   mesh = make_mesh(MeshConfig(data=1, slice=2), jax.devices()[:2])
-  assert dict(mesh.shape)["slice"] == 2 and batch_ways(mesh) == 2
+  assert dict(mesh.shape)["slice"] == 2 and num_batch_shards(mesh) == 2
   assert spec_of(("batch", "embed"), (4, 4), mesh) == PartitionSpec(("slice",), None)
 
 

@@ -14,8 +14,8 @@ import jax
 import pytest
 
 from videoar_jax.parallel import processes as hosts
-from videoar_jax.runtime.preemption import stop_on_signals
-from videoar_jax.runtime.watch import Clock, Profiler, Watchdog
+from videoar_jax.runtime.preemption import handle_preemption
+from videoar_jax.runtime.watch import GoodputTracker, Profiler, Watchdog
 from videoar_jax.train.logging import RunLog
 from videoar_jax.train.loop import LoopConfig, Trainer
 from videoar_jax.train.optimizer import OptimizerConfig
@@ -24,7 +24,7 @@ from videoar_jax.train.optimizer import OptimizerConfig
 def test_clock_parts_sum_to_one_and_compiling_is_counted_once(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-  clock = Clock()
+  clock = GoodputTracker()
   with clock.measure("data"):
     now[0] = 0.25
     # What was compiled within is no data.
@@ -37,7 +37,7 @@ def test_clock_parts_sum_to_one_and_compiling_is_counted_once(monkeypatch):
 def test_clock_counts_the_start_and_what_a_run_before_lost(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-  clock = Clock()
+  clock = GoodputTracker()
   clock.count("data", 1.0)
   now[0] = 5.0
   clock.count_rest("start")
@@ -57,7 +57,7 @@ def test_clock_counts_the_wait_for_each_item_and_names_the_rest(monkeypatch):
       now[0] += 1.0
       yield item
 
-  clock, items = Clock("encoding"), []
+  clock, items = GoodputTracker("encoding"), []
   for item in clock.each("data", read()):
     items.append(item)
     now[0] += 3.0
@@ -75,14 +75,14 @@ def test_a_log_knows_the_time_of_the_steps_that_it_drops(tmp_path):
 
 
 def test_clock_tells_what_came_from_the_cache():
-  clock = Clock()
+  clock = GoodputTracker()
   for event in ("hits", "hits", "misses"):
     jax.monitoring.record_event(f"/jax/compilation_cache/cache_{event}")
   assert f"2 programs from {jax.config.jax_compilation_cache_dir}, 1 not" in clock.report()
 
 
 def test_compiling_is_counted_where_jax_compiles():
-  clock = Clock()
+  clock = GoodputTracker()
   jax.jit(lambda x: x * time.time())(1.0)  # A constant that no cache knows.
   assert clock.shares()["compiling"] > 0
 
@@ -241,8 +241,8 @@ def test_a_stop_that_takes_too_long_ends_the_process():
   """In a process of its own: TERM comes, nothing stops, and the time runs out."""
   program = """
 import os, signal, time
-from videoar_jax.runtime.preemption import stop_on_signals
-with stop_on_signals(0.3):
+from videoar_jax.runtime.preemption import handle_preemption
+with handle_preemption(0.3):
   os.kill(os.getpid(), signal.SIGTERM)
   time.sleep(60)
 """
@@ -269,7 +269,7 @@ def test_the_time_of_a_stop_counts_from_its_last_signal(monkeypatch):
       self.is_cancelled = True
 
   monkeypatch.setattr(threading, "Timer", Timer)
-  with stop_on_signals(9.0) as stop:
+  with handle_preemption(9.0) as stop:
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGTERM)
     assert [timer.is_cancelled for timer in timers] == [True, False]
@@ -280,8 +280,8 @@ def test_the_time_of_a_stop_counts_from_its_last_signal(monkeypatch):
 def test_a_stop_that_processes_agree_on_is_bounded_too(monkeypatch):
   bounds, agreed = [], iter([False, True])
   monkeypatch.setattr("faulthandler.dump_traceback_later", lambda s, exit: bounds.append((s, exit)))
-  monkeypatch.setattr(hosts, "is_stop_agreed", lambda: next(agreed))
-  with stop_on_signals(9.0) as stop:
+  monkeypatch.setattr(hosts, "is_preemption_agreed", lambda: next(agreed))
+  with handle_preemption(9.0) as stop:
     assert not stop.is_due() and not bounds
     assert stop.is_due() and stop.is_due()  # Nobody asks the others once it is agreed.
   # What holds Python itself up is ended from without it, a little later.
@@ -291,9 +291,9 @@ def test_a_stop_that_processes_agree_on_is_bounded_too(monkeypatch):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"keep_every": 3}, "keep_every=3 must be a multiple of save_every=2"),
+    ({"keep_period": 3}, "keep_period=3 must be a multiple of save_every=2"),
     ({"profile_steps": (5, 4)}, "profile_steps"),
-    ({"num_kept": 0}, "num_kept=0"),
+    ({"max_to_keep": 0}, "max_to_keep=0"),
   ],
 )
 def test_bad_settings_are_named(fields, message):

@@ -18,7 +18,7 @@ def test_features_are_those_of_the_file(tmp_path, kind):
   stored = {name: features.astype(kind) for name, features in FEATURES.items()}
   save_file(stored, tmp_path / "some.safetensors")
   encoder = make_text_encoder(str(tmp_path / "some.safetensors"), 5, ())
-  assert (encoder.length, encoder.vocabulary_size, encoder.text_width) == (5, 0, 6)
+  assert (encoder.length, encoder.vocabulary_size, encoder.text_dim) == (5, 0, 6)
   for prompt, features in stored.items():
     expected = np.zeros((5, 6), np.float32)
     expected[: len(features)] = features
@@ -75,4 +75,4 @@ def test_the_network_takes_their_width(tmp_path):
   config = get_config()
   config.text.tokenizer, config.text.length = str(tmp_path), 3
   generator = finalize(config).generator
-  assert (generator.vocabulary_size, generator.text_width) == (0, 6)
+  assert (generator.vocabulary_size, generator.text_dim) == (0, 6)

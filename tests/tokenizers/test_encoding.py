@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videoar_jax.parallel.mesh import RULES, MeshConfig, make_mesh
+from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, MeshConfig, make_mesh
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizers.bsq.encoding import encode
 from videoar_jax.tokenizers.bsq.tokenizer import to_float
@@ -48,7 +48,7 @@ def test_parts_equal_the_whole(encoder, num_devices, num_clips, num_frames, max_
   video = draw(num_clips, num_frames)
   expected = encoder(to_float(video))
   mesh = make_mesh(MeshConfig(), jax.devices()[:num_devices])
-  video = jax.device_put(video, NamedSharding(mesh, PartitionSpec(RULES["batch"])))
+  video = jax.device_put(video, NamedSharding(mesh, PartitionSpec(LOGICAL_AXIS_RULES["batch"])))
   with jax.set_mesh(mesh):
     compiled = jax.jit(encode, static_argnums=2).lower(encoder, video, max_pixels).compile()
     latents = compiled(encoder, video)

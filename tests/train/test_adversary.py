@@ -199,7 +199,7 @@ def test_resumed_from_any_step_it_is_the_same_bit_for_bit(tmp_path):
 
 
 def test_without_the_weights_of_lpips_it_says_how_to_make_them(tmp_path):
-  loss = TokenizerLossConfig(perceptual=1.0, perceptual_weights=str(tmp_path / "no"))
+  loss = TokenizerLossConfig(perceptual=1.0, lpips_weights=str(tmp_path / "no"))
   with pytest.raises(ValueError, match=r"python -m videoar_jax\.convert lpips"):
     TokenizerTask(CONFIG, SCHEDULE, loss)
 
@@ -220,7 +220,7 @@ def test_perceptual_loss_is_lpips_between_frames(weights_of, monkeypatch):
   loss, metrics = reconstruction()
   mean = np.mean(expected)
   np.testing.assert_allclose([loss, metrics["perceptual"]], [2 * mean, mean], rtol=1e-5)
-  one = float(reconstruction(perceptual_frames=1)[1]["perceptual"])
+  one = float(reconstruction(lpips_frames=1)[1]["perceptual"])
   assert min(abs(one - value) for value in expected) < 1e-5 * one
 
 
@@ -375,8 +375,8 @@ def test_accumulated_gradients_are_those_of_the_batch(num_devices):
   video = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8, 3), np.uint8)
   mesh = make_mesh(MeshConfig(data=1, fsdp=num_devices), devices=jax.devices()[:num_devices])
   states, found = [], []
-  for accumulation_steps in (1, 2):
-    config = LoopConfig(2, 4, optimizer, accumulation_steps=accumulation_steps)
+  for grad_accum_steps in (1, 2):
+    config = LoopConfig(2, 4, optimizer, grad_accum_steps=grad_accum_steps)
     trainer = Trainer(task, config, mesh, seed=3)
     with jax.set_mesh(mesh):
       batch = shard_batch({"video": video}, mesh)

@@ -14,7 +14,7 @@ from flax import nnx
 
 from videoar_jax.nn import layers
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
-from videoar_jax.runtime.input_stall import Waits
+from videoar_jax.runtime.input_stall import InputStallMeter
 from videoar_jax.train import anomaly as guarding
 from videoar_jax.train import loop
 from videoar_jax.train.checkpoint import Checkpointer
@@ -148,18 +148,18 @@ def test_skipping_ends_after_too_many_steps_in_a_row(tmp_path, monkeypatch):
   assert [line["step"] for line in bad_steps(tmp_path)] == [1, 2, 3, 5, 6, 7, 8]
 
 
-@pytest.mark.parametrize("name", ["loss", "gradient_norm", "rival_gradient_norm"])
+@pytest.mark.parametrize("name", ["loss", "gradient_norm", "discriminator_gradient_norm"])
 def test_numbers_that_are_not_finite_are_bad(name):
-  good = {"loss": 1.0, "gradient_norm": 1.0, "rival_gradient_norm": 1.0, "psnr": np.inf}
-  assert not guarding.judge(guarding.init(), good, None)[0]
+  good = {"loss": 1.0, "gradient_norm": 1.0, "discriminator_gradient_norm": 1.0, "psnr": np.inf}
+  assert not guarding.update(guarding.init(), good, None)[0]
   bad = good | {name: np.nan}
-  assert guarding.judge(guarding.init(), bad, None)[0] and guarding.reason(bad) == name
+  assert guarding.update(guarding.init(), bad, None)[0] and guarding.reason(bad) == name
 
 
 def test_a_loss_below_0_is_no_spike_but_one_far_above_its_average_is():
   guard = guarding.init() | {"count": jnp.int32(200), "loss": jnp.float32(-1)}
   for loss, expected in ((-1.0, False), (-0.5, False), (0.9, False), (1.1, True)):
-    is_bad, _ = guarding.judge(guard, {"loss": loss}, 3.0)
+    is_bad, _ = guarding.update(guard, {"loss": loss}, 3.0)
     assert bool(is_bad) == expected, loss
 
 
@@ -179,11 +179,11 @@ def test_the_average_is_over_good_steps():
   numbers = np.random.default_rng(0).uniform(1, 2, 150).astype(np.float32)
   numbers[[5, 120, 130]] = [50, 50, np.nan]
   judge = jax.jit(
-    lambda guard, loss: guarding.judge(guard, {"loss": loss, "gradient_norm": loss}, 4.0)
+    lambda guard, loss: guarding.update(guard, {"loss": loss, "gradient_norm": loss}, 4.0)
   )
   average = 0.0
   for loss in numbers:
-    is_bad, guard = judge(guard, loss)
+    is_bad, guard = update(guard, loss)
     judged.append(bool(is_bad))
     if not is_bad:
       losses.append(loss)
@@ -196,7 +196,7 @@ def test_waiting_is_measured_and_told_once(monkeypatch, caplog):
   clock = [0.0]
   monkeypatch.setattr("time.perf_counter", lambda: clock[0])
   monkeypatch.setattr(logging.getLogger("videoar_jax"), "propagate", True)
-  waits = Waits()
+  waits = InputStallMeter()
   assert waits.share == 0
   for wait_s in (50.0, 1.0, 1.0):  # The first is for the pipeline to begin.
     with waits:
@@ -218,7 +218,7 @@ def test_waiting_counts_once_the_step_under_way_has_ended(monkeypatch):
   clock, is_done = [0.0], threading.Event()
   monkeypatch.setattr("time.perf_counter", lambda: clock[0])
   monkeypatch.setattr(jax, "block_until_ready", lambda results: is_done.wait())
-  waits = Waits()
+  waits = InputStallMeter()
   with waits:
     clock[0] += 50
   waits.follow(())

@@ -99,7 +99,7 @@ def damage(directory, step):
 
 
 def test_newest_are_kept_and_those_of_a_period(tmp_path):
-  save_all(tmp_path, range(2, 14, 2), max_to_keep=2, keep_every=4)
+  save_all(tmp_path, range(2, 14, 2), max_to_keep=2, keep_period=4)
   kept = sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
   assert kept == [4, 8, 10, 12]
 
@@ -150,8 +150,8 @@ def test_processes_take_the_step_that_the_first_has_and_all_can_read(tmp_path, m
   save_all(tmp_path, (2, 4, 6), max_to_keep=None)
   checkpointer = Checkpointer(tmp_path)
   asked, firsts, answers = [], iter([4, 2]), iter([False, True])
-  monkeypatch.setattr(hosts, "of_first", lambda step: asked.append(step) or next(firsts))
-  monkeypatch.setattr(hosts, "is_so_for_all", lambda is_so: is_so and next(answers))
+  monkeypatch.setattr(hosts, "broadcast", lambda step: asked.append(step) or next(firsts))
+  monkeypatch.setattr(hosts, "all_true", lambda is_so: is_so and next(answers))
   monkeypatch.setattr(hosts, "is_first", lambda: False)
   monkeypatch.setattr(hosts, "wait_for_all", lambda what: None)
   step, _, iterator = checkpointer.restore_newest(abstract_of(make_state(0.0)))
@@ -236,7 +236,7 @@ def test_a_save_that_another_process_cannot_begin_is_begun_by_none(saved, monkey
   holder = checkpointer._manager if "." in part else checkpointer
   monkeypatch.setattr(holder, part.rpartition(".")[2], lambda *_, **__: tried.append(part))
   # As if the other one had failed as soon as this one has tried.
-  monkeypatch.setattr(hosts, "is_so_for_all", lambda is_so: is_so and not tried)
+  monkeypatch.setattr(hosts, "all_true", lambda is_so: is_so and not tried)
   with pytest.raises(OSError, match="another process could not"):
     checkpointer.save(8, make_state(2.0), {"next_index": 4})
   monkeypatch.undo()

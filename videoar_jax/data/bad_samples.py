@@ -18,7 +18,7 @@ def fault(cause: str, details: str) -> ValueError:
   return error
 
 
-class Faults:
+class BadSamples:
   """What went wrong with the samples of a source.
 
   Args:
@@ -37,7 +37,7 @@ class Faults:
     self.skipped: list[tuple[str, str]] = []
     self.num_parts, self.num_reads, self._num_bad_reads = 1, 0, 0
     self._keys: set[str] = set()
-    self._file: FaultsFile | None = None
+    self._file: BadSamplesFile | None = None
     self._lock = threading.Lock()
 
   def add(self, key: str, cause: str) -> bool:
@@ -65,7 +65,7 @@ class Faults:
     # in time it finds all that are bad, so that it is the share of what it read that tells.
     return self.num_parts == 1 or self._num_bad_reads > self.max_share * self.num_reads
 
-  def write_to(self, file: FaultsFile) -> None:
+  def write_to(self, file: BadSamplesFile) -> None:
     """Lists what was found in a file, and from now on each sample as it is found."""
     with self._lock:
       self._file = file
@@ -90,7 +90,7 @@ class Faults:
     return f"{self.num_samples} samples{part}"
 
 
-def write_faults(path: Path, sources: Iterable) -> None:
+def write_bad_samples(path: Path, sources: Iterable) -> None:
   """Lists the faults of sources in a file: those so far, and from now on each as it is found.
 
   Lines are {"source", "key", "cause"}, each sample once; what an earlier run wrote stays.
@@ -99,14 +99,14 @@ def write_faults(path: Path, sources: Iterable) -> None:
     path: of the file.
     sources: those without `faults` have none.
   """
-  file = FaultsFile(path)
+  file = BadSamplesFile(path)
   for source in sources:
     if hasattr(source, "faults"):
       source.faults.write_to(file)
 
 
-class FaultsFile:
-  """The file of `write_faults`."""
+class BadSamplesFile:
+  """The file of `write_bad_samples`."""
 
   def __init__(self, path: Path):
     self._path, self._lock = path, threading.Lock()

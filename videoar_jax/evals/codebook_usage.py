@@ -11,7 +11,7 @@ from videoar_jax.nn.resize import linear_resize
 from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes
 
 
-class CodeUse:
+class CodebookUsage:
   """Counts bits over batches of coded clips.
 
   A bit here is one channel of one scale, over all places, frames and clips.

@@ -1,7 +1,7 @@
 """How good generated clips are: likeness to real ones, obedience to prompts, drift, speed.
 
 A model needs no more than `sample(prompts, num_frames, seed, **settings)`. What else it has is
-used: `predict(prompts, clips)`, measures of each clip by name, with the true clip given up to each
+used: `score(prompts, clips)`, measures of each clip by name, with the true clip given up to each
 part that is foretold; and `num_steps(num_frames)`, how often its network runs for a clip.
 """
 
@@ -28,7 +28,7 @@ class LongClips:
   Attributes:
     num_clips: how many.
     window_size: frames of the clips of training.
-    settings: `window` or `reencode`, as `sample` takes them.
+    settings: `window` or `overlap_frames`, as `sample` takes them.
     source: of real clips as long, of the same captions at the same indices; None where there is
       none.
   """
@@ -49,7 +49,7 @@ class Generation:
       asked for.
     real_fvd: that of the same real clips to as many other real ones, if there are.
     prompts: what the oracle reads, see `scores.accuracy_by_novelty`; None where there is none.
-    foretold: of real clips, what the model's `predict` measures, by name; None where it has none.
+    foretold: of real clips, what the model's `score` measures, by name; None where it has none.
     seconds_a_clip: in full batches, after compiling.
     steps_a_clip: None where the model does not tell.
     drift: of long clips, if it was asked for.
@@ -92,7 +92,7 @@ def long_clips_of(model, data: DataConfig, num_clips: int, settings: dict | None
   """
   size, tau = model.num_frames, model.tokenizer.config.temporal_stride
   if settings is None:
-    settings = {"reencode": 1 + (size - 1) // (2 * tau) * tau}
+    settings = {"overlap_frames": 1 + (size - 1) // (2 * tau) * tau}
   source = None
   if data.source == "sprites":
     source = make_source(dataclasses.replace(data, num_frames=drift.long_length(size)), "test")
@@ -142,7 +142,7 @@ def measure(
       if i3d_params is not None:
         features[kind].append(fvd.features(i3d_params, clips))
     if hasattr(model, "predict"):
-      foretold.append(_foretell(model, prompts, real, size))
+      foretold.append(_score(model, prompts, real, size))
     captions += prompts
   gfvd, real_fvd = None, None
   if i3d_params is not None:
@@ -173,8 +173,8 @@ def _sample(model, prompts: list[str], num_frames: int | None, size: int, seed: 
   return clips[: len(prompts)]
 
 
-def _foretell(model, prompts: list[str], clips, size: int) -> dict[str, np.ndarray]:
-  found = model.predict(_full(prompts, size), _full(clips, size))
+def _score(model, prompts: list[str], clips, size: int) -> dict[str, np.ndarray]:
+  found = model.score(_full(prompts, size), _full(clips, size))
   return {name: values[: len(prompts)] for name, values in found.items()}
 
 

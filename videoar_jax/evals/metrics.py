@@ -30,7 +30,7 @@ def ssim(
 
   Raises:
     ValueError: frames are smaller than the window.
-  Source: "Image Quality Assessment: From Error Visibility to Structural Similarity" (2004).
+  Source: "Image Quality Assessment: From Error BlockCausalMask to Structural Similarity" (2004).
   """
   if min(one.shape[2:4]) < _WINDOW:
     raise ValueError(f"SSIM needs frames of {_WINDOW} pixels a side, got {one.shape[2:4]}")

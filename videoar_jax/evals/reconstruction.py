@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from videoar_jax.evals import fvd, i3d, metrics, scores
-from videoar_jax.evals.codebook_usage import CodeUse
+from videoar_jax.evals.codebook_usage import CodebookUsage
 from videoar_jax.evals.media import (
   reconstruction_sheet,
   side_by_side,
@@ -32,7 +32,7 @@ class Reconstruction:
     lpips: of each clip, if it was asked for.
     rfvd: distance of all clips to what is decoded of them, if it was asked for.
     real_fvd: that of all clips to other real ones, if there are as many others.
-    code_use: as `CodeUse.summary` says.
+    code_use: as `CodebookUsage.summary` says.
   """
 
   clips: UInt8[np.ndarray, "n f H W 3"]
@@ -85,7 +85,7 @@ def measure(
   """
   has_others = len(source) >= 2 * num_clips
   order = scores.draw(source, 2 * num_clips if has_others else num_clips)
-  use, found = CodeUse(), {name: [] for name in ("psnr", "ssim", "lpips", "real", "decoded")}
+  use, found = CodebookUsage(), {name: [] for name in ("psnr", "ssim", "lpips", "real", "decoded")}
   shown = [], [], []
   for clips, captions in scores.batches(source, order[:num_clips], "reconstruct"):
     latents, bits, decoded = scores.code_batch(tokenizer, clips)

@@ -84,7 +84,7 @@ def add_field(config: ConfigDict, name: str, value: Any) -> None:
 
   Args:
     config: a whole one.
-    name: of the field, with its sections: `stage.I.loop.keep_every`.
+    name: of the field, with its sections: `stage.I.loop.keep_period`.
     value: of the field.
   Raises:
     ValueError: a section is none, or is of a stage that there is not.

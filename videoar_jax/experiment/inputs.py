@@ -10,7 +10,7 @@ from videoar_jax.data.mixture import Mixture, make_buckets
 from videoar_jax.data.pipeline import make_iterator
 from videoar_jax.data.sources.base import EncodedSource
 from videoar_jax.experiment.schema import RunConfig, StageConfig
-from videoar_jax.parallel.mesh import batch_part, batch_ways
+from videoar_jax.parallel.mesh import process_shard, num_batch_shards
 from videoar_jax.text.tokenizers import TextEncoder
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Batches:
       ValueError: a batch cannot be made, or would never be.
     """
     reading = {name: getattr(stage.data, name) for name in ("num_threads", "prefetch")} | reading
-    part, num_parts = batch_part(self.mesh)
+    part, num_parts = process_shard(self.mesh)
     processes = {"process_index": part, "process_count": num_parts}
     mixture = self.mixture(stage, sources, seed)
     if mixture is not None:
@@ -64,7 +64,7 @@ class Batches:
     """
     found = []
     if stage.mixture:
-      ways = batch_ways(self.mesh) * stage.loop.accumulation_steps
+      ways = num_batch_shards(self.mesh) * stage.loop.grad_accum_steps
       for part, source in zip(stage.mixture, sources, strict=True):
         found += make_buckets(
           part.name,
@@ -108,7 +108,7 @@ class Batches:
           "tokens that batch_size=%d asks for, since its clips must divide over %d devices; with a "
           "larger batch_size, mesh.sequence or mesh.tensor it comes nearer",
           *(stage.name, rows, frames, height, width, share, stage.loop.batch_size),
-          batch_ways(self.mesh),
+          num_batch_shards(self.mesh),
         )
 
 
@@ -128,7 +128,7 @@ def _log_drawn(name: str, drawn: dict[str, dict[str, int]]) -> None:
 
 def media_batch(source, text_encoder: TextEncoder, mesh: Mesh) -> dict[str, np.ndarray]:
   """Returns the first clips of a source, to look at during training."""
-  ways = batch_ways(mesh)
+  ways = num_batch_shards(mesh)
   num = -(-NUM_MEDIA_CLIPS // ways) * ways
   source = EncodedSource(source, text_encoder.encode)
   items = [source[i % len(source)] for i in range(num)]

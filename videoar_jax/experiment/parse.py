@@ -78,7 +78,7 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
   schedule = parse_schedule(schedule_text) if schedule_text else default_schedule(grid)
   check_schedule(schedule, grid)
   derived = {"num_bits": tokenizer.num_bits} | {
-    name: getattr(text.encoder, name) for name in ("vocabulary_size", "text_width")
+    name: getattr(text.encoder, name) for name in ("vocabulary_size", "text_dim")
   }
   for name in derived:
     if name in values.get("generator", {}):
@@ -129,7 +129,7 @@ def _check_layouts(run: RunConfig) -> None:
     raise ValueError("generator.positions='learned' has one length of clips; set 'rope'")
   if run.generator.past == "final" and len({layout.num_scales for layout in layouts}) > 1:
     raise ValueError(
-      "generator.past='final' has one number of scales, but stages have several; set 'scales'"
+      "generator.context='full_frame' has one number of scales, but stages have several; set 'scales'"
     )
 
 

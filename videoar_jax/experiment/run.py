@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from videoar_jax.data.bad_samples import write_faults
+from videoar_jax.data.bad_samples import write_bad_samples
 from videoar_jax.data.pipeline import READING_FIELDS, DataConfig, make_source
 from videoar_jax.experiment import parse as configs
 from videoar_jax.experiment.diff import differing_fields
@@ -26,7 +26,7 @@ from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.videoar.network import check_heads
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import processes as hosts
-from videoar_jax.parallel.mesh import RULES, batch_part, batch_ways, make_mesh
+from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, process_shard, num_batch_shards, make_mesh
 from videoar_jax.text.tokenizers import TextEncoder
 from videoar_jax.train.checkpoint import Damaged
 from videoar_jax.train.loop import FREE_FIELDS
@@ -104,7 +104,7 @@ class Run:
 
   def _is_finished(self, stage: StageConfig) -> bool:
     """Says whether the first process finds a stage finished; others may see late what it wrote."""
-    return bool(hosts.of_first(self.stages.is_finished(stage)))
+    return bool(hosts.broadcast(self.stages.is_finished(stage)))
 
   def train(self, only: str | None = None) -> bool:
     """Trains what is not finished; returns whether there was anything to train.
@@ -114,13 +114,13 @@ class Run:
     Args:
       only: the stage to train, and no other; None for all.
     Raises:
-      Interrupted: a signal came; what was trained is saved.
+      Preempted: a signal came; what was trained is saved.
       ValueError: there is no such stage, or one before it is not finished.
     """
     # Each process reads other samples, and has a file of its own.
     process = jax.process_index()
     name = f"bad_samples.{process}.jsonl" if process else "bad_samples.jsonl"
-    write_faults(self.workdir / name, self._opened.values())
+    write_bad_samples(self.workdir / name, self._opened.values())
     while True:
       if only is not None:
         self._check_only(only)
@@ -157,7 +157,7 @@ class Run:
   def _encode_after(self, stage: StageConfig) -> None:
     """Makes the caches that follow a stage."""
     for cache in self.stages.run.caches:
-      if cache.after == stage.name and hosts.of_first(self.stages.is_needed(cache)):
+      if cache.after == stage.name and hosts.broadcast(self.stages.is_needed(cache)):
         self.stages.encode(cache, self._source(cache.data))
 
   def _sources_of(self, stage: StageConfig) -> tuple[list, Any]:
@@ -190,11 +190,11 @@ def _check_mixtures(stages: Stages) -> None:
   for stage in stages.run.stages:
     # Runs that began when all stages had one mesh say just that.
     mesh = facts["meshes"][stage.name] if "meshes" in facts else facts["mesh"]
-    before = math.prod(mesh[axis] for axis in RULES["batch"])
-    now = batch_ways(stages.on_mesh_of(stage).mesh)
+    before = math.prod(mesh[axis] for axis in LOGICAL_AXIS_RULES["batch"])
+    now = num_batch_shards(stages.on_mesh_of(stage).mesh)
     shapes = [shape for part in stage.mixture for shape in part.shapes]
     size_of = functools.partial(stages.run.batch_size_of, stage)
-    parts = stage.loop.accumulation_steps
+    parts = stage.loop.grad_accum_steps
     if (
       any(size_of(shape, before * parts) != size_of(shape, now * parts) for shape in shapes)
       and 0 < stages.latest_step(stage) < stage.loop.num_steps
@@ -209,21 +209,21 @@ def _check_batches(stages: Stages) -> None:
   run = stages.run
   for stage in run.stages:
     mesh = stages.on_mesh_of(stage).mesh
-    ways = batch_ways(mesh)
-    batch_part(mesh)  # Raises where processes would share some samples and not others.
+    ways = num_batch_shards(mesh)
+    process_shard(mesh)  # Raises where processes would share some samples and not others.
     if stage.kind == "generator":
       check_heads(run.generator, mesh)
-    sizes, parts = {"loop": stage.loop.batch_size}, stage.loop.accumulation_steps
+    sizes, parts = {"loop": stage.loop.batch_size}, stage.loop.grad_accum_steps
     if stage.images.share > 0:
       sizes["images"] = stage.images.batch_size
     for section in (name for name, size in sizes.items() if size % (ways * parts)):
-      in_parts = f" in {parts} accumulation_steps" if parts > 1 else ""
+      in_parts = f" in {parts} grad_accum_steps" if parts > 1 else ""
       raise ValueError(
         f"stage.{stage.name}.{section}.batch_size={sizes[section]} does not divide over the "
         f"{ways} devices of mesh.slice x mesh.data x mesh.fsdp{in_parts}; take a multiple of "
         f"{ways * parts}, or make another axis of the mesh larger"
       )
-  ways = batch_ways(stages.mesh)
+  ways = num_batch_shards(stages.mesh)
   for cache in run.caches:
     if cache.config.batch_size % ways:
       raise ValueError(

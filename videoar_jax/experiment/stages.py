@@ -23,12 +23,12 @@ from videoar_jax.models.videoar.task import GeneratorTask
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import processes as hosts
 from videoar_jax.parallel.mesh import make_mesh, place, replicated
-from videoar_jax.runtime.watch import Clock
+from videoar_jax.runtime.watch import GoodputTracker
 from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder
 from videoar_jax.tokenizers.bsq.files import flatten, read_params, read_saved, unflatten
 from videoar_jax.tokenizers.bsq.inflation import check_inflatable, inflate
-from videoar_jax.tokenizers.bsq.task import TokenizerTask, load_frozen, rival_of
-from videoar_jax.train.adversary import RivalTrainer
+from videoar_jax.tokenizers.bsq.task import TokenizerTask, load_frozen, adversary_of
+from videoar_jax.train.adversary import AdversaryTrainer
 from videoar_jax.train.checkpoint import Checkpointer, Damaged
 from videoar_jax.train.logging import NoLog, RunLog
 from videoar_jax.train.loop import Trainer
@@ -278,7 +278,7 @@ class Stages:
     if params is not None:
       # Those of a file would be whole on every device.
       params = jax.tree.map(place, params, trainer.template.shardings(self.mesh))
-    return trainer.init(params, self._first_rival(stage))
+    return trainer.init(params, self._first_adversary(stage))
 
   def _first_params(self, stage: StageConfig, seed: int) -> dict | None:
     """Returns the parameters that a stage starts from; None for random ones."""
@@ -305,7 +305,7 @@ class Stages:
       log.info("stage %s: random, for %s: %s", stage.name, bits, ", ".join(fresh))
     return params
 
-  def _first_rival(self, stage: StageConfig) -> dict:
+  def _first_adversary(self, stage: StageConfig) -> dict:
     """Returns the discriminator's parameters and averages that a stage starts from, if any.
 
     They are those of the stage that its tokenizer starts from, where that had the same one.
@@ -313,14 +313,14 @@ class Stages:
     before = self.stage_before(stage, stage.kind)
     if stage.kind != "tokenizer" or stage.inflate is not None or before is None:
       return {}
-    rivals = [rival_of(other.loss) for other in (stage, before)]
+    rivals = [adversary_of(other.loss) for other in (stage, before)]
     if rivals[0] is None:
       return {}
     adversarial = stage.loss.adversarial
     if rivals[1] is None or adversarial.discriminator != before.loss.adversarial.discriminator:
       log.info("stage %s: its discriminator starts at random", stage.name)
       return {}
-    trainer = RivalTrainer(rivals[1], before.loop.num_steps)
+    trainer = AdversaryTrainer(rivals[1], before.loop.num_steps)
     abstract = jax.eval_shape(trainer.init, jax.random.key(0))
     abstract, templates = {"rival": abstract}, {"": trainer.template}
     abstract = with_shardings(abstract, state_shardings(abstract, templates, self.mesh))["rival"]
@@ -349,13 +349,13 @@ class Stages:
         frames, where the stage has them; or the parts of its mixture.
       test_source: clips to show.
     Raises:
-      Interrupted: a signal came; the state is saved.
+      Preempted: a signal came; the state is saved.
       Damaged: a stage that it starts from has to go on before it.
     """
     loop = stage.loop
     text_encoder = self.run.text.encoder
     seed = self.run.seed + 1000 * (1 + self.run.stages.index(stage))
-    clock = Clock()
+    clock = GoodputTracker()
     trainer = self.make_trainer(stage, seed)
     log.info(
       "stage %s: %s parameters, %d steps of %d clips",
@@ -376,12 +376,12 @@ class Stages:
       batches.tell_of(stage, mixture)
     checkpointer = Checkpointer(
       self.checkpoints(stage),
-      max_to_keep=loop.num_kept,
-      keep_every=loop.keep_every,
+      max_to_keep=loop.max_to_keep,
+      keep_period=loop.keep_period,
       timeout_s=loop.save_timeout_s,
     )
     # Processes may see late what others wrote.
-    step = int(hosts.of_first(checkpointer.latest_step or 0))
+    step = int(hosts.broadcast(checkpointer.latest_step or 0))
     if not step:
       state = self.first_state(stage, trainer, seed)
     else:

@@ -20,9 +20,9 @@ from videoar_jax.data.pipeline import READING_FIELDS, DataConfig
 from videoar_jax.data.sources import latents
 from videoar_jax.experiment.diff import differing_fields
 from videoar_jax.parallel import processes as hosts
-from videoar_jax.parallel.mesh import RULES, batch_part, shard_batch
-from videoar_jax.runtime.preemption import Interrupted
-from videoar_jax.runtime.watch import Clock, Watchdog, told_at_the_end
+from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, process_shard, shard_batch
+from videoar_jax.runtime.preemption import Preempted
+from videoar_jax.runtime.watch import GoodputTracker, Watchdog, report_at_exit
 from videoar_jax.tokenizers.bsq import encoding
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizers.bsq.files import flatten
@@ -177,12 +177,12 @@ def encode(
     batch_size: clips at a time, over all devices.
   Raises:
     ValueError: the folder holds something else.
-    Interrupted: SIGTERM came to one of several processes; whole shards are kept.
+    Preempted: SIGTERM came to one of several processes; whole shards are kept.
   """
   check_fits(folder, index)
   is_missing = np.isin(np.arange(index.num_shards), index.missing(folder))
   # Processes may see late what others wrote.
-  missing = np.flatnonzero(hosts.of_first(is_missing)).tolist()
+  missing = np.flatnonzero(hosts.broadcast(is_missing)).tolist()
   if not missing:
     log.info("no clip is missing in %s", folder)
     return
@@ -191,7 +191,7 @@ def encode(
   hosts.wait_for_all(f"the index of {folder} is written")
   encode_batch = _make_encode(tokenizer, mesh)
   process, num_processes = jax.process_index(), jax.process_count()
-  if batch_part(mesh)[1] != num_processes:
+  if process_shard(mesh)[1] != num_processes:
     raise ValueError(
       "processes that share samples cannot encode; let mesh.sequence x mesh.tensor divide the "
       "devices of a process"
@@ -202,7 +202,7 @@ def encode(
   with (
     tqdm(total=total, desc="encode", unit="clip", dynamic_ncols=True) as bar,
     Watchdog(BATCH_TIMEOUT_S) as watchdog,
-    told_at_the_end(Clock("encoding")) as clock,
+    report_at_exit(GoodputTracker("encoding")) as clock,
   ):
     for first in range(0, len(missing), num_processes):
       shards = missing[first : first + num_processes]
@@ -228,7 +228,7 @@ def _make_encode(tokenizer: Template, mesh: Mesh):
   def encode_batch(params, video):
     return encoding.encode(tokenizer.module(params).encoder, video).astype(latents.DTYPE)
 
-  split = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+  split = NamedSharding(mesh, PartitionSpec(LOGICAL_AXIS_RULES["batch"]))
   return jax.jit(encode_batch, out_shardings=split)
 
 
@@ -241,7 +241,7 @@ def _encode_clips(
   rows: int,
   num_batches: int,
   bar,
-  clock: Clock,
+  clock: GoodputTracker,
   watchdog: Watchdog,
 ) -> Iterator[tuple[dict, np.ndarray]]:
   """Yields (item, latent) of clips in order, encoded with the batches of all processes."""
@@ -261,8 +261,8 @@ def _encode_clips(
       left -= len(kept)
       bar.update(len(kept))
       watchdog.beat()
-      if hosts.is_stop_agreed():
-        raise Interrupted("SIGTERM: stopped while clips were encoded", signal.SIGTERM)
+      if hosts.is_preemption_agreed():
+        raise Preempted("SIGTERM: stopped while clips were encoded", signal.SIGTERM)
 
 
 def _own_rows(array: jax.Array) -> np.ndarray:

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from videoar_jax.nn.layers import product
-from videoar_jax.nn.mask import Sight, Visibility
+from videoar_jax.nn.mask import AttentionMask, BlockCausalMask
 from videoar_jax.nn.splash import splash_attention
 
 BACKENDS = ("dense", "blocked", "splash")
@@ -22,7 +22,7 @@ def attend(
   query: Float[Array, "b l n k"],
   key: Float[Array, "b l g k"],
   value: Float[Array, "b l g k"],
-  sight: Sight,
+  attention_mask: AttentionMask,
 ) -> Float[Array, "b l n k"]:
   """Softmax attention of a sequence to itself, as far as each token sees.
 
@@ -31,24 +31,24 @@ def attend(
       them, and what is returned for them means nothing.
     key: keys.
     value: values.
-    sight: who sees whom. Its backend is "dense", all scores at once; "blocked", each group over
+    attention_mask: who sees whom. Its backend is "dense", all scores at once; "blocked", each group over
       what it may see, or a square of scores at a time where they are many; "splash", a kernel for
       TPU.
   Raises:
     ValueError: the sequence is shorter than the rule says, or the backend is unknown.
   """
-  length, added = sight.rule.length, query.shape[1] - sight.rule.length
+  length, added = attention_mask.rule.length, query.shape[1] - attention_mask.rule.length
   if added < 0:
     raise ValueError(f"{query.shape[1]} tokens, but the rule is for {length}")
-  if sight.backend not in BACKENDS:
-    raise ValueError(f"attention={sight.backend!r} is unknown; backends are {', '.join(BACKENDS)}")
-  if sight.backend == "splash":
-    return splash_attention(query, key, value, sight)
+  if attention_mask.backend not in BACKENDS:
+    raise ValueError(f"attention={attention_mask.backend!r} is unknown; backends are {', '.join(BACKENDS)}")
+  if attention_mask.backend == "splash":
+    return splash_attention(query, key, value, attention_mask)
   query, key, value = (x[:, :length] for x in (query, key, value))
-  if sight.backend == "dense":
-    out = attention(query, key, value, sight.mask())
+  if attention_mask.backend == "dense":
+    out = attention(query, key, value, attention_mask.mask())
   else:
-    out = _blocked(query, key, value, sight)
+    out = _blocked(query, key, value, attention_mask)
   return jnp.pad(out, ((0, 0), (0, added), (0, 0), (0, 0)))
 
 
@@ -120,15 +120,15 @@ def _softmax_backward(kept, gradient):
 _softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
-def _blocked(query, key, value, sight: Sight):
-  rule = sight.rule
+def _blocked(query, key, value, attention_mask: AttentionMask):
+  rule = attention_mask.rule
   last = rule.num_groups - 1
   if rule.stride * sum(x.stop - x.start for x in _seen_slices(rule, last)) > _MAX_SCORES:
-    return _chunked(query, key, value, sight)
+    return _chunked(query, key, value, attention_mask)
   query, key, value = _heads_first(query, key, value)
   prefix = slice(0, rule.prefix)
   mask = rule.visible(prefix)[:, prefix]
-  mask = mask & (sight.prefix_mask[:, :, None] == sight.prefix_mask[:, None, :])
+  mask = mask & (attention_mask.prefix_mask[:, :, None] == attention_mask.prefix_mask[:, None, :])
   # Split, not sliced: the gradient of each slice would be as long as the sequence.
   starts = [rule.slice_of(group).start for group in range(rule.num_groups)]
   first, *queries = jnp.split(query, starts, axis=3)
@@ -142,32 +142,32 @@ def _blocked(query, key, value, sight: Sight):
     first, end = (places[own, None] - own.start + before for places in rule.own)
     is_own = (first <= position) & (position < end)
     # What lies before its own group, a query sees all of, where it is there.
-    mask = sight.keys_of(group)[:, None] & ((position < before) | is_own)
+    mask = attention_mask.keys_of(group)[:, None] & ((position < before) | is_own)
     parts.append(_softmax(rows, keys, values, mask))
   return _tokens_first(jnp.concatenate(parts, axis=3))
 
 
-def _seen_slices(rule: Visibility, group: int) -> tuple[slice, ...]:
+def _seen_slices(rule: BlockCausalMask, group: int) -> tuple[slice, ...]:
   """Returns where lies what a group may see, the group itself last."""
   return (slice(0, rule.prefix), *rule.shown_slices(group), rule.slice_of(group))
 
 
 @jax.custom_vjp
-def _chunked(query, key, value, sight: Sight):
+def _chunked(query, key, value, attention_mask: AttentionMask):
   """Attends a square of scores at a time, those that the rule leaves all empty left out.
 
   Nothing is kept for the gradient but the arguments, the result, and each row's sum.
   """
-  return _chunked_forward(query, key, value, sight)[0]
+  return _chunked_forward(query, key, value, attention_mask)[0]
 
 
-def _chunked_forward(query, key, value, sight):
+def _chunked_forward(query, key, value, attention_mask):
   queries, keys, values = _cut(query, key.shape[2]), _cut(key), _cut(value)
 
   def step(carry, pair):
     i, j = pair
     highest, total, out = (x[i] for x in carry)
-    scores = _scores(queries[i], keys[j], sight, i, j)
+    scores = _scores(queries[i], keys[j], attention_mask, i, j)
     new = jnp.maximum(highest, jnp.max(scores, axis=-1))
     weights, scale = jnp.exp(scores - new[..., None]), jnp.exp(highest - new)
     total = total * scale + jnp.sum(weights, axis=-1)
@@ -177,16 +177,16 @@ def _chunked_forward(query, key, value, sight):
 
   rows = jnp.zeros(queries.shape[:-1])
   carry = rows - 1e30, rows, jnp.zeros(queries.shape)
-  (highest, total, out), _ = jax.lax.scan(step, carry, _pairs(sight.rule))
+  (highest, total, out), _ = jax.lax.scan(step, carry, _pairs(attention_mask.rule))
   total = jnp.maximum(total, 1e-30)  # Rows that fill the last chunk see nothing.
   out = out / total[..., None]
   log_total = highest + jnp.log(total)
   whole = _join(out, query.shape).astype(query.dtype)
-  return whole, (query, key, value, sight, out, log_total)
+  return whole, (query, key, value, attention_mask, out, log_total)
 
 
 def _chunked_backward(kept, gradient):
-  query, key, value, sight, out, log_total = kept
+  query, key, value, attention_mask, out, log_total = kept
   queries, keys, values = _cut(query, key.shape[2]), _cut(key), _cut(value)
   gradients = _cut(gradient, key.shape[2])
   means = jnp.sum(gradients * out, axis=-1)
@@ -194,7 +194,7 @@ def _chunked_backward(kept, gradient):
   def step(carry, pair):
     i, j = pair
     by_query, by_key, by_value = carry
-    scores = _scores(queries[i], keys[j], sight, i, j)
+    scores = _scores(queries[i], keys[j], attention_mask, i, j)
     weights = jnp.exp(scores - log_total[i][..., None])
     by_weights = product("bgrqk,bglk->bgrql", gradients[i], values[j])
     by_scores = weights * (by_weights - means[i][..., None]) / math.sqrt(query.shape[-1])
@@ -205,7 +205,7 @@ def _chunked_backward(kept, gradient):
     return (by_query, by_key, by_value), None
 
   zeros = tuple(jnp.zeros(x.shape) for x in (queries, keys, values))
-  sums, _ = jax.lax.scan(step, zeros, _pairs(sight.rule))
+  sums, _ = jax.lax.scan(step, zeros, _pairs(attention_mask.rule))
   joined = (_join(x, y.shape).astype(y.dtype) for x, y in zip(sums, kept, strict=False))
   return *joined, None
 
@@ -228,14 +228,14 @@ def _join(chunks, shape):
   return rearrange(chunks, "c b g r l k -> b (c l) (g r) k")[:, : shape[1]]
 
 
-def _scores(query, key, sight: Sight, i, j):
+def _scores(query, key, attention_mask: AttentionMask, i, j):
   """Returns the scores of a chunk of queries with one of keys, far below all where hidden."""
-  mask = sight.part(i * _CHUNK, j * _CHUNK, _CHUNK)
+  mask = attention_mask.part(i * _CHUNK, j * _CHUNK, _CHUNK)
   scores = product("bgrqk,bglk->bgrql", query, key) / math.sqrt(query.shape[-1])
   return scores + jnp.where(mask, 0.0, -1e30)[:, None, None]
 
 
-def _pairs(rule: Visibility) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(rule: BlockCausalMask) -> tuple[np.ndarray, np.ndarray]:
   """Returns the numbers of all chunks of queries and keys that have to do with each other."""
   num = -(-rule.length // _CHUNK)
   pairs = []

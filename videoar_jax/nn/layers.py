@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from videoar_jax.parallel.mesh import is_for_cpu, ways_of
+from videoar_jax.parallel.mesh import is_for_cpu, num_shards
 
 # Modules are plain pytrees: they go through jax.jit, jax.grad and jax.lax.scan as they are.
 nnx.set_graph_mode(False)
@@ -71,7 +71,7 @@ class Linear(nnx.Module):
 
   def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
     kernel = self.kernel[...].astype(x.dtype)
-    if is_for_cpu() and ways_of("sequence") == 1:
+    if is_for_cpu() and num_shards("sequence") == 1:
       # The kernel's gradient contracts all leading axes; XLA on CPU is 1.6 times faster at one. A
       # sequence that is split would be gathered for it.
       y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])

@@ -19,7 +19,7 @@ PREFIX = -1  # Group of a token of the prefix.
 
 
 @dataclasses.dataclass(frozen=True)
-class Visibility:
+class BlockCausalMask:
   """The rule that holds for every sample.
 
   Attributes:
@@ -121,7 +121,7 @@ class Visibility:
   meta_fields=("rule", "backend"),
 )
 @dataclasses.dataclass(frozen=True)
-class Sight:
+class AttentionMask:
   """What a batch's tokens may see, and by which code attention finds out.
 
   Attributes:
@@ -131,7 +131,7 @@ class Sight:
     backend: see `attention.attend`.
   """
 
-  rule: Visibility
+  rule: BlockCausalMask
   prefix_mask: Bool[Array, "b p"]
   keep: Bool[Array, "b t t"] | None = None
   backend: str = "dense"

@@ -14,18 +14,18 @@ from jaxtyping import Array, Float, Int
 
 
 def frequency_axes(
-  head_width: int, fractions: Sequence[float], *, is_interleaved: bool
+  head_dim: int, fractions: Sequence[float], *, is_interleaved: bool
 ) -> Int[np.ndarray, "p"]:
   """Returns the axis by whose position each of a head's k/2 frequencies turns, highest first.
 
   Args:
-    head_width: `k`, even.
+    head_dim: `k`, even.
     fractions: share of the frequencies of each axis; the last one takes what rounding leaves.
     is_interleaved: deals the frequencies out in turns, so that each axis has high and low ones.
       Else each axis takes a section, and the last axis has low ones only, which can hardly tell
       neighbouring cells of a small grid apart.
   """
-  pairs = head_width // 2
+  pairs = head_dim // 2
   counts = []
   for fraction in fractions[:-1]:
     counts.append(min(round(pairs * fraction / sum(fractions)), pairs - sum(counts)))
@@ -39,7 +39,7 @@ def frequency_axes(
 
 def rope_angles(
   positions: Float[Array, "*b a"],
-  head_width: int,
+  head_dim: int,
   *,
   base: float,
   fractions: Sequence[float],
@@ -49,14 +49,14 @@ def rope_angles(
 
   Args:
     positions: position on each axis.
-    head_width: `k`, even.
+    head_dim: `k`, even.
     base: wavelength ratio.
     fractions: see `frequency_axes`.
     is_interleaved: see `frequency_axes`.
   """
-  pairs = head_width // 2
+  pairs = head_dim // 2
   frequencies = base ** (-np.arange(pairs, dtype=np.float32) / pairs)
-  axis = frequency_axes(head_width, fractions, is_interleaved=is_interleaved)
+  axis = frequency_axes(head_dim, fractions, is_interleaved=is_interleaved)
   return jnp.asarray(positions, jnp.float32)[..., axis] * frequencies
 
 

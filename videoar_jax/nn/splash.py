@@ -24,8 +24,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from videoar_jax.nn.mask import PREFIX, Sight, Visibility
-from videoar_jax.parallel.mesh import RULES, is_for_tpu, ways_of
+from videoar_jax.nn.mask import PREFIX, AttentionMask, BlockCausalMask
+from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, is_for_tpu, num_shards
 
 _LANES = 128  # Tokens go through in blocks of a multiple of this.
 _LARGE_BLOCK = 512
@@ -37,7 +37,7 @@ def splash_attention(
   query: Float[Array, "b l n k"],
   key: Float[Array, "b l g k"],
   value: Float[Array, "b l g k"],
-  sight: Sight,
+  attention_mask: AttentionMask,
 ) -> Float[Array, "b l n k"]:
   """Attends with the TPU kernel; elsewhere, it is interpreted, which is slow.
 
@@ -45,18 +45,18 @@ def splash_attention(
     query: queries; those behind the rule's tokens are filling, as in `attention.attend`.
     key: keys.
     value: values.
-    sight: who sees whom.
+    attention_mask: who sees whom.
   Raises:
     ValueError: the mesh splits heads in another way than keys' heads, or the sequence is too long.
   """
-  rule, length = sight.rule, query.shape[1]
+  rule, length = attention_mask.rule, query.shape[1]
   order, back = _order(rule, length)
   query = query / math.sqrt(query.shape[-1])
-  if sight.keep is not None:
-    query, key = _with_keep(query, key, sight)
+  if attention_mask.keep is not None:
+    query, key = _with_keep(query, key, attention_mask)
   # What fills the sequence up is a segment of its own: nothing else sees it.
   filling = ((0, 0), (0, length - rule.length))
-  padding = jnp.pad(sight.padding(), filling, constant_values=2)
+  padding = jnp.pad(attention_mask.padding(), filling, constant_values=2)
   if rule.summary:
     query, key, value, padding = (x[:, order] for x in (query, key, value, padding))
   rest = _padded_length(length) - length
@@ -88,12 +88,12 @@ def _padded_length(length: int) -> int:
   return -(-length // block) * block
 
 
-def _with_keep(query, key, sight: Sight):
+def _with_keep(query, key, attention_mask: AttentionMask):
   """Appends channels whose product is -1e30 where a query's group may not see the key's."""
-  rule, groups = sight.rule, np.maximum(sight.rule.groups, 0)
+  rule, groups = attention_mask.rule, np.maximum(attention_mask.rule.groups, 0)
   is_video = rule.groups[:, None] >= 0
   is_later = rule.groups[:, None] > np.arange(rule.num_groups)
-  hidden = jnp.where(is_later & ~sight.keep[:, groups], -1e30, 0.0).astype(query.dtype)
+  hidden = jnp.where(is_later & ~attention_mask.keep[:, groups], -1e30, 0.0).astype(query.dtype)
   which = (is_video & (groups[:, None] == np.arange(rule.num_groups))).astype(key.dtype)
 
   def append(x, channels):
@@ -103,10 +103,10 @@ def _with_keep(query, key, sight: Sight):
   return append(query, hidden[:, :, None]), append(key, which[None, :, None])
 
 
-def _sharded(query, key, value, padding, rule: Visibility):
+def _sharded(query, key, value, padding, rule: BlockCausalMask):
   """Runs the kernel, each device its samples and heads; the sequence is whole on each of them."""
   mesh = jax.sharding.get_abstract_mesh()
-  ways = ways_of("attended_heads")
+  ways = num_shards("attended_heads")
   if key.shape[1] % ways:
     raise ValueError(
       f"mesh.tensor x mesh.sequence={ways} does not divide {key.shape[1]} heads of keys"
@@ -119,14 +119,14 @@ def _sharded(query, key, value, padding, rule: Visibility):
 
   if mesh.empty:
     return run(kernel, query, key, value, padding)
-  split = PartitionSpec(RULES["batch"], RULES["attended_heads"])
-  batch = PartitionSpec(RULES["batch"])
+  split = PartitionSpec(LOGICAL_AXIS_RULES["batch"], LOGICAL_AXIS_RULES["attended_heads"])
+  batch = PartitionSpec(LOGICAL_AXIS_RULES["batch"])
   specs = (PartitionSpec(), split, split, split, batch)
   run = jax.shard_map(run, in_specs=specs, out_specs=split, check_vma=False)
   return run(kernel, query, key, value, padding)
 
 
-def _make_kernel(rule: Visibility, length: int, num_heads: int):
+def _make_kernel(rule: BlockCausalMask, length: int, num_heads: int):
   block = _LARGE_BLOCK if length % _LARGE_BLOCK == 0 else _LANES
   sizes = kernels.BlockSizes(
     block_q=block,
@@ -142,7 +142,7 @@ def _make_kernel(rule: Visibility, length: int, num_heads: int):
   )
 
 
-def _order(rule: Visibility, length: int):
+def _order(rule: BlockCausalMask, length: int):
   """Returns which token stands at each place, and the place of each token, of a filled sequence.
 
   First what later groups see, in order, then the rest.
@@ -159,7 +159,7 @@ class _RuleMask(masks._ComputableMask):
   tokens that it sees of its own group.
   """
 
-  def __init__(self, rule: Visibility, length: int):
+  def __init__(self, rule: BlockCausalMask, length: int):
     if rule.length >= 2**_OWN_BITS or rule.num_groups >= 2 ** (31 - _OWN_BITS):
       raise ValueError(f"attention='splash': {rule.num_groups} groups of {rule.length} tokens")
     super().__init__((length, length), functools.partial(_sees, rule))
@@ -192,7 +192,7 @@ def _constant(value: bool, shape: tuple[int, int]) -> np.ndarray:
   return block
 
 
-def _codes(rule: Visibility):
+def _codes(rule: BlockCausalMask):
   """Returns each query's integer, in the kernel's order of tokens."""
   order, _ = _order(rule, rule.length)
   first, end = (ends[order] for ends in rule.own)
@@ -205,11 +205,11 @@ def _codes(rule: Visibility):
   return np.where(sees_prefix, -end, general)
 
 
-def _is_prefix_rule(rule: Visibility) -> bool:
+def _is_prefix_rule(rule: BlockCausalMask) -> bool:
   return rule.summary == 0 and rule.window is None
 
 
-def _sees(rule: Visibility, code, key):
+def _sees(rule: BlockCausalMask, code, key):
   """Says whether the query of that integer sees the key at that place; for NumPy and the kernel."""
   is_in_prefix = (code < 0) & (key < -code)
   if _is_prefix_rule(rule):

@@ -7,7 +7,7 @@ import jax
 from jax._src import distributed
 
 
-class Meeting:
+class Barrier:
   """The barriers of a task that all processes do together, one after the other, in one order.
 
   A process that fails comes to the last ones alone, and leaves out those before. Here processes

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 AXES = ("slice", "data", "fsdp", "sequence", "tensor")
 
 # Logical axis -> mesh axes. Of slices, each has all parameters.
-RULES: dict[str, tuple[str, ...]] = {
+LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
   "batch": ("slice", "data", "fsdp"),
   "sequence": ("sequence",),
   "embed": ("fsdp",),
@@ -28,7 +28,7 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-class Undivided(ValueError):
+class ShardingError(ValueError):
   """A mesh axis does not divide what is to be split over it."""
 
 
@@ -112,19 +112,19 @@ def spec_of(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) ->
     shape: the array's shape.
     mesh: the mesh.
   Raises:
-    Undivided: a mesh axis does not divide an axis that should be split over it.
+    ShardingError: a mesh axis does not divide an axis that should be split over it.
     ValueError: there is no rule for a name.
   """
-  unknown = [name for name in axes if name is not None and name not in RULES]
+  unknown = [name for name in axes if name is not None and name not in LOGICAL_AXIS_RULES]
   if unknown:
-    raise ValueError(f"axis {unknown[0]!r} has no rule; names with one are {', '.join(RULES)}")
+    raise ValueError(f"axis {unknown[0]!r} has no rule; names with one are {', '.join(LOGICAL_AXIS_RULES)}")
   names = (None,) * (len(shape) - len(axes)) + tuple(axes)
   parts = []
   for name, size in zip(names, shape, strict=True):
-    mesh_axes = tuple(axis for axis in RULES.get(name, ()) if mesh.shape[axis] > 1)
+    mesh_axes = tuple(axis for axis in LOGICAL_AXIS_RULES.get(name, ()) if mesh.shape[axis] > 1)
     ways = math.prod(mesh.shape[axis] for axis in mesh_axes)
     if size % ways:
-      raise Undivided(
+      raise ShardingError(
         f"axis {name!r} of size {size} in shape {shape} does not divide over the mesh axes "
         f"{mesh_axes} of size {ways}; change mesh.{mesh_axes[0]} or the size"
       )
@@ -145,10 +145,10 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec_of(axes, x.shape, mesh))
 
 
-def ways_of(name: str) -> int:
+def num_shards(name: str) -> int:
   """Returns over how many devices an axis is split inside jit, on the mesh that is set."""
   mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES[name])
+  return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in LOGICAL_AXIS_RULES[name])
 
 
 def is_for_tpu() -> bool:
@@ -182,12 +182,12 @@ def place(x, sharding: NamedSharding) -> jax.Array:
   return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def batch_ways(mesh: Mesh) -> int:
+def num_batch_shards(mesh: Mesh) -> int:
   """Returns how many parts a batch is split into over the devices."""
-  return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+  return math.prod(mesh.shape[axis] for axis in LOGICAL_AXIS_RULES["batch"])
 
 
-def batch_part(mesh: Mesh) -> tuple[int, int]:
+def process_shard(mesh: Mesh) -> tuple[int, int]:
   """Returns which part of each batch this process is to read, and how many parts there are.
 
   Processes that share samples, by an axis of the mesh that splits something else, read the same.
@@ -195,7 +195,7 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
   Raises:
     ValueError: processes share some samples and not others.
   """
-  num_axes = len(RULES["batch"])
+  num_axes = len(LOGICAL_AXIS_RULES["batch"])
   rows = mesh.devices.reshape(math.prod(mesh.devices.shape[:num_axes]), -1)
   owned: dict[int, set[int]] = {}
   for row, devices in enumerate(rows):
@@ -212,7 +212,7 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
 
 def shard_batch(batch, mesh: Mesh):
   """Puts this process's part of a batch on its devices, split along the first axis."""
-  sharding = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+  sharding = NamedSharding(mesh, PartitionSpec(LOGICAL_AXIS_RULES["batch"]))
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
   )

@@ -16,7 +16,7 @@ VARIABLES = ("VIDEOAR_COORDINATOR", "VIDEOAR_NUM_PROCESSES", "VIDEOAR_PROCESS")
 HEARTBEAT_TIMEOUT_S = 40
 BARRIER_TIMEOUT_S = 600
 
-_asked = itertools.count(1)  # How often `is_stop_agreed` was.
+_asked = itertools.count(1)  # How often `is_preemption_agreed` was.
 
 
 def start(is_distributed: bool) -> None:
@@ -88,7 +88,7 @@ def wait_for_all(what: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:
     ocp.multihost.get_barrier_sync_fn()(key=what, timeout_ms=1000 * timeout_s)
 
 
-def is_stop_agreed() -> bool:
+def is_preemption_agreed() -> bool:
   """Says whether one of several processes got SIGTERM, at the same call in all of them.
 
   To be asked after every step, of whatever kind. JAX, not Python, listens for the signal, and finds
@@ -100,7 +100,7 @@ def is_stop_agreed() -> bool:
   return multihost_utils.reached_preemption_sync_point(next(_asked))
 
 
-def of_first(value):
+def broadcast(value):
   """Returns what the first process has.
 
   Args:
@@ -109,7 +109,7 @@ def of_first(value):
   return value if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(value)
 
 
-def is_so_for_all(is_so: bool) -> bool:
+def all_true(is_so: bool) -> bool:
   """Says whether something is so for each process; all must call this."""
   return is_so if jax.process_count() == 1 else bool(multihost_utils.process_allgather(is_so).all())
 
@@ -126,5 +126,5 @@ def try_in_all(action: Callable[[], object]) -> None:
     action()
   except Exception as failure:
     error = failure
-  if not is_so_for_all(error is None):
+  if not all_true(error is None):
     raise error or OSError("another process could not; see what it says")

@@ -11,7 +11,7 @@ SIDE = 2048  # Of the matrices.
 _LIMIT_S = 0.05  # Shorter measurements would be of the dispatch.
 
 
-class Limit:
+class Roofline:
   """A call that does one thing as fast as the machine can, over and over.
 
   Args:
@@ -42,20 +42,20 @@ class Limit:
     return time.perf_counter() - begin
 
 
-def products(dtype: str) -> Limit:
+def products(dtype: str) -> Roofline:
   """Returns the call that multiplies large matrices; its amount is of operations."""
   matrix = jax.random.normal(jax.random.key(3), (SIDE, SIDE)).astype(dtype)
   scale = jnp.asarray(SIDE**-0.5, dtype)
-  return Limit(lambda x, y: (x @ y) * scale, matrix, matrix, 2 * SIDE**3)
+  return Roofline(lambda x, y: (x @ y) * scale, matrix, matrix, 2 * SIDE**3)
 
 
-def reads(dtype: str) -> Limit:
+def reads(dtype: str) -> Roofline:
   """Returns the call that reads a large array; its amount is of bytes."""
   array = jnp.ones((64, 2**21), dtype)
-  return Limit(lambda x, y: jnp.max(x - y[:, None], axis=1), array, array[:, 0], array.nbytes)
+  return Roofline(lambda x, y: jnp.max(x - y[:, None], axis=1), array, array[:, 0], array.nbytes)
 
 
-def in_turns(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
+def interleave(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
   """Returns the median time of each call; in turns, so that all see the machine as it is."""
   times: dict[str, list[float]] = {name: [] for name in calls}
   for i in range(repeats + 1):

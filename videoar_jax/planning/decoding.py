@@ -13,7 +13,7 @@ from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.videoar import decode as decoding
 from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.parallel.mesh import MeshConfig, Undivided, batch_ways, replicated, sharding_of
+from videoar_jax.parallel.mesh import MeshConfig, ShardingError, num_batch_shards, replicated, sharding_of
 from videoar_jax.planning.estimate import DecodeCost, estimate_decoding
 from videoar_jax.planning.pod import Pod
 from videoar_jax.planning.step_plan import Memory, compile_program
@@ -26,7 +26,7 @@ _MENDS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodeDraft:
+class DecodePlan:
   """The decoding of some clips together, of the length that a stage trains.
 
   Attributes:
@@ -56,7 +56,7 @@ class DecodeDraft:
     mesh_config: MeshConfig,
     num_clips: int,
     dtype: str,
-  ) -> "DecodeDraft":
+  ) -> "DecodePlan":
     """Makes it.
 
     Raises:
@@ -65,9 +65,9 @@ class DecodeDraft:
     if stage.kind != "generator":
       raise ValueError(f"--decode: stage {stage.name} trains a {stage.kind}; name a generator's")
     mesh = pod.mesh(mesh_config)
-    if num_clips < 1 or num_clips % batch_ways(mesh):
-      raise Undivided(
-        f"--decode={num_clips} clips do not divide over the {batch_ways(mesh)} ways of mesh.slice "
+    if num_clips < 1 or num_clips % num_batch_shards(mesh):
+      raise ShardingError(
+        f"--decode={num_clips} clips do not divide over the {num_batch_shards(mesh)} ways of mesh.slice "
         "x mesh.data x mesh.fsdp; take a multiple"
       )
     template = Stages(run, None, mesh).module_template(stage)

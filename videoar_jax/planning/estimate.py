@@ -19,7 +19,7 @@ from videoar_jax.models.videoar.flops import forward_flops, training_flops, visi
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import GeneratorConfig
 from videoar_jax.parallel.hardware import Chip
-from videoar_jax.parallel.mesh import AXES, batch_ways
+from videoar_jax.parallel.mesh import AXES, num_batch_shards
 from videoar_jax.tokenizers.bsq.encoding import part_of
 from videoar_jax.tokenizers.bsq.flops import decoder_flops, encoder_flops
 from videoar_jax.train.state import State
@@ -95,14 +95,14 @@ def estimate(
   gathered, sent = _gathered_bytes(abstract["params"], shardings["params"])
   others = gathered - own
   state = device_bytes(abstract, shardings)
-  clips = stage.loop.batch_size / batch_ways(mesh)
+  clips = stage.loop.batch_size / num_batch_shards(mesh)
   if stage.kind == "generator":
     flops, executed = _generator_flops(run, stage)
     passes = 4 if run.generator.remat == "full" else 3
     kept, moved = _generator_activations(run, stage, mesh, clips)
     # A block's parameters and their gradients are whole for as long as it is at work.
-    kept = kept / stage.loop.accumulation_steps + 2 * others / run.generator.depth
-    kept = round(max(kept, _encoder_bytes(run, stage, clips / stage.loop.accumulation_steps)))
+    kept = kept / stage.loop.grad_accum_steps + 2 * others / run.generator.depth
+    kept = round(max(kept, _encoder_bytes(run, stage, clips / stage.loop.grad_accum_steps)))
     # Parameters are gathered on the way there and back, and their gradients scattered.
     sent = 3 * sent + _activations_sent(run, stage, mesh, clips, passes)
   else:
@@ -179,10 +179,10 @@ def estimate_decoding(
   length = jax.tree.leaves(cache)[0].shape[-2]
   beside = sum(size * sum(sizes[: s + 1]) for s, size in enumerate(sizes))
   pairs = num_tokens * length + layout.num_frames * beside + finals * layout.final_size**2
-  heads = config.num_heads * config.head_width
-  seen = visible_pairs(layout.visibility())
+  heads = config.num_heads * config.head_dim
+  seen = visible_pairs(layout.mask())
   attention = 4 * config.depth * heads * (pairs - seen)
-  rows = num_rows / batch_ways(mesh)
+  rows = num_rows / num_batch_shards(mesh)
   item = jax.tree.leaves(params)[0].dtype.itemsize
   tensor = mesh.shape["tensor"]
   sums = 4 * config.depth * rows * num_tokens * config.width * item * (tensor - 1) / tensor
@@ -232,8 +232,8 @@ def _generator_flops(run: RunConfig, stage: StageConfig) -> tuple[float, float]:
   """Returns the operations of a clip, and those with what is computed anew."""
   config, layout, window = run.generator, run.layout_of(stage.data), stage.loss.window
   flops = training_flops(config, layout, window)
-  pairs = visible_pairs(layout.visibility(window))
-  attention = 4 * pairs * config.num_heads * config.head_width * config.depth
+  pairs = visible_pairs(layout.mask(window))
+  attention = 4 * pairs * config.num_heads * config.head_dim * config.depth
   again = {"none": 0, "dots": attention, "full": flops / 3}[config.remat]
   encoder = 0
   if stage.cache is None:
@@ -245,8 +245,8 @@ def _generator_activations(run, stage, mesh, clips: float) -> tuple[float, float
   """Returns bytes that the backward pass holds at most, and bytes read and written in a step."""
   config = run.generator
   tokens = clips * run.layout_of(stage.data).length / mesh.shape["sequence"]
-  k = config.head_width
-  split = (2 * config.num_heads + 2 * config.num_kv_heads) * k + 3 * config.mlp_width
+  k = config.head_dim
+  split = (2 * config.num_heads + 2 * config.num_kv_heads) * k + 3 * config.mlp_dim
   products = 2 * config.width + split / mesh.shape["tensor"]
   block = tokens * (4 * config.width + products) * _BYTES[config.dtype]
   residual = tokens * config.width * _BYTES[config.dtype]
@@ -256,7 +256,7 @@ def _generator_activations(run, stage, mesh, clips: float) -> tuple[float, float
     "full": config.depth * residual + block,
   }[config.remat]
   # On the way back there are gradients of a block's widest arrays beside them.
-  widest = tokens * 3 * config.mlp_width / mesh.shape["tensor"] * _BYTES[config.dtype]
+  widest = tokens * 3 * config.mlp_dim / mesh.shape["tensor"] * _BYTES[config.dtype]
   # Written and read on the way there, and twice that on the way back.
   return kept + widest, 6 * config.depth * block
 
@@ -283,7 +283,7 @@ def _activations_sent(run, stage, mesh, clips: float, passes: int) -> float:
   # values, of which each device gets all of a sequence's where their heads are too few.
   tensor, sequence = sizes["tensor"], sizes["sequence"]
   queries, keys = (
-    2 * heads * config.head_width / tensor for heads in (config.num_heads, config.num_kv_heads)
+    2 * heads * config.head_dim / tensor for heads in (config.num_heads, config.num_kv_heads)
   )
   parts = queries * (1 - 1 / sequence)
   if config.num_kv_heads % (tensor * sequence) == 0:

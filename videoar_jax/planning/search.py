@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from videoar_jax.experiment.schema import RunConfig, StageConfig
-from videoar_jax.parallel.mesh import AXES, MeshConfig, Undivided, batch_ways
+from videoar_jax.parallel.mesh import AXES, MeshConfig, ShardingError, num_batch_shards
 from videoar_jax.planning.estimate import estimate
 from videoar_jax.planning.pod import Pod
-from videoar_jax.planning.step_plan import DoesNotFit, Draft, check_divides, with_largest_shape
+from videoar_jax.planning.step_plan import DoesNotFit, StepPlan, check_divides, with_largest_shape
 from videoar_jax.planning.tables import bytes_text
 from videoar_jax.train.state import state_shardings
 
@@ -41,7 +41,7 @@ def search(run: RunConfig, stage: StageConfig, pod: Pod, slices: int, num: int) 
     note = f"counted {bytes_text(memory)}"
     if pod.is_compiled:
       try:
-        note = f"peak {bytes_text(Draft.of(other, stage, pod, mesh).compile().peak)}"
+        note = f"peak {bytes_text(StepPlan.of(other, stage, pod, mesh).compile().peak)}"
       except DoesNotFit:
         continue
     sizes = ",".join(f"{a}:{getattr(mesh, a)}" for a in AXES if getattr(mesh, a) > 1) or "data:1"
@@ -61,7 +61,7 @@ def rank(run: RunConfig, stage: StageConfig, pod: Pod, slices: int) -> list[Foun
   counted = dataclasses.replace(pod, is_compiled=False)
   # Shapes are the same on every mesh, and take seconds to find.
   one = dataclasses.replace(counted, num_chips=1, chip=dataclasses.replace(pod.chip, num_devices=1))
-  draft = Draft.of(run, stage, one, MeshConfig(data=1))
+  draft = StepPlan.of(run, stage, one, MeshConfig(data=1))
   trainer = draft.trainer
   num_devices = pod.num_chips * pod.chip.num_devices
   found = []
@@ -70,9 +70,9 @@ def rank(run: RunConfig, stage: StageConfig, pod: Pod, slices: int) -> list[Foun
     try:
       check_divides(run, stage, pod, mesh)
       shardings = state_shardings(trainer.abstract_state, trainer.templates, mesh)
-    except Undivided:
+    except ShardingError:
       continue
-    largest = with_largest_shape(run, stage, batch_ways(mesh))
+    largest = with_largest_shape(run, stage, num_batch_shards(mesh))
     for other in _policies(run, stage):
       cost = estimate(other, largest, trainer.abstract_state, shardings, draft.frozen, mesh)
       if cost.memory < pod.chip.memory / pod.chip.num_devices:

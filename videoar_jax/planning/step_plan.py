@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, Mesh
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.videoar.network import check_heads
-from videoar_jax.parallel.mesh import MeshConfig, Undivided, batch_ways, replicated, sharding_of
+from videoar_jax.parallel.mesh import MeshConfig, ShardingError, num_batch_shards, replicated, sharding_of
 from videoar_jax.planning.estimate import Cost, estimate
 from videoar_jax.planning.pod import Pod
 from videoar_jax.tokenizers import lpips
@@ -39,7 +39,7 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
-class Draft:
+class StepPlan:
   """A stage's step on a mesh.
 
   Attributes:
@@ -59,7 +59,7 @@ class Draft:
   frozen: dict
 
   @classmethod
-  def of(cls, run: RunConfig, stage: StageConfig, pod: Pod, mesh_config: MeshConfig) -> "Draft":
+  def of(cls, run: RunConfig, stage: StageConfig, pod: Pod, mesh_config: MeshConfig) -> "StepPlan":
     """Makes the abstract step.
 
     Raises:
@@ -70,7 +70,7 @@ class Draft:
     task, frozen = _abstract_task(run, stage, mesh)
     trainer = Trainer(task, stage.loop, mesh, run.seed)
     whole = jax.tree.map(lambda _: replicated(mesh), frozen)
-    largest = with_largest_shape(run, stage, batch_ways(mesh))
+    largest = with_largest_shape(run, stage, num_batch_shards(mesh))
     return cls(run, largest, pod, mesh, trainer, with_shardings(frozen, whole))
 
   def estimate(self) -> Cost:
@@ -100,11 +100,11 @@ def check_divides(run: RunConfig, stage: StageConfig, pod: Pod, mesh) -> None:
   """Checks that a stage's batches and heads divide over a mesh.
 
   Raises:
-    Undivided: one does not.
+    ShardingError: one does not.
   """
-  ways = batch_ways(mesh)
+  ways = num_batch_shards(mesh)
   if not stage.mixture and stage.loop.batch_size % ways:
-    raise Undivided(
+    raise ShardingError(
       f"stage.{stage.name}.loop.batch_size={stage.loop.batch_size} does not divide over the "
       f"{ways} ways of mesh.slice x mesh.data x mesh.fsdp; take a multiple"
     )

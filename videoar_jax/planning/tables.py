@@ -5,8 +5,8 @@ import jax
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel.hardware import Chip
 from videoar_jax.planning import estimate
-from videoar_jax.planning.decoding import DecodeDraft
-from videoar_jax.planning.step_plan import Draft, Memory
+from videoar_jax.planning.decoding import DecodePlan
+from videoar_jax.planning.step_plan import StepPlan, Memory
 
 _RATES = (
   f"Times are counted at {estimate.SHARE_OF_FLOPS:.0%} of the maker's bfloat16 operations and "
@@ -14,7 +14,7 @@ _RATES = (
 )
 
 
-def table(draft: Draft, memory: Memory | None) -> str:
+def table(draft: StepPlan, memory: Memory | None) -> str:
   """Returns a step's memory, work and time.
 
   Args:
@@ -54,7 +54,7 @@ def table(draft: Draft, memory: Memory | None) -> str:
   return "\n".join(lines)
 
 
-def decode_table(draft: DecodeDraft, memory: Memory | None) -> str:
+def decode_table(draft: DecodePlan, memory: Memory | None) -> str:
   """Returns the memory, work and time of decoding clips, without the pixels' decoder.
 
   Args:
@@ -83,7 +83,7 @@ def decode_table(draft: DecodeDraft, memory: Memory | None) -> str:
   return "\n".join([*_aligned(rows), f"{_RATES}, one after the other."])
 
 
-def parameters_table(draft: Draft) -> str:
+def parameters_table(draft: StepPlan) -> str:
   """Returns each parameter's name, shape, split, and bytes on a device."""
   shapes, shardings = draft.trainer.abstract_state["params"], draft.trainer.shardings["params"]
   rows = [("parameter", "shape", "split over", "bytes a device")]

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 LIMIT = 0.02  # Of the time; the log warns of more.
 
 
-class Waits:
+class InputStallMeter:
   """Measures the time inside of `with waits:` in which no step runs, as a share of all time.
 
   The first time does not count: nothing can be ready then.

@@ -12,7 +12,7 @@ import jax
 from videoar_jax.parallel import processes as hosts
 
 
-class Interrupted(Exception):
+class Preempted(Exception):
   """A signal asked the run to stop; the state is saved.
 
   Attributes:
@@ -24,8 +24,8 @@ class Interrupted(Exception):
     self.status = 128 + number
 
 
-class Stop:
-  """Whether a run is to stop, and by which signal; see `stop_on_signals`."""
+class PreemptionHandler:
+  """Whether a run is to stop, and by which signal; see `handle_preemption`."""
 
   def __init__(self, timeout_s: float):
     self.signal: signal.Signals | None = None
@@ -56,21 +56,21 @@ class Stop:
 
   def is_due(self) -> bool:
     """Says whether to save and stop; to be asked after every step, by all processes."""
-    if self.signal is None and hosts.is_stop_agreed():
+    if self.signal is None and hosts.is_preemption_agreed():
       self.begin(signal.SIGTERM)
     return self.signal is not None
 
 
 @contextlib.contextmanager
-def stop_on_signals(timeout_s: float):
-  """Yields a `Stop` that is due once Ctrl-C or SIGTERM came; a second one kills.
+def handle_preemption(timeout_s: float):
+  """Yields a `PreemptionHandler` that is due once Ctrl-C or SIGTERM came; a second one kills.
 
-  Of several processes, all stop after the same step: see `hosts.is_stop_agreed`.
+  Of several processes, all stop after the same step: see `hosts.is_preemption_agreed`.
 
   Args:
     timeout_s: seconds that the stop may take.
   """
-  stop = Stop(timeout_s)
+  stop = PreemptionHandler(timeout_s)
   is_alone = jax.process_count() == 1
 
   def handle(number, _):

@@ -46,7 +46,7 @@ jax.monitoring.register_event_listener(_count_event)
 jax.monitoring.register_event_duration_secs_listener(_count_seconds)
 
 
-class Clock:
+class GoodputTracker:
   """Where time goes.
 
   Args:
@@ -109,7 +109,7 @@ class Clock:
 
 
 @contextlib.contextmanager
-def told_at_the_end(clock: Clock) -> Iterator[Clock]:
+def report_at_exit(clock: GoodputTracker) -> Iterator[GoodputTracker]:
   """Yields a clock, and logs what it counted."""
   try:
     yield clock

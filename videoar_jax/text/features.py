@@ -24,7 +24,7 @@ class TextFeatures:
 
   Attributes:
     length: rows of every prompt, P; rows of zeros fill them up.
-    text_width: numbers of a feature, c.
+    text_dim: numbers of a feature, c.
 
   Args:
     path: of a file, or of a folder of them.
@@ -43,7 +43,7 @@ class TextFeatures:
     files = sorted(given.glob(f"*{SUFFIX}")) if given.is_dir() else [given]
     if not files:
       raise ValueError(f"text.tokenizer={path!r}: the folder has no {SUFFIX} files")
-    self.path, self.length, self.text_width = path, length, 0
+    self.path, self.length, self.text_dim = path, length, 0
     self._files: dict[str, str] = {}
     for file in files:
       self._read_header(str(file))
@@ -59,12 +59,12 @@ class TextFeatures:
       if prompt in self._files:
         raise ValueError(f"{file} and {self._files[prompt]} both have the prompt {prompt[:60]!r}")
       shape = reader.get_slice(prompt).get_shape()
-      if shape and not self.text_width:
-        self.text_width = shape[-1]
-      if len(shape) != 2 or shape[1] != self.text_width or 0 in shape:
+      if shape and not self.text_dim:
+        self.text_dim = shape[-1]
+      if len(shape) != 2 or shape[1] != self.text_dim or 0 in shape:
         raise ValueError(
           f"{file}: features of {prompt[:60]!r} have shape {shape}; needs [n, width], of one width "
-          f"(here {self.text_width}) and at least one row"
+          f"(here {self.text_dim}) and at least one row"
         )
       if shape[0] > self.length:
         raise ValueError(

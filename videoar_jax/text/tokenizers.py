@@ -1,6 +1,6 @@
 """Prompts as tokens: bytes or words, which need no vocabulary file; a tokenizer's file; classes.
 
-All have `length`, `vocabulary_size`, `text_width`, `encode` and `null`, and no more is asked of
+All have `length`, `vocabulary_size`, `text_dim`, `encode` and `null`, and no more is asked of
 them; so have features of text. In what they encode, 0 is padding.
 """
 
@@ -26,12 +26,12 @@ class ByteTokenizer:
   Attributes:
     length: tokens in every encoded prompt, P.
     vocabulary_size: number of token ids: 256 bytes and the special ids.
-    text_width: 0, for tokens.
+    text_dim: 0, for tokens.
     end_id: id of the token after a prompt's last byte.
   """
 
   vocabulary_size = 256 + NUM_SPECIAL
-  text_width = 0
+  text_dim = 0
   end_id = END_ID
 
   def __init__(self, length: int):
@@ -69,12 +69,12 @@ class WordTokenizer:
   Attributes:
     length: tokens in every encoded prompt, P.
     vocabulary_size: number of token ids.
-    text_width: 0, for tokens.
+    text_dim: 0, for tokens.
     end_id: id of the token after a prompt's last word.
   """
 
   vocabulary_size = 4096
-  text_width = 0
+  text_dim = 0
   end_id = END_ID
 
   def __init__(self, length: int):
@@ -113,7 +113,7 @@ class FileTokenizer:
     ValueError: the file cannot be read, or the package is missing.
   """
 
-  text_width = 0
+  text_dim = 0
   end_id = END_ID
 
   def __init__(self, path: str, length: int):
@@ -180,7 +180,7 @@ class ClassTokenizer:
     ValueError: there are no names, or two are the same, or the length is not 1.
   """
 
-  text_width = 0
+  text_dim = 0
   null_id = END_ID
 
   def __init__(self, names: tuple[str, ...], length: int):

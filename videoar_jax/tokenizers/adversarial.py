@@ -41,12 +41,12 @@ def r1_penalty(
   return jnp.mean(jnp.sum(jnp.square(jax.grad(total)(video)), axis=(1, 2, 3, 4)))
 
 
-def init_averages() -> Averages:
+def init_lecam_ema() -> Averages:
   """Returns running means before the first step."""
   return {"real": jnp.zeros(()), "fake": jnp.zeros(())}
 
 
-def update_averages(
+def update_lecam_ema(
   averages: Averages, real: Float[Array, "..."], fake: Float[Array, "..."], decay: float
 ) -> Averages:
   """Moves the running means towards a batch's."""

@@ -17,7 +17,7 @@ from videoar_jax.train.state import Template
 
 
 @dataclasses.dataclass(frozen=True)
-class Rival:
+class Adversary:
   """What a task says of its rival.
 
   Attributes:
@@ -33,7 +33,7 @@ class Rival:
   start_step: int = 0
 
 
-class RivalTrainer:
+class AdversaryTrainer:
   """How a rival's part of the state begins and moves.
 
   Args:
@@ -41,7 +41,7 @@ class RivalTrainer:
     num_steps: length of the stage.
   """
 
-  def __init__(self, rival: Rival | None, num_steps: int):
+  def __init__(self, rival: Adversary | None, num_steps: int):
     self.rival = rival
     if rival is not None:
       self.template = Template.of(rival.init)
@@ -67,7 +67,7 @@ class RivalTrainer:
       return state, {}
     updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
-    metrics = {"rival_gradient_norm": optax.global_norm(gradients)}
+    metrics = {"discriminator_gradient_norm": optax.global_norm(gradients)}
     new = {"params": params, "opt_state": opt_state, "averages": averages}
     is_started = step >= self.rival.start_step
     return jax.tree.map(lambda x, y: jnp.where(is_started, x, y), new, state), metrics

@@ -14,18 +14,18 @@ MAX_BAD_IN_A_ROW = 20  # Of steps that may be skipped: more are no accident of t
 # A perfect reconstruction has an infinite PSNR.
 _MAY_BE_INFINITE = ("psnr",)
 
-Guard = dict[str, Array]
+AnomalyState = dict[str, Array]
 
 
-def init() -> Guard:
+def init() -> AnomalyState:
   """Returns the average of no loss, how many steps it is of, and how many bad ones came last."""
   count = jnp.zeros((), jnp.int32)
   return {"loss": jnp.zeros((), jnp.float32), "count": count, "num_bad": jnp.copy(count)}
 
 
-def judge(
-  guard: Guard, metrics: dict[str, Float[Array, ""]], spike: float | None
-) -> tuple[Bool[Array, ""], Guard]:
+def update(
+  guard: AnomalyState, metrics: dict[str, Float[Array, ""]], spike: float | None
+) -> tuple[Bool[Array, ""], AnomalyState]:
   """Says whether a step is bad; a bad one does not count for the average.
 
   Args:

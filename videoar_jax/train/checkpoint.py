@@ -19,7 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from videoar_jax.parallel import processes as hosts
-from videoar_jax.parallel.barrier import Meeting
+from videoar_jax.parallel.barrier import Barrier
 from videoar_jax.train.state import State
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Checkpointer:
     is_reader: only read: nothing is made, and the unfinished save of a running stage is left alone.
       Else all processes must open it, and call `save`.
     max_to_keep: older checkpoints are removed,
-    keep_every: but not those of a multiple of so many steps; 0 for none.
+    keep_period: but not those of a multiple of so many steps; 0 for none.
     timeout_s: seconds that a save may take, and a process may wait for others.
   """
 
@@ -63,12 +63,12 @@ class Checkpointer:
     *,
     is_reader: bool = False,
     max_to_keep: int | None = 2,
-    keep_every: int = 0,
+    keep_period: int = 0,
     timeout_s: int = 600,
   ):
     self.directory = pathlib.Path(directory).absolute()
     self.timeout_s = timeout_s
-    self._kept = {"max_to_keep": max_to_keep, "keep_period": keep_every or None}
+    self._kept = {"max_to_keep": max_to_keep, "keep_period": keep_period or None}
     self._began: tuple[int, float] = (0, 0.0)  # Step and time of the save that is under way.
     self._is_hanging = self._has_failed = False
     if is_reader:
@@ -111,7 +111,7 @@ class Checkpointer:
         active_processes=set(range(jax.process_count())), barrier_sync_key_prefix=name
       )
       # Whatever became of a save, each process says at its end that none is under way.
-      meet = Meeting(name, is_last=lambda key: ":set_value_" in key)
+      meet = Barrier(name, is_last=lambda key: ":set_value_" in key)
     options = ocp.CheckpointManagerOptions(
       **self._kept,
       create=False,
@@ -120,7 +120,7 @@ class Checkpointer:
     )
     with _quiet():
       self._manager = ocp.CheckpointManager(self.directory, options=options)
-    # It would ask whether to stop by numbers of its own, among those of `hosts.is_stop_agreed`.
+    # It would ask whether to stop by numbers of its own, among those of `hosts.is_preemption_agreed`.
     self._manager.reached_preemption = lambda step: False
 
   @property
@@ -138,7 +138,7 @@ class Checkpointer:
     if step == self.latest_step:
       return
     self.wait()
-    if not hosts.is_so_for_all(not self._has_failed):
+    if not hosts.all_true(not self._has_failed):
       with contextlib.suppress(Exception):
         self._manager.close()
       self._open()
@@ -244,22 +244,22 @@ class Checkpointer:
     return item
 
   def _newest(
-    self, read: Callable[[int], T], of_first=_own, is_so_for_all=_own
+    self, read: Callable[[int], T], broadcast=_own, all_true=_own
   ) -> tuple[int, T, dict[int, Exception]]:
     """Returns the newest step that can be read, what is read of it, and why newer ones cannot be.
 
     Args:
       read: what a step has.
-      of_first, is_so_for_all: of `hosts`, where all processes are to have the same step.
+      broadcast, all_true: of `hosts`, where all processes are to have the same step.
     """
     steps, damaged = set(self._manager.all_steps()), {}
     # What is listed may differ for a while in a file system of a network.
-    while (step := int(of_first(max(steps - damaged.keys(), default=-1)))) >= 0:
+    while (step := int(broadcast(max(steps - damaged.keys(), default=-1)))) >= 0:
       try:
         found, error = read(step), None
       except Exception as failure:  # What damage does to the libraries below has no one name.
         found, error = None, failure
-      if is_so_for_all(error is None):
+      if all_true(error is None):
         return step, found, damaged
       damaged[step] = error or OSError("another process cannot read it")
     if not damaged:
@@ -271,7 +271,7 @@ class Checkpointer:
 
   def _agree_on(self, read: Callable[[int], T]) -> tuple[int, T]:
     """Returns the newest step that all processes can read, and what; sets newer ones aside."""
-    good, found, damaged = self._newest(read, hosts.of_first, hosts.is_so_for_all)
+    good, found, damaged = self._newest(read, hosts.broadcast, hosts.all_true)
     for step, error in damaged.items():
       log.error(_DAMAGED, step, self.directory, error, good)
       if hosts.is_first():
@@ -326,14 +326,14 @@ class Checkpointer:
       raise
 
   def wait(self) -> None:
-    """Waits for a save under way, as long as it may take; raises what `check` does."""
+    """InputStallMeter for a save under way, as long as it may take; raises what `check` does."""
     self.check()
     while self._began[0]:
       time.sleep(0.01)
       self.check()
 
   def close(self) -> None:
-    """Waits for the last save, unless it is known to hang."""
+    """InputStallMeter for the last save, unless it is known to hang."""
     if self._is_hanging:
       return
     self.wait()

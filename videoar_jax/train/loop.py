@@ -19,12 +19,12 @@ from jax.sharding import Mesh
 
 from videoar_jax.parallel import processes as hosts
 from videoar_jax.parallel.mesh import replicated, shard_batch
-from videoar_jax.runtime.input_stall import Waits
-from videoar_jax.runtime.preemption import Interrupted, stop_on_signals
-from videoar_jax.runtime.watch import Clock, Profiler, Watchdog, told_at_the_end
+from videoar_jax.runtime.input_stall import InputStallMeter
+from videoar_jax.runtime.preemption import Preempted, handle_preemption
+from videoar_jax.runtime.watch import GoodputTracker, Profiler, Watchdog, report_at_exit
 from videoar_jax.train import anomaly as guarding
 from videoar_jax.train import state as train_state
-from videoar_jax.train.adversary import RivalTrainer
+from videoar_jax.train.adversary import AdversaryTrainer
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.logging import RunLog
 from videoar_jax.train.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
@@ -38,8 +38,8 @@ SAMPLE_FIELDS = ("id", "bucket")
 # Fields of `LoopConfig` that may change while a stage goes on: steps that go well stay the same.
 FREE_FIELDS = (
   "save_every",
-  "num_kept",
-  "keep_every",
+  "max_to_keep",
+  "keep_period",
   "save_timeout_s",
   "step_timeout_s",
   "profile_steps",
@@ -57,14 +57,14 @@ class LoopConfig:
   Attributes:
     num_steps: steps in all.
     batch_size: clips a step, over all devices.
-    accumulation_steps: parts in which a batch goes through, one after the other, their gradients
+    grad_accum_steps: parts in which a batch goes through, one after the other, their gradients
       added up: less memory for the same step. What a loss says of a batch as a whole, as the
       entropy of its bits, it says of each part.
     optimizer: see `OptimizerConfig`.
     ema_decay: of the averaged parameters; 0 keeps none.
     save_every: steps between checkpoints.
-    num_kept: newest checkpoints that are kept.
-    keep_every: steps between checkpoints that are kept for good; 0 for none.
+    max_to_keep: newest checkpoints that are kept.
+    keep_period: steps between checkpoints that are kept for good; 0 for none.
     save_timeout_s: seconds that a save may take, and a run that is told to stop.
     step_timeout_s: seconds after which a step that does not end ends the process, with status 134;
       0 for none. Not before ten times the usual, nor in the first few steps, which compile. It
@@ -81,11 +81,11 @@ class LoopConfig:
   num_steps: int
   batch_size: int
   optimizer: OptimizerConfig
-  accumulation_steps: int = 1
+  grad_accum_steps: int = 1
   ema_decay: float = 0.0
   save_every: int = 100
-  num_kept: int = 2
-  keep_every: int = 0
+  max_to_keep: int = 2
+  keep_period: int = 0
   save_timeout_s: int = 600
   step_timeout_s: int = 3600
   profile_steps: tuple[int, ...] = ()
@@ -95,20 +95,20 @@ class LoopConfig:
   spike: float | None = None
 
   def __post_init__(self):
-    counts = ("num_steps", "batch_size", "save_every", "log_every", "media_every", "num_kept")
-    for name in (*counts, "save_timeout_s", "accumulation_steps"):
+    counts = ("num_steps", "batch_size", "save_every", "log_every", "media_every", "max_to_keep")
+    for name in (*counts, "save_timeout_s", "grad_accum_steps"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
     if self.step_timeout_s < 0:
       raise ValueError(f"step_timeout_s={self.step_timeout_s} must not be negative")
-    if self.batch_size % self.accumulation_steps:
+    if self.batch_size % self.grad_accum_steps:
       raise ValueError(
-        f"batch_size={self.batch_size} must be a multiple of accumulation_steps="
-        f"{self.accumulation_steps}"
+        f"batch_size={self.batch_size} must be a multiple of grad_accum_steps="
+        f"{self.grad_accum_steps}"
       )
-    if self.keep_every < 0 or self.keep_every % self.save_every:
+    if self.keep_period < 0 or self.keep_period % self.save_every:
       raise ValueError(
-        f"keep_every={self.keep_every} must be a multiple of save_every={self.save_every}, or 0"
+        f"keep_period={self.keep_period} must be a multiple of save_every={self.save_every}, or 0"
       )
     steps = self.profile_steps
     if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
@@ -148,7 +148,7 @@ class Trainer:
     self.key = jax.random.key(seed)
     self.template = train_state.Template.of(task.init)
     self.optimizer = make_optimizer(config.optimizer, num_steps, self.template.axes)
-    self.rival = RivalTrainer(task.rival, num_steps)
+    self.rival = AdversaryTrainer(task.rival, num_steps)
     abstract = jax.eval_shape(self._init, self.key)
     self.templates = {"": self.template}
     if task.rival is not None:
@@ -200,8 +200,8 @@ class Trainer:
     """Returns gradients by both networks, metrics, and the numbers that the rival hands on."""
     num_steps = self.before + state["step"]
 
-    def loss(params, rival_params, averages, batch, key):
-      module, rival = self.template.module(params), self.rival.module(rival_params)
+    def loss(params, discriminator_params, averages, batch, key):
+      module, rival = self.template.module(params), self.rival.module(discriminator_params)
       if rival is None:
         value, metrics = self.task.loss(module, frozen, batch, key, is_training=True)
         return value, ({"loss": value, **metrics}, {})
@@ -212,7 +212,7 @@ class Trainer:
 
     both = jax.grad(loss, argnums=(0, 1), has_aux=True)
     params = state["params"], state["rival"].get("params", {})
-    averages, parts = state["rival"].get("averages", {}), self.config.accumulation_steps
+    averages, parts = state["rival"].get("averages", {}), self.config.grad_accum_steps
     if parts == 1:
       return both(*params, averages, batch, key)
 
@@ -234,10 +234,10 @@ class Trainer:
     step_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
     # Of all stages that share the optimizer.
     num_steps = self.before + state["step"]
-    (gradients, rival_gradients), (metrics, averages) = self._gradients(
+    (gradients, discriminator_gradients), (metrics, averages) = self._gradients(
       state, frozen, batch, step_key
     )
-    rival, rival_metrics = self.rival.update(state["rival"], rival_gradients, averages, num_steps)
+    rival, discriminator_metrics = self.rival.update(state["rival"], discriminator_gradients, averages, num_steps)
     updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
     ema = state["ema"]
@@ -248,7 +248,7 @@ class Trainer:
       ema = jax.tree.map(lambda a, p: a * decay + p * (1 - decay), ema, params)
     metrics = {
       **metrics,
-      **rival_metrics,
+      **discriminator_metrics,
       "gradient_norm": optax.global_norm(gradients),
       "parameter_norm": optax.global_norm(params),
       "learning_rate": self.learning_rate(num_steps),
@@ -261,7 +261,7 @@ class Trainer:
       "rival": rival,
       "guard": state["guard"],
     }
-    is_bad, guard = guarding.judge(state["guard"], metrics, self.config.spike)
+    is_bad, guard = guarding.update(state["guard"], metrics, self.config.spike)
     if self.config.on_nan == "skip":
       kept = state | {"step": state["step"] + 1}
       new_state = jax.tree.map(lambda new, old: jnp.where(is_bad, old, new), new_state, kept)
@@ -277,7 +277,7 @@ class Trainer:
     checkpointer: Checkpointer,
     run_log: RunLog,
     media_batch: dict,
-    clock: Clock | None = None,
+    clock: GoodputTracker | None = None,
   ) -> train_state.State:
     """Trains from the state's step to the last one, and saves.
 
@@ -289,23 +289,23 @@ class Trainer:
       media_batch: clips to show.
       clock: that counted what led here; None for a new one.
     Raises:
-      Interrupted: a signal came; the state is saved.
+      Preempted: a signal came; the state is saved.
       FloatingPointError: the loss is not finite.
     """
     config, first = self.config, int(state["step"])
     frozen, save, folder = self.task.frozen, self._save, checkpointer.directory.parent
     # The last step, whose metrics are still being computed: (step, metrics, its batch's samples).
     waiting: tuple[int, dict, dict] | None = None
-    waits = Waits()
+    waits = InputStallMeter()
     # To wait for the save before, to begin the next one, and to wait for the last one.
     save_s = 3 * config.save_timeout_s
     with (
-      stop_on_signals(config.save_timeout_s) as stop,
+      handle_preemption(config.save_timeout_s) as stop,
       contextlib.closing(checkpointer),
       jax.set_mesh(self.mesh),
       Watchdog(config.step_timeout_s) as watchdog,
       Profiler(checkpointer.directory.parent / "profile", config.profile_steps) as profiler,
-      told_at_the_end(clock or Clock()) as clock,
+      report_at_exit(clock or GoodputTracker()) as clock,
     ):
       started = time.perf_counter()
       for step in range(first + 1, config.num_steps + 1):
@@ -342,7 +342,7 @@ class Trainer:
             run_log.videos(step, jax.device_get(media))
         if is_stopping:
           what = f"{stop.signal.name}: stopped at step {step} of {config.num_steps}"
-          raise Interrupted(what, stop.signal)
+          raise Preempted(what, stop.signal)
     log.info("waited for data %.1f%% of the time", 100 * waits.share)
     return state
 
@@ -416,7 +416,7 @@ class Trainer:
     if self.config.on_nan == "stop":
       raise FloatingPointError(
         f"{what}. The checkpoint before it is kept; lower "
-        "optimizer.learning_rate or optimizer.clip_norm (with a discriminator, those of "
+        "optimizer.learning_rate or optimizer.grad_clip_norm (with a discriminator, those of "
         "loss.adversarial.optimizer too) and run into a new workdir, or set loop.on_nan='skip'"
       )
     if num_bad > guarding.MAX_BAD_IN_A_ROW:

@@ -20,7 +20,7 @@ class OptimizerConfig:
     final_fraction: learning rate at the last step, as a share of the peak.
     b1, b2: AdamW's averages.
     weight_decay: on matrices, not on norms and biases.
-    clip_norm: bound on the global gradient norm.
+    grad_clip_norm: bound on the global gradient norm.
   """
 
   kind: str = "adamw"
@@ -32,12 +32,12 @@ class OptimizerConfig:
   b1: float = 0.9
   b2: float = 0.95
   weight_decay: float = 0.05
-  clip_norm: float = 1.0
+  grad_clip_norm: float = 1.0
 
   def __post_init__(self):
     if self.kind not in ("adamw", "muon"):
       raise ValueError(f"optimizer.kind={self.kind!r} must be 'adamw' or 'muon'")
-    for name in ("learning_rate", "clip_norm"):
+    for name in ("learning_rate", "grad_clip_norm"):
       if not getattr(self, name) > 0:
         raise ValueError(f"optimizer.{name}={getattr(self, name)} must be positive")
     for name in ("b1", "b2"):
@@ -96,7 +96,7 @@ def make_optimizer(
         _muon_axes, axes, params, is_leaf=_is_axes
       ),
     )
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), step)
+  return optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), step)
 
 
 def _muon_axes(names: tuple, param: jax.Array):

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from videoar_jax.train.adversary import Rival
+from videoar_jax.train.adversary import Adversary
 
 Metrics = dict[str, jax.Array]
 
@@ -21,7 +21,7 @@ class Task(Protocol):
   """
 
   frozen: dict
-  rival: Rival | None
+  rival: Adversary | None
 
   def init(self, key: Array) -> nnx.Module:
     """Makes the module to train."""

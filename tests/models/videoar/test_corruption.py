@@ -49,7 +49,7 @@ def test_formula_frame_by_frame():
     before = total
   np.testing.assert_allclose(out.latents[:, -1], before, atol=1e-6)
   # With the frame before beside every input, that half holds means over what a cell covers.
-  both = corruption.corrupt(latents, SCHEDULE, flips, previous="all").features
+  both = corruption.corrupt(latents, SCHEDULE, flips, prev_frame_input="all_scales").features
   np.testing.assert_array_equal(both[..., :8], out.features)
   assert not both[:, 0, :, 8:].any()
   shown = out.latents[:, :-1]

@@ -22,8 +22,8 @@ CONFIG = GeneratorConfig(
   width=16,
   num_heads=4,
   num_kv_heads=2,
-  head_width=8,
-  mlp_width=24,
+  head_dim=8,
+  mlp_dim=24,
   num_bits=6,
   vocabulary_size=11,
 )
@@ -127,7 +127,7 @@ def test_attention_to_parts_is_attention_to_the_whole():
 
 
 def test_unrolled_layers_equal_scanned_ones(free):
-  unrolled = decoded(make_model(dataclasses.replace(CONFIG, is_scanned=False)))
+  unrolled = decoded(make_model(dataclasses.replace(CONFIG, scan_layers=False)))
   np.testing.assert_allclose(unrolled.logits, free.logits, atol=1e-5)
 
 

@@ -16,21 +16,21 @@ from videoar_jax.models.videoar.network import Generator, GeneratorConfig
 from videoar_jax.nn.layers import count_parameters
 
 LAYOUT = Layout(text_length=5, num_frames=3, schedule=((1, 1), (2, 2), (3, 4)))
-LAYOUTS = (LAYOUT, dataclasses.replace(LAYOUT, past="final", previous="all"))
+LAYOUTS = (LAYOUT, dataclasses.replace(LAYOUT, context="full_frame", prev_frame_input="all_scales"))
 CONFIG = GeneratorConfig(
   depth=2,
   width=32,
   num_heads=4,
   num_kv_heads=2,
-  head_width=16,
-  mlp_width=48,
+  head_dim=16,
+  mlp_dim=48,
   num_bits=6,
   vocabulary_size=11,
-  is_scanned=False,
+  scan_layers=False,
   remat="none",
   attention="dense",
 )
-FEATURES_CHANGE = {"vocabulary_size": 0, "text_width": 9}
+FEATURES_CHANGE = {"vocabulary_size": 0, "text_dim": 9}
 FEATURES = dataclasses.replace(CONFIG, **FEATURES_CHANGE)
 
 
@@ -64,8 +64,8 @@ def program(layout, config=CONFIG, *, has_gradient):
   arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
   function = jax.grad(loss) if has_gradient else loss
   text = jax.ShapeDtypeStruct((2, 5), jnp.int32)
-  if config.text_width:
-    text = jax.ShapeDtypeStruct((2, 5, config.text_width), jnp.float32)
+  if config.text_dim:
+    text = jax.ShapeDtypeStruct((2, 5, config.text_dim), jnp.float32)
   return jax.make_jaxpr(function)(abstract_model(layout, config), text, *arrays).jaxpr
 
 
@@ -73,8 +73,8 @@ def program(layout, config=CONFIG, *, has_gradient):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["paper", "final"])
 def test_flops_are_those_of_the_program(layout, config):
   """The dense program multiplies all pairs; the count has those that see each other."""
-  pairs = flops.visible_pairs(layout.visibility())
-  attention = 2 * 2 * CONFIG.depth * CONFIG.num_heads * CONFIG.head_width
+  pairs = flops.visible_pairs(layout.mask())
+  attention = 2 * 2 * CONFIG.depth * CONFIG.num_heads * CONFIG.head_dim
   hidden = attention * (layout.length**2 - pairs)
   # The program embeds the features that follow the last frame too, and drops them.
   num_features = 12 if layout.previous == "all" else 6
@@ -90,7 +90,7 @@ def test_flops_are_those_of_the_program(layout, config):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["paper", "final"])
 @pytest.mark.parametrize("window", [None, 1])
 def test_pairs_are_those_of_the_rule(layout, window):
-  rule = layout.visibility(window)
+  rule = layout.mask(window)
   assert flops.visible_pairs(rule) == np.sum(rule.visible())
 
 

@@ -16,15 +16,15 @@ from videoar_jax.models.videoar import corruption, guidance
 from videoar_jax.models.videoar.decode import decode, sample_bits, sample_keys
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator, GeneratorConfig
-from videoar_jax.nn.mask import Sight
+from videoar_jax.nn.mask import AttentionMask
 from videoar_jax.nn.rope import frequency_axes, rope_angles, rotate
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 
 LAYOUT = Layout(text_length=5, num_frames=3, schedule=((1, 1), (2, 2), (3, 4)))
 LAYOUTS = (
   LAYOUT,
-  dataclasses.replace(LAYOUT, past="final"),
-  dataclasses.replace(LAYOUT, past="final", previous="all", rope_grid="latent"),
+  dataclasses.replace(LAYOUT, context="full_frame"),
+  dataclasses.replace(LAYOUT, context="full_frame", prev_frame_input="all_scales", rope_grid="latent"),
 )
 NAMES = ("paper", "final", "final-all-latent")
 CONFIG = GeneratorConfig(
@@ -32,8 +32,8 @@ CONFIG = GeneratorConfig(
   width=32,
   num_heads=4,
   num_kv_heads=2,
-  head_width=16,
-  mlp_width=48,
+  head_dim=16,
+  mlp_dim=48,
   num_bits=6,
   vocabulary_size=11,
 )
@@ -111,7 +111,7 @@ def test_full_text_attention():
 def test_mask_hides_padding_and_dropped_frames(layout):
   text_mask = TEXT != 0
   keep = jnp.ones((2, 3, 3), bool).at[0, 2, 0].set(False)
-  mask = np.asarray(Sight(layout.visibility(), text_mask, keep).mask())
+  mask = np.asarray(AttentionMask(layout.mask(), text_mask, keep).mask())
   # What later frames see of a frame: all of it, or its complete latent.
   frames = np.where(layout.scale_ids == 3, layout.frame_ids, -2)
   frames = np.where(layout.frame_ids == 2, 2, frames) if layout.final_size else layout.frame_ids
@@ -239,7 +239,7 @@ def test_gradients_with_remat_or_unrolled_equal_those_without(layout):
   for settings in (
     {"remat": "dots"},
     {"remat": "full", "attention": "dense"},
-    {"remat": "none", "is_scanned": False},
+    {"remat": "none", "scan_layers": False},
   ):
     for a, b in zip(gradient(**settings), expected, strict=True):
       np.testing.assert_allclose(a, b, atol=1e-4)
@@ -378,12 +378,12 @@ def test_window_is_a_table_of_kept_frames(model, batch):
 
 def test_scan_equals_unrolled(model, batch):
   logits = forward(model, batch)
-  sight, angles = Sight(LAYOUT.visibility(), TEXT != 0), model.angles(LAYOUT.positions)
+  mask, angles = AttentionMask(LAYOUT.mask(), TEXT != 0), model.angles(LAYOUT.positions)
   video = model.embed_features(batch.features, LAYOUT, jnp.arange(3)[:, None] == 0)
   x = jnp.concatenate([model.embed_text(TEXT, jnp.float32), video.reshape(2, -1, 32)], 1)
   for layer in range(CONFIG.depth):
     block = jax.tree.map(lambda p, layer=layer: p[layer], model.blocks)
-    x, _ = block(x, angles, sight)
+    x, _ = block(x, angles, mask)
   np.testing.assert_allclose(model.logits(x[:, 5:]).reshape(logits.shape), logits, atol=1e-5)
 
 
@@ -506,7 +506,7 @@ def test_features_of_text_are_as_good_as_tokens():
   """A linear layer of one-hot features is a lookup; with it, logits and bits are the same."""
   tokens = make_model()
   features = Generator(
-    nnx.Rngs(params=0), dataclasses.replace(CONFIG, vocabulary_size=0, text_width=11), LAYOUT
+    nnx.Rngs(params=0), dataclasses.replace(CONFIG, vocabulary_size=0, text_dim=11), LAYOUT
   )
   features.text_embedding.kernel[...] = tokens.text_embedding.table[...]
   for name in ("scale_embedding", "start", "feature_in", "blocks", "norm_out", "head"):

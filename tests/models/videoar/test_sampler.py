@@ -35,17 +35,17 @@ def model(random_autoencoder):
     num_groups=2,
     patch_size=4,
   )
-  layout = Layout(5, 5, SCHEDULE, past="final")
+  layout = Layout(5, 5, SCHEDULE, context="full_frame")
   generator_config = GeneratorConfig(
     depth=1,
     width=8,
     num_heads=2,
     num_kv_heads=1,
-    head_width=4,
-    mlp_width=8,
+    head_dim=4,
+    mlp_dim=8,
     num_bits=4,
     vocabulary_size=ByteTokenizer.vocabulary_size,
-    past="final",
+    context="full_frame",
   )
 
   def make():
@@ -158,17 +158,17 @@ def test_window_and_length_leave_the_beginning_as_it_is(model, clips, video):
 
 
 def test_reencoding_goes_on_without_repeating(model, clips):
-  long = model.sample(PROMPTS, 17, seed=3, reencode=3)
+  long = model.sample(PROMPTS, 17, seed=3, overlap_frames=3)
   assert long.shape[1] == 17
   np.testing.assert_array_equal(long[:, :9], clips)
   # In a window of 9 frames, 3 of them given, 6 are new.
-  once = model.extend(clips, PROMPTS, 15, seed=3, reencode=3)
+  once = model.extend(clips, PROMPTS, 15, seed=3, overlap_frames=3)
   np.testing.assert_array_equal(long[:, :15], once)
-  twice = model.extend(once, PROMPTS, 17, seed=3, reencode=3)
+  twice = model.extend(once, PROMPTS, 17, seed=3, overlap_frames=3)
   np.testing.assert_array_equal(long, twice)
   head = coded(model, clips[:, -3:])
   assert not near(once[:, 9:12], head) and not near(once[:, 9:15], once[:, 3:9])
-  shot = model.extend(clips, ["z"] * 3, 15, seed=3, reencode=3)
+  shot = model.extend(clips, ["z"] * 3, 15, seed=3, overlap_frames=3)
   np.testing.assert_array_equal(shot[:, :9], clips)
   assert not near(shot[:, 9:], once[:, 9:])
 
@@ -198,8 +198,8 @@ def test_weights_and_cache_in_bfloat16(model):
     ({"image": np.zeros(1), "video": np.zeros(1)}, "one of them"),
     ({"num_frames": 13}, r"13 is more than the 9 trained ones: set window= .*\(4 at most"),
     ({"window": 0}, "window=0 must be at least 1"),
-    ({"reencode": 2}, "reencode=2 must be 1 . 2 k, from 1 to 7"),
-    ({"reencode": 9}, "reencode=9 must be"),
+    ({"overlap_frames": 2}, "overlap_frames=2 must be 1 . 2 k, from 1 to 7"),
+    ({"overlap_frames": 9}, "overlap_frames=9 must be"),
     ({"num_frames": 10}, "10 is not 1 . 2 k"),
     ({"temprature": 1.0}, "temprature: no such setting"),
     ({"temperature": math.nan}, "temperature=nan"),
@@ -219,8 +219,8 @@ def test_bad_streams_and_extensions_are_named(model, clips):
     model.extend(clips, PROMPTS, 9)
   with pytest.raises(ValueError, match="for 2 prompts"):
     model.extend(clips, PROMPTS[:2], 15)
-  with pytest.raises(ValueError, match="are less than reencode=3"):
-    model.extend(clips[:, :1], PROMPTS, 15, reencode=3)
+  with pytest.raises(ValueError, match="are less than overlap_frames=3"):
+    model.extend(clips[:, :1], PROMPTS, 15, overlap_frames=3)
 
 
 def test_learned_positions_have_no_end(model):
@@ -236,7 +236,7 @@ def test_learned_positions_have_no_end(model):
 
 def test_foretold_bits_are_counted_clip_by_clip(model, video):
   """Against a loop over bits; clips of fewer frames than trained, prompts of several lengths."""
-  found = model.predict(PROMPTS, video)
+  found = model.score(PROMPTS, video)
   layout = dataclasses.replace(model.layout, num_frames=3)
   text = np.stack([model.text_encoder.encode(prompt) for prompt in PROMPTS])
   latents = model.tokenizer.latents(to_float(video))
@@ -265,11 +265,11 @@ def test_foretold_bits_are_counted_clip_by_clip(model, video):
       assert found[name][clip] == pytest.approx(np.mean(values), abs=1e-6), name
   assert len(set(found["loss"].tolist())) == 3
   with pytest.raises(ValueError, match="needs frames"):
-    model.predict(PROMPTS[:2], video)
+    model.score(PROMPTS[:2], video)
 
 
 def test_steps_count_the_complete_latents(model):
   assert model.num_steps() == 1 + 5 * 2 + 4 and model.num_steps(5) == 1 + 3 * 2 + 2
-  layout = dataclasses.replace(model.layout, past="scales")
+  layout = dataclasses.replace(model.layout, context="scales")
   paper = sampler.Model(model.generator, model.tokenizer, model.text_encoder, layout, defaults={})
   assert paper.num_steps() == 1 + 5 * 2

@@ -28,17 +28,17 @@ def llama(torch, config, visible):
   class Block(nn.Module):
     def __init__(self):
       super().__init__()
-      m, n, k = config.width, config.num_heads, config.head_width
+      m, n, k = config.width, config.num_heads, config.head_dim
       self.norms = nn.ModuleList(nn.RMSNorm(m) for _ in range(2))
       self.head_norms = nn.ModuleList(nn.RMSNorm(k) for _ in range(2))
       self.qkv = nn.Linear(m, 3 * n * k, bias=False)
       self.out = nn.Linear(n * k, m, bias=False)
-      self.gate_up = nn.Linear(m, 2 * config.mlp_width, bias=False)
-      self.down = nn.Linear(config.mlp_width, m, bias=False)
+      self.gate_up = nn.Linear(m, 2 * config.mlp_dim, bias=False)
+      self.down = nn.Linear(config.mlp_dim, m, bias=False)
 
     def forward(self, x, cos, sin):
       b, l, _ = x.shape
-      qkv = self.qkv(self.norms[0](x)).view(b, l, 3, config.num_heads, config.head_width)
+      qkv = self.qkv(self.norms[0](x)).view(b, l, 3, config.num_heads, config.head_dim)
       query, key, value = qkv.transpose(1, 3).unbind(2)
       query, key = self.head_norms[0](query), self.head_norms[1](key)
 
@@ -87,7 +87,7 @@ def test_gradient_beside_torch(monkeypatch, capsys):
   monkeypatch.setattr(conv, "REWRITE", True)
   sizes = generator_size("small").to_dict()
   config = GeneratorConfig(
-    **sizes, num_bits=BITS, vocabulary_size=3, remat="none", is_scanned=False
+    **sizes, num_bits=BITS, vocabulary_size=3, remat="none", scan_layers=False
   )
   model = jax.jit(lambda key: Generator(nnx.Rngs(params=key), config, LAYOUT))(jax.random.key(0))
   rng = np.random.default_rng(0)
@@ -101,7 +101,7 @@ def test_gradient_beside_torch(monkeypatch, capsys):
   # The suite compiles without optimizations.
   with optimized():
     ours = jax.jit(jax.value_and_grad(loss)).lower(model, features, labels).compile()
-  visible = torch.from_numpy(LAYOUT.visibility().visible())
+  visible = torch.from_numpy(LAYOUT.mask().visible())
   other = llama(torch, config, visible)
   angles = torch.from_numpy(np.array(model.angles(LAYOUT.positions)))
   flat = torch.from_numpy(features).reshape(BATCH, -1, BITS)

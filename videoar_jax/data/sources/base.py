@@ -9,14 +9,14 @@ from typing import Self
 import numpy as np
 
 from videoar_jax.data import video as clips
-from videoar_jax.data.bad_samples import Faults, fault
+from videoar_jax.data.bad_samples import BadSamples, fault
 from videoar_jax.data.synthetic.sprites import SPLITS
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
+class ClipParams:
   """What chance decides of a clip; all numbers are in [0, 1).
 
   Attributes:
@@ -71,7 +71,7 @@ class ClipSource:
     num_frames: int,
     frame_rate: float | tuple[float, ...],
     resolution: tuple[int, int],
-    faults: Faults,
+    faults: BadSamples,
     seed: int = 0,
     clips_per_file: int = 1,
     is_flipped: bool = False,
@@ -110,7 +110,7 @@ class ClipSource:
   def _span_s(self, frame_rate: float) -> float:
     return (self.num_frames - 1) / frame_rate
 
-  def _place(self, last_s: float, draw: Draw) -> tuple[float, float]:
+  def _place(self, last_s: float, params: ClipParams) -> tuple[float, float]:
     """Returns where a clip begins, in seconds, and its frame rate.
 
     Args:
@@ -177,12 +177,12 @@ class ClipSource:
       return item | {"attributes": None, "id": index}
     raise ValueError(self._nothing_left(len(self.files)))
 
-  def _draw(self, index: int, visit: int) -> Draw:
+  def _draw(self, index: int, visit: int) -> ClipParams:
     if self.split == "test":
-      return Draw((visit % self.clips_per_file + 0.5) / self.clips_per_file)
+      return ClipParams((visit % self.clips_per_file + 0.5) / self.clips_per_file)
     entropy = np.random.SeedSequence((self.seed, SPLITS.index(self.split), index))
     chance = np.random.Generator(np.random.Philox(entropy)).random(7).tolist()
-    return Draw(
+    return ClipParams(
       where=chance[0],
       rate=chance[1],
       crop=(chance[2], chance[3]) if self.is_randomly_cropped else (0.5, 0.5),
@@ -190,11 +190,11 @@ class ClipSource:
       caption=None if chance[5] < self.p_drop_caption else chance[6],
     )
 
-  def _read(self, position: int, draw: Draw) -> dict:
+  def _read(self, position: int, params: ClipParams) -> dict:
     """Returns {video, caption, class_id} of a sample; ValueError where it cannot be used."""
     raise NotImplementedError
 
-  def _item(self, open_media: Callable[[], clips.Media], facts: dict, draw: Draw) -> dict:
+  def _item(self, open_media: Callable[[], clips.Media], facts: dict, params: ClipParams) -> dict:
     """Returns {video, caption, class_id} of a media file that was not looked at before.
 
     Raises:

@@ -13,9 +13,9 @@ from typing import Self
 import numpy as np
 
 from videoar_jax.data import video as clips
-from videoar_jax.data.bad_samples import Faults
+from videoar_jax.data.bad_samples import BadSamples
 from videoar_jax.data.sources import remote, splits
-from videoar_jax.data.sources.base import ClipSource, Draw, choose
+from videoar_jax.data.sources.base import ClipSource, ClipParams, choose
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class FolderSource(ClipSource):
       )
     self.path = Path(path).expanduser()
     self._find_files(split_file)
-    faults = Faults(str(self.path), len(self._found), max_bad_share)
+    faults = BadSamples(str(self.path), len(self._found), max_bad_share)
     super().__init__([], split, faults=faults, **clip)
     usable = self._open_folder()
     # By the names of all files, usable or not: clips of another length must split the same way.
@@ -145,7 +145,7 @@ class FolderSource(ClipSource):
     """Returns every caption, for a check that they fit the prompt's length."""
     return [caption for video in self._videos for caption in video.captions]
 
-  def _read(self, position: int, draw: Draw) -> dict:
+  def _read(self, position: int, params: ClipParams) -> dict:
     video = self._videos[position]
     return {
       "video": self._frames(video, draw),
@@ -153,7 +153,7 @@ class FolderSource(ClipSource):
       "class_id": video.class_id,
     }
 
-  def _frames(self, video: _Video, draw: Draw) -> np.ndarray:
+  def _frames(self, video: _Video, params: ClipParams) -> np.ndarray:
     path = self.path / video.file
     start_s, rate = self._place(video.info.last_s, draw)
     if not self.is_cached:

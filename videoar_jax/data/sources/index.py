@@ -14,9 +14,9 @@ import json
 from pathlib import Path
 
 from videoar_jax.data import video as clips
-from videoar_jax.data.bad_samples import Faults, fault
+from videoar_jax.data.bad_samples import BadSamples, fault
 from videoar_jax.data.sources import remote, splits
-from videoar_jax.data.sources.base import ClipSource, Draw
+from videoar_jax.data.sources.base import ClipSource, ClipParams
 from videoar_jax.data.sources.filters import parse_filter
 from videoar_jax.data.sources.folder import MIN_FILES_TO_SPLIT
 
@@ -119,7 +119,7 @@ class IndexSource(ClipSource):
     chosen = [name for name in names if name in self._entries]
     self.has_test_split = len(self._entries) >= MIN_FILES_TO_SPLIT and bool(chosen)
     files = chosen if self.has_test_split else list(self._entries)
-    faults = Faults(str(self.path), len(self._entries), max_bad_share)
+    faults = BadSamples(str(self.path), len(self._entries), max_bad_share)
     super().__init__(files, split, faults=faults, **clip)
 
   def longest_captions(self) -> list[str]:
@@ -135,7 +135,7 @@ class IndexSource(ClipSource):
         raise ValueError(f"{self.path}: {file!r} has no width and height; add them")
     return [1 / self._entries[file]["aspect_ratio"] for file in self.files]
 
-  def _read(self, position: int, draw: Draw) -> dict:
+  def _read(self, position: int, params: ClipParams) -> dict:
     file = self.files[position]
     media = open_media(remote.join(self._root, file))
     return self._item(lambda: media, self._entries[file], draw)

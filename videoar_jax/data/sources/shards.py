@@ -16,9 +16,9 @@ import tarfile
 from pathlib import Path
 from typing import Protocol
 
-from videoar_jax.data.bad_samples import Faults
+from videoar_jax.data.bad_samples import BadSamples
 from videoar_jax.data.sources import records, remote, splits
-from videoar_jax.data.sources.base import ClipSource, Draw
+from videoar_jax.data.sources.base import ClipSource, ClipParams
 from videoar_jax.data.sources.folder import EXTENSIONS, IMAGE_EXTENSIONS, MIN_FILES_TO_SPLIT
 
 _MEDIA = tuple(suffix.removeprefix(".") for suffix in EXTENSIONS + IMAGE_EXTENSIONS)
@@ -215,7 +215,7 @@ class ShardsSource(ClipSource):
     if self.has_test_split:
       chosen = set(splits.split_by_hash(videos, split))
       files = [key for key in keys if _video_of(key) in chosen]
-    faults = Faults(str(path), len(keys), max_bad_share)
+    faults = BadSamples(str(path), len(keys), max_bad_share)
     super().__init__(files, split, faults=faults, **clip)
 
   def longest_captions(self) -> list[str]:
@@ -233,7 +233,7 @@ class ShardsSource(ClipSource):
       ratios.append(known[position])
     return ratios
 
-  def _read(self, position: int, draw: Draw) -> dict:
+  def _read(self, position: int, params: ClipParams) -> dict:
     shard, place = self._places[self.files[position]]
     facts, data = self._shards[shard].read(place)
     return self._item(lambda: io.BytesIO(data), facts, draw)

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from videoar_jax.data import video as clips
-from videoar_jax.data.bad_samples import Faults, fault
+from videoar_jax.data.bad_samples import BadSamples, fault
 from videoar_jax.data.sources import remote, splits
-from videoar_jax.data.sources.base import ClipSource, Draw
+from videoar_jax.data.sources.base import ClipSource, ClipParams
 from videoar_jax.data.sources.folder import MIN_FILES_TO_SPLIT
 
 
@@ -50,14 +50,14 @@ class TfdsSource(ClipSource):
     self.has_test_split = has_both or len(files) >= MIN_FILES_TO_SPLIT
     if self.has_test_split and not has_both:
       files = splits.split_by_hash(files, split)
-    faults = Faults(str(path), len(self._examples), max_bad_share)
+    faults = BadSamples(str(path), len(self._examples), max_bad_share)
     super().__init__(files, split, faults=faults, **clip)
 
   def longest_captions(self) -> list[str]:
     """Returns the names of the classes, where these are the captions."""
     return [] if self._caption else list(self._class_names)
 
-  def _read(self, position: int, draw: Draw) -> dict:
+  def _read(self, position: int, params: ClipParams) -> dict:
     number = int(self.files[position].rpartition("/")[2])
     try:
       example = self._examples[number]

@@ -5,7 +5,7 @@ A state goes from frame to frame. `start` reads the prompt, `decode_frame` gener
 samples the bits of one scale in parallel; guidance runs both halves in one batch.
 
 The cache has the prompt first and then a ring of slots, each with what later frames see of a frame:
-its scales or, with `past="final"`, its complete latent. As many slots as a window has frames make
+its scales or, with `context="full_frame"`, its complete latent. As many slots as a window has frames make
 memory and time a frame constant, however long the video. A frame's own scales stay beside the
 cache until it is whole.
 
@@ -191,7 +191,7 @@ def write_frame(
 ) -> tuple[State, Float[Array, "b h w d"]]:
   """Reads the bits of the next frame, which are given; returns its accumulated codes, too.
 
-  All scales go through at once. With `past="final"` none do: later frames see the sum alone.
+  All scales go through at once. With `context="full_frame"` none do: later frames see the sum alone.
   """
   state = _write_final(model, layout, state)
   features, total = [], jnp.zeros_like(state.before)
@@ -324,7 +324,7 @@ def _end_frame(layout: Layout, state: State, own, total) -> State:
 
 
 def _write_final(model: Generator, layout: Layout, state: State) -> State:
-  """With `past="final"`, runs the complete latent of the frame before, which is now in the past."""
+  """With `context="full_frame"`, runs the complete latent of the frame before, which is now in the past."""
   if layout.past == "scales" or not _slots(layout, state):
     return state
   tokens = slice(layout.frame_size, layout.frame_stride)

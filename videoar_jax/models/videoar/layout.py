@@ -3,13 +3,13 @@
 `[text (P) | t=0: s=0..K-1 | t=1: s=0..K-1 | ...]`. The layout is static: numpy arrays and Python
 integers, and the one place that knows who sees whom.
 
-In the paper, `past="scales"`, later frames see the scales of earlier ones. But the token at scale s
+In the paper, `context="scales"`, later frames see the scales of earlier ones. But the token at scale s
 carries the sum of the scales before it, so of a frame's last scale they see next to nothing. With
-`past="final"`, ours, each frame but the last is followed by a block of its complete latent, which
+`context="full_frame"`, ours, each frame but the last is followed by a block of its complete latent, which
 later frames see instead of its scales.
 
 In the paper, a frame's first scale alone takes the frame before as its input, resized to that
-scale, often one cell. With `previous="all"`, ours, every token has beside its input what the frame
+scale, often one cell. With `prev_frame_input="all_scales"`, ours, every token has beside its input what the frame
 before shows at its place: attention need not find what hardly moved.
 
 Rotary positions count a scale's cells in its own grid. With `rope_grid="latent"`, as in Infinity's
@@ -25,7 +25,7 @@ import functools
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from videoar_jax.nn.mask import Visibility
+from videoar_jax.nn.mask import BlockCausalMask
 from videoar_jax.tokenizers.bsq.schedules import Schedule
 
 TEXT = -1  # Frame and scale of a text token.
@@ -143,7 +143,7 @@ class Layout:
     video = self.text_length + time + self.frame_positions
     return np.concatenate([text, video.reshape(-1, 3)])[: self.length].astype(np.float32)
 
-  def visibility(self, window: int | None = None) -> Visibility:
+  def mask(self, window: int | None = None) -> BlockCausalMask:
     """Returns who sees whom, before what depends on the sample.
 
     A video token sees the text, the past, and scales up to its own in its own frame. A frame's
@@ -152,7 +152,7 @@ class Layout:
     Args:
       window: earlier frames that a frame sees; None for all.
     """
-    return Visibility(
+    return BlockCausalMask(
       self.text_length,
       self.text_attention == "causal",
       self.num_frames,
@@ -163,4 +163,4 @@ class Layout:
 
   def visible(self, queries: slice = slice(None)) -> Bool[np.ndarray, "q l"]:
     """Returns `visibility` written out: which tokens each query sees."""
-    return self.visibility().visible(queries)
+    return self.mask().visible(queries)

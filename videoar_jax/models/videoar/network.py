@@ -17,10 +17,10 @@ from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.nn import layers
 from videoar_jax.nn.attention import BACKENDS, attend
 from videoar_jax.nn.cache import Cache, attend_cached
-from videoar_jax.nn.mask import Sight
+from videoar_jax.nn.mask import AttentionMask
 from videoar_jax.nn.rope import rope_angles, rotate
 from videoar_jax.nn.splash import filled_length
-from videoar_jax.parallel.mesh import Undivided, constrain, is_for_tpu, ways_of
+from videoar_jax.parallel.mesh import ShardingError, constrain, is_for_tpu, num_shards
 
 # Tokens, or features of text that another network has made.
 Text = Int[Array, "b P"] | Float[Array, "b P c"]
@@ -45,11 +45,11 @@ class GeneratorConfig:
     width: `m`.
     num_heads: `n`.
     num_kv_heads: key and value heads; divides `num_heads`.
-    head_width: `k`.
-    mlp_width: hidden width of the gated MLP.
+    head_dim: `k`.
+    mlp_dim: hidden width of the gated MLP.
     num_bits: `d`, bits of a token.
     vocabulary_size: rows of the text embedding; 0 with features.
-    text_width: numbers of a feature of text; 0 with tokens.
+    text_dim: numbers of a feature of text; 0 with tokens.
     has_qk_norm: normalise queries and keys.
     positions: "rope", or "learned" for the ablation's absolute embedding.
     rope_base: wavelength ratio.
@@ -58,7 +58,7 @@ class GeneratorConfig:
     past: what a frame sees of earlier ones, see `Layout`.
     previous: scales whose inputs carry the frame before, see `Layout`.
     rope_grid: where a scale's cells lie, see `Layout`.
-    is_scanned: one loop over the stacked blocks, which keeps compiling short however deep the
+    scan_layers: one loop over the stacked blocks, which keeps compiling short however deep the
       network; without it, every block is compiled by itself, a quarter faster on CPU.
     dtype: of activations in training, "float32" or "bfloat16"; parameters, their gradients and the
       logits are float32. `Model` has its own for sampling.
@@ -72,11 +72,11 @@ class GeneratorConfig:
   width: int
   num_heads: int
   num_kv_heads: int
-  head_width: int
-  mlp_width: int
+  head_dim: int
+  mlp_dim: int
   num_bits: int
   vocabulary_size: int
-  text_width: int = 0
+  text_dim: int = 0
   has_qk_norm: bool = True
   positions: str = "rope"
   rope_base: float = 10000.0
@@ -85,7 +85,7 @@ class GeneratorConfig:
   past: str = "scales"
   previous: str = "first"
   rope_grid: str = "scale"
-  is_scanned: bool = True
+  scan_layers: bool = True
   dtype: str = "float32"
   remat: str = "full"
   attention: str = "auto"
@@ -93,15 +93,15 @@ class GeneratorConfig:
   def __post_init__(self):
     object.__setattr__(self, "rope_fractions", tuple(self.rope_fractions))
     for field in dataclasses.fields(self):
-      is_text_field = field.name in ("vocabulary_size", "text_width")
+      is_text_field = field.name in ("vocabulary_size", "text_dim")
       if field.type is int and not is_text_field and getattr(self, field.name) < 1:
         raise ValueError(f"generator.{field.name}={getattr(self, field.name)} must be at least 1")
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"generator.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}"
       )
-    if self.head_width % 2:
-      raise ValueError(f"generator.head_width={self.head_width} must be even")
+    if self.head_dim % 2:
+      raise ValueError(f"generator.head_dim={self.head_dim} must be even")
     shares = self.rope_fractions
     if len(shares) != 3 or min(shares) < 0 or sum(shares) <= 0:
       raise ValueError(
@@ -124,11 +124,11 @@ def check_heads(config: GeneratorConfig, mesh: Mesh | AbstractMesh) -> None:
   """Checks that the heads divide over a mesh: within attention, both axes split them.
 
   Raises:
-    Undivided: they do not.
+    ShardingError: they do not.
   """
   tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]
   if config.num_heads % (tensor * sequence):
-    raise Undivided(
+    raise ShardingError(
       f"generator.num_heads={config.num_heads} does not divide over mesh.tensor={tensor} x "
       f"mesh.sequence={sequence}; take fewer devices for them"
     )
@@ -143,7 +143,7 @@ class Attention(nnx.Module):
   """Grouped-query attention with rotary positions and optional norms of queries and keys."""
 
   def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig):
-    m, k = config.width, config.head_width
+    m, k = config.width, config.head_dim
     n, g = config.num_heads, config.num_kv_heads
     self.query = layers.Linear(rngs, m, n * k, ("embed", "heads"))
     self.key = layers.Linear(rngs, m, g * k, ("embed", "kv_heads"))
@@ -155,45 +155,45 @@ class Attention(nnx.Module):
     self.key_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
     self.config = config
 
-  def __call__(self, x, angles, sight, seen: tuple[Cache, ...] | None):
+  def __call__(self, x, angles, mask, seen: tuple[Cache, ...] | None):
     b, l, _ = x.shape
     config = self.config
     sequence = _sequence_axis(seen)
     query = constrain(self.query(x), ("batch", sequence, "heads"))
     key = constrain(self.key(x), ("batch", sequence, "kv_heads"))
     value = constrain(self.value(x), ("batch", sequence, "kv_heads"))
-    query = query.reshape(b, l, config.num_heads, config.head_width)
-    key = key.reshape(b, l, config.num_kv_heads, config.head_width)
-    value = value.reshape(b, l, config.num_kv_heads, config.head_width)
+    query = query.reshape(b, l, config.num_heads, config.head_dim)
+    key = key.reshape(b, l, config.num_kv_heads, config.head_dim)
+    value = value.reshape(b, l, config.num_kv_heads, config.head_dim)
     if self.query_norm is not None:
       query, key = self.query_norm(query), self.key_norm(key)
     if angles is not None:
       query, key = rotate(query, angles), rotate(key, angles)
     if seen is not None:
       new = Cache.of(key, value)
-      y = attend_cached(query, (*seen, new), sight)
+      y = attend_cached(query, (*seen, new), mask)
     else:
-      new, y = None, self._attend(query, key, value, sight)
+      new, y = None, self._attend(query, key, value, mask)
     return self.out(y.reshape(b, l, -1)), new
 
-  def _attend(self, query, key, value, sight):
+  def _attend(self, query, key, value, mask):
     """Attends within a whole sequence, over a split one by heads.
 
     Devices that have parts of the tokens exchange them for parts of the heads, and back: each then
     has all queries of its heads, and as much to do as the others, whatever the mask leaves out.
     (DeepSpeed Ulysses, arXiv 2309.14509.)
     """
-    ways = ways_of("attended_heads")
+    ways = num_shards("attended_heads")
     copies = ways // math.gcd(ways, key.shape[2])
     if copies > 1:
       # Keys' heads are too few for all devices: those of a sequence get what all of them have, and
       # each takes one that others have too.
-      heads = "kv_heads" if key.shape[2] % ways_of("kv_heads") == 0 else None
+      heads = "kv_heads" if key.shape[2] % num_shards("kv_heads") == 0 else None
       key, value = (constrain(x, ("batch", None, heads, None)) for x in (key, value))
       key, value = (jnp.repeat(x, copies, axis=2) for x in (key, value))
     split = ("batch", None, "attended_heads", None)
     query, key, value = (constrain(x, split) for x in (query, key, value))
-    y = constrain(attend(query, key, value, sight), split)
+    y = constrain(attend(query, key, value, mask), split)
     return constrain(y, ("batch", "sequence", "heads", None))
 
 
@@ -201,7 +201,7 @@ class GatedMLP(nnx.Module):
   """SwiGLU."""
 
   def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig):
-    m, hidden = config.width, config.mlp_width
+    m, hidden = config.width, config.mlp_dim
     self.gate = layers.Linear(rngs, m, hidden, ("embed", "mlp"))
     self.up = layers.Linear(rngs, m, hidden, ("embed", "mlp"))
     init = layers.fan_in((hidden, m), 1.0 / (2 * config.depth))
@@ -220,8 +220,8 @@ class Block(nnx.Module):
     self.mlp_norm = layers.RMSNorm(rngs, config.width)
     self.mlp = GatedMLP(rngs, config)
 
-  def __call__(self, x, angles, sight, seen: tuple[Cache, ...] | None = None):
-    y, new = self.attention(self.attention_norm(x), angles, sight, seen)
+  def __call__(self, x, angles, mask, seen: tuple[Cache, ...] | None = None):
+    y, new = self.attention(self.attention_norm(x), angles, mask, seen)
     x = x + y
     x = constrain(x + self.mlp(self.mlp_norm(x)), ("batch", _sequence_axis(seen), None))
     return x, new
@@ -233,8 +233,8 @@ class Generator(nnx.Module):
   def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig, layout: Layout):
     m = config.width
     self.config = config
-    if config.text_width:
-      self.text_embedding = layers.Linear(rngs, config.text_width, m, (None, "embed"))
+    if config.text_dim:
+      self.text_embedding = layers.Linear(rngs, config.text_dim, m, (None, "embed"))
     else:
       self.text_embedding = layers.Embedding(rngs, config.vocabulary_size, m)
     num_kinds = layout.num_scales + (layout.final_size > 0)
@@ -266,7 +266,7 @@ class Generator(nnx.Module):
       features: input of each video token, from `corruption.corrupt`; what stands at the first scale
         of the first frame is not read.
       layout: the sequence.
-      latents: the frames' complete latents, read with `past="final"` only.
+      latents: the frames' complete latents, read with `context="full_frame"` only.
       frame_keep: whether frame i (axis 1) may see the earlier frame j (axis 2); None for all.
       window: earlier frames that a frame may see; None for all.
     Raises:
@@ -278,7 +278,7 @@ class Generator(nnx.Module):
     features = features.astype(dtype)
     if layout.final_size:
       if latents is None:
-        raise ValueError("latents: generator.past='final' needs the frames' complete latents")
+        raise ValueError("latents: generator.context='full_frame' needs the frames' complete latents")
       final = latents.reshape(b, t, layout.final_size, -1).astype(dtype)
       final = self.final_features(final)
       features = jnp.concatenate([features, final], axis=2)
@@ -293,15 +293,15 @@ class Generator(nnx.Module):
     x = jnp.concatenate([self.embed_text(text, dtype), video], 1)[:, : layout.length]
     if self.position_embedding is not None:
       x = x + self.position_embedding(jnp.arange(layout.length)).astype(x.dtype)
-    sight = Sight(layout.visibility(window), is_text(text), frame_keep, self.attention_backend())
-    x = self.run(x, self.angles(layout.positions), sight)
+    mask = AttentionMask(layout.mask(window), is_text(text), frame_keep, self.attention_backend())
+    x = self.run(x, self.angles(layout.positions), mask)
     logits = self.logits(x[:, layout.text_length :])
     logits = jnp.pad(logits, ((0, 0), (0, layout.final_size), (0, 0)))
     return logits.reshape(b, t, stride, -1)[:, :, :n]
 
   def embed_text(self, text: Text, dtype) -> Float[Array, "b P m"]:
     """Looks text tokens up, or brings features of text to the blocks' width."""
-    if self.config.text_width:
+    if self.config.text_dim:
       return self.text_embedding(text.astype(dtype))
     return self.text_embedding(text).astype(dtype)
 
@@ -336,7 +336,7 @@ class Generator(nnx.Module):
       return None
     return rope_angles(
       positions,
-      config.head_width,
+      config.head_dim,
       base=config.rope_base,
       fractions=config.rope_fractions,
       is_interleaved=config.rope_is_interleaved,
@@ -348,23 +348,23 @@ class Generator(nnx.Module):
       return self.config.attention
     return "splash" if is_for_tpu() else "blocked"
 
-  def run(self, x: Float[Array, "b l m"], angles, sight: Sight) -> Float[Array, "b l m"]:
+  def run(self, x: Float[Array, "b l m"], angles, mask: AttentionMask) -> Float[Array, "b l m"]:
     """Runs the blocks on a whole sequence."""
-    length, ways = x.shape[1], ways_of("sequence")
+    length, ways = x.shape[1], num_shards("sequence")
     # So that devices have equal parts; attention leaves what is added out.
     added = -length % ways
-    if sight.backend == "splash":
+    if mask.backend == "splash":
       added = filled_length(length, ways) - length
     x = jnp.pad(x, ((0, 0), (0, added), (0, 0)))
     if angles is not None:
       angles = jnp.pad(angles, ((0, added), (0, 0)))
 
     def body(x, block):
-      return block(x, angles, sight)
+      return block(x, angles, mask)
 
     if self.config.remat != "none":
       body = jax.checkpoint(body, policy=_REMAT_POLICIES[self.config.remat])
-    if self.config.is_scanned:
+    if self.config.scan_layers:
       return jax.lax.scan(body, x, self.blocks)[0][:, :length]
     for i in range(self.config.depth):
       x, _ = body(x, self._block(i))
@@ -386,7 +386,7 @@ class Generator(nnx.Module):
       block, caches = layer
       return block(x, angles, masks, seen=caches)
 
-    if self.config.is_scanned:
+    if self.config.scan_layers:
       return jax.lax.scan(body, x, (self.blocks, seen))
     news = []
     for i in range(self.config.depth):

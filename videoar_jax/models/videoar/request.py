@@ -154,14 +154,14 @@ class Requests:
     """Returns the latent frames of a clip; raises ValueError if its length does not fit."""
     return self.config.latent_shape(num_frames, self.resolution)[0]
 
-  def check_reencode(self, reencode: int) -> None:
+  def check_overlap_frames(self, overlap_frames: int) -> None:
     tau = self.config.temporal_stride
-    if not 1 <= reencode < self.num_frames or (reencode - 1) % tau:
+    if not 1 <= overlap_frames < self.num_frames or (overlap_frames - 1) % tau:
       raise ValueError(
-        f"reencode={reencode} must be 1 + {tau} k, from 1 to {self.num_frames - tau} frames: the "
+        f"overlap_frames={overlap_frames} must be 1 + {tau} k, from 1 to {self.num_frames - tau} frames: the "
         f"rest of the trained {self.num_frames} is new"
         if self.num_frames > 1
-        else "reencode: the model was trained on single frames; it has no next ones"
+        else "overlap_frames: the model was trained on single frames; it has no next ones"
       )
 
   def check_given(self, given: np.ndarray, num: int, name: str) -> np.ndarray:
@@ -202,7 +202,7 @@ class Requests:
         raise ValueError(
           f"num_frames={num_frames} is more than the {self.num_frames} trained ones: set window= "
           f"to the latent frames that a frame is to see ({self.layout.num_frames - 1} at most in "
-          f"training, {frames} for all), or reencode= to go on in clips of the trained length"
+          f"training, {frames} for all), or overlap_frames= to go on in clips of the trained length"
         )
     return dataclasses.replace(self.layout, num_frames=frames)
 

@@ -16,8 +16,8 @@ from videoar_jax.models.videoar import decode as decoding
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.request import BATCH_SIZE, Request, Requests, first_frames
-from videoar_jax.models.videoar.score import foretell
-from videoar_jax.parallel.mesh import batch_ways
+from videoar_jax.models.videoar.score import score
+from videoar_jax.parallel.mesh import num_batch_shards
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer, to_float, to_uint8
 
 _PIXEL_BYTES = 2**28  # Of the largest array when pixels are made; more clips or frames take turns.
@@ -58,11 +58,11 @@ class Model:
       layout,
       defaults=defaults,
       window=window,
-      ways=1 if mesh is None else batch_ways(mesh),
+      ways=1 if mesh is None else num_batch_shards(mesh),
       has_end=generator.position_embedding is not None,
     )
     self._sample = jax.jit(self._sample_batch, static_argnames=("layout", "window"))
-    self._foretell = jax.jit(foretell, static_argnames=("layout", "window"))
+    self._score = jax.jit(score, static_argnames=("layout", "window"))
     self._start = jax.jit(decoding.start, static_argnames=("layout", "slots", "is_guided"))
     self._write_frame = jax.jit(decoding.write_frame, static_argnums=1, donate_argnums=2)
     self._decode_frame = jax.jit(decoding.decode_frame, static_argnums=1, donate_argnums=2)
@@ -98,7 +98,7 @@ class Model:
     image: UInt8[np.ndarray, "*b H W 3"] | None = None,
     video: UInt8[np.ndarray, "*b f H W 3"] | None = None,
     window: int | None = None,
-    reencode: int | None = None,
+    overlap_frames: int | None = None,
     numbers: Sequence[int] | None = None,
     **settings: Any,
   ) -> UInt8[np.ndarray, "b f H W 3"]:
@@ -114,20 +114,20 @@ class Model:
         tokenizer codes them, so that they join on to what follows.
       video: instead, the first 1 + tau k frames.
       window: earlier latent frames that a frame sees; None for as in training.
-      reencode: beyond the trained length, see `extend`; else that needs a window.
+      overlap_frames: beyond the trained length, see `extend`; else that needs a window.
       numbers: of the clips under the seed; None counts them from 0.
       **settings: `guidance`, see `guidance.guidance_table`; `temperature` of the bits, 0 takes the
         likelier value; `top_p`, see `decode.sample_bits`. As in the run's config, if not named.
     Raises:
       ValueError: a prompt is too long, a number is out of its range, or frames do not fit.
     """
-    if reencode is not None:
-      self.requests.check_reencode(reencode)
-    if reencode is not None and num_frames is not None and num_frames > self.num_frames:
+    if overlap_frames is not None:
+      self.requests.check_overlap_frames(overlap_frames)
+    if overlap_frames is not None and num_frames is not None and num_frames > self.num_frames:
       self.requests.check_frames(num_frames)
       settings |= {"window": window, "numbers": numbers}
       clips = self.sample(prompts, None, seed, image=image, video=video, **settings)
-      return self.extend(clips, prompts, num_frames, seed, reencode=reencode, **settings)
+      return self.extend(clips, prompts, num_frames, seed, overlap_frames=overlap_frames, **settings)
     given = first_frames(image, video)
     settings["numbers"] = numbers
     return self._generate(self.requests.make(prompts, num_frames, seed, given, window, **settings))
@@ -139,7 +139,7 @@ class Model:
     num_frames: int,
     seed: int = 0,
     *,
-    reencode: int = 1,
+    overlap_frames: int = 1,
     window: int | None = None,
     numbers: Sequence[int] | None = None,
     **settings: Any,
@@ -153,7 +153,7 @@ class Model:
       prompts: texts.
       num_frames: tau k more frames than the clips have.
       seed: of the draws.
-      reencode: how many last frames each window starts from, 1 + tau k.
+      overlap_frames: how many last frames each window starts from, 1 + tau k.
       window: see `sample`.
       numbers: see `sample`.
       **settings: see `sample`.
@@ -161,11 +161,11 @@ class Model:
       ValueError: as `sample`.
     """
     settings["numbers"] = numbers
-    self.requests.check_reencode(reencode)
+    self.requests.check_overlap_frames(overlap_frames)
     tau = self.tokenizer.config.temporal_stride
     given = self.requests.check_given(np.asarray(clips), len(prompts), "clips")
-    if given.shape[1] < reencode:
-      raise ValueError(f"clips: {given.shape[1]} frames are less than reencode={reencode}")
+    if given.shape[1] < overlap_frames:
+      raise ValueError(f"clips: {given.shape[1]} frames are less than overlap_frames={overlap_frames}")
     more = num_frames - given.shape[1]
     if more < tau or more % tau:
       below = given.shape[1] + max(1, more // tau) * tau
@@ -175,9 +175,9 @@ class Model:
       )
     clips = given
     while clips.shape[1] < num_frames:
-      head = clips[:, -reencode:]
+      head = clips[:, -overlap_frames:]
       request = self.requests.make(prompts, None, seed, head, window, **settings)
-      new = self._generate(dataclasses.replace(request, epoch=clips.shape[1]))[:, reencode:]
+      new = self._generate(dataclasses.replace(request, epoch=clips.shape[1]))[:, overlap_frames:]
       clips = np.concatenate([clips, new], axis=1)
     return clips[:, :num_frames]
 
@@ -222,7 +222,7 @@ class Model:
     slots = window if is_endless else decoding.num_slots(num_latents, request.window)
     return self._stream(request, num_latents, slots)
 
-  def predict(
+  def score(
     self, prompts: list[str], video: UInt8[np.ndarray, "b f H W 3"]
   ) -> dict[str, Float[np.ndarray, "b"]]:
     """Measures how well given clips are foretold, each bit from the true ones before it.
@@ -231,14 +231,14 @@ class Model:
       prompts: texts.
       video: a clip for each, of 1 + tau k frames.
     Returns:
-      Loss and accuracies of each clip by name, see `prediction.foretell`.
+      Loss and accuracies of each clip by name, see `scoreion.score`.
     Raises:
       ValueError: a prompt is too long, or clips do not fit.
     """
     video = self.requests.check_given(np.asarray(video), len(prompts), "video")
     layout = self.requests.layout_of(video.shape[1], self.window)
     found = self._run(
-      self._foretell,
+      self._score,
       self.generator,
       layout,
       np.stack([self.text_encoder.encode(prompt) for prompt in prompts]),

@@ -29,7 +29,7 @@ def accuracies(is_right: Bool[Array, "b t n d"], layout: Layout) -> dict[str, Fl
   return found
 
 
-def foretell(
+def score(
   model: Generator,
   layout: Layout,
   text: Text,

@@ -28,7 +28,7 @@ class GeneratorLossConfig:
     corruption: cross-frame error correction.
     p_frame_mask: probability that an earlier frame is hidden from a frame.
     window: earlier frames that a frame sees; None for all.
-    p_drop_text: share of prompts that are replaced by the empty one, for guidance.
+    text_dropout: share of prompts that are replaced by the empty one, for guidance.
     scale_weighting: "none" weighs every token the same; "sqrt" divides a scale's weight by the
       square root of its number of tokens, so that coarse scales count for more.
   """
@@ -38,11 +38,11 @@ class GeneratorLossConfig:
   )
   p_frame_mask: float = 0.0
   window: int | None = None
-  p_drop_text: float = 0.1
+  text_dropout: float = 0.1
   scale_weighting: str = "none"
 
   def __post_init__(self):
-    for name in ("p_frame_mask", "p_drop_text"):
+    for name in ("p_frame_mask", "text_dropout"):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
     if self.window is not None and self.window < 1:
@@ -123,7 +123,7 @@ class GeneratorTask:
         flipped = sum(jnp.sum(scale) for scale in flips)
         metrics["corrupted_share"] = flipped / (b * t * layout.frame_size * d)
       each = (b,) + (1,) * (text.ndim - 1)
-      is_dropped = jax.random.bernoulli(keys[2], settings.p_drop_text, each)
+      is_dropped = jax.random.bernoulli(keys[2], settings.text_dropout, each)
       text = jnp.where(is_dropped, jnp.asarray(self.text_encoder.null()), text)
       metrics["dropped_share"] = jnp.mean(is_dropped)
     if is_training and settings.p_frame_mask > 0:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
-from videoar_jax.parallel.mesh import RULES, ways_of
+from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, num_shards
 from videoar_jax.tokenizers.bsq.autoencoder import Encoder
 from videoar_jax.tokenizers.bsq.tokenizer import to_float
 
@@ -31,7 +31,7 @@ def encode(
     video: clips of 1 + tau k frames.
     max_pixels: that a device encodes at once; at least one clip's next tau frames are.
   """
-  ways = ways_of("batch")
+  ways = num_shards("batch")
   if video[..., 0].size <= ways * max_pixels:
     return encoder(to_float(video))
 
@@ -40,7 +40,7 @@ def encode(
 
   if ways == 1:
     return encode_own(encoder, video)
-  batch = PartitionSpec(RULES["batch"])
+  batch = PartitionSpec(LOGICAL_AXIS_RULES["batch"])
   specs = PartitionSpec(), batch
   # Left to the compiler, a loop over clips would go over all devices' clips on each of them.
   return jax.shard_map(encode_own, in_specs=specs, out_specs=batch, check_vma=False)(encoder, video)

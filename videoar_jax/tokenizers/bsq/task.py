@@ -16,7 +16,7 @@ from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder, AutoencoderConfi
 from videoar_jax.tokenizers.bsq.schedules import Schedule
 from videoar_jax.tokenizers.bsq.tokenizer import to_float, to_uint8
 from videoar_jax.tokenizers.discriminator import Discriminator, DiscriminatorConfig
-from videoar_jax.train.adversary import Rival
+from videoar_jax.train.adversary import Adversary
 from videoar_jax.train.optimizer import OptimizerConfig
 
 
@@ -68,8 +68,8 @@ class TokenizerLossConfig:
     squared: squared error between pixels; small networks that start from nothing need it to see
       objects at all, since the median of most pixels is the background.
     perceptual: LPIPS between frames.
-    perceptual_frames: frames of a clip, drawn anew each step, that LPIPS looks at; None for all.
-    perceptual_weights: file that `python -m videoar_jax.convert lpips` made; None for its default
+    lpips_frames: frames of a clip, drawn anew each step, that LPIPS looks at; None for all.
+    lpips_weights: file that `python -m videoar_jax.convert lpips` made; None for its default
       place.
     adversarial: see `AdversarialConfig`.
     commitment: pulls each scale's direction to its code.
@@ -82,8 +82,8 @@ class TokenizerLossConfig:
   absolute: float = 1.0
   squared: float = 0.0
   perceptual: float = 0.0
-  perceptual_frames: int | None = None
-  perceptual_weights: str | None = None
+  lpips_frames: int | None = None
+  lpips_weights: str | None = None
   adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
   commitment: float = 0.25
   remainder: float = 0.0
@@ -96,20 +96,20 @@ class TokenizerLossConfig:
         raise ValueError(f"{name}={getattr(self, name)} must not be negative")
     if not 0 <= self.scale_dropout <= 1:
       raise ValueError(f"scale_dropout={self.scale_dropout} must be in [0, 1]")
-    if self.perceptual_frames is not None and self.perceptual_frames < 1:
+    if self.lpips_frames is not None and self.lpips_frames < 1:
       raise ValueError(
-        f"perceptual_frames={self.perceptual_frames} must be at least 1, or None for all"
+        f"lpips_frames={self.lpips_frames} must be at least 1, or None for all"
       )
 
 
-def rival_of(loss: TokenizerLossConfig) -> Rival | None:
+def adversary_of(loss: TokenizerLossConfig) -> Adversary | None:
   """Returns the discriminator that a loss trains, if it does."""
   if loss.adversarial.weight == 0:
     return None
-  return Rival(
+  return Adversary(
     lambda key: Discriminator(nnx.Rngs(params=key), loss.adversarial.discriminator),
     loss.adversarial.optimizer,
-    adversarial.init_averages(),
+    adversarial.init_lecam_ema(),
     loss.adversarial.start_step,
   )
 
@@ -135,7 +135,7 @@ class TokenizerTask:
   ):
     self.config, self.schedule, self.weights = config, schedule, loss
     self.frozen = load_frozen(loss) if frozen is None else frozen
-    self.rival = rival_of(loss)
+    self.rival = adversary_of(loss)
 
   def init(self, key) -> Autoencoder:
     """Makes the autoencoder."""
@@ -179,8 +179,8 @@ class TokenizerTask:
     separation = adversarial.discriminator_loss(settings.kind, real, fake)
     lecam = adversarial.lecam_penalty(averages, real, fake)
     r1 = adversarial.r1_penalty(rival, video) if settings.r1 > 0 else jnp.zeros(())
-    rival_loss = separation + settings.lecam * lecam + settings.r1 * r1
-    averages = adversarial.update_averages(averages, real, fake, settings.lecam_decay)
+    separation_loss = separation + settings.lecam * lecam + settings.r1 * r1
+    averages = adversarial.update_lecam_ema(averages, real, fake, settings.lecam_decay)
     metrics |= more | {
       "loss": reconstruction + weight * fooling + regularisation,
       "adversarial": fooling,
@@ -191,7 +191,7 @@ class TokenizerTask:
       "logit_real": jnp.mean(real),
       "logit_fake": jnp.mean(fake),
     }
-    return by_pixels + regularisation + is_started * rival_loss, metrics, averages
+    return by_pixels + regularisation + is_started * separation_loss, metrics, averages
 
   def quantize(self, module: Autoencoder, video, key, is_training: bool) -> quantizer.Quantized:
     """Encodes and quantizes; in training, some clips by fewer scales."""
@@ -212,9 +212,9 @@ class TokenizerTask:
     }
     if self.weights.perceptual > 0:
       frames = jnp.arange(video.shape[1])
-      if self.weights.perceptual_frames is not None:
+      if self.weights.lpips_frames is not None:
         frames = jax.random.permutation(jax.random.fold_in(key, 2), frames)
-        frames = frames[: self.weights.perceptual_frames]
+        frames = frames[: self.weights.lpips_frames]
       distances = lpips.lpips(frozen["lpips"], pixels[:, frames], video[:, frames])
       metrics["perceptual"] = jnp.mean(distances)
       loss = loss + self.weights.perceptual * metrics["perceptual"]
@@ -268,7 +268,7 @@ def load_frozen(loss: TokenizerLossConfig) -> dict:
   """
   if loss.perceptual == 0:
     return {}
-  path = loss.perceptual_weights or weights.default_path("lpips")
+  path = loss.lpips_weights or weights.default_path("lpips")
   try:
     return {"lpips": weights.load(path, lpips.shapes())}
   except ValueError as error:
