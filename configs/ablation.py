@@ -90,7 +90,7 @@ def _vary(config: ConfigDict, variant: str) -> None:
   # Those that are not of table 4 start from its last row.
   row = table_4.index(variant) if variant in table_4 else len(table_4) - 1
   config.generator.positions = "rope" if row >= 1 else "learned"
-  config.generator.past = "final" if variant == "final" else "scales"
+  config.generator.context = "full_frame" if variant == "final" else "scales"
   loss = config.stage.generator.loss
   loss.corruption = ConfigDict({"p_min": 0.0, "p_max": 0.25})
   loss.corruption.delta = 0.01 if row >= 2 else 0.0
@@ -107,7 +107,7 @@ def _shrink(config: ConfigDict) -> None:
   config.tokenizer.strides = ((2, 2),)
   config.tokenizer.num_groups = 1
   config.tokenizer.num_bits = 4
-  sizes = {"depth": 1, "width": 16, "num_heads": 1, "num_kv_heads": 1, "head_dim": 16}
+  sizes = {"num_layers": 1, "d_model": 16, "num_heads": 1, "num_kv_heads": 1, "head_dim": 16}
   config.generator.update(sizes | {"mlp_dim": 16})
   config.stages = ("tokenizer", "cache", "generator")
   config.stage.cache.update({"num_clips": 8, "batch_size": 4})
@@ -117,7 +117,7 @@ def _shrink(config: ConfigDict) -> None:
 
 
 def _tokenizer(num_steps: int, **settings) -> ConfigDict:
-  loss = {"squared": 1.0, "absolute": 0.0, "commitment": 0.02, "remainder": 0.05, "entropy": 0.0}
+  loss = {"l2": 1.0, "l1": 0.0, "commitment": 0.02, "quantization_error": 0.05, "entropy": 0.0}
   stage = ConfigDict({"kind": "tokenizer", "loss": loss | {"scale_dropout": 0.4}})
   stage.loop = _loop(num_steps, **settings)
   return stage

@@ -21,7 +21,7 @@ def generator_size(name: str) -> ConfigDict:
   """
   if name not in _SIZES:
     raise ValueError(f"size={name!r} is unknown; sizes are {', '.join(_SIZES)}")
-  fields = ("depth", "width", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
+  fields = ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
   config = ConfigDict(dict(zip(fields, _SIZES[name], strict=True)))
   # The large ones are for accelerators.
   config.dtype = "bfloat16" if name in ("l", "xl", "4b") else "float32"

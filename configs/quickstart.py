@@ -65,8 +65,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.generator.rope_is_interleaved = True
   config.generator.rope_base = 1000.0
   config.generator.rope_grid = "latent"
-  config.generator.previous = "all"
-  config.generator.past = "final"
+  config.generator.prev_frame_input = "all_scales"
+  config.generator.context = "full_frame"
 
   config.sampling = ConfigDict({"guidance": "constant:3", "temperature": 0.7, "top_p": 1.0})
   config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
@@ -93,10 +93,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def _tokenizer_loss() -> ConfigDict:
   return ConfigDict(
     {
-      "squared": 1.0,
-      "absolute": 0.0,
+      "l2": 1.0,
+      "l1": 0.0,
       "commitment": 0.02,
-      "remainder": 0.05,
+      "quantization_error": 0.05,
       "entropy": 0.0,
       "scale_dropout": 0.4,
     }

@@ -10,7 +10,7 @@ minutes:
 
   python -m videoar_jax.main --config=configs/tokenizer_ucf101.py:variant=quick --workdir=runs/quick
 
-Without the weights of LPIPS, add perceptual=0 to either. The paper trains for 2000 epochs of
+Without the weights of LPIPS, add lpips=0 to either. The paper trains for 2000 epochs of
 batches of 128, to rFVD 61; the weights of its losses it does not say, nor its frame rate, and our
 split is not the official one: the numbers do not compare.
 """
@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   Args:
     arg: `data=` a folder, or sprites, which only quick takes by itself; `variant=` full, or quick
       for small machines; `start=` a converted image tokenizer; `steps=`, 0 for the variant's own
-      number; `perceptual=`, `adversarial=` and `entropy=` the weights of these losses.
+      number; `lpips=`, `adversarial=` and `entropy=` the weights of these losses.
   Raises:
     ValueError: the variant is unknown, or the full one is not told its data.
   """
@@ -40,7 +40,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     variant="full",
     start="",
     steps=0,
-    perceptual=1.0,
+    lpips=1.0,
     adversarial=0.1,
     entropy=0.01,
   )
@@ -92,14 +92,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
   stage.images = ConfigDict({"share": 0.2, "batch_size": 16 if is_quick else 512})
   stage.loss = ConfigDict()
   # Small networks that start from nothing see no objects by absolute differences.
-  stage.loss.absolute = 0.0 if is_quick else 1.0
-  stage.loss.squared = 1.0 if is_quick else 0.0
-  stage.loss.perceptual = args.perceptual
+  stage.loss.l1 = 0.0 if is_quick else 1.0
+  stage.loss.l2 = 1.0 if is_quick else 0.0
+  stage.loss.lpips = args.lpips
   stage.loss.lpips_weights = config_dict.placeholder(str)
   # VGG16 costs more than all the rest.
   stage.loss.lpips_frames = 1 if is_quick else 4
   stage.loss.commitment = 0.02 if is_quick else 0.25
-  stage.loss.remainder = 0.05 if is_quick else 0.0
+  stage.loss.quantization_error = 0.05 if is_quick else 0.0
   stage.loss.entropy = args.entropy
   stage.loss.adversarial = ConfigDict()
   stage.loss.adversarial.weight = args.adversarial

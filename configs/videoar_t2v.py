@@ -100,7 +100,7 @@ def _sprites(args: ConfigDict) -> ConfigDict:
   """Returns the same stages on moving shapes, at an eighth of the sides."""
   config = quickstart.get_config(f"size={args.size},image_steps=400,tokenizer_steps=220")
   # A stage of other resolution has another number of scales.
-  config.generator.past = "scales"
+  config.generator.context = "scales"
   shared = config.stage.generator
   del config.stage.generator
   shapes = {

@@ -30,7 +30,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from videoar_jax import main
 from videoar_jax.evals import report
-from videoar_jax.runtime import preemption as stopping
+from videoar_jax.runtime import preemption
 from videoar_jax.train import checkpoint, loop
 
 
@@ -43,7 +43,7 @@ def stop(num_steps: str) -> None:
       self.signal = signal.SIGTERM
     return self.signal is not None
 
-  stopping.PreemptionHandler.is_due = is_due
+  preemption.PreemptionHandler.is_due = is_due
 
 
 def disk(folder: str, at_step: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from configs import ablation as ablation_config
 from videoar_jax import ablation
-from videoar_jax.experiment import parse as configs
+from videoar_jax.experiment import parse
 from videoar_jax.experiment import run as runs
 from videoar_jax.experiment.diff import differing_fields
 from videoar_jax.train.loop import Preempted
@@ -37,14 +37,14 @@ def test_variants_differ_in_what_the_papers_tables_say():
     ("rope", "time"): [f"{corruption}.delta: 0.0 -> 0.01"],
     ("time", "inheritance"): [f"{corruption}.has_inheritance: False -> True"],
     ("inheritance", "frame_mask"): ["stage.generator.loss.p_frame_mask: 0.0 -> 0.2"],
-    ("inheritance", "final"): ["generator.past: 'scales' -> 'final'"],
+    ("inheritance", "final"): ["generator.context: 'scales' -> 'full_frame'"],
   }
   assert set(VARIANTS) == {name for pair in steps for name in pair}
   for (one, other), wanted in steps.items():
     assert differing_fields(values[one], values[other]) == wanted
   for name in VARIANTS:
     for argument in (f"variant={name}", f"variant={name},quick=1"):
-      run = configs.finalize(ablation_config.get_config(argument))
+      run = parse.finalize(ablation_config.get_config(argument))
       assert run.stages[-1].kind == "generator" and run.stages[-1].cache is not None
 
 
@@ -95,7 +95,7 @@ class FakeRun:
   started, stop_at = [], None
 
   def __init__(self, config, workdir):
-    self.workdir, self.settings = workdir, configs.finalize(config)
+    self.workdir, self.settings = workdir, parse.finalize(config)
     self.stages = types.SimpleNamespace(run=self.settings, latest_step=lambda stage: 0)
     self.config = config
 

@@ -8,7 +8,7 @@ import pytest
 
 from videoar_jax import bench
 from videoar_jax.nn import conv
-from videoar_jax.parallel import roofline as limits
+from videoar_jax.parallel import roofline
 from videoar_jax.tokenizers.bsq.autoencoder import (
   AutoencoderConfig,
   abstract_params,
@@ -72,7 +72,7 @@ def test_table_of_a_training_step(monkeypatch, capsys):
     return {**seconds, "product": calls["product"].amount / 1e5}  # A limit of 0.1 MFLOP/s.
 
   monkeypatch.setitem(bench.SIZES, "tiny", (1, 8, 1, 1, 8, 8))
-  monkeypatch.setattr(limits, "interleave", interleave)
+  monkeypatch.setattr(roofline, "interleave", interleave)
   assert bench.main(["train", "--size=tiny", "--batch_size=1", "--repeats=1"]) == 0
   *head, forward, gradient, whole, corruption = capsys.readouterr().out.splitlines()
   assert head[0].startswith("5 latent frames, 651 tokens, batches of 1, float32")
@@ -131,7 +131,7 @@ def test_sizes_are_those_of_the_configs():
   from configs.common import generator_size
 
   for name, values in bench.SIZES.items():
-    fields = ("depth", "width", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
+    fields = ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
     assert tuple(generator_size(name)[field] for field in fields) == values
 
 

@@ -10,7 +10,11 @@ from videoar_jax.experiment.parse import finalize
 
 def test_ucf101_is_the_papers():
   run = finalize(videoar_ucf101.get_config("size=xl,data=videos,lists=lists"))
-  assert (run.generator.depth, run.generator.width, run.generator.num_heads) == (32, 2048, 16)
+  assert (run.generator.num_layers, run.generator.d_model, run.generator.num_heads) == (
+    32,
+    2048,
+    16,
+  )
   layout = run.layout_of(run.stages[-1].data)
   # 30 steps; 650 tokens of video and the class.
   assert layout.num_frames * layout.num_scales == 30 and layout.length == 651
@@ -33,7 +37,7 @@ def test_t2v_has_the_papers_stages():
   layouts = {layout.grid: layout for layout in run.layouts_of(run.stages[-1])}
   assert layouts[24, 42].schedule[-3:] == ((16, 28), (20, 35), (24, 42))
   assert {layout.num_scales for layout in run.layouts_of(run.stages[1])} == {7}
-  assert run.widest_layout.num_scales == 10 and run.generator.depth == 36
+  assert run.widest_layout.num_scales == 10 and run.generator.num_layers == 36
   with pytest.raises(ValueError, match="data= and images= are missing"):
     videoar_t2v.get_config("data=videos")
 

@@ -39,9 +39,9 @@ def test_converted_tokenizer_loads(checkpoint, golden, tmp_path, capsys):
   assert [path.name for path in (tmp_path / "new").iterdir()] == ["tokenizer"]
   arrays = golden("a_vae_d48_ch32_img64.npz")
   tokenizer = videoar_jax.load_tokenizer(tmp_path / "new" / "tokenizer")
-  latents = tokenizer.latents(np.moveaxis(arrays["x"], 1, -1)[:, None])
+  latents = tokenizer.encode(np.moveaxis(arrays["x"], 1, -1)[:, None])
   schedule = tuple((int(h), int(w)) for _, h, w in arrays["schedule"])
-  decoded = tokenizer.decode(tokenizer.quantize(latents, schedule).latents)
+  decoded = tokenizer.decode(tokenizer.quantize(latents, schedule).quantized)
   np.testing.assert_allclose(decoded[:, 0], np.moveaxis(arrays["recon"], 1, -1), atol=2e-5)
   saved = json.loads((tmp_path / "new" / "tokenizer" / "tokenizer.json").read_text())
   assert checkpoint.name in saved["source"] and saved["config"]["num_bits"] == 48

@@ -276,26 +276,26 @@ def test_python_interface(trained):
 
   tokenizer = videoar_jax.load_tokenizer(trained)
   video = np.random.default_rng(0).uniform(-1, 1, (2, 5, 16, 16, 3)).astype(np.float32)
-  latents = tokenizer.latents(video)
+  latents = tokenizer.encode(video)
   assert latents.shape == (2, 2, 4, 4, 8)
   codes = tokenizer.quantize(latents)
   assert [bits.shape for bits in codes.bits] == [(2, 2, n, n, 8) for n in (1, 2, 4)]
   assert all(bits.dtype == np.uint8 for bits in codes.bits)
-  decoded = tokenizer.decode(codes.latents)
+  decoded = tokenizer.decode(codes.quantized)
   assert decoded.shape == video.shape and abs(np.asarray(decoded)).max() <= 1
   assert len(tokenizer.quantize(latents, ((2, 2), (4, 4))).bits) == 2
   checkpoint = videoar_jax.load_tokenizer(trained / "tokenizer" / "checkpoints" / "6")
-  np.testing.assert_array_equal(checkpoint.latents(video), latents)
+  np.testing.assert_array_equal(checkpoint.encode(video), latents)
   earlier = videoar_jax.load_tokenizer(trained / "tokenizer" / "checkpoints" / "4")
-  assert np.abs(np.asarray(earlier.latents(video)) - latents).max() > 0
+  assert np.abs(np.asarray(earlier.encode(video)) - latents).max() > 0
   with pytest.raises(ValueError, match="schedule ends at"):
     tokenizer.quantize(latents, ((1, 1), (2, 2)))
   with pytest.raises(ValueError, match=r"1 \+ 4 k"):
-    tokenizer.latents(video[:, :4])
+    tokenizer.encode(video[:, :4])
   with pytest.raises(ValueError, match="multiple of the tokenizer's stride"):
-    tokenizer.latents(video[:, :, :15])
+    tokenizer.encode(video[:, :, :15])
   with pytest.raises(ValueError, match="floats in"):
-    tokenizer.latents((video * 100).astype(np.uint8))
+    tokenizer.encode((video * 100).astype(np.uint8))
 
   model = videoar_jax.load_model(trained)
   prompts = ["a large red circle moves left", "a small blue star moves up"]
@@ -331,7 +331,10 @@ def test_python_interface(trained):
   [
     (["--config.data.num_frames=8"], "1 + 4 k"),
     (["--config.data.resolution=(16,18)"], "multiple of the tokenizer's stride"),
-    (["--config.generator.depht=3"], "generator.depht is not a field; did you mean 'depth'?"),
+    (
+      ["--config.generator.num_layer=3"],
+      "generator.num_layer is not a field; did you mean 'num_layers'?",
+    ),
     (["--config.dat.seed=1"], "config.dat is not a field; did you mean 'data'?"),
     (["--config.data.source=webcam"], "webcam"),
     (["--config.schedule=1 2"], "schedule ends at"),
@@ -434,7 +437,7 @@ def test_tokenizer_starts_from_an_image_tokenizer(tmp_path):
   image = videoar_jax.load_tokenizer(tmp_path / "image")
   trained = videoar_jax.load_tokenizer(tmp_path / "run")
   video = np.random.default_rng(1).uniform(-1, 1, (1, 5, 16, 16, 3)).astype(np.float32)
-  np.testing.assert_allclose(trained.latents(video), image.latents(video)[:, ::4], atol=1e-5)
+  np.testing.assert_allclose(trained.encode(video), image.encode(video)[:, ::4], atol=1e-5)
 
   # Other bits start two convolutions anew, and the log names them.
   done = run(command(tmp_path / "bits", *flags, "--config.tokenizer.num_bits=6", config=config))
@@ -463,7 +466,7 @@ ADVERSARIAL = [
 
 def adversarial_command(workdir, *extra):
   main = [sys.executable, "-m", "videoar_jax.main", f"--workdir={workdir}"]
-  config = "configs/tokenizer_ucf101.py:variant=quick,perceptual=0"
+  config = "configs/tokenizer_ucf101.py:variant=quick,lpips=0"
   return [*main, f"--config={config}", *ADVERSARIAL, *extra]
 
 

@@ -14,8 +14,7 @@ from videoar_jax import evaluate
 from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.evals import fvd, i3d, metrics, reconstruction, scores
 from videoar_jax.evals.media import write_mp4
-from videoar_jax.experiment import load
-from videoar_jax.experiment import parse as configs
+from videoar_jax.experiment import load, parse
 from videoar_jax.interop import weights
 from videoar_jax.tokenizers import lpips
 from videoar_jax.tokenizers.bsq import files
@@ -39,7 +38,7 @@ class BrighteningTokenizer:
 
   def quantize(self, latents):
     quantized = quantize(latents, SCHEDULE)
-    return Codes(quantized.bits, quantized.latents)
+    return Codes(quantized.bits, quantized.quantized)
 
   def decode(self, latents):
     return self._video + OFFSET / 127.5
@@ -50,7 +49,7 @@ def workdir(tmp_path, monkeypatch):
   """A quickstart's workdir, whose tokenizer is the fake one, and no weights."""
   folder = tmp_path / "run"
   folder.mkdir()
-  configs.save_config(quickstart.get_config(), folder / "config.json")
+  parse.save_config(quickstart.get_config(), folder / "config.json")
   config = load.find_run(folder)[1].tokenizer
   monkeypatch.setattr(load, "load_tokenizer", lambda path: BrighteningTokenizer(config))
   monkeypatch.setenv("VIDEOAR_JAX_WEIGHTS", str(tmp_path / "weights"))
@@ -111,7 +110,7 @@ def test_numbers_and_files(tmp_path, workdir, fake_networks, capsys):
   assert f"{psnr.mean():.2f}" in lines["PSNR,"]
   assert f"{psnr.min():.2f}" in lines["PSNR,"]
   assert f"other real ones: {expected:.1f})" in lines["rFVD"]
-  assert f"{use['scales'][0]['remainder']:.3f}" in lines["1x1"]
+  assert f"{use['scales'][0]['quantization_error']:.3f}" in lines["1x1"]
   assert "20 clips of sprites: 9 frames of 64x64 at 4 a second" in printed
 
   with av.open(str(files[1])) as container:

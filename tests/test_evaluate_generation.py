@@ -13,8 +13,7 @@ from videoar_jax import evaluate
 from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.evals import fvd, i3d, scores
 from videoar_jax.evals.media import write_mp4
-from videoar_jax.experiment import load
-from videoar_jax.experiment import parse as configs
+from videoar_jax.experiment import load, parse
 from videoar_jax.interop import weights
 from videoar_jax.tokenizers.bsq import files
 
@@ -53,7 +52,7 @@ class Copyist:
 def workdir(tmp_path, monkeypatch):
   folder = tmp_path / "run"
   folder.mkdir()
-  configs.save_config(quickstart.get_config(), folder / "config.json")
+  parse.save_config(quickstart.get_config(), folder / "config.json")
   model = Copyist(load.find_run(folder)[1].tokenizer)
   monkeypatch.setattr(load, "load_model", lambda path, **settings: model)
   monkeypatch.setenv("VIDEOAR_JAX_WEIGHTS", str(tmp_path / "weights"))
@@ -178,7 +177,7 @@ def test_a_run_without_a_generator_is_one_line(tmp_path, capsys):
   for name, wanted in (("tokenizer", "trains no generator"), ("quickstart", "train stage")):
     folder = tmp_path / name
     folder.mkdir()
-    configs.save_config(values, folder / "config.json")
+    parse.save_config(values, folder / "config.json")
     check_error(run, [folder, f"--out={tmp_path / 'out'}"], wanted, capsys)
     values = quickstart.get_config()
 

@@ -9,7 +9,7 @@ import pytest
 from videoar_jax import main
 from videoar_jax.experiment import run
 from videoar_jax.experiment.command_line import add_field, read_config
-from videoar_jax.parallel import processes as hosts
+from videoar_jax.parallel import processes
 from videoar_jax.runtime.preemption import Preempted
 
 
@@ -19,7 +19,7 @@ def command(monkeypatch, tmp_path):
   handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
   for flag, value in (("CONFIG", {}), ("WORKDIR", tmp_path), ("STAGE", "I"), ("DISTRIBUTED", 0)):
     monkeypatch.setattr(main, flag, types.SimpleNamespace(value=value))
-  monkeypatch.setattr(hosts, "start", lambda is_distributed: None)
+  monkeypatch.setattr(processes, "start", lambda is_distributed: None)
 
   def give(train):
     fake = types.SimpleNamespace(train=train, workdir=tmp_path, is_finished=False)
@@ -61,7 +61,7 @@ def test_one_of_several_processes_ends_at_once_and_so_does_what_hangs(command, m
   ends = []
   monkeypatch.setattr(os, "_exit", ends.append)
   command(fail(TimeoutError("the save hangs")))
-  monkeypatch.setattr(hosts, "name", lambda: "process 1 of 2")
+  monkeypatch.setattr(processes, "name", lambda: "process 1 of 2")
   for error in (RuntimeError("another process is gone"), ValueError(), KeyboardInterrupt()):
     command(fail(error))
   assert ends == [134, 134, 1, 130]

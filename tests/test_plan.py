@@ -15,13 +15,12 @@ from videoar_jax.experiment.command_line import read_config
 from videoar_jax.experiment.parse import finalize
 from videoar_jax.parallel.hardware import parse_topology
 from videoar_jax.parallel.mesh import MeshConfig
-from videoar_jax.planning import search
-from videoar_jax.planning import step_plan as draft
+from videoar_jax.planning import search, step_plan
 from videoar_jax.planning.pod import Pod, parse_mesh
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = "--config=configs/quickstart.py"
-TINY = ["--config.generator.depth=1", "--config.stage.generator.loop.batch_size=8"]
+TINY = ["--config.generator.num_layers=1", "--config.stage.generator.loop.batch_size=8"]
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +43,7 @@ def counted_pod(name):
 def golden_draft(config, name, pod, mesh):
   run = finalize(read_config(config))
   stage = next(stage for stage in run.stages if stage.name == name)
-  return draft.StepPlan.of(run, stage, pod, parse_mesh(mesh))
+  return step_plan.StepPlan.of(run, stage, pod, parse_mesh(mesh))
 
 
 def mebibytes(words):
@@ -142,7 +141,7 @@ def test_search_leaves_out_what_does_not_divide_alone(monkeypatch):
 def test_a_tokenizer_is_planned_with_the_scales_of_its_own_stage():
   """The text-to-video run is of 384x672 pixels, its tokenizer learns at 256x256."""
   run = finalize(videoar_t2v.get_config("size=tiny,data=x,images=y"))
-  made = draft.StepPlan.of(run, run.stages[0], counted_pod("h100:1"), MeshConfig(data=1))
+  made = step_plan.StepPlan.of(run, run.stages[0], counted_pod("h100:1"), MeshConfig(data=1))
   assert run.schedule[-1] == (24, 42) and made.trainer.task.schedule[-1] == (16, 16)
 
 
@@ -151,7 +150,7 @@ def test_the_largest_shape_of_a_mixture_is_planned():
   stage = run.stages[1]
   tokens = {}
   for ways in (1, 512):
-    largest = draft.with_largest_shape(run, stage, ways)
+    largest = step_plan.with_largest_shape(run, stage, ways)
     tokens[ways] = largest.loop.batch_size * run.layout_of(largest.data).length
     for part in stage.mixture:
       for shape in part.shapes:
@@ -193,8 +192,8 @@ def test_a_missing_config_is_named(capsys):
 )
 def test_what_does_not_fit_says_by_how_much(text):
   """In both of the compiler's wordings."""
-  found = draft._describe(Exception(f"RESOURCE_EXHAUSTED: {text}"), "split fsdp")
-  assert isinstance(found, draft.DoesNotFit)
+  found = step_plan._describe(Exception(f"RESOURCE_EXHAUSTED: {text}"), "split fsdp")
+  assert isinstance(found, step_plan.DoesNotFit)
   assert "20.10G of 15.75G" in str(found) and "4.35G too much" in str(found)
   assert "fsdp" in str(found)
 
@@ -270,7 +269,7 @@ def test_golden_plans_compile_to_fit(name):
 
 @pytest.mark.slow
 def test_a_step_that_is_too_large_says_by_how_much():
-  large = ["--config.generator.width=16384", "--config.generator.mlp_dim=65536"]
+  large = ["--config.generator.d_model=16384", "--config.generator.mlp_dim=65536"]
   done = compiled_plan(CONFIG, *TINY, "--topology=v5e:2x2", "--mesh=data:4", *large)
   assert done.returncode == 2, done.stdout[-2000:]
   numbers = re.search(r"needs ([\d.]+)G of ([\d.]+)G of .*?, ([\d.]+)G too much", done.stderr)

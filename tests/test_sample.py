@@ -34,7 +34,7 @@ class FakeModel:
 
   def sample(self, prompts, num_frames=None, seed=0, **settings):
     guidance_table(settings.get("guidance", 1.0), 3, 4)
-    numbers = settings.pop("numbers", None) or range(len(prompts))
+    numbers = settings.pop("sample_ids", None) or range(len(prompts))
     self.calls.append((prompts, num_frames, seed, settings))
     clips = np.zeros((len(prompts), num_frames or 9, 64, 64, 3), np.uint8)
     return (
@@ -183,7 +183,9 @@ def test_given_frames_are_passed_on(tmp_path, model):
   colours[:, :16] = colours[:, 64:] = 255  # Outside the middle square.
   Image.fromarray(colours).save(tmp_path / "wide.png")
   flags = ["--workdir=w", "--prompt=x", "--num_samples=1", f"--out={tmp_path / 'out'}"]
-  assert run(*flags, f"--video={tmp_path / 'fits.mp4'}", "--overlap_frames=5", "--num_frames=17") == 0
+  assert (
+    run(*flags, f"--video={tmp_path / 'fits.mp4'}", "--overlap_frames=5", "--num_frames=17") == 0
+  )
   assert run(*flags, f"--video={tmp_path / 'large.mp4'}", "--resize") == 0
   assert run(*flags, f"--image={tmp_path / 'wide.png'}", "--resize", "--window=2") == 0
   first, second, third = (settings for *_, settings in model.calls)
@@ -257,7 +259,8 @@ def test_classes_are_those_of_the_data_or_the_config(tmp_path, capsys, monkeypat
 def test_shots_go_on_from_each_other(tmp_path, model):
   flags = ["--workdir=w", "--num_samples=2", f"--out={tmp_path}", "--num_frames=5", "--multi_shot"]
   assert (
-    run(*flags, "--prompt=a star", "--prompt=b", "--prompt=c", "--overlap_frames=5", "--top_p=0.5") == 0
+    run(*flags, "--prompt=a star", "--prompt=b", "--prompt=c", "--overlap_frames=5", "--top_p=0.5")
+    == 0
   )
   rest = {"overlap_frames": 5, "top_p": 0.5}
   assert model.calls == [

@@ -56,7 +56,9 @@ def main(argv: list[str] | None = None) -> int:
   command = commands.add_parser("sample", help=text, description=text)
   command.add_argument("--size", choices=SIZES, default="small", help="of the random network")
   command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-  command.add_argument("--past", choices=("scales", "final"), default="scales", help="see `Layout`")
+  command.add_argument(
+    "--context", choices=("scales", "full_frame"), default="scales", help="see `Layout`"
+  )
   command.add_argument("--batch_size", type=int, default=1, help="clips at a time")
   command.add_argument("--repeats", type=int, default=5, help="measurements; the median counts")
   command.set_defaults(run=sample_table)
@@ -113,7 +115,7 @@ def tokenizer_table(options: argparse.Namespace) -> str:
 
   from videoar_jax.experiment.load import load_tokenizer
   from videoar_jax.nn.layers import count_parameters
-  from videoar_jax.parallel import roofline as limits
+  from videoar_jax.parallel import roofline
   from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder, AutoencoderConfig
   from videoar_jax.tokenizers.bsq.flops import decoder_flops, encoder_flops
 
@@ -137,9 +139,9 @@ def tokenizer_table(options: argparse.Namespace) -> str:
   calls = {
     "encode": lambda: encode(module, video),
     "decode": lambda: decode(module, latents),
-    "product": limits.products("float32"),
+    "product": roofline.products("float32"),
   }
-  seconds = limits.interleave(calls, options.repeats)
+  seconds = roofline.interleave(calls, options.repeats)
   product, encode, decode = (
     calls["product"].amount / seconds["product"],
     seconds["encode"],
@@ -152,7 +154,7 @@ def tokenizer_table(options: argparse.Namespace) -> str:
     f"one device, {device.device_kind}",
     f"{count_parameters(module):,} parameters, {config.num_bits} bits, latent "
     f"{'x'.join(map(str, latent_shape))}",
-    f"matrix products of {limits.SIDE} a side: {product / 1e9:,.0f} GFLOP/s",
+    f"matrix products of {roofline.SIDE} a side: {product / 1e9:,.0f} GFLOP/s",
     "",
     "          s a clip      pixels/s   GFLOP a clip   GFLOP/s  of the limit",
   ]
@@ -186,14 +188,14 @@ def sample_table(options: argparse.Namespace) -> str:
   from videoar_jax.models.videoar.layout import Layout
   from videoar_jax.models.videoar.network import Generator, GeneratorConfig
   from videoar_jax.nn.layers import count_parameters
-  from videoar_jax.parallel import roofline as limits
+  from videoar_jax.parallel import roofline
 
   for name in ("batch_size", "repeats"):
     if getattr(options, name) < 1:
       raise ValueError(f"--{name}={getattr(options, name)} must be at least 1")
-  settings = {"num_bits": 48, "vocabulary_size": 258, "past": options.past}
+  settings = {"num_bits": 48, "vocabulary_size": 258, "context": options.context}
   config = GeneratorConfig(**_network(options.size), **settings)
-  layout = Layout(1, 5, tuple((n, n) for n in (1, 2, 3, 4, 6, 8)), past=options.past)
+  layout = Layout(1, 5, tuple((n, n) for n in (1, 2, 3, 4, 6, 8)), context=options.context)
   dtype, b = jnp.dtype(options.dtype), options.batch_size
 
   def make(key):
@@ -205,7 +207,7 @@ def sample_table(options: argparse.Namespace) -> str:
 
   def run(model, text, keys):
     table = jnp.full((layout.num_frames, layout.num_scales), 3.0)
-    return decode(model, layout, text, jnp.ones(1, jnp.int32), keys, table).latents
+    return decode(model, layout, text, jnp.ones(1, jnp.int32), keys, table).quantized
 
   weights = sum(x.nbytes for x in jax.tree.leaves(model.blocks))
   begin = time.perf_counter()
@@ -213,10 +215,10 @@ def sample_table(options: argparse.Namespace) -> str:
   compile_s = time.perf_counter() - begin
   calls = {
     "clip": lambda: compiled(model, text, keys),
-    "product": limits.products(options.dtype),
-    "read": limits.reads(options.dtype),
+    "product": roofline.products(options.dtype),
+    "read": roofline.reads(options.dtype),
   }
-  seconds = limits.interleave(calls, options.repeats)
+  seconds = roofline.interleave(calls, options.repeats)
   flops = 2 * b * forward_flops(config, layout)
   steps = 1 + layout.num_frames * layout.num_scales
   if layout.final_size:
@@ -251,7 +253,7 @@ def training_table(options: argparse.Namespace) -> str:
   from videoar_jax.models.videoar.flops import forward_flops, parameter_bytes, training_flops
   from videoar_jax.models.videoar.task import GeneratorTask
   from videoar_jax.nn.layers import count_parameters
-  from videoar_jax.parallel import roofline as limits
+  from videoar_jax.parallel import roofline
   from videoar_jax.parallel.mesh import MeshConfig, make_mesh
   from videoar_jax.train.loop import Trainer
 
@@ -278,7 +280,7 @@ def training_table(options: argparse.Namespace) -> str:
     shape = (b, layout.num_frames, layout.num_scales)
     ratios = corruption.draw_ratios(jax.random.key(0), *shape, settings)
     flips = corruption.draw_flips(jax.random.key(1), ratios, schedule, config.num_bits)
-    return corruption.corrupt(latents, schedule, flips, layout.previous)
+    return corruption.corrupt(latents, schedule, flips, layout.prev_frame_input)
 
   def step():
     nonlocal state
@@ -292,10 +294,10 @@ def training_table(options: argparse.Namespace) -> str:
     "with gradient": lambda: gradient(state["params"], batch),
     "whole step": step,
     "corruption": lambda: corrupted(batch["latents"]),
-    "product": limits.products(config.dtype),
+    "product": roofline.products(config.dtype),
   }
   with jax.set_mesh(mesh):
-    seconds = limits.interleave(calls, options.repeats)
+    seconds = roofline.interleave(calls, options.repeats)
   limit = calls["product"].amount / seconds["product"]
   lines = [
     f"{layout.num_frames} latent frames, {layout.length} tokens, batches of {b}, {config.dtype}, "
@@ -304,7 +306,7 @@ def training_table(options: argparse.Namespace) -> str:
     f"{parameter_bytes(config, layout) / 2**20:,.0f} MiB; attention "
     f"{trainer.template.module(state['params']).attention_backend()}, remat {config.remat}, "
     f"{stage.loop.optimizer.kind}",
-    f"matrix products of {limits.SIDE} a side: {limit / 1e9:,.0f} GFLOP/s",
+    f"matrix products of {roofline.SIDE} a side: {limit / 1e9:,.0f} GFLOP/s",
     "",
     "                   s      tokens/s   GFLOP a step   GFLOP/s  of the limit",
   ]
@@ -361,10 +363,10 @@ def _network(size: str) -> dict:
   """Returns the generator's settings of a named size, for this machine."""
   import jax
 
-  names = ("depth", "width", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
+  names = ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
   settings = dict(zip(names, SIZES[size], strict=True))
   # Compiling each layer by itself pays for few of them.
-  return settings | {"scan_layers": jax.default_backend() != "cpu" or settings["depth"] > 12}
+  return settings | {"scan_layers": jax.default_backend() != "cpu" or settings["num_layers"] > 12}
 
 
 def data_table(options: argparse.Namespace) -> str:

@@ -60,22 +60,22 @@ def main(argv: list[str]) -> int:
   )
   from videoar_jax.evals.report import write_report
   from videoar_jax.experiment.run import Run
-  from videoar_jax.parallel import processes as hosts
+  from videoar_jax.parallel import processes
   from videoar_jax.runtime.preemption import Preempted
   from videoar_jax.runtime.watch import GoodputTracker, report_at_exit
 
   try:
-    hosts.start(DISTRIBUTED.value)
+    processes.start(DISTRIBUTED.value)
     run = Run(CONFIG.value, pathlib.Path(WORKDIR.value).absolute())
     has_trained = run.train(STAGE.value)
     # Nobody asks any more whether to stop, and there is nothing left to save.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if STAGE.value is not None and not run.is_finished:
-      if hosts.is_first():
+      if processes.is_first():
         print(f"stage {STAGE.value} is finished; others are not yet")
       return 0
     is_reported = not has_trained and (run.workdir / "report.md").exists()
-    if hosts.is_first() and not is_reported:
+    if processes.is_first() and not is_reported:
       # The time of a run that went on is not this command's.
       seconds = time.perf_counter() - started if run.is_new else None
       with report_at_exit(GoodputTracker("report")):
@@ -87,11 +87,11 @@ def main(argv: list[str]) -> int:
           run.test_source,
           seconds=seconds,
         )
-    if hosts.is_first():
+    if processes.is_first():
       print(f"report: {run.workdir / 'report.md'}")
-    hosts.wait_for_all("the report is written", timeout_s=REPORT_TIMEOUT_S)
+    processes.wait_for_all("the report is written", timeout_s=REPORT_TIMEOUT_S)
   except Preempted as stopped:
-    if hosts.is_first():
+    if processes.is_first():
       print(f"{stopped}. The same command goes on from there.")
     return leave(stopped.status)
   except KeyboardInterrupt:
@@ -115,9 +115,9 @@ def end(message: str, status: int, *, is_hanging: bool = False) -> int:
 
   One of several processes ends here, at once, which ends the others; so does what hangs.
   """
-  from videoar_jax.parallel import processes as hosts
+  from videoar_jax.parallel import processes
 
-  name = hosts.name()
+  name = processes.name()
   print(f"{name}: {message}" if name else message, file=sys.stderr, flush=True)
   leave(status)
   if name or is_hanging:

@@ -111,8 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     "--overlap_frames",
     type=int,
     default=unset,
-    help="for more frames than in training, and --multi_shot: encode so many last frames anew and go on "
-    "from them",
+    help="for more frames than in training, and --multi_shot: encode so many last frames again "
+    "and continue from them",
   )
   longer.add_argument(
     "--stream", action="store_true", help="write frames as png files as soon as they are ready"
@@ -120,8 +120,8 @@ def _parser() -> argparse.ArgumentParser:
   add(
     "--multi_shot",
     action="store_true",
-    help="the prompts are shots of one video: each goes on from the last --overlap_frames frames (1 if "
-    "not said) of the one before it, with as many frames again",
+    help="the prompts are shots of one video: each continues from the last --overlap_frames (1 "
+    "if not set) of the one before it, with as many frames again",
   )
   add(
     "--window",
@@ -266,10 +266,14 @@ def _settings(options: argparse.Namespace, model, prompts: list[str], frame_rate
   """
   num_frames = getattr(options, "num_frames", None)
   _check_frames(num_frames, model.tokenizer.config.temporal_stride)
-  if hasattr(options, "overlap_frames") and (num_frames or 0) <= model.num_frames and not options.multi_shot:
+  if (
+    hasattr(options, "overlap_frames")
+    and (num_frames or 0) <= model.num_frames
+    and not options.multi_shot
+  ):
     raise ValueError(
-      f"--overlap_frames={options.overlap_frames} is for clips longer than the trained {model.num_frames} "
-      "frames, or --multi_shot; set --num_frames, or leave it out"
+      f"--overlap_frames={options.overlap_frames} is for clips longer than the trained "
+      f"{model.num_frames} frames, or --multi_shot; set --num_frames, or leave it out"
     )
   for prompt in prompts:
     model.text_encoder.encode(prompt)
@@ -306,7 +310,7 @@ def _clips(
   ]
   for batch in (wanted[i : i + BATCH_SIZE] for i in range(0, len(wanted), BATCH_SIZE)):
     texts, numbers = [prompt for prompt, *_ in batch], [number for *_, number in batch]
-    clips = model.sample(texts, num_frames, options.seed, numbers=numbers, **settings)
+    clips = model.sample(texts, num_frames, options.seed, sample_ids=numbers, **settings)
     yield (
       [f"{stem}_{options.seed}_{number}" for _, stem, number in batch],
       [f"{prompt}   #{number}" for prompt, _, number in batch],
@@ -317,13 +321,18 @@ def _clips(
 def _shots(options: argparse.Namespace, model, prompts: list[str], settings: dict) -> np.ndarray:
   """Returns clips of one shot after the other, each going on from the last frames before it."""
   first, *more = ([prompt] * options.num_samples for prompt in prompts)
-  num_frames, overlap_frames = getattr(options, "num_frames", None), settings.pop("overlap_frames", 1)
+  num_frames, overlap_frames = (
+    getattr(options, "num_frames", None),
+    settings.pop("overlap_frames", 1),
+  )
   clips = model.sample(first, num_frames, options.seed, **settings)
   settings = {name: settings[name] for name in settings if name not in ("image", "video")}
   added = clips.shape[1] - 1
   for texts in more:
     length = clips.shape[1] + added
-    clips = model.extend(clips, texts, length, options.seed, overlap_frames=overlap_frames, **settings)
+    clips = model.extend(
+      clips, texts, length, options.seed, overlap_frames=overlap_frames, **settings
+    )
   return clips
 
 
@@ -341,7 +350,9 @@ def _given(options, model, num_frames: int | None, frame_rate: float) -> dict[st
   if hasattr(options, "video"):
     stride = model.tokenizer.config.temporal_stride
     # With another length than the trained one, the first window is to hold them all the same.
-    longest = model.num_frames if hasattr(options, "overlap_frames") else num_frames or model.num_frames
+    longest = (
+      model.num_frames if hasattr(options, "overlap_frames") else num_frames or model.num_frames
+    )
     video = read_video(
       options.video,
       model.resolution,

@@ -17,8 +17,7 @@ from videoar_jax.data.mixture import Mixture, make_buckets
 from videoar_jax.data.pipeline import DataConfig, make_iterator, make_source
 from videoar_jax.data.sources import records, shards
 from videoar_jax.evals import report
-from videoar_jax.experiment import inputs as batches
-from videoar_jax.experiment import stages
+from videoar_jax.experiment import inputs, stages
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.text.tokenizers import ByteTokenizer
 
@@ -190,7 +189,7 @@ def test_captions_of_a_mixture_that_cannot_be_encoded_are_faults(captions):
 def test_captions_that_cannot_be_encoded_are_neither_shown_nor_cached(captions, monkeypatch):
   encoder = ByteTokenizer(8)
   mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-  media = batches.media_batch(captions, encoder, mesh)
+  media = inputs.media_batch(captions, encoder, mesh)
   texts = ("one", "three", "three", "one")
   np.testing.assert_array_equal(media["text"], [encoder.encode(text) for text in texts])
   report_config = types.SimpleNamespace(num_clips=3, num_prompts=3)

@@ -36,10 +36,10 @@ def test_remainder_is_what_the_quantizer_leaves():
   use = CodebookUsage()
   for part in (latents[:2], latents[2:]):
     use.add(part, quantize(jnp.asarray(part), SCHEDULE).bits)
-  found = [scale["remainder"] for scale in use.summary()["scales"]]
+  found = [scale["quantization_error"] for scale in use.summary()["scales"]]
   norm = np.linalg.norm(latents)
   expected = [
-    np.linalg.norm(latents - quantize(jnp.asarray(latents), SCHEDULE, jnp.asarray(k)).latents)
+    np.linalg.norm(latents - quantize(jnp.asarray(latents), SCHEDULE, jnp.asarray(k)).quantized)
     for k in (1, 2, 3)
   ]
   np.testing.assert_allclose(found, np.array(expected) / norm, rtol=1e-5)

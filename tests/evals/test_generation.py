@@ -122,7 +122,7 @@ def test_clips_that_fill_a_batch_up_do_not_count(source, monkeypatch):
       np.testing.assert_array_equal(model.clips[prompt], clip)
     return {"loss": clips.mean((1, 2, 3, 4)), "bit_accuracy/scale_0": np.ones(len(clips))}
 
-  model.score = predict
+  model.score = score
   found = generation.measure(model, source, NUM_CLIPS).scores()
   assert sizes == [(3, 3)] * 3
   order = scores.draw(source, NUM_CLIPS)

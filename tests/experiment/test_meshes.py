@@ -15,7 +15,7 @@ import pytest
 from test_token_cache import make_config, save_tokenizer
 
 from videoar_jax.data.pipeline import make_source
-from videoar_jax.experiment import parse as config
+from videoar_jax.experiment import parse
 from videoar_jax.experiment.inputs import Batches
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh, shard_batch
@@ -32,7 +32,7 @@ MESHES = {
 # So that eight divide heads, widths and batches.
 CONFIG = {
   "stages": ("tokenizer", "generator"),
-  "generator.width": 64,
+  "generator.d_model": 64,
   "generator.num_heads": 8,
   "generator.num_kv_heads": 8,
   "generator.head_dim": 8,
@@ -64,7 +64,7 @@ def compare():
   with tempfile.TemporaryDirectory() as folder:
     workdir = pathlib.Path(folder)
     save_tokenizer(values, workdir, seed=0)
-    run = config.finalize(values)
+    run = parse.finalize(values)
     meshes = {"one": make_mesh(MeshConfig(data=1), jax.devices()[:1])}
     for name, sizes in MESHES.items():
       meshes[name] = make_mesh(MeshConfig(**{"data": 1} | sizes))

@@ -11,8 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from test_token_cache import make_config, save_tokenizer
 
-from videoar_jax.experiment import load, run
-from videoar_jax.experiment import parse as config
+from videoar_jax.experiment import load, parse, run
 from videoar_jax.experiment.inputs import Batches
 from videoar_jax.experiment.load import find_stage, load_model, load_tokenizer
 from videoar_jax.models.videoar.task import GeneratorTask
@@ -30,8 +29,8 @@ def sized(**changes):
   settings = {
     "stages": ("tokenizer", "I", "II"),
     "schedule": "1 2 4",
-    "generator.past": "scales",
-    "generator.previous": "first",
+    "generator.context": "scales",
+    "generator.prev_frame_input": "first_scale",
     "stage.I": {"kind": "generator", "mixture": small, "loop": loop},
     "stage.II": {
       "kind": "generator",
@@ -119,7 +118,7 @@ def test_models_of_several_resolutions(trained):
 def test_learned_positions_are_of_one_shape():
   """A picture turned by a quarter has as many tokens, of which each stands somewhere else."""
   changes = {"data.resolution": (16, 24), "schedule": "", "generator.positions": "learned"}
-  settings = config.finalize(make_config(**changes))
+  settings = parse.finalize(make_config(**changes))
   stage = settings.stages[-1]
   with pytest.raises(ValueError, match=r"resolution=24x16: learned positions are of one shape"):
     load._layout(settings, stage, (24, 16))
@@ -152,7 +151,7 @@ def test_tokenizer_needs_no_text(trained, tmp_path):
 def test_batches_cost_the_same():
   values = sized()
   values.stage.I.mixture.clips.num_frames = (5, 9)
-  settings = config.finalize(values)
+  settings = parse.finalize(values)
   batches = Batches(settings, run.make_mesh(settings.mesh, jax.devices()[:1]))
   stage = settings.stages[1]
   sources = [run.make_source(part.data, "train") for part in stage.mixture]
@@ -169,7 +168,7 @@ def test_batches_cost_the_same():
 
 def test_batches_that_cost_more_are_told(caplog):
   values = sized(mesh={"data": 2})
-  settings = config.finalize(values)
+  settings = parse.finalize(values)
   batches = Batches(settings, run.make_mesh(settings.mesh, jax.devices()[:2]))
   stage = settings.stages[1]
   budget = 4 * settings.layout_of(stage.data).length
@@ -203,19 +202,19 @@ def test_mixtures_that_cannot_be_are_named(changes, message):
   values = sized()
   values.stage.I.mixture = changes
   with pytest.raises(ValueError, match=message):
-    config.finalize(values)
+    parse.finalize(values)
 
 
 def test_networks_that_cannot_serve_all_stages_are_named():
-  for name, value in (("past", "final"), ("positions", "learned")):
+  for name, value in (("context", "full_frame"), ("positions", "learned")):
     values = sized()
     values.generator[name] = value
     with pytest.raises(ValueError, match=rf"generator\.{name}='{value}' has one"):
-      config.finalize(values)
+      parse.finalize(values)
   values = sized()
   values.stage.tokenizer.mixture = {"clips": {"weight": 1.0}}
   with pytest.raises(ValueError, match=r"stage\.tokenizer\.mixture is for generators"):
-    config.finalize(values)
+    parse.finalize(values)
 
 
 def test_a_tokenizer_alone_trains_on_images_and_clips(tmp_path, monkeypatch):

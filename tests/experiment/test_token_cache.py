@@ -17,9 +17,7 @@ from configs import quickstart
 from videoar_jax import convert
 from videoar_jax.data.sources import latents
 from videoar_jax.data.synthetic.sprites import SpritesSource
-from videoar_jax.experiment import parse as config
-from videoar_jax.experiment import run
-from videoar_jax.experiment import token_cache as cache
+from videoar_jax.experiment import parse, run, token_cache
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.videoar.task import GeneratorTask
 from videoar_jax.parallel.mesh import make_mesh
@@ -46,8 +44,8 @@ def make_config(**changes):
     "tokenizer.num_groups": 1,
     "tokenizer.num_bits": 4,
     "schedule": "1 4",
-    "generator.depth": 1,
-    "generator.width": 16,
+    "generator.num_layers": 1,
+    "generator.d_model": 16,
     "generator.num_heads": 1,
     "generator.num_kv_heads": 1,
     "generator.head_dim": 16,
@@ -82,7 +80,7 @@ def trained(tmp_path_factory):
 
 
 def save_tokenizer(values, workdir, seed):
-  settings = config.finalize(values)
+  settings = parse.finalize(values)
   stages = Stages(settings, workdir, make_mesh(settings.mesh))
   stage = settings.stages[0]
   trainer = Trainer(stages.make_task(stage), stage.loop, stages.mesh, seed)
@@ -148,13 +146,13 @@ def test_a_run_from_the_cache_goes_on_bit_for_bit(records):
 
 @pytest.fixture(scope="module")
 def stages(trained):
-  settings = config.finalize(make_config())
+  settings = parse.finalize(make_config())
   return Stages(settings, trained, make_mesh(settings.mesh))
 
 
 @pytest.fixture(scope="module")
 def encoding(stages):
-  """What `cache.encode` takes after the folder and before the mesh."""
+  """What `token_cache.encode` takes after the folder and before the mesh."""
   (stage,) = stages.run.caches
   source = SpritesSource("train", num_frames=5, resolution=(16, 16), frame_rate=4.0)
   template, params, index = stages._encoder_of(stage, source)
@@ -179,9 +177,9 @@ def test_a_batch_that_hangs_ends_the_process(encoding, stages, tmp_path, monkeyp
   index, source, template, params = encoding
   ended = threading.Event()
   monkeypatch.setattr(os, "_exit", lambda status: status == 134 and ended.set())
-  monkeypatch.setattr(cache, "BATCH_TIMEOUT_S", 0.1)
+  monkeypatch.setattr(token_cache, "BATCH_TIMEOUT_S", 0.1)
   monkeypatch.setattr(
-    cache, "Watchdog", functools.partial(Watchdog, floor_s=0.2, file=sys.__stderr__)
+    token_cache, "Watchdog", functools.partial(Watchdog, floor_s=0.2, file=sys.__stderr__)
   )
 
   class Hanging:
@@ -190,14 +188,14 @@ def test_a_batch_that_hangs_ends_the_process(encoding, stages, tmp_path, monkeyp
       assert clip < index.num_clips - 1 or ended.wait(60)
       return source[clip]
 
-  cache.encode(tmp_path / "cache", index, Hanging(), template, params, stages.mesh, 2)
+  token_cache.encode(tmp_path / "cache", index, Hanging(), template, params, stages.mesh, 2)
   assert ended.is_set()
 
 
 def test_an_encoding_that_was_killed_goes_on(encoding, stages, tmp_path):
   index, source, template, params = encoding
   rest = (template, params, stages.mesh, 4)
-  cache.encode(tmp_path / "whole", index, source, *rest)
+  token_cache.encode(tmp_path / "whole", index, source, *rest)
 
   class Failing:
     def __getitem__(self, clip):
@@ -206,11 +204,11 @@ def test_an_encoding_that_was_killed_goes_on(encoding, stages, tmp_path):
       return source[clip]
 
   with pytest.raises(KeyboardInterrupt):
-    cache.encode(tmp_path / "cut", index, Failing(), *rest)
+    token_cache.encode(tmp_path / "cut", index, Failing(), *rest)
   assert index.missing(tmp_path / "cut") == [2, 3, 4]
   first = index.path(tmp_path / "cut", 0)
   written = first.stat().st_mtime_ns
-  cache.encode(tmp_path / "cut", index, source, *rest)
+  token_cache.encode(tmp_path / "cut", index, source, *rest)
   assert first.stat().st_mtime_ns == written
   files = sorted(path.name for path in (tmp_path / "whole").iterdir())
   assert files == sorted(path.name for path in (tmp_path / "cut").iterdir())
@@ -222,10 +220,10 @@ def test_an_encoding_that_is_told_to_stop_keeps_whole_shards(
   encoding, stages, tmp_path, monkeypatch
 ):
   answers = iter([False, False, True])
-  monkeypatch.setattr(cache.hosts, "is_preemption_agreed", lambda: next(answers))
+  monkeypatch.setattr(token_cache.processes, "is_preemption_agreed", lambda: next(answers))
   index, source, template, params = encoding
   with pytest.raises(Preempted, match="SIGTERM") as stopped:
-    cache.encode(tmp_path, index, source, template, params, stages.mesh, 4)
+    token_cache.encode(tmp_path, index, source, template, params, stages.mesh, 4)
   assert stopped.value.status == 143 and 0 not in index.missing(tmp_path) != []
 
 
@@ -235,10 +233,10 @@ def test_the_index_is_written_by_one_process_before_any_goes_on(
   """As process 1 of two, which finds its folder empty where the first finds one shard missing."""
   index, source, template, params = encoding
   waited, listed = [], np.arange(index.num_shards) == 2
-  monkeypatch.setattr(cache.hosts, "is_first", lambda: False)
-  monkeypatch.setattr(cache.hosts, "wait_for_all", waited.append)
-  monkeypatch.setattr(cache.hosts, "broadcast", lambda is_missing: listed)
-  cache.encode(tmp_path, index, source, template, params, stages.mesh, 4)
+  monkeypatch.setattr(token_cache.processes, "is_first", lambda: False)
+  monkeypatch.setattr(token_cache.processes, "wait_for_all", waited.append)
+  monkeypatch.setattr(token_cache.processes, "broadcast", lambda is_missing: listed)
+  token_cache.encode(tmp_path, index, source, template, params, stages.mesh, 4)
   assert len(waited) == 2 and waited[0] == f"the index of {tmp_path} is written"
   assert [path.name for path in tmp_path.iterdir()] == [index.path(tmp_path, 2).name]
 
@@ -258,7 +256,7 @@ def test_a_stale_cache_is_named_before_anything_is_written(records, trained, tmp
 def test_a_tokenizer_of_other_weights_is_found_out(records, trained, tmp_path):
   values = make_config(**{"stage.cache.path": str(trained / "cache")})
   save_tokenizer(values, tmp_path, seed=1)
-  settings = config.finalize(values)
+  settings = parse.finalize(values)
   others = Stages(settings, tmp_path, make_mesh(settings.mesh))
   source = SpritesSource("train", num_frames=5, resolution=(16, 16), frame_rate=4.0)
   others.check_cache(settings.caches[0], source)  # As far as can be known before the training.
@@ -270,11 +268,11 @@ def test_a_tokenizer_of_other_weights_is_found_out(records, trained, tmp_path):
 
 def test_the_encoder_alone_has_a_fingerprint(encoding):
   params = encoding[3]
-  first = cache.encoder_fingerprint(params)
+  first = token_cache.encoder_fingerprint(params)
   decoder = jax.tree.map(lambda x: x + 1, params["decoder"])
-  assert cache.encoder_fingerprint(params | {"decoder": decoder}) == first
+  assert token_cache.encoder_fingerprint(params | {"decoder": decoder}) == first
   encoder = jax.tree.map(lambda x: x + 1e-6, params["encoder"])
-  assert cache.encoder_fingerprint(params | {"encoder": encoder}) != first
+  assert token_cache.encoder_fingerprint(params | {"encoder": encoder}) != first
 
 
 def test_a_cache_that_is_read_up_is_not_made_again(stages, records):
@@ -307,7 +305,7 @@ def test_a_cache_that_is_read_up_is_not_made_again(stages, records):
 )
 def test_wrong_settings_are_named(changes, message):
   with pytest.raises(ValueError, match=message):
-    config.finalize(make_config(**changes))
+    parse.finalize(make_config(**changes))
 
 
 def test_a_batch_that_does_not_divide_is_named(tmp_path):
@@ -320,7 +318,7 @@ def test_a_generator_reads_the_last_cache_after_the_last_tokenizer():
   values.stage.more = values.stage.tokenizer
   values.stage.last = values.stage.generator
   values.stages = ("tokenizer", "cache", "generator", "more", "last")
-  stages = config.finalize(values).stages
+  stages = parse.finalize(values).stages
   assert [stage.cache and stage.cache.name for stage in stages] == [None, "cache", None, None]
 
 
@@ -329,11 +327,11 @@ def test_weights_go_out_to_safetensors_and_start_another_run(stages, tmp_path, c
   (stages.workdir / "config.json").write_text(json.dumps(make_config().to_dict()))
   command = ["weights", f"--workdir={stages.workdir}", f"--stage={name}", f"--out={path}"]
   assert convert.main(command) == 0, capsys.readouterr().err
-  other = config.finalize(make_config(**{f"stage.{name}.start": str(path)}))
+  other = parse.finalize(make_config(**{f"stage.{name}.start": str(path)}))
   other = Stages(other, tmp_path / "other", stages.mesh)
   params = other._first_params(other.run.stages[0], seed=3)
   jax.tree.map(np.testing.assert_array_equal, params, stages.load_params(stages.run.stages[0])[1])
   wider = make_config(**{f"stage.{name}.start": str(path), "tokenizer.base_channels": 8})
-  wider = Stages(config.finalize(wider), tmp_path / "wider", stages.mesh)
+  wider = Stages(parse.finalize(wider), tmp_path / "wider", stages.mesh)
   with pytest.raises(ValueError, match=rf"stage\.{name}\.start=.*shape: "):
     wider._first_params(wider.run.stages[0], seed=3)

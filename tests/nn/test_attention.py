@@ -89,7 +89,9 @@ def test_rule_is_that_of_its_words(name):
   everything = np.ones(rule.prefix, bool), np.ones((rule.num_groups,) * 2, bool)
   np.testing.assert_array_equal(rule.visible(), sees(rule, *everything))
   for sample in range(2):
-    expected = sees(rule, np.asarray(attention_mask.prefix_mask[sample]), np.asarray(attention_mask.keep[sample]))
+    expected = sees(
+      rule, np.asarray(attention_mask.prefix_mask[sample]), np.asarray(attention_mask.keep[sample])
+    )
     np.testing.assert_array_equal(attention_mask.mask()[sample], expected)
 
 

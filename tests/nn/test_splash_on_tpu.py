@@ -24,7 +24,7 @@ from videoar_jax.models.videoar.network import Attention, GeneratorConfig
 topology = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1")
 mesh = make_mesh(parse_mesh(sys.argv[1]), topology.devices)
 config = GeneratorConfig(
-  depth=1, width=256, num_heads=8, num_kv_heads=2, head_dim=128, mlp_dim=256, num_bits=1,
+  num_layers=1, d_model=256, num_heads=8, num_kv_heads=2, head_dim=128, mlp_dim=256, num_bits=1,
   vocabulary_size=1,
 )
 template = Template.of(lambda key: Attention(nnx.Rngs(params=key), config))
@@ -46,7 +46,7 @@ for rule in rules:
       y, _ = template.module(params)(x, None, attention_mask, None)
       return jnp.sum(y.astype(jnp.float32))
     length = filled_length(rule.length, mesh.shape["sequence"])  # As the generator has it.
-    x = shape((2, length, config.width), jnp.bfloat16, "sequence", None)
+    x = shape((2, length, config.d_model), jnp.bfloat16, "sequence", None)
     mask, keep = shape((2, 72), bool, None), shape((2, 5, 5), bool, None, None)
     with jax.set_mesh(mesh):
       compiled = jax.jit(jax.grad(loss, (0, 1))).lower(params, x, mask, keep).compile()

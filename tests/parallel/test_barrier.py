@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from videoar_jax.parallel import barrier as meeting
+from videoar_jax.parallel import barrier
 
 NUM = 3
 LAST = ("end", "very end")
@@ -37,12 +37,12 @@ class Service:
 def meet_all(monkeypatch, ways):
   """Returns the barriers that each process has passed, and its error, on a way of its own."""
   state = types.SimpleNamespace(client=Service())
-  monkeypatch.setattr(meeting, "distributed", types.SimpleNamespace(global_state=state))
-  monkeypatch.setattr(meeting.jax, "process_index", lambda: int(threading.current_thread().name))
+  monkeypatch.setattr(barrier, "distributed", types.SimpleNamespace(global_state=state))
+  monkeypatch.setattr(barrier.jax, "process_index", lambda: int(threading.current_thread().name))
   found = [[] for _ in range(NUM)]
 
   def come(process):
-    meet = meeting.Barrier("saves", is_last=lambda key: key in LAST)
+    meet = barrier.Barrier("saves", is_last=lambda key: key in LAST)
     for key in itertools.chain(*ways[process]):
       try:
         meet(key=key, timeout_ms=20_000)

@@ -24,7 +24,9 @@ def started(monkeypatch):
 
 def test_alone_nothing_is_started(started):
   hosts.start(is_distributed=False)
-  assert not started and hosts.name() == "" and hosts.is_first() and not hosts.is_preemption_agreed()
+  assert (
+    not started and hosts.name() == "" and hosts.is_first() and not hosts.is_preemption_agreed()
+  )
 
 
 def test_by_variables_and_by_what_the_cluster_tells(started, monkeypatch):
@@ -90,9 +92,7 @@ def fail():
 def test_what_fails_in_one_process_fails_in_all(monkeypatch, action, is_well, error, message):
   """Whatever becomes of it here, the others are told."""
   told = []
-  monkeypatch.setattr(
-    hosts, "all_true", lambda is_so: told.append(is_so) or (is_so and is_well)
-  )
+  monkeypatch.setattr(hosts, "all_true", lambda is_so: told.append(is_so) or (is_so and is_well))
   with pytest.raises(error, match=message):
     hosts.try_in_all(action)
   assert told == [action is not fail]

@@ -14,9 +14,9 @@ from videoar_jax.parallel.mesh import (
   MeshConfig,
   _arrange,
   _split_slices,
-  num_batch_shards,
   constrain,
   make_mesh,
+  num_batch_shards,
   spec_of,
 )
 from videoar_jax.train.loop import LoopConfig, Trainer

@@ -13,7 +13,7 @@ import types
 import jax
 import pytest
 
-from videoar_jax.parallel import processes as hosts
+from videoar_jax.parallel import processes
 from videoar_jax.runtime.preemption import handle_preemption
 from videoar_jax.runtime.watch import GoodputTracker, Profiler, Watchdog
 from videoar_jax.train.logging import RunLog
@@ -280,7 +280,7 @@ def test_the_time_of_a_stop_counts_from_its_last_signal(monkeypatch):
 def test_a_stop_that_processes_agree_on_is_bounded_too(monkeypatch):
   bounds, agreed = [], iter([False, True])
   monkeypatch.setattr("faulthandler.dump_traceback_later", lambda s, exit: bounds.append((s, exit)))
-  monkeypatch.setattr(hosts, "is_preemption_agreed", lambda: next(agreed))
+  monkeypatch.setattr(processes, "is_preemption_agreed", lambda: next(agreed))
   with handle_preemption(9.0) as stop:
     assert not stop.is_due() and not bounds
     assert stop.is_due() and stop.is_due()  # Nobody asks the others once it is agreed.

@@ -67,10 +67,10 @@ def test_losses_by_hand():
   )
   assert adversarial.discriminator_loss("hinge", REAL, FAKE) == (0 + 2) / 2 + (1.5 + 0) / 2
   assert adversarial.autoencoder_loss("hinge", FAKE) == 1.25
-  averages = {"real": jnp.float32(1.0), "fake": jnp.float32(-0.5)}
-  lecam = adversarial.lecam_penalty(averages, REAL, FAKE)
+  lecam_ema = {"real": jnp.float32(1.0), "fake": jnp.float32(-0.5)}
+  lecam = adversarial.lecam_penalty(lecam_ema, REAL, FAKE)
   np.testing.assert_allclose(lecam, (2.5**2 + 0) / 2 + (0.5**2 + 4**2) / 2)
-  moved = adversarial.update_lecam_ema(averages, REAL, FAKE, 0.75)
+  moved = adversarial.update_lecam_ema(lecam_ema, REAL, FAKE, 0.75)
   np.testing.assert_allclose([moved["real"], moved["fake"]], [0.875, -0.6875])
 
 

@@ -154,10 +154,10 @@ def test_one_frame_equals_the_image_network(tensors, golden):
   for s, (bits, units) in enumerate(zip(quantized.bits, quantized.units, strict=True)):
     differs = np.asarray(bits) != arrays[f"bits_{s}"]
     assert not differs[np.abs(units) > 1e-6].any(), f"scale {s}: {differs.sum()} bits differ"
-  check("z", quantized.latents)
+  check("z", quantized.quantized)
 
   decode = jax.jit(lambda module, z: module.decoder(z))
-  pixels = decode(module, quantized.latents)
+  pixels = decode(module, quantized.quantized)
   check("recon_unclamped", pixels)
   check("recon", jnp.clip(pixels, -1, 1))
   bits = [jnp.asarray(arrays[f"bits_{s}"]) for s in range(len(schedule))]

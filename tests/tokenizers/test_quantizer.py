@@ -25,7 +25,7 @@ def test_equals_public_quantizer(golden, name):
   for k, bits in enumerate(quantized.bits):
     differs = np.asarray(bits) != arrays[f"bits_{k}"][:, 0]
     assert not differs.any(), f"scale {k}: {differs.sum()} bits differ"
-  np.testing.assert_allclose(quantized.latents, channels_last(arrays["z"]), atol=2e-6)
+  np.testing.assert_allclose(quantized.quantized, channels_last(arrays["z"]), atol=2e-6)
   np.testing.assert_allclose(
     quantizer.dequantize(quantized.bits), channels_last(arrays["z"]), atol=2e-6
   )
@@ -35,7 +35,7 @@ def test_equals_public_quantizer(golden, name):
 def test_gradient_passes_straight_through(golden, name):
   arrays = golden(f"{name}.npz")
   schedule, weight = schedule_of(arrays), channels_last(arrays["grad_w"])
-  gradient = jax.grad(lambda x: jnp.sum(quantizer.quantize(x, schedule).latents * weight))
+  gradient = jax.grad(lambda x: jnp.sum(quantizer.quantize(x, schedule).quantized * weight))
   expected = channels_last(arrays["grad_x"])
   np.testing.assert_allclose(gradient(channels_last(arrays["x"])), expected, atol=1e-5)
 
@@ -75,7 +75,7 @@ def test_zero_is_a_clean_input():
   x = jnp.zeros((1, 2, 2, 4))
   quantized = quantizer.quantize(x, ((1, 1), (2, 2)))
   assert int(quantized.bits[0].sum()) == 0
-  gradient = jax.grad(lambda x: jnp.sum(quantizer.quantize(x, ((2, 2),)).latents))(x)
+  gradient = jax.grad(lambda x: jnp.sum(quantizer.quantize(x, ((2, 2),)).quantized))(x)
   assert np.isfinite(gradient).all()
 
 
@@ -96,16 +96,16 @@ def test_first_scales_alone():
   for k in range(3):
     first = [bits[k] for bits in whole.bits[: k + 1]]
     expected = sum(linear_resize(quantizer.bits_to_codes(bits), (4, 4)) for bits in first)
-    np.testing.assert_allclose(part.latents[k], expected, atol=1e-6)
-  np.testing.assert_allclose(part.remainder, x - whole.latents, atol=1e-6)
+    np.testing.assert_allclose(part.quantized[k], expected, atol=1e-6)
+  np.testing.assert_allclose(part.quantization_error, x - whole.quantized, atol=1e-6)
 
 
-def test_remainder_loss_pulls_latents_to_their_codes():
+def test_quantization_error_loss_pulls_latents_to_their_codes():
   schedule = ((1, 1), (2, 2), (4, 4))
   x = 5 * jax.random.normal(jax.random.key(0), (2, 1, 4, 4, 6))
 
   def loss(x):
-    return quantizer.remainder_loss(quantizer.quantize(x, schedule))
+    return quantizer.quantization_error_loss(quantizer.quantize(x, schedule))
 
-  codes = quantizer.quantize(x, schedule).latents
+  codes = quantizer.quantize(x, schedule).quantized
   np.testing.assert_allclose(jax.grad(loss)(x), 2 * (x - codes) / x.size, atol=1e-6)

@@ -33,7 +33,7 @@ def whole(tokenizer):
   """A clip of 65 frames and its latents; random latents and their clip."""
   video = jax.random.uniform(jax.random.key(0), (1, 65, 8, 8, 3), minval=-1)
   codes = 0.3 * jax.random.normal(jax.random.key(1), (1, NUM_LATENTS, 2, 2, 6))
-  return video, tokenizer.latents(video), codes, tokenizer.decode(codes)
+  return video, tokenizer.encode(video), codes, tokenizer.decode(codes)
 
 
 def frames(num_latents):
@@ -78,7 +78,7 @@ def test_chunks_equal_the_whole(tokenizer, whole, num_latents):
 
 def test_the_whole_of_a_shorter_clip_is_the_beginning(tokenizer, whole):
   video, latents, codes, decoded = whole
-  assert_close(tokenizer.latents(video[:, :5]), latents[:, :2])
+  assert_close(tokenizer.encode(video[:, :5]), latents[:, :2])
   assert_close(tokenizer.decode(codes[:, :2]), decoded[:, :5])
 
 
@@ -106,7 +106,7 @@ def test_whole_calls_go_in_chunks(tokenizer, whole, chunk, num_latents):
   video, latents, codes, decoded = whole
   num_frames = frames(num_latents)
   video = np.asarray(video[:, :num_frames])
-  assert_close(tokenizer.latents(video, chunk=chunk), latents[:, :num_latents])
+  assert_close(tokenizer.encode(video, chunk=chunk), latents[:, :num_latents])
   assert_close(tokenizer.decode(codes[:, :num_latents], chunk=chunk), decoded[:, :num_frames])
 
 

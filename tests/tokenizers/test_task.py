@@ -22,7 +22,7 @@ CONFIG = AutoencoderConfig(
   num_groups=2,
 )
 SCHEDULE = ((1, 1), (2, 2), (4, 4))
-PARTS = ("absolute", "squared", "commitment", "remainder", "entropy")
+PARTS = ("l1", "l2", "commitment", "quantization_error", "entropy")
 NOTHING = TokenizerLossConfig(**dict.fromkeys(PARTS, 0.0))
 
 
@@ -53,15 +53,15 @@ def test_each_part_counts_by_its_weight(module, batch, part):
 
 
 def test_scale_dropout_decodes_from_the_first_scales(module, batch):
-  task = make_task(squared=1.0, scale_dropout=1.0)
+  task = make_task(l2=1.0, scale_dropout=1.0)
   num_scales = np.asarray(task.draw_num_scales(jax.random.key(1), 3))
   assert set(np.asarray(task.draw_num_scales(jax.random.key(0), 200))) == {1, 2}
   video = to_float(batch["video"])
   latents = module.encoder(video)
   sums = [
     sum(
-      quantizer.quantize(latents[i : i + 1], SCHEDULE, jnp.array([[k]])).latents
-      - quantizer.quantize(latents[i : i + 1], SCHEDULE, jnp.array([[k - 1]])).latents
+      quantizer.quantize(latents[i : i + 1], SCHEDULE, jnp.array([[k]])).quantized
+      - quantizer.quantize(latents[i : i + 1], SCHEDULE, jnp.array([[k - 1]])).quantized
       for k in range(1, n + 1)
     )
     for i, n in enumerate(num_scales)
@@ -71,7 +71,7 @@ def test_scale_dropout_decodes_from_the_first_scales(module, batch):
   np.testing.assert_allclose(dropped, expected, rtol=1e-5)
   # Outside training every scale counts.
   whole, _ = loss(task, module, batch)
-  np.testing.assert_allclose(whole, loss(make_task(squared=1.0), module, batch)[0], rtol=1e-6)
+  np.testing.assert_allclose(whole, loss(make_task(l2=1.0), module, batch)[0], rtol=1e-6)
   assert abs(float(whole - dropped)) > 1e-6
 
 

@@ -52,12 +52,12 @@ def make_task(**settings):
 @pytest.fixture(scope="module")
 def networks():
   task = make_task()
-  module, rival = task.init(jax.random.key(0)), task.rival.init(jax.random.key(1))
+  module, discriminator = task.init(jax.random.key(0)), task.adversary.init(jax.random.key(1))
   # Away from the start, where some gradients are zero by chance of the initialisation.
   drawn = lambda tree: jax.tree.map(  # noqa: E731
     lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), tree
   )
-  return drawn(module), drawn(rival)
+  return drawn(module), drawn(discriminator)
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +69,12 @@ def batch():
 AVERAGES = {"real": jnp.float32(0.3), "fake": jnp.float32(-0.2)}
 
 
-def contest(task, networks, batch, step):
+def adversarial_loss(task, networks, batch, step):
   """Returns gradients by both networks, metrics and averages."""
 
-  def loss(module, rival):
-    value, *rest = task.contest(
-      module, rival, AVERAGES, task.frozen, batch, jax.random.key(5), jnp.int32(step)
+  def loss(module, discriminator):
+    value, *rest = task.adversarial_loss(
+      module, discriminator, AVERAGES, task.frozen, batch, jax.random.key(5), jnp.int32(step)
     )
     return value, rest
 
@@ -88,19 +88,19 @@ def assert_close(tree, other, atol=1e-6):
 
 def reconstruct(module, video):
   quantized = quantizer.quantize(module.encoder(video), SCHEDULE)
-  return module.decoder(quantized.latents), quantized
+  return module.decoder(quantized.quantized), quantized
 
 
 @pytest.mark.parametrize("kind", adversarial.KINDS)
 def test_each_network_gets_the_gradient_of_its_own_loss(networks, batch, kind):
   task = make_task(kind=kind)
-  (by_module, by_rival), (metrics, averages) = contest(task, networks, batch, step=2)
+  (by_module, by_rival), (metrics, lecam_ema) = adversarial_loss(task, networks, batch, step=2)
   video = to_float(batch["video"])
 
   def autoencoder(module):
     pixels, quantized = reconstruct(module, video)
     weights = task.weights
-    loss = weights.absolute * jnp.mean(jnp.abs(pixels - video))
+    loss = weights.l1 * jnp.mean(jnp.abs(pixels - video))
     loss += weights.commitment * quantizer.commitment_loss(quantized)
     loss += weights.entropy * quantizer.entropy_loss(quantized)
     return loss + 0.5 * adversarial.autoencoder_loss(kind, networks[1](pixels))
@@ -111,21 +111,21 @@ def test_each_network_gets_the_gradient_of_its_own_loss(networks, batch, kind):
 
   made, _ = reconstruct(networks[0], video)
 
-  def discriminator(rival):
-    real, fake = rival(video), rival(made)
+  def discriminator(discriminator):
+    real, fake = discriminator(video), discriminator(made)
     loss = adversarial.discriminator_loss(kind, real, fake)
     loss += 0.2 * adversarial.lecam_penalty(AVERAGES, real, fake)
-    return loss + 0.1 * adversarial.r1_penalty(rival, video), (real, fake)
+    return loss + 0.1 * adversarial.r1_penalty(discriminator, video), (real, fake)
 
   expected, (real, fake) = jax.jit(jax.grad(discriminator, has_aux=True))(networks[1])
   assert_close(by_rival, expected)
   assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(by_rival)) > 1e-3
-  np.testing.assert_allclose(averages["real"], 0.15 + 0.5 * real.mean(), rtol=1e-5)
-  np.testing.assert_allclose(averages["fake"], -0.1 + 0.5 * fake.mean(), rtol=1e-5)
+  np.testing.assert_allclose(lecam_ema["real"], 0.15 + 0.5 * real.mean(), rtol=1e-5)
+  np.testing.assert_allclose(lecam_ema["fake"], -0.1 + 0.5 * fake.mean(), rtol=1e-5)
 
 
 def test_before_its_start_the_discriminator_changes_nothing(networks, batch):
-  (by_module, by_rival), (metrics, _) = contest(make_task(), networks, batch, step=1)
+  (by_module, by_rival), (metrics, _) = adversarial_loss(make_task(), networks, batch, step=1)
   plain = TokenizerTask(CONFIG, SCHEDULE, TokenizerLossConfig())
   gradient = jax.grad(lambda module: plain.loss(module, {}, batch, jax.random.key(5), True)[0])
   assert_close(by_module, jax.jit(gradient)(networks[0]))
@@ -135,17 +135,19 @@ def test_before_its_start_the_discriminator_changes_nothing(networks, batch):
 
 def test_adaptive_weight_makes_both_pull_equally_hard(networks, batch):
   task = make_task(is_adaptive=True, weight=1.0)
-  _, (metrics, _) = contest(task, networks, batch, step=2)
-  module, rival = networks
+  _, (metrics, _) = adversarial_loss(task, networks, batch, step=2)
+  module, discriminator = networks
   video = to_float(batch["video"])
-  latents = reconstruct(module, video)[1].latents
+  latents = reconstruct(module, video)[1].quantized
 
   def by_decoder(loss):
     gradient = jax.jit(jax.grad(lambda decoder: loss(decoder(latents))))(module.decoder)
     return jnp.linalg.norm(gradient.conv_out.kernel[...])
 
   pull = by_decoder(lambda pixels: jnp.mean(jnp.abs(pixels - video)))
-  push = by_decoder(lambda pixels: adversarial.autoencoder_loss("non_saturating", rival(pixels)))
+  push = by_decoder(
+    lambda pixels: adversarial.autoencoder_loss("non_saturating", discriminator(pixels))
+  )
   np.testing.assert_allclose(metrics["adversarial_weight"], pull / (push + 1e-4), rtol=1e-4)
 
 
@@ -174,7 +176,7 @@ def batches():
 
 
 def test_resumed_from_any_step_it_is_the_same_bit_for_bit(tmp_path):
-  """Both networks, both optimizers, LeCAM's averages, the averaged parameters, the log."""
+  """Both networks, both optimizers, LeCAM's lecam_ema, the averaged parameters, the log."""
   optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
   config = LoopConfig(num_steps=5, batch_size=2, optimizer=optimizer, ema_decay=0.9, save_every=1)
   mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
@@ -185,8 +187,10 @@ def test_resumed_from_any_step_it_is_the_same_bit_for_bit(tmp_path):
   reader = Checkpointer(tmp_path / "whole", is_reader=True)
   # Until its start the discriminator rests: weights, optimizer with its schedule, averages.
   resting, _ = reader.restore(trainer.abstract_state, 2)
-  jax.tree.map(np.testing.assert_array_equal, resting["rival"], trainer.init()["rival"])
-  assert float(jnp.abs(end["rival"]["averages"]["real"])) > 0
+  jax.tree.map(
+    np.testing.assert_array_equal, resting["discriminator"], trainer.init()["discriminator"]
+  )
+  assert float(jnp.abs(end["discriminator"]["lecam_ema"]["real"])) > 0
   for step in (1, 3):
     state, position = reader.restore(trainer.abstract_state, step)
     iterator, again = batches(), Log()
@@ -199,7 +203,7 @@ def test_resumed_from_any_step_it_is_the_same_bit_for_bit(tmp_path):
 
 
 def test_without_the_weights_of_lpips_it_says_how_to_make_them(tmp_path):
-  loss = TokenizerLossConfig(perceptual=1.0, lpips_weights=str(tmp_path / "no"))
+  loss = TokenizerLossConfig(lpips=1.0, lpips_weights=str(tmp_path / "no"))
   with pytest.raises(ValueError, match=r"python -m videoar_jax\.convert lpips"):
     TokenizerTask(CONFIG, SCHEDULE, loss)
 
@@ -213,14 +217,14 @@ def test_perceptual_loss_is_lpips_between_frames(weights_of, monkeypatch):
   monkeypatch.setattr(weights, "load", lambda path, shapes: frozen["lpips"])
 
   def reconstruction(**settings):
-    loss = TokenizerLossConfig(absolute=0.0, perceptual=2.0, **settings)
+    loss = TokenizerLossConfig(l1=0.0, lpips=2.0, **settings)
     return TokenizerTask(CONFIG, SCHEDULE, loss).reconstruction(frozen, *video, key)
 
   expected = [float(lpips.lpips(frozen["lpips"], *video[:, 0, i])) for i in range(2)]
   loss, metrics = reconstruction()
   mean = np.mean(expected)
-  np.testing.assert_allclose([loss, metrics["perceptual"]], [2 * mean, mean], rtol=1e-5)
-  one = float(reconstruction(lpips_frames=1)[1]["perceptual"])
+  np.testing.assert_allclose([loss, metrics["lpips"]], [2 * mean, mean], rtol=1e-5)
+  one = float(reconstruction(lpips_frames=1)[1]["lpips"])
   assert min(abs(one - value) for value in expected) < 1e-5 * one
 
 
@@ -238,7 +242,7 @@ def moments(state):
   Unlike parameters after a step of Adam, they do not depend on the sign of a gradient near zero,
   which the order of a sum may decide.
   """
-  return jax.tree.map(np.asarray, (state["opt_state"], state["rival"].get("opt_state", {})))
+  return jax.tree.map(np.asarray, (state["opt_state"], state["discriminator"].get("opt_state", {})))
 
 
 def assert_same_moments(state, other):
@@ -268,7 +272,7 @@ def test_two_devices_train_as_one():
     assert_same_moments(*states)
     # Each step starts from one state: what rounding makes of it is not handed on.
     states[1] = jax.tree.map(place, jax.device_get(states[0]), trainers[1].shardings)
-  kernel = states[1]["rival"]["params"]["conv_out"]["kernel"]
+  kernel = states[1]["discriminator"]["params"]["conv_out"]["kernel"]
   assert len(kernel.sharding.device_set) == 2
 
 
@@ -300,7 +304,7 @@ def test_the_next_stage_goes_on_with_the_same_discriminator(tmp_path, caplog, di
     for seed, stage in enumerate(run.stages)
   )
   state = first.init()
-  state["rival"]["averages"] = {"real": jnp.float32(0.3), "fake": jnp.float32(-0.2)}
+  state["discriminator"]["lecam_ema"] = {"real": jnp.float32(0.3), "fake": jnp.float32(-0.2)}
   checkpointer = Checkpointer(stages.checkpoints(run.stages[0]))
   checkpointer.save(1, state, {})
   checkpointer.close()
@@ -309,11 +313,11 @@ def test_the_next_stage_goes_on_with_the_same_discriminator(tmp_path, caplog, di
   assert_close(got["params"], state["params"], atol=0)
   if discriminator:
     assert "its discriminator starts at random" in caplog.text
-    assert float(got["rival"]["averages"]["real"]) == 0
+    assert float(got["discriminator"]["lecam_ema"]["real"]) == 0
   else:
-    assert_close(got["rival"]["params"], state["rival"]["params"], atol=0)
-    assert_close(got["rival"]["averages"], state["rival"]["averages"], atol=0)
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(got["rival"]["opt_state"]))
+    assert_close(got["discriminator"]["params"], state["discriminator"]["params"], atol=0)
+    assert_close(got["discriminator"]["lecam_ema"], state["discriminator"]["lecam_ema"], atol=0)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(got["discriminator"]["opt_state"]))
 
 
 def test_a_stage_that_continues_is_the_same_run(tmp_path):
@@ -346,7 +350,7 @@ def test_a_stage_that_continues_is_the_same_run(tmp_path):
   assert rates + more == expected_rates
   assert int(state.pop("step")) == 2 and int(expected.pop("step")) == 4
   # The average of the losses is the stage's own.
-  assert int(state.pop("guard")["count"]) == 2 and int(expected.pop("guard")["count"]) == 4
+  assert int(state.pop("anomaly")["count"]) == 2 and int(expected.pop("anomaly")["count"]) == 4
   jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 

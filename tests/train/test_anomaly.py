@@ -15,8 +15,7 @@ from flax import nnx
 from videoar_jax.nn import layers
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.runtime.input_stall import InputStallMeter
-from videoar_jax.train import anomaly as guarding
-from videoar_jax.train import loop
+from videoar_jax.train import anomaly, loop
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.optimizer import OptimizerConfig
 
@@ -29,7 +28,7 @@ class Weights(nnx.Module):
 class Task:
   """Fits weights to the batch."""
 
-  frozen, rival = types.MappingProxyType({}), None
+  frozen, discriminator = types.MappingProxyType({}), None
 
   def __init__(self):
     self.frozen = {}
@@ -122,8 +121,8 @@ def test_a_skipped_step_leaves_no_trace(tmp_path):
   checkpointer = Checkpointer(tmp_path / "checkpoints", is_reader=True)
   restored, _ = checkpointer.restore(trainer.abstract_state)
   checkpointer.close()
-  assert int(restored["guard"]["count"]) == 4
-  jax.tree.map(np.testing.assert_array_equal, restored["guard"], state["guard"])
+  assert int(restored["anomaly"]["count"]) == 4
+  jax.tree.map(np.testing.assert_array_equal, restored["anomaly"], state["anomaly"])
 
 
 def test_a_run_that_was_stopped_goes_on_where_bad_steps_are_skipped(tmp_path):
@@ -141,7 +140,7 @@ def test_a_run_that_was_stopped_goes_on_where_bad_steps_are_skipped(tmp_path):
 
 
 def test_skipping_ends_after_too_many_steps_in_a_row(tmp_path, monkeypatch):
-  monkeypatch.setattr(guarding, "MAX_BAD_IN_A_ROW", 3)
+  monkeypatch.setattr(anomaly, "MAX_BAD_IN_A_ROW", 3)
   values = {0: np.nan, 1: np.nan, 2: np.nan, **dict.fromkeys(range(4, 9), np.nan)}
   with pytest.raises(FloatingPointError, match=r"loss of step 8 is nan.*So were the 3 steps"):
     train(tmp_path, values, num_steps=9, on_nan="skip")
@@ -151,20 +150,20 @@ def test_skipping_ends_after_too_many_steps_in_a_row(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["loss", "gradient_norm", "discriminator_gradient_norm"])
 def test_numbers_that_are_not_finite_are_bad(name):
   good = {"loss": 1.0, "gradient_norm": 1.0, "discriminator_gradient_norm": 1.0, "psnr": np.inf}
-  assert not guarding.update(guarding.init(), good, None)[0]
+  assert not anomaly.update(anomaly.init(), good, None)[0]
   bad = good | {name: np.nan}
-  assert guarding.update(guarding.init(), bad, None)[0] and guarding.reason(bad) == name
+  assert anomaly.update(anomaly.init(), bad, None)[0] and anomaly.reason(bad) == name
 
 
 def test_a_loss_below_0_is_no_spike_but_one_far_above_its_average_is():
-  guard = guarding.init() | {"count": jnp.int32(200), "loss": jnp.float32(-1)}
+  guard = anomaly.init() | {"count": jnp.int32(200), "loss": jnp.float32(-1)}
   for loss, expected in ((-1.0, False), (-0.5, False), (0.9, False), (1.1, True)):
-    is_bad, _ = guarding.update(guard, {"loss": loss}, 3.0)
+    is_bad, _ = anomaly.update(guard, {"loss": loss}, 3.0)
     assert bool(is_bad) == expected, loss
 
 
 def test_a_spike_is_found_after_the_first_steps(tmp_path, monkeypatch):
-  monkeypatch.setattr(guarding, "_MEMORY", 3)
+  monkeypatch.setattr(anomaly, "_MEMORY", 3)
   values = {1: 100.0, 7: 100.0}  # The first is too early to tell.
   _, _, log = train(tmp_path, values, num_steps=9, on_nan="skip", spike=3.0)
   assert [line["step"] for line in bad_steps(tmp_path)] == [8]
@@ -175,11 +174,11 @@ def test_a_spike_is_found_after_the_first_steps(tmp_path, monkeypatch):
 
 
 def test_the_average_is_over_good_steps():
-  guard, losses, judged = guarding.init(), [], []
+  guard, losses, judged = anomaly.init(), [], []
   numbers = np.random.default_rng(0).uniform(1, 2, 150).astype(np.float32)
   numbers[[5, 120, 130]] = [50, 50, np.nan]
-  judge = jax.jit(
-    lambda guard, loss: guarding.update(guard, {"loss": loss, "gradient_norm": loss}, 4.0)
+  update = jax.jit(
+    lambda guard, loss: anomaly.update(guard, {"loss": loss, "gradient_norm": loss}, 4.0)
   )
   average = 0.0
   for loss in numbers:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videoar_jax.parallel import processes as hosts
+from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.train.checkpoint import Checkpointer
 
@@ -22,9 +22,12 @@ Usage = collections.namedtuple("Usage", "total used free")
 def make_state(value):
   params = {"kernel": jnp.full((3, 4), value)}
   opt_state = ({"mu": params}, ())
-  rival = {"params": {"bias": jnp.full(3, 2 * value)}, "averages": {"real": jnp.asarray(value)}}
+  discriminator = {
+    "params": {"bias": jnp.full(3, 2 * value)},
+    "lecam_ema": {"real": jnp.asarray(value)},
+  }
   state = {"params": params, "opt_state": opt_state, "ema": {}, "step": jnp.asarray(7)}
-  return state | {"rival": rival, "guard": {}}
+  return state | {"discriminator": discriminator, "anomaly": {}}
 
 
 @pytest.fixture
@@ -150,10 +153,10 @@ def test_processes_take_the_step_that_the_first_has_and_all_can_read(tmp_path, m
   save_all(tmp_path, (2, 4, 6), max_to_keep=None)
   checkpointer = Checkpointer(tmp_path)
   asked, firsts, answers = [], iter([4, 2]), iter([False, True])
-  monkeypatch.setattr(hosts, "broadcast", lambda step: asked.append(step) or next(firsts))
-  monkeypatch.setattr(hosts, "all_true", lambda is_so: is_so and next(answers))
-  monkeypatch.setattr(hosts, "is_first", lambda: False)
-  monkeypatch.setattr(hosts, "wait_for_all", lambda what: None)
+  monkeypatch.setattr(processes, "broadcast", lambda step: asked.append(step) or next(firsts))
+  monkeypatch.setattr(processes, "all_true", lambda is_so: is_so and next(answers))
+  monkeypatch.setattr(processes, "is_first", lambda: False)
+  monkeypatch.setattr(processes, "wait_for_all", lambda what: None)
   step, _, iterator = checkpointer.restore_newest(abstract_of(make_state(0.0)))
   checkpointer.close()
   assert step == 2 and iterator == {"next_index": 2} and asked == [6, 6]
@@ -236,7 +239,7 @@ def test_a_save_that_another_process_cannot_begin_is_begun_by_none(saved, monkey
   holder = checkpointer._manager if "." in part else checkpointer
   monkeypatch.setattr(holder, part.rpartition(".")[2], lambda *_, **__: tried.append(part))
   # As if the other one had failed as soon as this one has tried.
-  monkeypatch.setattr(hosts, "all_true", lambda is_so: is_so and not tried)
+  monkeypatch.setattr(processes, "all_true", lambda is_so: is_so and not tried)
   with pytest.raises(OSError, match="another process could not"):
     checkpointer.save(8, make_state(2.0), {"next_index": 4})
   monkeypatch.undo()
@@ -263,7 +266,7 @@ def test_a_save_does_not_ask_whether_to_stop(tmp_path, monkeypatch):
   """The processes of a run find where to stop by numbers that rise, and a step's begin anew."""
   asked = []
   monkeypatch.setattr(
-    hosts.multihost_utils, "reached_preemption_sync_point", lambda number: asked.append(number)
+    processes.multihost_utils, "reached_preemption_sync_point", lambda number: asked.append(number)
   )
   save_all(tmp_path, (2, 4))
   assert not asked

@@ -76,7 +76,13 @@ def test_unknown_kind_is_named():
 
 @pytest.mark.parametrize(
   ("field", "value"),
-  [("grad_clip_norm", -1.0), ("b1", 1.5), ("b2", -0.1), ("weight_decay", -3.0), ("learning_rate", 0.0)],
+  [
+    ("grad_clip_norm", -1.0),
+    ("b1", 1.5),
+    ("b2", -0.1),
+    ("weight_decay", -3.0),
+    ("learning_rate", 0.0),
+  ],
 )
 def test_settings_that_cannot_be_are_named(field, value):
   with pytest.raises(ValueError, match=rf"optimizer\.{field}={value} must"):

@@ -42,8 +42,9 @@ class CodebookUsage:
     Returns:
       flipping: share of bits, all scales' together, that are neither always 0 nor always 1.
       entropy: mean of the bits' entropies, in bits: 1 if all are 1 half of the time.
-      scales: for each, its size, the same two, each bit's entropy ("entropies"), and "remainder":
-        the norm of what all scales up to this one leave of the latent, over the latent's.
+      scales: for each, its size, the same two, each bit's entropy ("entropies"), and
+        "quantization_error": the norm of what all scales up to this one leave of the latent, over
+        the latent's.
     """
     scales = []
     for s, (height, width) in enumerate(self._sizes):
@@ -54,7 +55,7 @@ class CodebookUsage:
           "size": f"{height}x{width}",
           "flipping": float(flips.mean()),
           "entropy": float(entropies.mean()),
-          "remainder": float(np.sqrt(self._squares[s + 1] / self._squares[0])),
+          "quantization_error": float(np.sqrt(self._squares[s + 1] / self._squares[0])),
           "entropies": entropies.tolist(),
         }
       )

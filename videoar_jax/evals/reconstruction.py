@@ -138,7 +138,7 @@ def table(result: dict) -> str:
   lines += ["", f"{'scale':10}{'bits that flip':>16}{'entropy, bits':>16}{'remainder':>12}"]
   for scale in use["scales"]:
     flipping, entropy = f"{scale['flipping']:16.1%}", f"{scale['entropy']:16.3f}"
-    lines.append(f"{scale['size']:10}{flipping}{entropy}{scale['remainder']:12.3f}")
+    lines.append(f"{scale['size']:10}{flipping}{entropy}{scale['quantization_error']:12.3f}")
   lines.append(f"{'all':10}{use['flipping']:16.1%}{use['entropy']:16.3f}")
   return "\n".join(lines) + "\n"
 

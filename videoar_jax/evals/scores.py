@@ -50,9 +50,9 @@ def code_batch(
   # Every batch is whole, so that one program serves all.
   num = len(clips)
   batch = np.concatenate([clips, np.repeat(clips[-1:], BATCH_SIZE - num, axis=0)])
-  latents = tokenizer.latents(to_float(batch))
+  latents = tokenizer.encode(to_float(batch))
   codes = tokenizer.quantize(latents)
-  decoded = np.asarray(to_uint8(tokenizer.decode(codes.latents)))
+  decoded = np.asarray(to_uint8(tokenizer.decode(codes.quantized)))
   return latents[:num], [scale[:num] for scale in codes.bits], decoded[:num]
 
 

@@ -10,7 +10,7 @@ from videoar_jax.data.mixture import Mixture, make_buckets
 from videoar_jax.data.pipeline import make_iterator
 from videoar_jax.data.sources.base import EncodedSource
 from videoar_jax.experiment.schema import RunConfig, StageConfig
-from videoar_jax.parallel.mesh import process_shard, num_batch_shards
+from videoar_jax.parallel.mesh import num_batch_shards, process_shard
 from videoar_jax.text.tokenizers import TextEncoder
 
 log = logging.getLogger(__name__)

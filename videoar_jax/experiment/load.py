@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from videoar_jax.experiment import parse as configs
+from videoar_jax.experiment import parse
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.videoar.layout import Layout
@@ -107,7 +107,9 @@ def _layout(run: RunConfig, stage: StageConfig, resolution: tuple[int, int] | No
   if run.generator.positions == "learned" and layout.schedule != own.schedule:
     raise ValueError(f"{where}: learned positions are of one shape of clips; leave it out")
   is_alike = layout.num_scales == known.num_scales
-  if layout.num_scales > known.num_scales or (run.generator.past == "final" and not is_alike):
+  if layout.num_scales > known.num_scales or (
+    run.generator.context == "full_frame" and not is_alike
+  ):
     raise ValueError(
       f"{where} has {layout.num_scales} scales, but the network was made for {known.num_scales}; "
       "take a resolution that it was trained on"
@@ -133,12 +135,12 @@ def find_run(
     raise FileNotFoundError(f"{path} does not exist; train with --workdir={path} first")
   for workdir in (path, *path.parents):
     if (workdir / "config.json").is_file():
-      config = configs.load_config(workdir / "config.json")
+      config = parse.load_config(workdir / "config.json")
       if text_features is not None:
         config = _with_features(config, text_features)
       if not needs_text:
         config = config | {"text": {}}
-      return workdir, configs.finalize(config)
+      return workdir, parse.finalize(config)
   raise FileNotFoundError(
     f"{path} is neither a workdir nor a checkpoint in one: no config.json in it or above it"
   )

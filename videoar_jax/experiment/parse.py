@@ -127,9 +127,10 @@ def _check_layouts(run: RunConfig) -> None:
   layouts += [run.layout_of(stage.data) for stage in stages]
   if run.generator.positions == "learned" and len({layout.length for layout in layouts}) > 1:
     raise ValueError("generator.positions='learned' has one length of clips; set 'rope'")
-  if run.generator.past == "final" and len({layout.num_scales for layout in layouts}) > 1:
+  if run.generator.context == "full_frame" and len({layout.num_scales for layout in layouts}) > 1:
     raise ValueError(
-      "generator.context='full_frame' has one number of scales, but stages have several; set 'scales'"
+      "generator.context='full_frame' has one number of scales, but stages have several; set "
+      "'scales'"
     )
 
 

@@ -19,14 +19,14 @@ from ml_collections import ConfigDict
 
 from videoar_jax.data.bad_samples import write_bad_samples
 from videoar_jax.data.pipeline import READING_FIELDS, DataConfig, make_source
-from videoar_jax.experiment import parse as configs
+from videoar_jax.experiment import parse
 from videoar_jax.experiment.diff import differing_fields
 from videoar_jax.experiment.schema import StageConfig
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.videoar.network import check_heads
 from videoar_jax.nn.layers import count_parameters
-from videoar_jax.parallel import processes as hosts
-from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, process_shard, num_batch_shards, make_mesh
+from videoar_jax.parallel import processes
+from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, make_mesh, num_batch_shards, process_shard
 from videoar_jax.text.tokenizers import TextEncoder
 from videoar_jax.train.checkpoint import Damaged
 from videoar_jax.train.loop import FREE_FIELDS
@@ -62,7 +62,7 @@ class Run:
 
   def __init__(self, config: ConfigDict, workdir: pathlib.Path):
     quiet_libraries()
-    run = configs.finalize(config)
+    run = parse.finalize(config)
     changes = _check_same_config(config, workdir)
     self.workdir = workdir
     use_compilation_cache()
@@ -83,11 +83,11 @@ class Run:
     for cache in filter(self.stages.is_needed, run.caches):
       self.stages.check_cache(cache, self._source(cache.data))
     self.is_new = all(self.stages.latest_step(stage) == 0 for stage in run.stages)
-    if hosts.is_first():
+    if processes.is_first():
       workdir.mkdir(parents=True, exist_ok=True)
       _lock(workdir)
       start_log(workdir / "log.txt")
-      configs.save_config(config, workdir / "config.json")
+      parse.save_config(config, workdir / "config.json")
       _write_facts(self.stages)
     else:
       start_errors_log()
@@ -104,7 +104,7 @@ class Run:
 
   def _is_finished(self, stage: StageConfig) -> bool:
     """Says whether the first process finds a stage finished; others may see late what it wrote."""
-    return bool(hosts.broadcast(self.stages.is_finished(stage)))
+    return bool(processes.broadcast(self.stages.is_finished(stage)))
 
   def train(self, only: str | None = None) -> bool:
     """Trains what is not finished; returns whether there was anything to train.
@@ -147,7 +147,7 @@ class Run:
         log.info("stage %s: finished before, %d steps", stage.name, stage.loop.num_steps)
       else:
         # What the last report said is no longer so.
-        if hosts.is_first():
+        if processes.is_first():
           (self.workdir / "report.md").unlink(missing_ok=True)
         self.stages.on_mesh_of(stage).train(stage, *self._sources_of(stage))
         has_trained = True
@@ -157,7 +157,7 @@ class Run:
   def _encode_after(self, stage: StageConfig) -> None:
     """Makes the caches that follow a stage."""
     for cache in self.stages.run.caches:
-      if cache.after == stage.name and hosts.broadcast(self.stages.is_needed(cache)):
+      if cache.after == stage.name and processes.broadcast(self.stages.is_needed(cache)):
         self.stages.encode(cache, self._source(cache.data))
 
   def _sources_of(self, stage: StageConfig) -> tuple[list, Any]:
@@ -278,7 +278,7 @@ def start_errors_log() -> None:
   root.setLevel(logging.ERROR)
   root.propagate = False
   terminal = logging.StreamHandler(sys.stderr)
-  terminal.setFormatter(logging.Formatter(f"{hosts.name()}: %(message)s"))
+  terminal.setFormatter(logging.Formatter(f"{processes.name()}: %(message)s"))
   root.handlers[:] = [terminal]
 
 
@@ -287,17 +287,17 @@ def _check_shared(workdir: pathlib.Path) -> None:
   if jax.process_count() == 1:
     return
   sign = workdir / "shared"
-  if hosts.is_first():
+  if processes.is_first():
     sign.touch()
-  hosts.wait_for_all("the workdir is made")
+  processes.wait_for_all("the workdir is made")
   is_shared = sign.exists()
-  hosts.wait_for_all("the workdir is seen")
+  processes.wait_for_all("the workdir is seen")
   if not is_shared:
     raise ValueError(
-      f"--workdir={workdir} is not the same folder for {hosts.name()} as for process 0; name one "
-      "in a file system that all hosts share"
+      f"--workdir={workdir} is not the same folder for {processes.name()} as for process 0; name "
+      "one in a file system that all hosts share"
     )
-  if hosts.is_first():
+  if processes.is_first():
     sign.unlink()
 
 
@@ -334,9 +334,7 @@ def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     raise ValueError(f"--workdir={workdir} is a file; name a folder")
   if not path.exists():
     return []
-  lines = [
-    f"config.{line}" for line in differing_fields(configs.load_config(path), config.to_dict())
-  ]
+  lines = [f"config.{line}" for line in differing_fields(parse.load_config(path), config.to_dict())]
   different = [line for line in lines if not _FREE.fullmatch(line.partition(":")[0])]
   if different:
     text = "\n  ".join(different)

@@ -201,8 +201,8 @@ class RunConfig:
       frames,
       self.schedule_of(resolution),
       text_attention=self.text.attention,
-      past=generator.past,
-      previous=generator.previous,
+      context=generator.context,
+      prev_frame_input=generator.prev_frame_input,
       rope_grid=generator.rope_grid,
     )
 

@@ -21,13 +21,13 @@ from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.task import GeneratorTask
 from videoar_jax.nn.layers import count_parameters
-from videoar_jax.parallel import processes as hosts
+from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import make_mesh, place, replicated
 from videoar_jax.runtime.watch import GoodputTracker
 from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder
 from videoar_jax.tokenizers.bsq.files import flatten, read_params, read_saved, unflatten
 from videoar_jax.tokenizers.bsq.inflation import check_inflatable, inflate
-from videoar_jax.tokenizers.bsq.task import TokenizerTask, load_frozen, adversary_of
+from videoar_jax.tokenizers.bsq.task import TokenizerTask, adversary_of, load_frozen
 from videoar_jax.train.adversary import AdversaryTrainer
 from videoar_jax.train.checkpoint import Checkpointer, Damaged
 from videoar_jax.train.logging import NoLog, RunLog
@@ -271,7 +271,7 @@ class Stages:
     if stage.continues:
       before = self.stage_before(stage, stage.kind)
       with self._reader(before) as checkpointer:
-        step, state, _ = checkpointer.restore_newest(trainer.abstract_state | {"guard": {}})
+        step, state, _ = checkpointer.restore_newest(trainer.abstract_state | {"anomaly": {}})
       _check_last(before, step)
       return trainer.begin_again(state)
     params = self._first_params(stage, seed)
@@ -322,15 +322,17 @@ class Stages:
       return {}
     trainer = AdversaryTrainer(rivals[1], before.loop.num_steps)
     abstract = jax.eval_shape(trainer.init, jax.random.key(0))
-    abstract, templates = {"rival": abstract}, {"": trainer.template}
-    abstract = with_shardings(abstract, state_shardings(abstract, templates, self.mesh))["rival"]
+    abstract, templates = {"discriminator": abstract}, {"": trainer.template}
+    abstract = with_shardings(abstract, state_shardings(abstract, templates, self.mesh))[
+      "discriminator"
+    ]
     with self._reader(before) as checkpointer:
-      step, rival = checkpointer.restore_newest_item("rival", abstract)
+      step, discriminator = checkpointer.restore_newest_item("discriminator", abstract)
     _check_last(before, step)
-    return {name: rival[name] for name in ("params", "averages")}
+    return {name: discriminator[name] for name in ("params", "lecam_ema")}
 
   def _open_log(self, stage: StageConfig, first_step: int) -> RunLog | NoLog:
-    if not hosts.is_first():
+    if not processes.is_first():
       return NoLog()
     return RunLog(
       self.workdir / stage.name,
@@ -381,7 +383,7 @@ class Stages:
       timeout_s=loop.save_timeout_s,
     )
     # Processes may see late what others wrote.
-    step = int(hosts.broadcast(checkpointer.latest_step or 0))
+    step = int(processes.broadcast(checkpointer.latest_step or 0))
     if not step:
       state = self.first_state(stage, trainer, seed)
     else:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from videoar_jax.data.pipeline import READING_FIELDS, DataConfig
 from videoar_jax.data.sources import latents
 from videoar_jax.experiment.diff import differing_fields
-from videoar_jax.parallel import processes as hosts
+from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, process_shard, shard_batch
 from videoar_jax.runtime.preemption import Preempted
 from videoar_jax.runtime.watch import GoodputTracker, Watchdog, report_at_exit
@@ -182,13 +182,13 @@ def encode(
   check_fits(folder, index)
   is_missing = np.isin(np.arange(index.num_shards), index.missing(folder))
   # Processes may see late what others wrote.
-  missing = np.flatnonzero(hosts.broadcast(is_missing)).tolist()
+  missing = np.flatnonzero(processes.broadcast(is_missing)).tolist()
   if not missing:
     log.info("no clip is missing in %s", folder)
     return
-  if hosts.is_first():
+  if processes.is_first():
     latents.write_index(folder, index)
-  hosts.wait_for_all(f"the index of {folder} is written")
+  processes.wait_for_all(f"the index of {folder} is written")
   encode_batch = _make_encode(tokenizer, mesh)
   process, num_processes = jax.process_index(), jax.process_count()
   if process_shard(mesh)[1] != num_processes:
@@ -217,7 +217,7 @@ def encode(
       else:
         for _ in encoded:
           pass
-  hosts.wait_for_all(f"the clips of {folder} are encoded")
+  processes.wait_for_all(f"the clips of {folder} are encoded")
   seconds = time.perf_counter() - started
   log.info("encoded %d clips in %.0f s, %.1f a second", total, seconds, total / seconds)
 
@@ -261,7 +261,7 @@ def _encode_clips(
       left -= len(kept)
       bar.update(len(kept))
       watchdog.beat()
-      if hosts.is_preemption_agreed():
+      if processes.is_preemption_agreed():
         raise Preempted("SIGTERM: stopped while clips were encoded", signal.SIGTERM)
 
 

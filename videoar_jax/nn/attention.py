@@ -31,9 +31,9 @@ def attend(
       them, and what is returned for them means nothing.
     key: keys.
     value: values.
-    attention_mask: who sees whom. Its backend is "dense", all scores at once; "blocked", each group over
-      what it may see, or a square of scores at a time where they are many; "splash", a kernel for
-      TPU.
+    attention_mask: who sees whom. Its backend is "dense", all scores at once; "blocked", each group
+      over what it may see, or a square of scores at a time where they are many; "splash", a kernel
+      for TPU.
   Raises:
     ValueError: the sequence is shorter than the rule says, or the backend is unknown.
   """
@@ -41,7 +41,9 @@ def attend(
   if added < 0:
     raise ValueError(f"{query.shape[1]} tokens, but the rule is for {length}")
   if attention_mask.backend not in BACKENDS:
-    raise ValueError(f"attention={attention_mask.backend!r} is unknown; backends are {', '.join(BACKENDS)}")
+    raise ValueError(
+      f"attention={attention_mask.backend!r} is unknown; backends are {', '.join(BACKENDS)}"
+    )
   if attention_mask.backend == "splash":
     return splash_attention(query, key, value, attention_mask)
   query, key, value = (x[:, :length] for x in (query, key, value))

@@ -117,7 +117,9 @@ def spec_of(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) ->
   """
   unknown = [name for name in axes if name is not None and name not in LOGICAL_AXIS_RULES]
   if unknown:
-    raise ValueError(f"axis {unknown[0]!r} has no rule; names with one are {', '.join(LOGICAL_AXIS_RULES)}")
+    raise ValueError(
+      f"axis {unknown[0]!r} has no rule; names with one are {', '.join(LOGICAL_AXIS_RULES)}"
+    )
   names = (None,) * (len(shape) - len(axes)) + tuple(axes)
   parts = []
   for name, size in zip(names, shape, strict=True):

@@ -10,10 +10,16 @@ from jax.sharding import AbstractMesh, Mesh
 
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
-from videoar_jax.models.videoar import decode as decoding
+from videoar_jax.models.videoar import decode
 from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.parallel.mesh import MeshConfig, ShardingError, num_batch_shards, replicated, sharding_of
+from videoar_jax.parallel.mesh import (
+  MeshConfig,
+  ShardingError,
+  num_batch_shards,
+  replicated,
+  sharding_of,
+)
 from videoar_jax.planning.estimate import DecodeCost, estimate_decoding
 from videoar_jax.planning.pod import Pod
 from videoar_jax.planning.step_plan import Memory, compile_program
@@ -67,8 +73,8 @@ class DecodePlan:
     mesh = pod.mesh(mesh_config)
     if num_clips < 1 or num_clips % num_batch_shards(mesh):
       raise ShardingError(
-        f"--decode={num_clips} clips do not divide over the {num_batch_shards(mesh)} ways of mesh.slice "
-        "x mesh.data x mesh.fsdp; take a multiple"
+        f"--decode={num_clips} clips do not divide over the {num_batch_shards(mesh)} ways of "
+        "mesh.slice x mesh.data x mesh.fsdp; take a multiple"
       )
     template = Stages(run, None, mesh).module_template(stage)
     draft = cls(run, stage, pod, mesh, num_clips, jnp.dtype(dtype), template)
@@ -94,17 +100,17 @@ class DecodePlan:
     return with_shardings(cast, self.template.shardings(self.mesh))
 
   @functools.cached_property
-  def abstract_state(self) -> decoding.State:
+  def abstract_state(self) -> decode.State:
     """Shapes of the cache and what else goes from frame to frame."""
     layout, text = self.layout, self.run.text.encoder.null()
     start = functools.partial(
-      decoding.start,
-      slots=decoding.num_slots(layout.num_frames, self.stage.loss.window),
+      decode.start,
+      slots=decode.num_slots(layout.num_frames, self.stage.loss.window),
       is_guided=self.is_guided,
     )
     state = jax.eval_shape(
       lambda model, texts: start(
-        model, layout, texts, text, decoding.sample_keys(0, jnp.arange(self.num_clips))
+        model, layout, texts, text, decode.sample_keys(0, jnp.arange(self.num_clips))
       ),
       self.template.module(self.abstract_params),
       jax.ShapeDtypeStruct((self.num_clips, *text.shape), text.dtype),
@@ -134,7 +140,7 @@ class DecodePlan:
     row = jax.ShapeDtypeStruct((self.layout.num_scales,), jnp.float32, sharding=whole)
     number = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
     # As `sampler.Model` does.
-    program = jax.jit(decoding.decode_frame, static_argnums=1, donate_argnums=2)
+    program = jax.jit(decode.decode_frame, static_argnums=1, donate_argnums=2)
     model: nnx.Module = self.template.module(self.abstract_params)
     arguments = (model, self.layout, self.abstract_state, row)
     draws = {"temperature": number, "top_p": number}

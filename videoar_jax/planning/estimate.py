@@ -101,7 +101,7 @@ def estimate(
     passes = 4 if run.generator.remat == "full" else 3
     kept, moved = _generator_activations(run, stage, mesh, clips)
     # A block's parameters and their gradients are whole for as long as it is at work.
-    kept = kept / stage.loop.grad_accum_steps + 2 * others / run.generator.depth
+    kept = kept / stage.loop.grad_accum_steps + 2 * others / run.generator.num_layers
     kept = round(max(kept, _encoder_bytes(run, stage, clips / stage.loop.grad_accum_steps)))
     # Parameters are gathered on the way there and back, and their gradients scattered.
     sent = 3 * sent + _activations_sent(run, stage, mesh, clips, passes)
@@ -181,11 +181,11 @@ def estimate_decoding(
   pairs = num_tokens * length + layout.num_frames * beside + finals * layout.final_size**2
   heads = config.num_heads * config.head_dim
   seen = visible_pairs(layout.mask())
-  attention = 4 * config.depth * heads * (pairs - seen)
+  attention = 4 * config.num_layers * heads * (pairs - seen)
   rows = num_rows / num_batch_shards(mesh)
   item = jax.tree.leaves(params)[0].dtype.itemsize
   tensor = mesh.shape["tensor"]
-  sums = 4 * config.depth * rows * num_tokens * config.width * item * (tensor - 1) / tensor
+  sums = 4 * config.num_layers * rows * num_tokens * config.d_model * item * (tensor - 1) / tensor
   return DecodeCost(
     num_steps=num_steps,
     parameter_bytes=own,
@@ -233,7 +233,7 @@ def _generator_flops(run: RunConfig, stage: StageConfig) -> tuple[float, float]:
   config, layout, window = run.generator, run.layout_of(stage.data), stage.loss.window
   flops = training_flops(config, layout, window)
   pairs = visible_pairs(layout.mask(window))
-  attention = 4 * pairs * config.num_heads * config.head_dim * config.depth
+  attention = 4 * pairs * config.num_heads * config.head_dim * config.num_layers
   again = {"none": 0, "dots": attention, "full": flops / 3}[config.remat]
   encoder = 0
   if stage.cache is None:
@@ -247,18 +247,18 @@ def _generator_activations(run, stage, mesh, clips: float) -> tuple[float, float
   tokens = clips * run.layout_of(stage.data).length / mesh.shape["sequence"]
   k = config.head_dim
   split = (2 * config.num_heads + 2 * config.num_kv_heads) * k + 3 * config.mlp_dim
-  products = 2 * config.width + split / mesh.shape["tensor"]
-  block = tokens * (4 * config.width + products) * _BYTES[config.dtype]
-  residual = tokens * config.width * _BYTES[config.dtype]
+  products = 2 * config.d_model + split / mesh.shape["tensor"]
+  block = tokens * (4 * config.d_model + products) * _BYTES[config.dtype]
+  residual = tokens * config.d_model * _BYTES[config.dtype]
   kept = {
-    "none": config.depth * block,
-    "dots": config.depth * (residual + tokens * products * _BYTES[config.dtype]),
-    "full": config.depth * residual + block,
+    "none": config.num_layers * block,
+    "dots": config.num_layers * (residual + tokens * products * _BYTES[config.dtype]),
+    "full": config.num_layers * residual + block,
   }[config.remat]
   # On the way back there are gradients of a block's widest arrays beside them.
   widest = tokens * 3 * config.mlp_dim / mesh.shape["tensor"] * _BYTES[config.dtype]
   # Written and read on the way there, and twice that on the way back.
-  return kept + widest, 6 * config.depth * block
+  return kept + widest, 6 * config.num_layers * block
 
 
 def _encoder_bytes(run, stage, clips: float) -> float:
@@ -277,7 +277,7 @@ def _activations_sent(run, stage, mesh, clips: float, passes: int) -> float:
   config, sizes = run.generator, mesh.shape
   tokens = clips * run.layout_of(stage.data).length / sizes["sequence"]
   # Each block sums its two outputs over the devices that share it, there and back.
-  sums = 2 * passes * tokens * config.width * _BYTES[config.dtype]
+  sums = 2 * passes * tokens * config.d_model * _BYTES[config.dtype]
   sums *= 2 * (sizes["tensor"] - 1) / sizes["tensor"]
   # Queries and results are exchanged for heads, but for each device's own part, and so are keys and
   # values, of which each device gets all of a sequence's where their heads are too few.
@@ -292,7 +292,7 @@ def _activations_sent(run, stage, mesh, clips: float, passes: int) -> float:
     parts += keys * (sequence - 1)
   else:
     parts += keys * (tensor * sequence - 1)
-  return config.depth * (sums + passes * tokens * parts * _BYTES[config.dtype])
+  return config.num_layers * (sums + passes * tokens * parts * _BYTES[config.dtype])
 
 
 def mesh_name(mesh) -> str:

@@ -15,7 +15,13 @@ from jax.sharding import AbstractMesh, Mesh
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.videoar.network import check_heads
-from videoar_jax.parallel.mesh import MeshConfig, ShardingError, num_batch_shards, replicated, sharding_of
+from videoar_jax.parallel.mesh import (
+  MeshConfig,
+  ShardingError,
+  num_batch_shards,
+  replicated,
+  sharding_of,
+)
 from videoar_jax.planning.estimate import Cost, estimate
 from videoar_jax.planning.pod import Pod
 from videoar_jax.tokenizers import lpips
@@ -195,7 +201,7 @@ def _abstract_task(run: RunConfig, stage: StageConfig, mesh) -> tuple[Task, dict
   """Returns a stage's task, and the shapes of what it needs and does not train."""
   if stage.kind == "tokenizer":
     frozen = {}
-    if stage.loss.perceptual > 0:
+    if stage.loss.lpips > 0:
       shapes = {k: jax.ShapeDtypeStruct(v, np.float32) for k, v in lpips.shapes().items()}
       frozen = {"lpips": shapes}
     schedule = run.schedule_of(stage.data.resolution)

@@ -6,7 +6,7 @@ from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel.hardware import Chip
 from videoar_jax.planning import estimate
 from videoar_jax.planning.decoding import DecodePlan
-from videoar_jax.planning.step_plan import StepPlan, Memory
+from videoar_jax.planning.step_plan import Memory, StepPlan
 
 _RATES = (
   f"Times are counted at {estimate.SHARE_OF_FLOPS:.0%} of the maker's bfloat16 operations and "

@@ -9,7 +9,7 @@ import threading
 
 import jax
 
-from videoar_jax.parallel import processes as hosts
+from videoar_jax.parallel import processes
 
 
 class Preempted(Exception):
@@ -56,7 +56,7 @@ class PreemptionHandler:
 
   def is_due(self) -> bool:
     """Says whether to save and stop; to be asked after every step, by all processes."""
-    if self.signal is None and hosts.is_preemption_agreed():
+    if self.signal is None and processes.is_preemption_agreed():
       self.begin(signal.SIGTERM)
     return self.signal is not None
 
@@ -65,7 +65,7 @@ class PreemptionHandler:
 def handle_preemption(timeout_s: float):
   """Yields a `PreemptionHandler` that is due once Ctrl-C or SIGTERM came; a second one kills.
 
-  Of several processes, all stop after the same step: see `hosts.is_preemption_agreed`.
+  Of several processes, all stop after the same step: see `processes.is_preemption_agreed`.
 
   Args:
     timeout_s: seconds that the stop may take.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 KINDS = ("non_saturating", "hinge")
-Averages = dict  # {"real", "fake"}: running means of the discriminator's logits, scalars.
+LecamEma = dict  # {"real", "fake"}: running means of the discriminator's logits, scalars.
 
 
 def autoencoder_loss(kind: str, fake: Float[Array, "..."]) -> Float[Array, ""]:
@@ -41,28 +41,28 @@ def r1_penalty(
   return jnp.mean(jnp.sum(jnp.square(jax.grad(total)(video)), axis=(1, 2, 3, 4)))
 
 
-def init_lecam_ema() -> Averages:
+def init_lecam_ema() -> LecamEma:
   """Returns running means before the first step."""
   return {"real": jnp.zeros(()), "fake": jnp.zeros(())}
 
 
 def update_lecam_ema(
-  averages: Averages, real: Float[Array, "..."], fake: Float[Array, "..."], decay: float
-) -> Averages:
+  lecam_ema: LecamEma, real: Float[Array, "..."], fake: Float[Array, "..."], decay: float
+) -> LecamEma:
   """Moves the running means towards a batch's."""
   new = jax.lax.stop_gradient({"real": jnp.mean(real), "fake": jnp.mean(fake)})
-  return jax.tree.map(lambda a, b: decay * a + (1.0 - decay) * b, averages, new)
+  return jax.tree.map(lambda a, b: decay * a + (1.0 - decay) * b, lecam_ema, new)
 
 
 def lecam_penalty(
-  averages: Averages, real: Float[Array, "..."], fake: Float[Array, "..."]
+  lecam_ema: LecamEma, real: Float[Array, "..."], fake: Float[Array, "..."]
 ) -> Float[Array, ""]:
   """Returns LeCAM's penalty, which holds logits near the running mean of the other side.
 
   Source: Tseng et al., Regularizing Generative Adversarial Networks under Limited Data, 2021.
   """
-  far_real = jnp.mean(jnp.square(jax.nn.relu(real - averages["fake"])))
-  far_fake = jnp.mean(jnp.square(jax.nn.relu(averages["real"] - fake)))
+  far_real = jnp.mean(jnp.square(jax.nn.relu(real - lecam_ema["fake"])))
+  far_fake = jnp.mean(jnp.square(jax.nn.relu(lecam_ema["real"] - fake)))
   return far_real + far_fake
 
 

@@ -18,13 +18,13 @@ from typing import TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from videoar_jax.parallel import processes as hosts
+from videoar_jax.parallel import processes
 from videoar_jax.parallel.barrier import Barrier
 from videoar_jax.train.state import State
 
 log = logging.getLogger(__name__)
 # Parts of a state that may be empty, and are not saved then.
-_OPTIONAL = ("ema", "rival", "guard")
+_OPTIONAL = ("ema", "discriminator", "anomaly")
 _DAMAGED = "CHECKPOINT OF STEP %d IN %s IS DAMAGED (%s); that of step %d is read"
 
 T = TypeVar("T")
@@ -91,12 +91,12 @@ class Checkpointer:
 
   def _open(self) -> None:
     """Opens the folder in all processes, and removes what a save that was cut off left there."""
-    hosts.try_in_all(self._tidy)
-    hosts.try_in_all(self._make_manager)
+    processes.try_in_all(self._tidy)
+    processes.try_in_all(self._make_manager)
     self._has_failed = False
 
   def _tidy(self) -> None:
-    if hosts.is_first():
+    if processes.is_first():
       self.directory.mkdir(parents=True, exist_ok=True)
       for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(path, ignore_errors=True)
@@ -120,7 +120,7 @@ class Checkpointer:
     )
     with _quiet():
       self._manager = ocp.CheckpointManager(self.directory, options=options)
-    # It would ask whether to stop by numbers of its own, among those of `hosts.is_preemption_agreed`.
+    # It would ask whether to stop by numbers of its own, among those of `is_preemption_agreed`.
     self._manager.reached_preemption = lambda step: False
 
   @property
@@ -138,17 +138,17 @@ class Checkpointer:
     if step == self.latest_step:
       return
     self.wait()
-    if not hosts.all_true(not self._has_failed):
+    if not processes.all_true(not self._has_failed):
       with contextlib.suppress(Exception):
         self._manager.close()
       self._open()
-    hosts.try_in_all(lambda: self.check_room(state))
+    processes.try_in_all(lambda: self.check_room(state))
     items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
     items["iterator"] = ocp.args.JsonSave(iterator_state)
     args = ocp.args.Composite(**items)
     self._began = step, time.monotonic()
     try:
-      hosts.try_in_all(lambda: self._manager.save(step, args=args, force=True))
+      processes.try_in_all(lambda: self._manager.save(step, args=args, force=True))
     except Exception:
       self._began, self._has_failed = (0, 0.0), True
       raise
@@ -216,7 +216,7 @@ class Checkpointer:
     return step, item
 
   def restore_item(self, name: str, abstract: dict, step: int | None = None) -> dict:
-    """Returns one part of a step's state: "params", their average "ema", or "rival".
+    """Returns one part of a step's state: "params", their average "ema", or "discriminator".
 
     Without a step, it is of the newest that can be read; the log tells of newer ones. Asks no other
     process, and changes nothing.
@@ -250,7 +250,7 @@ class Checkpointer:
 
     Args:
       read: what a step has.
-      broadcast, all_true: of `hosts`, where all processes are to have the same step.
+      broadcast, all_true: of `processes`, where all processes are to have the same step.
     """
     steps, damaged = set(self._manager.all_steps()), {}
     # What is listed may differ for a while in a file system of a network.
@@ -271,15 +271,15 @@ class Checkpointer:
 
   def _agree_on(self, read: Callable[[int], T]) -> tuple[int, T]:
     """Returns the newest step that all processes can read, and what; sets newer ones aside."""
-    good, found, damaged = self._newest(read, hosts.broadcast, hosts.all_true)
+    good, found, damaged = self._newest(read, processes.broadcast, processes.all_true)
     for step, error in damaged.items():
       log.error(_DAMAGED, step, self.directory, error, good)
-      if hosts.is_first():
+      if processes.is_first():
         path = self.directory / f"damaged-{step}"
         if path.exists():
           path = path.with_name(f"{path.name}-{time.time_ns()}")
         (self.directory / str(step)).rename(path)
-      hosts.wait_for_all(f"checkpoint {step} of {self.directory} is set aside")
+      processes.wait_for_all(f"checkpoint {step} of {self.directory} is set aside")
     if damaged:
       self._manager.reload()
     return good, found
@@ -316,7 +316,7 @@ class Checkpointer:
     try:
       self._manager.wait_until_finished()
       # Others may see late what the first process has renamed.
-      if hosts.is_first() and not (self.directory / str(step)).exists():
+      if processes.is_first() and not (self.directory / str(step)).exists():
         raise OSError(f"the save of step {step} to {self.directory} failed; the log says why")
     except Exception:
       self._has_failed = True

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from videoar_jax.parallel import processes as hosts
+from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import replicated, shard_batch
 from videoar_jax.runtime.input_stall import InputStallMeter
 from videoar_jax.runtime.preemption import Preempted, handle_preemption
 from videoar_jax.runtime.watch import GoodputTracker, Profiler, Watchdog, report_at_exit
-from videoar_jax.train import anomaly as guarding
+from videoar_jax.train import anomaly
 from videoar_jax.train import state as train_state
 from videoar_jax.train.adversary import AdversaryTrainer
 from videoar_jax.train.checkpoint import Checkpointer
@@ -148,11 +148,11 @@ class Trainer:
     self.key = jax.random.key(seed)
     self.template = train_state.Template.of(task.init)
     self.optimizer = make_optimizer(config.optimizer, num_steps, self.template.axes)
-    self.rival = AdversaryTrainer(task.rival, num_steps)
+    self.adversary = AdversaryTrainer(task.adversary, num_steps)
     abstract = jax.eval_shape(self._init, self.key)
     self.templates = {"": self.template}
-    if task.rival is not None:
-      self.templates["rival"] = self.rival.template
+    if task.adversary is not None:
+      self.templates["discriminator"] = self.adversary.template
     self.shardings = train_state.state_shardings(abstract, self.templates, mesh)
     self.abstract_state = train_state.with_shardings(abstract, self.shardings)
     # A tokenizer's decoder is no part of a generator's step, but stays in memory for its samples:
@@ -169,75 +169,82 @@ class Trainer:
     params = train_state.init_params(self.task.init, jax.random.fold_in(key, 0))
     return self._begin(params, {}, key)
 
-  def _begin(self, params: dict, rival: dict, key) -> train_state.State:
+  def _begin(self, params: dict, discriminator: dict, key) -> train_state.State:
     state = train_state.make_state(params, self.optimizer, self.config.ema_decay > 0)
-    rival = self.rival.init(jax.random.fold_in(key, 2)) | rival
+    discriminator = self.adversary.init(jax.random.fold_in(key, 2)) | discriminator
     # Whatever the config does with bad steps, so that it may be set otherwise in the middle.
-    return state | {"rival": rival, "guard": guarding.init()}
+    return state | {"discriminator": discriminator, "anomaly": anomaly.init()}
 
-  def init(self, params: dict | None = None, rival: dict | None = None) -> train_state.State:
+  def init(
+    self, params: dict | None = None, discriminator: dict | None = None
+  ) -> train_state.State:
     """Returns the state before the first step, born sharded.
 
     Args:
       params: to start from; None for random ones.
-      rival: parts of the rival's state to start from, beside `params`.
+      discriminator: parts of the discriminator's state to start from, beside `params`.
     """
     with jax.set_mesh(self.mesh):
       if params is None:
         return jax.jit(self._init, out_shardings=self.shardings)(self.key)
       begin = jax.jit(self._begin, out_shardings=self.shardings)
-      return begin(params, rival or {}, self.key)
+      return begin(params, discriminator or {}, self.key)
 
   def begin_again(self, state: train_state.State) -> train_state.State:
     """Returns the state before the first step that goes on from another stage's last one."""
 
     def begin(state):
-      return state | {"step": jnp.zeros((), jnp.int32), "guard": guarding.init()}
+      return state | {"step": jnp.zeros((), jnp.int32), "anomaly": anomaly.init()}
 
     return jax.jit(begin, donate_argnums=0, out_shardings=self.shardings)(state)
 
   def _gradients(self, state, frozen, batch, key):
-    """Returns gradients by both networks, metrics, and the numbers that the rival hands on."""
+    """Returns gradients by both networks, metrics, and what the discriminator hands on."""
     num_steps = self.before + state["step"]
 
-    def loss(params, discriminator_params, averages, batch, key):
-      module, rival = self.template.module(params), self.rival.module(discriminator_params)
-      if rival is None:
+    def loss(params, discriminator_params, lecam_ema, batch, key):
+      module, discriminator = (
+        self.template.module(params),
+        self.adversary.module(discriminator_params),
+      )
+      if discriminator is None:
         value, metrics = self.task.loss(module, frozen, batch, key, is_training=True)
         return value, ({"loss": value, **metrics}, {})
-      value, metrics, averages = self.task.contest(
-        module, rival, averages, frozen, batch, key, num_steps
+      value, metrics, lecam_ema = self.task.adversarial_loss(
+        module, discriminator, lecam_ema, frozen, batch, key, num_steps
       )
-      return value, (metrics, averages)
+      return value, (metrics, lecam_ema)
 
     both = jax.grad(loss, argnums=(0, 1), has_aux=True)
-    params = state["params"], state["rival"].get("params", {})
-    averages, parts = state["rival"].get("averages", {}), self.config.grad_accum_steps
+    params = state["params"], state["discriminator"].get("params", {})
+    lecam_ema, parts = state["discriminator"].get("lecam_ema", {}), self.config.grad_accum_steps
     if parts == 1:
-      return both(*params, averages, batch, key)
+      return both(*params, lecam_ema, batch, key)
 
     def add(carry, part):
-      total, averages = carry
+      total, lecam_ema = carry
       rows, i = part
-      gradients, (metrics, averages) = both(*params, averages, rows, jax.random.fold_in(key, i))
-      return (jax.tree.map(jnp.add, total, gradients), averages), metrics
+      gradients, (metrics, lecam_ema) = both(*params, lecam_ema, rows, jax.random.fold_in(key, i))
+      return (jax.tree.map(jnp.add, total, gradients), lecam_ema), metrics
 
     # Every part has rows of every device.
     split = lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)  # noqa: E731
-    start = jax.tree.map(jnp.zeros_like, params), averages
+    start = jax.tree.map(jnp.zeros_like, params), lecam_ema
     batches = jax.tree.map(split, batch), jnp.arange(parts)
-    (total, averages), metrics = jax.lax.scan(add, start, batches)
+    (total, lecam_ema), metrics = jax.lax.scan(add, start, batches)
     gradients = jax.tree.map(lambda x: x / parts, total)
-    return gradients, (jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics), averages)
+    return gradients, (jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics), lecam_ema)
 
   def _step(self, state, frozen, batch, key):
     step_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
     # Of all stages that share the optimizer.
     num_steps = self.before + state["step"]
-    (gradients, discriminator_gradients), (metrics, averages) = self._gradients(
+    (gradients, discriminator_gradients), (metrics, lecam_ema) = self._gradients(
       state, frozen, batch, step_key
     )
-    rival, discriminator_metrics = self.rival.update(state["rival"], discriminator_gradients, averages, num_steps)
+    discriminator, discriminator_metrics = self.adversary.update(
+      state["discriminator"], discriminator_gradients, lecam_ema, num_steps
+    )
     updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
     ema = state["ema"]
@@ -258,14 +265,14 @@ class Trainer:
       "opt_state": opt_state,
       "ema": ema,
       "step": state["step"] + 1,
-      "rival": rival,
-      "guard": state["guard"],
+      "discriminator": discriminator,
+      "anomaly": state["anomaly"],
     }
-    is_bad, guard = guarding.update(state["guard"], metrics, self.config.spike)
+    is_bad, guard = anomaly.update(state["anomaly"], metrics, self.config.spike)
     if self.config.on_nan == "skip":
       kept = state | {"step": state["step"] + 1}
       new_state = jax.tree.map(lambda new, old: jnp.where(is_bad, old, new), new_state, kept)
-    return new_state | {"guard": guard}, metrics | {"num_bad": guard["num_bad"]}
+    return new_state | {"anomaly": guard}, metrics | {"num_bad": guard["num_bad"]}
 
   def _media(self, params, frozen, batch):
     return self.task.media(self.template.module(params), frozen, batch)
@@ -357,8 +364,8 @@ class Trainer:
       if shapes not in self._compiled:
         program.lower(state, frozen, batch, *rest).compile()
         # Without a limit of steps, a day: the service knows no barrier without one.
-        timeout_s = max(self.config.step_timeout_s or 86_400, hosts.BARRIER_TIMEOUT_S)
-        hosts.wait_for_all("a program is compiled", timeout_s)
+        timeout_s = max(self.config.step_timeout_s or 86_400, processes.BARRIER_TIMEOUT_S)
+        processes.wait_for_all("a program is compiled", timeout_s)
         self._compiled.add(shapes)
     return program(state, frozen, batch, *rest)
 
@@ -410,8 +417,8 @@ class Trainer:
     num_bad = round(values.pop("num_bad"))
     if not num_bad:
       return
-    name = guarding.reason(values)
-    path = guarding.write_bad_step(folder, step, name, values[name], samples)
+    name = anomaly.reason(values)
+    path = anomaly.write_bad_step(folder, step, name, values[name], samples)
     what = f"{name} of step {step} is {values[name]}; {path} has the ids of its samples"
     if self.config.on_nan == "stop":
       raise FloatingPointError(
@@ -419,7 +426,7 @@ class Trainer:
         "optimizer.learning_rate or optimizer.grad_clip_norm (with a discriminator, those of "
         "loss.adversarial.optimizer too) and run into a new workdir, or set loop.on_nan='skip'"
       )
-    if num_bad > guarding.MAX_BAD_IN_A_ROW:
+    if num_bad > anomaly.MAX_BAD_IN_A_ROW:
       raise FloatingPointError(
         f"{what}. So were the {num_bad - 1} steps before it, which are skipped: that is no "
         "accident of their samples. Where the loss is finite, raise loop.spike or set it to None; "

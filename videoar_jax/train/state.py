@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 
 from videoar_jax.parallel.mesh import replicated, sharding_of
 
-# {"params", "opt_state", "ema", "step", "rival", "guard"}, plain arrays; see `rival.py` and
-# `guarding.py` for the last two.
+# {"params", "opt_state", "ema", "step", "discriminator", "anomaly"}, plain arrays; see
+# `adversary.py` and `anomaly.py` for the last two.
 State = dict
 
 
@@ -67,8 +67,8 @@ def make_state(params: dict, optimizer: optax.GradientTransformation, has_ema: b
     "opt_state": optimizer.init(params),
     "ema": jax.tree.map(jnp.copy, params) if has_ema else {},
     "step": jnp.zeros((), jnp.int32),
-    "rival": {},
-    "guard": {},
+    "discriminator": {},
+    "anomaly": {},
   }
 
 

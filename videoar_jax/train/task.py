@@ -16,12 +16,12 @@ class Task(Protocol):
 
   Attributes:
     frozen: parameters that the loss needs and does not train, a tree of arrays.
-    rival: a second network that trains against the module; None for none. Then the loop calls
-      `contest` in place of `loss`.
+    adversary: a second network that trains against the module; None for none. With one, the loop
+      calls `adversarial_loss` in place of `loss`.
   """
 
   frozen: dict
-  rival: Adversary | None
+  adversary: Adversary | None
 
   def init(self, key: Array) -> nnx.Module:
     """Makes the module to train."""
@@ -31,17 +31,17 @@ class Task(Protocol):
   ) -> tuple[Float[Array, ""], Metrics]:
     """Returns the loss and scalars to log."""
 
-  def contest(
+  def adversarial_loss(
     self,
     module: nnx.Module,
-    rival: nnx.Module,
-    averages: dict,
+    discriminator: nnx.Module,
+    lecam_ema: dict,
     frozen: dict,
     batch: dict,
     key: Array,
     step: Int[Array, ""],
   ) -> tuple[Float[Array, ""], Metrics, dict]:
-    """Returns a sum whose gradient by each network is its own, scalars, and the new averages.
+    """Returns a sum whose gradient by each network is its own, scalars, and the new LeCAM averages.
 
     The scalars have the module's own loss as `loss`.
     """

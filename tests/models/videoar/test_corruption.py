@@ -47,12 +47,12 @@ def test_formula_frame_by_frame():
       total = total + quantizer.linear_resize(code, (4, 4))
     np.testing.assert_allclose(out.features[:, t], jnp.concatenate(inputs, 1), atol=1e-6)
     before = total
-  np.testing.assert_allclose(out.latents[:, -1], before, atol=1e-6)
+  np.testing.assert_allclose(out.quantized[:, -1], before, atol=1e-6)
   # With the frame before beside every input, that half holds means over what a cell covers.
   both = corruption.corrupt(latents, SCHEDULE, flips, prev_frame_input="all_scales").features
   np.testing.assert_array_equal(both[..., :8], out.features)
   assert not both[:, 0, :, 8:].any()
-  shown = out.latents[:, :-1]
+  shown = out.quantized[:, :-1]
   np.testing.assert_allclose(both[:, 1:, 5:, 8:], shown.reshape(2, 2, 16, 8), atol=1e-6)
   quarters = shown.reshape(2, 2, 2, 2, 2, 2, 8).mean((3, 5)).reshape(2, 2, 4, 8)
   np.testing.assert_allclose(both[:, 1:, 1:5, 8:], quarters, atol=1e-6)
@@ -63,7 +63,7 @@ def test_labels_undo_flips():
   latents = jax.random.normal(jax.random.key(1), (16, 1, 4, 4, 8))
   flips = [jnp.full((16, 1, *grid, 8), s == 0) for s, grid in enumerate(SCHEDULE)]
   clean = quantizer.quantize(latents, SCHEDULE)
-  corrected = corruption.corrupt(latents, SCHEDULE, flips).latents
+  corrected = corruption.corrupt(latents, SCHEDULE, flips).quantized
   stale = quantizer.dequantize([1 - clean.bits[0], *clean.bits[1:]])
   assert jnp.square(corrected - latents).mean() < jnp.square(stale - latents).mean()
 

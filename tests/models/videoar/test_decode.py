@@ -18,8 +18,8 @@ from videoar_jax.train.state import Template
 
 LAYOUT = Layout(text_length=4, num_frames=5, schedule=((1, 1), (2, 2)))
 CONFIG = GeneratorConfig(
-  depth=2,
-  width=16,
+  num_layers=2,
+  d_model=16,
   num_heads=4,
   num_kv_heads=2,
   head_dim=8,
@@ -75,23 +75,23 @@ def inputs_of(bits):
   return jnp.stack(features, 1), jnp.stack(latents, 1)
 
 
-@pytest.mark.parametrize("past", ["scales", "final"])
+@pytest.mark.parametrize("context", ["scales", "full_frame"])
 @pytest.mark.parametrize("window", [1, 2])
-def test_ring_equals_the_full_cache_with_a_mask(past, window):
+def test_ring_equals_the_full_cache_with_a_mask(context, window):
   """With frames given or not: each slot is overwritten when its frame leaves the window."""
-  layout = dataclasses.replace(LAYOUT, past=past)
+  layout = dataclasses.replace(LAYOUT, context=context)
   model = make_model(layout=layout)
   given, num_given = None, 0
   if window == 2:
     num_given = 3
     draw = np.random.default_rng(0).integers
     given = [draw(2, size=(2, 3, *grid, 6), dtype=np.uint8) for grid in layout.schedule]
-  out = decoded(model, layout, table=None, window=window, given=given)
+  out = decoded(model, layout, table=None, window=window, conditioning=given)
   assert out.logits.shape[1] == 5 - num_given
   for scale, bits in enumerate(given or []):
     np.testing.assert_array_equal(out.bits[scale][:, :num_given], bits)
   features, latents = inputs_of(out.bits)
-  np.testing.assert_allclose(out.latents, latents, atol=1e-6)
+  np.testing.assert_allclose(out.quantized, latents, atol=1e-6)
   keep = corruption.draw_frame_keep(jax.random.key(0), 2, 5, p_mask=0.0, window=window)
   forward = jax.jit(lambda model: model(TEXT, features, layout, latents=latents, frame_keep=keep))
   expected = forward(model)
@@ -150,8 +150,8 @@ def test_bfloat16_is_near_float32(model, free):
   state = start(small, LAYOUT, TEXT, NULL, sample_keys(0, jnp.arange(2)), slots=1)
   assert {x.dtype for x in jax.tree.leaves(state.cache)} == {jnp.dtype(jnp.bfloat16)}
   assert state.before.dtype == jnp.float32
-  out = decoded(small, given=[bits[:, :4] for bits in free.bits], table=TABLE)
-  np.testing.assert_allclose(out.latents[:, :4], free.latents[:, :4], atol=1e-6)
+  out = decoded(small, conditioning=[bits[:, :4] for bits in free.bits], table=TABLE)
+  np.testing.assert_allclose(out.quantized[:, :4], free.quantized[:, :4], atol=1e-6)
   error = np.abs(out.logits[:, 0, 0] - free.logits[:, 4, 0]).max()
   scale = np.abs(free.logits[:, 4, 0]).max()
   assert 0 < error < 0.1 * scale
@@ -176,4 +176,4 @@ def test_two_devices_equal_one(model, free):
 def test_given_frames_must_leave_some(model):
   given = [jnp.zeros((2, 5, *grid, 6), jnp.uint8) for grid in LAYOUT.schedule]
   with pytest.raises(ValueError, match="5 frames leave nothing of 5"):
-    decode(model, LAYOUT, TEXT, NULL, sample_keys(0, jnp.arange(2)), TABLE, given=given)
+    decode(model, LAYOUT, TEXT, NULL, sample_keys(0, jnp.arange(2)), TABLE, conditioning=given)

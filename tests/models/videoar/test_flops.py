@@ -18,8 +18,8 @@ from videoar_jax.nn.layers import count_parameters
 LAYOUT = Layout(text_length=5, num_frames=3, schedule=((1, 1), (2, 2), (3, 4)))
 LAYOUTS = (LAYOUT, dataclasses.replace(LAYOUT, context="full_frame", prev_frame_input="all_scales"))
 CONFIG = GeneratorConfig(
-  depth=2,
-  width=32,
+  num_layers=2,
+  d_model=32,
   num_heads=4,
   num_kv_heads=2,
   head_dim=16,
@@ -59,7 +59,7 @@ def program(layout, config=CONFIG, *, has_gradient):
   def loss(model, text, features, latents):
     return jnp.sum(model(text, features, layout, latents=latents))
 
-  num_features = 12 if layout.previous == "all" else 6
+  num_features = 12 if layout.prev_frame_input == "all_scales" else 6
   shapes = (2, 3, 17, num_features), (2, 3, 3, 4, 6)
   arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
   function = jax.grad(loss) if has_gradient else loss
@@ -74,13 +74,13 @@ def program(layout, config=CONFIG, *, has_gradient):
 def test_flops_are_those_of_the_program(layout, config):
   """The dense program multiplies all pairs; the count has those that see each other."""
   pairs = flops.visible_pairs(layout.mask())
-  attention = 2 * 2 * CONFIG.depth * CONFIG.num_heads * CONFIG.head_dim
+  attention = 2 * 2 * CONFIG.num_layers * CONFIG.num_heads * CONFIG.head_dim
   hidden = attention * (layout.length**2 - pairs)
   # The program embeds the features that follow the last frame too, and drops them.
-  num_features = 12 if layout.previous == "all" else 6
-  dropped = 2 * layout.final_size * num_features * CONFIG.width
+  num_features = 12 if layout.prev_frame_input == "all_scales" else 6
+  dropped = 2 * layout.final_size * num_features * CONFIG.d_model
   # Complete latents go through the head as well, where they are not the last frame's.
-  heads = 2 * (layout.num_frames - 1) * layout.final_size * CONFIG.width * CONFIG.num_bits
+  heads = 2 * (layout.num_frames - 1) * layout.final_size * CONFIG.d_model * CONFIG.num_bits
   forward = flops.forward_flops(config, layout) + hidden + dropped + heads
   assert products(program(layout, config, has_gradient=False)) == 2 * forward
   step = flops.training_flops(config, layout) + 3 * hidden + 2 * dropped + 3 * heads

@@ -24,12 +24,14 @@ LAYOUT = Layout(text_length=5, num_frames=3, schedule=((1, 1), (2, 2), (3, 4)))
 LAYOUTS = (
   LAYOUT,
   dataclasses.replace(LAYOUT, context="full_frame"),
-  dataclasses.replace(LAYOUT, context="full_frame", prev_frame_input="all_scales", rope_grid="latent"),
+  dataclasses.replace(
+    LAYOUT, context="full_frame", prev_frame_input="all_scales", rope_grid="latent"
+  ),
 )
 NAMES = ("paper", "final", "final-all-latent")
 CONFIG = GeneratorConfig(
-  depth=2,
-  width=32,
+  num_layers=2,
+  d_model=32,
   num_heads=4,
   num_kv_heads=2,
   head_dim=16,
@@ -57,7 +59,7 @@ def model():
 
 def make_batch(layout):
   latents = jax.random.normal(jax.random.key(1), (2, 3, 3, 4, 6))
-  return corruption.corrupt(latents, layout.schedule, previous=layout.previous)
+  return corruption.corrupt(latents, layout.schedule, prev_frame_input=layout.prev_frame_input)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def batch():
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
 def test_layout_by_brute_force(layout):
-  has_final = layout.past == "final"
+  has_final = layout.context == "full_frame"
   tokens = [(-1, -1, i, i, i) for i in range(5)]
   for t in range(3):
     grids = list(enumerate(layout.schedule))
@@ -180,7 +182,7 @@ def test_later_frames_see_the_complete_latent(batch):
   def run(latents):
     return model(TEXT, batch.features, layout, latents=latents)
 
-  moved = np.abs(run(batch.latents.at[:, 1].add(1.0)) - run(batch.latents)).max((-1, -2)) > 1e-5
+  moved = np.abs(run(batch.quantized.at[:, 1].add(1.0)) - run(batch.quantized)).max((-1, -2)) > 1e-5
   np.testing.assert_array_equal(moved, [[False, False, True]] * 2)
   with pytest.raises(ValueError, match="complete latents"):
     model(TEXT, batch.features, layout)
@@ -198,8 +200,8 @@ def test_learned_positions_end():
   [
     ("rope_fractions", (0.5, 0.5)),
     ("rope_base", 0.0),
-    ("past", "none"),
-    ("previous", "no"),
+    ("context", "none"),
+    ("prev_frame_input", "no"),
     ("rope_grid", "no"),
     ("remat", True),
     ("attention", "flash"),
@@ -207,7 +209,7 @@ def test_learned_positions_end():
 )
 def test_impossible_settings_are_named(field, value):
   with pytest.raises(ValueError, match=field):
-    if field in ("past", "previous", "rope_grid"):
+    if field in ("context", "prev_frame_input", "rope_grid"):
       dataclasses.replace(LAYOUT, **{field: value})
     else:
       dataclasses.replace(CONFIG, **{field: value})
@@ -230,7 +232,7 @@ def test_gradients_with_remat_or_unrolled_equal_those_without(layout):
     model = make_model(dataclasses.replace(CONFIG, **settings), layout)
 
     def loss(model):
-      kwargs = {"latents": batch.latents}
+      kwargs = {"quantized": batch.quantized}
       return jnp.sum(jnp.sin(model(TEXT, batch.features, layout, **kwargs)))
 
     return jax.tree.leaves(jax.jit(jax.grad(loss))(model))
@@ -255,7 +257,7 @@ def test_a_sequence_that_is_filled_up_for_the_kernel_gives_the_same(sequence, la
     model = make_model(dataclasses.replace(CONFIG, attention=attention), layout)
 
     def loss(model):
-      logits = model(TEXT, batch.features, layout, latents=batch.latents, frame_keep=keep)
+      logits = model(TEXT, batch.features, layout, quantized=batch.quantized, frame_keep=keep)
       return jnp.sum(jnp.sin(logits))
 
     with jax.set_mesh(make_mesh(mesh, jax.devices()[: mesh.sequence])):
@@ -355,7 +357,7 @@ def test_remat_saves_memory():
   features = jax.ShapeDtypeStruct((8, 3, 17, 6), jnp.float32)
 
   def temporaries(remat):
-    config = dataclasses.replace(CONFIG, depth=12, remat=remat, attention="dense")
+    config = dataclasses.replace(CONFIG, num_layers=12, remat=remat, attention="dense")
 
     def loss(model, text, features):
       return jnp.sum(model(text, features, LAYOUT))
@@ -381,7 +383,7 @@ def test_scan_equals_unrolled(model, batch):
   mask, angles = AttentionMask(LAYOUT.mask(), TEXT != 0), model.angles(LAYOUT.positions)
   video = model.embed_features(batch.features, LAYOUT, jnp.arange(3)[:, None] == 0)
   x = jnp.concatenate([model.embed_text(TEXT, jnp.float32), video.reshape(2, -1, 32)], 1)
-  for layer in range(CONFIG.depth):
+  for layer in range(CONFIG.num_layers):
     block = jax.tree.map(lambda p, layer=layer: p[layer], model.blocks)
     x, _ = block(x, angles, mask)
   np.testing.assert_allclose(model.logits(x[:, 5:]).reshape(logits.shape), logits, atol=1e-5)
@@ -401,10 +403,10 @@ def test_cached_decoding_equals_full_forward(positions, window, layout):
   g = jnp.linspace(0.5, 4.0, 9).reshape(3, 3)
   out = decoded(model, sample_keys(0, jnp.arange(2)), layout, guidance=g, window=window)
   # The sampled bits, not a fresh quantization, are what the decoder went on with.
-  features = features_of(out.bits, layout.previous)
+  features = features_of(out.bits, layout.prev_frame_input)
   keep = corruption.draw_frame_keep(jax.random.key(0), 2, 3, p_mask=0.0, window=window)
   null = jnp.broadcast_to(NULL, TEXT.shape)
-  kwargs = {"frame_keep": keep, "latents": out.latents}
+  kwargs = {"frame_keep": keep, "quantized": out.quantized}
   conditional = model(TEXT, features, layout, **kwargs)
   unconditional = model(null, features, layout, **kwargs)
   table = jnp.repeat(g, np.array(LAYOUT.scale_sizes), axis=1)[None, :, :, None]
@@ -413,7 +415,7 @@ def test_cached_decoding_equals_full_forward(positions, window, layout):
   np.testing.assert_allclose(out.logits, expected, atol=1e-4)
 
 
-def features_of(bits, previous):
+def features_of(bits, prev_frame_input):
   """The inputs that the decoder built from its own bits, by the formula."""
   from videoar_jax.nn.resize import area_resize, linear_resize
   from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes
@@ -423,7 +425,7 @@ def features_of(bits, previous):
     total, parts = jnp.zeros((2, 3, 4, 6)), []
     for s, grid in enumerate(LAYOUT.schedule):
       source = area_resize(before, grid) if s == 0 else linear_resize(total, grid)
-      if previous == "all":
+      if prev_frame_input == "all_scales":
         source = jnp.concatenate([source, area_resize(before, grid)], -1)
       parts.append(source.reshape(2, grid[0] * grid[1], -1))
       total = total + linear_resize(bits_to_codes(bits[s][:, t]), (3, 4))
@@ -447,7 +449,7 @@ def test_samples_depend_on_their_own_key_only(model):
 def test_forced_frames_are_kept(model):
   free = decoded(model, sample_keys(0, jnp.arange(2)))
   forced = [1 - bits for bits in free.bits]
-  out = decoded(model, sample_keys(0, jnp.arange(2)), given=[bits[:, :2] for bits in forced])
+  out = decoded(model, sample_keys(0, jnp.arange(2)), conditioning=[bits[:, :2] for bits in forced])
   for a, b in zip(out.bits, forced, strict=True):
     np.testing.assert_array_equal(a[:, :2], b[:, :2])
     assert a.shape == b.shape
@@ -531,7 +533,7 @@ def test_wide_tokens_are_never_parted_into_frames(layout):
   def logits(features, latents):
     return make_model(layout=layout)(TEXT, features, layout, latents=latents)
 
-  traced = jax.make_jaxpr(logits)(inputs.features, inputs.latents)
+  traced = jax.make_jaxpr(logits)(inputs.features, inputs.quantized)
   shapes = [x.aval.shape for equation in traced.eqns for x in equation.outvars]
-  assert any(len(shape) == 3 and shape[-1] == CONFIG.width for shape in shapes)
-  assert not [shape for shape in shapes if len(shape) == 4 and shape[-1] == CONFIG.width]
+  assert any(len(shape) == 3 and shape[-1] == CONFIG.d_model for shape in shapes)
+  assert not [shape for shape in shapes if len(shape) == 4 and shape[-1] == CONFIG.d_model]

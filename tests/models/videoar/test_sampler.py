@@ -37,8 +37,8 @@ def model(random_autoencoder):
   )
   layout = Layout(5, 5, SCHEDULE, context="full_frame")
   generator_config = GeneratorConfig(
-    depth=1,
-    width=8,
+    num_layers=1,
+    d_model=8,
     num_heads=2,
     num_kv_heads=1,
     head_dim=4,
@@ -82,8 +82,8 @@ def near(one, other):
 
 def coded(model, video):
   """What the tokenizer makes of frames."""
-  codes = model.tokenizer.quantize(model.tokenizer.latents(to_float(video)))
-  return np.asarray(to_uint8(model.tokenizer.decode(codes.latents)))
+  codes = model.tokenizer.quantize(model.tokenizer.encode(to_float(video)))
+  return np.asarray(to_uint8(model.tokenizer.decode(codes.quantized)))
 
 
 def test_batches_do_not_change_clips(model, clips, monkeypatch):
@@ -92,10 +92,10 @@ def test_batches_do_not_change_clips(model, clips, monkeypatch):
   np.testing.assert_array_equal(model.sample(PROMPTS, seed=3), clips)
   assert not near(clips[:1], clips[1:2])
   assert not near(model.sample(PROMPTS[:2], seed=4), clips[:2])
-  swapped = model.sample([PROMPTS[2], PROMPTS[0]], seed=3, numbers=[2, 0])
+  swapped = model.sample([PROMPTS[2], PROMPTS[0]], seed=3, sample_ids=[2, 0])
   assert near(swapped, clips[[2, 0]])
   with pytest.raises(ValueError, match="one for each of 3 prompts"):
-    model.sample(PROMPTS, numbers=[0, 1])
+    model.sample(PROMPTS, sample_ids=[0, 1])
 
 
 @pytest.mark.parametrize(("num", "shapes"), [(2, {(1, 2), (1, 1)}), (6, {(3, 2), (3, 1)})])
@@ -239,12 +239,12 @@ def test_foretold_bits_are_counted_clip_by_clip(model, video):
   found = model.score(PROMPTS, video)
   layout = dataclasses.replace(model.layout, num_frames=3)
   text = np.stack([model.text_encoder.encode(prompt) for prompt in PROMPTS])
-  latents = model.tokenizer.latents(to_float(video))
+  latents = model.tokenizer.encode(to_float(video))
 
   @jax.jit
   def logits_of(generator, latents):
     inputs = corrupt(latents, SCHEDULE)
-    return generator(text, inputs.features, layout, latents=inputs.latents)
+    return generator(text, inputs.features, layout, quantized=inputs.quantized)
 
   logits = np.asarray(logits_of(model.generator, latents))
   codes = model.tokenizer.quantize(latents)

@@ -28,7 +28,7 @@ def llama(torch, config, visible):
   class Block(nn.Module):
     def __init__(self):
       super().__init__()
-      m, n, k = config.width, config.num_heads, config.head_dim
+      m, n, k = config.d_model, config.num_heads, config.head_dim
       self.norms = nn.ModuleList(nn.RMSNorm(m) for _ in range(2))
       self.head_norms = nn.ModuleList(nn.RMSNorm(k) for _ in range(2))
       self.qkv = nn.Linear(m, 3 * n * k, bias=False)
@@ -56,10 +56,10 @@ def llama(torch, config, visible):
   class Llama(nn.Module):
     def __init__(self):
       super().__init__()
-      self.text = nn.Embedding(3, config.width)
-      self.inputs = nn.Linear(BITS, config.width, bias=False)
-      self.blocks = nn.ModuleList(Block() for _ in range(config.depth))
-      self.norm, self.head = nn.RMSNorm(config.width), nn.Linear(config.width, BITS, bias=False)
+      self.text = nn.Embedding(3, config.d_model)
+      self.inputs = nn.Linear(BITS, config.d_model, bias=False)
+      self.blocks = nn.ModuleList(Block() for _ in range(config.num_layers))
+      self.norm, self.head = nn.RMSNorm(config.d_model), nn.Linear(config.d_model, BITS, bias=False)
 
     def forward(self, text, features, cos, sin):
       x = torch.cat([self.text(text), self.inputs(features)], 1)

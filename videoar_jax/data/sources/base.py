@@ -115,15 +115,15 @@ class ClipSource:
 
     Args:
       last_s: time of the video's last frame.
-      draw: of the clip.
+      params: of the clip.
     Raises:
       ValueError: the video is too short.
     """
     rates = [rate for rate in self.frame_rates if last_s >= self._span_s(rate) - 1e-3]
     if not rates:
       raise ValueError(self._too_short())
-    rate = choose(rates, draw.rate)
-    return draw.where * max(last_s - self._span_s(rate), 0.0), rate
+    rate = choose(rates, params.rate)
+    return params.where * max(last_s - self._span_s(rate), 0.0), rate
 
   def _too_short(self) -> str:
     return f"too short for {self.num_frames} frames at {max(self.frame_rates):g} per second"
@@ -153,15 +153,15 @@ class ClipSource:
       ValueError: this sample fails, and so do all others, or too many.
     """
     visit, first = divmod(index, len(self.files))
-    draw = self._draw(index, visit)
+    params = self._draw(index, visit)
     for step in range(len(self.files)):
       # A failing sample is tried each time, so that the result does not depend on what was read
       # before; the one after it stands in for it.
       position = (first + step) % len(self.files)
       self.faults.num_reads += 1
       try:
-        item = self._read(position, draw)
-        if draw.caption is None:
+        item = self._read(position, params)
+        if params.caption is None:
           item["caption"] = ""
         if encode is not None:
           item["text"] = _encode_caption(item["caption"], encode)
@@ -172,7 +172,7 @@ class ClipSource:
             "%s: %s: %s; others stand in for it.", self.faults.source, self.files[position], reason
           )
         continue
-      if draw.is_flipped:
+      if params.is_flipped:
         item["video"] = item["video"][:, :, ::-1]
       return item | {"attributes": None, "id": index}
     raise ValueError(self._nothing_left(len(self.files)))
@@ -201,13 +201,13 @@ class ClipSource:
       ValueError: the file is damaged or too short, or its facts are wrong.
     """
     class_id, variants = facts.get("class_id"), captions_of(facts)
-    caption = choose(variants, draw.caption or 0.0)
+    caption = choose(variants, params.caption or 0.0)
     if class_id is not None and not isinstance(class_id, int):
       raise ValueError("class_id is no integer")
     info = clips.probe(open_media())
-    start_s, rate = self._place(info.last_s, draw)
+    start_s, rate = self._place(info.last_s, params)
     video = clips.read_clip(
-      open_media(), start_s, self.num_frames, rate, self.resolution, draw.crop
+      open_media(), start_s, self.num_frames, rate, self.resolution, params.crop
     )
     return {"video": video, "caption": caption, "class_id": class_id or 0}
 

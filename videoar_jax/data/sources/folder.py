@@ -15,7 +15,7 @@ import numpy as np
 from videoar_jax.data import video as clips
 from videoar_jax.data.bad_samples import BadSamples
 from videoar_jax.data.sources import remote, splits
-from videoar_jax.data.sources.base import ClipSource, ClipParams, choose
+from videoar_jax.data.sources.base import ClipParams, ClipSource, choose
 
 log = logging.getLogger(__name__)
 
@@ -148,16 +148,16 @@ class FolderSource(ClipSource):
   def _read(self, position: int, params: ClipParams) -> dict:
     video = self._videos[position]
     return {
-      "video": self._frames(video, draw),
-      "caption": choose(video.captions, draw.caption or 0.0),
+      "video": self._frames(video, params),
+      "caption": choose(video.captions, params.caption or 0.0),
       "class_id": video.class_id,
     }
 
   def _frames(self, video: _Video, params: ClipParams) -> np.ndarray:
     path = self.path / video.file
-    start_s, rate = self._place(video.info.last_s, draw)
+    start_s, rate = self._place(video.info.last_s, params)
     if not self.is_cached:
-      return clips.read_clip(path, start_s, self.num_frames, rate, self.resolution, draw.crop)
+      return clips.read_clip(path, start_s, self.num_frames, rate, self.resolution, params.crop)
     with self._cache_locks[video.file]:
       if video.file not in self._cache:
         self._cache[video.file] = clips.decode_video(path, self.resolution)

@@ -16,7 +16,7 @@ from pathlib import Path
 from videoar_jax.data import video as clips
 from videoar_jax.data.bad_samples import BadSamples, fault
 from videoar_jax.data.sources import remote, splits
-from videoar_jax.data.sources.base import ClipSource, ClipParams
+from videoar_jax.data.sources.base import ClipParams, ClipSource
 from videoar_jax.data.sources.filters import parse_filter
 from videoar_jax.data.sources.folder import MIN_FILES_TO_SPLIT
 
@@ -138,7 +138,7 @@ class IndexSource(ClipSource):
   def _read(self, position: int, params: ClipParams) -> dict:
     file = self.files[position]
     media = open_media(remote.join(self._root, file))
-    return self._item(lambda: media, self._entries[file], draw)
+    return self._item(lambda: media, self._entries[file], params)
 
 
 def open_media(path: str) -> clips.Media:

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from videoar_jax.data.bad_samples import BadSamples
 from videoar_jax.data.sources import records, remote, splits
-from videoar_jax.data.sources.base import ClipSource, ClipParams
+from videoar_jax.data.sources.base import ClipParams, ClipSource
 from videoar_jax.data.sources.folder import EXTENSIONS, IMAGE_EXTENSIONS, MIN_FILES_TO_SPLIT
 
 _MEDIA = tuple(suffix.removeprefix(".") for suffix in EXTENSIONS + IMAGE_EXTENSIONS)
@@ -236,4 +236,4 @@ class ShardsSource(ClipSource):
   def _read(self, position: int, params: ClipParams) -> dict:
     shard, place = self._places[self.files[position]]
     facts, data = self._shards[shard].read(place)
-    return self._item(lambda: io.BytesIO(data), facts, draw)
+    return self._item(lambda: io.BytesIO(data), facts, params)

@@ -15,7 +15,7 @@ from PIL import Image
 from videoar_jax.data import video as clips
 from videoar_jax.data.bad_samples import BadSamples, fault
 from videoar_jax.data.sources import remote, splits
-from videoar_jax.data.sources.base import ClipSource, ClipParams
+from videoar_jax.data.sources.base import ClipParams, ClipSource
 from videoar_jax.data.sources.folder import MIN_FILES_TO_SPLIT
 
 
@@ -75,10 +75,10 @@ class TfdsSource(ClipSource):
     frames = [frames] if np.ndim(frames[0]) == 2 else frames
     if len(frames) < self.num_frames:
       raise fault(f"fewer than {self.num_frames} frames", f"it has {len(frames)}")
-    start = int(draw.where * (len(frames) - self.num_frames + 1))
+    start = int(params.where * (len(frames) - self.num_frames + 1))
     chosen = [_to_image(frame) for frame in frames[start : start + self.num_frames]]
     video = np.stack(
-      [clips.resize_and_crop_image(image, self.resolution, draw.crop) for image in chosen]
+      [clips.resize_and_crop_image(image, self.resolution, params.crop) for image in chosen]
     )
     return {"video": video, "caption": caption, "class_id": class_id}
 

@@ -50,12 +50,12 @@ class Corrupted(NamedTuple):
     labels: a scale each, uint8 `[b, t, h_s, w_s, d]`.
     features: input of each predicted token `[b, t, n, c]`, d wide, or 2 d where each carries the
       frame before beside it; zeros where the start token stands.
-    latents: the accumulated corrupted codes `[b, t, h, w, d]`.
+    quantized: the accumulated corrupted codes `[b, t, h, w, d]`.
   """
 
   labels: list[UInt8[Array, "b t y x d"]]
   features: Float[Array, "b t n c"]
-  latents: Float[Array, "b t h w d"]
+  quantized: Float[Array, "b t h w d"]
 
 
 def draw_ratios(
@@ -101,7 +101,7 @@ def corrupt(
   latents: Float[Array, "b t h w d"],
   schedule: Schedule,
   flips: list[Bool[Array, "b t y x d"]] | None = None,
-  previous: str = "first",
+  prev_frame_input: str = "first_scale",
 ) -> Corrupted:
   """Quantizes latents while flipping bits, so that later scales correct earlier errors.
 
@@ -112,7 +112,7 @@ def corrupt(
     latents: unquantized.
     schedule: scales, ending at (h, w).
     flips: which bits to flip; None for none.
-    previous: scales whose inputs carry the frame before, see `Layout`.
+    prev_frame_input: scales whose inputs carry the frame before, see `Layout`.
   """
   b, t, h, w, d = latents.shape
   total = jnp.zeros_like(latents)
@@ -128,7 +128,7 @@ def corrupt(
   before = jnp.pad(total[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
   first = area_resize(before, schedule[0]).reshape(b, t, -1, d)
   inputs = jnp.concatenate([first, *features], axis=2)
-  if previous == "all":
+  if prev_frame_input == "all_scales":
     beside = [area_resize(before, grid).reshape(b, t, -1, d) for grid in schedule]
     inputs = jnp.concatenate([inputs, jnp.concatenate(beside, axis=2)], axis=3)
   return Corrupted(labels, inputs, total)

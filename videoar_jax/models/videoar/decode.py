@@ -5,9 +5,9 @@ A state goes from frame to frame. `start` reads the prompt, `decode_frame` gener
 samples the bits of one scale in parallel; guidance runs both halves in one batch.
 
 The cache has the prompt first and then a ring of slots, each with what later frames see of a frame:
-its scales or, with `context="full_frame"`, its complete latent. As many slots as a window has frames make
-memory and time a frame constant, however long the video. A frame's own scales stay beside the
-cache until it is whole.
+its scales or, with `context="full_frame"`, its complete latent. As many slots as a window has
+frames make memory and time a frame constant, however long the video. A frame's own scales stay
+beside the cache until it is whole.
 
 Source: VIDEOAR section 4.
 """
@@ -32,12 +32,12 @@ class Decoded(NamedTuple):
 
   Attributes:
     bits: a scale each, uint8 `[b, t, h_s, w_s, d]`; without `t` for one frame.
-    latents: the accumulated codes `[b, t, h, w, d]`.
+    quantized: the accumulated codes `[b, t, h, w, d]`.
     logits: guided logits of each generated token `[b, t, n, d]`; none of given frames.
   """
 
   bits: list[UInt8[Array, "b t y x d"]]
-  latents: Float[Array, "b t h w d"]
+  quantized: Float[Array, "b t h w d"]
   logits: Float[Array, "b t n d"]
 
 
@@ -71,9 +71,9 @@ class State:
     return self.text_mask.shape[0] // self.before.shape[0]
 
 
-def sample_keys(seed: int, numbers: Int[Array, "b"]) -> Array:
+def sample_keys(seed: int, sample_ids: Int[Array, "b"]) -> Array:
   """Returns a key for each sample, a function of the seed and the sample's number alone."""
-  return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(numbers)
+  return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(sample_ids)
 
 
 def sample_bits(
@@ -191,7 +191,8 @@ def write_frame(
 ) -> tuple[State, Float[Array, "b h w d"]]:
   """Reads the bits of the next frame, which are given; returns its accumulated codes, too.
 
-  All scales go through at once. With `context="full_frame"` none do: later frames see the sum alone.
+  All scales go through at once. With `context="full_frame"` none do: later frames see the sum
+  alone.
   """
   state = _write_final(model, layout, state)
   features, total = [], jnp.zeros_like(state.before)
@@ -199,7 +200,7 @@ def write_frame(
     features.append(_scale_features(layout, total, state.before, s))
     total = total + linear_resize(bits_to_codes(scale_bits), layout.grid)
   own = None
-  if layout.past == "scales":
+  if layout.context == "scales":
     tokens = slice(0, layout.frame_size)
     scales = layout.frame_scale_ids[tokens]
     masks = (_past_mask(layout, state), (scales[None] <= scales[:, None])[None])
@@ -219,7 +220,7 @@ def decode(
   temperature: float | Array = 1.0,
   top_p: float | Array = 1.0,
   window: int | None = None,
-  given: list[UInt8[Array, "b u y x d"]] | None = None,
+  conditioning: list[UInt8[Array, "b u y x d"]] | None = None,
 ) -> Decoded:
   """Generates the bits of a clip.
 
@@ -233,33 +234,35 @@ def decode(
     temperature: see `sample_bits`.
     top_p: see `sample_bits`.
     window: number of earlier frames a frame sees; None for all.
-    given: bits of the clip's first frames, to go on from.
+    conditioning: bits of the clip's first frames, to go on from.
   Raises:
     ValueError: the layout is longer than the model's learned positions, or the given frames leave
       nothing to generate.
   """
   check_positions(model, layout)
-  num_given = 0 if given is None else given[0].shape[1]
-  if num_given >= layout.num_frames:
-    raise ValueError(f"given: {num_given} frames leave nothing of {layout.num_frames} to generate")
+  num_conditioning = 0 if conditioning is None else conditioning[0].shape[1]
+  if num_conditioning >= layout.num_frames:
+    raise ValueError(
+      f"conditioning: {num_conditioning} frames leave nothing of {layout.num_frames} to generate"
+    )
   slots = num_slots(layout.num_frames, window)
   is_guided = guidance is not None
   state = start(model, layout, text, null_text, keys, slots=slots, is_guided=is_guided)
   if not is_guided:
     guidance = jnp.ones((layout.num_frames, layout.num_scales))
   first = lambda x: jnp.moveaxis(x, 1, 0)  # noqa: E731
-  if num_given:
+  if num_conditioning:
     read = lambda state, bits: write_frame(model, layout, state, bits)  # noqa: E731
-    state, latents = jax.lax.scan(read, state, jax.tree.map(first, given))
+    state, latents = jax.lax.scan(read, state, jax.tree.map(first, conditioning))
 
   def next_frame(state, row):
     return decode_frame(model, layout, state, row, temperature=temperature, top_p=top_p)
 
-  _, out = jax.lax.scan(next_frame, state, jnp.asarray(guidance)[num_given:])
+  _, out = jax.lax.scan(next_frame, state, jnp.asarray(guidance)[num_conditioning:])
   out = jax.tree.map(first, out)
-  if num_given:
-    bits = [jnp.concatenate(pair, axis=1) for pair in zip(given, out.bits, strict=True)]
-    out = Decoded(bits, jnp.concatenate([first(latents), out.latents], axis=1), out.logits)
+  if num_conditioning:
+    bits = [jnp.concatenate(pair, axis=1) for pair in zip(conditioning, out.bits, strict=True)]
+    out = Decoded(bits, jnp.concatenate([first(latents), out.quantized], axis=1), out.logits)
   return out
 
 
@@ -293,7 +296,7 @@ def _scale_features(layout: Layout, total, before, s: int) -> Float[Array, "b q 
   """Returns the inputs of a scale's tokens: the scales so far, or the frame before."""
   grid = layout.schedule[s]
   inputs = area_resize(before, grid) if s == 0 else linear_resize(total, grid)
-  if layout.previous == "all":
+  if layout.prev_frame_input == "all_scales":
     inputs = jnp.concatenate([inputs, area_resize(before, grid)], axis=-1)
   return inputs.reshape(len(inputs), grid[0] * grid[1], -1)
 
@@ -318,14 +321,14 @@ def _step(
 def _end_frame(layout: Layout, state: State, own, total) -> State:
   """Returns the state after a frame; its scales go to the ring if later frames see them."""
   cache = state.cache
-  if layout.past == "scales":
+  if layout.context == "scales":
     cache = _write_slot(layout, state, own, state.frame)
   return dataclasses.replace(state, cache=cache, before=total, frame=state.frame + 1)
 
 
 def _write_final(model: Generator, layout: Layout, state: State) -> State:
-  """With `context="full_frame"`, runs the complete latent of the frame before, which is now in the past."""
-  if layout.past == "scales" or not _slots(layout, state):
+  """With `context="full_frame"`, runs the complete latent of the frame before, now in the past."""
+  if layout.context == "scales" or not _slots(layout, state):
     return state
   tokens = slice(layout.frame_size, layout.frame_stride)
   b, *_, d = state.before.shape

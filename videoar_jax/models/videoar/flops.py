@@ -11,14 +11,14 @@ from videoar_jax.nn.mask import BlockCausalMask
 
 def forward_flops(config: GeneratorConfig, layout: Layout, window: int | None = None) -> int:
   """Returns the operations of one clip's teacher-forced logits."""
-  m, k = config.width, config.head_dim
+  m, k = config.d_model, config.head_dim
   n, g = config.num_heads, config.num_kv_heads
   weights = m * k * (2 * n + 2 * g) + 3 * m * config.mlp_dim
   pairs = visible_pairs(layout.mask(window))
   # A pair of tokens takes a product of query and key, and one of weight and value.
-  blocks = config.depth * (layout.length * weights + 2 * pairs * n * k)
+  blocks = config.num_layers * (layout.length * weights + 2 * pairs * n * k)
   num_video = layout.length - layout.text_length
-  num_features = config.num_bits * (2 if layout.previous == "all" else 1)
+  num_features = config.num_bits * (2 if layout.prev_frame_input == "all_scales" else 1)
   text = layout.text_length * config.text_dim * m
   ends = num_video * num_features * m + layout.num_frames * layout.frame_size * m * config.num_bits
   return 2 * (blocks + text + ends)
@@ -30,23 +30,23 @@ def training_flops(config: GeneratorConfig, layout: Layout, window: int | None =
   Every product has two more in its gradient, but for the features' own, which nothing needs.
   """
   num_video = layout.length - layout.text_length
-  num_features = config.num_bits * (2 if layout.previous == "all" else 1)
+  num_features = config.num_bits * (2 if layout.prev_frame_input == "all_scales" else 1)
   unneeded = num_video * num_features + layout.text_length * config.text_dim
-  return 3 * forward_flops(config, layout, window) - 2 * unneeded * config.width
+  return 3 * forward_flops(config, layout, window) - 2 * unneeded * config.d_model
 
 
 def parameter_bytes(config: GeneratorConfig, layout: Layout) -> int:
   """Returns the bytes of the float32 parameters, which a step reads at least once."""
-  m, k = config.width, config.head_dim
+  m, k = config.d_model, config.head_dim
   n, g = config.num_heads, config.num_kv_heads
   norms = 2 * m + (2 * k if config.has_qk_norm else 0)
   block = m * k * (2 * n + 2 * g) + 3 * m * config.mlp_dim + norms
   num_kinds = layout.num_scales + (layout.final_size > 0)
-  num_features = config.num_bits * (2 if layout.previous == "all" else 1)
+  num_features = config.num_bits * (2 if layout.prev_frame_input == "all_scales" else 1)
   positions = layout.length if config.positions == "learned" else 0
   inputs = config.vocabulary_size + config.text_dim + num_features
   rows = inputs + num_kinds + 1 + positions + 1 + config.num_bits
-  return 4 * (config.depth * block + rows * m)
+  return 4 * (config.num_layers * block + rows * m)
 
 
 def visible_pairs(rule: BlockCausalMask) -> int:

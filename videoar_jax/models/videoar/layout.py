@@ -3,14 +3,14 @@
 `[text (P) | t=0: s=0..K-1 | t=1: s=0..K-1 | ...]`. The layout is static: numpy arrays and Python
 integers, and the one place that knows who sees whom.
 
-In the paper, `context="scales"`, later frames see the scales of earlier ones. But the token at scale s
-carries the sum of the scales before it, so of a frame's last scale they see next to nothing. With
-`context="full_frame"`, ours, each frame but the last is followed by a block of its complete latent, which
-later frames see instead of its scales.
+In the paper, `context="scales"`, later frames see the scales of earlier ones. But the token at
+scale s carries the sum of the scales before it, so of a frame's last scale they see next to
+nothing. With `context="full_frame"`, ours, each frame but the last is followed by a block of its
+complete latent, which later frames see instead of its scales.
 
 In the paper, a frame's first scale alone takes the frame before as its input, resized to that
-scale, often one cell. With `prev_frame_input="all_scales"`, ours, every token has beside its input what the frame
-before shows at its place: attention need not find what hardly moved.
+scale, often one cell. With `prev_frame_input="all_scales"`, ours, every token has beside its input
+what the frame before shows at its place: attention need not find what hardly moved.
 
 Rotary positions count a scale's cells in its own grid. With `rope_grid="latent"`, as in Infinity's
 code, a cell lies where its centre is in the latent's grid: a way across the picture is as long at
@@ -40,8 +40,9 @@ class Layout:
     num_frames: `t`, latent frames.
     schedule: grids (h, w) of the scales.
     text_attention: "causal", or "full" for text that sees all of itself.
-    past: what is seen of earlier frames, their "scales" or their "final" latent.
-    previous: scales whose inputs carry the frame before, the "first" or "all".
+    context: what is seen of earlier frames, their "scales", or their complete latent: "full_frame".
+    prev_frame_input: which inputs carry the frame before, those of the "first_scale" or of
+      "all_scales".
     rope_grid: cells of a scale lie in its own grid, "scale", or in the "latent" one.
   """
 
@@ -49,18 +50,21 @@ class Layout:
   num_frames: int
   schedule: Schedule
   text_attention: str = "causal"
-  past: str = "scales"
-  previous: str = "first"
+  context: str = "scales"
+  prev_frame_input: str = "first_scale"
   rope_grid: str = "scale"
 
   def __post_init__(self):
     object.__setattr__(self, "schedule", tuple(tuple(grid) for grid in self.schedule))
     if self.text_attention not in ("causal", "full"):
       raise ValueError(f"text.attention={self.text_attention!r} must be 'causal' or 'full'")
-    if self.past not in ("scales", "final"):
-      raise ValueError(f"generator.past={self.past!r} must be 'scales' or 'final'")
-    if self.previous not in ("first", "all"):
-      raise ValueError(f"generator.previous={self.previous!r} must be 'first' or 'all'")
+    if self.context not in ("scales", "full_frame"):
+      raise ValueError(f"generator.context={self.context!r} must be 'scales' or 'full_frame'")
+    if self.prev_frame_input not in ("first_scale", "all_scales"):
+      raise ValueError(
+        f"generator.prev_frame_input={self.prev_frame_input!r} must be 'first_scale' or "
+        "'all_scales'"
+      )
     if self.rope_grid not in ("scale", "latent"):
       raise ValueError(f"generator.rope_grid={self.rope_grid!r} must be 'scale' or 'latent'")
 
@@ -82,7 +86,7 @@ class Layout:
   @property
   def final_size(self) -> int:
     """Tokens of the block that follows a frame, 0 without one."""
-    return self.scale_sizes[-1] if self.past == "final" else 0
+    return self.scale_sizes[-1] if self.context == "full_frame" else 0
 
   @property
   def frame_stride(self) -> int:

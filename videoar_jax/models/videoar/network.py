@@ -41,8 +41,8 @@ class GeneratorConfig:
   """Static settings of the network.
 
   Attributes:
-    depth: blocks.
-    width: `m`.
+    num_layers: blocks.
+    d_model: `m`.
     num_heads: `n`.
     num_kv_heads: key and value heads; divides `num_heads`.
     head_dim: `k`.
@@ -55,8 +55,8 @@ class GeneratorConfig:
     rope_base: wavelength ratio.
     rope_fractions: shares of time, height and width in the frequencies.
     rope_is_interleaved: whether each axis has high and low frequencies, or a section of them.
-    past: what a frame sees of earlier ones, see `Layout`.
-    previous: scales whose inputs carry the frame before, see `Layout`.
+    context: what a frame sees of earlier ones, see `Layout`.
+    prev_frame_input: scales whose inputs carry the frame before, see `Layout`.
     rope_grid: where a scale's cells lie, see `Layout`.
     scan_layers: one loop over the stacked blocks, which keeps compiling short however deep the
       network; without it, every block is compiled by itself, a quarter faster on CPU.
@@ -68,8 +68,8 @@ class GeneratorConfig:
       TPU, "blocked" elsewhere.
   """
 
-  depth: int
-  width: int
+  num_layers: int
+  d_model: int
   num_heads: int
   num_kv_heads: int
   head_dim: int
@@ -82,8 +82,8 @@ class GeneratorConfig:
   rope_base: float = 10000.0
   rope_fractions: tuple[float, ...] = (0.25, 0.375, 0.375)
   rope_is_interleaved: bool = False
-  past: str = "scales"
-  previous: str = "first"
+  context: str = "scales"
+  prev_frame_input: str = "first_scale"
   rope_grid: str = "scale"
   scan_layers: bool = True
   dtype: str = "float32"
@@ -143,13 +143,13 @@ class Attention(nnx.Module):
   """Grouped-query attention with rotary positions and optional norms of queries and keys."""
 
   def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig):
-    m, k = config.width, config.head_dim
+    m, k = config.d_model, config.head_dim
     n, g = config.num_heads, config.num_kv_heads
     self.query = layers.Linear(rngs, m, n * k, ("embed", "heads"))
     self.key = layers.Linear(rngs, m, g * k, ("embed", "kv_heads"))
     self.value = layers.Linear(rngs, m, g * k, ("embed", "kv_heads"))
     # Outputs of residual branches start small, by depth, so that deep stacks start near identity.
-    init = layers.fan_in((n * k, m), 1.0 / (2 * config.depth))
+    init = layers.fan_in((n * k, m), 1.0 / (2 * config.num_layers))
     self.out = layers.Linear(rngs, n * k, m, ("heads", "embed"), init=init)
     self.query_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
     self.key_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
@@ -201,10 +201,10 @@ class GatedMLP(nnx.Module):
   """SwiGLU."""
 
   def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig):
-    m, hidden = config.width, config.mlp_dim
+    m, hidden = config.d_model, config.mlp_dim
     self.gate = layers.Linear(rngs, m, hidden, ("embed", "mlp"))
     self.up = layers.Linear(rngs, m, hidden, ("embed", "mlp"))
-    init = layers.fan_in((hidden, m), 1.0 / (2 * config.depth))
+    init = layers.fan_in((hidden, m), 1.0 / (2 * config.num_layers))
     self.down = layers.Linear(rngs, hidden, m, ("mlp", "embed"), init=init)
 
   def __call__(self, x):
@@ -215,9 +215,9 @@ class Block(nnx.Module):
   """Attention and MLP, each behind a norm and around a residual."""
 
   def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig):
-    self.attention_norm = layers.RMSNorm(rngs, config.width)
+    self.attention_norm = layers.RMSNorm(rngs, config.d_model)
     self.attention = Attention(rngs, config)
-    self.mlp_norm = layers.RMSNorm(rngs, config.width)
+    self.mlp_norm = layers.RMSNorm(rngs, config.d_model)
     self.mlp = GatedMLP(rngs, config)
 
   def __call__(self, x, angles, mask, seen: tuple[Cache, ...] | None = None):
@@ -231,7 +231,7 @@ class Generator(nnx.Module):
   """Next-frame, next-scale transformer over bits."""
 
   def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig, layout: Layout):
-    m = config.width
+    m = config.d_model
     self.config = config
     if config.text_dim:
       self.text_embedding = layers.Linear(rngs, config.text_dim, m, (None, "embed"))
@@ -240,12 +240,12 @@ class Generator(nnx.Module):
     num_kinds = layout.num_scales + (layout.final_size > 0)
     self.scale_embedding = layers.Embedding(rngs, num_kinds, m)
     self.start = layers.param(rngs, layers.normal(0.02), (m,), ("embed",))
-    num_features = config.num_bits * (2 if layout.previous == "all" else 1)
+    num_features = config.num_bits * (2 if layout.prev_frame_input == "all_scales" else 1)
     self.feature_in = layers.Linear(rngs, num_features, m, (None, "embed"))
     self.position_embedding = (
       layers.Embedding(rngs, layout.length, m) if config.positions == "learned" else None
     )
-    self.blocks = layers.stack_layers(lambda r: Block(r, config), rngs.params(), config.depth)
+    self.blocks = layers.stack_layers(lambda r: Block(r, config), rngs.params(), config.num_layers)
     self.norm_out = layers.RMSNorm(rngs, m)
     self.head = layers.Linear(rngs, m, config.num_bits, ("embed", None), init=layers.zeros)
 
@@ -255,7 +255,7 @@ class Generator(nnx.Module):
     features: Float[Array, "b t n c"],
     layout: Layout,
     *,
-    latents: Float[Array, "b t h w d"] | None = None,
+    quantized: Float[Array, "b t h w d"] | None = None,
     frame_keep: Bool[Array, "b t t"] | None = None,
     window: int | None = None,
   ) -> Float[Array, "b t n d"]:
@@ -266,7 +266,7 @@ class Generator(nnx.Module):
       features: input of each video token, from `corruption.corrupt`; what stands at the first scale
         of the first frame is not read.
       layout: the sequence.
-      latents: the frames' complete latents, read with `context="full_frame"` only.
+      quantized: the frames' complete latents, read with `context="full_frame"` only.
       frame_keep: whether frame i (axis 1) may see the earlier frame j (axis 2); None for all.
       window: earlier frames that a frame may see; None for all.
     Raises:
@@ -277,9 +277,11 @@ class Generator(nnx.Module):
     dtype = self.config.dtype if weights == jnp.float32 else weights
     features = features.astype(dtype)
     if layout.final_size:
-      if latents is None:
-        raise ValueError("latents: generator.context='full_frame' needs the frames' complete latents")
-      final = latents.reshape(b, t, layout.final_size, -1).astype(dtype)
+      if quantized is None:
+        raise ValueError(
+          "quantized: generator.context='full_frame' needs the frames' complete latents"
+        )
+      final = quantized.reshape(b, t, layout.final_size, -1).astype(dtype)
       final = self.final_features(final)
       features = jnp.concatenate([features, final], axis=2)
     # Frames are joined while tokens are narrow, and parted so below: their tokens are seldom a
@@ -366,7 +368,7 @@ class Generator(nnx.Module):
       body = jax.checkpoint(body, policy=_REMAT_POLICIES[self.config.remat])
     if self.config.scan_layers:
       return jax.lax.scan(body, x, self.blocks)[0][:, :length]
-    for i in range(self.config.depth):
+    for i in range(self.config.num_layers):
       x, _ = body(x, self._block(i))
     return x[:, :length]
 
@@ -389,7 +391,7 @@ class Generator(nnx.Module):
     if self.config.scan_layers:
       return jax.lax.scan(body, x, (self.blocks, seen))
     news = []
-    for i in range(self.config.depth):
+    for i in range(self.config.num_layers):
       x, new = body(x, (self._block(i), tuple(caches[i] for caches in seen)))
       news.append(new)
     return x, news

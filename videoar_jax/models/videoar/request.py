@@ -25,29 +25,29 @@ class Request:
   Attributes:
     texts: tokens `[b, P]` of the prompts.
     seed: of the draws.
-    numbers: of the clips under the seed.
+    sample_ids: of the clips under the seed.
     layout: the sequence; a stream's is the trained one.
     window: earlier frames that a frame sees; None for all.
     table: guidance, None for 1 everywhere; later frames take its last row.
     temperature, top_p: see `decode.sample_bits`.
-    given: frames to go on from `[b, f, H, W, 3]`, if any.
+    conditioning: frames to go on from `[b, f, H, W, 3]`, if any.
     epoch: frames before this clip's own, which make its draws others than theirs.
   """
 
   texts: np.ndarray
   seed: int
-  numbers: np.ndarray
+  sample_ids: np.ndarray
   layout: Layout
   window: int | None
   table: np.ndarray | None
   temperature: float
   top_p: float
-  given: np.ndarray | None
+  conditioning: np.ndarray | None
   epoch: int = 0
 
   def keys(self, rows: np.ndarray | slice = slice(None)) -> Array:
     """Returns the keys of some clips."""
-    keys = sample_keys(self.seed, jnp.asarray(self.numbers[rows]))
+    keys = sample_keys(self.seed, jnp.asarray(self.sample_ids[rows]))
     return jax.vmap(lambda key: jax.random.fold_in(key, self.epoch))(keys) if self.epoch else keys
 
 
@@ -94,10 +94,10 @@ class Requests:
     prompts: list[str],
     num_frames: int | None,
     seed: int,
-    given: np.ndarray | None,
+    conditioning: np.ndarray | None,
     window: int | None,
     *,
-    numbers: Sequence[int] | None = None,
+    sample_ids: Sequence[int] | None = None,
     is_stream: bool = False,
     is_endless: bool = False,
     **settings: Any,
@@ -119,27 +119,29 @@ class Requests:
     window = self.window if window is None else window
     if window is not None and window < 1:
       raise ValueError(f"window={window} must be at least 1 latent frame")
-    numbers = np.arange(len(prompts)) if numbers is None else np.asarray(numbers)
-    if numbers.shape != (len(prompts),):
-      raise ValueError(f"numbers: needs one for each of {len(prompts)} prompts")
+    sample_ids = np.arange(len(prompts)) if sample_ids is None else np.asarray(sample_ids)
+    if sample_ids.shape != (len(prompts),):
+      raise ValueError(f"sample_ids: needs one for each of {len(prompts)} prompts")
     self._check_devices(len(prompts) if is_stream else min(BATCH_SIZE, len(prompts)))
     layout = self.layout_of(num_frames, window)
-    if given is not None:
-      given = self.check_given(given, len(prompts), "image or video")
-      self._check_given_length(given.shape[1], math.inf if is_endless else layout.num_frames)
+    if conditioning is not None:
+      conditioning = self.check_conditioning(conditioning, len(prompts), "image or video")
+      self._check_conditioning_length(
+        conditioning.shape[1], math.inf if is_endless else layout.num_frames
+      )
     table = guidance_table(
       settings["guidance"], layout.num_frames, layout.num_scales, self.layout.num_frames
     )
     return Request(
       np.stack([self.text_encoder.encode(prompt) for prompt in prompts]),
       seed,
-      numbers,
+      sample_ids,
       layout,
       window,
       None if (table == 1).all() else table,
       settings["temperature"],
       settings["top_p"],
-      given,
+      conditioning,
     )
 
   def _check_devices(self, size: int) -> None:
@@ -158,35 +160,39 @@ class Requests:
     tau = self.config.temporal_stride
     if not 1 <= overlap_frames < self.num_frames or (overlap_frames - 1) % tau:
       raise ValueError(
-        f"overlap_frames={overlap_frames} must be 1 + {tau} k, from 1 to {self.num_frames - tau} frames: the "
-        f"rest of the trained {self.num_frames} is new"
+        f"overlap_frames={overlap_frames} must be 1 + {tau} k, from 1 to {self.num_frames - tau} "
+        f"frames: the rest of the trained {self.num_frames} is new"
         if self.num_frames > 1
         else "overlap_frames: the model was trained on single frames; it has no next ones"
       )
 
-  def check_given(self, given: np.ndarray, num: int, name: str) -> np.ndarray:
+  def check_conditioning(self, conditioning: np.ndarray, num: int, name: str) -> np.ndarray:
     """Returns given frames with their batch axis; raises ValueError if they do not fit."""
-    if given.dtype != np.uint8:
-      raise ValueError(f"{name}: needs uint8 pixels, got {given.dtype}")
-    if given.ndim == 4:
-      given = np.broadcast_to(given, (num, *given.shape))
-    if given.ndim != 5 or given.shape[-1] != 3 or given.shape[0] != num:
-      raise ValueError(f"{name}: needs frames [H, W, 3] for {num} prompts, got {given.shape}")
-    if given.shape[2:4] != self.resolution:
-      got, wanted = (f"{height}x{width}" for height, width in (given.shape[2:4], self.resolution))
+    if conditioning.dtype != np.uint8:
+      raise ValueError(f"{name}: needs uint8 pixels, got {conditioning.dtype}")
+    if conditioning.ndim == 4:
+      conditioning = np.broadcast_to(conditioning, (num, *conditioning.shape))
+    if conditioning.ndim != 5 or conditioning.shape[-1] != 3 or conditioning.shape[0] != num:
+      raise ValueError(
+        f"{name}: needs frames [H, W, 3] for {num} prompts, got {conditioning.shape}"
+      )
+    if conditioning.shape[2:4] != self.resolution:
+      got, wanted = (
+        f"{height}x{width}" for height, width in (conditioning.shape[2:4], self.resolution)
+      )
       raise ValueError(f"{name}: is {got} pixels, but the model makes {wanted}; resize it")
-    return given
+    return conditioning
 
-  def _check_given_length(self, num_given: int, num_latents: float) -> None:
+  def _check_conditioning_length(self, num_conditioning: int, num_latents: float) -> None:
     tau = self.config.temporal_stride
     num_frames = 1 + tau * (num_latents - 1)
-    if num_given < 1 or (num_given - 1) % tau:
-      below = 1 + max(0, (num_given - 1) // tau) * tau
-      raise ValueError(f"video: {num_given} frames are not 1 + {tau} k; give {below}")
-    if num_given >= num_frames:
+    if num_conditioning < 1 or (num_conditioning - 1) % tau:
+      below = 1 + max(0, (num_conditioning - 1) // tau) * tau
+      raise ValueError(f"video: {num_conditioning} frames are not 1 + {tau} k; give {below}")
+    if num_conditioning >= num_frames:
       raise ValueError(
-        f"video: {num_given} frames leave nothing of num_frames={num_frames} to generate; give "
-        "fewer, ask for more, or use extend"
+        f"video: {num_conditioning} frames leave nothing of num_frames={num_frames} to generate; "
+        "give fewer, ask for more, or use extend"
       )
 
   def layout_of(self, num_frames: int | None, window: int | None) -> Layout:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from videoar_jax.models.videoar import decode as decoding
+from videoar_jax.models.videoar import decode
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.request import BATCH_SIZE, Request, Requests, first_frames
@@ -63,9 +63,9 @@ class Model:
     )
     self._sample = jax.jit(self._sample_batch, static_argnames=("layout", "window"))
     self._score = jax.jit(score, static_argnames=("layout", "window"))
-    self._start = jax.jit(decoding.start, static_argnames=("layout", "slots", "is_guided"))
-    self._write_frame = jax.jit(decoding.write_frame, static_argnums=1, donate_argnums=2)
-    self._decode_frame = jax.jit(decoding.decode_frame, static_argnums=1, donate_argnums=2)
+    self._start = jax.jit(decode.start, static_argnames=("layout", "slots", "is_guided"))
+    self._write_frame = jax.jit(decode.write_frame, static_argnums=1, donate_argnums=2)
+    self._decode_frame = jax.jit(decode.decode_frame, static_argnums=1, donate_argnums=2)
 
   @property
   def num_frames(self) -> int:
@@ -99,7 +99,7 @@ class Model:
     video: UInt8[np.ndarray, "*b f H W 3"] | None = None,
     window: int | None = None,
     overlap_frames: int | None = None,
-    numbers: Sequence[int] | None = None,
+    sample_ids: Sequence[int] | None = None,
     **settings: Any,
   ) -> UInt8[np.ndarray, "b f H W 3"]:
     """Generates a clip for each prompt.
@@ -115,7 +115,7 @@ class Model:
       video: instead, the first 1 + tau k frames.
       window: earlier latent frames that a frame sees; None for as in training.
       overlap_frames: beyond the trained length, see `extend`; else that needs a window.
-      numbers: of the clips under the seed; None counts them from 0.
+      sample_ids: of the clips under the seed; None counts them from 0.
       **settings: `guidance`, see `guidance.guidance_table`; `temperature` of the bits, 0 takes the
         likelier value; `top_p`, see `decode.sample_bits`. As in the run's config, if not named.
     Raises:
@@ -125,12 +125,16 @@ class Model:
       self.requests.check_overlap_frames(overlap_frames)
     if overlap_frames is not None and num_frames is not None and num_frames > self.num_frames:
       self.requests.check_frames(num_frames)
-      settings |= {"window": window, "numbers": numbers}
+      settings |= {"window": window, "sample_ids": sample_ids}
       clips = self.sample(prompts, None, seed, image=image, video=video, **settings)
-      return self.extend(clips, prompts, num_frames, seed, overlap_frames=overlap_frames, **settings)
-    given = first_frames(image, video)
-    settings["numbers"] = numbers
-    return self._generate(self.requests.make(prompts, num_frames, seed, given, window, **settings))
+      return self.extend(
+        clips, prompts, num_frames, seed, overlap_frames=overlap_frames, **settings
+      )
+    conditioning = first_frames(image, video)
+    settings["sample_ids"] = sample_ids
+    return self._generate(
+      self.requests.make(prompts, num_frames, seed, conditioning, window, **settings)
+    )
 
   def extend(
     self,
@@ -141,7 +145,7 @@ class Model:
     *,
     overlap_frames: int = 1,
     window: int | None = None,
-    numbers: Sequence[int] | None = None,
+    sample_ids: Sequence[int] | None = None,
     **settings: Any,
   ) -> UInt8[np.ndarray, "b f H W 3"]:
     """Goes on from clips of any length: their last frames are encoded anew, as a clip's first.
@@ -155,25 +159,27 @@ class Model:
       seed: of the draws.
       overlap_frames: how many last frames each window starts from, 1 + tau k.
       window: see `sample`.
-      numbers: see `sample`.
+      sample_ids: see `sample`.
       **settings: see `sample`.
     Raises:
       ValueError: as `sample`.
     """
-    settings["numbers"] = numbers
+    settings["sample_ids"] = sample_ids
     self.requests.check_overlap_frames(overlap_frames)
     tau = self.tokenizer.config.temporal_stride
-    given = self.requests.check_given(np.asarray(clips), len(prompts), "clips")
-    if given.shape[1] < overlap_frames:
-      raise ValueError(f"clips: {given.shape[1]} frames are less than overlap_frames={overlap_frames}")
-    more = num_frames - given.shape[1]
-    if more < tau or more % tau:
-      below = given.shape[1] + max(1, more // tau) * tau
+    conditioning = self.requests.check_conditioning(np.asarray(clips), len(prompts), "clips")
+    if conditioning.shape[1] < overlap_frames:
       raise ValueError(
-        f"num_frames={num_frames}: must be {tau} k more than the {given.shape[1]} frames given; "
-        f"take {below} or {below + tau}"
+        f"clips: {conditioning.shape[1]} frames are less than overlap_frames={overlap_frames}"
       )
-    clips = given
+    more = num_frames - conditioning.shape[1]
+    if more < tau or more % tau:
+      below = conditioning.shape[1] + max(1, more // tau) * tau
+      raise ValueError(
+        f"num_frames={num_frames}: must be {tau} k more than the {conditioning.shape[1]} frames "
+        f"given; take {below} or {below + tau}"
+      )
+    clips = conditioning
     while clips.shape[1] < num_frames:
       head = clips[:, -overlap_frames:]
       request = self.requests.make(prompts, None, seed, head, window, **settings)
@@ -213,13 +219,13 @@ class Model:
       raise ValueError("num_frames=inf: without a window the cache has no end; set window=")
     if is_endless and self.generator.position_embedding is not None:
       raise ValueError("num_frames=inf: learned positions end at the trained length")
-    given = first_frames(image, video)
+    conditioning = first_frames(image, video)
     wanted = None if is_endless else num_frames
     request = self.requests.make(
-      prompts, wanted, seed, given, window, is_stream=True, is_endless=is_endless, **settings
+      prompts, wanted, seed, conditioning, window, is_stream=True, is_endless=is_endless, **settings
     )
     num_latents = math.inf if is_endless else request.layout.num_frames
-    slots = window if is_endless else decoding.num_slots(num_latents, request.window)
+    slots = window if is_endless else decode.num_slots(num_latents, request.window)
     return self._stream(request, num_latents, slots)
 
   def score(
@@ -235,14 +241,14 @@ class Model:
     Raises:
       ValueError: a prompt is too long, or clips do not fit.
     """
-    video = self.requests.check_given(np.asarray(video), len(prompts), "video")
+    video = self.requests.check_conditioning(np.asarray(video), len(prompts), "video")
     layout = self.requests.layout_of(video.shape[1], self.window)
     found = self._run(
       self._score,
       self.generator,
       layout,
       np.stack([self.text_encoder.encode(prompt) for prompt in prompts]),
-      self.tokenizer.latents(to_float(video)),
+      self.tokenizer.encode(to_float(video)),
       window=self.window,
     )
     return {name: np.asarray(values) for name, values in found.items()}
@@ -260,8 +266,8 @@ class Model:
       is_guided=table is not None,
     )
     t, pixels = 0, None
-    if request.given is not None:
-      bits = self._bits(request.given)
+    if request.conditioning is not None:
+      bits = self._bits(request.conditioning)
       t, latents = bits[0].shape[1], []
       for i in range(t):
         frame_bits = [scale[:, i] for scale in bits]
@@ -275,7 +281,7 @@ class Model:
       )
       draws = {"temperature": request.temperature, "top_p": request.top_p}
       state, out = self._run(self._decode_frame, self.generator, layout, state, row, **draws)
-      frames, pixels = self.tokenizer.decode_chunk(out.latents[:, None], pixels)
+      frames, pixels = self.tokenizer.decode_chunk(out.quantized[:, None], pixels)
       yield np.asarray(to_uint8(frames))
       t += 1
 
@@ -292,7 +298,7 @@ class Model:
         request.texts[rows],
         request.keys(rows),
         request.table,
-        None if request.given is None else self._bits(request.given[rows]),
+        None if request.conditioning is None else self._bits(request.conditioning[rows]),
         request.temperature,
         request.top_p,
         layout=request.layout,
@@ -324,9 +330,9 @@ class Model:
     return np.concatenate(clips)
 
   def _sample_batch(
-    self, generator, texts, keys, table, given, temperature, top_p, *, layout, window
+    self, generator, texts, keys, table, conditioning, temperature, top_p, *, layout, window
   ) -> Float[Array, "b t h w d"]:
-    decoded = decoding.decode(
+    decoded = decode.decode(
       generator,
       layout,
       texts,
@@ -336,9 +342,9 @@ class Model:
       temperature=temperature,
       top_p=top_p,
       window=window,
-      given=given,
+      conditioning=conditioning,
     )
-    return decoded.latents
+    return decoded.quantized
 
   def _run(self, function, *arguments, **settings):
     """Calls a jitted function, on the mesh if there is one."""
@@ -348,5 +354,5 @@ class Model:
   def _bits(self, video: UInt8[np.ndarray, "b f H W 3"]) -> list[Array]:
     """Returns the bits of given frames."""
     return self.tokenizer.quantize(
-      self.tokenizer.latents(to_float(video)), self.layout.schedule
+      self.tokenizer.encode(to_float(video)), self.layout.schedule
     ).bits

@@ -49,12 +49,12 @@ def score(
     For each clip `loss`, nats a bit with all bits of a clip weighted alike, and `accuracies`.
   """
   b, t, *_, d = latents.shape
-  inputs = corrupt(latents, layout.schedule, previous=layout.previous)
+  inputs = corrupt(latents, layout.schedule, prev_frame_input=layout.prev_frame_input)
   logits = model(
     text,
     inputs.features,
     layout,
-    latents=inputs.latents,
+    quantized=inputs.quantized,
     window=window,
   )
   labels = jnp.concatenate([scale.reshape(b, t, -1, d) for scale in inputs.labels], axis=2)

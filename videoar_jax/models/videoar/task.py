@@ -92,7 +92,7 @@ class GeneratorTask:
     self.config, self.layout, self.settings = config, layout, loss
     self.layouts = {(each.num_frames, *each.grid): each for each in (*others, layout)}
     self.tokenizer, self.frozen = tokenizer, tokenizer_params
-    self.rival = None
+    self.adversary = None
     self.text_encoder, self.sampling = text_encoder, sampling
 
   def init(self, key) -> Generator:
@@ -128,12 +128,12 @@ class GeneratorTask:
       metrics["dropped_share"] = jnp.mean(is_dropped)
     if is_training and settings.p_frame_mask > 0:
       keep = corrupting.draw_frame_keep(keys[3], b, t, p_mask=settings.p_frame_mask)
-    inputs = corrupting.corrupt(latents, layout.schedule, flips, layout.previous)
+    inputs = corrupting.corrupt(latents, layout.schedule, flips, layout.prev_frame_input)
     logits = module(
       text,
       inputs.features,
       layout,
-      latents=inputs.latents,
+      quantized=inputs.quantized,
       frame_keep=keep,
       window=settings.window,
     )
@@ -170,4 +170,4 @@ class GeneratorTask:
       window=self.settings.window,
     )
     decoder = self.tokenizer.module(frozen).decoder
-    return {"samples": to_uint8(decoder(decoded.latents))}
+    return {"samples": to_uint8(decoder(decoded.quantized))}

