@@ -46,7 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   )
   if args.variant not in VARIANTS:
     raise ValueError(f"variant={args.variant!r} is unknown; there are {', '.join(VARIANTS)}")
-  config = ConfigDict({"seed": 0, "schedule": "1 2 4 8"})
+  config = ConfigDict({"seed": 0})
   config.text = ConfigDict({"length": 16, "tokenizer": "words"})
   config.data = ConfigDict(
     {"source": "sprites", "num_frames": 9, "frame_rate": 4.0, "resolution": (64, 64)}
@@ -61,6 +61,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
       "num_encoder_blocks": 1,
       "num_decoder_blocks": 1,
       "num_groups": 4,
+      "schedule": "1 2 4 8",
     }
   )
   config.generator = generator_size(args.size)
@@ -72,7 +73,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.stages = ("images", "tokenizer", "cache", "generator")
   config.stage = ConfigDict()
   config.stage.images = _tokenizer(args.image_steps, batch_size=16, learning_rate=3e-2)
-  config.stage.images.num_frames = 1
+  config.stage.images.data = ConfigDict({"num_frames": 1})
   config.stage.tokenizer = _tokenizer(args.tokenizer_steps, batch_size=4, learning_rate=1e-2)
   config.stage.cache = ConfigDict({"kind": "cache", "num_clips": args.cache_clips})
   config.stage.generator = ConfigDict({"kind": "generator"})
@@ -101,7 +102,7 @@ def _vary(config: ConfigDict, variant: str) -> None:
 def _shrink(config: ConfigDict) -> None:
   """Makes a config that compiles in seconds, and learns nothing."""
   config.data.resolution = (16, 16)
-  config.schedule = "1 2"
+  config.tokenizer.schedule = "1 2"
   config.tokenizer.base_channels = 4
   config.tokenizer.multipliers = (1, 1)
   config.tokenizer.strides = ((2, 2),)

@@ -54,7 +54,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.tokenizer.num_encoder_blocks = 1
   config.tokenizer.num_decoder_blocks = 1
   config.tokenizer.num_groups = 4
-  config.schedule = "1 2 4 8"
+  config.tokenizer.schedule = "1 2 4 8"
 
   config.generator = generator_size(args.size)
   config.generator.remat = "none"
@@ -75,7 +75,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # Single frames first: a step on many different pictures costs less than one on few clips.
   config.stages = ("images", "tokenizer", "generator")
   config.stage = ConfigDict()
-  config.stage.images = ConfigDict({"kind": "tokenizer", "num_frames": 1})
+  config.stage.images = ConfigDict({"kind": "tokenizer", "data": {"num_frames": 1}})
   config.stage.images.loss = _tokenizer_loss()
   config.stage.images.loop = _loop(args.image_steps, batch_size=16, learning_rate=3e-2)
   config.stage.tokenizer = ConfigDict({"kind": "tokenizer", "loss": _tokenizer_loss()})

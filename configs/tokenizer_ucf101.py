@@ -3,7 +3,7 @@
 Convert the public image tokenizer and LPIPS once (see the README), then:
 
   python -m videoar_jax.main --workdir=runs/tokenizer \
-    --config=configs/tokenizer_ucf101.py:data=FOLDER,start=weights/infinity_d32
+    --config=configs/tokenizer_ucf101.py:data=FOLDER,init=weights/infinity_d32
 
 FOLDER has the videos, in one folder a class. Two CPU cores can try it all at a small size, in
 minutes:
@@ -29,7 +29,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   Args:
     arg: `data=` a folder, or sprites, which only quick takes by itself; `variant=` full, or quick
-      for small machines; `start=` a converted image tokenizer; `steps=`, 0 for the variant's own
+      for small machines; `init=` a converted image tokenizer; `steps=`, 0 for the variant's own
       number; `lpips=`, `adversarial=` and `entropy=` the weights of these losses.
   Raises:
     ValueError: the variant is unknown, or the full one is not told its data.
@@ -38,7 +38,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg,
     data="",
     variant="full",
-    start="",
+    init="",
     steps=0,
     lpips=1.0,
     adversarial=0.1,
@@ -73,7 +73,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.tokenizer.num_encoder_blocks = 1
     config.tokenizer.num_decoder_blocks = 1
     config.tokenizer.num_groups = 4
-  config.schedule = "1 2 3 4 6 8"
+  config.tokenizer.schedule = "1 2 3 4 6 8"
   config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
   config.report = ConfigDict({"num_clips": 64})
 
@@ -85,11 +85,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   config.stages = ("tokenizer",)
   stage = ConfigDict({"kind": "tokenizer"})
-  stage.inflate = ConfigDict({"path": config_dict.placeholder(str), "rest": "zeros"})
-  if args.start:
-    stage.inflate.path = args.start
+  stage.init = ConfigDict({"from": config_dict.placeholder(str), "temporal": "zeros"})
+  if args.init:
+    stage.init["from"] = args.init
   # One step in five is on single frames, which keeps images as good as video.
-  stage.images = ConfigDict({"share": 0.2, "batch_size": 16 if is_quick else 512})
+  images = {"weight": 0.2, "num_frames": 1, "batch_size": 16 if is_quick else 512}
+  stage.mixture = ConfigDict({"clips": {"weight": 0.8}, "images": images})
   stage.loss = ConfigDict()
   # Small networks that start from nothing see no objects by absolute differences.
   stage.loss.l1 = 0.0 if is_quick else 1.0

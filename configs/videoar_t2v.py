@@ -4,7 +4,7 @@ Prepare videos and images once (`python -m videoar_jax.prepare --help`), convert
 image tokenizer and LPIPS (see the README), then:
 
   python -m videoar_jax.main --workdir=runs/t2v \
-    --config=configs/videoar_t2v.py:data=VIDEOS,images=IMAGES,start=weights/infinity_d32
+    --config=configs/videoar_t2v.py:data=VIDEOS,images=IMAGES,init=weights/infinity_d32
 
 With --stage=I, II or III it trains one of them. Two CPU cores can try it all on moving shapes:
 
@@ -28,31 +28,31 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   Args:
     arg: `size=` of the generator; `data=` and `images=` folders or URLs of prepared shards, or
-      data=sprites alone; `start=` a converted image tokenizer; `steps=` of each stage, 0 for its
+      data=sprites alone; `init=` a converted image tokenizer; `steps=` of each stage, 0 for its
       own number.
   Raises:
     ValueError: the data or the images are not named.
   """
-  args = parse_arg(arg, size="4b", data="", images="", start="", steps=0)
+  args = parse_arg(arg, size="4b", data="", images="", init="", steps=0)
   if args.data == "sprites":
     return _sprites(args)
   if not args.data or not args.images:
     raise ValueError("data= and images= are missing; name the shards, or data=sprites alone")
-  config = tokenizer_ucf101.get_config(f"data={args.data},start={args.start}")
+  config = tokenizer_ucf101.get_config(f"data={args.data},init={args.init}")
   config.data = ConfigDict({"source": "shards", "path": args.data, "num_frames": 33})
   config.data.frame_rate = 8.0
   config.data.frame_rates = (8.0, 12.0, 16.0, 24.0)
   config.data.resolution = (384, 672)
   config.data.is_randomly_cropped = True
   config.data.num_threads = 16
-  config.schedule = ""
+  config.tokenizer.schedule = ""
   config.text = ConfigDict({"length": 256, "tokenizer": "bytes"})
   config.generator = generator_size(args.size)
   config.sampling = ConfigDict({"guidance": "t2v", "temperature": 1.0, "top_p": 1.0})
   config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
   # The tokenizer learns at 256 pixels; it is convolutional, and serves larger pictures.
   config.stage.tokenizer.data = ConfigDict({"num_frames": 17, "resolution": (256, 256)})
-  config.stage.tokenizer.images = ConfigDict({"share": 0.0, "batch_size": 1})
+  del config.stage.tokenizer.mixture
 
   images = {"path": args.images, "num_frames": 1, "aspect_ratios": RATIOS}
   videos = {"aspect_ratios": RATIOS}

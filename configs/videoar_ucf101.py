@@ -3,7 +3,7 @@
 Convert the public image tokenizer and LPIPS once (see the README), then:
 
   python -m videoar_jax.main --workdir=runs/ucf101 \
-    --config=configs/videoar_ucf101.py:size=l,data=FOLDER,start=weights/infinity_d32
+    --config=configs/videoar_ucf101.py:size=l,data=FOLDER,init=weights/infinity_d32
 
 FOLDER has the videos, in one folder a class; lists=FOLDER names that of UCF-101's own lists. The
 paper reports gFVD 90.3 (l) and 88.6 (xl) in 30 steps, and says neither how long it trains the
@@ -38,10 +38,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   Args:
     arg: `size=` l or xl; `data=` the folder of videos; `lists=` the folder of the official lists;
-      `start=` a converted image tokenizer; `steps=` of the generator.
+      `init=` a converted image tokenizer; `steps=` of the generator.
   """
-  args = parse_arg(arg, size="l", data="", lists="", start="", steps=200_000)
-  config = tokenizer_ucf101.get_config(f"data={args.data},start={args.start}")
+  args = parse_arg(arg, size="l", data="", lists="", init="", steps=200_000)
+  config = tokenizer_ucf101.get_config(f"data={args.data},init={args.init}")
   config.data.split_file = config_dict.placeholder(str)
   if args.lists:
     config.data.split_file = f"{args.lists}/trainlist01.txt"

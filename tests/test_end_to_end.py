@@ -257,7 +257,7 @@ def test_evaluation_of_a_trained_tokenizer(trained, tmp_path):
   report = json.loads((trained / "scores.json").read_text())["reconstruction"]["psnr"]
   assert result["psnr"]["mean"] == pytest.approx(report["mean"], abs=1e-3)
   assert result["psnr"]["worst"] == pytest.approx(report["min"], abs=1e-3)
-  assert [scale["size"] for scale in result["code_use"]["scales"]] == ["1x1", "2x2", "4x4"]
+  assert [scale["size"] for scale in result["codebook_usage"]["scales"]] == ["1x1", "2x2", "4x4"]
 
 
 def test_checkpoint_of_another_size_is_named(trained, tmp_path):
@@ -408,7 +408,7 @@ def image_tokenizer(folder):
     params[name] = generator.normal(0, 0.3, leaf.shape)
     if leaf.ndim == 5:
       params[name][:-1] = 0
-  files.save_tokenizer(folder, files.Saved(config, None, "a test"), files.unflatten(params))
+  files.save_tokenizer(folder, files.Saved(config, "a test"), files.unflatten(params))
 
 
 INFLATING = """

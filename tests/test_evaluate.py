@@ -31,7 +31,7 @@ class BrighteningTokenizer:
   def __init__(self, config):
     self.config = config
 
-  def latents(self, video):
+  def encode(self, video):
     self._video = video
     rng = np.random.default_rng(0)
     return jnp.asarray(rng.standard_normal((len(video), 3, 2, 2, 4)), jnp.float32)
@@ -101,7 +101,7 @@ def test_numbers_and_files(tmp_path, workdir, fake_networks, capsys):
   expected = fvd.frechet_distance(features[0], features[2])
   assert result["rfvd"]["real_against_other_real_clips"] == pytest.approx(expected, rel=1e-6)
   assert result["not_measured"] == {}
-  use = result["code_use"]
+  use = result["codebook_usage"]
   assert [scale["size"] for scale in use["scales"]] == ["1x1", "2x2"]
   assert use["flipping"] == 1
   assert result["data"]["num_clips"] == 20
@@ -175,7 +175,7 @@ def test_several_clips_of_each_file(tmp_path, workdir, capsys):
 def test_converted_tokenizer(tmp_path, workdir, capsys):
   folder = tmp_path / "converted"
   config = load.find_run(workdir)[1].tokenizer
-  files.save_tokenizer(folder, files.Saved(config, None, "a test"), {"kernel": np.zeros(1)})
+  files.save_tokenizer(folder, files.Saved(config, "a test"), {"kernel": np.zeros(1)})
   out = tmp_path / "o"
   assert run(folder, "--num_clips=2", f"--out={out}") == 2
   error = capsys.readouterr().err

@@ -21,15 +21,7 @@ import time
 
 from videoar_jax.experiment.command_line import Parser, parse_resolution, print_result, read_config
 
-# Depth, width, heads, key and value heads, head width, MLP width, as in `configs/common.py`.
-SIZES = {
-  "tiny": (4, 128, 2, 2, 64, 384),
-  "small": (6, 256, 4, 4, 64, 768),
-  "base": (12, 768, 12, 12, 64, 2048),
-  "l": (24, 1536, 12, 12, 128, 4096),
-  "xl": (32, 2048, 16, 16, 128, 5632),
-  "4b": (36, 2560, 32, 8, 128, 9728),
-}
+SIZES = ("tiny", "small", "base", "l", "xl", "4b")  # Of VideoAR, see `VideoAR.sizes`.
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -69,7 +69,7 @@ def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
   except ValueError as error:
     raise ValueError(f"{checkpoint}: {error}") from error
   source = f"Infinity's image tokenizer, from {checkpoint.name}"
-  files.save_tokenizer(out, files.Saved(config, None, source), params)
+  files.save_tokenizer(out, files.Saved(config, source), params)
   unused += [key for key in tensors if key in infinity.NOT_NEEDED]
   lines = [f"{out}: {infinity.summary(config)}, {count_parameters(params):,} parameters"]
   if unused:
@@ -105,7 +105,7 @@ def _export_weights(options: argparse.Namespace) -> str:
   mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
   out = pathlib.Path(options.out)
   num = Stages(run, workdir, mesh).export_params(stages[options.stage], out)
-  return f"{out}: {num:,} parameters; start from them with config.stage.NAME.start={out}"
+  return f"{out}: {num:,} parameters; start from them with config.stage.NAME.init.from={out}"
 
 
 def _add_lpips(parser: argparse.ArgumentParser) -> None:

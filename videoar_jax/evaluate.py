@@ -111,7 +111,8 @@ def _reconstruction(options: argparse.Namespace) -> list[pathlib.Path]:
   started = time.perf_counter()
   from videoar_jax.evals.reconstruction import measure, table, write
   from videoar_jax.experiment.load import find_stage, load_tokenizer
-  from videoar_jax.experiment.run import quiet_libraries, use_compilation_cache
+  from videoar_jax.runtime.compilation_cache import use_compilation_cache
+  from videoar_jax.runtime.log_files import quiet_libraries
   from videoar_jax.tokenizers.bsq.files import is_saved
 
   quiet_libraries()
@@ -156,7 +157,8 @@ def _generation(options: argparse.Namespace) -> list[pathlib.Path]:
   from videoar_jax.evals import scores
   from videoar_jax.evals.generation import measure, table, write
   from videoar_jax.experiment.load import find_stage, load_model
-  from videoar_jax.experiment.run import quiet_libraries, use_compilation_cache
+  from videoar_jax.runtime.compilation_cache import use_compilation_cache
+  from videoar_jax.runtime.log_files import quiet_libraries
 
   quiet_libraries()
   features = getattr(options, "text_features", None)

@@ -35,7 +35,7 @@ def _run(options: argparse.Namespace) -> str:
   prompts = _check(options)
   import videoar_jax
   from videoar_jax.experiment.load import find_stage
-  from videoar_jax.experiment.run import use_compilation_cache
+  from videoar_jax.runtime.compilation_cache import use_compilation_cache
 
   features = getattr(options, "text_features", None)
   frame_rate = find_stage(options.workdir, "generator", features)[1].data.frame_rate

@@ -82,7 +82,7 @@ def test_fvd_is_of_the_captions_own_clips(source, monkeypatch):
 
 def test_what_a_model_does_not_have_is_not_measured(source):
   found = generation.measure(Painter(source), source, 2).scores()
-  left_out = ("gfvd", "prompts", "foretold", "steps_a_clip", "drift")
+  left_out = ("gfvd", "prompts", "teacher_forced", "steps_a_clip", "drift")
   assert all(found[name] is None for name in left_out)
 
 
@@ -127,7 +127,7 @@ def test_clips_that_fill_a_batch_up_do_not_count(source, monkeypatch):
   assert sizes == [(3, 3)] * 3
   order = scores.draw(source, NUM_CLIPS)
   wanted = np.mean([source[i]["video"].mean() for i in order])
-  assert found["foretold"] == {"loss": pytest.approx(wanted), "bit_accuracy/scale_0": 1}
+  assert found["teacher_forced"] == {"loss": pytest.approx(wanted), "bit_accuracy/scale_0": 1}
   assert found["steps_a_clip"] == 12
 
 

@@ -24,12 +24,12 @@ class BrighteningTokenizer:
   def __init__(self):
     self.shapes = []
 
-  def latents(self, video):
+  def encode(self, video):
     self.shapes.append(video.shape)
     return video
 
   def quantize(self, latents):
-    return types.SimpleNamespace(latents=latents, bits=[])
+    return types.SimpleNamespace(quantized=latents, bits=[])
 
   def decode(self, latents):
     return latents + OFFSET / 127.5

@@ -17,8 +17,8 @@ from videoar_jax.experiment.command_line import add_field
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.interop import weights
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
-from videoar_jax.tokenizers.bsq.files import flatten
 from videoar_jax.train.checkpoint import Checkpointer
+from videoar_jax.train.state import flatten
 
 
 @pytest.mark.parametrize(

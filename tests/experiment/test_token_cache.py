@@ -24,7 +24,7 @@ from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.runtime.preemption import Preempted
 from videoar_jax.runtime.watch import Watchdog
 from videoar_jax.tokenizers.bsq.autoencoder import Encoder
-from videoar_jax.tokenizers.bsq.tokenizer import to_float
+from videoar_jax.tokenizers.pixels import to_float
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.loop import Trainer
 

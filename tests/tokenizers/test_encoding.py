@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, MeshConfig, make_mesh
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizers.bsq.encoding import encode
-from videoar_jax.tokenizers.bsq.tokenizer import to_float
+from videoar_jax.tokenizers.pixels import to_float
 
 CONFIG = AutoencoderConfig(
   num_bits=6,

@@ -12,8 +12,8 @@ from videoar_jax.tokenizers.bsq.autoencoder import (
   abstract_params,
   autoencoder_of,
 )
-from videoar_jax.tokenizers.bsq.files import flatten
 from videoar_jax.tokenizers.bsq.inflation import check_inflatable, inflate
+from videoar_jax.train.state import flatten
 
 IMAGE = AutoencoderConfig(
   num_bits=6,

@@ -10,7 +10,7 @@ import pytest
 from videoar_jax.tokenizers.bsq import quantizer
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizers.bsq.task import TokenizerLossConfig, TokenizerTask
-from videoar_jax.tokenizers.bsq.tokenizer import to_float
+from videoar_jax.tokenizers.pixels import to_float
 
 CONFIG = AutoencoderConfig(
   num_bits=4,

@@ -17,8 +17,8 @@ from videoar_jax.tokenizers import adversarial
 from videoar_jax.tokenizers.bsq import quantizer
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizers.bsq.task import AdversarialConfig, TokenizerLossConfig, TokenizerTask
-from videoar_jax.tokenizers.bsq.tokenizer import to_float
 from videoar_jax.tokenizers.discriminator import DiscriminatorConfig
+from videoar_jax.tokenizers.pixels import to_float
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.loop import LoopConfig, Trainer
 from videoar_jax.train.optimizer import OptimizerConfig

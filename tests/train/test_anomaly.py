@@ -28,7 +28,7 @@ class Weights(nnx.Module):
 class Task:
   """Fits weights to the batch."""
 
-  frozen, discriminator = types.MappingProxyType({}), None
+  frozen, adversary = types.MappingProxyType({}), None
 
   def __init__(self):
     self.frozen = {}

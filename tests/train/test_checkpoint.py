@@ -170,7 +170,7 @@ def test_arrays_that_are_placed_otherwise_than_asked_are_an_error(saved, monkeyp
   elsewhere = abstract_of(make_state(0.0))
   monkeypatch.setattr(checkpointer, "_read", lambda _, step: read(elsewhere, step))
   for restore in (checkpointer.restore, checkpointer.restore_newest):
-    with pytest.raises(RuntimeError, match=r"kernel.*was restored as .*not as"):
+    with pytest.raises(RuntimeError, match=r"\['\w+'\].*was restored as .*not as"):
       restore(abstract)
   checkpointer.close()
   assert (saved / "7").is_dir()

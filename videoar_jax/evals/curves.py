@@ -6,6 +6,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from videoar_jax.models.base import Curves
+
 _INK, _GRID = "#333333", "#e6e6e6"
 _COLOUR = "#2563a8"
 
@@ -18,25 +20,23 @@ def smooth(values: np.ndarray, radius: int) -> np.ndarray:
   return (total[end] - total[start]) / (end - start)
 
 
-def draw_curves(path: pathlib.Path, stages: list[tuple[str, str, list[dict]]], schedule) -> None:
-  """Draws a row for each stage: its loss; beside it PSNR, or bit accuracy by scale.
+TOKENIZER_CURVES = Curves("PSNR of training clips, dB", {"psnr": ""})
+
+
+def draw_curves(path: pathlib.Path, stages: list[tuple[str, Curves, list[dict]]]) -> None:
+  """Draws a row for each stage: its loss; beside it what its kind is measured by.
 
   Args:
     path: of the PNG; it appears once it is whole.
-    stages: (name, kind, records of `metrics.jsonl`) of each.
-    schedule: grids (h, w) of the scales, which the legend names.
+    stages: (name, what to draw beside the loss, records of `metrics.jsonl`) of each.
   """
   figure = Figure(figsize=(10, 3.2 * len(stages)), layout="constrained")
-  for row, (name, kind, records) in enumerate(stages):
+  for row, (name, curves, records) in enumerate(stages):
     loss, quality = (figure.add_subplot(len(stages), 2, 2 * row + i) for i in (1, 2))
     _plot(loss, records, "loss", _COLOUR)
     finish(loss, f"{name}: loss")
-    if kind == "tokenizer":
-      _plot(quality, records, "psnr", _COLOUR)
-      finish(quality, f"{name}: PSNR of training clips, dB")
-    else:
-      _plot_scales(quality, records, schedule)
-      finish(quality, f"{name}: share of right bits, by scale")
+    _plot_curves(quality, records, curves)
+    finish(quality, f"{name}: {curves.title}")
   save(path, figure)
 
 
@@ -70,11 +70,15 @@ def _plot(axes, records, metric, colour, label=None) -> None:
     axes.set_ylim(low - margin, high + margin)
 
 
-def _plot_scales(axes, records, schedule) -> None:
-  colours = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1.0, len(schedule)))
-  for s, (grid, colour) in enumerate(zip(schedule, colours, strict=True)):
-    _plot(axes, records, f"bit_accuracy/scale_{s}", colour, label=f"{grid[0]}x{grid[1]}")
-  axes.axhline(0.5, color=_INK, linewidth=0.8, linestyle=":", label="chance")
+def _plot_curves(axes, records, curves: Curves) -> None:
+  if len(curves.labels) == 1:
+    _plot(axes, records, *curves.labels, _COLOUR)
+    return
+  colours = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1.0, len(curves.labels)))
+  for (metric, label), colour in zip(curves.labels.items(), colours, strict=True):
+    _plot(axes, records, metric, colour, label=label)
+  if curves.chance is not None:
+    axes.axhline(curves.chance, color=_INK, linewidth=0.8, linestyle=":", label="chance")
   # Beside the curves, which may be anywhere.
   axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 

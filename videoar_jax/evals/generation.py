@@ -2,7 +2,7 @@
 
 A model needs no more than `sample(prompts, num_frames, seed, **settings)`. What else it has is
 used: `score(prompts, clips)`, measures of each clip by name, with the true clip given up to each
-part that is foretold; and `num_steps(num_frames)`, how often its network runs for a clip.
+part that is predicted; and `num_steps(num_frames)`, how often its network runs for a clip.
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ from videoar_jax.evals import drift, fvd, i3d, scores
 from videoar_jax.evals.media import contact_sheet, side_by_side, write_mp4, write_png, write_text
 
 NUM_SHOWN = 8  # Clips that are kept to be looked at.
-_COLUMNS = ("size", "colour", "shape", "motion", "background", "all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Generation:
       asked for.
     real_fvd: that of the same real clips to as many other real ones, if there are.
     prompts: what the oracle reads, see `scores.accuracy_by_novelty`; None where there is none.
-    foretold: of real clips, what the model's `score` measures, by name; None where it has none.
+    teacher_forced: of real clips, what the model's `score` measures, by name; None where it has none.
     seconds_a_clip: in full batches, after compiling.
     steps_a_clip: None where the model does not tell.
     drift: of long clips, if it was asked for.
@@ -61,7 +60,7 @@ class Generation:
   gfvd: float | None
   real_fvd: float | None
   prompts: dict | None
-  foretold: dict[str, Float[np.ndarray, "b"]] | None
+  teacher_forced: dict[str, Float[np.ndarray, "b"]] | None
   seconds_a_clip: float
   steps_a_clip: int | None
   drift: drift.Drift | None
@@ -69,11 +68,12 @@ class Generation:
   def scores(self) -> dict:
     """Returns every number but those of single clips; None for what was not measured."""
     gfvd = {"value": self.gfvd, "real_against_other_real_clips": self.real_fvd}
-    foretold = self.foretold
+    teacher_forced = self.teacher_forced
     return {
       "gfvd": None if self.gfvd is None else gfvd,
       "prompts": self.prompts,
-      "foretold": foretold and {name: float(x.mean()) for name, x in foretold.items()},
+      "teacher_forced": teacher_forced
+      and {name: float(x.mean()) for name, x in teacher_forced.items()},
       "seconds_a_clip": self.seconds_a_clip,
       "steps_a_clip": self.steps_a_clip,
       "drift": None if self.drift is None else self.drift.scores(),
@@ -131,7 +131,7 @@ def measure(
   if long_clips is not None:
     found_drift = _measure_drift(model, source, order, long_clips, oracle_rate)
   size = min(scores.BATCH_SIZE, num_clips)
-  shown, captions, foretold = {"generated": [], "real": []}, [], []
+  shown, captions, teacher_forced = {"generated": [], "real": []}, [], []
   matches, features = ({kind: [] for kind in shown} for _ in range(2))
   for real, prompts in scores.batches(source, order[:num_clips], "generate"):
     made = _sample(model, prompts, num_frames, size, seed=len(captions))
@@ -141,8 +141,8 @@ def measure(
         matches[kind] += scores.oracle_matches(clips, prompts, oracle_rate)
       if i3d_params is not None:
         features[kind].append(fvd.features(i3d_params, clips))
-    if hasattr(model, "predict"):
-      foretold.append(_score(model, prompts, real, size))
+    if hasattr(model, "score"):
+      teacher_forced.append(_score(model, prompts, real, size))
     captions += prompts
   gfvd, real_fvd = None, None
   if i3d_params is not None:
@@ -155,7 +155,7 @@ def measure(
     gfvd=gfvd,
     real_fvd=real_fvd,
     prompts=None if oracle_rate is None else scores.accuracy_by_novelty(captions, matches),
-    foretold=_joined(foretold) if foretold else None,
+    teacher_forced=_joined(teacher_forced) if teacher_forced else None,
     seconds_a_clip=_time(model, captions, num_frames, size),
     steps_a_clip=model.num_steps(num_frames) if hasattr(model, "num_steps") else None,
     drift=found_drift,
@@ -233,10 +233,10 @@ def table(result: dict) -> str:
   lines += [] if steps is None else [f"{'steps a clip':26}{steps:8}"]
   if result["prompts"]:
     lines += ["", _prompt_table(result["prompts"])]
-  if result["foretold"]:
-    lines += ["", _foretold_table(result["foretold"])]
+  if result["teacher_forced"]:
+    lines += ["", _teacher_forced_table(result["teacher_forced"])]
   if result["drift"]:
-    lines += ["", drift.table(result["drift"], _COLUMNS)]
+    lines += ["", drift.table(result["drift"], scores.ATTRIBUTES)]
   else:
     lines += ["", f"{'drift':26}  not measured: {missing['drift']}"]
   return "\n".join(lines) + "\n"
@@ -244,26 +244,20 @@ def table(result: dict) -> str:
 
 def _prompt_table(prompts: dict) -> str:
   """Returns the accuracies in per cent."""
-  lines = [f"{'% right':26}" + "".join(f"{name:>12}" for name in _COLUMNS)]
-
-  def add(name: str, values: dict) -> None:
-    cells = (f"{100 * values[c]:12.0f}" if c in values else f"{'':12}" for c in _COLUMNS)
-    lines.append(f"{name:26}" + "".join(cells))
-
-  count = prompts["count"]
-  for part, label in (("all", "generated"), ("seen", "... seen"), ("held_out", "... held out")):
-    if count[part]:
-      add(f"{label} ({count[part]})", prompts["generated"][part])
-  add("real clips", prompts["real"]["all"])
-  if "chance" in prompts:
-    add("a blind guess", prompts["chance"])
+  lines = [f"{'% right':26}" + "".join(f"{name:>12}" for name in scores.ATTRIBUTES)]
+  for label, values in scores.prompt_rows(prompts):
+    cells = (f"{100 * values[c]:12.0f}" if c in values else f"{'':12}" for c in scores.ATTRIBUTES)
+    lines.append(f"{label:26}" + "".join(cells))
   return "\n".join(lines)
 
 
-def _foretold_table(foretold: dict) -> str:
+def _teacher_forced_table(teacher_forced: dict) -> str:
   """Returns measures by name, those that are numbered in one line."""
-  lines, numbered = ["real clips, foretold from the true clip before each part"], {}
-  for name, value in foretold.items():
+  lines, numbered = (
+    ["real clips, teacher-forced: predicted from the true clip before each part"],
+    {},
+  )
+  for name, value in teacher_forced.items():
     group, _, number = name.rpartition("_")
     if number.isdigit():
       numbered.setdefault(f"{group} 0, 1, ...", []).append(f"{value:8.4f}")

@@ -17,7 +17,7 @@ from videoar_jax.evals.media import (
   write_text,
 )
 from videoar_jax.tokenizers import lpips
-from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
+from videoar_jax.tokenizers.base import Tokenizer
 
 NUM_SHOWN = 4  # Clips that are kept to be looked at.
 
@@ -32,7 +32,7 @@ class Reconstruction:
     lpips: of each clip, if it was asked for.
     rfvd: distance of all clips to what is decoded of them, if it was asked for.
     real_fvd: that of all clips to other real ones, if there are as many others.
-    code_use: as `CodebookUsage.summary` says.
+    codebook_usage: as `CodebookUsage.summary` says; None of a tokenizer without bits.
   """
 
   clips: UInt8[np.ndarray, "n f H W 3"]
@@ -43,7 +43,7 @@ class Reconstruction:
   lpips: Float[np.ndarray, "b"] | None
   rfvd: float | None
   real_fvd: float | None
-  code_use: dict
+  codebook_usage: dict | None
 
   def scores(self) -> dict:
     """Returns every number but those of single clips; None for what was not measured."""
@@ -53,7 +53,7 @@ class Reconstruction:
       "ssim": _spread(self.ssim, self.ssim.min()),
       "lpips": None if self.lpips is None else _spread(self.lpips, self.lpips.max()),
       "rfvd": None if self.rfvd is None else rfvd,
-      "code_use": self.code_use,
+      "codebook_usage": self.codebook_usage,
     }
 
 
@@ -89,7 +89,8 @@ def measure(
   shown = [], [], []
   for clips, captions in scores.batches(source, order[:num_clips], "reconstruct"):
     latents, bits, decoded = scores.code_batch(tokenizer, clips)
-    use.add(latents, bits)
+    if bits is not None:
+      use.add(latents, bits)
     found["psnr"].append(metrics.psnr(clips, decoded))
     found["ssim"].append(metrics.ssim(clips, decoded))
     if lpips_params is not None:
@@ -116,7 +117,7 @@ def measure(
     lpips=values["lpips"],
     rfvd=rfvd,
     real_fvd=real_fvd,
-    code_use=use.summary(),
+    codebook_usage=None if bits is None else use.summary(),
   )
 
 
@@ -134,8 +135,10 @@ def table(result: dict) -> str:
   lines.append(
     scores.fvd_line("rFVD".ljust(10), result["rfvd"], missing.get("rfvd"), data["num_clips"])
   )
-  use = result["code_use"]
-  lines += ["", f"{'scale':10}{'bits that flip':>16}{'entropy, bits':>16}{'remainder':>12}"]
+  use = result["codebook_usage"]
+  if use is None:
+    return "\n".join(lines) + "\n"
+  lines += ["", f"{'scale':10}{'bits that flip':>16}{'entropy, bits':>16}{'error':>12}"]
   for scale in use["scales"]:
     flipping, entropy = f"{scale['flipping']:16.1%}", f"{scale['entropy']:16.3f}"
     lines.append(f"{scale['size']:10}{flipping}{entropy}{scale['quantization_error']:12.3f}")

@@ -19,7 +19,7 @@ import numpy as np
 
 from videoar_jax.data.sources.base import EncodedSource
 from videoar_jax.evals import metrics, scores
-from videoar_jax.evals.curves import draw_curves
+from videoar_jax.evals.curves import TOKENIZER_CURVES, draw_curves
 from videoar_jax.evals.media import (
   contact_sheet,
   reconstruction_sheet,
@@ -38,8 +38,6 @@ NUM_SHOWN = 8  # Samples that become mp4 files and rows of the picture.
 NUM_RECONSTRUCTIONS_SHOWN = 4
 MAX_SKIPPED_SHOWN = 20  # Lines of skipped files on the page; scores.json has all.
 LAST_SHARE = 0.05  # Numbers of a stage's end are means over these last steps.
-
-_COLUMNS = ("size", "colour", "shape", "motion", "background", "all")
 
 
 def write_report(
@@ -92,8 +90,15 @@ def write_report(
 
   folder = workdir / "report"
   folder.mkdir(exist_ok=True)
-  histories = [(s.name, s.kind, read_metrics(_metrics_path(workdir, s))) for s in run.stages]
-  draw_curves(folder / "curves.png", histories, run.schedule)
+  histories = [
+    (
+      stage.name,
+      TOKENIZER_CURVES if stage.kind == "tokenizer" else run.family.curves(run),
+      read_metrics(_metrics_path(workdir, stage)),
+    )
+    for stage in run.stages
+  ]
+  draw_curves(folder / "curves.png", histories)
   k = min(NUM_RECONSTRUCTIONS_SHOWN, num_clips)
   sheet = reconstruction_sheet(clips[:k], reconstructions[:k], captions[:k], psnr[:k])
   write_png(folder / "reconstructions.png", sheet)
@@ -200,7 +205,7 @@ def _page(workdir: pathlib.Path, run: RunConfig, result: dict, prompts: list[str
     f"{psnr['min']:.2f} dB at worst.",
     "![Originals above their reconstructions](report/reconstructions.png)",
     "## Training",
-    _stage_table(result["stages"]),
+    _stage_table(result["stages"], run.family.headline),
     "![Loss and quality by step](report/curves.png)",
   ]
   if run.data.source != "sprites":
@@ -240,34 +245,24 @@ def _sampling_command(workdir: pathlib.Path, prompt: str) -> str:
 
 def _prompt_table(prompts: dict) -> str:
   """Returns the accuracies in per cent."""
-  rows = ["| % right | " + " | ".join(_COLUMNS) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
-
-  def add(name: str, values: dict) -> None:
-    cells = [f"{100 * values[c]:.0f}" if c in values else "" for c in _COLUMNS]
-    rows.append(f"| {name} | " + " | ".join(cells) + " |")
-
-  count = prompts["count"]
-  if "generated" in prompts:
-    add("**generated**", prompts["generated"]["all"])
-    for part, label in (("seen", "combinations in training"), ("held_out", "held-out ones")):
-      if count[part]:
-        add(f"... {label} ({count[part]})", prompts["generated"][part])
-  add("reconstructed test clips", prompts["reconstructed"]["all"])
-  add("real test clips", prompts["real"]["all"])
-  if "chance" in prompts:
-    add("a blind guess", prompts["chance"])
+  columns, count = scores.ATTRIBUTES, prompts["count"]
+  rows = ["| % right | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+  for label, values in scores.prompt_rows(prompts):
+    cells = [f"{100 * values[c]:.0f}" if c in values else "" for c in columns]
+    label = f"**{label}**" if label == "generated" else label
+    rows.append(f"| {label} | " + " | ".join(cells) + " |")
   text = f"{count['all']} test prompts. A program reads from the pixels of each clip what it shows."
   if "generated" in prompts:
     text += " Reconstructed and real clips of the same prompts are what generated ones could reach."
   return text + "\n\n" + "\n".join(rows)
 
 
-def _stage_table(stages: dict) -> str:
+def _stage_table(stages: dict, headline: dict[str, str]) -> str:
   rows = ["| stage | parameters | steps | clips a step | at the end |", "|---|---|---|---|---|"]
   for name, facts in stages.items():
     last = facts["last"]
-    labels = (("loss", "loss {:.4f}"), ("psnr", "PSNR {:.2f} dB"), ("bit_accuracy", "bits {:.1%}"))
-    end = ", ".join(text.format(last[metric]) for metric, text in labels if metric in last)
+    labels = {"loss": "loss {:.4f}", "psnr": "PSNR {:.2f} dB"} | headline
+    end = ", ".join(text.format(last[name]) for name, text in labels.items() if name in last)
     steps = f"{facts['steps']}"
     steps += "" if facts["steps"] >= facts["num_steps"] else f" of {facts['num_steps']}"
     clips = f"{facts['batch_size']} of {facts['num_frames']} frames"

@@ -10,7 +10,8 @@ from videoar_jax.data.synthetic import captions as sprite_captions
 from videoar_jax.data.synthetic.captions import Scene, parse_caption
 from videoar_jax.data.synthetic.sprites import FRAME_RATE
 from videoar_jax.evals import sprites_oracle
-from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer, to_float, to_uint8
+from videoar_jax.tokenizers.base import Tokenizer
+from videoar_jax.tokenizers.pixels import to_float, to_uint8
 
 BATCH_SIZE = 16
 
@@ -22,6 +23,25 @@ CHANCE = {
   "motion": 1 / len(sprite_captions.MOTIONS),
   "background": 1 / len(sprite_captions.BACKGROUNDS),
 }
+
+
+ATTRIBUTES = (*CHANCE, "all")  # That the oracle reads.
+
+
+def prompt_rows(prompts: dict) -> list[tuple[str, dict[str, float]]]:
+  """Returns the rows of a table of what the oracle reads: a label, and shares by attribute."""
+  count, rows = prompts["count"], []
+  if "generated" in prompts:
+    rows.append(("generated", prompts["generated"]["all"]))
+    for part, label in (("seen", "combinations in training"), ("held_out", "held-out ones")):
+      if count[part]:
+        rows.append((f"... {label} ({count[part]})", prompts["generated"][part]))
+  if "reconstructed" in prompts:
+    rows.append(("reconstructed test clips", prompts["reconstructed"]["all"]))
+  rows.append(("real test clips", prompts["real"]["all"]))
+  if "chance" in prompts:
+    rows.append(("chance", prompts["chance"]))
+  return rows
 
 
 def draw(source, num: int) -> list[int]:
@@ -45,15 +65,18 @@ def batches(source, indices: list[int], what: str) -> Iterator[tuple[np.ndarray,
 
 def code_batch(
   tokenizer: Tokenizer, clips: UInt8[np.ndarray, "b f H W 3"]
-) -> tuple[Float[Array, "b t h w d"], list[Array], UInt8[np.ndarray, "b f H W 3"]]:
-  """Codes at most `BATCH_SIZE` clips; returns their latents, bits, and what is decoded of them."""
+) -> tuple[Float[Array, "b t h w d"], list[Array] | None, UInt8[np.ndarray, "b f H W 3"]]:
+  """Codes at most `BATCH_SIZE` clips; returns latents, bits if there are, and what is decoded."""
   # Every batch is whole, so that one program serves all.
   num = len(clips)
   batch = np.concatenate([clips, np.repeat(clips[-1:], BATCH_SIZE - num, axis=0)])
   latents = tokenizer.encode(to_float(batch))
-  codes = tokenizer.quantize(latents)
-  decoded = np.asarray(to_uint8(tokenizer.decode(codes.quantized)))
-  return latents[:num], [scale[:num] for scale in codes.bits], decoded[:num]
+  coded, bits = latents, None
+  if hasattr(tokenizer, "quantize"):
+    codes = tokenizer.quantize(latents)
+    coded, bits = codes.quantized, [scale[:num] for scale in codes.bits]
+  decoded = np.asarray(to_uint8(tokenizer.decode(coded)))
+  return latents[:num], bits, decoded[:num]
 
 
 def reconstruct(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from typing import Any
@@ -11,20 +12,21 @@ def build(cls: type, values: dict, path: str):
   """Builds a dataclass from a section, sections within it included.
 
   Args:
-    cls: the dataclass.
+    cls: the dataclass; a field that would be a Python keyword ends with an underscore in it.
     values: its fields.
     path: the section's name, for errors.
   Raises:
     ValueError: a field is unknown, missing, of another type, or out of range.
   """
-  fields = {field.name: field for field in dataclasses.fields(cls)}
+  fields = {field.name.rstrip("_"): field for field in dataclasses.fields(cls)}
   check_names(values, tuple(fields), path)
   hints, arguments = typing.get_type_hints(cls), {}
   for name, field in fields.items():
+    hint = hints[field.name]
     if name in values:
-      arguments[name] = convert(hints[name], values[name], f"{path}.{name}")
-    elif dataclasses.is_dataclass(hints[name]):
-      arguments[name] = convert(hints[name], {}, f"{path}.{name}")
+      arguments[field.name] = convert(hint, values[name], f"{path}.{name}")
+    elif dataclasses.is_dataclass(hint):
+      arguments[field.name] = convert(hint, {}, f"{path}.{name}")
     elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
       raise ValueError(f"{path}.{name} is missing; set it")
   try:
@@ -64,3 +66,18 @@ def check_names(values: dict, known: tuple[str, ...], path: str) -> None:
       near = difflib.get_close_matches(name, known, n=1)
       hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
       raise ValueError(f"{path}.{name} is not a field; {hint}")
+
+
+def attribute_docs(cls: type) -> dict[str, str]:
+  """Returns what a dataclass's docstring says of each attribute, by its name in configs."""
+  _, _, text = (cls.__doc__ or "").partition("Attributes:\n")
+  docs: dict[str, str] = {}
+  name = None
+  for line in text.splitlines():
+    entry = re.match(r"    (\w+(?:, \w+)*): (.+)", line)
+    if entry:
+      *others, name = entry[1].split(", ")
+      docs |= dict.fromkeys((*others, name), entry[2])
+    elif name is not None and line.startswith("      "):
+      docs[name] += " " + line.strip()
+  return {name.rstrip("_"): text for name, text in docs.items()}

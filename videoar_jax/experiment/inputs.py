@@ -10,6 +10,7 @@ from videoar_jax.data.mixture import Mixture, make_buckets
 from videoar_jax.data.pipeline import make_iterator
 from videoar_jax.data.sources.base import EncodedSource
 from videoar_jax.experiment.schema import RunConfig, StageConfig
+from videoar_jax.models.base import ClipShape
 from videoar_jax.parallel.mesh import num_batch_shards, process_shard
 from videoar_jax.text.tokenizers import TextEncoder
 
@@ -57,37 +58,25 @@ class Batches:
 
     Args:
       stage: which.
-      sources: of the parts of its mixture, or its clips and, where it has them, its images.
+      sources: of the parts of its mixture, or its clips.
       seed: of the order.
     Raises:
       ValueError: a shape would have no batch.
     """
-    found = []
-    if stage.mixture:
-      ways = num_batch_shards(self.mesh) * stage.loop.grad_accum_steps
-      for part, source in zip(stage.mixture, sources, strict=True):
-        found += make_buckets(
-          part.name,
-          source,
-          num_frames=part.num_frames,
-          resolutions=part.resolutions,
-          batch_size=lambda shape: self.run.batch_size_of(stage, (shape[0], shape[1:]), ways),
-          share=part.weight,
-        )
-    elif stage.images.share > 0:
-      share, sizes = stage.images.share, (stage.loop.batch_size, stage.images.batch_size)
-      parts = zip(("clips", "images"), sources, (1 - share, share), sizes, strict=True)
-      for name, source, weight, size in parts:
-        found += make_buckets(
-          name,
-          source,
-          num_frames=(source.num_frames,),
-          resolutions=(source.resolution,),
-          batch_size=lambda _, size=size: size,
-          share=weight,
-        )
-    if not found:
+    if not stage.mixture:
       return None
+    found, shards = [], num_batch_shards(self.mesh) * stage.loop.grad_accum_steps
+    for part, source in zip(stage.mixture, sources, strict=True):
+      found += make_buckets(
+        part.name,
+        source,
+        num_frames=part.num_frames,
+        resolutions=part.resolutions,
+        batch_size=lambda shape, part=part: self.run.batch_size_of(
+          stage, part, ClipShape(shape[0], shape[1:]), shards
+        ),
+        share=part.weight,
+      )
     return Mixture(found, seed=seed, tokenize=self.run.text.encoder.encode)
 
   def tell_of(self, stage: StageConfig, mixture: Mixture) -> None:
@@ -99,9 +88,14 @@ class Batches:
     """Logs which shapes of a mixture have more or fewer tokens a batch than the stage asks for."""
     if not stage.mixture:
       return
-    budget = stage.loop.batch_size * self.run.layout_of(stage.data).length
+    own = ClipShape(stage.data.num_frames, stage.data.resolution)
+    budget = stage.loop.batch_size * self.run.num_tokens(stage, own)
+    fixed = {shape for part in stage.mixture if part.batch_size for shape in part.shapes}
     for (frames, height, width), rows in mixture.shapes:
-      share = rows * self.run.layout(frames, (height, width)).length / budget
+      shape = ClipShape(frames, (height, width))
+      if shape in fixed:
+        continue
+      share = rows * self.run.num_tokens(stage, shape) / budget
       if abs(share - 1) > TOKENS_TOLERANCE:
         log.warning(
           "stage %s: a batch of %d clips of %dx%dx%d (frames x height x width) has %.2f times the "

@@ -12,12 +12,12 @@ from jax.sharding import Mesh
 from videoar_jax.experiment import parse
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
-from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.sampler import Model
+from videoar_jax.models.base import Model
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
+from videoar_jax.tokenizers.base import Tokenizer
 from videoar_jax.tokenizers.bsq.autoencoder import autoencoder_of
 from videoar_jax.tokenizers.bsq.files import is_saved, read_params
-from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
+from videoar_jax.tokenizers.families import TOKENIZERS
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +35,13 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
   if is_saved(path):
     saved, params = read_params(path)
     params = jax.tree.map(jnp.asarray, params)
-    return Tokenizer(autoencoder_of(saved.config, params), saved.schedule)
+    return TOKENIZERS["bsq"].make_tokenizer(autoencoder_of(saved.config, params))
   # Text is nothing to a tokenizer: a file of it that is gone since need not be there.
   stages, wanted, step = _open(path, needs_text=False)
   stage = _stage(stages.run, "tokenizer", wanted)
   step = step if stage.name == wanted else None
-  schedule = stages.run.schedule_of(stage.data.resolution)
-  return Tokenizer(_module(stages, stage, step), schedule)
+  module = _module(stages, stage, step)
+  return stages.run.tokenizer_family.make_tokenizer(module, stage.data.resolution)
 
 
 def load_model(
@@ -70,51 +70,16 @@ def load_model(
   devices = None if mesh is None else make_mesh(mesh)
   stages, wanted, step = _open(path, devices, text_features)
   stage = _stage(stages.run, "generator", wanted)
-  layout = _layout(stages.run, stage, resolution)
   coder = stages.stage_before(stage, "tokenizer")
-  tokenizer = Tokenizer(_module(stages, coder, None), layout.schedule)
-  sampling = stages.run.sampling
-  return Model(
+  return stages.run.family.make_model(
+    stages.run,
+    stage,
     _module(stages, stage, step, is_split=True),
-    tokenizer,
-    stages.run.text.encoder,
-    layout,
-    defaults={
-      "guidance": sampling.guidance,
-      "temperature": sampling.temperature,
-      "top_p": sampling.top_p,
-    },
-    window=stage.loss.window,
+    _module(stages, coder, None),
+    resolution=resolution,
     mesh=devices,
     dtype=jnp.dtype(dtype),
   )
-
-
-def _layout(run: RunConfig, stage: StageConfig, resolution: tuple[int, int] | None) -> Layout:
-  """Returns the sequence of a stage's clips at a resolution.
-
-  Raises:
-    ValueError: the tokenizer or the generator makes no such clips.
-  """
-  own = run.layout_of(stage.data)
-  if resolution is None:
-    return own
-  try:
-    layout, known = run.layout(stage.data.num_frames, resolution), run.widest_layout
-  except ValueError as error:
-    raise ValueError(str(error).removeprefix("data.")) from None
-  where = "resolution={}x{}".format(*resolution)
-  if run.generator.positions == "learned" and layout.schedule != own.schedule:
-    raise ValueError(f"{where}: learned positions are of one shape of clips; leave it out")
-  is_alike = layout.num_scales == known.num_scales
-  if layout.num_scales > known.num_scales or (
-    run.generator.context == "full_frame" and not is_alike
-  ):
-    raise ValueError(
-      f"{where} has {layout.num_scales} scales, but the network was made for {known.num_scales}; "
-      "take a resolution that it was trained on"
-    )
-  return layout
 
 
 def find_run(

@@ -11,47 +11,40 @@ from ml_collections import ConfigDict
 
 from videoar_jax.data.buckets import size_of
 from videoar_jax.data.pipeline import DataConfig
-from videoar_jax.experiment.fields import build, check_names, convert
+from videoar_jax.experiment.fields import build, check_names
+from videoar_jax.experiment.renamed import check_renamed, with_new_names
 from videoar_jax.experiment.schema import (
-  ImagesConfig,
+  InitConfig,
   PartConfig,
   ReportConfig,
   RunConfig,
-  SamplingConfig,
   StageConfig,
   TextConfig,
 )
 from videoar_jax.experiment.token_cache import Cache, CacheConfig
-from videoar_jax.models.videoar.guidance import guidance_table
-from videoar_jax.models.videoar.network import GeneratorConfig
-from videoar_jax.models.videoar.task import GeneratorLossConfig
+from videoar_jax.models.base import Family
+from videoar_jax.models.families import FAMILIES, family_of
 from videoar_jax.parallel.mesh import MeshConfig
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
-from videoar_jax.tokenizers.bsq.inflation import InflateConfig
-from videoar_jax.tokenizers.bsq.schedules import check_schedule, default_schedule, parse_schedule
-from videoar_jax.tokenizers.bsq.task import TokenizerLossConfig
+from videoar_jax.tokenizers.base import TokenizerConfig
+from videoar_jax.tokenizers.families import TOKENIZERS
 from videoar_jax.train.loop import LoopConfig
 
-_LOSSES = {"tokenizer": TokenizerLossConfig, "generator": GeneratorLossConfig}
+_KINDS = ("tokenizer", "generator")
 _STAGE_FIELDS = (
   "kind",
-  "num_frames",
   "data",
   "mixture",
   "loop",
   "loss",
-  "inflate",
-  "images",
-  "start",
-  "continues",
+  "init",
   "mesh",
 )
 _SECTIONS = (
   "seed",
+  "family",
   "data",
   "text",
   "tokenizer",
-  "schedule",
   "generator",
   "sampling",
   "mesh",
@@ -68,80 +61,90 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
     ValueError: a field is unknown, missing or impossible; names it and the mend.
   """
   values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+  check_renamed(values)
   check_names(values, _SECTIONS, "config")
-  tokenizer = build(AutoencoderConfig, values.get("tokenizer", {}), "tokenizer")
+  family = family_of(values.get("family", "videoar"))
+  coder = TOKENIZERS[family.tokenizer]
+  tokenizer = _build_of(coder.network, values, "tokenizer", family)
   data = build(DataConfig, values.get("data", {}), "data")
   text = build(TextConfig, values.get("text", {}), "text")
-  _, *grid = tokenizer.latent_shape(data.num_frames, data.resolution)
-  grid = tuple(grid)
-  schedule_text = values.get("schedule", "")
-  schedule = parse_schedule(schedule_text) if schedule_text else default_schedule(grid)
-  check_schedule(schedule, grid)
-  derived = {"num_bits": tokenizer.num_bits} | {
-    name: getattr(text.encoder, name) for name in ("vocabulary_size", "text_dim")
-  }
-  for name in derived:
-    if name in values.get("generator", {}):
-      raise ValueError(f"generator.{name} follows from other fields; remove it")
+  tokenizer.latent_shape(data.num_frames, data.resolution)
+  mesh = build(MeshConfig, values.get("mesh", {}), "mesh")
+  stages, caches = _stages(values, data, mesh, family)
   # A run that trains a tokenizer alone need not say what a generator would be.
   generator = None
-  if values.get("generator") or "generator" in _kinds(values):
-    generator = build(GeneratorConfig, values.get("generator", {}) | derived, "generator")
-  mesh = build(MeshConfig, values.get("mesh", {}), "mesh")
-  stages, caches = _stages(values, data, mesh)
+  if values.get("generator") or any(stage.kind == "generator" for stage in stages):
+    generator = _generator(values.get("generator", {}), family, tokenizer, text)
   run = RunConfig(
     seed=values.get("seed", 0),
+    family=family,
     data=data,
     text=text,
     tokenizer=tokenizer,
-    schedule=schedule,
     generator=generator,
-    sampling=build(SamplingConfig, values.get("sampling", {}), "sampling"),
+    sampling=_build_of(family.sampling, values, "sampling", family),
     mesh=mesh,
     report=build(ReportConfig, values.get("report", {}), "report"),
     stages=stages,
     caches=caches,
   )
+  coder.check(tokenizer, None, data.resolution)
   for cache in run.caches:
     tokenizer.latent_shape(cache.data.num_frames, cache.data.resolution)
   for stage in run.stages:
     tokenizer.latent_shape(stage.data.num_frames, stage.data.resolution)
-    if stage.kind == "tokenizer" and stage.loss.adversarial.weight > 0:
-      discriminator = stage.loss.adversarial.discriminator
+    if stage.kind == "tokenizer":
       try:
-        discriminator.check_resolution(stage.data.resolution)
+        coder.check(tokenizer, stage.loss, stage.data.resolution)
       except ValueError as error:
-        raise ValueError(f"stage.{stage.name}.loss.adversarial.discriminator: {error}") from None
-    if run.generator is not None:
-      layout = run.layout_of(stage.data)
-      guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
+        raise ValueError(f"stage.{stage.name}.{error}") from None
   if run.generator is not None:
-    _check_layouts(run)
+    family.check(run)
   return run
 
 
-def _check_layouts(run: RunConfig) -> None:
-  """Raises ValueError if one network cannot serve the sequences of all stages."""
-  stages = [stage for stage in run.stages if stage.kind == "generator"]
-  layouts = [layout for stage in stages for layout in run.layouts_of(stage)]
-  layouts += [run.layout_of(stage.data) for stage in stages]
-  if run.generator.positions == "learned" and len({layout.length for layout in layouts}) > 1:
-    raise ValueError("generator.positions='learned' has one length of clips; set 'rope'")
-  if run.generator.context == "full_frame" and len({layout.num_scales for layout in layouts}) > 1:
-    raise ValueError(
-      "generator.context='full_frame' has one number of scales, but stages have several; set "
-      "'scales'"
-    )
+def _generator(values: dict, family: Family, tokenizer: TokenizerConfig, text: TextConfig):
+  """Returns the settings of the generator's network.
+
+  Raises:
+    ValueError: a field is unknown, or follows from others; names it.
+  """
+  for name in family.derived:
+    if name in values:
+      raise ValueError(f"generator.{name} follows from other fields; remove it")
+  complete = family.network_config(dict(values), tokenizer, text)
+  return _build_of(family.network, {"generator": complete}, "generator", family)
 
 
-def _kinds(values: dict) -> set[str]:
-  """Returns what the stages train, as far as they say."""
-  settings = values.get("stage", {})
-  return {settings.get(name, {}).get("kind", name) for name in values.get("stages", ())}
+def _build_of(cls: type, values: dict, section: str, family: Family):
+  """Builds a section that differs between families; names the family whose field it may be.
+
+  Raises:
+    ValueError: a field is unknown or impossible.
+  """
+  _check_family(cls, values.get(section, {}), section, family)
+  return build(cls, values.get(section, {}), section)
+
+
+def _check_family(cls: type, section: dict, path: str, family: Family) -> None:
+  """Raises ValueError where a field is no one of this family's, but of another one's."""
+  attribute = path.rpartition(".")[2].replace("generator", "network")
+  known = {field.name for field in dataclasses.fields(cls)}
+  name = next(key for key, other in FAMILIES.items() if other is family)
+  for field in section.keys() - known:
+    for other_name, other in FAMILIES.items():
+      others = getattr(other, attribute, None)
+      if attribute == "tokenizer":
+        others = TOKENIZERS[other.tokenizer].network
+      if others is not None and field in {each.name for each in dataclasses.fields(others)}:
+        raise ValueError(
+          f"{path}.{field} is a setting of family {other_name!r}, but config.family={name!r}; "
+          "remove it"
+        )
 
 
 def _stages(
-  values: dict, data: DataConfig, mesh: MeshConfig
+  values: dict, data: DataConfig, mesh: MeshConfig, family: Family
 ) -> tuple[tuple[StageConfig, ...], tuple[Cache, ...]]:
   names, settings = tuple(values.get("stages", ())), values.get("stage", {})
   if not names:
@@ -166,22 +169,15 @@ def _stages(
       continue
     check_names(section, _STAGE_FIELDS, path)
     kind = section.get("kind", name)
-    if kind not in _LOSSES:
-      raise ValueError(f"{path}.kind={kind!r} is unknown; kinds are {', '.join(_LOSSES)}, cache")
+    if kind not in _KINDS:
+      raise ValueError(f"{path}.kind={kind!r} is unknown; kinds are {', '.join(_KINDS)}, cache")
     loop = build(LoopConfig, section.get("loop", {}), f"{path}.loop")
-    loss = build(_LOSSES[kind], section.get("loss", {}), f"{path}.loss")
+    losses = {"tokenizer": TOKENIZERS[family.tokenizer].loss, "generator": family.loss}[kind]
+    _check_family(losses, section.get("loss", {}), f"{path}.loss", family)
+    loss = build(losses, section.get("loss", {}), f"{path}.loss")
     clips = _stage_data(section, path, data)
     mixture = _mixture(section.get("mixture", {}), f"{path}.mixture", clips)
-    inflate = build(InflateConfig, section.get("inflate", {}), f"{path}.inflate")
-    if inflate.path and kind != "tokenizer":
-      raise ValueError(f"{path}.inflate starts a tokenizer, but the stage is a {kind}; remove it")
-    inflate = inflate if inflate.path else None
-    start = section.get("start") or None
-    if start and inflate:
-      raise ValueError(f"{path}.start={start} and {path}.inflate exclude each other; remove one")
-    images = build(ImagesConfig, section.get("images", {}), f"{path}.images")
-    if images.share > 0 and kind != "tokenizer":
-      raise ValueError(f"{path}.images: a {kind} trains on clips of one length; set share=0")
+    init = build(InitConfig, section.get("init", {}), f"{path}.init")
     cache = source if kind == "generator" and isinstance(source, Cache) else None
     if cache is not None and cache.data != clips:
       field = next(name for name, x in vars(clips).items() if x != getattr(cache.data, name))
@@ -189,25 +185,21 @@ def _stages(
         f"{path}: data.{field} is {getattr(clips, field)!r}, but {getattr(cache.data, field)!r} in "
         f"stage.{cache.name}, which it reads; set both alike, or put a cache of its own before it"
       )
-    if mixture and (kind != "generator" or cache is not None):
-      what = "reads a cache" if cache is not None else f"is a {kind}"
-      raise ValueError(f"{path}.mixture is for generators that read clips, but this one {what}")
+    if mixture and cache is not None:
+      raise ValueError(f"{path}.mixture is for stages that read clips, but this one reads a cache")
     made = StageConfig(
       name=name,
       kind=kind,
       data=clips,
       loop=loop,
       loss=loss,
-      inflate=inflate,
-      images=images,
+      init=init,
       cache=cache,
-      start=start,
-      continues=convert(bool, section.get("continues", False), f"{path}.continues"),
       mesh=build(MeshConfig, dataclasses.asdict(mesh) | section.get("mesh", {}), f"{path}.mesh"),
       mixture=mixture,
     )
-    if made.continues:
-      _check_continues(made, [stage for stage in stages if stage.kind == kind], path)
+    if made.init.with_optimizer:
+      _check_with_optimizer(made, [stage for stage in stages if stage.kind == kind], path)
     stages.append(made)
     source = stages[-1] if kind == "tokenizer" else source
   kinds = [stage.kind for stage in stages]
@@ -218,13 +210,10 @@ def _stages(
   return tuple(stages), tuple(caches)
 
 
-def _check_continues(stage: StageConfig, before: list[StageConfig], path: str) -> None:
-  """Raises ValueError if a stage cannot go on with the optimizer of the last of those before it."""
+def _check_with_optimizer(stage: StageConfig, before: list[StageConfig], path: str) -> None:
+  """Raises ValueError if a stage cannot continue the optimizer of the last of those before it."""
   if not before:
-    raise ValueError(f"{path}.continues: no {stage.kind} is trained before it; remove it")
-  if stage.start or stage.inflate:
-    field = "start" if stage.start else "inflate"
-    raise ValueError(f"{path}.continues and {path}.{field} exclude each other; remove one")
+    raise ValueError(f"{path}.init.with_optimizer: no {stage.kind} is trained before it; remove it")
   last = before[-1]
   pairs = {
     "loop.optimizer": (stage.loop.optimizer, last.loop.optimizer),
@@ -235,17 +224,14 @@ def _check_continues(stage: StageConfig, before: list[StageConfig], path: str) -
   for field, (own, other) in pairs.items():
     if own != other:
       raise ValueError(
-        f"{path}.continues: {path}.{field} is not as in stage.{last.name}; set both alike, or "
-        "remove `continues`"
+        f"{path}.init.with_optimizer: {path}.{field} is not as in stage.{last.name}; set both "
+        "alike, or remove with_optimizer"
       )
 
 
 def _stage_data(section: dict, path: str, data: DataConfig) -> DataConfig:
   """Returns the run's data with what a stage changes of it."""
-  changes = dict(section.get("data", {}))
-  if section.get("num_frames"):
-    changes["num_frames"] = section["num_frames"]
-  return _changed(data, changes, f"{path}.data")
+  return _changed(data, section.get("data", {}), f"{path}.data")
 
 
 def _changed(data: DataConfig, changes: dict, path: str) -> DataConfig:
@@ -277,8 +263,12 @@ def _mixture(sections: dict, path: str, data: DataConfig) -> tuple[PartConfig, .
         raise ValueError(f"{own}: {error}") from None
     if not num_frames or not resolutions:
       raise ValueError(f"{own}: num_frames and aspect_ratios need one value at least")
+    batch_size = changes.pop("batch_size", None)
+    if batch_size is not None and batch_size < 1:
+      raise ValueError(f"{own}.batch_size={batch_size} must be at least 1")
     changes |= {"num_frames": min(num_frames), "resolution": resolutions[0]}
-    parts.append(PartConfig(name, _changed(data, changes, own), weight, num_frames, resolutions))
+    clips = _changed(data, changes, own)
+    parts.append(PartConfig(name, clips, weight, num_frames, resolutions, batch_size))
   total = sum(part.weight for part in parts)
   if parts and abs(total - 1) > 1e-6:
     raise ValueError(f"{path}: the weights sum to {total:g}; let them sum to 1")
@@ -286,9 +276,9 @@ def _mixture(sections: dict, path: str, data: DataConfig) -> tuple[PartConfig, .
 
 
 def _cache(section: dict, path: str, name: str, after: str, data: DataConfig) -> Cache:
-  options = {key: value for key, value in section.items() if key not in ("kind", "num_frames")}
+  options = {key: value for key, value in section.items() if key not in ("kind", "data")}
   config = build(CacheConfig, options, path)
-  clips = dataclasses.replace(data, num_frames=section.get("num_frames") or data.num_frames)
+  clips = _stage_data(section, path, data)
   try:
     return Cache(name, after, clips, config)
   except ValueError as error:
@@ -303,5 +293,5 @@ def save_config(config: ConfigDict, path: pathlib.Path) -> None:
 
 
 def load_config(path: pathlib.Path) -> dict:
-  """Reads what `save_config` wrote."""
-  return json.loads(path.read_text())
+  """Reads what `save_config` wrote, with today's names for fields that had others."""
+  return with_new_names(json.loads(path.read_text()))

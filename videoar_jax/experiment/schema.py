@@ -3,18 +3,16 @@
 import dataclasses
 import functools
 import itertools
+import math
+from typing import Any
 
 from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.experiment.token_cache import Cache
-from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.network import GeneratorConfig
-from videoar_jax.models.videoar.task import GeneratorLossConfig, widest
+from videoar_jax.models.base import ClipShape, Family
 from videoar_jax.parallel.mesh import MeshConfig
 from videoar_jax.text.tokenizers import TextEncoder, make_text_encoder
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
-from videoar_jax.tokenizers.bsq.inflation import InflateConfig
-from videoar_jax.tokenizers.bsq.schedules import Schedule, default_schedule
-from videoar_jax.tokenizers.bsq.task import TokenizerLossConfig
+from videoar_jax.tokenizers.base import TokenizerConfig, TokenizerFamily
+from videoar_jax.tokenizers.families import TOKENIZERS
 from videoar_jax.train.loop import LoopConfig
 
 
@@ -24,7 +22,7 @@ class TextConfig:
 
   Attributes:
     length: `P`, with the end token; 1 for classes; with features, the most of a prompt.
-    attention: see `Layout`.
+    attention: "causal", or "full" for text that sees all of itself.
     tokenizer: "bytes"; "words", see `WordTokenizer`; the path of a JSON file of Hugging Face
       `tokenizers`; "classes", where a prompt is the name of one; or the path of features made
       before, see `TextFeatures`.
@@ -43,15 +41,6 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-  """Defaults of sampling; see `Model.sample`."""
-
-  guidance: str = "constant:1"
-  temperature: float = 1.0
-  top_p: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
 class ReportConfig:
   """What the closing report measures: test clips reconstructed, test prompts generated."""
 
@@ -65,22 +54,32 @@ class ReportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImagesConfig:
-  """Steps on single frames among those on clips, each kind of batch in its one shape.
+class InitConfig:
+  """What a stage starts from.
 
   Attributes:
-    share: of the steps; 0 for none.
-    batch_size: frames a step, over all devices.
+    from_: a file of weights that `python -m videoar_jax.convert weights` made, or the folder of a
+      converted image tokenizer, which is inflated over time; None for the (averaged) weights of the
+      stage before it of the same kind, or random ones where there is none.
+    with_optimizer: continue the optimizer of the stage before it of the same kind, too, with the
+      averaged parameters and one schedule over the steps of both; otherwise it starts afresh, from
+      the averaged parameters.
+    temporal: what the taps of earlier frames start with where an image tokenizer is inflated,
+      "zeros" or "random" (the paper's).
   """
 
-  share: float = 0.0
-  batch_size: int = 1
+  from_: str | None = None
+  with_optimizer: bool = False
+  temporal: str = "zeros"
 
   def __post_init__(self):
-    if not 0 <= self.share < 1:
-      raise ValueError(f"share={self.share} must be in [0, 1); data of images alone: num_frames=1")
-    if self.batch_size < 1:
-      raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+    if self.temporal not in ("zeros", "random"):
+      raise ValueError(f"temporal={self.temporal!r} is unknown; use 'zeros' or 'random'")
+    if self.from_ and self.with_optimizer:
+      raise ValueError(
+        f"from={self.from_} and with_optimizer exclude each other: a file has no optimizer; remove "
+        "one"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +90,8 @@ class PartConfig:
     name: for people.
     data: its source; `num_frames` is the smallest of those below.
     weight: share of the batches, and so of the tokens; the weights of all parts sum to 1.
+    batch_size: clips of a batch, over all devices; None for as many as make as many tokens as
+      `loop.batch_size` clips of the stage's `data`.
     num_frames: of clips; batches take turns.
     resolutions: (H, W) in pixels; a sample has that of the nearest aspect ratio.
   """
@@ -100,11 +101,12 @@ class PartConfig:
   weight: float
   num_frames: tuple[int, ...]
   resolutions: tuple[tuple[int, int], ...]
+  batch_size: int | None = None
 
   @property
-  def shapes(self) -> list[tuple[int, tuple[int, int]]]:
-    """(frames, (height, width)) of its clips."""
-    return list(itertools.product(self.num_frames, self.resolutions))
+  def shapes(self) -> list[ClipShape]:
+    """Those of its clips."""
+    return list(itertools.starmap(ClipShape, itertools.product(self.num_frames, self.resolutions)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,20 +116,15 @@ class StageConfig:
   Attributes:
     name: of its folder in the workdir.
     kind: "tokenizer" or "generator", what is trained. It starts from the weights of the stage
-      before it of the same kind, unless `inflate` names others; so does a discriminator, where it
-      is the same network.
+      before it of the same kind, unless `init` says otherwise; so does a discriminator, where it is
+      the same network.
     data: the clips, which a stage may have of another length than the run's.
     loop: for how long.
     loss: on what.
     mesh: devices, which a stage may have along other axes than the run.
-    inflate: the image tokenizer to start from, if any.
-    images: single frames of the same data, beside the clips.
+    init: what it starts from.
     cache: what a generator reads in place of the clips, if there is one between the tokenizer and
       it.
-    start: file of weights, of `python -m videoar_jax.convert weights`, to start from, if any.
-    continues: whether the optimizer goes on from the stage before it of the same kind, with the
-      averaged parameters and one schedule over the steps of both; otherwise, it starts anew, from
-      the averaged parameters.
     mixture: what it is trained on in place of `data` alone, which then says what a batch costs:
       `loop.batch_size` clips of it. Batches of other shapes have as many as make as many tokens.
   """
@@ -136,94 +133,94 @@ class StageConfig:
   kind: str
   data: DataConfig
   loop: LoopConfig
-  loss: TokenizerLossConfig | GeneratorLossConfig
+  loss: Any
   mesh: MeshConfig
-  inflate: InflateConfig | None = None
-  images: ImagesConfig = ImagesConfig()
+  init: InitConfig = InitConfig()
   cache: Cache | None = None
-  start: str | None = None
-  continues: bool = False
   mixture: tuple[PartConfig, ...] = ()
 
   @property
+  def shapes(self) -> tuple[ClipShape, ...]:
+    """Those of its clips."""
+    shapes = [shape for part in self.mixture for shape in part.shapes]
+    return tuple(shapes) or (ClipShape(self.data.num_frames, self.data.resolution),)
+
+  @property
   def source_data(self) -> list[DataConfig]:
-    """What its batches are made of: the parts of its mixture, or its clips and its images."""
-    data = [part.data for part in self.mixture] or [self.data]
-    if self.images.share > 0:
-      data.append(dataclasses.replace(self.data, num_frames=1))
-    return data
+    """What its batches are made of: the parts of its mixture, or its clips."""
+    return [part.data for part in self.mixture] or [self.data]
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-  """A run, checked and complete: `stages` are those that train, `caches` those that encode."""
+  """A run, checked and complete: `stages` are those that train, `caches` those that encode.
+
+  Attributes:
+    seed: of all that is drawn.
+    family: of the generator.
+    data: clips.
+    text: prompts.
+    tokenizer: of the tokenizer family's `network`.
+    generator: of the family's `network`; None where no stage trains one.
+    sampling: of the family's `sampling`.
+    mesh: devices.
+    report: what the closing report measures.
+    stages: those that train.
+    caches: those that encode.
+  """
 
   seed: int
+  family: Family
   data: DataConfig
   text: TextConfig
-  tokenizer: AutoencoderConfig
-  schedule: Schedule
-  generator: GeneratorConfig | None
-  sampling: SamplingConfig
+  tokenizer: TokenizerConfig
+  generator: Any
+  sampling: Any
   mesh: MeshConfig
   report: ReportConfig
   stages: tuple[StageConfig, ...]
   caches: tuple[Cache, ...] = ()
 
-  def schedule_of(self, resolution: tuple[int, int]) -> Schedule:
-    """The scales of a picture: the run's own at its resolution, else those of the public tables."""
-    if tuple(resolution) == self.data.resolution:
-      return self.schedule
-    return default_schedule(self.tokenizer.latent_shape(1, resolution)[1:])
-
-  def layout_of(self, data: DataConfig) -> Layout:
-    """The sequence of a clip."""
-    return self.layout(data.num_frames, data.resolution)
-
-  def layouts_of(self, stage: StageConfig) -> tuple[Layout, ...]:
-    """The sequences of all clips of a stage."""
-    shapes = [shape for part in stage.mixture for shape in part.shapes]
-    return tuple(self.layout(*shape) for shape in shapes) or (self.layout_of(stage.data),)
+  @property
+  def tokenizer_family(self) -> TokenizerFamily:
+    """The family of its tokenizer."""
+    return TOKENIZERS[self.family.tokenizer]
 
   @property
-  def widest_layout(self) -> Layout:
-    """The sequence of the most scales of all stages, by which they have one network."""
-    stages = [stage for stage in self.stages if stage.kind == "generator"]
-    own = [self.layout_of(stage.data) for stage in stages]
-    return widest([*own, *(layout for stage in stages for layout in self.layouts_of(stage))])
+  def generator_stages(self) -> tuple[StageConfig, ...]:
+    """The stages that train the generator."""
+    return tuple(stage for stage in self.stages if stage.kind == "generator")
 
-  def layout(self, num_frames: int, resolution: tuple[int, int]) -> Layout:
-    """The sequence of a clip of a number of frames of (H, W) pixels."""
-    frames, _, _ = self.tokenizer.latent_shape(num_frames, resolution)
-    generator = self.generator
-    return Layout(
-      self.text.length,
-      frames,
-      self.schedule_of(resolution),
-      text_attention=self.text.attention,
-      context=generator.context,
-      prev_frame_input=generator.prev_frame_input,
-      rope_grid=generator.rope_grid,
-    )
+  def num_tokens(self, stage: StageConfig, shape: ClipShape) -> int:
+    """Returns what a clip costs a stage: tokens of a generator, latent cells of a tokenizer."""
+    if stage.kind == "generator":
+      return self.family.num_tokens(self, shape)
+    return math.prod(self.tokenizer.latent_shape(*shape))
 
-  def batch_size_of(self, stage: StageConfig, shape: tuple[int, tuple[int, int]], ways: int) -> int:
-    """The clips of a batch of one shape of a stage's mixture, of about as many tokens as others.
+  def batch_size_of(
+    self, stage: StageConfig, part: PartConfig, shape: ClipShape, num_shards: int
+  ) -> int:
+    """Returns the clips of a batch of one shape of a mixture, of about as many tokens as others.
 
     Args:
-      stage: with a mixture.
-      shape: (frames, (height, width)).
-      ways: parts that batches are split into; a batch has as many clips for each.
+      stage: with the mixture.
+      part: of it; one with a batch size of its own keeps that.
+      shape: of the clips.
+      num_shards: parts that batches are split into; a batch has as many clips for each.
     """
-    tokens = stage.loop.batch_size * self.layout_of(stage.data).length
-    rows = tokens // self.layout(*shape).length
-    return max(rows // ways, 1) * ways
+    if part.batch_size is not None:
+      return part.batch_size
+    own = ClipShape(stage.data.num_frames, stage.data.resolution)
+    tokens = stage.loop.batch_size * self.num_tokens(stage, own)
+    rows = tokens // self.num_tokens(stage, shape)
+    return max(rows // num_shards, 1) * num_shards
 
   def chain(self, stage: StageConfig) -> list[StageConfig]:
     """Returns the stages that have one optimizer and one schedule with a stage, it included."""
     chains: list[list[StageConfig]] = []
     for other in self.stages:
       if other.kind == stage.kind:
-        if not other.continues:
+        if not other.init.with_optimizer:
           chains.append([])
         chains[-1].append(other)
     return next(chain for chain in chains if stage in chain)

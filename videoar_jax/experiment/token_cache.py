@@ -23,10 +23,8 @@ from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, process_shard, shard_batch
 from videoar_jax.runtime.preemption import Preempted
 from videoar_jax.runtime.watch import GoodputTracker, Watchdog, report_at_exit
-from videoar_jax.tokenizers.bsq import encoding
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
-from videoar_jax.tokenizers.bsq.files import flatten
-from videoar_jax.train.state import Template
+from videoar_jax.tokenizers.base import TokenizerConfig, TokenizerFamily
+from videoar_jax.train.state import Template, flatten
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +92,7 @@ class Cache:
       return workdir / self.name
     return pathlib.Path(self.config.path).expanduser().absolute()
 
-  def index(self, encoder: AutoencoderConfig, fingerprint: str, source) -> latents.Index:
+  def index(self, encoder: TokenizerConfig, fingerprint: str, source) -> latents.Index:
     """Returns what the cache of a source and an encoder is to hold.
 
     Raises:
@@ -105,18 +103,25 @@ class Cache:
       del data[name]
     epoch_size = self.config.num_clips or len(source)
     return latents.Index(
-      encoder=dataclasses.asdict(encoder),
+      encoder=_encoder_facts(encoder),
       fingerprint=fingerprint,
       data=data,
       clips=latents.describe_clips(source),
       latent_shape=(
         *encoder.latent_shape(self.data.num_frames, self.data.resolution),
-        encoder.num_bits,
+        encoder.num_channels,
       ),
       epoch_size=epoch_size,
       num_clips=epoch_size * self.config.num_epochs,
       clips_per_shard=self.config.clips_per_shard,
     )
+
+
+def _encoder_facts(config: TokenizerConfig) -> dict:
+  """Returns what latents depend on: of a tokenizer's settings all but the scales."""
+  facts = dataclasses.asdict(config)
+  facts.pop("schedule", None)
+  return facts
 
 
 def encoder_fingerprint(params: dict) -> str:
@@ -158,6 +163,7 @@ def encode(
   folder: pathlib.Path,
   index: latents.Index,
   source,
+  family: TokenizerFamily,
   tokenizer: Template,
   params: dict,
   mesh: Mesh,
@@ -171,6 +177,7 @@ def encode(
     folder: of the shards.
     index: what to encode.
     source: clips.
+    family: of the tokenizer.
     tokenizer: structure of the autoencoder.
     params: its parameters, on every device.
     mesh: devices.
@@ -189,7 +196,7 @@ def encode(
   if processes.is_first():
     latents.write_index(folder, index)
   processes.wait_for_all(f"the index of {folder} is written")
-  encode_batch = _make_encode(tokenizer, mesh)
+  encode_batch = _make_encode(family, tokenizer, mesh)
   process, num_processes = jax.process_index(), jax.process_count()
   if process_shard(mesh)[1] != num_processes:
     raise ValueError(
@@ -222,11 +229,11 @@ def encode(
   log.info("encoded %d clips in %.0f s, %.1f a second", total, seconds, total / seconds)
 
 
-def _make_encode(tokenizer: Template, mesh: Mesh):
+def _make_encode(family: TokenizerFamily, tokenizer: Template, mesh: Mesh):
   """Returns a function from parameters and a batch of pixels to latents, both split by clips."""
 
   def encode_batch(params, video):
-    return encoding.encode(tokenizer.module(params).encoder, video).astype(latents.DTYPE)
+    return family.encode(tokenizer.module(params), video).astype(latents.DTYPE)
 
   split = NamedSharding(mesh, PartitionSpec(LOGICAL_AXIS_RULES["batch"]))
   return jax.jit(encode_batch, out_shardings=split)

@@ -31,7 +31,7 @@ def search(run: RunConfig, stage: StageConfig, pod: Pod, slices: int, num: int) 
   The memory of TPUs is the compiler's, of candidates from the fastest on, until enough fit.
 
   Raises:
-    ValueError: none fits.
+    ValueError: none fits, or the family does not count its step.
   """
   found = rank(run, stage, pod, slices)
   lines = []
@@ -45,7 +45,7 @@ def search(run: RunConfig, stage: StageConfig, pod: Pod, slices: int, num: int) 
       except DoesNotFit:
         continue
     sizes = ",".join(f"{a}:{getattr(mesh, a)}" for a in AXES if getattr(mesh, a) > 1) or "data:1"
-    remat = other.generator.remat if stage.kind == "generator" else "-"
+    remat = getattr(other.generator, "remat", "-") if stage.kind == "generator" else "-"
     days = stage.loop.num_steps * seconds / 86400
     lines.append(f"--mesh={sizes}  remat={remat}  {seconds:.3g} s a step, {days:.3g} days, {note}")
   if not lines:
@@ -75,6 +75,8 @@ def rank(run: RunConfig, stage: StageConfig, pod: Pod, slices: int) -> list[Foun
     largest = with_largest_shape(run, stage, num_batch_shards(mesh))
     for other in _policies(run, stage):
       cost = estimate(other, largest, trainer.abstract_state, shardings, draft.frozen, mesh)
+      if cost is None:
+        raise ValueError("--search: this family's step is not counted; name a mesh: --mesh=...")
       if cost.memory < pod.chip.memory / pod.chip.num_devices:
         parts = cost.seconds(pod.chip, mesh.size)
         found.append(Found(max(parts.values()), parts["products"], cost.memory, mesh_config, other))
@@ -84,7 +86,7 @@ def rank(run: RunConfig, stage: StageConfig, pod: Pod, slices: int) -> list[Foun
 
 def _policies(run: RunConfig, stage: StageConfig) -> Iterator[RunConfig]:
   """Yields the run with each policy of what its generator computes anew."""
-  if stage.kind != "generator":
+  if stage.kind != "generator" or not hasattr(run.generator, "remat"):
     yield run
     return
   for remat in REMAT:

@@ -9,12 +9,11 @@ import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
+from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.schema import RunConfig, StageConfig
-from videoar_jax.experiment.stages import Stages
-from videoar_jax.models.videoar.network import check_heads
+from videoar_jax.models.base import ClipShape
 from videoar_jax.parallel.mesh import (
   MeshConfig,
   ShardingError,
@@ -22,10 +21,9 @@ from videoar_jax.parallel.mesh import (
   replicated,
   sharding_of,
 )
+from videoar_jax.parallel.traffic import device_bytes
 from videoar_jax.planning.estimate import Cost, estimate
 from videoar_jax.planning.pod import Pod
-from videoar_jax.tokenizers import lpips
-from videoar_jax.tokenizers.bsq.task import TokenizerTask
 from videoar_jax.train.loop import Trainer
 from videoar_jax.train.state import with_shardings
 from videoar_jax.train.task import Task
@@ -79,7 +77,12 @@ class StepPlan:
     largest = with_largest_shape(run, stage, num_batch_shards(mesh))
     return cls(run, largest, pod, mesh, trainer, with_shardings(frozen, whole))
 
-  def estimate(self) -> Cost:
+  @property
+  def state_bytes(self) -> int:
+    """Bytes of the parameters, their average, and the optimizer on a device."""
+    return device_bytes(self.trainer.abstract_state, self.trainer.shardings)
+
+  def estimate(self) -> Cost | None:
     """Counts the step."""
     state, shardings = self.trainer.abstract_state, self.trainer.shardings
     return estimate(self.run, self.stage, state, shardings, self.frozen, self.mesh)
@@ -114,38 +117,37 @@ def check_divides(run: RunConfig, stage: StageConfig, pod: Pod, mesh) -> None:
       f"stage.{stage.name}.loop.batch_size={stage.loop.batch_size} does not divide over the "
       f"{ways} ways of mesh.slice x mesh.data x mesh.fsdp; take a multiple"
     )
-  if stage.kind != "generator":
-    return
-  check_heads(run.generator, mesh)
+  if stage.kind == "generator":
+    run.family.check_mesh(run, mesh)
 
 
-def with_largest_shape(run: RunConfig, stage: StageConfig, ways: int) -> StageConfig:
+def with_largest_shape(run: RunConfig, stage: StageConfig, num_shards: int) -> StageConfig:
   """Returns a stage with the data and the batch of its largest shape.
 
   Args:
     run: the run.
     stage: of it.
-    ways: parts that batches are split into.
+    num_shards: parts that batches are split into.
   """
-  found = [(stage.data.num_frames, stage.data.resolution, stage.loop.batch_size)]
+  own = ClipShape(stage.data.num_frames, stage.data.resolution)
+  found = {own: stage.loop.batch_size}
   if stage.mixture:
-    shapes = dict.fromkeys(shape for part in stage.mixture for shape in part.shapes)
-    found = [(*shape, run.batch_size_of(stage, shape, ways)) for shape in shapes]
-  elif stage.images.share > 0:
-    found.append((1, stage.data.resolution, stage.images.batch_size))
+    found = {
+      shape: run.batch_size_of(stage, part, shape, num_shards)
+      for part in stage.mixture
+      for shape in part.shapes
+    }
 
-  def size(shape) -> tuple[int, int]:
-    num_frames, resolution, num_clips = shape
-    tokens = 0
-    if stage.kind == "generator":
-      tokens = num_clips * run.layout(num_frames, resolution).length
-    return tokens, num_clips * num_frames * resolution[0] * resolution[1]
+  def size(shape: ClipShape) -> tuple[int, int]:
+    tokens = run.num_tokens(stage, shape) if stage.kind == "generator" else 0
+    num_frames, (height, width) = shape
+    return found[shape] * tokens, found[shape] * num_frames * height * width
 
-  num_frames, resolution, num_clips = max(found, key=size)
+  largest = max(found, key=size)
   return dataclasses.replace(
     stage,
-    data=dataclasses.replace(stage.data, num_frames=num_frames, resolution=resolution),
-    loop=dataclasses.replace(stage.loop, batch_size=num_clips),
+    data=dataclasses.replace(stage.data, **largest._asdict()),
+    loop=dataclasses.replace(stage.loop, batch_size=found[largest]),
   )
 
 
@@ -200,27 +202,24 @@ def _describe(error: Exception, mends: str) -> ValueError:
 def _abstract_task(run: RunConfig, stage: StageConfig, mesh) -> tuple[Task, dict]:
   """Returns a stage's task, and the shapes of what it needs and does not train."""
   if stage.kind == "tokenizer":
-    frozen = {}
-    if stage.loss.lpips > 0:
-      shapes = {k: jax.ShapeDtypeStruct(v, np.float32) for k, v in lpips.shapes().items()}
-      frozen = {"lpips": shapes}
-    schedule = run.schedule_of(stage.data.resolution)
-    return TokenizerTask(run.tokenizer, schedule, stage.loss, frozen), frozen
-  stages = Stages(run, pathlib.Path(), mesh)
+    family, resolution = run.tokenizer_family, stage.data.resolution
+    frozen = family.frozen_shapes(stage.loss)
+    return family.make_task(run.tokenizer, stage.loss, resolution, frozen), frozen
+  stages = StageCheckpoints(run, pathlib.Path(), mesh)
   template = stages.module_template(stages.stage_before(stage, "tokenizer"))
-  return stages.make_generator_task(stage, template, template.shapes), template.shapes
+  return run.family.make_task(run, stage, template, template.shapes), template.shapes
 
 
 def _abstract_batch(run: RunConfig, stage: StageConfig, mesh: Mesh) -> dict:
   """Returns the shapes of a global batch."""
   b, data = stage.loop.batch_size, stage.data
   text = run.text.encoder.null()
-  shapes = {"text": ((b, *text.shape), text.dtype), "class_id": ((b,), jnp.int32)}
+  shapes = {"text": ((b, *text.shape), text.dtype)}
   if stage.cache is None:
     shapes["video"] = ((b, data.num_frames, *data.resolution, 3), jnp.uint8)
   else:
     grid = run.tokenizer.latent_shape(data.num_frames, data.resolution)
-    shapes["latents"] = ((b, *grid, run.tokenizer.num_bits), jnp.bfloat16)
+    shapes["latents"] = ((b, *grid, run.tokenizer.num_channels), jnp.bfloat16)
   return {
     name: jax.ShapeDtypeStruct(
       shape, kind, sharding=sharding_of(("batch",) + (None,) * (len(shape) - 1), shape, mesh)

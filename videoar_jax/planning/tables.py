@@ -2,8 +2,10 @@
 
 import jax
 
+from videoar_jax.models.base import ClipShape
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel.hardware import Chip
+from videoar_jax.parallel.traffic import axes_of, device_bytes
 from videoar_jax.planning import estimate
 from videoar_jax.planning.decoding import DecodePlan
 from videoar_jax.planning.step_plan import Memory, StepPlan
@@ -21,19 +23,33 @@ def table(draft: StepPlan, memory: Memory | None) -> str:
     draft: the step.
     memory: by the compiler; None to count it.
   """
-  run, stage, chip, trainer = draft.run, draft.stage, draft.pod.chip, draft.trainer
-  cost = draft.estimate()
-  devices = draft.mesh.size
-  seconds = cost.seconds(chip, devices)
-  slowest = max(seconds, key=seconds.get)
-  time, clips = seconds[slowest], stage.loop.batch_size
+  stage, chip, trainer = draft.stage, draft.pod.chip, draft.trainer
+  cost, clips = draft.estimate(), stage.loop.batch_size
   shape = "x".join(map(str, (stage.data.num_frames, *stage.data.resolution)))
   rows = [
     ("stage", f"{stage.name}, batches of {clips} clips of {shape}"),
-    ("devices", f"{devices} ({draft.pod.name}), mesh {estimate.mesh_name(draft.mesh)}"),
+    ("devices", f"{draft.mesh.size} ({draft.pod.name}), mesh {estimate.mesh_name(draft.mesh)}"),
     ("parameters", f"{count_parameters(trainer.template.shapes):,}"),
-    ("state a device", bytes_text(cost.state_bytes)),
-    *_memory_rows(memory, None if cost.activation_bytes is None else cost.memory, chip),
+    ("state a device", bytes_text(draft.state_bytes)),
+  ]
+  if cost is None:
+    rows += _memory_rows(memory, None, chip)
+    return "\n".join([*_aligned(rows), "This family's step is compiled only, not counted."])
+  rows += _memory_rows(memory, None if cost.activation_bytes is None else cost.memory, chip)
+  lines = [*_aligned(rows + _time_rows(draft, cost))]
+  lines.append(f"{_RATES}, all at once; the slowest part counts.")
+  if stage.mixture:
+    lines.append("Of the stage's shapes this is the largest; others take as long, or less.")
+  return "\n".join(lines)
+
+
+def _time_rows(draft: StepPlan, cost: estimate.Cost) -> list[tuple[str, str]]:
+  """Returns what a step does, and how long it takes."""
+  run, stage, chip, devices = draft.run, draft.stage, draft.pod.chip, draft.mesh.size
+  seconds = cost.seconds(chip, devices)
+  slowest = max(seconds, key=seconds.get)
+  time, clips = seconds[slowest], stage.loop.batch_size
+  rows = [
     ("operations a step", f"{cost.flops:.3g}, executed {cost.executed_flops:.3g}"),
     ("memory traffic a device", bytes_text(cost.memory_traffic)),
     ("sent between devices", bytes_text(cost.link_traffic)),
@@ -44,14 +60,11 @@ def table(draft: StepPlan, memory: Memory | None) -> str:
     ("clips a second", f"{clips / time:.3g}"),
   ]
   if stage.kind == "generator":
-    tokens = clips * run.layout_of(stage.data).length
+    shape = ClipShape(stage.data.num_frames, stage.data.resolution)
+    tokens = clips * run.num_tokens(stage, shape)
     rows.append(("tokens a second", f"{tokens / time:,.0f}"))
   days = stage.loop.num_steps * time / 86400
-  rows.append((f"{stage.loop.num_steps} steps", f"{days:.3g} days"))
-  lines = [*_aligned(rows), f"{_RATES}, all at once; the slowest part counts."]
-  if stage.mixture:
-    lines.append("Of the stage's shapes this is the largest; others take as long, or less.")
-  return "\n".join(lines)
+  return [*rows, (f"{stage.loop.num_steps} steps", f"{days:.3g} days")]
 
 
 def decode_table(draft: DecodePlan, memory: Memory | None) -> str:
@@ -61,23 +74,23 @@ def decode_table(draft: DecodePlan, memory: Memory | None) -> str:
     draft: the decoding.
     memory: by the compiler; None to count it.
   """
-  chip, cost, clips = draft.pod.chip, draft.estimate(), draft.num_clips
-  seconds = cost.seconds(chip, draft.mesh.size)
-  time, held = sum(seconds.values()), cost.parameter_bytes + cost.cache_bytes
+  chip, cost, clips = draft.pod.chip, draft.sampling.work, draft.num_clips
+  seconds = estimate.sampling_seconds(cost, chip, draft.mesh.size)
+  time, held = sum(seconds.values()), draft.parameter_bytes + cost.cache_bytes
   shape = "x".join(map(str, (draft.stage.data.num_frames, *draft.stage.data.resolution)))
-  guided = "guided" if draft.is_guided else "not guided"
+  what = draft.sampling.description
   rows = [
-    ("decode", f"{clips} clips of {shape}, {guided}, {draft.dtype.name}, {cost.num_steps} steps"),
+    ("decode", f"{clips} clips of {shape}, {what}, {draft.dtype.name}, {cost.num_steps} steps"),
     ("devices", f"{draft.mesh.size} ({draft.pod.name}), mesh {estimate.mesh_name(draft.mesh)}"),
     ("parameters", f"{count_parameters(draft.template.shapes):,}"),
-    ("parameters a device", bytes_text(cost.parameter_bytes)),
+    ("parameters a device", bytes_text(draft.parameter_bytes)),
     ("cache a device", bytes_text(cost.cache_bytes)),
     *_memory_rows(memory, held, chip),
     ("operations", f"{cost.flops:.3g}"),
     ("memory traffic a device", bytes_text(cost.memory_traffic)),
     ("sent between devices", bytes_text(cost.link_traffic)),
     ("time by part", ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())),
-    ("all clips", f"{time:.3g} s, {time / draft.layout.num_frames:.3g} s a latent frame"),
+    ("all clips", f"{time:.3g} s, {time / draft.sampling.num_parts:.3g} s a latent frame"),
     ("clips a second", f"{clips / time:.3g}"),
   ]
   return "\n".join([*_aligned(rows), f"{_RATES}, one after the other."])
@@ -90,12 +103,12 @@ def parameters_table(draft: StepPlan) -> str:
   for (path, x), sharding in zip(
     jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(shardings), strict=True
   ):
-    split = ["+".join(estimate.axes_of(part)) or "-" for part in sharding.spec]
+    split = ["+".join(axes_of(part)) or "-" for part in sharding.spec]
     split += ["-"] * (len(x.shape) - len(split))
     name = ".".join(str(part.key) for part in path)
     shape = "x".join(map(str, x.shape))
-    rows.append((name, shape, " ".join(split), f"{estimate.device_bytes(x, sharding):,}"))
-  rows.append(("total", "", "", f"{estimate.device_bytes(shapes, shardings):,}"))
+    rows.append((name, shape, " ".join(split), f"{device_bytes(x, sharding):,}"))
+  rows.append(("total", "", "", f"{device_bytes(shapes, shardings):,}"))
   return "\n".join(_aligned(rows))
 
 

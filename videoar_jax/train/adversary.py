@@ -6,6 +6,7 @@ numbers that one step hands to the next. A task without an adversary has {} ther
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +26,14 @@ class Adversary:
     optimizer: its own.
     lecam_ema: numbers that steps hand on, as they are before the first one.
     start_step: it rests before this step.
+    network: its settings; stages with equal ones hand it on.
   """
 
   init: Callable[[jax.Array], nnx.Module]
   optimizer: OptimizerConfig
   lecam_ema: dict
   start_step: int = 0
+  network: Any = None
 
 
 class AdversaryTrainer:

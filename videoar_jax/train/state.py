@@ -112,3 +112,21 @@ def with_shardings(abstract: State, shardings: State) -> State:
 def evaluation_params(state: State) -> dict:
   """Returns the averaged parameters where there are, else the parameters."""
   return state["ema"] or state["params"]
+
+
+def flatten(params: dict) -> dict:
+  """Returns a nested dict's leaves by dotted name."""
+  leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+  return {".".join(part.key for part in path): leaf for path, leaf in leaves}
+
+
+def unflatten(leaves: dict) -> dict:
+  """Undoes `flatten`."""
+  params: dict = {}
+  for name, leaf in leaves.items():
+    *parents, last = name.split(".")
+    node = params
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = leaf
+  return params

@@ -93,7 +93,7 @@ def test_ring_equals_the_full_cache_with_a_mask(context, window):
   features, latents = inputs_of(out.bits)
   np.testing.assert_allclose(out.quantized, latents, atol=1e-6)
   keep = corruption.draw_frame_keep(jax.random.key(0), 2, 5, p_mask=0.0, window=window)
-  forward = jax.jit(lambda model: model(TEXT, features, layout, latents=latents, frame_keep=keep))
+  forward = jax.jit(lambda model: model(TEXT, features, layout, quantized=latents, frame_keep=keep))
   expected = forward(model)
   assert float(jnp.abs(expected).max()) > 1.0
   np.testing.assert_allclose(out.logits, expected[:, num_given:], atol=1e-5)

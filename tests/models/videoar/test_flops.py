@@ -57,7 +57,7 @@ def products(jaxpr) -> int:
 
 def program(layout, config=CONFIG, *, has_gradient):
   def loss(model, text, features, latents):
-    return jnp.sum(model(text, features, layout, latents=latents))
+    return jnp.sum(model(text, features, layout, quantized=latents))
 
   num_features = 12 if layout.prev_frame_input == "all_scales" else 6
   shapes = (2, 3, 17, num_features), (2, 3, 3, 4, 6)

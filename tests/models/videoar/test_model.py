@@ -180,7 +180,7 @@ def test_later_frames_see_the_complete_latent(batch):
   model = make_model(layout=layout)
 
   def run(latents):
-    return model(TEXT, batch.features, layout, latents=latents)
+    return model(TEXT, batch.features, layout, quantized=latents)
 
   moved = np.abs(run(batch.quantized.at[:, 1].add(1.0)) - run(batch.quantized)).max((-1, -2)) > 1e-5
   np.testing.assert_array_equal(moved, [[False, False, True]] * 2)
@@ -531,7 +531,7 @@ def test_wide_tokens_are_never_parted_into_frames(layout):
   inputs = make_batch(layout)
 
   def logits(features, latents):
-    return make_model(layout=layout)(TEXT, features, layout, latents=latents)
+    return make_model(layout=layout)(TEXT, features, layout, quantized=latents)
 
   traced = jax.make_jaxpr(logits)(inputs.features, inputs.quantized)
   shapes = [x.aval.shape for equation in traced.eqns for x in equation.outvars]

@@ -16,7 +16,8 @@ from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator, GeneratorConfig
 from videoar_jax.text.tokenizers import ByteTokenizer
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
-from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer, to_float, to_uint8
+from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
+from videoar_jax.tokenizers.pixels import to_float, to_uint8
 
 SCHEDULE = ((1, 1), (2, 2))
 PROMPTS = ["a", "bc", ""]

@@ -54,6 +54,23 @@ def guidance_table(
   return table[rows].astype(np.float32)
 
 
+def check_guidance(spec: str) -> None:
+  """Checks a setting, but for the shape of a table, which depends on the clips.
+
+  Raises:
+    ValueError: it is unknown, or its file cannot be read.
+  """
+  if not spec.endswith(".json"):
+    guidance_table(spec, 1, 1)
+    return
+  try:
+    json.loads(pathlib.Path(spec).read_text())
+  except OSError as error:
+    raise ValueError(f"guidance={spec} cannot be read ({error.strerror})") from error
+  except ValueError as error:
+    raise ValueError(f"guidance={spec} is not valid JSON ({error})") from error
+
+
 def _read_table(path: str, lengths: list[int], num_scales: int) -> Float[np.ndarray, "t s"]:
   try:
     table = np.asarray(json.loads(pathlib.Path(path).read_text()), np.float32)

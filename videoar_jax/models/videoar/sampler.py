@@ -13,14 +13,44 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from videoar_jax.models.videoar import decode
+from videoar_jax.models.videoar.guidance import check_guidance
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.request import BATCH_SIZE, Request, Requests, first_frames
 from videoar_jax.models.videoar.score import score
 from videoar_jax.parallel.mesh import num_batch_shards
-from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer, to_float, to_uint8
+from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
+from videoar_jax.tokenizers.pixels import to_float, to_uint8
 
 _PIXEL_BYTES = 2**28  # Of the largest array when pixels are made; more clips or frames take turns.
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+  """Defaults of sampling.
+
+  Attributes:
+    guidance: how strongly to follow the prompt: a number, constant:NUMBER, ucf101, t2v, or a .json
+      file with a table [latent frame, scale].
+    temperature: of the draws; 0 takes the likelier value of each bit.
+    top_p: a bit's value of probability <= 1 - top_p is dropped.
+    window: earlier latent frames that a frame sees, also for more frames than in training; None for
+      as many as in training.
+  """
+
+  guidance: str = "constant:1"
+  temperature: float = 1.0
+  top_p: float = 1.0
+  window: int | None = None
+
+  def __post_init__(self):
+    if not (math.isfinite(self.temperature) and self.temperature >= 0):
+      raise ValueError(f"temperature={self.temperature} must be a number, 0 or more")
+    if not 0 < self.top_p <= 1:
+      raise ValueError(f"top_p={self.top_p} must be in (0, 1]")
+    if self.window is not None and self.window < 1:
+      raise ValueError(f"window={self.window} must be at least 1")
+    check_guidance(self.guidance)
 
 
 class Model:

@@ -16,7 +16,7 @@ from videoar_jax.models.videoar.network import Generator, GeneratorConfig
 from videoar_jax.models.videoar.score import accuracies, cross_entropy
 from videoar_jax.parallel.hardware import peak_flops
 from videoar_jax.tokenizers.bsq.encoding import encode
-from videoar_jax.tokenizers.bsq.tokenizer import to_uint8
+from videoar_jax.tokenizers.pixels import to_uint8
 from videoar_jax.train.state import Template
 
 

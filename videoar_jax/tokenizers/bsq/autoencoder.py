@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from videoar_jax.nn.conv import CausalConv3d
 from videoar_jax.nn.layers import GroupNorm
+from videoar_jax.tokenizers.bsq.schedules import Schedule, default_schedule, parse_schedule
 
 # The last inputs of each convolution by module, as deep as modules are: arrays in nested dicts.
 State = dict
@@ -36,6 +37,8 @@ class AutoencoderConfig:
     strides: (time, space) of each downsampling, between a level and the next; each 1 or 2.
     num_groups: groups of the normalisation.
     patch_size: pixels a side that are folded into channels at the door; 1 in the paper.
+    schedule: scales as "1 2 4 8" or "2x3 4x6", ending at the latent grid of the run's clips; where
+      it is empty, and for clips of other sizes, those of the public tables.
   """
 
   num_bits: int = 48
@@ -46,6 +49,7 @@ class AutoencoderConfig:
   strides: tuple[tuple[int, int], ...] = ((1, 2), (1, 2), (2, 2), (2, 2))
   num_groups: int = 32
   patch_size: int = 1
+  schedule: str = ""
 
   def __post_init__(self):
     object.__setattr__(self, "multipliers", tuple(self.multipliers))
@@ -66,6 +70,18 @@ class AutoencoderConfig:
           f"tokenizer.num_groups={self.num_groups} does not divide "
           f"{self.base_channels * multiplier} channels (base_channels x multiplier)"
         )
+    parse_schedule(self.schedule)
+
+  @property
+  def num_channels(self) -> int:
+    """Numbers of a latent cell: one a bit."""
+    return self.num_bits
+
+  def scales(self, resolution: tuple[int, int]) -> Schedule:
+    """Returns the scales of a picture of (H, W) pixels."""
+    _, *grid = self.latent_shape(1, resolution)
+    own = parse_schedule(self.schedule)
+    return own if own and own[-1] == tuple(grid) else default_schedule(tuple(grid))
 
   @property
   def spatial_stride(self) -> int:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, UInt8
 
 from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, num_shards
 from videoar_jax.tokenizers.bsq.autoencoder import Encoder
-from videoar_jax.tokenizers.bsq.tokenizer import to_float
+from videoar_jax.tokenizers.pixels import to_float
 
 # That a device encodes at once, where the clips and the network let it: 0.5 GiB for each activation
 # of 128 channels. Batches of fewer pixels are encoded whole.

@@ -7,13 +7,12 @@ import pathlib
 import shutil
 import tempfile
 
-import jax
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig, abstract_params
-from videoar_jax.tokenizers.bsq.schedules import Schedule
+from videoar_jax.train.state import flatten, unflatten
 
 CONFIG_FILE, WEIGHTS_FILE = "tokenizer.json", "tokenizer.safetensors"
 
@@ -23,32 +22,12 @@ class Saved:
   """What a folder says of its tokenizer.
 
   Attributes:
-    config: of the network.
-    schedule: scales it was trained with; None takes the default one of each grid.
+    config: of the network, with the scales that it was trained with.
     source: where it came from, for people.
   """
 
   config: AutoencoderConfig
-  schedule: Schedule | None
   source: str
-
-
-def flatten(params: dict) -> dict:
-  """Returns a nested dict's leaves by dotted name."""
-  leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-  return {".".join(part.key for part in path): leaf for path, leaf in leaves}
-
-
-def unflatten(leaves: dict) -> dict:
-  """Undoes `flatten`."""
-  params: dict = {}
-  for name, leaf in leaves.items():
-    *parents, last = name.split(".")
-    node = params
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[last] = leaf
-  return params
 
 
 def is_saved(folder: str | os.PathLike) -> bool:
@@ -115,12 +94,12 @@ def read_saved(folder: str | os.PathLike) -> Saved:
     )
   try:
     values = json.loads(path.read_text())
-    schedule = values["schedule"]
-    return Saved(
-      AutoencoderConfig(**values["config"]),
-      schedule and tuple((int(h), int(w)) for h, w in schedule),
-      values["source"],
-    )
+    config = AutoencoderConfig(**values["config"])
+    # Files of the first versions have the scales beside the network's settings.
+    if scales := values.get("schedule"):
+      text = " ".join(f"{int(h)}x{int(w)}" for h, w in scales)
+      config = dataclasses.replace(config, schedule=text)
+    return Saved(config, values["source"])
   except (ValueError, TypeError, KeyError) as error:
     raise ValueError(f"{path} is damaged ({error!r}); convert the checkpoint anew") from error
 

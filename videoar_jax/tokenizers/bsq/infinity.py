@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig, abstract_params
-from videoar_jax.tokenizers.bsq.files import flatten, unflatten
+from videoar_jax.train.state import flatten, unflatten
 
 Shapes = Mapping[str, tuple[int, ...]]
 

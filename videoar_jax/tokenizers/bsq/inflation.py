@@ -15,28 +15,10 @@ import jax.numpy as jnp
 from videoar_jax.nn import layers
 from videoar_jax.nn.conv import image_start
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig, abstract_params
-from videoar_jax.tokenizers.bsq.files import flatten, unflatten
+from videoar_jax.train.state import flatten, unflatten
 
 # The convolutions at the latent, whose channels are bits.
 _BIT_WIDE = ("encoder.conv_out", "decoder.conv_in")
-
-
-@dataclasses.dataclass(frozen=True)
-class InflateConfig:
-  """Which image tokenizer a stage starts from, and how.
-
-  Attributes:
-    path: folder that `python -m videoar_jax.convert infinity_tokenizer` made; None for no start
-      of this kind.
-    rest: "zeros" or "random" (the paper's), what the taps of earlier frames start with.
-  """
-
-  path: str | None = None
-  rest: str = "zeros"
-
-  def __post_init__(self):
-    if self.rest not in ("zeros", "random"):
-      raise ValueError(f"rest={self.rest!r} is unknown; take 'zeros' or 'random'")
 
 
 def check_inflatable(image: AutoencoderConfig, video: AutoencoderConfig) -> None:
@@ -58,7 +40,7 @@ def check_inflatable(image: AutoencoderConfig, video: AutoencoderConfig) -> None
 
 
 def inflate(
-  params: dict, image: AutoencoderConfig, video: AutoencoderConfig, rest: str, key: jax.Array
+  params: dict, image: AutoencoderConfig, video: AutoencoderConfig, temporal: str, key: jax.Array
 ) -> tuple[dict, list[str]]:
   """Makes a video tokenizer's parameters from an image tokenizer's.
 
@@ -66,7 +48,7 @@ def inflate(
     params: the image tokenizer's.
     image: its settings.
     video: the settings of the network to start.
-    rest: see `InflateConfig`.
+    temporal: "zeros" or "random", what the taps of earlier frames start with.
     key: of what is drawn.
   Returns:
     (parameters, names of those that could not be taken over, since the number of bits differs).
@@ -85,7 +67,7 @@ def inflate(
       value = jnp.asarray(old[name])
     if value.ndim == 5:
       earlier = jnp.zeros_like(value[:-1])
-      if rest == "random":
+      if temporal == "random":
         earlier = layers.fan_in(value.shape)(keys[1], earlier.shape)
       value = jnp.concatenate([earlier, value[-1:]])
     new[name] = value
@@ -93,8 +75,8 @@ def inflate(
 
 
 def _fixed_fields(config: AutoencoderConfig) -> dict:
-  """Returns what inflation keeps: all but bits and strides in time."""
+  """Returns what inflation keeps: all but bits, scales and strides in time."""
   values = dataclasses.asdict(config)
-  del values["num_bits"]
+  del values["num_bits"], values["schedule"]
   values["strides"] = tuple(("any", space) for _, space in config.strides)
   return values

@@ -14,8 +14,8 @@ from videoar_jax.tokenizers import adversarial, lpips
 from videoar_jax.tokenizers.bsq import quantizer
 from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder, AutoencoderConfig, Decoder
 from videoar_jax.tokenizers.bsq.schedules import Schedule
-from videoar_jax.tokenizers.bsq.tokenizer import to_float, to_uint8
 from videoar_jax.tokenizers.discriminator import Discriminator, DiscriminatorConfig
+from videoar_jax.tokenizers.pixels import to_float, to_uint8
 from videoar_jax.train.adversary import Adversary
 from videoar_jax.train.optimizer import OptimizerConfig
 
@@ -110,6 +110,7 @@ def adversary_of(loss: TokenizerLossConfig) -> Adversary | None:
     loss.adversarial.optimizer,
     adversarial.init_lecam_ema(),
     loss.adversarial.start_step,
+    loss.adversarial.discriminator,
   )
 
 

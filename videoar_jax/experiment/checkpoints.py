@@ -1,0 +1,150 @@
+"""Where a run's stages leave their checkpoints, and what of them others read."""
+
+import contextlib
+import dataclasses
+import pathlib
+from typing import Self
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from videoar_jax.experiment.schema import RunConfig, StageConfig
+from videoar_jax.experiment.token_cache import Cache
+from videoar_jax.interop import weights
+from videoar_jax.nn.layers import count_parameters
+from videoar_jax.parallel.mesh import make_mesh, replicated
+from videoar_jax.train.checkpoint import Checkpointer, Damaged
+from videoar_jax.train.state import Template, flatten, with_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class StageCheckpoints:
+  """The checkpoints of one run's stages in one workdir, on one mesh; see `on_mesh_of`."""
+
+  run: RunConfig
+  workdir: pathlib.Path
+  mesh: Mesh
+
+  def on_mesh_of(self, stage: StageConfig) -> Self:
+    """Returns the stages on the mesh of one of them, onto which it reads what others left.
+
+    Raises:
+      ValueError: there are no devices for that mesh; names the field.
+    """
+    if stage.mesh == self.run.mesh:
+      return self
+    try:
+      return dataclasses.replace(self, mesh=make_mesh(stage.mesh))
+    except ValueError as error:
+      text = "what it does not set is as in config.mesh"
+      raise ValueError(f"stage.{stage.name}.mesh: {error}; {text}") from None
+
+  def checkpoints(self, stage: StageConfig) -> pathlib.Path:
+    """Returns the folder of a stage's checkpoints."""
+    return self.workdir / stage.name / "checkpoints"
+
+  def latest_step(self, stage: StageConfig) -> int:
+    """Returns the step of a stage's newest checkpoint; 0 where there is none."""
+    if not self.checkpoints(stage).is_dir():
+      return 0
+    checkpointer = Checkpointer(self.checkpoints(stage), is_reader=True)
+    step = checkpointer.latest_step or 0
+    checkpointer.close()
+    return step
+
+  def is_finished(self, stage: StageConfig) -> bool:
+    """Says whether a stage has its last step."""
+    return self.latest_step(stage) >= stage.loop.num_steps
+
+  def is_needed(self, cache: Cache) -> bool:
+    """Says whether a cache is yet to be read by a stage, or made for other runs to read."""
+    readers = [stage for stage in self.run.stages if stage.cache == cache]
+    return not readers or not all(self.is_finished(stage) for stage in readers)
+
+  def stage_before(self, stage: StageConfig, kind: str) -> StageConfig | None:
+    """Returns the nearest stage before this one that trains that kind of thing."""
+    before = self.run.stages[: self.run.stages.index(stage)]
+    return next((other for other in reversed(before) if other.kind == kind), None)
+
+  def module_template(self, stage: StageConfig) -> Template:
+    """Returns the structure of the module that a stage trains."""
+    run = self.run
+    if stage.kind == "tokenizer":
+      return Template.of(run.tokenizer_family.make_module(run.tokenizer))
+    return Template.of(run.family.make_module(run))
+
+  def load_params(
+    self, stage: StageConfig, step: int | None = None, *, is_split: bool = False
+  ) -> tuple[Template, dict]:
+    """Returns a stage's structure and its (averaged, where kept) parameters.
+
+    Args:
+      stage: which.
+      step: of the checkpoint; None for the newest.
+      is_split: over the devices, as in training; else whole on every device.
+    Raises:
+      FileNotFoundError: the stage has no checkpoint.
+    """
+    template, part, abstract = self._part(stage, is_split)
+    with self.reader(stage) as checkpointer:
+      return template, checkpointer.restore_item(part, abstract, step)
+
+  def _part(self, stage: StageConfig, is_split: bool) -> tuple[Template, str, dict]:
+    """Returns a stage's structure, and the name and arrays of the parameters that it leaves."""
+    template = self.module_template(stage)
+    shardings = jax.tree.map(lambda _: replicated(self.mesh), template.shapes)
+    if is_split:
+      shardings = template.shardings(self.mesh)
+    part = "ema" if stage.loop.ema_decay > 0 else "params"
+    return template, part, with_shardings(template.shapes, shardings)
+
+  def reader(self, stage: StageConfig):
+    """Opens a stage's checkpoints, to be closed at the end of a `with`.
+
+    Raises:
+      FileNotFoundError: it has none.
+    """
+    if not self.checkpoints(stage).is_dir():
+      raise FileNotFoundError(
+        f"no checkpoint in {self.checkpoints(stage)}; train stage {stage.name!r} first"
+      )
+    return contextlib.closing(Checkpointer(self.checkpoints(stage), is_reader=True))
+
+  def hand_over(self, stage: StageConfig, *, is_split: bool = False) -> tuple[Template, dict]:
+    """Returns what `load_params` does, of a finished stage, to all processes of a run.
+
+    Raises:
+      Damaged: its last step cannot be read, and does not count any more.
+    """
+    template, part, abstract = self._part(stage, is_split)
+    with self.reader(stage) as checkpointer:
+      step, params = checkpointer.restore_newest_item(part, abstract)
+    check_last(stage, step)
+    return template, params
+
+  def export_params(self, stage: StageConfig, path: pathlib.Path) -> int:
+    """Writes a stage's (averaged) parameters as safetensors; returns how many there are.
+
+    Raises:
+      FileNotFoundError: the stage has no checkpoint.
+    """
+    params = self.load_params(stage)[1]
+    weights.save(path, {name: np.asarray(x) for name, x in flatten(params).items()})
+    return count_parameters(params)
+
+  def shapes(self, stage: StageConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a stage's parameters, by the names that they have in files."""
+    return {name: x.shape for name, x in flatten(self.module_template(stage).shapes).items()}
+
+  @staticmethod
+  def is_inflated(stage: StageConfig) -> bool:
+    """Says whether a stage starts from a converted image tokenizer: that is a folder."""
+    path = stage.init.from_
+    return path is not None and stage.kind == "tokenizer" and pathlib.Path(path).is_dir()
+
+
+def check_last(stage: StageConfig, step: int) -> None:
+  """Raises Damaged unless a step that was read is a stage's last."""
+  if step < stage.loop.num_steps:
+    raise Damaged(f"stage {stage.name} goes on from step {step} of {stage.loop.num_steps}")

@@ -1,0 +1,125 @@
+"""A run's folder: one run at a time, of one config, seen by all processes."""
+
+import fcntl
+import importlib.metadata
+import json
+import logging
+import pathlib
+import platform
+import re
+import sys
+
+import jax
+from ml_collections import ConfigDict
+
+from videoar_jax.data.pipeline import READING_FIELDS
+from videoar_jax.experiment import parse
+from videoar_jax.experiment.checkpoints import StageCheckpoints
+from videoar_jax.experiment.diff import differing_fields
+from videoar_jax.nn.layers import count_parameters
+from videoar_jax.parallel import processes
+from videoar_jax.train.loop import FREE_FIELDS
+
+log = logging.getLogger(__name__)
+
+_locks: dict = {}  # Files that are held open, by path.
+
+# Fields that may change while a run goes on: where it runs, how fast it reads, what it does beside
+# its steps. Sections of data are those of the run, of stages, and of parts of mixtures.
+_FREE = re.compile(
+  r"config\.((stage\.\w+\.)?mesh\.\w+"
+  rf"|(stage\.\w+\.)?(data|mixture\.\w+)\.({'|'.join(READING_FIELDS)})"
+  rf"|stage\.\w+\.loop\.({'|'.join(FREE_FIELDS)}))"
+)
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
+
+
+def check_shared(workdir: pathlib.Path) -> None:
+  """Raises ValueError unless all processes see the same workdir."""
+  if jax.process_count() == 1:
+    return
+  sign = workdir / "shared"
+  if processes.is_first():
+    sign.touch()
+  processes.wait_for_all("the workdir is made")
+  is_shared = sign.exists()
+  processes.wait_for_all("the workdir is seen")
+  if not is_shared:
+    raise ValueError(
+      f"--workdir={workdir} is not the same folder for {processes.name()} as for process 0; name "
+      "one in a file system that all hosts share"
+    )
+  if processes.is_first():
+    sign.unlink()
+
+
+def lock(workdir: pathlib.Path) -> None:
+  """Keeps other processes out of a workdir until this one ends.
+
+  Raises:
+    ValueError: another run is in it.
+  """
+  path = (workdir / "lock").resolve()
+  if path in _locks:
+    return
+  file = path.open("a")
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.close()
+    raise ValueError(
+      f"--workdir={workdir} is in use by another run; wait for it, end it, or name another workdir"
+    ) from None
+  except OSError as error:
+    log.warning("%s: the file system has no locks (%s); do not start a second run", workdir, error)
+  _locks[path] = file
+
+
+def check_same_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
+  """Returns how a workdir's config differs from what a run is given, in fields that may.
+
+  Raises:
+    ValueError: it differs in others, or the workdir is none.
+  """
+  path = workdir / "config.json"
+  if workdir.exists() and not workdir.is_dir():
+    raise ValueError(f"--workdir={workdir} is a file; name a folder")
+  if not path.exists():
+    return []
+  lines = [f"config.{line}" for line in differing_fields(parse.load_config(path), config.to_dict())]
+  different = [line for line in lines if not _FREE.fullmatch(line.partition(":")[0])]
+  if different:
+    text = "\n  ".join(different)
+    raise ValueError(
+      f"--workdir={workdir} was made by another config (there -> now):\n  {text}\n"
+      "Name another workdir, or set these fields back. Nothing was changed"
+    )
+  return lines
+
+
+def write_facts(stages: StageCheckpoints) -> None:
+  """Writes what the run found: versions, devices, numbers of parameters."""
+  run = stages.run
+  facts = {
+    "command": sys.argv,
+    "python": platform.python_version(),
+    "machine": platform.platform(),
+    "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    "devices": [str(device) for device in jax.devices()],
+    "processes": jax.process_count(),
+    "meshes": {
+      stage.name: dict(stages.on_mesh_of(stage).mesh.shape) for stage in stages.run.stages
+    },
+    "parameters": {
+      stage.name: count_parameters(stages.module_template(stage).shapes)
+      for stage in stages.run.stages
+    },
+    "latent_shape": run.tokenizer.latent_shape(run.data.num_frames, run.data.resolution),
+  }
+  if run.generator is not None:
+    facts |= run.family.describe(run)
+  path = stages.workdir / "run.json"
+  partial = path.with_suffix(".partial")
+  partial.write_text(json.dumps(facts, indent=2) + "\n")
+  partial.replace(path)

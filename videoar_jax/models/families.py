@@ -1,0 +1,17 @@
+"""The model families there are: `config.family` names one."""
+
+from videoar_jax.models.base import Family
+from videoar_jax.models.videoar.family import VideoAR
+
+FAMILIES: dict[str, Family] = {"videoar": VideoAR()}
+
+
+def family_of(name: str) -> Family:
+  """Returns a family.
+
+  Raises:
+    ValueError: there is none of that name; lists those there are.
+  """
+  if name not in FAMILIES:
+    raise ValueError(f"config.family={name!r} is unknown; families are {', '.join(FAMILIES)}")
+  return FAMILIES[name]

@@ -1,0 +1,204 @@
+"""VideoAR as a family; see `models.base.Family`."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from videoar_jax.models.base import ClipShape, Curves, Run, SamplingProgram, Stage, StepWork
+from videoar_jax.models.videoar import decode, work
+from videoar_jax.models.videoar.flops import forward_flops, training_flops
+from videoar_jax.models.videoar.guidance import guidance_table
+from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.models.videoar.network import Generator, GeneratorConfig, check_heads
+from videoar_jax.models.videoar.sampler import Model, SamplingConfig
+from videoar_jax.models.videoar.sequences import (
+  all_layouts,
+  layout_of,
+  stage_layouts,
+  widest_layout,
+)
+from videoar_jax.models.videoar.task import GeneratorLossConfig, GeneratorTask
+from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
+from videoar_jax.train.state import Template
+
+
+def _size(num_layers, d_model, num_heads, num_kv_heads, head_dim, mlp_dim, dtype="float32"):
+  return {
+    "num_layers": num_layers,
+    "d_model": d_model,
+    "num_heads": num_heads,
+    "num_kv_heads": num_kv_heads,
+    "head_dim": head_dim,
+    "mlp_dim": mlp_dim,
+    "dtype": dtype,
+  }
+
+
+class VideoAR:
+  """Next-frame, next-scale prediction of bits (arXiv 2601.05966)."""
+
+  tokenizer = "bsq"
+  network = GeneratorConfig
+  loss = GeneratorLossConfig
+  sampling = SamplingConfig
+  # `l`, `xl` and `4b` as in the paper, for accelerators.
+  sizes = {  # noqa: RUF012
+    "tiny": _size(4, 128, 2, 2, 64, 384),
+    "small": _size(6, 256, 4, 4, 64, 768),
+    "base": _size(12, 768, 12, 12, 64, 2048),
+    "l": _size(24, 1536, 12, 12, 128, 4096, "bfloat16"),
+    "xl": _size(32, 2048, 16, 16, 128, 5632, "bfloat16"),
+    "4b": _size(36, 2560, 32, 8, 128, 9728, "bfloat16"),
+  }
+  derived = ("num_bits", "vocabulary_size", "text_dim")
+  batch_fields = ()
+  headline = {"bit_accuracy": "bits {:.1%}"}  # noqa: RUF012
+
+  def network_config(self, values: dict, tokenizer, text) -> dict:
+    """See `Family`."""
+    encoder = text.encoder
+    return values | {
+      "num_bits": tokenizer.num_bits,
+      "vocabulary_size": encoder.vocabulary_size,
+      "text_dim": encoder.text_dim,
+    }
+
+  def check(self, run: Run) -> None:
+    """See `Family`."""
+    layouts, network = all_layouts(run), run.generator
+    for layout in layouts or [layout_of(run, run.data)]:
+      guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
+    if network.positions == "learned" and len({layout.length for layout in layouts}) > 1:
+      raise ValueError("generator.positions='learned' has one length of clips; set 'rope'")
+    if network.context == "full_frame" and len({layout.num_scales for layout in layouts}) > 1:
+      raise ValueError(
+        "generator.context='full_frame' has one number of scales, but stages have several; set "
+        "'scales'"
+      )
+
+  def check_mesh(self, run: Run, mesh) -> None:
+    """See `Family`."""
+    check_heads(run.generator, mesh)
+
+  def num_tokens(self, run: Run, shape: ClipShape) -> int:
+    """See `Family`."""
+    return layout_of(run, shape).length
+
+  def describe(self, run: Run) -> dict[str, Any]:
+    """See `Family`."""
+    layout = layout_of(run, run.data)
+    return {"schedule": layout.schedule, "sequence_length": layout.length}
+
+  def curves(self, run: Run) -> Curves:
+    """See `Family`."""
+    scales = layout_of(run, run.data).schedule
+    labels = {f"bit_accuracy/scale_{s}": f"{h}x{w}" for s, (h, w) in enumerate(scales)}
+    return Curves("share of right bits, by scale", labels, chance=0.5)
+
+  def make_module(self, run: Run):
+    """See `Family`."""
+    layout = widest_layout(run)
+    return lambda key: Generator(nnx.Rngs(params=key), run.generator, layout)
+
+  def make_task(
+    self, run: Run, stage: Stage, tokenizer: Template | None, tokenizer_params: dict
+  ) -> GeneratorTask:
+    """See `Family`."""
+    layout = layout_of(run, stage.data)
+    table = guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
+    return GeneratorTask(
+      run.generator,
+      layout,
+      stage.loss,
+      tokenizer,
+      tokenizer_params,
+      run.text.encoder,
+      dataclasses.asdict(run.sampling) | {"guidance": table},
+      others=(*stage_layouts(run, stage), widest_layout(run)),
+    )
+
+  def make_model(
+    self, run, stage, module, tokenizer_module, *, resolution=None, mesh=None, dtype=jnp.float32
+  ) -> Model:
+    """See `Family`."""
+    layout = _sampled_layout(run, stage, resolution)
+    defaults = dataclasses.asdict(run.sampling)
+    window = defaults.pop("window")
+    return Model(
+      module,
+      Tokenizer(tokenizer_module, layout.schedule),
+      run.text.encoder,
+      layout,
+      defaults=defaults,
+      window=stage.loss.window if window is None else window,
+      mesh=mesh,
+      dtype=dtype,
+    )
+
+  def flops(self, run: Run, stage: Stage) -> tuple[float, float]:
+    """See `Family`."""
+    clip = (run.generator, layout_of(run, stage.data), stage.loss.window)
+    return forward_flops(*clip), training_flops(*clip)
+
+  def step_work(self, run: Run, stage: Stage, mesh) -> StepWork:
+    """See `Family`."""
+    return work.step_work(run.generator, layout_of(run, stage.data), stage, mesh)
+
+  def sample_latents(self, run: Run, stage: Stage, module: Generator, text, seed):
+    """See `Family`."""
+    layout, null = layout_of(run, stage.data), jnp.asarray(run.text.encoder.null())
+    table = guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
+    keys = decode.sample_keys(seed, jnp.arange(len(text)))
+    table = None if (table == 1).all() else jnp.asarray(table)
+    return decode.decode(
+      module,
+      layout,
+      text,
+      null,
+      keys,
+      table,
+      temperature=run.sampling.temperature,
+      top_p=run.sampling.top_p,
+      window=stage.loss.window,
+    ).quantized
+
+  def sampling_work(self, run: Run, stage: Stage, batch_size: int) -> tuple[int, float]:
+    """See `Family`."""
+    layout = layout_of(run, stage.data)
+    halves = 2 if work.is_guided(run, layout) else 1
+    num_steps = 1 + work.num_decoding_steps(layout)
+    return num_steps, halves * batch_size * forward_flops(run.generator, layout)
+
+  def sampling_program(self, run, stage, template, mesh, num_clips: int, dtype) -> SamplingProgram:
+    """See `Family`."""
+    return work.sampling_program(run, stage, template, mesh, num_clips, jnp.dtype(dtype))
+
+
+def _sampled_layout(run: Run, stage: Stage, resolution: tuple[int, int] | None) -> Layout:
+  """Returns the sequence of a stage's clips at a resolution; None for the stage's own.
+
+  Raises:
+    ValueError: the tokenizer or the generator makes no such clips.
+  """
+  own = layout_of(run, stage.data)
+  if resolution is None:
+    return own
+  known = widest_layout(run)
+  try:
+    layout = layout_of(run, ClipShape(stage.data.num_frames, resolution))
+  except ValueError as error:
+    raise ValueError(str(error).removeprefix("data.")) from None
+  where = "resolution={}x{}".format(*resolution)
+  if run.generator.positions == "learned" and layout.schedule != own.schedule:
+    raise ValueError(f"{where}: learned positions are of one shape of clips; leave it out")
+  is_alike = layout.num_scales == known.num_scales
+  if layout.num_scales > known.num_scales or (
+    run.generator.context == "full_frame" and not is_alike
+  ):
+    raise ValueError(
+      f"{where} has {layout.num_scales} scales, but the network was made for {known.num_scales}; "
+      "take a resolution that it was trained on"
+    )
+  return layout

@@ -1,0 +1,195 @@
+"""What VideoAR's training step and sampling take, by counting alone."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from videoar_jax.models.base import Run, SamplingProgram, SamplingWork, Stage, StepWork
+from videoar_jax.models.videoar import decode
+from videoar_jax.models.videoar.flops import forward_flops, training_flops, visible_pairs
+from videoar_jax.models.videoar.guidance import guidance_table
+from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.models.videoar.network import GeneratorConfig
+from videoar_jax.models.videoar.sequences import layout_of
+from videoar_jax.parallel.mesh import num_batch_shards, replicated, sharding_of
+from videoar_jax.parallel.traffic import device_bytes, gathered_bytes
+from videoar_jax.train.state import Template, with_shardings
+
+_BYTES = {"float32": 4, "bfloat16": 2}  # Of an activation.
+
+
+def step_work(config: GeneratorConfig, layout: Layout, stage: Stage, mesh) -> StepWork:
+  """Counts the transformer's part of a training step.
+
+  Args:
+    config: the network's.
+    layout: of a clip.
+    stage: with the batch size.
+    mesh: devices, or an abstract one.
+  """
+  clips = stage.loop.batch_size / num_batch_shards(mesh)
+  window = stage.loss.window
+  flops = training_flops(config, layout, window)
+  pairs = visible_pairs(layout.mask(window))
+  attention = 4 * pairs * config.num_heads * config.head_dim * config.num_layers
+  again = {"none": 0, "dots": attention, "full": flops / 3}[config.remat]
+  passes = 4 if config.remat == "full" else 3
+  kept, moved = _activations(config, layout, mesh, clips)
+  return StepWork(
+    flops=flops,
+    executed_flops=flops + again,
+    passes=passes,
+    activation_bytes=kept,
+    moved_bytes=moved,
+    sent_bytes=_activations_sent(config, layout, mesh, clips, passes),
+    live_share=1 / config.num_layers,
+  )
+
+
+def _activations(config: GeneratorConfig, layout: Layout, mesh, clips: float):
+  """Returns bytes that the backward pass holds at most, and bytes read and written in a step."""
+  tokens = clips * layout.length / mesh.shape["sequence"]
+  k = config.head_dim
+  split = (2 * config.num_heads + 2 * config.num_kv_heads) * k + 3 * config.mlp_dim
+  products = 2 * config.d_model + split / mesh.shape["tensor"]
+  block = tokens * (4 * config.d_model + products) * _BYTES[config.dtype]
+  residual = tokens * config.d_model * _BYTES[config.dtype]
+  kept = {
+    "none": config.num_layers * block,
+    "dots": config.num_layers * (residual + tokens * products * _BYTES[config.dtype]),
+    "full": config.num_layers * residual + block,
+  }[config.remat]
+  # On the way back there are gradients of a block's widest arrays beside them.
+  widest = tokens * 3 * config.mlp_dim / mesh.shape["tensor"] * _BYTES[config.dtype]
+  # Written and read on the way there, and twice that on the way back.
+  return kept + widest, 6 * config.num_layers * block
+
+
+def _activations_sent(
+  config: GeneratorConfig, layout: Layout, mesh, clips: float, passes: int
+) -> float:
+  """Returns bytes that splitting heads, the MLP and the sequence sends, a device and step."""
+  sizes = mesh.shape
+  tokens = clips * layout.length / sizes["sequence"]
+  # Each block sums its two outputs over the devices that share it, there and back.
+  sums = 2 * passes * tokens * config.d_model * _BYTES[config.dtype]
+  sums *= 2 * (sizes["tensor"] - 1) / sizes["tensor"]
+  # Queries and results are exchanged for heads, but for each device's own part, and so are keys and
+  # values, of which each device gets all of a sequence's where their heads are too few.
+  tensor, sequence = sizes["tensor"], sizes["sequence"]
+  queries, keys = (
+    2 * heads * config.head_dim / tensor for heads in (config.num_heads, config.num_kv_heads)
+  )
+  parts = queries * (1 - 1 / sequence)
+  if config.num_kv_heads % (tensor * sequence) == 0:
+    parts += keys * (1 - 1 / sequence)
+  elif config.num_kv_heads % tensor == 0:
+    parts += keys * (sequence - 1)
+  else:
+    parts += keys * (tensor * sequence - 1)
+  return config.num_layers * (sums + passes * tokens * parts * _BYTES[config.dtype])
+
+
+def num_decoding_steps(layout: Layout) -> int:
+  """Returns how often the transformer runs for a clip, beside once for the prompt."""
+  finals = (layout.num_frames - 1) * (layout.final_size > 0)
+  return layout.num_frames * layout.num_scales + finals
+
+
+def is_guided(run: Run, layout: Layout) -> bool:
+  """Says whether each clip is decoded with its prompt and without."""
+  table = guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
+  return bool((table != 1).any())
+
+
+def sampling_program(
+  run: Run, stage: Stage, template: Template, mesh, num_clips: int, dtype: jnp.dtype
+) -> SamplingProgram:
+  """Returns the sampler's program for one frame, the longest part of a clip's, with a full cache.
+
+  Raises:
+    ShardingError: heads do not divide over the mesh.
+  """
+  layout, text = layout_of(run, stage.data), run.text.encoder.null()
+  guided = is_guided(run, layout)
+  cast = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), template.shapes)
+  params = with_shardings(cast, template.shardings(mesh))
+  model = template.module(params)
+  start = functools.partial(
+    decode.start,
+    slots=decode.num_slots(layout.num_frames, stage.loss.window),
+    is_guided=guided,
+  )
+  state = jax.eval_shape(
+    lambda model, texts: start(
+      model, layout, texts, text, decode.sample_keys(0, jnp.arange(num_clips))
+    ),
+    model,
+    jax.ShapeDtypeStruct((num_clips, *text.shape), text.dtype),
+  )
+  axes = {
+    "cache": ("batch", "kv_heads", None, None),
+    "text_mask": ("batch", None),
+    "keys": ("batch",),
+    "before": ("batch", None, None, None),
+    "frame": (),
+  }
+  parts = {}
+  for name, names in axes.items():
+    part = getattr(state, name)
+    split = jax.tree.map(lambda x, names=names: sharding_of(names, x.shape, mesh), part)
+    parts[name] = with_shardings(part, split)
+  state = dataclasses.replace(state, **parts)
+  whole = replicated(mesh)
+  row = jax.ShapeDtypeStruct((layout.num_scales,), jnp.float32, sharding=whole)
+  number = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+  return SamplingProgram(
+    # As `sampler.Model` does.
+    program=jax.jit(decode.decode_frame, static_argnums=1, donate_argnums=2),
+    arguments=(model, layout, state, row),
+    settings={"temperature": number, "top_p": number},
+    params=params,
+    work=_sampling_work(run.generator, layout, len(state.text_mask), params, state.cache, mesh),
+    description="guided" if guided else "not guided",
+    num_parts=layout.num_frames,
+  )
+
+
+def _sampling_work(
+  config: GeneratorConfig, layout: Layout, num_rows: int, params: dict, cache, mesh
+) -> SamplingWork:
+  """Counts the decoding of clips; attention goes over all of the cache, written or not.
+
+  Args:
+    config: the network's.
+    layout: a clip's sequence.
+    num_rows: clips, counted twice where they are guided.
+    params: shapes of the parameters, with their shardings.
+    cache: shapes of the keys and values, with their shardings.
+    mesh: devices, or an abstract one.
+  """
+  split, cached = (jax.tree.map(lambda x: x.sharding, tree) for tree in (params, cache))
+  cache_bytes = device_bytes(cache, cached)
+  used, gathered = gathered_bytes(params, split)
+  sizes, finals = layout.scale_sizes, (layout.num_frames - 1) * (layout.final_size > 0)
+  num_steps = num_decoding_steps(layout)
+  num_tokens = layout.length - layout.text_length
+  length = jax.tree.leaves(cache)[0].shape[-2]
+  beside = sum(size * sum(sizes[: s + 1]) for s, size in enumerate(sizes))
+  pairs = num_tokens * length + layout.num_frames * beside + finals * layout.final_size**2
+  heads = config.num_heads * config.head_dim
+  seen = visible_pairs(layout.mask())
+  attention = 4 * config.num_layers * heads * (pairs - seen)
+  rows = num_rows / num_batch_shards(mesh)
+  item = jax.tree.leaves(params)[0].dtype.itemsize
+  tensor = mesh.shape["tensor"]
+  sums = 4 * config.num_layers * rows * num_tokens * config.d_model * item * (tensor - 1) / tensor
+  return SamplingWork(
+    num_steps=num_steps,
+    flops=num_rows * (forward_flops(config, layout) + attention),
+    memory_traffic=num_steps * (used + cache_bytes),
+    link_traffic=num_steps * gathered + sums,
+    cache_bytes=cache_bytes,
+  )

@@ -1,0 +1,112 @@
+"""What a tokenizer family brings: an autoencoder of video, whatever its latents are."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from videoar_jax.train.adversary import Adversary
+from videoar_jax.train.task import Task
+
+State = Any  # What the next chunk of a clip needs of those before: arrays in nested dicts.
+
+
+class TokenizerConfig(Protocol):
+  """The dataclass of `config.tokenizer`, as far as others read it.
+
+  Attributes:
+    temporal_stride: `tau`; a clip of 1 + tau k frames has 1 + k latent frames.
+    spatial_stride: pixels a side of a latent cell.
+    num_channels: numbers of a latent cell.
+  """
+
+  temporal_stride: int
+  spatial_stride: int
+  num_channels: int
+
+  def latent_shape(self, num_frames: int, resolution: tuple[int, int]) -> tuple[int, int, int]:
+    """Returns (t, h, w) of a clip's latents; ValueError names what does not fit."""
+
+
+class Tokenizer(Protocol):
+  """A trained tokenizer, for use."""
+
+  config: TokenizerConfig
+
+  def encode(
+    self, video: Float[Array, "b f H W 3"], chunk: int | None = None
+  ) -> Float[Array, "b t h w d"]:
+    """Returns the latents of clips in [-1, 1]."""
+
+  def decode(
+    self, latents: Float[Array, "b t h w d"], chunk: int | None = None
+  ) -> Float[Array, "b f H W 3"]:
+    """Returns clips in [-1, 1]."""
+
+  def encode_chunk(self, video, state: State | None = None) -> tuple[Array, State]:
+    """Encodes the next frames of a clip."""
+
+  def decode_chunk(self, latents, state: State | None = None) -> tuple[Array, State]:
+    """Decodes the next latent frames of a clip."""
+
+
+class TokenizerFamily(Protocol):
+  """A kind of tokenizer. Trainer, data, caches and evaluation know no more of it than this.
+
+  Attributes:
+    network: dataclass of `config.tokenizer`, a `TokenizerConfig`.
+    loss: dataclass of a tokenizer stage's `loss`.
+  """
+
+  network: type
+  loss: type
+
+  def check(self, config: TokenizerConfig, loss: Any, resolution: tuple[int, int]) -> None:
+    """Raises ValueError if a stage cannot train on clips of a resolution; names the field."""
+
+  def make_module(self, config: TokenizerConfig) -> Callable[[jax.Array], nnx.Module]:
+    """Returns what makes the network from a key."""
+
+  def make_task(
+    self, config: TokenizerConfig, loss: Any, resolution: tuple[int, int], frozen: dict | None
+  ) -> Task:
+    """Returns what a stage trains; `frozen` None loads what the loss needs."""
+
+  def make_tokenizer(
+    self, module: nnx.Module, resolution: tuple[int, int] | None = None
+  ) -> Tokenizer:
+    """Returns a trained network for use, on clips of a resolution where that matters."""
+
+  def encode(
+    self, module: nnx.Module, video: UInt8[Array, "b f H W 3"]
+  ) -> Float[Array, "b t h w d"]:
+    """Returns latents, inside jit: what a generator's step and a cache call."""
+
+  def encode_bytes(self, config: TokenizerConfig, shape: tuple[int, int, int, int]) -> float:
+    """Returns about the most bytes that `encode` holds for clips [b, f, H, W] of one device."""
+
+  def flops(
+    self, config: TokenizerConfig, num_frames: int, resolution: tuple[int, int]
+  ) -> tuple[int, int]:
+    """Returns the operations of encoding and of decoding a clip."""
+
+  def make_adversary(self, loss: Any) -> Adversary | None:
+    """Returns the discriminator that a loss trains, if it does."""
+
+  def load_frozen(self, loss: Any) -> dict[str, dict[str, np.ndarray]]:
+    """Loads what a loss needs and does not train; ValueError says how to get what is missing."""
+
+  def frozen_shapes(self, loss: Any) -> dict:
+    """Returns the shapes of what `load_frozen` loads."""
+
+  def check_init(self, folder: pathlib.Path, config: TokenizerConfig) -> None:
+    """Raises ValueError or OSError if a network cannot start from a converted tokenizer."""
+
+  def load_init(
+    self, folder: pathlib.Path, config: TokenizerConfig, temporal: str, key: jax.Array
+  ) -> tuple[dict, list[str]]:
+    """Returns a network's parameters, made from a converted tokenizer, and lines for the log."""

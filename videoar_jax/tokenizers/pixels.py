@@ -1,0 +1,14 @@
+"""Pixels as networks have them, and back."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+
+def to_float(video: UInt8[Array, "*b"]) -> Float[Array, "*b"]:
+  """Maps pixels 0..255 to [-1, 1]."""
+  return jnp.asarray(video, jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(video: Float[Array, "*b"]) -> UInt8[Array, "*b"]:
+  """Maps [-1, 1] to pixels 0..255, rounded; what is outside is cut."""
+  return jnp.round((jnp.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
