@@ -2,30 +2,19 @@
 
 from ml_collections import ConfigDict
 
-# Depth, width, heads, key and value heads, head width, MLP width; `l`, `xl`, `4b` as in the paper.
-_SIZES = {
-  "tiny": (4, 128, 2, 2, 64, 384),
-  "small": (6, 256, 4, 4, 64, 768),
-  "base": (12, 768, 12, 12, 64, 2048),
-  "l": (24, 1536, 12, 12, 128, 4096),
-  "xl": (32, 2048, 16, 16, 128, 5632),
-  "4b": (36, 2560, 32, 8, 128, 9728),
-}
+from videoar_jax.models.families import FAMILIES
 
 
-def generator_size(name: str) -> ConfigDict:
+def generator_size(name: str, family: str = "videoar") -> ConfigDict:
   """Returns the `generator` settings of a named size.
 
   Raises:
     ValueError: there is no such size; lists those there are.
   """
-  if name not in _SIZES:
-    raise ValueError(f"size={name!r} is unknown; sizes are {', '.join(_SIZES)}")
-  fields = ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
-  config = ConfigDict(dict(zip(fields, _SIZES[name], strict=True)))
-  # The large ones are for accelerators.
-  config.dtype = "bfloat16" if name in ("l", "xl", "4b") else "float32"
-  return config
+  sizes = FAMILIES[family].sizes
+  if name not in sizes:
+    raise ValueError(f"size={name!r} is unknown; sizes are {', '.join(sizes)}")
+  return ConfigDict(sizes[name])
 
 
 def parse_arg(arg: str | None, **defaults):

@@ -6,6 +6,7 @@ import pytest
 
 from configs import videoar_t2v, videoar_ucf101
 from videoar_jax.experiment.parse import finalize
+from videoar_jax.models.videoar.sequences import layout_of, stage_layouts, widest_layout
 
 
 def test_ucf101_is_the_papers():
@@ -15,7 +16,7 @@ def test_ucf101_is_the_papers():
     2048,
     16,
   )
-  layout = run.layout_of(run.stages[-1].data)
+  layout = layout_of(run, run.stages[-1].data)
   # 30 steps; 650 tokens of video and the class.
   assert layout.num_frames * layout.num_scales == 30 and layout.length == 651
   assert len(run.text.classes) == 101 and run.data.split_file == "lists/trainlist01.txt"
@@ -34,10 +35,10 @@ def test_t2v_has_the_papers_stages():
   assert {size for _, _, size in shapes["III"]} == {(384, 672), (512, 512), (672, 384)}
   assert {(name, frames) for name, frames, _ in shapes["III"]} == {("videos", 65)}
   assert {frames for _, frames, _ in shapes["II"]} == {1, 17, 33}
-  layouts = {layout.grid: layout for layout in run.layouts_of(run.stages[-1])}
+  layouts = {layout.grid: layout for layout in stage_layouts(run, run.stages[-1])}
   assert layouts[24, 42].schedule[-3:] == ((16, 28), (20, 35), (24, 42))
-  assert {layout.num_scales for layout in run.layouts_of(run.stages[1])} == {7}
-  assert run.widest_layout.num_scales == 10 and run.generator.num_layers == 36
+  assert {layout.num_scales for layout in stage_layouts(run, run.stages[1])} == {7}
+  assert widest_layout(run).num_scales == 10 and run.generator.num_layers == 36
   with pytest.raises(ValueError, match="data= and images= are missing"):
     videoar_t2v.get_config("data=videos")
 

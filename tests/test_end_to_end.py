@@ -417,7 +417,7 @@ from configs import quickstart
 def get_config(arg=None):
   config = quickstart.get_config("size=tiny")
   config.stages = ("tokenizer", "generator")
-  config.stage.tokenizer.inflate = {{"path": {path!r}, "rest": "zeros"}}
+  config.stage.tokenizer.init = {{"from": {path!r}, "temporal": "zeros"}}
   return config
 """
 
@@ -446,12 +446,12 @@ def test_tokenizer_starts_from_an_image_tokenizer(tmp_path):
 
   for flag, message in (
     ("--config.tokenizer.base_channels=8", "tokenizer.base_channels=8 here, 4 there"),
-    ("--config.stage.tokenizer.inflate.path=nowhere", "no tokenizer.json in nowhere"),
-    ("--config.stage.tokenizer.inflate.rest=ones", "rest='ones'"),
+    ("--config.stage.tokenizer.init.from=nowhere", "no weights in nowhere"),
+    ("--config.stage.tokenizer.init.temporal=ones", "temporal='ones'"),
   ):
     done = run(command(tmp_path / "bad", *flags, flag, config=config))
     assert done.returncode == 1 and message in done.stderr, done.stderr[-1000:]
-    assert "stage.tokenizer.inflate" in done.stderr and not (tmp_path / "bad").exists()
+    assert "stage.tokenizer.init" in done.stderr and not (tmp_path / "bad").exists()
 
 
 ADVERSARIAL = [

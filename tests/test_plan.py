@@ -13,6 +13,7 @@ from configs import quickstart, videoar_t2v
 from videoar_jax import plan
 from videoar_jax.experiment.command_line import read_config
 from videoar_jax.experiment.parse import finalize
+from videoar_jax.models.videoar.sequences import layout_of
 from videoar_jax.parallel.hardware import parse_topology
 from videoar_jax.parallel.mesh import MeshConfig
 from videoar_jax.planning import search, step_plan
@@ -142,7 +143,8 @@ def test_a_tokenizer_is_planned_with_the_scales_of_its_own_stage():
   """The text-to-video run is of 384x672 pixels, its tokenizer learns at 256x256."""
   run = finalize(videoar_t2v.get_config("size=tiny,data=x,images=y"))
   made = step_plan.StepPlan.of(run, run.stages[0], counted_pod("h100:1"), MeshConfig(data=1))
-  assert run.schedule[-1] == (24, 42) and made.trainer.task.schedule[-1] == (16, 16)
+  assert run.tokenizer.scales(run.data.resolution)[-1] == (24, 42)
+  assert made.trainer.task.schedule[-1] == (16, 16)
 
 
 def test_the_largest_shape_of_a_mixture_is_planned():
@@ -151,12 +153,12 @@ def test_the_largest_shape_of_a_mixture_is_planned():
   tokens = {}
   for ways in (1, 512):
     largest = step_plan.with_largest_shape(run, stage, ways)
-    tokens[ways] = largest.loop.batch_size * run.layout_of(largest.data).length
+    tokens[ways] = largest.loop.batch_size * layout_of(run, largest.data).length
     for part in stage.mixture:
       for shape in part.shapes:
-        num_clips = run.batch_size_of(stage, shape, ways)
-        assert num_clips % ways == 0 and num_clips * run.layout(*shape).length <= tokens[ways]
-  asked = stage.loop.batch_size * run.layout_of(stage.data).length
+        num_clips = run.batch_size_of(stage, part, shape, ways)
+        assert num_clips % ways == 0 and num_clips * layout_of(run, shape).length <= tokens[ways]
+  asked = stage.loop.batch_size * layout_of(run, stage.data).length
   assert 0.99 * asked < tokens[1] <= asked
 
 
@@ -212,7 +214,7 @@ def test_decoding_is_counted(capsys):
   # 3 frames of 4 scales, and the complete latents of two; two halves by guidance; float32.
   assert "14 steps" in " ".join(one["decode"]) and "guided," in one["decode"]
   run = finalize(quickstart.get_config())
-  layout, config = run.layout_of(run.stages[-1].data), run.generator
+  layout, config = layout_of(run, run.stages[-1].data), run.generator
   positions = layout.text_length + 2 * layout.final_size
   keys = 2 * 2 * 1 * config.num_kv_heads * config.head_dim * positions * 2 * 4
   assert cache[0] == pytest.approx(keys / 2**20, rel=0.01)

@@ -5,18 +5,26 @@
 """
 
 import argparse
-import json
-import math
+import dataclasses
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator
+import typing
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from videoar_jax.data.conditioning import read_image, read_video
+from videoar_jax.data.sources.folder import class_names
+from videoar_jax.evals.sample_files import Out, file_stems, write_frames
 from videoar_jax.experiment.command_line import Parser, check_out, parse_resolution, print_result
-
-_SHEET_ROWS = 64  # Of the first clips; more would be no picture.
+from videoar_jax.experiment.fields import attribute_docs
+from videoar_jax.experiment.load import find_stage, load_model
+from videoar_jax.models.base import Family
+from videoar_jax.models.families import FAMILIES
+from videoar_jax.models.request import BATCH_SIZE
+from videoar_jax.runtime.compilation_cache import use_compilation_cache
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,15 +41,13 @@ def _run(options: argparse.Namespace) -> str:
     OSError: a file cannot be written.
   """
   prompts = _check(options)
-  import videoar_jax
-  from videoar_jax.experiment.load import find_stage
-  from videoar_jax.runtime.compilation_cache import use_compilation_cache
-
   features = getattr(options, "text_features", None)
-  frame_rate = find_stage(options.workdir, "generator", features)[1].data.frame_rate
+  run, stage = find_stage(options.workdir, "generator", features)
+  _check_family(options, run.family)
+  frame_rate = stage.data.frame_rate
   use_compilation_cache()
   resolution = getattr(options, "resolution", None)
-  model = videoar_jax.load_model(
+  model = load_model(
     options.workdir,
     dtype=options.dtype,
     text_features=features,
@@ -124,31 +130,6 @@ def _parser() -> argparse.ArgumentParser:
     "if not set) of the one before it, with as many frames again",
   )
   add(
-    "--window",
-    type=int,
-    default=unset,
-    help="earlier latent frames that a frame sees, for more frames than in training, too; default: "
-    "as in training",
-  )
-  add(
-    "--guidance",
-    default=unset,
-    help="how strongly to follow the prompt: a number, constant:NUMBER, ucf101, t2v, or a .json "
-    "file with a table [latent frame, scale]; default: as in the run's config",
-  )
-  add(
-    "--temperature",
-    type=float,
-    default=unset,
-    help="of the draws; 0 takes the likelier value of each bit; default: as in the run's config",
-  )
-  add(
-    "--top_p",
-    type=float,
-    default=unset,
-    help="drop a bit's value of probability <= 1 - top_p; default: as in the run's config",
-  )
-  add(
     "--text_features",
     default=unset,
     help="file of the prompts' features, for a model that was trained on such",
@@ -159,7 +140,48 @@ def _parser() -> argparse.ArgumentParser:
     default="float32",
     help="of the generator's weights and cache",
   )
+  _add_settings(parser)
   return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+  """Adds a flag for each setting that a family has; the run decides which of them it takes."""
+  known = set()
+  for name, family in FAMILIES.items():
+    group = parser.add_argument_group(f"settings of {name}", "default: as in the run's config")
+    texts, hints = attribute_docs(family.sampling), typing.get_type_hints(family.sampling)
+    for field in dataclasses.fields(family.sampling):
+      if field.name not in known:
+        kind = next(kind for kind in (int, float, str) if _is_of(hints[field.name], kind))
+        # Percent signs are argparse's own.
+        text = texts.get(field.name, "").replace("%", "%%")
+        group.add_argument(f"--{field.name}", type=kind, default=argparse.SUPPRESS, help=text)
+      known.add(field.name)
+
+
+def _is_of(hint, kind: type) -> bool:
+  return hint is kind or kind in typing.get_args(hint)
+
+
+def _settings_of(options: argparse.Namespace) -> dict[str, Any]:
+  """Returns the settings that flags name."""
+  names = {
+    field.name for family in FAMILIES.values() for field in dataclasses.fields(family.sampling)
+  }
+  return {name: value for name, value in vars(options).items() if name in names}
+
+
+def _check_family(options: argparse.Namespace, family: Family) -> None:
+  """Raises ValueError if a flag is another family's, or its value is impossible."""
+  known = {field.name for field in dataclasses.fields(family.sampling)}
+  for name in _settings_of(options).keys() - known:
+    own = next(key for key, other in FAMILIES.items() if other is family)
+    owner = next(key for key, other in FAMILIES.items() if hasattr(other.sampling, name))
+    raise ValueError(f"--{name} is a setting of {owner}, but the run's family is {own}; remove it")
+  try:
+    family.sampling(**_settings_of(options))
+  except ValueError as error:
+    raise ValueError(f"--{error}") from error
 
 
 def _check(options: argparse.Namespace) -> list[str]:
@@ -172,15 +194,10 @@ def _check(options: argparse.Namespace) -> list[str]:
     raise ValueError(f"--num_samples={options.num_samples} must be at least 1")
   if not 0 <= options.seed < 2**32:
     raise ValueError(f"--seed={options.seed} must be in [0, 2^32)")
-  if getattr(options, "window", 1) < 1:
-    raise ValueError(f"--window={options.window} must be at least 1")
-  temperature = getattr(options, "temperature", 1.0)
-  if not (math.isfinite(temperature) and temperature >= 0):
-    raise ValueError(f"--temperature={temperature} must be a number, 0 or more")
-  if not 0 < getattr(options, "top_p", 1.0) <= 1:
-    raise ValueError(f"--top_p={options.top_p} must be in (0, 1]")
-  if hasattr(options, "guidance"):
-    _check_guidance(options.guidance)
+  given = _settings_of(options)
+  for family in FAMILIES.values():
+    if given.keys() <= {field.name for field in dataclasses.fields(family.sampling)}:
+      _check_family(options, family)
   if options.resize and not (hasattr(options, "image") or hasattr(options, "video")):
     raise ValueError("--resize: there is nothing to resize; give --image or --video")
   if options.multi_shot and options.stream:
@@ -224,9 +241,6 @@ def _class_name(workdir: str, number: int, text_features: str | None) -> str:
   Raises:
     ValueError: there are no classes, or none of that number.
   """
-  from videoar_jax.data.sources.folder import class_names
-  from videoar_jax.experiment.load import find_stage
-
   run, stage = find_stage(workdir, "generator", text_features)
   names, data = list(run.text.classes), stage.data
   if not names and data.source != "folder":
@@ -241,21 +255,6 @@ def _class_name(workdir: str, number: int, text_features: str | None) -> str:
   if not 0 <= number < len(names):
     raise ValueError(f"--class_id={number}: the run in {workdir} has {len(names)} classes, from 0")
   return names[number]
-
-
-def _check_guidance(guidance: str) -> None:
-  """Checks a setting, but for the shape of a table, which the model knows."""
-  from videoar_jax.models.videoar.guidance import guidance_table
-
-  if guidance.endswith(".json"):
-    try:
-      json.loads(pathlib.Path(guidance).read_text())
-    except OSError as error:
-      raise ValueError(f"--guidance={guidance} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-      raise ValueError(f"--guidance={guidance} is not valid JSON ({error})") from error
-  else:
-    guidance_table(guidance, 1, 1)
 
 
 def _settings(options: argparse.Namespace, model, prompts: list[str], frame_rate: float) -> dict:
@@ -277,8 +276,9 @@ def _settings(options: argparse.Namespace, model, prompts: list[str], frame_rate
     )
   for prompt in prompts:
     model.text_encoder.encode(prompt)
-  names = ("guidance", "temperature", "top_p", "window", "overlap_frames")
-  settings = {name: getattr(options, name) for name in names if hasattr(options, name)}
+  settings = _settings_of(options)
+  if hasattr(options, "overlap_frames"):
+    settings["overlap_frames"] = options.overlap_frames
   return settings | _given(options, model, num_frames, frame_rate)
 
 
@@ -289,16 +289,14 @@ def _clips(
 
   Clip i of a prompt is a function of the prompt, the seed and i, whatever else is asked for.
   """
-  from videoar_jax.models.videoar.request import BATCH_SIZE
-
-  num_frames, stems = getattr(options, "num_frames", None), _stems(prompts)
+  num_frames, stems = getattr(options, "num_frames", None), file_stems(prompts)
   if options.stream or options.multi_shot:
     groups = [prompts] if options.multi_shot else [[prompt] for prompt in prompts]
     for group, stem in zip(groups, stems, strict=False):
       names = [f"{stem}_{options.seed}_{i}" for i in range(options.num_samples)]
       if options.stream:
         frames = model.stream(group * options.num_samples, num_frames, options.seed, **settings)
-        clips = _write_frames([pathlib.Path(options.out) / name for name in names], frames)
+        clips = write_frames([pathlib.Path(options.out) / name for name in names], frames)
       else:
         clips = _shots(options, model, group, settings)
       yield names, [f"{' | '.join(group)}   #{i}" for i in range(options.num_samples)], clips
@@ -342,8 +340,6 @@ def _given(options, model, num_frames: int | None, frame_rate: float) -> dict[st
   Raises:
     ValueError: it cannot be read, or does not fit; names both sizes.
   """
-  from videoar_jax.data.conditioning import read_image, read_video
-
   if hasattr(options, "image"):
     image = read_image(options.image, model.resolution, is_resized=options.resize)
     return {"image": image}
@@ -372,79 +368,6 @@ def _check_frames(num_frames: int | None, stride: int) -> None:
   raise ValueError(
     f"--num_frames={num_frames} is not 1 + {stride} k; take {below} or {below + stride}"
   )
-
-
-def _write_frames(
-  folders: list[pathlib.Path], parts: Iterable[UInt8[np.ndarray, "n f H W 3"]]
-) -> UInt8[np.ndarray, "n f H W 3"]:
-  """Writes the frames of clips as they come, a folder each; returns them together.
-
-  Raises:
-    OSError: a file cannot be written.
-  """
-  from PIL import Image
-
-  from videoar_jax.evals.media import write_png
-
-  for folder in folders:
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("[0-9]*.png"):
-      old.unlink()  # Of a longer clip, they would follow on this one's.
-  clips, at = [], 0
-  for part in parts:
-    for folder, frames in zip(folders, part, strict=True):
-      for number, frame in enumerate(frames, start=at):
-        write_png(folder / f"{number:05}.png", Image.fromarray(frame))
-    at += part.shape[1]
-    clips.append(part)
-  return np.concatenate(clips, axis=1)
-
-
-class Out:
-  """A folder of clips; each file appears in it once it is whole."""
-
-  def __init__(self, folder: pathlib.Path, frame_rate: float):
-    self.folder, self.frame_rate = folder, frame_rate
-    self._shown: list[np.ndarray] = []
-    self._texts: list[str] = []
-
-  def write(self, names: list[str], texts: list[str], clips: np.ndarray) -> list[pathlib.Path]:
-    """Writes clips, and keeps the first ones for the sheet; returns the files.
-
-    Raises:
-      OSError: a file cannot be written.
-    """
-    from videoar_jax.evals.media import write_mp4
-
-    self.folder.mkdir(parents=True, exist_ok=True)
-    files = [self.folder / f"{name}.mp4" for name in names]
-    for file, clip in zip(files, clips, strict=True):
-      write_mp4(file, clip, self.frame_rate)
-    num = _SHEET_ROWS - len(self._shown)
-    self._shown += list(clips[:num])
-    self._texts += texts[:num]
-    return files
-
-  def write_sheet(self) -> pathlib.Path:
-    """Writes a picture of the first clips' frames, a row each; returns the file."""
-    from videoar_jax.evals.media import contact_sheet, write_png
-
-    path = self.folder / "contact_sheet.png"
-    write_png(path, contact_sheet(np.stack(self._shown), self._texts))
-    return path
-
-
-def _stems(prompts: list[str]) -> list[str]:
-  """Returns a file name for each prompt; those that would share one are numbered."""
-  from videoar_jax.evals.media import slug
-
-  stems: list[str] = []
-  for prompt in prompts:
-    stem, number = slug(prompt), 2
-    while stem in stems:
-      stem, number = f"{slug(prompt)}-{number}", number + 1
-    stems.append(stem)
-  return stems
 
 
 if __name__ == "__main__":

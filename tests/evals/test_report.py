@@ -89,7 +89,7 @@ def make_run(source, kinds, num_clips=5, num_prompts=20):
     stages=stages,
     schedule=((1, 1), (2, 2)),
     report=types.SimpleNamespace(num_clips=num_clips, num_prompts=num_prompts),
-    stage_of_kind=lambda kind: next((s for s in stages if s.kind == kind), None),
+    generator_stages=tuple(s for s in stages if s.kind == "generator"),
   )
 
 

@@ -15,6 +15,7 @@ from test_token_cache import make_config
 from videoar_jax.experiment import parse, run
 from videoar_jax.experiment.command_line import add_field
 from videoar_jax.experiment.stages import Stages
+from videoar_jax.experiment.validate import check_init
 from videoar_jax.interop import weights
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.train.checkpoint import Checkpointer
@@ -89,7 +90,11 @@ def test_a_mesh_that_cannot_be_is_named_before_anything_is_trained(
   ("field", "value", "message"),
   [
     ("data", {"source": "folder", "path": "/nowhere"}, "/nowhere"),
-    ("start", "/nowhere.safetensors", r"stage\.II\.start=.*no weights in /nowhere"),
+    (
+      "init",
+      {"from": "/nowhere.safetensors"},
+      r"stage\.II\.init\.from=.*no weights in /nowhere",
+    ),
   ],
 )
 def test_what_a_later_stage_lacks_is_named_before_anything_is_written(
@@ -133,12 +138,12 @@ def test_weights_are_handed_over_in_parts(tmp_path):
       return params
 
   values = sized()
-  values.stage.II.start = str(tmp_path / "file")
+  values.stage.II.init = {"from": str(tmp_path / "file")}
   from_file = Stages(parse.finalize(values), tmp_path, mesh)
-  from_file.check_starts()
+  check_init(from_file)
   values.generator.mlp_dim = 8
-  with pytest.raises(ValueError, match=r"stage\.II\.start=.*shape: "):
-    Stages(parse.finalize(values), tmp_path, mesh).check_starts()
+  with pytest.raises(ValueError, match=r"stage\.II\.init\.from=.*shape: "):
+    check_init(Stages(parse.finalize(values), tmp_path, mesh))
   for given, stage in ((stages, second), (from_file, from_file.run.stages[2])):
     got = given.first_state(stage, Catching(), 0)
     jax.tree.map(np.testing.assert_array_equal, got, params)

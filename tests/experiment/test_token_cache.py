@@ -43,7 +43,7 @@ def make_config(**changes):
     "tokenizer.strides": ((2, 1),),
     "tokenizer.num_groups": 1,
     "tokenizer.num_bits": 4,
-    "schedule": "1 4",
+    "tokenizer.schedule": "1 4",
     "generator.num_layers": 1,
     "generator.d_model": 16,
     "generator.num_heads": 1,
@@ -327,11 +327,11 @@ def test_weights_go_out_to_safetensors_and_start_another_run(stages, tmp_path, c
   (stages.workdir / "config.json").write_text(json.dumps(make_config().to_dict()))
   command = ["weights", f"--workdir={stages.workdir}", f"--stage={name}", f"--out={path}"]
   assert convert.main(command) == 0, capsys.readouterr().err
-  other = parse.finalize(make_config(**{f"stage.{name}.start": str(path)}))
+  other = parse.finalize(make_config(**{f"stage.{name}.init": {"from": str(path)}}))
   other = Stages(other, tmp_path / "other", stages.mesh)
   params = other._first_params(other.run.stages[0], seed=3)
   jax.tree.map(np.testing.assert_array_equal, params, stages.load_params(stages.run.stages[0])[1])
-  wider = make_config(**{f"stage.{name}.start": str(path), "tokenizer.base_channels": 8})
+  wider = make_config(**{f"stage.{name}.init": {"from": str(path)}, "tokenizer.base_channels": 8})
   wider = Stages(parse.finalize(wider), tmp_path / "wider", stages.mesh)
-  with pytest.raises(ValueError, match=rf"stage\.{name}\.start=.*shape: "):
+  with pytest.raises(ValueError, match=rf"stage\.{name}\.init\.from=.*shape: "):
     wider._first_params(wider.run.stages[0], seed=3)

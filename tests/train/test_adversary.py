@@ -322,7 +322,7 @@ def test_the_next_stage_goes_on_with_the_same_discriminator(tmp_path, caplog, di
 
 def test_a_stage_that_continues_is_the_same_run(tmp_path):
   """Two steps and two more, on the same clips, are four: every number of the state is the same."""
-  run = two_stages({}, num_steps=2, settings={"ema_decay": 0.9}, continues=True)
+  run = two_stages({}, num_steps=2, settings={"ema_decay": 0.9}, init={"with_optimizer": True})
   mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
   stages = Stages(run, tmp_path, mesh)
   whole = two_stages({}, num_steps=4, settings={"ema_decay": 0.9}).stages[0]
@@ -358,17 +358,17 @@ def test_a_stage_that_continues_is_the_same_run(tmp_path):
   ("change", "said"),
   [
     ({"loop": {"num_steps": 1, "batch_size": 2, "optimizer": {}}}, "loop.optimizer is not as in"),
-    ({"start": "weights.safetensors"}, "start exclude each other"),
-    ({"continues": 1}, "must be of type bool"),
+    ({"init": {"from": "w.safetensors", "with_optimizer": True}}, "exclude each other"),
+    ({"init": {"with_optimizer": 1}}, "must be of type bool"),
   ],
 )
 def test_stages_that_cannot_continue_are_named(change, said):
   with pytest.raises(ValueError, match=said):
-    two_stages({}, **{"continues": True, **change})
+    two_stages({}, **{"init": {"with_optimizer": True}, **change})
   with pytest.raises(
     ValueError, match=r"stage\.second\.loss\.adversarial is not as in stage\.first"
   ):
-    two_stages({"base_channels": 8}, continues=True)
+    two_stages({"base_channels": 8}, init={"with_optimizer": True})
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])

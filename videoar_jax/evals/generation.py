@@ -48,7 +48,8 @@ class Generation:
       asked for.
     real_fvd: that of the same real clips to as many other real ones, if there are.
     prompts: what the oracle reads, see `scores.accuracy_by_novelty`; None where there is none.
-    teacher_forced: of real clips, what the model's `score` measures, by name; None where it has none.
+    teacher_forced: of real clips, what the model's `score` measures, by name; None where it has
+      none.
     seconds_a_clip: in full batches, after compiling.
     steps_a_clip: None where the model does not tell.
     drift: of long clips, if it was asked for.

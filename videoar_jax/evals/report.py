@@ -67,7 +67,7 @@ def write_report(
   psnr = metrics.psnr(clips[:num_clips], reconstructions[:num_clips])
   prompts = _prompts(run, captions)
   generated = None
-  if run.stage_of_kind("generator") is not None:
+  if run.generator_stages:
     generated = load_model(workdir).sample(prompts)
 
   result = {
@@ -190,12 +190,12 @@ def _write_samples(workdir: pathlib.Path, run: RunConfig, clips, prompts, matche
 
 def _page(workdir: pathlib.Path, run: RunConfig, result: dict, prompts: list[str]) -> str:
   parts = [f"# {workdir.name}", _summary(run, result)]
-  if run.stage_of_kind("generator") is not None:
+  if run.generator_stages:
     parts += ["## Samples", "![Samples, a row each](report/samples.png)"]
     parts += [_sampling_command(workdir, prompts[0])]
   if "prompts" in result:
     title = "Is it what the prompt asks for?"
-    if run.stage_of_kind("generator") is None:
+    if not run.generator_stages:
       title = "Can it still be read after coding?"
     parts += [f"## {title}", _prompt_table(result["prompts"])]
   psnr = result["reconstruction"]["psnr"]

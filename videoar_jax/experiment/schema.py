@@ -224,7 +224,3 @@ class RunConfig:
           chains.append([])
         chains[-1].append(other)
     return next(chain for chain in chains if stage in chain)
-
-  def stage_of_kind(self, kind: str) -> StageConfig | None:
-    """Returns the last stage that trains a tokenizer or a generator."""
-    return next((stage for stage in reversed(self.stages) if stage.kind == kind), None)

@@ -12,11 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
+from videoar_jax.models.request import BATCH_SIZE, first_frames
 from videoar_jax.models.videoar import decode
 from videoar_jax.models.videoar.guidance import check_guidance
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
-from videoar_jax.models.videoar.request import BATCH_SIZE, Request, Requests, first_frames
+from videoar_jax.models.videoar.request import Request, Requests
 from videoar_jax.models.videoar.score import score
 from videoar_jax.parallel.mesh import num_batch_shards
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
@@ -88,7 +89,7 @@ class Model:
       layout,
       defaults=defaults,
       window=window,
-      ways=1 if mesh is None else num_batch_shards(mesh),
+      num_shards=1 if mesh is None else num_batch_shards(mesh),
       has_end=generator.position_embedding is not None,
     )
     self._sample = jax.jit(self._sample_batch, static_argnames=("layout", "window"))

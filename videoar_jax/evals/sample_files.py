@@ -1,0 +1,75 @@
+"""Generated clips as files: videos, single frames, and a sheet of all."""
+
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from videoar_jax.evals.media import contact_sheet, slug, write_mp4, write_png
+
+_SHEET_ROWS = 64  # Of the first clips; more would be no picture.
+
+
+def write_frames(
+  folders: list[pathlib.Path], parts: Iterable[UInt8[np.ndarray, "n f H W 3"]]
+) -> UInt8[np.ndarray, "n f H W 3"]:
+  """Writes the frames of clips as they come, a folder each; returns them together.
+
+  Raises:
+    OSError: a file cannot be written.
+  """
+  for folder in folders:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("[0-9]*.png"):
+      old.unlink()  # Of a longer clip, they would follow on this one's.
+  clips, at = [], 0
+  for part in parts:
+    for folder, frames in zip(folders, part, strict=True):
+      for number, frame in enumerate(frames, start=at):
+        write_png(folder / f"{number:05}.png", Image.fromarray(frame))
+    at += part.shape[1]
+    clips.append(part)
+  return np.concatenate(clips, axis=1)
+
+
+class Out:
+  """A folder of clips; each file appears in it once it is whole."""
+
+  def __init__(self, folder: pathlib.Path, frame_rate: float):
+    self.folder, self.frame_rate = folder, frame_rate
+    self._shown: list[np.ndarray] = []
+    self._texts: list[str] = []
+
+  def write(self, names: list[str], texts: list[str], clips: np.ndarray) -> list[pathlib.Path]:
+    """Writes clips, and keeps the first ones for the sheet; returns the files.
+
+    Raises:
+      OSError: a file cannot be written.
+    """
+    self.folder.mkdir(parents=True, exist_ok=True)
+    files = [self.folder / f"{name}.mp4" for name in names]
+    for file, clip in zip(files, clips, strict=True):
+      write_mp4(file, clip, self.frame_rate)
+    num = _SHEET_ROWS - len(self._shown)
+    self._shown += list(clips[:num])
+    self._texts += texts[:num]
+    return files
+
+  def write_sheet(self) -> pathlib.Path:
+    """Writes a picture of the first clips' frames, a row each; returns the file."""
+    path = self.folder / "contact_sheet.png"
+    write_png(path, contact_sheet(np.stack(self._shown), self._texts))
+    return path
+
+
+def file_stems(prompts: list[str]) -> list[str]:
+  """Returns a file name for each prompt; those that would share one are numbered."""
+  stems: list[str] = []
+  for prompt in prompts:
+    stem, number = slug(prompt), 2
+    while stem in stems:
+      stem, number = f"{slug(prompt)}-{number}", number + 1
+    stems.append(stem)
+  return stems

@@ -1,0 +1,127 @@
+"""What every family checks of a request: prompts, frames, sizes, devices, seeds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from videoar_jax.models.base import ClipShape
+from videoar_jax.tokenizers.base import TokenizerConfig
+
+BATCH_SIZE = 16  # Prompts that are sampled together; more go through in turns.
+
+
+class ClipRequests:
+  """Checks requests for clips.
+
+  Args:
+    text_encoder: maps prompts to tokens, with `encode`.
+    config: of the tokenizer.
+    shape: of the clips that the model was trained on.
+    defaults: of the family's settings, for requests that name none.
+    num_shards: devices that share a batch.
+  """
+
+  def __init__(
+    self,
+    text_encoder,
+    config: TokenizerConfig,
+    shape: ClipShape,
+    *,
+    defaults: dict[str, Any],
+    num_shards: int = 1,
+  ):
+    self.text_encoder, self.config = text_encoder, config
+    self.num_frames, self.resolution = shape
+    self.defaults, self.num_shards = defaults, num_shards
+
+  def check_prompts(self, prompts: list[str]) -> None:
+    """Raises ValueError if there is no list of prompts."""
+    if isinstance(prompts, str):
+      raise ValueError("prompts: needs a list of texts, got one text; put it into [...]")
+    if not prompts:
+      raise ValueError("prompts: the list is empty")
+
+  def with_defaults(self, settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns all settings; those that are None are not named.
+
+    Raises:
+      ValueError: there is no such setting; lists those there are.
+    """
+    for name in settings:
+      if name not in self.defaults:
+        raise ValueError(f"{name}: no such setting; there are {', '.join(self.defaults)}")
+    asked = {name: value for name, value in settings.items() if value is not None}
+    return self.defaults | asked
+
+  def check_sample_ids(self, sample_ids: Sequence[int] | None, num: int) -> np.ndarray:
+    """Returns the numbers of clips under the seed, counted from 0 where there are none."""
+    sample_ids = np.arange(num) if sample_ids is None else np.asarray(sample_ids)
+    if sample_ids.shape != (num,):
+      raise ValueError(f"sample_ids: needs one for each of {num} prompts")
+    return sample_ids
+
+  def check_devices(self, size: int) -> None:
+    """Raises ValueError if the devices cannot share a batch of that size."""
+    if size % self.num_shards:
+      raise ValueError(
+        f"prompts: batches of {size} do not divide over {self.num_shards} devices of the mesh axes "
+        f"data and fsdp; give a multiple of {self.num_shards} prompts"
+      )
+
+  def check_frames(self, num_frames: int) -> int:
+    """Returns the latent frames of a clip; raises ValueError if its length does not fit."""
+    return self.config.latent_shape(num_frames, self.resolution)[0]
+
+  def check_overlap_frames(self, overlap_frames: int) -> None:
+    """Raises ValueError if a window of the trained length cannot start from so many frames."""
+    tau = self.config.temporal_stride
+    if not 1 <= overlap_frames < self.num_frames or (overlap_frames - 1) % tau:
+      raise ValueError(
+        f"overlap_frames={overlap_frames} must be 1 + {tau} k, from 1 to {self.num_frames - tau} "
+        f"frames: the rest of the trained {self.num_frames} is new"
+        if self.num_frames > 1
+        else "overlap_frames: the model was trained on single frames; it has no next ones"
+      )
+
+  def check_conditioning(self, conditioning: np.ndarray, num: int, name: str) -> np.ndarray:
+    """Returns given frames with their batch axis; raises ValueError if they do not fit."""
+    if conditioning.dtype != np.uint8:
+      raise ValueError(f"{name}: needs uint8 pixels, got {conditioning.dtype}")
+    if conditioning.ndim == 4:
+      conditioning = np.broadcast_to(conditioning, (num, *conditioning.shape))
+    if conditioning.ndim != 5 or conditioning.shape[-1] != 3 or conditioning.shape[0] != num:
+      raise ValueError(
+        f"{name}: needs frames [H, W, 3] for {num} prompts, got {conditioning.shape}"
+      )
+    if conditioning.shape[2:4] != self.resolution:
+      got, wanted = (
+        f"{height}x{width}" for height, width in (conditioning.shape[2:4], self.resolution)
+      )
+      raise ValueError(f"{name}: is {got} pixels, but the model makes {wanted}; resize it")
+    return conditioning
+
+  def check_conditioning_length(self, num_conditioning: int, num_latents: float) -> None:
+    """Raises ValueError if given frames do not fit, or leave nothing to generate."""
+    tau = self.config.temporal_stride
+    num_frames = 1 + tau * (num_latents - 1)
+    if num_conditioning < 1 or (num_conditioning - 1) % tau:
+      below = 1 + max(0, (num_conditioning - 1) // tau) * tau
+      raise ValueError(f"video: {num_conditioning} frames are not 1 + {tau} k; give {below}")
+    if num_conditioning >= num_frames:
+      raise ValueError(
+        f"video: {num_conditioning} frames leave nothing of num_frames={num_frames} to generate; "
+        "give fewer, ask for more, or use extend"
+      )
+
+
+def first_frames(image, video) -> np.ndarray | None:
+  """Returns what is given of a clip, as a video."""
+  if image is not None and video is not None:
+    raise ValueError("image and video: give one of them; an image is a video of one frame")
+  if image is None:
+    return None if video is None else np.asarray(video)
+  image = np.asarray(image)
+  if image.ndim not in (3, 4):
+    raise ValueError(f"image: needs shape [H, W, 3] or [b, H, W, 3], got {image.shape}")
+  return image[..., None, :, :, :]
