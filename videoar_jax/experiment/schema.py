@@ -83,6 +83,27 @@ class InitConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PartSettings:
+  """A part of a stage's mixture, as configs have it: these fields, and those of `data`.
+
+  Attributes:
+    weight: share of the stage's batches that are of this part; the weights of all parts sum to 1.
+    batch_size: clips of a batch, over all devices; None for as many as make as many tokens as
+      `loop.batch_size` clips of the stage's `data`.
+    num_frames: frames of a clip; several numbers take turns from batch to batch.
+    pixels: side in pixels of a square with about as many pixels as each clip: 128, 256 or 512. With
+      `aspect_ratios`, it takes the place of `resolution`.
+    aspect_ratios: height by width; a sample is cropped to the nearest one.
+  """
+
+  weight: float
+  batch_size: int | None = None
+  num_frames: int | tuple[int, ...] | None = None
+  pixels: int | None = None
+  aspect_ratios: tuple[float, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class PartConfig:
   """A part of a stage's mixture.
 
