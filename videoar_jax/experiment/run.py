@@ -27,6 +27,7 @@ from videoar_jax.models.videoar.network import check_heads
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, make_mesh, num_batch_shards, process_shard
+from videoar_jax.runtime.versions import untested_warning
 from videoar_jax.text.tokenizers import TextEncoder
 from videoar_jax.train.checkpoint import Damaged
 from videoar_jax.train.loop import FREE_FIELDS
@@ -92,6 +93,8 @@ class Run:
     else:
       start_errors_log()
     _check_shared(workdir)
+    if warning := untested_warning():
+      log.warning("%s", warning)
     for line in changes:
       log.info("another config than before: %s", line)
     for file, reason in getattr(self.train_source, "skipped", []):
