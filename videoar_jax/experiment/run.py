@@ -23,6 +23,7 @@ from videoar_jax.experiment import parse
 from videoar_jax.experiment.diff import differing_fields
 from videoar_jax.experiment.schema import StageConfig
 from videoar_jax.experiment.stages import Stages
+from videoar_jax.interop.atomic import write_text
 from videoar_jax.models.videoar.network import check_heads
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import processes
@@ -370,7 +371,4 @@ def _write_facts(stages: Stages) -> None:
   }
   if run.generator is not None:
     facts["sequence_length"] = run.layout_of(run.data).length
-  path = stages.workdir / "run.json"
-  partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(facts, indent=2) + "\n")
-  partial.replace(path)
+  write_text(stages.workdir / "run.json", json.dumps(facts, indent=2) + "\n")
