@@ -13,7 +13,6 @@ from videoar_jax.data.pipeline import DataConfig, make_source
 from videoar_jax.experiment import parse
 from videoar_jax.experiment.schema import StageConfig
 from videoar_jax.experiment.stages import Stages
-<<<<<<< HEAD
 from videoar_jax.experiment.validate import (
   check_batches,
   check_cache,
@@ -27,15 +26,7 @@ from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.runtime.compilation_cache import use_compilation_cache
 from videoar_jax.runtime.log_files import quiet_libraries, start_errors_log, start_log
-=======
-from videoar_jax.interop.atomic import write_text
-from videoar_jax.models.videoar.network import check_heads
-from videoar_jax.nn.layers import count_parameters
-from videoar_jax.parallel import processes
-from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, make_mesh, num_batch_shards, process_shard
 from videoar_jax.runtime.versions import untested_warning
-from videoar_jax.text.tokenizers import TextEncoder
->>>>>>> compat
 from videoar_jax.train.checkpoint import Damaged
 
 log = logging.getLogger(__name__)
@@ -85,13 +76,9 @@ class Run:
       write_facts(self.stages)
     else:
       start_errors_log()
-<<<<<<< HEAD
     check_shared(workdir)
-=======
-    _check_shared(workdir)
     if warning := untested_warning():
       log.warning("%s", warning)
->>>>>>> compat
     for line in changes:
       log.info("another config than before: %s", line)
     for file, reason in getattr(self.train_source, "skipped", []):
@@ -175,199 +162,3 @@ class Run:
       check_captions(source, self.stages.run.text.encoder)
       self._opened[data, split] = source
     return self._opened[data, split]
-<<<<<<< HEAD
-=======
-
-
-def _check_mixtures(stages: Stages) -> None:
-  """Checks that a mesh that was changed leaves the batches of a stage that has begun as they were.
-
-  Raises:
-    ValueError: it does not: its order of clips could not go on.
-  """
-  path = stages.workdir / "run.json"
-  if not path.exists():
-    return
-  facts = json.loads(path.read_text())
-  for stage in stages.run.stages:
-    # Runs that began when all stages had one mesh say just that.
-    mesh = facts["meshes"][stage.name] if "meshes" in facts else facts["mesh"]
-    before = math.prod(mesh[axis] for axis in LOGICAL_AXIS_RULES["batch"])
-    now = num_batch_shards(stages.on_mesh_of(stage).mesh)
-    shapes = [shape for part in stage.mixture for shape in part.shapes]
-    size_of = functools.partial(stages.run.batch_size_of, stage)
-    parts = stage.loop.grad_accum_steps
-    if (
-      any(size_of(shape, before * parts) != size_of(shape, now * parts) for shape in shapes)
-      and 0 < stages.latest_step(stage) < stage.loop.num_steps
-    ):
-      raise ValueError(
-        f"stage.{stage.name}.mixture began with mesh.slice x mesh.data x mesh.fsdp = {before}, and "
-        f"its batches would be others with {now}; keep the product until the stage ends"
-      )
-
-
-def _check_batches(stages: Stages) -> None:
-  run = stages.run
-  for stage in run.stages:
-    mesh = stages.on_mesh_of(stage).mesh
-    ways = num_batch_shards(mesh)
-    process_shard(mesh)  # Raises where processes would share some samples and not others.
-    if stage.kind == "generator":
-      check_heads(run.generator, mesh)
-    sizes, parts = {"loop": stage.loop.batch_size}, stage.loop.grad_accum_steps
-    if stage.images.share > 0:
-      sizes["images"] = stage.images.batch_size
-    for section in (name for name, size in sizes.items() if size % (ways * parts)):
-      in_parts = f" in {parts} grad_accum_steps" if parts > 1 else ""
-      raise ValueError(
-        f"stage.{stage.name}.{section}.batch_size={sizes[section]} does not divide over the "
-        f"{ways} devices of mesh.slice x mesh.data x mesh.fsdp{in_parts}; take a multiple of "
-        f"{ways * parts}, or make another axis of the mesh larger"
-      )
-  ways = num_batch_shards(stages.mesh)
-  for cache in run.caches:
-    if cache.config.batch_size % ways:
-      raise ValueError(
-        f"stage.{cache.name}.batch_size={cache.config.batch_size} does not divide over the {ways} "
-        f"devices of mesh.slice x mesh.data x mesh.fsdp; take a multiple of {ways}, or "
-        "make another axis of the mesh larger"
-      )
-
-
-def _check_captions(source, encoder: TextEncoder) -> None:
-  for caption in source.longest_captions():
-    encoder.encode(caption)
-
-
-def use_compilation_cache() -> None:
-  """Keeps compiled programs between runs, where the user named no place of their own."""
-  if jax.config.jax_compilation_cache_dir is None:
-    try:
-      root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    except RuntimeError:  # No home, as in some containers.
-      return
-    jax.config.update("jax_compilation_cache_dir", str(root / "videoar_jax" / "jax"))
-
-
-def quiet_libraries() -> None:
-  """Keeps what libraries tell of their own doings off the terminal."""
-  # They write to the root logger, and give it a handler of their own where it has none.
-  logging.getLogger().addHandler(logging.NullHandler())
-  for name in ("absl", "jax"):
-    logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def start_log(path: pathlib.Path) -> None:
-  """Sends the package's log to the terminal and to a file, which grows with every run."""
-  root = logging.getLogger("videoar_jax")
-  root.setLevel(logging.DEBUG)
-  root.propagate = False
-  for handler in root.handlers[:]:
-    root.removeHandler(handler)
-    handler.close()
-  terminal, file = logging.StreamHandler(sys.stdout), logging.FileHandler(path)
-  terminal.setLevel(logging.INFO)
-  terminal.setFormatter(logging.Formatter("%(message)s"))
-  file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-  root.addHandler(terminal)
-  root.addHandler(file)
-
-
-def start_errors_log() -> None:
-  """Sends errors of the package's log to the terminal, each with the name of this process."""
-  root = logging.getLogger("videoar_jax")
-  root.setLevel(logging.ERROR)
-  root.propagate = False
-  terminal = logging.StreamHandler(sys.stderr)
-  terminal.setFormatter(logging.Formatter(f"{processes.name()}: %(message)s"))
-  root.handlers[:] = [terminal]
-
-
-def _check_shared(workdir: pathlib.Path) -> None:
-  """Raises ValueError unless all processes see the same workdir."""
-  if jax.process_count() == 1:
-    return
-  sign = workdir / "shared"
-  if processes.is_first():
-    sign.touch()
-  processes.wait_for_all("the workdir is made")
-  is_shared = sign.exists()
-  processes.wait_for_all("the workdir is seen")
-  if not is_shared:
-    raise ValueError(
-      f"--workdir={workdir} is not the same folder for {processes.name()} as for process 0; name "
-      "one in a file system that all hosts share"
-    )
-  if processes.is_first():
-    sign.unlink()
-
-
-def _lock(workdir: pathlib.Path) -> None:
-  """Keeps other processes out of a workdir until this one ends.
-
-  Raises:
-    ValueError: another run is in it.
-  """
-  path = (workdir / "lock").resolve()
-  if path in _locks:
-    return
-  file = path.open("a")
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    file.close()
-    raise ValueError(
-      f"--workdir={workdir} is in use by another run; wait for it, end it, or name another workdir"
-    ) from None
-  except OSError as error:
-    log.warning("%s: the file system has no locks (%s); do not start a second run", workdir, error)
-  _locks[path] = file
-
-
-def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
-  """Returns how a workdir's config differs from what a run is given, in fields that may.
-
-  Raises:
-    ValueError: it differs in others, or the workdir is none.
-  """
-  path = workdir / "config.json"
-  if workdir.exists() and not workdir.is_dir():
-    raise ValueError(f"--workdir={workdir} is a file; name a folder")
-  if not path.exists():
-    return []
-  lines = [f"config.{line}" for line in differing_fields(parse.load_config(path), config.to_dict())]
-  different = [line for line in lines if not _FREE.fullmatch(line.partition(":")[0])]
-  if different:
-    text = "\n  ".join(different)
-    raise ValueError(
-      f"--workdir={workdir} was made by another config (there -> now):\n  {text}\n"
-      "Name another workdir, or set these fields back. Nothing was changed"
-    )
-  return lines
-
-
-def _write_facts(stages: Stages) -> None:
-  """Writes what the run found: versions, devices, numbers of parameters."""
-  run = stages.run
-  facts = {
-    "command": sys.argv,
-    "python": platform.python_version(),
-    "machine": platform.platform(),
-    "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-    "devices": [str(device) for device in jax.devices()],
-    "processes": jax.process_count(),
-    "meshes": {
-      stage.name: dict(stages.on_mesh_of(stage).mesh.shape) for stage in stages.run.stages
-    },
-    "parameters": {
-      stage.name: count_parameters(stages.module_template(stage).shapes)
-      for stage in stages.run.stages
-    },
-    "latent_shape": run.tokenizer.latent_shape(run.data.num_frames, run.data.resolution),
-    "schedule": run.schedule,
-  }
-  if run.generator is not None:
-    facts["sequence_length"] = run.layout_of(run.data).length
-  write_text(stages.workdir / "run.json", json.dumps(facts, indent=2) + "\n")
->>>>>>> compat
