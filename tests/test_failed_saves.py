@@ -68,7 +68,7 @@ def save_as_one_of_two(folder):
       lambda step: (jnp.full((8, 4096), step), jnp.full(8, step)), out_shardings=split
     )(step)
     state = {"params": {"kernel": params}, "opt_state": (), "step": step}
-    return state | {"ema": {}, "rival": {}, "guard": {}}
+    return state | {"ema": {}, "discriminator": {}, "anomaly": {}}
 
   def listed():
     hosts.wait_for_all("nobody saves")

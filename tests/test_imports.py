@@ -27,6 +27,8 @@ ALLOWED = {
   },
   "planning": {"parallel", "nn", "train", "tokenizers", "models", "experiment"},
 }
+# Every part may import these modules: they need nothing of the package, and no device.
+LEAVES = ("interop.atomic", "runtime.versions")
 # No lower part may need an entry point: `main`, `sample` and what else lies at the top.
 EXCEPTIONS = {"": {"experiment"}}  # The package's own `__init__` opens the door to `load`.
 # Opens foreign checkpoints, where PyTorch is installed.
@@ -65,7 +67,7 @@ def imported_parts(path: pathlib.Path) -> set[str]:
   parts = set()
   for name in imported_modules(path, package):
     top, *rest = name.split(".")
-    if top == "videoar_jax" and rest:
+    if top == "videoar_jax" and rest and ".".join(rest[:2]) not in LEAVES:
       parts.add(rest[0])
   return parts & known_parts()
 
@@ -81,6 +83,13 @@ def test_imports_go_down_only(path):
   allowed = EXCEPTIONS.get(part, ALLOWED.get(part, entry_point)) | {part}
   wrong = imported_parts(path) - allowed
   assert not wrong, f"{path.name} in {part or 'the package'} must not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_leaves_need_nothing(leaf):
+  path = PACKAGE / f"{leaf.replace('.', '/')}.py"
+  libraries = {name.split(".")[0] for name in imported_modules(path, "videoar_jax")}
+  assert not imported_parts(path) and not libraries & DEVICE_LIBRARIES
 
 
 @pytest.mark.parametrize(

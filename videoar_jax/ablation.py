@@ -104,8 +104,8 @@ def _train_shared(config, workdir: pathlib.Path) -> None:
 
 def _run(config, workdir: pathlib.Path, name: str, options: argparse.Namespace) -> dict:
   """Trains a generator on what is shared, and scores it; returns its scores."""
-  from videoar_jax.evals.media import write_text
   from videoar_jax.experiment.run import Run
+  from videoar_jax.interop.atomic import write_text
 
   folder, shared = workdir / name, workdir / "shared"
   folder.mkdir(parents=True, exist_ok=True)
@@ -232,7 +232,7 @@ it at once. Drift is by how much it reads size, colour, shape and background bet
 
 def _write(workdir: pathlib.Path, labels: dict[str, str], runs: dict[str, list[dict]]) -> None:
   """Writes the table and the numbers of all runs so far."""
-  from videoar_jax.evals.media import write_text
+  from videoar_jax.interop.atomic import write_text
 
   variants = {
     name: {"label": label, "summary": summary(runs[name]), "runs": runs[name]}

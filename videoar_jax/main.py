@@ -101,7 +101,7 @@ def main(argv: list[str]) -> int:
   except TimeoutError as error:
     # What hangs has a thread that never ends, for which Python would wait.
     return end(f"error: {error}", UNEXPECTED, is_hanging=True)
-  except (ValueError, OSError, FloatingPointError) as error:
+  except (ImportError, ValueError, OSError, FloatingPointError) as error:
     logging.getLogger(__name__).debug("traceback", exc_info=True)
     return end(f"error: {error}", 1)
   except Exception:

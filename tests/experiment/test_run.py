@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import shutil
 
 import jax
@@ -105,6 +106,18 @@ def test_what_a_later_stage_lacks_is_named_before_anything_is_written(
   with pytest.raises(ValueError, match=message):
     run.Run(values, tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+def test_versions_that_are_not_tested_are_in_the_log_once(tmp_path, monkeypatch):
+  root = logging.getLogger("videoar_jax")
+  for name, value in (("handlers", []), ("level", root.level), ("propagate", root.propagate)):
+    monkeypatch.setattr(root, name, value)
+  monkeypatch.setattr(run, "untested_warning", lambda: "not tested with jax 9")
+  run.Run(sized(), tmp_path)
+  lines = (tmp_path / "log.txt").read_text().splitlines()
+  assert [line.split(" ", 2)[2] for line in lines if "not tested" in line] == [
+    "WARNING videoar_jax.experiment.run: not tested with jax 9"
+  ]
 
 
 def save_random(stages, stage):

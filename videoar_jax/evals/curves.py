@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from videoar_jax.interop.atomic import replacing
 from videoar_jax.models.base import Curves
 
 _INK, _GRID = "#333333", "#e6e6e6"
@@ -42,12 +43,8 @@ def draw_curves(path: pathlib.Path, stages: list[tuple[str, Curves, list[dict]]]
 
 def save(path: pathlib.Path, figure: Figure) -> None:
   """Writes a drawing as PNG; the file appears once it is whole."""
-  partial = path.with_name(path.name + ".partial")
-  try:
+  with replacing(path) as partial:
     figure.savefig(partial, format="png", dpi=120)
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
 
 
 def _plot(axes, records, metric, colour, label=None) -> None:

@@ -26,11 +26,11 @@ from videoar_jax.evals.media import (
   slug,
   write_mp4,
   write_png,
-  write_text,
 )
 from videoar_jax.experiment.load import load_model, load_tokenizer
 from videoar_jax.experiment.schema import RunConfig
 from videoar_jax.experiment.stages import Stages
+from videoar_jax.interop.atomic import write_text
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.train.logging import read_metrics
 

@@ -20,6 +20,7 @@ from videoar_jax.experiment.schema import (
   TextConfig,
 )
 from videoar_jax.experiment.token_cache import Cache, CacheConfig
+from videoar_jax.interop.atomic import write_text
 from videoar_jax.models.base import Family
 from videoar_jax.models.families import family_of
 from videoar_jax.parallel.mesh import MeshConfig
@@ -216,9 +217,8 @@ def _cache(section: dict, path: str, name: str, after: str, data: DataConfig) ->
 
 def save_config(config: ConfigDict, path: pathlib.Path) -> None:
   """Writes a config with all fields, as JSON."""
-  partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(complete(config).to_dict(), indent=2) + "\n")
-  partial.replace(path)
+  write_text(path, json.dumps(complete(config).to_dict(), indent=2) + "
+")
 
 
 def load_config(path: pathlib.Path) -> dict:

@@ -17,6 +17,7 @@ from videoar_jax.experiment import parse
 from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.defaults import complete, inherited
 from videoar_jax.experiment.diff import differing_fields
+from videoar_jax.interop.atomic import write_text
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import processes
 from videoar_jax.train.loop import FREE_FIELDS
@@ -147,7 +148,4 @@ def write_facts(stages: StageCheckpoints) -> None:
   }
   if run.generator is not None:
     facts |= run.family.describe(run)
-  path = stages.workdir / "run.json"
-  partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(facts, indent=2) + "\n")
-  partial.replace(path)
+  write_text(stages.workdir / "run.json", json.dumps(facts, indent=2) + "\n")

@@ -15,6 +15,8 @@ from PIL import Image
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from videoar_jax.interop.atomic import write_text
+
 log = logging.getLogger(__name__)
 
 
@@ -97,9 +99,7 @@ class RunLog:
     kept = [record for record in records if record["step"] <= first_step]
     num_lost = len(records) - len(kept)
     self.lost_s = num_lost / records[-1]["steps_per_s"] if num_lost else 0.0
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    partial.replace(path)
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
     self._file = path.open("a")
     self._writer = tensorboardX.SummaryWriter(
       str(directory / "tensorboard"), purge_step=first_step + 1, flush_secs=30
