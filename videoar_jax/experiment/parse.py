@@ -217,8 +217,7 @@ def _cache(section: dict, path: str, name: str, after: str, data: DataConfig) ->
 
 def save_config(config: ConfigDict, path: pathlib.Path) -> None:
   """Writes a config with all fields, as JSON."""
-  write_text(path, json.dumps(complete(config).to_dict(), indent=2) + "
-")
+  write_text(path, json.dumps(complete(config).to_dict(), indent=2) + "\n")
 
 
 def load_config(path: pathlib.Path) -> dict:
