@@ -22,7 +22,7 @@ from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.videoar.task import GeneratorTask
 from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.runtime.preemption import Preempted
-from videoar_jax.runtime.watch import Watchdog
+from videoar_jax.runtime.watchdog import Watchdog
 from videoar_jax.tokenizers.bsq.autoencoder import Encoder
 from videoar_jax.tokenizers.bsq.tokenizer import to_float
 from videoar_jax.train.checkpoint import Checkpointer

@@ -23,7 +23,7 @@ from videoar_jax.models.videoar.task import GeneratorTask
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import make_mesh, place, replicated
-from videoar_jax.runtime.watch import GoodputTracker
+from videoar_jax.runtime.goodput import GoodputTracker
 from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder
 from videoar_jax.tokenizers.bsq.files import flatten, read_params, read_saved, unflatten
 from videoar_jax.tokenizers.bsq.inflation import check_inflatable, inflate

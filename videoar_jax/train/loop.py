@@ -19,9 +19,11 @@ from jax.sharding import Mesh
 
 from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import replicated, shard_batch
+from videoar_jax.runtime.goodput import GoodputTracker, report_at_exit
 from videoar_jax.runtime.input_stall import InputStallMeter
 from videoar_jax.runtime.preemption import Preempted, handle_preemption
-from videoar_jax.runtime.watch import GoodputTracker, Profiler, Watchdog, report_at_exit
+from videoar_jax.runtime.profiler import Profiler
+from videoar_jax.runtime.watchdog import Watchdog
 from videoar_jax.train import anomaly
 from videoar_jax.train import state as train_state
 from videoar_jax.train.adversary import AdversaryTrainer
