@@ -13,7 +13,7 @@ from videoar_jax import ablation
 from videoar_jax.experiment import parse
 from videoar_jax.experiment import run as runs
 from videoar_jax.experiment.diff import differing_fields
-from videoar_jax.train.loop import Preempted
+from videoar_jax.runtime.preemption import Preempted
 
 CONFIG = pathlib.Path(ablation_config.__file__)
 VARIANTS = ablation_config.VARIANTS

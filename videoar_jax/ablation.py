@@ -67,7 +67,7 @@ def _ablate(options: argparse.Namespace) -> str:
     raise ValueError(f"--config={options.config}: all variants are trained; remove variant=")
   workdir = pathlib.Path(options.workdir).absolute()
 
-  from videoar_jax.train.loop import Preempted
+  from videoar_jax.runtime.preemption import Preempted
 
   def config_of(variant: str):
     return file["get_config"](",".join(filter(None, (argument, f"variant={variant}"))))

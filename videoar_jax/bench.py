@@ -255,7 +255,7 @@ def training_table(options: argparse.Namespace) -> str:
   from videoar_jax.nn.layers import count_parameters
   from videoar_jax.parallel import roofline
   from videoar_jax.parallel.mesh import MeshConfig, make_mesh
-  from videoar_jax.train.loop import Trainer
+  from videoar_jax.train.trainer import Trainer
 
   for name in ("batch_size", "repeats"):
     if getattr(options, name) < 1:

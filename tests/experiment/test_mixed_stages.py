@@ -15,7 +15,7 @@ from videoar_jax.experiment import load, parse, run
 from videoar_jax.experiment.inputs import Batches
 from videoar_jax.experiment.load import find_stage, load_model, load_tokenizer
 from videoar_jax.models.videoar.task import GeneratorTask
-from videoar_jax.train.loop import Trainer
+from videoar_jax.train.trainer import Trainer
 
 
 def sized(**changes):

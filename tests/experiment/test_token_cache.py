@@ -26,7 +26,7 @@ from videoar_jax.runtime.watchdog import Watchdog
 from videoar_jax.tokenizers.bsq.autoencoder import Encoder
 from videoar_jax.tokenizers.bsq.tokenizer import to_float
 from videoar_jax.train.checkpoint import Checkpointer
-from videoar_jax.train.loop import Trainer
+from videoar_jax.train.trainer import Trainer
 
 NUM_CLIPS = 18  # More than four batches of four, and no multiple of a batch.
 

@@ -19,8 +19,9 @@ from videoar_jax.parallel.mesh import (
   num_batch_shards,
   spec_of,
 )
-from videoar_jax.train.loop import LoopConfig, Trainer
+from videoar_jax.train.config import LoopConfig
 from videoar_jax.train.optimizer import OptimizerConfig
+from videoar_jax.train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_parameters_and_optimizer_are_born_split(mesh):
   config = GeneratorConfig(1, 8, 2, 2, 4, 16, num_bits=4, vocabulary_size=8)
   layout = Layout(2, 1, ((1, 1),))
   task = types.SimpleNamespace(
-    init=lambda key: Generator(nnx.Rngs(params=key), config, layout), rival=None, frozen={}
+    init=lambda key: Generator(nnx.Rngs(params=key), config, layout), adversary=None, frozen={}
   )
   trainer = Trainer(task, LoopConfig(1, 2, OptimizerConfig(), ema_decay=0.9), mesh, seed=0)
   state = trainer.init()

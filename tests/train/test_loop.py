@@ -5,7 +5,8 @@ import types
 
 import pytest
 
-from videoar_jax.train.loop import LoopConfig, Trainer
+from videoar_jax.train import loop
+from videoar_jax.train.config import LoopConfig
 from videoar_jax.train.optimizer import OptimizerConfig
 
 
@@ -35,11 +36,11 @@ PARTS = (
 def test_a_save_that_fails_does_not_end_the_run_but_the_last_one_does(caplog):
   failing = Checkpointer(OSError("the disk is full"))
   with caplog.at_level(logging.ERROR):
-    Trainer._save(failing, *PARTS, is_last=False)
-    Trainer._check_saves(failing.check)
+    loop._save(failing, *PARTS, is_last=False)
+    loop._check_saves(failing.check)
   assert "STEP 7 WAS NOT SAVED: the disk is full" in caplog.text and "A SAVE FAILED" in caplog.text
   with pytest.raises(OSError, match="disk is full"):
-    Trainer._save(failing, *PARTS, is_last=True)
+    loop._save(failing, *PARTS, is_last=True)
 
 
 @pytest.mark.parametrize("is_last", [False, True])
@@ -48,23 +49,23 @@ def test_a_save_is_tried_where_the_one_before_it_failed(caplog, is_last):
   checkpointer, saved = Checkpointer(RuntimeError("the bucket is gone")), []
   checkpointer.save = lambda *what: saved.append(what)
   with caplog.at_level(logging.ERROR):
-    Trainer._save(checkpointer, *PARTS, is_last=is_last)
+    loop._save(checkpointer, *PARTS, is_last=is_last)
   assert saved and "A SAVE FAILED: the bucket is gone" in caplog.text
 
 
 def test_a_save_that_fails_in_a_way_of_its_own_does_not_end_the_run(caplog):
   failing = Checkpointer(RuntimeError("the bucket is gone"))
   with caplog.at_level(logging.ERROR):
-    Trainer._save(failing, *PARTS, is_last=False)
+    loop._save(failing, *PARTS, is_last=False)
   assert "STEP 7 WAS NOT SAVED" in caplog.text
 
 
 def test_a_save_that_hangs_ends_the_run():
   hanging = Checkpointer(TimeoutError("hanging"))
   with pytest.raises(TimeoutError):
-    Trainer._check_saves(hanging.check)
+    loop._check_saves(hanging.check)
   with pytest.raises(TimeoutError):
-    Trainer._save(hanging, *PARTS, is_last=False)
+    loop._save(hanging, *PARTS, is_last=False)
 
 
 @pytest.mark.parametrize(

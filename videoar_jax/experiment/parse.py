@@ -30,7 +30,7 @@ from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizers.bsq.inflation import InflateConfig
 from videoar_jax.tokenizers.bsq.schedules import check_schedule, default_schedule, parse_schedule
 from videoar_jax.tokenizers.bsq.task import TokenizerLossConfig
-from videoar_jax.train.loop import LoopConfig
+from videoar_jax.train.config import LoopConfig
 
 _LOSSES = {"tokenizer": TokenizerLossConfig, "generator": GeneratorLossConfig}
 _STAGE_FIELDS = (

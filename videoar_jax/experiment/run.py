@@ -29,7 +29,7 @@ from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, make_mesh, num_batch_shards, process_shard
 from videoar_jax.text.tokenizers import TextEncoder
 from videoar_jax.train.checkpoint import Damaged
-from videoar_jax.train.loop import FREE_FIELDS
+from videoar_jax.train.config import FREE_FIELDS
 
 log = logging.getLogger(__name__)
 

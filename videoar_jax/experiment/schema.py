@@ -15,7 +15,7 @@ from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizers.bsq.inflation import InflateConfig
 from videoar_jax.tokenizers.bsq.schedules import Schedule, default_schedule
 from videoar_jax.tokenizers.bsq.task import TokenizerLossConfig
-from videoar_jax.train.loop import LoopConfig
+from videoar_jax.train.config import LoopConfig
 
 
 @dataclasses.dataclass(frozen=True)

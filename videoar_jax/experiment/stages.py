@@ -28,12 +28,13 @@ from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder
 from videoar_jax.tokenizers.bsq.files import flatten, read_params, read_saved, unflatten
 from videoar_jax.tokenizers.bsq.inflation import check_inflatable, inflate
 from videoar_jax.tokenizers.bsq.task import TokenizerTask, adversary_of, load_frozen
+from videoar_jax.train import loop as training_loop
 from videoar_jax.train.adversary import AdversaryTrainer
 from videoar_jax.train.checkpoint import Checkpointer, Damaged
 from videoar_jax.train.logging import NoLog, RunLog
-from videoar_jax.train.loop import Trainer
 from videoar_jax.train.state import State, Template, state_shardings, with_shardings
 from videoar_jax.train.task import Task
+from videoar_jax.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -395,7 +396,7 @@ class Stages:
       media = media_batch(test_source, text_encoder, self.mesh)
       clock.count_rest("start")
       clock.lose(run_log.lost_s)
-      trainer.train(state, iterator, checkpointer, run_log, media, clock)
+      training_loop.train(trainer, state, iterator, checkpointer, run_log, media, clock)
     finally:
       run_log.close()
       iterator.close()

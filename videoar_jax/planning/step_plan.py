@@ -26,9 +26,9 @@ from videoar_jax.planning.estimate import Cost, estimate
 from videoar_jax.planning.pod import Pod
 from videoar_jax.tokenizers import lpips
 from videoar_jax.tokenizers.bsq.task import TokenizerTask
-from videoar_jax.train.loop import Trainer
 from videoar_jax.train.state import with_shardings
 from videoar_jax.train.task import Task
+from videoar_jax.train.trainer import Trainer
 
 
 class DoesNotFit(ValueError):
