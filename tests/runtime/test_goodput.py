@@ -5,7 +5,7 @@ import time
 import jax
 import pytest
 
-from videoar_jax.runtime.goodput import GoodputTracker
+from videoar_jax.runtime.goodput import GoodputTracker, StepRate
 
 
 def test_clock_parts_sum_to_one_and_compiling_is_counted_once(monkeypatch):
@@ -63,3 +63,28 @@ def test_compiling_is_counted_where_jax_compiles():
   clock = GoodputTracker()
   jax.jit(lambda x: x * time.time())(1.0)  # A constant that no cache knows.
   assert clock.shares()["compiling"] > 0
+
+
+def test_rates_are_of_the_steps_since_the_last_line(monkeypatch):
+  """Slow steps of long ago do not count, nor what is done beside steps; waits for data do."""
+  now = [0.0]
+  monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+  clock = GoodputTracker()
+  now[0] = 50.0
+  clock.count_rest("start")
+  clock.lose(1000.0)
+  rate = StepRate(clock, step=10)
+  now[0] += 8.0
+  assert rate.at(12) == pytest.approx(2 / 8)
+  rate.restart(12)
+  now[0] += 2.0
+  for name in ("checkpoints", "samples", "evaluation"):
+    with clock.measure(name):
+      now[0] += 100.0
+      jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 30.0)
+  jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 7.0)
+  now[0] += 7.0
+  assert rate.at(16) == pytest.approx(4 / 2)
+  with clock.measure("data"):
+    now[0] += 6.0
+  assert rate.at(16) == pytest.approx(4 / 8)

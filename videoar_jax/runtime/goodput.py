@@ -1,4 +1,4 @@
-"""Where a run's time goes: steps, compiling, data, and what else is counted by name."""
+"""Where a run's time goes: steps, compiling, data, and what else is counted by name; its rates."""
 
 import contextlib
 import logging
@@ -66,7 +66,7 @@ class GoodputTracker:
 
   def count_rest(self, name: str) -> None:
     """Counts the time so far, but for what is counted, as `name`."""
-    self.count(name, self.shares()[self._rest] * (time.perf_counter() - self._started))
+    self.count(name, self.seconds()[self._rest])
 
   def lose(self, seconds: float) -> None:
     """Counts time that was spent before on steps that are made again."""
@@ -77,12 +77,17 @@ class GoodputTracker:
     """Counts seconds as `name`."""
     self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
+  def seconds(self) -> dict[str, float]:
+    """Returns the time since the beginning, by name."""
+    total = time.perf_counter() - self._started
+    counted = {"compiling": _compiled["seconds"] - self._before["seconds"], **self._seconds}
+    return {self._rest: total - sum(counted.values()), **counted}
+
   def shares(self) -> dict[str, float]:
     """Returns the share of the time since the beginning, by name; they sum to 1."""
-    total = max(time.perf_counter() - self._started, 1e-9)
-    seconds = {"compiling": _compiled["seconds"] - self._before["seconds"], **self._seconds}
-    shares = {name: value / total for name, value in seconds.items()}
-    return {self._rest: 1.0 - sum(shares.values()), **shares}
+    seconds = self.seconds()
+    total = max(sum(seconds.values()), 1e-9)
+    return {name: value / total for name, value in seconds.items()}
 
   def report(self) -> str:
     """Returns the shares, and how many programs came from the compilation cache, as a line."""
@@ -92,6 +97,33 @@ class GoodputTracker:
     where = jax.config.jax_compilation_cache_dir
     cache = f"{hits} programs from {where}, {misses} not" if where else "no compilation cache"
     return f"goodput of {total:.0f} s: {shares}; {cache}"
+
+
+class StepRate:
+  """Steps a second since the last line of the log, over the time of steps and of waits for data.
+
+  Saves, samples, evaluation and compiling do not count.
+
+  Args:
+    clock: of the loop; counts steps as "steps".
+    step: the last one before the first that counts.
+  """
+
+  def __init__(self, clock: GoodputTracker, step: int):
+    self._clock = clock
+    self.restart(step)
+
+  def restart(self, step: int) -> None:
+    """Begins the next window after a step."""
+    self._step, self._began = step, self._training_s()
+
+  def at(self, step: int) -> float:
+    """Returns the steps a second from the beginning of the window to the end of a step."""
+    return (step - self._step) / max(self._training_s() - self._began, 1e-9)
+
+  def _training_s(self) -> float:
+    seconds = self._clock.seconds()
+    return seconds["steps"] + seconds.get("data", 0.0)
 
 
 @contextlib.contextmanager

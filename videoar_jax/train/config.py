@@ -13,6 +13,8 @@ FREE_FIELDS = (
   "step_timeout_s",
   "profile_steps",
   "log_every",
+  "eval_every",
+  "eval_batches",
   "media_every",
   "on_nan",
   "spike",
@@ -40,6 +42,9 @@ class LoopConfig:
       bounds what comes between steps, too, of which samples compile.
     profile_steps: first and last step to profile; empty for none. SIGUSR1 profiles the next few.
     log_every: steps between lines of the log.
+    eval_every: steps between evaluations on held-out clips, of which the last step has one too; 0
+      for none.
+    eval_batches: held-out batches, of `batch_size / grad_accum_steps` clips.
     media_every: steps between videos in TensorBoard.
     on_nan: "stop" ends the run where a loss or gradient is not finite; "skip" leaves all but the
       number of the step as it was, and goes on, but not past too many in a row.
@@ -59,17 +64,20 @@ class LoopConfig:
   step_timeout_s: int = 3600
   profile_steps: tuple[int, ...] = ()
   log_every: int = 10
+  eval_every: int = 0
+  eval_batches: int = 4
   media_every: int = 100
   on_nan: str = "stop"
   spike: float | None = None
 
   def __post_init__(self):
     counts = ("num_steps", "batch_size", "save_every", "log_every", "media_every", "max_to_keep")
-    for name in (*counts, "save_timeout_s", "grad_accum_steps"):
+    for name in (*counts, "save_timeout_s", "grad_accum_steps", "eval_batches"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-    if self.step_timeout_s < 0:
-      raise ValueError(f"step_timeout_s={self.step_timeout_s} must not be negative")
+    for name in ("step_timeout_s", "eval_every"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name}={getattr(self, name)} must not be negative")
     if self.batch_size % self.grad_accum_steps:
       raise ValueError(
         f"batch_size={self.batch_size} must be a multiple of grad_accum_steps="

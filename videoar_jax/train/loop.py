@@ -7,23 +7,21 @@ numbers, bit for bit.
 
 import contextlib
 import logging
-import pathlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from videoar_jax.parallel.mesh import shard_batch
+from videoar_jax.parallel.mesh import place, replicated, shard_batch
 from videoar_jax.runtime.goodput import GoodputTracker, report_at_exit
 from videoar_jax.runtime.input_stall import InputStallMeter
 from videoar_jax.runtime.preemption import Preempted, handle_preemption
 from videoar_jax.runtime.profiler import Profiler
 from videoar_jax.runtime.watchdog import Watchdog
-from videoar_jax.train import anomaly
 from videoar_jax.train import state as train_state
 from videoar_jax.train.checkpoint import Checkpointer
-from videoar_jax.train.config import LoopConfig
+from videoar_jax.train.evaluation import Evaluator
 from videoar_jax.train.logging import RunLog
+from videoar_jax.train.reporting import StepReporter
 from videoar_jax.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -40,6 +38,7 @@ def train(
   run_log: RunLog,
   media_batch: dict,
   clock: GoodputTracker | None = None,
+  held_out: Sequence[dict] = (),
 ) -> train_state.State:
   """Trains from the state's step to the last one, and saves.
 
@@ -51,12 +50,15 @@ def train(
     run_log: where numbers and videos go.
     media_batch: clips to show.
     clock: that counted what led here; None for a new one.
+    held_out: this process's part of the batches to evaluate on.
   Raises:
     Preempted: a signal came; the state is saved.
     FloatingPointError: the loss is not finite.
   """
-  config, first = trainer.config, int(state["step"])
-  frozen, folder = trainer.task.frozen, checkpointer.directory.parent
+  config, first = trainer.config, int(jax.device_get(state["step"]))
+  folder, on_all = checkpointer.directory.parent, replicated(trainer.mesh)
+  frozen = jax.tree.map(lambda x: place(x, on_all), trainer.task.frozen)
+  key, evaluator = trainer.place_key(trainer.key), Evaluator(trainer, held_out)
   # The last step, whose metrics are still being computed: (step, metrics, its batch's samples).
   waiting: tuple[int, dict, dict] | None = None
   waits = InputStallMeter()
@@ -67,47 +69,76 @@ def train(
     contextlib.closing(checkpointer),
     jax.set_mesh(trainer.mesh),
     Watchdog(config.step_timeout_s) as watchdog,
-    Profiler(checkpointer.directory.parent / "profile", config.profile_steps) as profiler,
+    Profiler(folder / "profile", config.profile_steps) as profiler,
     report_at_exit(clock or GoodputTracker()) as clock,
   ):
-    started = time.perf_counter()
+    reporter = StepReporter(trainer, run_log, folder, clock, first)
     for step in range(first + 1, config.num_steps + 1):
       profiler.before(step)
-      with waits:
-        batch = next(iterator)
-      clock.count("data", waits.last)
-      samples = {name: batch.pop(name) for name in SAMPLE_FIELDS if name in batch}
-      batch = shard_batch(batch, trainer.mesh)
-      state, metrics = trainer.run(trainer.step, state, frozen, batch, trainer.key)
-      waits.follow(metrics)
-      if waiting is not None:
-        _report(trainer, run_log, folder, *waiting, first, started)
+      with _step_context(step):
+        batch, samples = _take(iterator, waits, clock)
+        batch = shard_batch(batch, trainer.mesh)
+        state, metrics = trainer.run(trainer.step, state, frozen, batch, key)
+        waits.follow(metrics)
+        if waiting is not None:
+          reporter.report(*waiting)
       waiting = (step, metrics, samples)
       if step % config.log_every == 0:
         waits.warn(step)
       profiler.after(step, metrics)
       watchdog.beat()
       _check_saves(checkpointer.check)
-      is_stopping = stop.is_due()
-      if step % config.save_every == 0 or step == config.num_steps or is_stopping:
-        _report(trainer, run_log, folder, *waiting, first, started)
+      is_stopping, is_end = stop.is_due(), step == config.num_steps
+      is_saved = step % config.save_every == 0 or is_end or is_stopping
+      is_shown = step % config.media_every == 0 or is_end
+      # Who is told to stop has little time, and saves.
+      is_evaluated = evaluator.is_due(step) and not is_stopping
+      if is_saved or is_shown or is_evaluated:
+        # Else the rest of the step would be counted as what comes now.
+        jax.block_until_ready(metrics)
+        averages = None
+        if is_evaluated:
+          with clock.measure("evaluation"), watchdog.rest("the evaluation"):
+            averages = evaluator(state, frozen)
+        reporter.report(*waiting, averages)
         waiting = None
-        is_last = is_stopping or step == config.num_steps
+      if is_saved:
+        is_last = is_stopping or is_end
         with clock.measure("checkpoints"), watchdog.rest("the save", save_s):
           _save(checkpointer, run_log, step, state, iterator, is_last)
           if is_last:
             checkpointer.wait()
       # After the save, so that nothing that goes wrong here costs a step.
-      if step % config.media_every == 0 or step == config.num_steps:
+      if is_shown:
         params = train_state.evaluation_params(state)
+        shown = jax.tree.map(lambda x: place(x, on_all), media_batch)
         with clock.measure("samples"), watchdog.rest("the making of samples"):
-          media = trainer.run(trainer.media, params, frozen, media_batch)
+          media = trainer.run(trainer.media, params, frozen, shown)
           run_log.videos(step, jax.device_get(media))
       if is_stopping:
         what = f"{stop.signal.name}: stopped at step {step} of {config.num_steps}"
         raise Preempted(what, stop.signal)
   log.info("waited for data %.1f%% of the time", 100 * waits.share)
   return state
+
+
+@contextlib.contextmanager
+def _step_context(step: int) -> Iterator[None]:
+  """Names a step in profiles, and refuses transfers that nobody asked for within it."""
+  with (
+    jax.profiler.StepTraceAnnotation("train", step_num=step),
+    jax.transfer_guard("disallow"),
+  ):
+    yield
+
+
+def _take(iterator: Iterator, waits: InputStallMeter, clock: GoodputTracker) -> tuple[dict, dict]:
+  """Returns the next batch, and what it says of its samples."""
+  with waits:
+    batch = next(iterator)
+  clock.count("data", waits.last)
+  samples = {name: batch.pop(name) for name in SAMPLE_FIELDS if name in batch}
+  return batch, samples
 
 
 def _check_saves(check: Callable[[], None]) -> None:
@@ -133,45 +164,3 @@ def _save(checkpointer, run_log, step, state, iterator, is_last):
     if is_last:
       raise
     log.error("STEP %d WAS NOT SAVED: %s. The run goes on and tries again", step, error)
-
-
-def _report(
-  trainer: Trainer,
-  run_log: RunLog,
-  folder: pathlib.Path,
-  step: int,
-  metrics: dict,
-  samples: dict,
-  first: int,
-  started: float,
-):
-  values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-  _check(trainer.config, folder, step, values, samples)
-  values["steps_per_s"] = (step - first) / (time.perf_counter() - started)
-  values |= trainer.task.rates(values["steps_per_s"] * trainer.config.batch_size)
-  run_log.scalars(step, values, is_line=step % trainer.config.log_every == 0)
-
-
-def _check(
-  config: LoopConfig, folder: pathlib.Path, step: int, values: dict[str, float], samples: dict
-) -> None:
-  """Writes down what a bad step was made of, and stops the run where that is configured."""
-  num_bad = round(values.pop("num_bad"))
-  if not num_bad:
-    return
-  name = anomaly.reason(values)
-  path = anomaly.write_bad_step(folder, step, name, values[name], samples)
-  what = f"{name} of step {step} is {values[name]}; {path} has the ids of its samples"
-  if config.on_nan == "stop":
-    raise FloatingPointError(
-      f"{what}. The checkpoint before it is kept; lower "
-      "optimizer.learning_rate or optimizer.grad_clip_norm (with a discriminator, those of "
-      "loss.adversarial.optimizer too) and run into a new workdir, or set loop.on_nan='skip'"
-    )
-  if num_bad > anomaly.MAX_BAD_IN_A_ROW:
-    raise FloatingPointError(
-      f"{what}. So were the {num_bad - 1} steps before it, which are skipped: that is no "
-      "accident of their samples. Where the loss is finite, raise loop.spike or set it to None; "
-      "else lower optimizer.learning_rate and run into a new workdir"
-    )
-  log.warning("%s; the step is skipped", what)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+from clu.metrics import Average
 from jax.sharding import Mesh
 
 from videoar_jax.parallel import processes
@@ -56,6 +57,9 @@ class Trainer:
     )
     # Whole everywhere: process 0 shows it.
     self.media = jax.jit(self._media, out_shardings=replicated(mesh))
+    self.evaluate = jax.jit(self._evaluate, out_shardings=replicated(mesh))
+    # Onto all devices, once: from one of them, each step would have to fetch it.
+    self.place_key = jax.jit(lambda key: key, out_shardings=replicated(mesh))
     self.learning_rate = learning_rate_schedule(config.optimizer, num_steps)
     self._compiled: set[tuple] = set()  # Programs and the shapes of their batches.
 
@@ -170,6 +174,13 @@ class Trainer:
 
   def _media(self, params, frozen, batch):
     return self.task.media(self.template.module(params), frozen, batch)
+
+  def _evaluate(self, params, frozen, batch, key) -> dict[str, Average]:
+    """Returns the loss and the metrics of a held-out batch, as averages over this one batch."""
+    module = self.template.module(params)
+    loss, metrics = self.task.loss(module, frozen, batch, key, is_training=False)
+    values = {"loss": loss, **metrics}
+    return {name: Average.from_model_output(jnp.asarray(x)) for name, x in values.items()}
 
   def run(self, program, state, frozen, batch, *rest):
     """Runs a program; of several processes, none before all have compiled it.
