@@ -266,7 +266,12 @@ def _stage_table(stages: dict) -> str:
   rows = ["| stage | parameters | steps | clips a step | at the end |", "|---|---|---|---|---|"]
   for name, facts in stages.items():
     last = facts["last"]
-    labels = (("loss", "loss {:.4f}"), ("psnr", "PSNR {:.2f} dB"), ("bit_accuracy", "bits {:.1%}"))
+    labels = (
+      ("loss", "loss {:.4f}"),
+      ("psnr", "PSNR {:.2f} dB"),
+      ("bit_accuracy", "bits {:.1%}"),
+      ("eval/loss", "held-out loss {:.4f}"),
+    )
     end = ", ".join(text.format(last[metric]) for metric, text in labels if metric in last)
     steps = f"{facts['steps']}"
     steps += "" if facts["steps"] >= facts["num_steps"] else f" of {facts['num_steps']}"

@@ -30,6 +30,7 @@ from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, make_mesh, num_batch_s
 from videoar_jax.text.tokenizers import TextEncoder
 from videoar_jax.train.checkpoint import Damaged
 from videoar_jax.train.config import FREE_FIELDS
+from videoar_jax.train.overview import count_by_module
 
 log = logging.getLogger(__name__)
 
@@ -266,6 +267,7 @@ def start_log(path: pathlib.Path) -> None:
     handler.close()
   terminal, file = logging.StreamHandler(sys.stdout), logging.FileHandler(path)
   terminal.setLevel(logging.INFO)
+  terminal.addFilter(lambda record: not hasattr(record, "is_for_file"))  # Long tables are.
   terminal.setFormatter(logging.Formatter("%(message)s"))
   file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
   root.addHandler(terminal)
@@ -360,6 +362,10 @@ def _write_facts(stages: Stages) -> None:
     },
     "parameters": {
       stage.name: count_parameters(stages.module_template(stage).shapes)
+      for stage in stages.run.stages
+    },
+    "parameters_by_module": {
+      stage.name: count_by_module(stages.module_template(stage).shapes)
       for stage in stages.run.stages
     },
     "latent_shape": run.tokenizer.latent_shape(run.data.num_frames, run.data.resolution),
