@@ -28,7 +28,7 @@ from videoar_jax.models.families import FAMILIES, family_of
 from videoar_jax.parallel.mesh import MeshConfig
 from videoar_jax.tokenizers.base import TokenizerConfig
 from videoar_jax.tokenizers.families import TOKENIZERS
-from videoar_jax.train.loop import LoopConfig
+from videoar_jax.train.config import LoopConfig
 
 _KINDS = ("tokenizer", "generator")
 _STAGE_FIELDS = (
