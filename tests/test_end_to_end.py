@@ -104,6 +104,10 @@ def test_workdir_holds_what_a_run_decided(trained):
     assert (trained / name).stat().st_size > 0, name
   facts = json.loads((trained / "run.json").read_text())
   assert facts["parameters"]["generator"] > facts["parameters"]["tokenizer"] > 1000
+  parts = facts["parameters_by_module"]["tokenizer"]
+  assert parts.keys() == {"encoder", "decoder"}
+  assert sum(parts.values()) == facts["parameters"]["tokenizer"]
+  assert "encoder/conv_in/kernel" in (trained / "log.txt").read_text()
   assert facts["packages"]["jax"]
   for stage in ("images", "tokenizer", "generator"):
     assert list((trained / stage / "tensorboard").glob("events*"))

@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -106,6 +108,25 @@ def test_package_never_imports_configs_or_torch(path):
   libraries = {name.split(".")[0] for name in imported_modules(path, package)}
   torch = set() if part_of(path) in MAY_USE_TORCH else {"torch"}
   assert not libraries & ({"configs", "tensorflow"} | torch)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=IDS)
+def test_nothing_is_imported_that_would_import_tensorflow(path):
+  """Of clu, these two alone do without it."""
+  names = imported_modules(path, ".".join(path.relative_to(ROOT).parent.parts))
+  used = {".".join(name.split(".")[:2]) for name in names if name.startswith("clu.")}
+  assert used <= {"clu.metrics", "clu.parameter_overview"}
+  assert "clu" not in names or used
+
+
+def test_training_needs_no_tensorflow():
+  program = (
+    "import sys\n"
+    "import videoar_jax.train.loop, videoar_jax.train.overview\n"
+    "assert 'clu.metrics' in sys.modules and 'clu.parameter_overview' in sys.modules\n"
+    "assert not [n for n in sys.modules if n.split('.')[0] in ('tensorflow', 'tf_keras')]\n"
+  )
+  subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ ablation.md, .json   means over the seeds and their spread, written anew after e
 """
 
 import argparse
-import itertools
 import json
 import os
 import pathlib
@@ -67,7 +66,7 @@ def _ablate(options: argparse.Namespace) -> str:
     raise ValueError(f"--config={options.config}: all variants are trained; remove variant=")
   workdir = pathlib.Path(options.workdir).absolute()
 
-  from videoar_jax.train.loop import Preempted
+  from videoar_jax.runtime.preemption import Preempted
 
   def config_of(variant: str):
     return file["get_config"](",".join(filter(None, (argument, f"variant={variant}"))))
@@ -136,15 +135,14 @@ def seconds_a_step(path: pathlib.Path, first: int) -> float | None:
 
   Args:
     path: of a stage's `metrics.jsonl`.
-    first: step that the records' speeds are counted from.
+    first: step before those that count.
   Returns:
-    Seconds; None where there are not two steps.
+    Seconds; None where there is no step.
   """
   from videoar_jax.train.logging import read_metrics
 
   records = [record for record in read_metrics(path) if record["step"] > first]
-  ends = [(record["step"] - first) / record["steps_per_s"] for record in records]
-  times = [end - start for start, end in itertools.pairwise(ends)]
+  times = [1 / record["steps_per_s"] for record in records]
   return statistics.median(times) if times else None
 
 

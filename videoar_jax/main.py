@@ -60,8 +60,8 @@ def main(argv: list[str]) -> int:
   from videoar_jax.evals.report import write_report
   from videoar_jax.experiment.run import Run
   from videoar_jax.parallel import processes
+  from videoar_jax.runtime.goodput import GoodputTracker, report_at_exit
   from videoar_jax.runtime.preemption import Preempted
-  from videoar_jax.runtime.watch import GoodputTracker, report_at_exit
 
   try:
     processes.start(DISTRIBUTED.value)

@@ -17,7 +17,7 @@ from videoar_jax.experiment.load import find_stage, load_model, load_tokenizer
 from videoar_jax.models.videoar import family
 from videoar_jax.models.videoar.sequences import layout_of, widest_layout
 from videoar_jax.models.videoar.task import GeneratorTask
-from videoar_jax.train.loop import Trainer
+from videoar_jax.train.trainer import Trainer
 
 
 def sized(**changes):
@@ -26,7 +26,7 @@ def sized(**changes):
     "images": {"weight": 0.4, "num_frames": 1},
     "clips": {"weight": 0.6, "num_frames": (1, 5)},
   }
-  loop = {"num_steps": 10, "batch_size": 4, "save_every": 4, "media_every": 100}
+  loop = {"num_steps": 10, "batch_size": 4, "save_every": 4, "media_every": 100, "eval_every": 3}
   loop["optimizer"] = {"kind": "adamw"}
   settings = {
     "stages": ("tokenizer", "I", "II"),
@@ -90,6 +90,8 @@ def test_stages_of_several_shapes_train_and_resume(workdir, monkeypatch):
   assert any("40.0% of the batches are images 1x16x16" in line for line in text)
   whole = records(workdir, "I")
   assert [record["step"] for record in whole] == list(range(1, 11))
+  # On clips of the stage's own shape, whatever the step before was of.
+  assert [record["step"] for record in whole if "eval/loss" in record] == [3, 6, 9, 10]
   # As a run that was killed after its save of step 8.
   shutil.rmtree(workdir / "I" / "checkpoints" / "10")
   again = run.Run(sized(), workdir)

@@ -29,6 +29,8 @@ from videoar_jax.train.state import flatten
     ("mesh.fsdp", 2, True),
     ("stage.generator.loop.on_nan", "skip", True),
     ("stage.generator.loop.spike", 3.0, True),
+    ("stage.generator.loop.eval_every", 5, True),
+    ("stage.generator.loop.eval_batches", 2, True),
     ("stage.generator.loop.save_timeout_s", 60, True),
     ("stage.generator.data", {"num_threads": 2}, True),
     ("data.num_threads", 2, True),
@@ -47,6 +49,24 @@ def test_fields_that_change_no_number_may_change_in_a_workdir(tmp_path, name, va
   else:
     with pytest.raises(ValueError, match=rf"config\.{name}.*\n.*set these fields back"):
       run._check_same_config(changed, tmp_path)
+
+
+def test_long_tables_are_for_the_file_of_the_log_alone(tmp_path, capsys):
+  root = logging.getLogger("videoar_jax")
+  before = root.handlers[:], root.level, root.propagate
+  root.handlers[:] = []
+  try:
+    run.start_log(tmp_path / "log.txt")
+    root.info("a line")
+    root.info("a table", extra={"is_for_file": True})
+  finally:
+    root.handlers[:], root.level, root.propagate = before
+  assert capsys.readouterr().out == "a line\n"
+  lines = (tmp_path / "log.txt").read_text().splitlines()
+  assert [line.split(" ", 2)[2] for line in lines] == [
+    "INFO videoar_jax: a line",
+    "INFO videoar_jax: a table",
+  ]
 
 
 def test_a_mesh_that_would_change_the_batches_of_a_mixture_is_named(tmp_path, monkeypatch):

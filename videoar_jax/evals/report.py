@@ -262,6 +262,7 @@ def _stage_table(stages: dict, headline: dict[str, str]) -> str:
   for name, facts in stages.items():
     last = facts["last"]
     labels = {"loss": "loss {:.4f}", "psnr": "PSNR {:.2f} dB"} | headline
+    labels["eval/loss"] = "held-out loss {:.4f}"
     end = ", ".join(text.format(last[name]) for name, text in labels.items() if name in last)
     steps = f"{facts['steps']}"
     steps += "" if facts["steps"] >= facts["num_steps"] else f" of {facts['num_steps']}"

@@ -25,7 +25,7 @@ from videoar_jax.models.base import Family
 from videoar_jax.models.families import family_of
 from videoar_jax.parallel.mesh import MeshConfig
 from videoar_jax.tokenizers.families import TOKENIZERS
-from videoar_jax.train.loop import LoopConfig
+from videoar_jax.train.config import LoopConfig
 
 
 def finalize(config: ConfigDict | dict) -> RunConfig:

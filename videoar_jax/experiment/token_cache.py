@@ -22,8 +22,9 @@ from videoar_jax.experiment.diff import differing_fields
 from videoar_jax.interop.atomic import remove_partials
 from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, process_shard, shard_batch
+from videoar_jax.runtime.goodput import GoodputTracker, report_at_exit
 from videoar_jax.runtime.preemption import Preempted
-from videoar_jax.runtime.watch import GoodputTracker, Watchdog, report_at_exit
+from videoar_jax.runtime.watchdog import Watchdog
 from videoar_jax.tokenizers.base import TokenizerConfig, TokenizerFamily
 from videoar_jax.train.state import Template, flatten
 

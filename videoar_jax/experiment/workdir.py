@@ -20,7 +20,8 @@ from videoar_jax.experiment.diff import differing_fields
 from videoar_jax.interop.atomic import write_text
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import processes
-from videoar_jax.train.loop import FREE_FIELDS
+from videoar_jax.train.config import FREE_FIELDS
+from videoar_jax.train.overview import count_by_module
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +143,10 @@ def write_facts(stages: StageCheckpoints) -> None:
     },
     "parameters": {
       stage.name: count_parameters(stages.module_template(stage).shapes)
+      for stage in stages.run.stages
+    },
+    "parameters_by_module": {
+      stage.name: count_by_module(stages.module_template(stage).shapes)
       for stage in stages.run.stages
     },
     "latent_shape": run.tokenizer.latent_shape(run.data.num_frames, run.data.resolution),
