@@ -28,7 +28,7 @@ from videoar_jax.models.base import Family
 from videoar_jax.models.families import FAMILIES, family_of
 from videoar_jax.parallel.mesh import MeshConfig
 from videoar_jax.tokenizers.families import TOKENIZERS
-from videoar_jax.train.loop import LoopConfig
+from videoar_jax.train.config import LoopConfig
 
 KINDS = ("tokenizer", "generator", "cache")
 STAGE_SECTIONS = ("kind", "data", "mixture", "loop", "loss", "init", "mesh")
