@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import start_two
 from orbax.checkpoint._src.multihost import multihost
-from test_end_to_end import start_two
 
 from videoar_jax.parallel import processes as hosts
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh

@@ -9,11 +9,10 @@ import sys
 import threading
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_runs import NUM_CLIPS, make_config, save_tokenizer
 
-from configs import quickstart
 from videoar_jax import convert
 from videoar_jax.data.sources import latents
 from videoar_jax.data.synthetic.sprites import SpritesSource
@@ -26,51 +25,6 @@ from videoar_jax.runtime.preemption import Preempted
 from videoar_jax.runtime.watchdog import Watchdog
 from videoar_jax.tokenizers.bsq.autoencoder import Encoder
 from videoar_jax.tokenizers.pixels import to_float
-from videoar_jax.train.checkpoint import Checkpointer
-from videoar_jax.train.trainer import Trainer
-
-NUM_CLIPS = 18  # More than four batches of four, and no multiple of a batch.
-
-
-def make_config(**changes):
-  """Returns the quickstart at a size that compiles fast, with a cache."""
-  values = quickstart.get_config("size=tiny")
-  settings = {
-    "data.num_frames": 5,
-    "data.resolution": (16, 16),
-    "tokenizer.patch_size": 4,
-    "tokenizer.base_channels": 4,
-    "tokenizer.multipliers": (1, 1),
-    "tokenizer.strides": ((2, 1),),
-    "tokenizer.num_groups": 1,
-    "tokenizer.num_bits": 4,
-    "tokenizer.schedule": "1 4",
-    "generator.num_layers": 1,
-    "generator.d_model": 16,
-    "generator.num_heads": 1,
-    "generator.num_kv_heads": 1,
-    "generator.head_dim": 16,
-    "generator.mlp_dim": 16,
-    "stages": ("tokenizer", "cache", "generator"),
-    "stage.cache": {
-      "kind": "cache",
-      "num_clips": NUM_CLIPS,
-      "batch_size": 4,
-      "clips_per_shard": 4,
-    },
-    "stage.generator.loop.num_steps": 4,
-    "stage.generator.loop.save_every": 2,
-    "stage.generator.loop.eval_every": 2,
-    "stage.generator.loop.optimizer.kind": "adamw",
-    **changes,
-  }
-  for name, value in settings.items():
-    section, _, last = name.rpartition(".")
-    node = values
-    for part in filter(None, section.split(".")):
-      node = node[part]
-    node[last] = value
-  return values
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +33,6 @@ def trained(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("cached")
   save_tokenizer(make_config(), workdir, seed=0)
   return workdir
-
-
-def save_tokenizer(values, workdir, seed):
-  settings = parse.finalize(values)
-  stages = Stages(settings, workdir, make_mesh(settings.mesh))
-  stage = settings.stages[0]
-  trainer = Trainer(stages.make_task(stage), stage.loop, stages.mesh, seed)
-  checkpointer = Checkpointer(stages.checkpoints(stage))
-  state = trainer.init() | {"step": jnp.int32(stage.loop.num_steps)}
-  checkpointer.save(stage.loop.num_steps, state, {})
-  checkpointer.close()
 
 
 class FewSprites(SpritesSource):
