@@ -158,7 +158,7 @@ def section(
 def _table(rows: list[tuple[str, str, str, str]]) -> str:
   lines = ["| field | type | default | meaning |", "|---|---|---|---|"]
   for name, kind, default, text in rows:
-    text = text[:1].upper() + text[1:].replace("|", "\\|")
+    text = text.replace("|", "\\|")
     lines.append(f"| `{name}` | {kind} | {f'`{default}`' if default else ''} | {text} |")
   return "\n".join(lines).replace("`required`", "required").replace("`none`", "none") + "\n"
 
