@@ -20,7 +20,7 @@ TINY_TOKENIZER = [
   "--config.tokenizer.base_channels=4",
   "--config.tokenizer.multipliers=(1,2,2)",
   "--config.tokenizer.num_groups=2",
-  "--config.schedule=1 2 4",
+  "--config.tokenizer.schedule=1 2 4",
   "--config.report.num_clips=4",
 ]
 # The quickstart at that size.
@@ -45,10 +45,7 @@ TINY = [
 def command(workdir, *extra, config="configs/quickstart.py:size=tiny"):
   """Returns the command that trains a run."""
   main = [sys.executable, "-m", "videoar_jax.main"]
-  # A tuple that is set twice would be both values in a row.
-  names = {flag.partition("=")[0] for flag in extra}
-  tiny = [flag for flag in TINY if flag.partition("=")[0] not in names]
-  return [*main, f"--config={config}", f"--workdir={workdir}", *tiny, *extra]
+  return [*main, f"--config={config}", f"--workdir={workdir}", *TINY, *extra]
 
 
 def environment(num_devices=1):
