@@ -121,7 +121,8 @@ def test_parts_of_todays_mixtures_stay():
 
 def test_a_discriminator_keeps_the_optimizer_that_it_had():
   old = copy.deepcopy(first_version.QUICKSTART)
-  old["stage"]["tokenizer"]["loss"]["adversarial"] = {"weight": 0.1, "optimizer": {"b1": 0.3}}
+  own = {"weight": 0.1, "optimizer": {"b1": 0.3}}
+  old["stage"]["tokenizer"]["loss"] = old["stage"]["tokenizer"]["loss"] | {"adversarial": own}
   values = complete(with_new_names(old))
   assert values.stage.tokenizer.loss.adversarial.optimizer.b1 == 0.3
   assert values.stage.tokenizer.loss.adversarial.optimizer.b2 == 0.95
