@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 # A tokenizer that trains in seconds.
 TINY_TOKENIZER = [
