@@ -40,7 +40,10 @@ TINY = [
   *(
     f"--config.stage.{stage}.loop.{name}={value}"
     for stage in ("images", "tokenizer", "generator")
-    for name, value in (("save_every", 2), ("media_every", 100))
+    for name, value in (
+      *(("save_every", 2), ("media_every", 100)),
+      *(("eval_every", 3), ("eval_batches", 2)),
+    )
   ),
 ]
 
@@ -112,6 +115,9 @@ def test_workdir_holds_what_a_run_decided(trained):
   for stage in ("images", "tokenizer", "generator"):
     assert list((trained / stage / "tensorboard").glob("events*"))
   assert set(losses(trained)["generator"]) == set(range(1, 7))
+  for stage, last in (("images", 4), ("tokenizer", 6), ("generator", 6)):
+    found = {step for step, record in losses(trained)[stage].items() if "eval/loss" in record}
+    assert found == {3, last}
 
 
 def test_second_run_trains_nothing(trained):
@@ -160,14 +166,7 @@ def test_two_devices_equal_one(trained, tmp_path):
   assert done.returncode == 0, done.stderr[-3000:]
   meshes = json.loads((tmp_path / "run.json").read_text())["meshes"]
   assert [meshes[stage]["fsdp"] for stage in ("images", "tokenizer", "generator")] == [2, 1, 2]
-  ours = losses(tmp_path)
-  for stage, steps in losses(trained).items():
-    np.testing.assert_allclose(
-      [ours[stage][step]["loss"] for step in steps],
-      [record["loss"] for record in steps.values()],
-      rtol=1e-5,
-      atol=1e-5,
-    )
+  assert_same_losses(tmp_path, trained, ("loss", "eval/loss"))
 
 
 FOUR_WAYS = ("--config.mesh.data=1", "--config.mesh.fsdp=4")
@@ -220,16 +219,14 @@ def test_two_processes_that_are_stopped_and_killed_end_as_one_that_is_not(traine
   assert_same_losses(workdir, trained)
 
 
-def assert_same_losses(workdir, other):
+def assert_same_losses(workdir, other, names=("loss",)):
   """Compares the losses of all steps of two runs."""
   ours = losses(workdir)
   for stage, steps in losses(other).items():
-    np.testing.assert_allclose(
-      [ours[stage][step]["loss"] for step in steps],
-      [record["loss"] for record in steps.values()],
-      rtol=1e-5,
-      atol=1e-5,
-    )
+    for name in names:
+      wanted = {step: record[name] for step, record in steps.items() if name in record}
+      found = [ours[stage][step][name] for step in wanted]
+      np.testing.assert_allclose(found, list(wanted.values()), rtol=1e-5, atol=1e-5)
 
 
 def wait_for(path, processes):
@@ -249,7 +246,7 @@ def test_two_processes_equal_one(trained, tmp_path):
   assert [process.returncode for process in processes] == [0, 0], outputs
   assert "report:" in outputs[0] and "stage generator" not in outputs[1]
   assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
-  assert_same_losses(tmp_path / "run", trained)
+  assert_same_losses(tmp_path / "run", trained, ("loss", "eval/loss"))
 
 
 def test_evaluation_of_a_trained_tokenizer(trained, tmp_path):
