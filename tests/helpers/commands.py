@@ -20,7 +20,7 @@ TINY_TOKENIZER = [
   "--config.tokenizer.base_channels=4",
   "--config.tokenizer.multipliers=(1,2,2)",
   "--config.tokenizer.num_groups=2",
-  "--config.schedule=1 2 4",
+  "--config.tokenizer.schedule=1 2 4",
   "--config.report.num_clips=4",
 ]
 # The quickstart at that size.
@@ -37,7 +37,10 @@ TINY = [
   *(
     f"--config.stage.{stage}.loop.{name}={value}"
     for stage in ("images", "tokenizer", "generator")
-    for name, value in (("save_every", 2), ("media_every", 100))
+    for name, value in (
+      *(("save_every", 2), ("media_every", 100)),
+      *(("eval_every", 3), ("eval_batches", 2)),
+    )
   ),
 ]
 
