@@ -11,7 +11,14 @@ variant is a config like any other:
 
 from ml_collections import ConfigDict
 
-from configs.common import generator_size, parse_arg
+from configs.common import (
+  generator_size,
+  parse_arg,
+  small_loop,
+  small_tokenizer,
+  small_tokenizer_loss,
+)
+from videoar_jax.experiment.defaults import default_config
 
 # As in the paper's tables: 4, each row with what those above it have; 5; and our own.
 VARIANTS = {
@@ -46,39 +53,32 @@ def get_config(arg: str | None = None) -> ConfigDict:
   )
   if args.variant not in VARIANTS:
     raise ValueError(f"variant={args.variant!r} is unknown; there are {', '.join(VARIANTS)}")
-  config = ConfigDict({"seed": 0})
-  config.text = ConfigDict({"length": 16, "tokenizer": "words"})
-  config.data = ConfigDict(
-    {"source": "sprites", "num_frames": 9, "frame_rate": 4.0, "resolution": (64, 64)}
+  config = default_config(
+    {"images": "tokenizer", "tokenizer": "tokenizer", "cache": "cache", "generator": "generator"}
   )
-  config.tokenizer = ConfigDict(
-    {
-      "num_bits": 16,
-      "patch_size": 4,
-      "base_channels": 16,
-      "multipliers": (3, 4, 4),
-      "strides": ((2, 2), (2, 1)),
-      "num_encoder_blocks": 1,
-      "num_decoder_blocks": 1,
-      "num_groups": 4,
-      "schedule": "1 2 4 8",
-    }
-  )
-  config.generator = generator_size(args.size)
+  config.data.num_frames = 9
+  config.data.frame_rate = 4.0
+  config.text.length = 16
+  config.text.tokenizer = "words"
+  config.tokenizer.update(small_tokenizer("1 2 4 8"))
+  config.generator.update(generator_size(args.size))
   config.generator.remat = "none"
   config.generator.scan_layers = False
-  config.sampling = ConfigDict({"guidance": "constant:2", "temperature": 0.7, "top_p": 1.0})
-  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+  config.sampling.guidance = "constant:2"
+  config.sampling.temperature = 0.7
 
-  config.stages = ("images", "tokenizer", "cache", "generator")
-  config.stage = ConfigDict()
-  config.stage.images = _tokenizer(args.image_steps, batch_size=16, learning_rate=3e-2)
-  config.stage.images.data = ConfigDict({"num_frames": 1})
-  config.stage.tokenizer = _tokenizer(args.tokenizer_steps, batch_size=4, learning_rate=1e-2)
-  config.stage.cache = ConfigDict({"kind": "cache", "num_clips": args.cache_clips})
-  config.stage.generator = ConfigDict({"kind": "generator"})
-  config.stage.generator.loop = _loop(args.generator_steps, batch_size=4, learning_rate=1.5e-2)
-  config.stage.generator.loss = ConfigDict({"scale_weighting": "sqrt"})
+  config.stage.images.data.num_frames = 1
+  config.stage.cache.num_clips = args.cache_clips
+  loops = {
+    "images": (args.image_steps, 16, 3e-2),
+    "tokenizer": (args.tokenizer_steps, 4, 1e-2),
+    "generator": (args.generator_steps, 4, 1.5e-2),
+  }
+  for name, loop in loops.items():
+    config.stage[name].loop.update(small_loop(*loop, media_every=1000))
+    if name != "generator":
+      config.stage[name].loss.update(small_tokenizer_loss())
+  config.stage.generator.loss.scale_weighting = "sqrt"
   _vary(config, args.variant)
   if args.quick:
     _shrink(config)
@@ -93,7 +93,6 @@ def _vary(config: ConfigDict, variant: str) -> None:
   config.generator.positions = "rope" if row >= 1 else "learned"
   config.generator.context = "full_frame" if variant == "final" else "scales"
   loss = config.stage.generator.loss
-  loss.corruption = ConfigDict({"p_min": 0.0, "p_max": 0.25})
   loss.corruption.delta = 0.01 if row >= 2 else 0.0
   loss.corruption.has_inheritance = row >= 3
   loss.p_frame_mask = 0.2 if variant == "frame_mask" else 0.0
@@ -115,30 +114,3 @@ def _shrink(config: ConfigDict) -> None:
   for name, num_steps in (("tokenizer", 1), ("generator", 4)):
     config.stage[name].loop.num_steps = num_steps
     config.stage[name].loop.optimizer.kind = "adamw"
-
-
-def _tokenizer(num_steps: int, **settings) -> ConfigDict:
-  loss = {"l2": 1.0, "l1": 0.0, "commitment": 0.02, "quantization_error": 0.05, "entropy": 0.0}
-  stage = ConfigDict({"kind": "tokenizer", "loss": loss | {"scale_dropout": 0.4}})
-  stage.loop = _loop(num_steps, **settings)
-  return stage
-
-
-def _loop(num_steps: int, *, batch_size: int, learning_rate: float) -> ConfigDict:
-  return ConfigDict(
-    {
-      "num_steps": num_steps,
-      "batch_size": batch_size,
-      "ema_decay": 0.99,
-      "save_every": 200,
-      "media_every": 1000,
-      "optimizer": {
-        "kind": "muon",
-        "learning_rate": learning_rate,
-        "muon_steps": 4,
-        "warmup_steps": 50,
-        "weight_decay": 1e-4,
-        "final_fraction": 0.02,
-      },
-    }
-  )

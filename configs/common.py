@@ -1,4 +1,4 @@
-"""What config files share: parsing their argument, named sizes."""
+"""What config files share: parsing their argument, named sizes, small networks."""
 
 from ml_collections import ConfigDict
 
@@ -15,6 +15,52 @@ def generator_size(name: str, family: str = "videoar") -> ConfigDict:
   if name not in sizes:
     raise ValueError(f"size={name!r} is unknown; sizes are {', '.join(sizes)}")
   return ConfigDict(sizes[name])
+
+
+def small_tokenizer(schedule: str) -> dict:
+  """Returns the `tokenizer` settings of clips of 64 pixels a side."""
+  return {
+    "num_bits": 16,
+    "patch_size": 4,
+    "base_channels": 16,
+    "multipliers": (3, 4, 4),
+    "strides": ((2, 2), (2, 1)),
+    "num_encoder_blocks": 1,
+    "num_decoder_blocks": 1,
+    "num_groups": 4,
+    "schedule": schedule,
+  }
+
+
+def small_tokenizer_loss() -> dict:
+  """Returns the `loss` settings of a small tokenizer that starts from nothing."""
+  return {
+    "l2": 1.0,
+    "l1": 0.0,
+    "commitment": 0.02,
+    "quantization_error": 0.05,
+    "entropy": 0.0,
+    "scale_dropout": 0.4,
+  }
+
+
+def small_loop(num_steps: int, batch_size: int, learning_rate: float, media_every: int) -> dict:
+  """Returns the `loop` settings of a small network that trains for minutes."""
+  return {
+    "num_steps": num_steps,
+    "batch_size": batch_size,
+    "ema_decay": 0.99,
+    "save_every": 200,
+    "media_every": media_every,
+    "optimizer": {
+      "kind": "muon",
+      "learning_rate": learning_rate,
+      "muon_steps": 4,
+      "warmup_steps": 50,
+      "weight_decay": 1e-4,
+      "final_fraction": 0.02,
+    },
+  }
 
 
 def parse_arg(arg: str | None, **defaults):

@@ -10,10 +10,11 @@ paper reports gFVD 90.3 (l) and 88.6 (xl) in 30 steps, and says neither how long
 generator nor at what frame rate: those are choices of ours.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from configs import tokenizer_ucf101
 from configs.common import generator_size, parse_arg
+from videoar_jax.experiment.defaults import default_config
 
 _CLASSES = """
 ApplyEyeMakeup ApplyLipstick Archery BabyCrawling BalanceBeam BandMarching BaseballPitch
@@ -41,30 +42,25 @@ def get_config(arg: str | None = None) -> ConfigDict:
       `init=` a converted image tokenizer; `steps=` of the generator.
   """
   args = parse_arg(arg, size="l", data="", lists="", init="", steps=200_000)
-  config = tokenizer_ucf101.get_config(f"data={args.data},init={args.init}")
-  config.data.split_file = config_dict.placeholder(str)
+  config = default_config({"tokenizer": "tokenizer", "generator": "generator"})
+  tokenizer = tokenizer_ucf101.get_config(f"data={args.data},init={args.init}")
+  for section in ("data", "tokenizer", "mesh"):
+    config[section] = tokenizer[section]
+  config.stage.tokenizer = tokenizer.stage.tokenizer
   if args.lists:
     config.data.split_file = f"{args.lists}/trainlist01.txt"
   config.data.is_flipped = True
+  config.text.tokenizer = "classes"
+  config.text.classes = tuple(_CLASSES.split())
+  config.text.length = 1
+  config.generator.update(generator_size(args.size))
+  config.sampling.guidance = "ucf101"
 
-  config.text = ConfigDict(
-    {"tokenizer": "classes", "classes": tuple(_CLASSES.split()), "length": 1}
-  )
-  config.generator = generator_size(args.size)
-  config.sampling = ConfigDict({"guidance": "ucf101", "temperature": 1.0, "top_p": 1.0})
-  config.report.num_prompts = 64
-
-  stage = ConfigDict({"kind": "generator", "loss": {"p_frame_mask": 0.0}})
-  stage.loss.corruption = ConfigDict(
-    {"p_min": 0.0, "p_max": 0.25, "delta": 0.01, "has_inheritance": True}
-  )
-  stage.loop = ConfigDict(
-    {"num_steps": args.steps, "batch_size": 128, "ema_decay": 0.9999, "save_every": 2000}
-  )
-  stage.loop.media_every = 5000
-  stage.loop.optimizer = ConfigDict(
-    {"kind": "adamw", "learning_rate": 1e-4, "warmup_steps": 5000, "weight_decay": 0.05}
-  )
-  config.stage.generator = stage
-  config.stages = ("tokenizer", "generator")
+  loop = config.stage.generator.loop
+  loop.num_steps = args.steps
+  loop.batch_size = 128
+  loop.ema_decay = 0.9999
+  loop.save_every = 2000
+  loop.media_every = 5000
+  loop.optimizer.warmup_steps = 5000
   return config

@@ -222,7 +222,7 @@ def test_python_interface(trained):
     ),
     (["--config.dat.seed=1"], "config.dat is not a field; did you mean 'data'?"),
     (["--config.data.source=webcam"], "webcam"),
-    (["--config.schedule=1 2"], "schedule ends at"),
+    (["--config.tokenizer.schedule=1 2"], "schedule ends at"),
     (["--config.generator.num_kv_heads=3"], "num_kv_heads"),
     (["--config.mesh.data=3"], "devices"),
     (["--config.stage.generator.loss.corruption.p_max=2.0"], "p_max"),
@@ -247,14 +247,14 @@ def test_workdir_of_another_config_is_refused(trained):
   ("config", "flags", "message"),
   [
     ("configs/quickstart.py:sizes=tiny", (), "known, with defaults"),
-    ("configs/nope.py", (), "does not exist; give --config"),
+    ("configs/nope.py", (), "--config=configs/nope.py does not exist"),
     ("configs/tokenizer_ucf101.py", (), "data= is missing"),
     ("configs/quickstart.py", ("--config.seed=abc",), "--config.seed=abc: invalid literal"),
     ("configs/quickstart.py", ("--config.seed.x=1",), "config.seed is a value and has no fields"),
     (
       "configs/quickstart.py",
       ("--config.stage.genrator.loop.keep_period=3",),
-      "config.stage has no section 'genrator'; it has generator, images, tokenizer",
+      "config.stage.genrator is not a field; did you mean 'generator'?",
     ),
   ],
 )
@@ -343,7 +343,7 @@ ADVERSARIAL = [
   *TINY_TOKENIZER,
   "--config.stage.tokenizer.loop.num_steps=8",
   "--config.stage.tokenizer.loop.save_every=3",
-  "--config.stage.tokenizer.images.batch_size=4",
+  "--config.stage.tokenizer.mixture.images.batch_size=4",
   "--config.stage.tokenizer.loss.adversarial.start_step=2",
   "--config.stage.tokenizer.loss.adversarial.discriminator.patch_size=2",
 ]

@@ -5,19 +5,26 @@ import signal
 import types
 
 import pytest
+from absl.testing import flagsaver
 
 from videoar_jax import main
 from videoar_jax.experiment import run
-from videoar_jax.experiment.command_line import add_field, read_config
 from videoar_jax.parallel import processes
 from videoar_jax.runtime.preemption import Preempted
+
+
+@pytest.fixture(autouse=True)
+def flags_as_before():
+  with flagsaver.flagsaver():
+    yield
 
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
   """Returns a function that runs the command with something else to do in place of training."""
+  monkeypatch.setattr(main, "configure", lambda arguments: None)
   handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-  for flag, value in (("CONFIG", {}), ("WORKDIR", tmp_path), ("STAGE", "I"), ("DISTRIBUTED", 0)):
+  for flag, value in (("WORKDIR", tmp_path), ("STAGE", "I"), ("DISTRIBUTED", 0)):
     monkeypatch.setattr(main, flag, types.SimpleNamespace(value=value))
   monkeypatch.setattr(processes, "start", lambda is_distributed: None)
 
@@ -96,29 +103,55 @@ def test_signals_outside_of_steps(command, capsys):
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_flags_set_fields_that_the_config_file_does_not(tmp_path):
-  """Those that it does set are left to the library of flags, which knows their types."""
-  file = tmp_path / "config.py"
-  file.write_text(
-    "from ml_collections import ConfigDict\n"
-    "def get_config(arg=None):\n"
-    "  return ConfigDict({'seed': 1, 'stage': {'one': {}}, 'data': {'path': '3'}})\n"
-  )
-  new = ["--config.mesh.fsdp=2", "--config.data.num_objects=(1, 2)", "--config.data.filter=a > 1"]
-  new += ["--config.stage.one.continues=True", "--config.stage.one.loop.ema_decay=.5"]
-  others = ["main", "--config", str(file), "--config.seed=3", "--config.data.path=x", "--stage=one"]
-  rest, added = main._part_fields([*others, *new])
-  assert rest == others
-  config = read_config(str(file)).lock()
-  for name, value in added.items():
-    add_field(config, name, value)
-  assert config.to_dict() == {
-    "seed": 1,
-    "data": {"path": "3", "num_objects": (1, 2), "filter": "a > 1"},
-    "mesh": {"fsdp": 2},
-    "stage": {"one": {"continues": True, "loop": {"ema_decay": 0.5}}},
-  }
-  with pytest.raises(ValueError, match=r"config\.seed is a value"):
-    add_field(config, "seed.x", 1)
-  with pytest.raises(ValueError, match="no section 'two'; it has one"):
-    add_field(config, "stage.two.loop", 1)
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config(arg="1"):
+  loop = {"num_steps": 1, "batch_size": 2}
+  return ConfigDict({"seed": int(arg), "stages": ("one",), "stage": {"one": {"kind": "tokenizer",
+    "loop": loop}}})
+"""
+
+
+def configure(*flags):
+  """Returns the config of a command line."""
+  return main.configure(main.parse_flags(["main", "--workdir=x", *flags])[1:])
+
+
+@pytest.mark.parametrize("is_apart", [False, True])
+def test_config_and_fields_take_their_values_with_and_without_an_equals_sign(tmp_path, is_apart):
+  (tmp_path / "config.py").write_text(CONFIG)
+  values = {"config": f"{tmp_path / 'config.py'}:3", "config.data.resolution": "(32, 16)"}
+  flags = [part for name, x in values.items() for part in (f"--{name}", x)]
+  flags = flags if is_apart else [f"--{name}={x}" for name, x in values.items()]
+  config = configure(*flags, "--stage=one", "--config.data.is_flipped")
+  assert config.seed == 3 and config.data.is_flipped
+  assert config.data.resolution == (32, 16) and config.stage.one.loop.batch_size == 2
+
+
+def test_flags_may_stand_in_a_file(tmp_path):
+  (tmp_path / "config.py").write_text(CONFIG)
+  (tmp_path / "flags").write_text(f"--config={tmp_path / 'config.py'}\n--config.seed=7\n")
+  assert configure(f"--flagfile={tmp_path / 'flags'}").seed == 7
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (("{file}", "--config.data.sed=1"), "config.data.sed is not a field; did you mean 'seed'?"),
+    (("{file}", "--config.seed", "x"), "--config.seed=x: invalid literal"),
+    (("{file}", "x"), "unknown argument 'x'; flags begin with --"),
+    (("--config=nowhere.py",), "--config=nowhere.py does not exist"),
+    ((), "both --config=FILE.py and --workdir=FOLDER are needed"),
+  ],
+)
+def test_mistakes_in_the_command_line_end_with_one_line(tmp_path, capsys, flags, message):
+  (tmp_path / "config.py").write_text(CONFIG)
+  with pytest.raises(ValueError) as raised:
+    configure(*(flag.format(file=f"--config={tmp_path / 'config.py'}") for flag in flags))
+  assert message in str(raised.value) and "\n" not in str(raised.value)
+  # As the command has it.
+  main.parse_flags(["main", "--workdir=x", "--config=nowhere.py"])
+  assert main.main(["main"]) == 2
+  error = capsys.readouterr().err
+  assert error == "error: --config=nowhere.py does not exist; name a file of configs/\n"

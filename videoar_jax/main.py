@@ -5,31 +5,31 @@
 The same command goes on where it stopped: Ctrl-C or SIGTERM saves first. Several processes, each
 with the same command and --distributed, train together; see `parallel/processes.py`. With
 --config=FILE.py:name=value the file's own arguments are set, with --config.data.seed=1 a single
-field, whether the file sets it or not.
+field; docs/config.md lists them all.
 
 It ends with 0 where all is done; 1 or 2 for what the user has to mend; 143 after SIGTERM and 130
 after Ctrl-C, to go on; 134 for anything else, after which the same command is worth a try.
 """
 
 import contextlib
-import itertools
 import logging
 import os
 import pathlib
-import re
 import signal
 import socket
 import sys
 import time
 import traceback
-from typing import Any
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from videoar_jax.experiment.command_line import add_field, parse_value, read_config
+from videoar_jax.experiment.command_line import one_line, read_config
+from videoar_jax.experiment.overrides import split_overrides
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument.")
+CONFIG = flags.DEFINE_string(
+  "config", None, "Config file, FILE.py:ARGUMENT; --config.FIELD=VALUE sets a field of it."
+)
 DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "One of several processes, of Slurm, a TPU slice, or GKE."
 )
@@ -45,11 +45,10 @@ STATUSES = "VIDEOAR_STATUSES"
 
 def main(argv: list[str]) -> int:
   """Runs the stages; returns the exit status."""
-  if len(argv) > 1:
-    print(f"error: unknown argument {argv[1]!r}; flags begin with --", file=sys.stderr)
-    return leave(2)
-  if CONFIG.value is None or WORKDIR.value is None:
-    print("error: both --config=FILE.py and --workdir=FOLDER are needed", file=sys.stderr)
+  try:
+    config = configure(argv[1:])
+  except (ValueError, OSError) as error:
+    print(f"error: {one_line(error)}", file=sys.stderr)
     return leave(2)
   # Absl's handler would print every line twice beside ours.
   logging.getLogger().handlers.clear()
@@ -66,7 +65,7 @@ def main(argv: list[str]) -> int:
 
   try:
     processes.start(DISTRIBUTED.value)
-    run = Run(CONFIG.value, pathlib.Path(WORKDIR.value).absolute())
+    run = Run(config, pathlib.Path(WORKDIR.value).absolute())
     has_trained = run.train(STAGE.value)
     # Nobody asks any more whether to stop, and there is nothing left to save.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -110,6 +109,20 @@ def main(argv: list[str]) -> int:
   return 0
 
 
+def configure(arguments: list[str]) -> ConfigDict:
+  """Returns the config that the command line names, with the fields that it sets.
+
+  Raises:
+    ValueError: a flag is missing or wrong, or the config file is.
+  """
+  unknown, overrides = split_overrides(arguments)
+  if unknown:
+    raise ValueError(f"unknown argument {unknown[0]!r}; flags begin with --")
+  if CONFIG.value is None or WORKDIR.value is None:
+    raise ValueError("both --config=FILE.py and --workdir=FOLDER are needed")
+  return read_config(CONFIG.value, overrides)
+
+
 def end(message: str, status: int, *, is_hanging: bool = False) -> int:
   """Tells why the run ends; returns the exit status.
 
@@ -137,71 +150,16 @@ def leave(status: int) -> int:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parses the command line; a mistake in it, or in what it sets, ends with one line."""
-  given = sys.argv
-  try:
-    argv, added = _part_fields(argv)
-    sys.argv = argv  # Which the library of flags for configs reads, whatever it is given.
-    rest = flags.FLAGS(argv, known_only=False)
-    if CONFIG.value is not None:
-      CONFIG.value.keys()  # A file that is missing is found out at the first use.
-    for name, value in added.items():
-      add_field(CONFIG.value, name, value)
-    return rest
-  except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as error:
-    # A KeyError's own text is quoted.
-    text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
-    missing = re.search(r"Attempted.*\n.*No such file or directory: (.+)", text, re.DOTALL)
-    if missing:
-      text = f"the config file {missing[1]} does not exist; give --config the path of one"
-    elif near := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
-      text = f'the config has no field {near[2]!r}. Did you mean "{near[1]}"?'
-    elif "Traceback" in text:
-      # What the config file itself said, without how it came to say so.
-      text = text.splitlines()[-1].partition(": ")[2]
-    elif "Errno" in text:
-      text = text.splitlines()[-1].strip()
-    elif re.fullmatch(r"\W*\w+\W*", text):
-      name = text.strip("\"'")
-      text = (
-        f"the config has no field {name!r}, or a flag sets it to what it cannot be; write "
-        "--config.SECTION.FIELD=VALUE"
-      )
-    print(f"error: {text}", file=sys.stderr)
-  finally:
-    sys.argv = given
-  sys.exit(leave(2))
+  """Parses the command line; returns what sets fields of the config, and what is unknown.
 
-
-def _part_fields(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
-  """Takes out of the flags those of fields that the config file leaves to their defaults.
-
-  The library of flags knows the file's own fields alone. What fields there are at all, and of which
-  types, is checked when the run is built.
+  A mistake in it ends with one line.
   """
-  values = [flag for flag in argv if flag.startswith("--config=")]
-  values += [f"={value}" for flag, value in itertools.pairwise(argv) if flag == "--config"]
   try:
-    config = read_config(values[-1].partition("=")[2])
-  except Exception:  # The file is read again, and what is wrong with it told then.
-    return argv, {}
-  rest, added = [], {}
-  for flag in argv:
-    match = re.fullmatch(r"--config\.([\w.]+)=(.*)", flag, re.DOTALL)
-    if match and not _has_field(config, match[1]):
-      added[match[1]] = parse_value(match[2])
-    else:
-      rest.append(flag)
-  return rest, added
-
-
-def _has_field(config: ConfigDict, name: str) -> bool:
-  *sections, field = name.split(".")
-  for part in sections:
-    if not isinstance(config, ConfigDict) or part not in config:
-      return False
-    config = config[part]
-  return isinstance(config, ConfigDict) and field in config
+    others, overrides = split_overrides(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
+    return [*flags.FLAGS(others, known_only=False), *overrides]
+  except (flags.Error, OSError) as error:
+    print(f"error: {one_line(error)}", file=sys.stderr)
+  sys.exit(leave(2))
 
 
 if __name__ == "__main__":

@@ -11,16 +11,10 @@ whole clip.
 """
 
 import os
-import re
 import sys
 
-from videoar_jax.experiment.command_line import (
-  Parser,
-  add_field,
-  parse_value,
-  print_result,
-  read_config,
-)
+from videoar_jax.experiment.command_line import Parser, print_result, read_config
+from videoar_jax.experiment.overrides import split_overrides
 
 # JAX asks for these when it makes a topology; without them it looks for a TPU. The last lets
 # several plans run at once, which have no TPU to fight for.
@@ -34,7 +28,7 @@ _NO_TPU = {
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command line; returns the exit status: 2 for what the user can mend."""
+  """Runs the command line; returns the exit status: 2 for what the user can fix."""
   parser = Parser(prog="python -m videoar_jax.plan", description=__doc__)
   parser.add_argument("--config", required=True, help="config file, with its argument")
   parser.add_argument("--topology", required=True, help="as v5e:4x8, v5p:4x4x4, h100:4x8")
@@ -49,14 +43,12 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument(
     "--dtype", choices=("float32", "bfloat16"), default="float32", help="of --decode"
   )
-  arguments, rest = parser.parse_known_args(argv)
+  others, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+  arguments = parser.parse_args(others)
   if arguments.decode is not None and (arguments.search or arguments.parameters):
     parser.error("--decode goes with neither --search nor --parameters")
-  wrong = [text for text in rest if not text.startswith("--config.")]
-  if wrong:
-    parser.error(f"unrecognized argument {wrong[0]}")
   os.environ.update(_NO_TPU)
-  return print_result(lambda: plan(arguments, rest))
+  return print_result(lambda: plan(arguments, overrides))
 
 
 def plan(arguments, overrides: list[str]) -> str:
@@ -73,7 +65,7 @@ def plan(arguments, overrides: list[str]) -> str:
   from videoar_jax.planning.step_plan import StepPlan
   from videoar_jax.planning.tables import decode_table, parameters_table, table
 
-  run = finalize(_with_fields(read_config(arguments.config), overrides))
+  run = finalize(read_config(arguments.config, overrides))
   chip, num_chips = parse_topology(arguments.topology)
   names = [stage.name for stage in run.stages]
   if arguments.stage is not None and arguments.stage not in names:
@@ -91,23 +83,6 @@ def plan(arguments, overrides: list[str]) -> str:
   if arguments.parameters:
     return parameters_table(draft)
   return table(draft, draft.compile() if is_compiled else None)
-
-
-def _with_fields(config, overrides: list[str]):
-  """Returns a config with fields set.
-
-  Raises:
-    ValueError: a flag sets no field, or to a value of another type.
-  """
-  for override in overrides:
-    match = re.fullmatch(r"--config\.([\w.]+)=(.*)", override, re.DOTALL)
-    if not match:
-      raise ValueError(f"{override} sets no field; write --config.SECTION.FIELD=VALUE")
-    try:
-      add_field(config, match[1], parse_value(match[2]))
-    except TypeError as error:
-      raise ValueError(f"{override}: {error}") from error
-  return config
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 from tiny_runs import damage_checkpoint, make_config, make_mixed_config
 
 from videoar_jax.experiment import parse, run, workdir
-from videoar_jax.experiment.command_line import add_field
+from videoar_jax.experiment.defaults import complete
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.experiment.validate import check_init, check_mixtures
 from videoar_jax.interop import weights
@@ -97,9 +97,8 @@ def test_a_mesh_that_cannot_be_is_named_before_anything_is_trained(
   tmp_path, section, settings, message
 ):
   heads = {"generator.num_heads": 2, "generator.num_kv_heads": 2}
-  values = make_mixed_config(mesh={"data": 1, "sequence": 2}, **heads)
-  for field, value in settings.items():
-    add_field(values, f"{section}.{field}", value)
+  values = complete(make_mixed_config(mesh={"data": 1, "sequence": 2}, **heads))
+  values.update_from_flattened_dict({f"{section}.{name}": x for name, x in settings.items()})
   with pytest.raises(ValueError, match=message):
     run.Run(values, tmp_path / "run")
   assert not (tmp_path / "run").exists()

@@ -48,10 +48,7 @@ TINY = [
 def command(workdir, *extra, config="configs/quickstart.py:size=tiny"):
   """Returns the command that trains a run."""
   main = [sys.executable, "-m", "videoar_jax.main"]
-  # A tuple that is set twice would be both values in a row.
-  names = {flag.partition("=")[0] for flag in extra}
-  tiny = [flag for flag in TINY if flag.partition("=")[0] not in names]
-  return [*main, f"--config={config}", f"--workdir={workdir}", *tiny, *extra]
+  return [*main, f"--config={config}", f"--workdir={workdir}", *TINY, *extra]
 
 
 def environment(num_devices=1):

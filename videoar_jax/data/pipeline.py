@@ -26,31 +26,36 @@ SOURCES = ("sprites", "folder", "shards", "index", "tfds")
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """The `data` section of a config.
+  """The clips.
 
   Attributes:
-    source: "sprites", "folder", "shards", "index" or "tfds".
-    path: of the folder of videos and images, or of tar or ArrayRecord shards with them, or of the
-      index, see `index.py`, or of a builder's version, see `prepared_tfds.py`. All but the first
-      may be URLs.
-    filter: of an index's entries, such as "duration >= 2 and width > height"; None keeps all.
-    split_file: official list of the folder's videos to train on, such as UCF-101's
-      `trainlist01.txt`; None keeps a tenth of the videos for testing.
+    source: "sprites" (made as they are read), "folder" (videos and images), "shards" (tar or
+      ArrayRecord files), "index" (a list of files, as lines of JSON or Parquet) or "tfds" (a
+      prepared TensorFlow dataset).
+    path: of the folder, the shards, the index, or the dataset's version, such as
+      `DATA/ucf101/ucf101_1/2.0.0`; all but a folder may be URLs. None for sprites.
+    filter: which entries of an index to use, such as "duration >= 2 and width > height"; None for
+      all.
+    split_file: a list of a folder's videos to train on, such as UCF-101's `trainlist01.txt`; None
+      keeps a tenth of the videos for testing.
     num_frames: frames of a clip.
-    frame_rate: frames per second that clips are read at.
-    resolution: (H, W) in pixels.
-    num_objects: objects in a sprites clip: 1, 2, or (1, 2) for either.
+    frame_rate: frames per second at which clips are read.
+    resolution: (height, width) in pixels; pictures are scaled and cropped to it.
+    num_objects: objects in a clip of sprites: 1, 2, or (1, 2) for either.
     seed: which sprites, and where in the videos the clips begin.
-    clips_per_file: clips of each video file in an epoch.
-    cache_bytes: keep a folder's decoded frames in memory if they need no more than this.
-    max_bad_share: of the samples; the run stops where more than these cannot be used.
-    frame_rates: to draw from in training, of those at which a video is long enough; () for
+    clips_per_file: clips of each video in an epoch.
+    cache_bytes: memory for a folder's decoded frames; a folder that needs more is decoded anew each
+      time.
+    max_bad_share: share of the samples that may be unusable, such as damaged files; the run stops
+      at more.
+    frame_rates: rates to draw from in training, among those at which a video is long enough; () for
       `frame_rate` alone.
-    is_flipped: show half of the training clips with left and right exchanged.
-    is_randomly_cropped: train on any part of a picture of another aspect ratio, not on its middle.
-    p_drop_caption: share of the training captions that are left empty.
-    num_threads: that read clips; 0 reads them while the run waits.
-    prefetch: batches to read ahead.
+    is_flipped: mirror half of the training clips, left to right.
+    is_randomly_cropped: train on random crops of pictures of another aspect ratio, instead of
+      center crops.
+    p_drop_caption: share of the training captions that are replaced by the empty one.
+    num_threads: threads that read clips; 0 reads them in the training loop itself.
+    prefetch: batches that are read ahead.
   """
 
   source: str = "sprites"

@@ -1,17 +1,18 @@
 """What the command lines share: errors in one line, and checks of flags."""
 
 import argparse
-import ast
+import contextlib
 import os
 import pathlib
 import re
 import runpy
 import sys
-from collections.abc import Callable
-from typing import Any
+import traceback
+from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
+from videoar_jax.experiment.overrides import set_fields
 from videoar_jax.runtime.versions import untested_warning
 
 
@@ -34,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def print_result(run: Callable[[], str], *, uses_jax: bool = True) -> int:
-  """Prints what a command returns, or its error; returns 2 for what the user can mend, else 0.
+  """Prints what a command returns, or its error; returns 2 for what the user can fix, else 0.
 
   Args:
     run: the command.
@@ -65,64 +66,59 @@ def parse_resolution(text: str) -> tuple[int, int]:
 def load_config_file(path: str) -> dict:
   """Runs a config file; returns the names in it.
 
+  It may import its neighbours as `from configs import ...`, whatever the current folder is.
+
   Raises:
-    ValueError: the file is not there, or is no config.
+    ValueError: the file is not there, or is no config; names the line.
   """
   if not pathlib.Path(path).is_file():
     raise ValueError(f"--config={path} does not exist; name a file of configs/")
-  names = runpy.run_path(path)
+  with _imports_of(path):
+    names = runpy.run_path(path)
   if "get_config" not in names:
     raise ValueError(f"--config={path} has no get_config; name a file of configs/")
   return names
 
 
-def read_config(text: str):
-  """Reads `FILE.py:argument`; returns the config.
-
-  Raises:
-    ValueError: the file is no config.
-  """
-  path, _, argument = text.partition(":")
-  get_config = load_config_file(path)["get_config"]
-  # A file of a user's own may take no argument.
-  return get_config(argument) if argument else get_config()
-
-
-def add_field(config: ConfigDict, name: str, value: Any) -> None:
-  """Sets a field, in sections that are made where a config leaves them out.
+def read_config(text: str, overrides: Sequence[str] = ()) -> ConfigDict:
+  """Reads `FILE.py:argument`; returns the config with all fields.
 
   Args:
-    config: a whole one.
-    name: of the field, with its sections: `stage.I.loop.keep_period`.
-    value: of the field.
+    text: the value of --config.
+    overrides: `--config.FIELD=VALUE`, see `overrides.set_fields`.
   Raises:
-    ValueError: a section is none, or is of a stage that there is not.
+    ValueError: the file is no config, or a field is unknown or of another type.
   """
-  *sections, field = parts = name.split(".")
-  if sections == ["stage"]:
-    raise ValueError(f"config.{name} is a section; set its fields, config.{name}.FIELD")
-  for i, part in enumerate(sections):
-    if parts[:i] == ["stage"] and part not in config:
-      # Sections of stages that do not run are ignored otherwise.
-      raise ValueError(f"config.stage has no section {part!r}; it has {', '.join(config)}")
-    if part not in config:
-      with config.unlocked():
-        config[part] = ConfigDict()
-    config = config[part]
-    if not isinstance(config, ConfigDict):
-      raise ValueError(f"config.{'.'.join(sections[: i + 1])} is a value and has no fields")
-  with config.unlocked():
-    config[field] = value
+  # Command lines are parsed before JAX is imported, which reads the environment.
+  from videoar_jax.experiment.defaults import complete
+
+  path, _, argument = text.partition(":")
+  get_config = load_config_file(path)["get_config"]
+  with _imports_of(path):
+    # A file of a user's own may take no argument.
+    config = get_config(argument) if argument else get_config()
+  if not isinstance(config, ConfigDict | dict):
+    raise ValueError(f"--config={path}: get_config returns no ConfigDict; return one")
+  config = complete(config)
+  set_fields(config, overrides)
+  return complete(config)
 
 
-def parse_value(text: str) -> Any:
-  """Returns the Python value that a text writes, or the text."""
-  if text.lower() in ("true", "false"):
-    return text.lower() == "true"
+@contextlib.contextmanager
+def _imports_of(path: str):
+  """Lets a config file import those beside it; what goes wrong in it becomes a ValueError."""
+  folder = str(pathlib.Path(path).absolute().parent.parent)
+  sys.path.insert(0, folder)
   try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text
+    yield
+  except ValueError as error:  # Of the file's own, which says what to do.
+    raise ValueError(f"--config={path}: {error}") from error
+  except Exception as error:
+    lines = [x.lineno for x in traceback.extract_tb(error.__traceback__) if x.filename == path]
+    where = f"{path}, line {lines[-1]}" if lines else path
+    raise ValueError(f"--config={where}: {type(error).__name__}: {error}") from error
+  finally:
+    sys.path.remove(folder)
 
 
 def check_out(out: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""Dataclasses from the sections of a config, with errors that name the field and the mend."""
+"""Dataclasses from the sections of a config, with errors that name the field and the fix."""
 
 import dataclasses
 import difflib
@@ -13,22 +13,17 @@ def build(cls: type, values: dict, path: str):
 
   Args:
     cls: the dataclass; a field that would be a Python keyword ends with an underscore in it.
-    values: its fields.
+    values: all its fields, see `defaults.complete`.
     path: the section's name, for errors.
   Raises:
-    ValueError: a field is unknown, missing, of another type, or out of range.
+    ValueError: a field is missing, of another type, or out of range.
   """
-  fields = {field.name.rstrip("_"): field for field in dataclasses.fields(cls)}
-  check_names(values, tuple(fields), path)
   hints, arguments = typing.get_type_hints(cls), {}
-  for name, field in fields.items():
+  for name, field in fields_of(cls).items():
     hint = hints[field.name]
-    if name in values:
-      arguments[field.name] = convert(hint, values[name], f"{path}.{name}")
-    elif dataclasses.is_dataclass(hint):
-      arguments[field.name] = convert(hint, {}, f"{path}.{name}")
-    elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+    if values[name] is None and not allows_none(hint):
       raise ValueError(f"{path}.{name} is missing; set it")
+    arguments[field.name] = convert(hint, values[name], f"{path}.{name}")
   try:
     return cls(**arguments)
   except ValueError as error:
@@ -38,22 +33,53 @@ def build(cls: type, values: dict, path: str):
 
 
 def convert(hint: Any, value: Any, path: str) -> Any:
+  """Returns a value as a field of a type has it: tuples for lists, floats for integers.
+
+  Raises:
+    ValueError: it is of another type; names the field.
+  """
   if dataclasses.is_dataclass(hint):
     return build(hint, value, path)
-  options = typing.get_args(hint) if _is_union(hint) else (hint,)
-  kinds = tuple(typing.get_origin(option) or option for option in options)
+  kinds = kinds_of(hint)
   if tuple in kinds and isinstance(value, list | tuple):
     return _as_tuple(value)
   if float in kinds and isinstance(value, int) and not isinstance(value, bool):
     return float(value) if int not in kinds else value
+  if value is None and allows_none(hint):
+    return None
   if isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds):
     return value
   wanted = " or ".join(kind.__name__ for kind in kinds)
   raise ValueError(f"{path}={value!r} must be of type {wanted}")
 
 
-def _is_union(hint: Any) -> bool:
-  return typing.get_origin(hint) in (typing.Union, types.UnionType)
+def fields_of(cls: type, without: tuple[str, ...] = ()) -> dict[str, dataclasses.Field]:
+  """Returns the fields of a dataclass by their names in configs."""
+  names = {field.name.rstrip("_"): field for field in dataclasses.fields(cls)}
+  return {name: field for name, field in names.items() if name not in without}
+
+
+def default_of(field: dataclasses.Field) -> Any:
+  """Returns the default of a field; None for one that has none."""
+  if field.default_factory is not dataclasses.MISSING:
+    return field.default_factory()
+  return None if field.default is dataclasses.MISSING else field.default
+
+
+def allows_none(hint: Any) -> bool:
+  """Says whether a field of a type may be None."""
+  return types.NoneType in _options(hint)
+
+
+def kinds_of(hint: Any) -> tuple[type, ...]:
+  """Returns the classes that a field of a type may have values of, without None's."""
+  options = (option for option in _options(hint) if option is not types.NoneType)
+  return tuple(typing.get_origin(option) or option for option in options)
+
+
+def _options(hint: Any) -> tuple:
+  is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+  return typing.get_args(hint) if is_union else (hint,)
 
 
 def _as_tuple(value):
@@ -61,10 +87,11 @@ def _as_tuple(value):
 
 
 def check_names(values: dict, known: tuple[str, ...], path: str) -> None:
+  """Raises ValueError if a section has a field that is unknown; names one that is like it."""
   for name in values:
     if name not in known:
       near = difflib.get_close_matches(name, known, n=1)
-      hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+      hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}"
       raise ValueError(f"{path}.{name} is not a field; {hint}")
 
 
@@ -72,12 +99,12 @@ def attribute_docs(cls: type) -> dict[str, str]:
   """Returns what a dataclass's docstring says of each attribute, by its name in configs."""
   _, _, text = (cls.__doc__ or "").partition("Attributes:\n")
   docs: dict[str, str] = {}
-  name = None
+  names: list[str] = []
   for line in text.splitlines():
     entry = re.match(r"    (\w+(?:, \w+)*): (.+)", line)
     if entry:
-      *others, name = entry[1].split(", ")
-      docs |= dict.fromkeys((*others, name), entry[2])
-    elif name is not None and line.startswith("      "):
-      docs[name] += " " + line.strip()
+      names = entry[1].split(", ")
+      docs |= dict.fromkeys(names, entry[2])
+    elif line.startswith("      "):
+      docs |= {name: f"{docs[name]} {line.strip()}" for name in names}
   return {name.rstrip("_"): text for name, text in docs.items()}

@@ -1,7 +1,4 @@
-"""From a config file to one frozen, checked description of a run.
-
-Every section becomes a dataclass at its module's door; a field that no dataclass knows is an error.
-"""
+"""From a config to one frozen, checked description of a run: every section becomes a dataclass."""
 
 import dataclasses
 import json
@@ -11,8 +8,9 @@ from ml_collections import ConfigDict
 
 from videoar_jax.data.buckets import size_of
 from videoar_jax.data.pipeline import DataConfig
-from videoar_jax.experiment.fields import build, check_names
-from videoar_jax.experiment.renamed import check_renamed, with_new_names
+from videoar_jax.experiment.defaults import complete, inherited
+from videoar_jax.experiment.fields import build, default_of, fields_of
+from videoar_jax.experiment.renamed import with_new_names
 from videoar_jax.experiment.schema import (
   InitConfig,
   PartConfig,
@@ -24,68 +22,42 @@ from videoar_jax.experiment.schema import (
 from videoar_jax.experiment.token_cache import Cache, CacheConfig
 from videoar_jax.interop.atomic import write_text
 from videoar_jax.models.base import Family
-from videoar_jax.models.families import FAMILIES, family_of
+from videoar_jax.models.families import family_of
 from videoar_jax.parallel.mesh import MeshConfig
-from videoar_jax.tokenizers.base import TokenizerConfig
 from videoar_jax.tokenizers.families import TOKENIZERS
 from videoar_jax.train.config import LoopConfig
-
-_KINDS = ("tokenizer", "generator")
-_STAGE_FIELDS = (
-  "kind",
-  "data",
-  "mixture",
-  "loop",
-  "loss",
-  "init",
-  "mesh",
-)
-_SECTIONS = (
-  "seed",
-  "family",
-  "data",
-  "text",
-  "tokenizer",
-  "generator",
-  "sampling",
-  "mesh",
-  "report",
-  "stages",
-  "stage",
-)
 
 
 def finalize(config: ConfigDict | dict) -> RunConfig:
   """Derives what follows from a config and checks it.
 
   Raises:
-    ValueError: a field is unknown, missing or impossible; names it and the mend.
+    ValueError: a field is unknown, missing or impossible; names it and the fix.
   """
-  values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-  check_renamed(values)
-  check_names(values, _SECTIONS, "config")
-  family = family_of(values.get("family", "videoar"))
+  values = complete(config).to_dict()
+  family = family_of(values["family"])
   coder = TOKENIZERS[family.tokenizer]
-  tokenizer = _build_of(coder.network, values, "tokenizer", family)
-  data = build(DataConfig, values.get("data", {}), "data")
-  text = build(TextConfig, values.get("text", {}), "text")
+  tokenizer = build(coder.network, values["tokenizer"], "tokenizer")
+  data = build(DataConfig, values["data"], "data")
+  text = build(TextConfig, values["text"], "text")
   tokenizer.latent_shape(data.num_frames, data.resolution)
-  mesh = build(MeshConfig, values.get("mesh", {}), "mesh")
+  mesh = build(MeshConfig, values["mesh"], "mesh")
   stages, caches = _stages(values, data, mesh, family)
   # A run that trains a tokenizer alone need not say what a generator would be.
   generator = None
-  if values.get("generator") or any(stage.kind == "generator" for stage in stages):
-    generator = _generator(values.get("generator", {}), family, tokenizer, text)
+  if any(stage.kind == "generator" for stage in stages) or _has_generator(values, family):
+    network = family.network_config(values["generator"], tokenizer, text)
+    generator = build(family.network, network, "generator")
   run = RunConfig(
-    seed=values.get("seed", 0),
+    seed=values["seed"],
     family=family,
     data=data,
     text=text,
     tokenizer=tokenizer,
     generator=generator,
-    sampling=_build_of(family.sampling, values, "sampling", family),
+    sampling=build(family.sampling, values["sampling"], "sampling"),
     mesh=mesh,
-    report=build(ReportConfig, values.get("report", {}), "report"),
+    report=build(ReportConfig, values["report"], "report"),
     stages=stages,
     caches=caches,
   )
@@ -104,50 +76,16 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
   return run
 
 
-def _generator(values: dict, family: Family, tokenizer: TokenizerConfig, text: TextConfig):
-  """Returns the settings of the generator's network.
-
-  Raises:
-    ValueError: a field is unknown, or follows from others; names it.
-  """
-  for name in family.derived:
-    if name in values:
-      raise ValueError(f"generator.{name} follows from other fields; remove it")
-  complete = family.network_config(dict(values), tokenizer, text)
-  return _build_of(family.network, {"generator": complete}, "generator", family)
-
-
-def _build_of(cls: type, values: dict, section: str, family: Family):
-  """Builds a section that differs between families; names the family whose field it may be.
-
-  Raises:
-    ValueError: a field is unknown or impossible.
-  """
-  _check_family(cls, values.get(section, {}), section, family)
-  return build(cls, values.get(section, {}), section)
-
-
-def _check_family(cls: type, section: dict, path: str, family: Family) -> None:
-  """Raises ValueError where a field is no one of this family's, but of another one's."""
-  attribute = path.rpartition(".")[2].replace("generator", "network")
-  known = {field.name for field in dataclasses.fields(cls)}
-  name = next(key for key, other in FAMILIES.items() if other is family)
-  for field in section.keys() - known:
-    for other_name, other in FAMILIES.items():
-      others = getattr(other, attribute, None)
-      if attribute == "tokenizer":
-        others = TOKENIZERS[other.tokenizer].network
-      if others is not None and field in {each.name for each in dataclasses.fields(others)}:
-        raise ValueError(
-          f"{path}.{field} is a setting of family {other_name!r}, but config.family={name!r}; "
-          "remove it"
-        )
+def _has_generator(values: dict, family: Family) -> bool:
+  """Says whether a config sets anything of what a generator has to say."""
+  fields = fields_of(family.network, family.derived).items()
+  return any(default_of(x) is None and values["generator"][name] is not None for name, x in fields)
 
 
 def _stages(
   values: dict, data: DataConfig, mesh: MeshConfig, family: Family
 ) -> tuple[tuple[StageConfig, ...], tuple[Cache, ...]]:
-  names, settings = tuple(values.get("stages", ())), values.get("stage", {})
+  names, settings = values["stages"], values["stage"]
   if not names:
     raise ValueError("config.stages is empty; name at least one stage")
   twice = [name for name in names if names.count(name) > 1]
@@ -162,23 +100,19 @@ def _stages(
         "name"
       )
     section, path = settings[name], f"stage.{name}"
-    if section.get("kind", name) == "cache":
+    if section["kind"] == "cache":
       if not any(stage.kind == "tokenizer" for stage in stages):
         raise ValueError(f"{path} encodes before any tokenizer is trained; put one before it")
       source = _cache(section, path, name, stages[-1].name, data)
       caches.append(source)
       continue
-    check_names(section, _STAGE_FIELDS, path)
-    kind = section.get("kind", name)
-    if kind not in _KINDS:
-      raise ValueError(f"{path}.kind={kind!r} is unknown; kinds are {', '.join(_KINDS)}, cache")
-    loop = build(LoopConfig, section.get("loop", {}), f"{path}.loop")
-    losses = {"tokenizer": TOKENIZERS[family.tokenizer].loss, "generator": family.loss}[kind]
-    _check_family(losses, section.get("loss", {}), f"{path}.loss", family)
-    loss = build(losses, section.get("loss", {}), f"{path}.loss")
-    clips = _stage_data(section, path, data)
-    mixture = _mixture(section.get("mixture", {}), f"{path}.mixture", clips)
-    init = build(InitConfig, section.get("init", {}), f"{path}.init")
+    kind, coder = section["kind"], TOKENIZERS[family.tokenizer]
+    loop = build(LoopConfig, section["loop"], f"{path}.loop")
+    losses = coder.loss if kind == "tokenizer" else family.loss
+    loss = build(losses, section["loss"], f"{path}.loss")
+    clips = _changed(data, section["data"], f"{path}.data")
+    mixture = _mixture(section["mixture"], f"{path}.mixture", clips)
+    init = build(InitConfig, section["init"], f"{path}.init")
     cache = source if kind == "generator" and isinstance(source, Cache) else None
     if cache is not None and cache.data != clips:
       field = next(name for name, x in vars(clips).items() if x != getattr(cache.data, name))
@@ -196,7 +130,7 @@ def _stages(
       loss=loss,
       init=init,
       cache=cache,
-      mesh=build(MeshConfig, dataclasses.asdict(mesh) | section.get("mesh", {}), f"{path}.mesh"),
+      mesh=build(MeshConfig, inherited(dataclasses.asdict(mesh), section["mesh"]), f"{path}.mesh"),
       mixture=mixture,
     )
     if made.init.with_optimizer:
@@ -230,13 +164,9 @@ def _check_with_optimizer(stage: StageConfig, before: list[StageConfig], path: s
       )
 
 
-def _stage_data(section: dict, path: str, data: DataConfig) -> DataConfig:
-  """Returns the run's data with what a stage changes of it."""
-  return _changed(data, section.get("data", {}), f"{path}.data")
-
-
 def _changed(data: DataConfig, changes: dict, path: str) -> DataConfig:
-  return build(DataConfig, dataclasses.asdict(data) | changes, path)
+  """Returns the run's data, or a stage's, with what a section changes of it."""
+  return build(DataConfig, inherited(dataclasses.asdict(data), changes), path)
 
 
 def _mixture(sections: dict, path: str, data: DataConfig) -> tuple[PartConfig, ...]:
@@ -247,9 +177,9 @@ def _mixture(sections: dict, path: str, data: DataConfig) -> tuple[PartConfig, .
   """
   parts = []
   for name, section in sections.items():
-    own, changes = f"{path}.{name}", dict(section)
+    own, changes = f"{path}.{name}", {key: x for key, x in section.items() if x is not None}
     weight = changes.pop("weight", None)
-    if not isinstance(weight, int | float) or not 0 < weight <= 1:
+    if weight is None or not 0 < weight <= 1:
       raise ValueError(f"{own}.weight={weight!r} must be more than 0, up to 1")
     num_frames = changes.pop("num_frames", data.num_frames)
     num_frames = (num_frames,) if isinstance(num_frames, int) else tuple(num_frames)
@@ -277,9 +207,8 @@ def _mixture(sections: dict, path: str, data: DataConfig) -> tuple[PartConfig, .
 
 
 def _cache(section: dict, path: str, name: str, after: str, data: DataConfig) -> Cache:
-  options = {key: value for key, value in section.items() if key not in ("kind", "data")}
-  config = build(CacheConfig, options, path)
-  clips = _stage_data(section, path, data)
+  config = build(CacheConfig, section, path)
+  clips = _changed(data, section["data"], f"{path}.data")
   try:
     return Cache(name, after, clips, config)
   except ValueError as error:
@@ -287,10 +216,17 @@ def _cache(section: dict, path: str, name: str, after: str, data: DataConfig) ->
 
 
 def save_config(config: ConfigDict, path: pathlib.Path) -> None:
-  """Writes a config as JSON."""
-  write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
+  """Writes a config with all fields, as JSON."""
+  write_text(path, json.dumps(complete(config).to_dict(), indent=2) + "\n")
 
 
 def load_config(path: pathlib.Path) -> dict:
-  """Reads what `save_config` wrote, with today's names for fields that had others."""
-  return with_new_names(json.loads(path.read_text()))
+  """Reads what `save_config` of this version or an earlier one wrote, as today's writes it.
+
+  Raises:
+    ValueError: a field is unknown or of another type; names the file.
+  """
+  try:
+    return complete(with_new_names(json.loads(path.read_text()))).to_dict()
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error

@@ -1,4 +1,4 @@
-"""Fields of configs that had other names: runs made with these still load."""
+"""Fields of configs that had other names: workdirs made with these still load."""
 
 import re
 from typing import Any
@@ -47,6 +47,8 @@ _VALUES = {
   "generator.context": {"final": "full_frame"},
   "generator.prev_frame_input": {"first": "first_scale", "all": "all_scales"},
 }
+# Of a discriminator's optimizer, where a config did not say; the defaults are others today.
+_ADVERSARIAL_OPTIMIZER = {"b1": 0.9, "b2": 0.95, "weight_decay": 0.05}
 
 
 def check_renamed(values: dict) -> None:
@@ -56,76 +58,76 @@ def check_renamed(values: dict) -> None:
     ValueError: it has; lists each with its new name.
   """
   lines = []
-  for name in _names(values):
-    new = _new_name(name)
-    if new is not None:
+  for name, value in _flatten(values).items():
+    if new := new_name(name):
       lines.append(f"config.{name} is now config.{new}")
-    elif name in _VALUES and (old := _get(values, name)) in _VALUES[name]:
-      lines.append(f"config.{name}={old!r} is now {_VALUES[name][old]!r}")
+    elif isinstance(value, str) and value in _VALUES.get(name, {}):
+      lines.append(f"config.{name}={value!r} is now {_VALUES[name][value]!r}")
   if lines:
     raise ValueError("fields have other names: " + "; ".join(lines))
 
 
 def with_new_names(values: dict) -> dict:
   """Returns a config that was saved by an earlier version as today's would be."""
+  values = {**values, "stage": {k: _with_parts(x) for k, x in values.get("stage", {}).items()}}
+  flat = _flatten(values)
   result: dict = {}
-  for name in _names(values):
-    value, new = _get(values, name), _new_name(name)
-    if new is not None and _is_default(name, value):
-      continue
-    new = new or name
-    _set(result, new, _VALUES.get(new, {}).get(value, value) if isinstance(value, str) else value)
-  for stage in result.get("stage", {}).values():
-    _complete_mixture(stage)
+  for name, value in flat.items():
+    if new_name(name) is None:
+      _set(result, name, value)
+  # After the others, for they were stronger: a stage's `num_frames` than its `data.num_frames`.
+  for name, value in flat.items():
+    new = new_name(name)
+    # Fields of a stage that were off leave alone what they set now.
+    if new is not None and (value or not re.fullmatch(r"schedule|stage\.[^.]+\.\w+", name)):
+      _set(result, new, value)
+  for name, values_of in _VALUES.items():
+    value = _flatten(result).get(name)
+    if isinstance(value, str) and value in values_of:
+      _set(result, name, values_of[value])
   return result
 
 
-def _is_default(name: str, value: Any) -> bool:
-  """Says whether a field had no effect and has no successor that may be set without one."""
-  return bool(
-    value in (None, "", 0, 0.0, False)
-    and re.fullmatch(
-      r"schedule|stage\.\w+\.(start|continues|inflate\.path|num_frames|images\.share)", name
-    )
-  )
+def _with_parts(section: dict) -> dict:
+  """Returns a stage's section without what is no longer a section: `images` and `inflate`.
+
+  Single frames that stood beside the clips become a part of a mixture, and so do the clips.
+  """
+  section = dict(section)
+  images, inflate = section.pop("images", {}), section.pop("inflate", {})
+  if inflate.get("path"):
+    section["init"] = {"from": inflate["path"], "temporal": inflate.get("rest", "zeros")}
+  if images.get("share"):
+    share = images["share"]
+    section["mixture"] = {
+      "clips": {"weight": round(1 - share, 12)},
+      "images": {"weight": share, "num_frames": 1, "batch_size": images.get("batch_size", 1)},
+    }
+  adversarial = section.get("loss", {}).get("adversarial", {})
+  if adversarial.get("weight"):
+    optimizer = _ADVERSARIAL_OPTIMIZER | adversarial.get("optimizer", {})
+    section["loss"] = section["loss"] | {"adversarial": adversarial | {"optimizer": optimizer}}
+  return section
 
 
-def _complete_mixture(stage: dict) -> None:
-  """Adds to single frames, which stood beside the clips, the clips."""
-  images = stage.get("mixture", {}).get("images", {})
-  if "data" in images or set(images) - {"weight", "batch_size"}:
-    return
-  if "weight" not in images:
-    stage.pop("mixture", None)
-    return
-  images["num_frames"] = 1
-  stage["mixture"] = {"clips": {"weight": 1 - images["weight"]}, "images": images}
-
-
-def _new_name(name: str) -> str | None:
+def new_name(name: str) -> str | None:
   """Returns the new name of an old one; None for a name that is no old one."""
   for old, new in RENAMED.items():
-    match = re.fullmatch(re.escape(old).replace(r"\*", r"(\w+)"), name)
+    match = re.fullmatch(re.escape(old).replace(r"\*", "([^.]+)"), name)
     if match:
       return new.replace("*", match[1]) if match.groups() else new
   return None
 
 
-def _names(values: dict, prefix: str = "") -> list[str]:
-  """Returns the dotted names of all values; an empty section counts as one."""
-  names = []
+def _flatten(values: dict, prefix: str = "") -> dict[str, Any]:
+  """Returns values by their dotted names; an empty section counts as a value."""
+  flat = {}
   for name, value in values.items():
     if isinstance(value, dict) and value:
-      names += _names(value, f"{prefix}{name}.")
+      flat |= _flatten(value, f"{prefix}{name}.")
     else:
-      names.append(prefix + name)
-  return names
-
-
-def _get(values: dict, name: str) -> Any:
-  for part in name.split("."):
-    values = values[part]
-  return values
+      flat[prefix + name] = value
+  return flat
 
 
 def _set(values: dict, name: str, value: Any) -> None:

@@ -18,15 +18,16 @@ from videoar_jax.train.config import LoopConfig
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-  """Prompts as tokens.
+  """Prompts as tokens or features.
 
   Attributes:
-    length: `P`, with the end token; 1 for classes; with features, the most of a prompt.
-    attention: "causal", or "full" for text that sees all of itself.
-    tokenizer: "bytes"; "words", see `WordTokenizer`; the path of a JSON file of Hugging Face
-      `tokenizers`; "classes", where a prompt is the name of one; or the path of features made
-      before, see `TextFeatures`.
-    classes: their names.
+    length: tokens of a prompt, with the end token: shorter prompts are padded, longer ones are an
+      error. 1 for classes; with features, the most features of a prompt.
+    attention: "causal", or "full": each token of the prompt sees all of it.
+    tokenizer: "bytes" (UTF-8); "words" (hashed; for short captions); "classes": a prompt is the
+      name of a class; the path of a JSON file of Hugging Face `tokenizers`; or the path of a file
+      of features that a text encoder has made.
+    classes: names of the classes, for tokenizer="classes".
   """
 
   length: int = 64
@@ -42,7 +43,12 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-  """What the closing report measures: test clips reconstructed, test prompts generated."""
+  """What the report at the end of a run measures.
+
+  Attributes:
+    num_clips: test clips that the tokenizer reconstructs.
+    num_prompts: test prompts that the generator makes clips of.
+  """
 
   num_clips: int = 64
   num_prompts: int = 64
@@ -58,14 +64,13 @@ class InitConfig:
   """What a stage starts from.
 
   Attributes:
-    from_: a file of weights that `python -m videoar_jax.convert weights` made, or the folder of a
-      converted image tokenizer, which is inflated over time; None for the (averaged) weights of the
-      stage before it of the same kind, or random ones where there is none.
-    with_optimizer: continue the optimizer of the stage before it of the same kind, too, with the
-      averaged parameters and one schedule over the steps of both; otherwise it starts afresh, from
-      the averaged parameters.
-    temporal: what the taps of earlier frames start with where an image tokenizer is inflated,
-      "zeros" or "random" (the paper's).
+    from_: a file of weights from `python -m videoar_jax.convert weights`, or the folder of a
+      converted image tokenizer, which is inflated over time; None for the averaged weights of the
+      last stage of the same kind, or random ones where there is none.
+    with_optimizer: also continue the optimizer of the last stage of the same kind, with one
+      learning-rate schedule over the steps of both; otherwise the optimizer starts afresh.
+    temporal: where an image tokenizer is inflated, what the kernels' taps of earlier frames start
+      with: "zeros", or "random" as in the paper.
   """
 
   from_: str | None = None
@@ -80,6 +85,27 @@ class InitConfig:
         f"from={self.from_} and with_optimizer exclude each other: a file has no optimizer; remove "
         "one"
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class PartSettings:
+  """A part of a stage's mixture, as configs have it: these fields, and those of `data`.
+
+  Attributes:
+    weight: share of the stage's batches that are of this part; the weights of all parts sum to 1.
+    batch_size: clips of a batch, over all devices; None for as many as make as many tokens as
+      `loop.batch_size` clips of the stage's `data`.
+    num_frames: frames of a clip; several numbers take turns from batch to batch.
+    pixels: side in pixels of a square with about as many pixels as each clip: 128, 256 or 512. With
+      `aspect_ratios`, it takes the place of `resolution`.
+    aspect_ratios: height by width; a sample is cropped to the nearest one.
+  """
+
+  weight: float
+  batch_size: int | None = None
+  num_frames: int | tuple[int, ...] | None = None
+  pixels: int | None = None
+  aspect_ratios: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,19 +140,19 @@ class StageConfig:
   """One stage of training.
 
   Attributes:
-    name: of its folder in the workdir.
-    kind: "tokenizer" or "generator", what is trained. It starts from the weights of the stage
-      before it of the same kind, unless `init` says otherwise; so does a discriminator, where it is
-      the same network.
-    data: the clips, which a stage may have of another length than the run's.
-    loop: for how long.
-    loss: on what.
-    mesh: devices, which a stage may have along other axes than the run.
+    name: of its section, and of its folder in the workdir.
+    kind: "tokenizer" or "generator", what is trained. It starts from the weights of the last stage
+      of the same kind, unless `init` says otherwise; so does a discriminator of the same network.
+    data: fields of the clips that differ from the run's.
+    loop: how long it trains, and how.
+    loss: what it is trained on; its fields depend on the kind and the family.
+    mesh: fields of the devices' mesh that differ from the run's.
     init: what it starts from.
-    cache: what a generator reads in place of the clips, if there is one between the tokenizer and
-      it.
-    mixture: what it is trained on in place of `data` alone, which then says what a batch costs:
-      `loop.batch_size` clips of it. Batches of other shapes have as many as make as many tokens.
+    cache: latents that a generator reads in place of the clips, where a stage before it encodes
+      them.
+    mixture: parts that are trained on in place of `data` alone. `data` then sets the cost of a
+      batch: batches of other shapes have as many clips as make as many tokens as `loop.batch_size`
+      clips of `data`.
   """
 
   name: str
@@ -156,8 +182,8 @@ class RunConfig:
   """A run, checked and complete: `stages` are those that train, `caches` those that encode.
 
   Attributes:
-    seed: of all that is drawn.
-    family: of the generator.
+    seed: random seed.
+    family: model family of the generator.
     data: clips.
     text: prompts.
     tokenizer: of the tokenizer family's `network`.

@@ -37,14 +37,15 @@ BATCH_TIMEOUT_S = 3600
 
 @dataclasses.dataclass(frozen=True)
 class CacheConfig:
-  """What a stage of kind "cache" encodes, and where to.
+  """What is encoded, and where it is stored.
 
   Attributes:
-    num_clips: how many, of sprites, which are endless.
-    num_epochs: of the files of a folder; each epoch has other clips of them.
-    batch_size: clips to encode at a time, over all devices.
+    num_clips: clips of sprites to encode, of which there is no end; None for files, see
+      `num_epochs`.
+    num_epochs: epochs of the files to encode; each has other clips of the videos.
+    batch_size: clips that are encoded together, over all devices.
     clips_per_shard: clips of a file.
-    path: folder of the shards, which other runs may read too; None for the stage's own.
+    path: folder of the files, which other runs may read too; None for one in the workdir.
   """
 
   num_clips: int | None = None

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from videoar_jax.data.pipeline import READING_FIELDS
 from videoar_jax.experiment import parse
 from videoar_jax.experiment.checkpoints import StageCheckpoints
+from videoar_jax.experiment.defaults import complete, inherited
 from videoar_jax.experiment.diff import differing_fields
 from videoar_jax.interop.atomic import write_text
 from videoar_jax.nn.layers import count_parameters
@@ -89,7 +90,8 @@ def check_same_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     raise ValueError(f"--workdir={workdir} is a file; name a folder")
   if not path.exists():
     return []
-  lines = [f"config.{line}" for line in differing_fields(parse.load_config(path), config.to_dict())]
+  there, now = parse.load_config(path), complete(config).to_dict()
+  lines = [f"config.{x}" for x in differing_fields(_without_repeats(there), _without_repeats(now))]
   different = [line for line in lines if not _FREE.fullmatch(line.partition(":")[0])]
   if different:
     text = "\n  ".join(different)
@@ -98,6 +100,32 @@ def check_same_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
       "Name another workdir, or set these fields back. Nothing was changed"
     )
   return lines
+
+
+def _without_repeats(values: dict) -> dict:
+  """Returns a config whose stages do not say what is as in the run, nor mixtures what is as there.
+
+  So a stage that repeats a value and one that inherits it do not differ.
+  """
+  data, stages = values["data"], {}
+  for name, section in values["stage"].items():
+    stage = dict(section)
+    own = inherited(data, section["data"])
+    stage["data"] = _differing(section["data"], data)
+    if "mesh" in section:
+      stage["mesh"] = _differing(section["mesh"], values["mesh"])
+    if "mixture" in section:
+      stage["mixture"] = {part: _differing(x, own) for part, x in section["mixture"].items()}
+    stages[name] = stage
+  return values | {"stage": stages}
+
+
+def _differing(section: dict, around: dict) -> dict:
+  """Returns a section with None for each field that is as in the section around."""
+  return {
+    name: None if name in around and value == around[name] else value
+    for name, value in section.items()
+  }
 
 
 def write_facts(stages: StageCheckpoints) -> None:

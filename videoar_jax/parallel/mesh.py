@@ -34,14 +34,16 @@ class ShardingError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each mesh axis; -1 takes what is left, for one axis.
+  """Devices along each mesh axis; one axis may be -1, for those that are left.
 
   Attributes:
-    data: each has a part of the batch and all parameters.
-    fsdp: each has a part of the batch, of the parameters, and of the optimizer.
-    sequence: each has a part of every clip's tokens and, within attention, of the heads.
-    tensor: each has a part of the heads and of the MLP.
-    slice: as `data`, over slices of TPUs that a slow network joins.
+    data: data parallel: each device has a part of the batch and all parameters.
+    fsdp: fully sharded data parallel: each device has a part of the batch, of the parameters, and
+      of the optimizer's state.
+    sequence: sequence parallel: each device has a part of every clip's tokens and, within
+      attention, of the heads.
+    tensor: tensor parallel: each device has a part of the heads and of the MLP.
+    slice: data parallel over slices of TPUs, which a slower network connects.
   """
 
   data: int = -1

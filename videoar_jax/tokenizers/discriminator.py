@@ -24,13 +24,14 @@ _SPACE, _TIME = (1.0, 3.0, 3.0, 1.0), (1.0, 2.0, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorConfig:
-  """Static settings of the network.
+  """The discriminator's network.
 
   Attributes:
     base_channels: channels at full resolution.
     multipliers: channels of each level, in units of `base_channels`.
-    strides: (time, space) of each level's downsampling; each 1 or 2.
-    patch_size: pixels a side that are folded into channels at the door.
+    strides: (time, space) stride of each level, each 1 or 2.
+    patch_size: side in pixels of the patches that are folded into channels before the first
+      convolution.
   """
 
   base_channels: int = 64

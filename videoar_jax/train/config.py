@@ -23,33 +23,36 @@ FREE_FIELDS = (
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-  """How long and how a stage trains.
+  """How long a stage trains, and how.
 
   Attributes:
-    num_steps: steps in all.
-    batch_size: clips a step, over all devices.
-    grad_accum_steps: parts in which a batch goes through, one after the other, their gradients
-      added up: less memory for the same step. What a loss says of a batch as a whole, as the
-      entropy of its bits, it says of each part.
-    optimizer: see `OptimizerConfig`.
-    ema_decay: of the averaged parameters; 0 keeps none.
+    num_steps: training steps.
+    batch_size: clips of a step, over all devices.
+    optimizer: of the trained network.
+    grad_accum_steps: parts into which a batch is divided, one after the other, with their gradients
+      accumulated: less memory for the same step. Terms of the loss over a whole batch, such as the
+      entropy of its bits, are over each part instead.
+    ema_decay: decay of the exponential moving average of the parameters, which later stages and
+      sampling use; 0 for no average.
     save_every: steps between checkpoints.
-    max_to_keep: newest checkpoints that are kept.
-    keep_period: steps between checkpoints that are kept for good; 0 for none.
-    save_timeout_s: seconds that a save may take, and a run that is told to stop.
-    step_timeout_s: seconds after which a step that does not end ends the process, with status 134;
-      0 for none. Not before ten times the usual, nor in the first few steps, which compile. It
-      bounds what comes between steps, too, of which samples compile.
-    profile_steps: first and last step to profile; empty for none. SIGUSR1 profiles the next few.
+    max_to_keep: newest checkpoints to keep.
+    keep_period: steps between checkpoints that are never deleted, a multiple of `save_every`; 0 for
+      none.
+    save_timeout_s: seconds that a save may take, and a run that is asked to stop.
+    step_timeout_s: seconds after which a step that hangs ends the process, with exit status 134; 0
+      for none. It does not apply before ten times the usual duration, nor in the first few steps,
+      which compile. It also bounds what runs between steps, such as sampling.
+    profile_steps: (first, last) step to profile; () for none. The signal SIGUSR1 profiles the next
+      few steps.
     log_every: steps between lines of the log.
-    eval_every: steps between evaluations on held-out clips, of which the last step has one too; 0
+    eval_every: steps between evaluations on held-out clips, in addition to one at the last step; 0
       for none.
-    eval_batches: held-out batches, of `batch_size / grad_accum_steps` clips.
+    eval_batches: held-out batches of an evaluation, each of `batch_size / grad_accum_steps` clips.
     media_every: steps between videos in TensorBoard.
-    on_nan: "stop" ends the run where a loss or gradient is not finite; "skip" leaves all but the
-      number of the step as it was, and goes on, but not past too many in a row.
-    spike: how many times its running average a loss may be; more is handled as `on_nan` says.
-      None for any.
+    on_nan: "stop" ends the run at a loss or gradient that is not finite; "skip" leaves out the
+      update of that step, and ends the run only after too many in a row.
+    spike: factor over its running average above which a loss is handled as `on_nan` says; None for
+      no limit.
   """
 
   num_steps: int

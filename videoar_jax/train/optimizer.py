@@ -8,19 +8,21 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """How parameters move.
+  """The optimizer and its learning-rate schedule: linear warm-up, then cosine decay.
 
   Attributes:
-    kind: "adamw", or "muon": orthogonalised momentum for matrices and convolutions, AdamW for the
-      rest. A step costs more and gets further; its learning rate is about ten times AdamW's.
-    learning_rate: peak.
-    adamw_share: learning rate of what Muon leaves to AdamW, as a share of its own.
+    kind: "adamw", or "muon": orthogonalized momentum for matrices and convolutions, AdamW for the
+      rest. A step of Muon costs more and makes more progress; its learning rate is about ten times
+      AdamW's.
+    learning_rate: peak learning rate.
+    adamw_share: learning rate of the parameters that Muon leaves to AdamW, as a share of Muon's.
     muon_steps: Newton-Schulz iterations of Muon.
-    warmup_steps: linear rise from 0.
+    warmup_steps: steps over which the learning rate rises from 0.
     final_fraction: learning rate at the last step, as a share of the peak.
-    b1, b2: AdamW's averages.
-    weight_decay: on matrices, not on norms and biases.
-    grad_clip_norm: bound on the global gradient norm.
+    b1: decay of AdamW's average of the gradient.
+    b2: decay of AdamW's average of the squared gradient.
+    weight_decay: decoupled weight decay, of matrices but not of norms and biases.
+    grad_clip_norm: global gradient norm above which gradients are scaled down to it.
   """
 
   kind: str = "adamw"

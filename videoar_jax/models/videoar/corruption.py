@@ -20,13 +20,14 @@ from videoar_jax.tokenizers.bsq.schedules import Schedule
 
 @dataclasses.dataclass(frozen=True)
 class CorruptionConfig:
-  """How much is corrupted; the switches of the paper's ablation.
+  """How many bits of the inputs are flipped; the switches of the paper's ablation.
 
   Attributes:
-    p_min: lowest share of flipped bits; `p_max`: highest one, at the first frame.
-    p_max: see `p_min`; 0 switches corruption off.
-    delta: rise of both a frame; 0 is Infinity's constant corruption.
-    has_inheritance: a frame's first scale is at least as corrupt as the last frame's last one.
+    p_min: lowest share of flipped bits, at the first frame.
+    p_max: highest share of flipped bits, at the first frame; 0 for no corruption.
+    delta: rise of both shares from frame to frame; 0 is Infinity's constant corruption.
+    has_inheritance: the first scale of a frame is at least as corrupted as the last scale of the
+      frame before.
   """
 
   p_min: float = 0.0

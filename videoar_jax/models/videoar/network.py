@@ -38,34 +38,37 @@ def is_text(text: Text) -> Bool[Array, "b P"]:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig:
-  """Static settings of the network.
+  """The network.
 
   Attributes:
-    num_layers: blocks.
-    d_model: `m`.
-    num_heads: `n`.
-    num_kv_heads: key and value heads; divides `num_heads`.
-    head_dim: `k`.
+    num_layers: transformer blocks.
+    d_model: width of the model.
+    num_heads: attention heads.
+    num_kv_heads: heads of keys and values; divides `num_heads`.
+    head_dim: width of a head.
     mlp_dim: hidden width of the gated MLP.
-    num_bits: `d`, bits of a token.
+    num_bits: bits of a token.
     vocabulary_size: rows of the text embedding; 0 with features.
-    text_dim: numbers of a feature of text; 0 with tokens.
-    has_qk_norm: normalise queries and keys.
-    positions: "rope", or "learned" for the ablation's absolute embedding.
-    rope_base: wavelength ratio.
-    rope_fractions: shares of time, height and width in the frequencies.
-    rope_is_interleaved: whether each axis has high and low frequencies, or a section of them.
-    context: what a frame sees of earlier ones, see `Layout`.
-    prev_frame_input: scales whose inputs carry the frame before, see `Layout`.
-    rope_grid: where a scale's cells lie, see `Layout`.
-    scan_layers: one loop over the stacked blocks, which keeps compiling short however deep the
-      network; without it, every block is compiled by itself, a quarter faster on CPU.
-    dtype: of activations in training, "float32" or "bfloat16"; parameters, their gradients and the
-      logits are float32. `Model` has its own for sampling.
-    remat: what the backward pass computes anew: "none" of a block; "dots", all but its products
-      with weights (`dots_with_no_batch_dims_saveable`); "full", all but its input.
-    attention: "dense", "blocked" or "splash", see `nn.attention.attend`; "auto" takes "splash" on
-      TPU, "blocked" elsewhere.
+    text_dim: width of a text feature; 0 with tokens.
+    has_qk_norm: normalize queries and keys.
+    positions: "rope" for rotary positions, or "learned" for absolute ones, as in the ablation.
+    rope_base: base of the rotary wavelengths.
+    rope_fractions: shares of the rotary frequencies of time, height and width.
+    rope_is_interleaved: give each axis frequencies of the whole range; otherwise each has one
+      contiguous section of them.
+    context: what a frame attends to of earlier frames: the tokens of their "scales", or their
+      complete latent, "full_frame".
+    prev_frame_input: which inputs carry the frame before: those of the "first_scale", or of
+      "all_scales".
+    rope_grid: positions of a scale's cells: in its own grid, "scale", or in the grid of the last
+      scale, "latent".
+    scan_layers: scan over the stacked blocks, so that compile time does not grow with depth;
+      without it each block is compiled separately, which runs a quarter faster on CPU.
+    dtype: of activations in training, "float32" or "bfloat16"; parameters, gradients and logits are
+      float32. Sampling has a setting of its own.
+    remat: rematerialization of a block's activations in the backward pass: "none"; "dots", all but
+      products with weights (`dots_with_no_batch_dims_saveable`); or "full", all but its input.
+    attention: "dense", "blocked" or "splash"; "auto" is "splash" on TPU and "blocked" elsewhere.
   """
 
   num_layers: int

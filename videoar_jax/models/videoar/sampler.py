@@ -31,12 +31,12 @@ class SamplingConfig:
   """Defaults of sampling.
 
   Attributes:
-    guidance: how strongly to follow the prompt: a number, constant:NUMBER, ucf101, t2v, or a .json
-      file with a table [latent frame, scale].
-    temperature: of the draws; 0 takes the likelier value of each bit.
-    top_p: a bit's value of probability <= 1 - top_p is dropped.
-    window: earlier latent frames that a frame sees, also for more frames than in training; None for
-      as many as in training.
+    guidance: scale of classifier-free guidance: a number, constant:NUMBER, ucf101 or t2v for the
+      paper's schedules, or a .json file with a table [latent frame, scale].
+    temperature: of the distribution of each bit; 0 takes the likelier value.
+    top_p: a value of a bit is never drawn if its probability is 1 - top_p or less.
+    window: earlier latent frames that a frame attends to, also in longer clips than those of
+      training; None for as many as in training.
   """
 
   guidance: str = "constant:1"

@@ -25,11 +25,11 @@ class GeneratorLossConfig:
   """What the generator is trained on.
 
   Attributes:
-    corruption: cross-frame error correction.
+    corruption: bits that are flipped in the inputs, the paper's cross-frame error correction.
     p_frame_mask: probability that an earlier frame is hidden from a frame.
-    window: earlier frames that a frame sees; None for all.
-    text_dropout: share of prompts that are replaced by the empty one, for guidance.
-    scale_weighting: "none" weighs every token the same; "sqrt" divides a scale's weight by the
+    window: earlier latent frames that a frame attends to; None for all.
+    text_dropout: share of prompts that are replaced by the empty one, for classifier-free guidance.
+    scale_weighting: "none" weighs every token the same; "sqrt" divides the weight of a scale by the
       square root of its number of tokens, so that coarse scales count for more.
   """
 

@@ -26,19 +26,21 @@ State = dict
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-  """Static settings of the network.
+  """The network.
 
   Attributes:
-    num_bits: `d`, channels of the latent.
+    num_bits: bits of a token, which are the channels of the latent.
     base_channels: channels at full resolution.
     multipliers: channels of each level, in units of `base_channels`.
-    num_encoder_blocks: residual blocks a level in the encoder.
-    num_decoder_blocks: residual blocks a level in the decoder.
-    strides: (time, space) of each downsampling, between a level and the next; each 1 or 2.
-    num_groups: groups of the normalisation.
-    patch_size: pixels a side that are folded into channels at the door; 1 in the paper.
-    schedule: scales as "1 2 4 8" or "2x3 4x6", ending at the latent grid of the run's clips; where
-      it is empty, and for clips of other sizes, those of the public tables.
+    num_encoder_blocks: residual blocks of each level of the encoder.
+    num_decoder_blocks: residual blocks of each level of the decoder.
+    strides: (time, space) stride from each level to the next, each 1 or 2.
+    num_groups: groups of the group normalization.
+    patch_size: side in pixels of the patches that are folded into channels before the first
+      convolution; 1 in the paper.
+    schedule: scales of the quantizer, such as "1 2 4 8" or "2x3 4x6", ending with the latent grid
+      of the run's clips. Where it is "", and for clips of other sizes, a default one: that of
+      Infinity's tables, or growing steps for small grids.
   """
 
   num_bits: int = 48

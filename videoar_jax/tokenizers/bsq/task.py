@@ -22,19 +22,19 @@ from videoar_jax.train.optimizer import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialConfig:
-  """The discriminator and what it does to the tokenizer.
+  """The discriminator and the adversarial loss.
 
   Attributes:
-    weight: of the adversarial loss; 0 for no discriminator at all.
-    is_adaptive: multiply the weight by the ratio of the other losses' gradient to the adversarial
-      one at the decoder's last kernel, so that 1 means equally strong.
+    weight: of the adversarial loss; 0 trains without a discriminator.
+    is_adaptive: also multiply by the ratio of the gradient norms of the other losses and the
+      adversarial one at the decoder's last kernel, so that weight 1 makes them equally strong.
     kind: "non_saturating" or "hinge".
-    start_step: the discriminator rests before this step of the stage.
-    r1: weight of the gradient penalty on real clips.
-    lecam: weight of LeCAM's penalty.
-    lecam_decay: of its running means.
-    discriminator: the network.
-    optimizer: the discriminator's own.
+    start_step: step of the stage at which the discriminator begins.
+    r1: weight of the R1 penalty, on the discriminator's gradient at real clips.
+    lecam: weight of the LeCAM regularization.
+    lecam_decay: decay of LeCAM's moving averages.
+    discriminator: its network.
+    optimizer: of the discriminator.
   """
 
   weight: float = 0.0
@@ -61,23 +61,23 @@ class AdversarialConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerLossConfig:
-  """Weights of the loss's parts.
+  """Weights of the terms of the tokenizer's loss.
 
   Attributes:
-    l1: L1 between pixels, the paper's reconstruction loss.
-    l2: squared error between pixels; small networks that start from nothing need it to see
-      objects at all, since the median of most pixels is the background.
-    lpips: LPIPS between frames.
-    lpips_frames: frames of a clip, drawn anew each step, that LPIPS looks at; None for all.
-    lpips_weights: file that `python -m videoar_jax.convert lpips` made; None for its default
-      place.
-    adversarial: see `AdversarialConfig`.
-    commitment: pulls each scale's direction to its code.
-    quantization_error: pulls latents to the sum of their codes, see
-      `quantizer.quantization_error_loss`.
-    entropy: rewards decided and varied bits.
+    l1: L1 distance between pixels, the paper's reconstruction loss.
+    l2: squared distance between pixels. A small network that is trained from scratch needs it to
+      reconstruct objects at all, since the median of most pixels is the background.
+    lpips: LPIPS, the perceptual distance between frames.
+    lpips_frames: frames of a clip, drawn at random at each step, that LPIPS is computed on; None
+      for all.
+    lpips_weights: file that `python -m videoar_jax.convert lpips` made; None for the place where
+      that command puts it.
+    adversarial: the adversarial loss.
+    commitment: commitment loss: pulls each scale's direction to its code.
+    quantization_error: pulls the latents to the sum of their codes.
+    entropy: entropy loss: rewards bits that are certain for each token and varied over the batch.
     scale_dropout: share of clips that are decoded from a random number of their first scales, so
-      that coarse scales say as much as they can: what and where, before any detail.
+      that coarse scales carry as much as they can.
   """
 
   l1: float = 1.0

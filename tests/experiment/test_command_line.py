@@ -1,0 +1,108 @@
+"""Config files: what they may import, and how what is wrong with one is told."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from videoar_jax.experiment.command_line import load_config_file, read_config
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+
+
+def test_a_file_imports_its_neighbours_from_any_folder(tmp_path):
+  """`from configs.common import ...` is of the file's own folder, in no package."""
+  place = shutil.copytree(ROOT / "configs", tmp_path / "elsewhere" / "configs")
+  common = (place / "common.py").read_text()
+  (place / "common.py").write_text(common.replace('"num_bits": 16', '"num_bits": 12'))
+  here = tmp_path / "here"
+  here.mkdir()
+  script = (
+    f"import sys; sys.path[:] = [x for x in sys.path if x] + [{str(ROOT)!r}]\n"
+    "from videoar_jax.experiment.command_line import read_config\n"
+    f"before = list(sys.path)\n"
+    f"print(read_config({str(place / 'quickstart.py')!r} + ':size=tiny').tokenizer.num_bits)\n"
+    "assert sys.path == before\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", script], cwd=here, capture_output=True, text=True, timeout=300
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert done.stdout == "12\n"
+
+
+def test_the_command_reads_a_config_from_any_folder(tmp_path):
+  """By its path, relative or not; a mistake in it ends with one line and status 2."""
+  place = shutil.copytree(ROOT / "configs", tmp_path / "elsewhere" / "configs")
+  (place / "mine.py").write_text(
+    "from configs import quickstart\n"
+    "def get_config(arg=None):\n"
+    "  config = quickstart.get_config('size=tiny')\n"
+    "  config.data.num_frames = 8\n"
+    "  return config\n"
+  )
+  program = f"import sys, runpy; sys.path.append({str(ROOT)!r}); del sys.argv[0]; "
+  program += "runpy.run_module('videoar_jax.main', run_name='__main__', alter_sys=True)"
+  for config, status, message in (
+    (place / "mine.py", 1, "1 + 4 k"),
+    ("../elsewhere/configs/mine.py", 1, "1 + 4 k"),
+    (place / "other.py", 2, "other.py does not exist"),
+  ):
+    here = tmp_path / "here"
+    here.mkdir(exist_ok=True)
+    flags = ["main", f"--config={config}", "--workdir=run"]
+    done = subprocess.run(
+      [sys.executable, "-c", program, *flags], cwd=here, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == status and message in done.stderr, done.stderr[-2000:]
+    assert done.stderr.count("\n") == 1 and not (here / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("def get_config(arg=None)\n  pass\n", r"^--config=\S+config\.py: SyntaxError: .*line 1"),
+    ("import nothing_like_it\n", r"config\.py, line 1: ModuleNotFoundError: .*nothing_like_it"),
+    ("x = 1\n\n\ndef get_config():\n  return y\n", r"config\.py, line 5: NameError: name 'y'"),
+    (
+      "def get_config():\n  raise ValueError('data= is missing')\n",
+      r"config\.py: data= is missing",
+    ),
+    ("def get_config():\n  pass\n", r"config\.py: get_config returns no ConfigDict; return one"),
+    ("x = 1\n", r"config\.py has no get_config; name a file of configs/"),
+    (
+      "def get_config():\n  return {'data': {'sed': 1}}\n",
+      r"^data\.sed is not a field; did you mean 'seed'\?",
+    ),
+    (
+      "def get_config():\n  return {'schedule': '1 2', 'generator': {'depth': 3}}\n",
+      r"^fields have other names: config\.schedule is now config\.tokenizer\.schedule; "
+      r"config\.generator\.depth is now config\.generator\.num_layers$",
+    ),
+    (
+      "from videoar_jax.experiment.defaults import default_config\n"
+      "def get_config():\n  default_config({}).seed = 'one'\n",
+      r"config\.py, line 3: TypeError: .*seed",
+    ),
+  ],
+)
+def test_what_is_wrong_with_a_file_is_one_error(tmp_path, text, message):
+  (tmp_path / "config.py").write_text(text)
+  before = list(sys.path)
+  with pytest.raises(ValueError, match=message):
+    read_config(str(tmp_path / "config.py"))
+  assert sys.path == before
+
+
+def test_a_file_that_is_not_there_is_named():
+  with pytest.raises(ValueError, match=r"^--config=none\.py does not exist"):
+    load_config_file("none.py")
+
+
+def test_the_argument_reaches_the_file(tmp_path):
+  path = tmp_path / "config.py"
+  path.write_text("def get_config(arg='3'):\n  return {'seed': int(arg)}\n")
+  assert read_config(str(path)).seed == 3 and read_config(f"{path}:4").seed == 4
+  assert read_config(f"{path}:4", ["--config.seed=5"]).seed == 5

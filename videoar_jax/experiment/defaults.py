@@ -1,0 +1,259 @@
+"""Configs with every field, typed: the defaults that files start from and are filled up with.
+
+A field whose default is None, that has to be set, or that a stage inherits from the run is a
+placeholder: None, until it is set to a value of its type.
+"""
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from videoar_jax.data.pipeline import DataConfig
+from videoar_jax.experiment.fields import (
+  allows_none,
+  check_names,
+  convert,
+  default_of,
+  fields_of,
+  kinds_of,
+)
+from videoar_jax.experiment.renamed import check_renamed
+from videoar_jax.experiment.schema import InitConfig, PartSettings, ReportConfig, TextConfig
+from videoar_jax.experiment.token_cache import CacheConfig
+from videoar_jax.models.base import Family
+from videoar_jax.models.families import FAMILIES, family_of
+from videoar_jax.parallel.mesh import MeshConfig
+from videoar_jax.tokenizers.families import TOKENIZERS
+from videoar_jax.train.config import LoopConfig
+
+KINDS = ("tokenizer", "generator", "cache")
+STAGE_SECTIONS = ("kind", "data", "mixture", "loop", "loss", "init", "mesh")
+SECTIONS = (
+  "seed",
+  "family",
+  "data",
+  "text",
+  "tokenizer",
+  "generator",
+  "sampling",
+  "mesh",
+  "report",
+  "stages",
+  "stage",
+)
+
+
+def default_config(stages: dict[str, str], family: str = "videoar") -> ConfigDict:
+  """Returns a config with all fields of all sections, for a config file to set what differs.
+
+  Args:
+    stages: what each does, in order, by its name: "tokenizer", "generator" or "cache".
+    family: of models, see `FAMILIES`.
+  Raises:
+    ValueError: a kind of stage or the family is unknown.
+  """
+  sections = {name: {"kind": kind} for name, kind in stages.items()}
+  return complete({"family": family, "stages": tuple(stages), "stage": sections})
+
+
+def mixture_part(**settings: Any) -> ConfigDict:
+  """Returns a part of a stage's mixture: what is not given is as in the stage's `data`.
+
+  Raises:
+    ValueError: a field is unknown or of another type.
+  """
+  return _part(settings, "mixture")
+
+
+def complete(config: ConfigDict | dict) -> ConfigDict:
+  """Returns a config with what it leaves out.
+
+  Raises:
+    ValueError: a field is unknown, has another name now, or a value of another type; names it.
+  """
+  values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+  check_renamed(values)
+  check_names(values, SECTIONS, "config")
+  name = _value(str, values, "family", "config", "videoar")
+  family = family_of(name)
+  _check_family(values, "tokenizer", name, lambda other: TOKENIZERS[other.tokenizer].network)
+  _check_family(values, "generator", name, lambda other: other.network)
+  _check_family(values, "sampling", name, lambda other: other.sampling)
+  for field in family.derived:
+    if field in _values(values, "generator", "config"):
+      raise ValueError(f"generator.{field} follows from other fields; remove it")
+  sections = {
+    "data": (DataConfig, ()),
+    "text": (TextConfig, ()),
+    "tokenizer": (TOKENIZERS[family.tokenizer].network, ()),
+    "generator": (family.network, family.derived),
+    "sampling": (family.sampling, ()),
+    "mesh": (MeshConfig, ()),
+    "report": (ReportConfig, ()),
+  }
+  result = ConfigDict({"seed": _value(int, values, "seed", "config", 0), "family": name})
+  for section, (cls, without) in sections.items():
+    result[section] = _section(cls, _values(values, section, "config"), section, without=without)
+  result.stages = _value(tuple, values, "stages", "config", ())
+  result.stage = ConfigDict()
+  stages = _values(values, "stage", "config")
+  for stage in stages:
+    result.stage[stage] = _stage(_values(stages, stage, "stage"), stage, name)
+  return result
+
+
+def inherited(values: dict, changes: dict) -> dict:
+  """Returns the fields of a `data` or `mesh` section with those that a section within it sets.
+
+  Text that may be None is unset by "", since None stands for what is inherited.
+  """
+  hints = typing.get_type_hints(DataConfig)
+  return values | {
+    name: None if value == "" and allows_none(hints.get(name)) else value
+    for name, value in changes.items()
+    if value is not None
+  }
+
+
+def _stage(values: dict, name: str, family: str) -> ConfigDict:
+  path = f"stage.{name}"
+  kind = _value(str, values, "kind", path, name)
+  if kind not in KINDS:
+    raise ValueError(f"{path}.kind={kind!r} is unknown; kinds are {', '.join(KINDS)}")
+  if kind == "cache":
+    own = {field: x for field, x in values.items() if field not in ("kind", "data")}
+    result = _section(CacheConfig, own, path)
+    result.kind, result.data = kind, _inherits(DataConfig, values, "data", path)
+    return result
+  check_names(values, STAGE_SECTIONS, path)
+  loss_of = _LOSSES[kind]
+  _check_family(values, "loss", family, loss_of, path)
+  result = ConfigDict({"kind": kind})
+  result.data = _inherits(DataConfig, values, "data", path)
+  parts = _values(values, "mixture", path)
+  result.mixture = ConfigDict(
+    {
+      part: _part(_values(parts, part, f"{path}.mixture"), f"{path}.mixture.{part}")
+      for part in parts
+    }
+  )
+  for section, cls in (
+    ("loop", LoopConfig),
+    ("loss", loss_of(FAMILIES[family])),
+    ("init", InitConfig),
+  ):
+    result[section] = _section(cls, _values(values, section, path), f"{path}.{section}")
+  result.mesh = _inherits(MeshConfig, values, "mesh", path)
+  return result
+
+
+_LOSSES: dict[str, Callable[[Family], type]] = {
+  "tokenizer": lambda family: TOKENIZERS[family.tokenizer].loss,
+  "generator": lambda family: family.loss,
+}
+
+
+def _inherits(cls: type, values: dict, section: str, path: str) -> ConfigDict:
+  """Returns a section of a stage that is as in the run where it is not set."""
+  return _section(cls, _values(values, section, path), f"{path}.{section}", _inherited)
+
+
+def _part(values: dict, path: str) -> ConfigDict:
+  own = fields_of(PartSettings)
+  check_names(values, (*own, *fields_of(DataConfig, tuple(own))), path)
+  result = _section(PartSettings, {name: x for name, x in values.items() if name in own}, path)
+  others = {name: x for name, x in values.items() if name not in own}
+  result.update(_section(DataConfig, others, path, _inherited, tuple(own)))
+  return result
+
+
+def _inherited(field: dataclasses.Field) -> None:
+  """Returns what stands for the value of the section around."""
+
+
+def _section(
+  cls: type,
+  values: dict,
+  path: str,
+  default: Callable[[dataclasses.Field], Any] = default_of,
+  without: tuple[str, ...] = (),
+) -> ConfigDict:
+  """Returns a section of all fields of a dataclass.
+
+  Args:
+    cls: the dataclass.
+    values: of some fields.
+    path: the section's name, for errors.
+    default: of the others.
+    without: fields that are not part of configs.
+  """
+  fields, hints = fields_of(cls, without), typing.get_type_hints(cls)
+  check_names(values, tuple(fields), path)
+  section = ConfigDict()
+  for name, field in fields.items():
+    hint, own = hints[field.name], default(field)
+    if dataclasses.is_dataclass(hint):
+      of_own = default_of if own is None else functools.partial(_field_of, own)
+      section[name] = _section(hint, _values(values, name, path), f"{path}.{name}", of_own)
+      continue
+    is_given = name in values and (values[name] is not None or allows_none(hint))
+    value = convert(hint, values[name], f"{path}.{name}") if is_given else own
+    section[name] = _typed(hint, value, may_be_none=own is None)
+  return section
+
+
+def _field_of(section: Any, field: dataclasses.Field) -> Any:
+  return getattr(section, field.name)
+
+
+def _typed(hint: Any, value: Any, *, may_be_none: bool) -> Any:
+  """Returns what a ConfigDict takes for a value whose type it does not show."""
+  kinds = kinds_of(hint)
+  if len(kinds) > 1:
+    return config_dict.FieldReference(value, field_type=object)
+  if may_be_none or allows_none(hint):
+    return config_dict.FieldReference(value, field_type=kinds[0])
+  return value
+
+
+def _values(values: dict, section: str, path: str) -> dict:
+  """Returns a section; an empty one where it is missing.
+
+  Raises:
+    ValueError: it is a value.
+  """
+  found = values.get(section)
+  if found is not None and not isinstance(found, dict):
+    name = section if path == "config" else f"{path}.{section}"
+    raise ValueError(f"{name}={found!r} must be a section, with fields")
+  return found or {}
+
+
+def _value(hint: Any, values: dict, name: str, path: str, default: Any) -> Any:
+  value = values.get(name)
+  return default if value is None else convert(hint, value, f"{path}.{name}")
+
+
+def _check_family(
+  values: dict, section: str, family: str, of: Callable[[Family], type], path: str = ""
+) -> None:
+  """Raises ValueError where a field is none of this family's, but one of another's.
+
+  Args:
+    values: with the section.
+    section: its name.
+    family: the config's.
+    of: returns a family's dataclass of the section.
+    path: where the section stands.
+  """
+  path = f"{path}.{section}" if path else section
+  for field in _values(values, section, path).keys() - fields_of(of(FAMILIES[family])).keys():
+    for name, other in FAMILIES.items():
+      if field in fields_of(of(other)):
+        raise ValueError(
+          f"{path}.{field} is a setting of family {name!r}, but config.family={family!r}; remove it"
+        )
