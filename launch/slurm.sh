@@ -9,7 +9,7 @@
 #   --time=TIME      limit of a job; before it ends the run is saved and the job queued again
 #   --workdir=PATH   in a file system that all nodes share, as the repository and its .venv are
 #   --partition=NAME, --account=NAME, --cpus=N (of each GPU, 8 if left out)
-#   --dry-run        prints every command, and runs none
+#   --dry-run        print every command, and run none
 #   -- FLAGS         of videoar_jax.main
 #
 # Needs the repository's .venv with JAX for GPUs: .venv/bin/python -m pip install -e . 'jax[cuda13]'
