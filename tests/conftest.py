@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import command, run
 
 from videoar_jax.interop import weights
 from videoar_jax.nn import conv
@@ -80,3 +81,12 @@ def random_autoencoder():
     return autoencoder_of(config, jax.tree.map(draw, abstract_params(config)))
 
   return make
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+  """A workdir with everything trained, in one go."""
+  workdir = tmp_path_factory.mktemp("trained") / "run"
+  done = run(command(workdir))
+  assert done.returncode == 0, done.stderr[-3000:]
+  return workdir

@@ -31,7 +31,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from videoar_jax import main
 from videoar_jax.evals import report
 from videoar_jax.runtime import preemption
-from videoar_jax.train import checkpoint, loop
+from videoar_jax.train import checkpoint, trainer
 
 
 def stop(num_steps: str) -> None:
@@ -74,7 +74,7 @@ def _replace(place: str, action) -> None:
   elif place == "save":
     checkpoint.Checkpointer.save = action
   else:
-    init = loop.Trainer.__init__
+    init = trainer.Trainer.__init__
 
     @functools.wraps(init)
     def disturbed(self, *arguments, **options):
@@ -82,7 +82,7 @@ def _replace(place: str, action) -> None:
       # What is asked of a program first by several processes.
       self.media = mock.Mock(lower=action)
 
-    loop.Trainer.__init__ = disturbed
+    trainer.Trainer.__init__ = disturbed
 
 
 def write_digests(path: str) -> None:

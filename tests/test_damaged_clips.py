@@ -7,8 +7,8 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from commands import command, run
 from PIL import Image
-from test_end_to_end import command, run
 
 from videoar_jax.data.synthetic.sprites import SpritesSource
 

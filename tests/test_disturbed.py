@@ -11,14 +11,13 @@ import sys
 import time
 
 import pytest
-from test_end_to_end import (  # noqa: F401 (a fixture)
+from commands import (
   FOUR_WAYS,
   REPOSITORY,
   assert_same_losses,
   command,
   environment,
   start_two,
-  trained,
   wait_for,
 )
 
@@ -48,7 +47,7 @@ def outputs_of(processes, timeout_s=900):
   return outputs
 
 
-def test_a_disk_that_is_full_for_one_of_two_processes_costs_one_save(trained, tmp_path):  # noqa: F811
+def test_a_disk_that_is_full_for_one_of_two_processes_costs_one_save(trained, tmp_path):
   """Both tell of it, go on, and end with the numbers of a run in which all went well."""
   environs = {"DISTURBANCE": ""}, {"DISTURBANCE": "disk tokenizer 4"}
   processes = start_two(disturbed(tmp_path / "run", *FOUR_WAYS), environs)
@@ -79,7 +78,7 @@ def check_digests(path):
   return [(stage, int(step)) for _, stage, step, _ in restored]
 
 
-def test_from_eight_devices_to_four_to_two_to_eight(trained, tmp_path):  # noqa: F811
+def test_from_eight_devices_to_four_to_two_to_eight(trained, tmp_path):
   """Stopped in each stage, a run goes on on other devices: the same weights, the same losses."""
   log = tmp_path / "digests"
   for number, (num_devices, *mesh) in enumerate(MESHES):
@@ -95,7 +94,7 @@ def test_from_eight_devices_to_four_to_two_to_eight(trained, tmp_path):  # noqa:
   assert_same_losses(tmp_path / "run", trained)
 
 
-def test_from_two_processes_to_one_to_two(trained, tmp_path):  # noqa: F811
+def test_from_two_processes_to_one_to_two(trained, tmp_path):
   logs = [tmp_path / f"digests{index}" for index in range(2)]
   for number in range(3):
     stop = {"DISTURBANCE": f"stop {(3, 4, 100)[number]}"}

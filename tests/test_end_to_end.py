@@ -1,102 +1,26 @@
 """The command line from clips to clips: training, resuming, sampling, bad input."""
 
 import json
-import os
-import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
-
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-
-# A tokenizer that trains in seconds.
-TINY_TOKENIZER = [
-  "--config.data.resolution=(16,16)",
-  "--config.data.num_frames=5",
-  "--config.tokenizer.patch_size=2",
-  "--config.tokenizer.base_channels=4",
-  "--config.tokenizer.multipliers=(1,2,2)",
-  "--config.tokenizer.num_groups=2",
-  "--config.schedule=1 2 4",
-  "--config.report.num_clips=4",
-]
-# The quickstart at that size.
-TINY = [
-  *TINY_TOKENIZER,
-  "--config.tokenizer.num_bits=8",
-  "--config.report.num_prompts=4",
-  "--config.stage.images.loop.num_steps=4",
-  "--config.stage.images.loop.batch_size=4",
-  "--config.stage.tokenizer.loop.batch_size=4",
-  "--config.stage.tokenizer.loop.num_steps=6",
-  "--config.stage.generator.loop.batch_size=4",
-  "--config.stage.generator.loop.num_steps=6",
-  *(
-    f"--config.stage.{stage}.loop.{name}={value}"
-    for stage in ("images", "tokenizer", "generator")
-    for name, value in (("save_every", 2), ("media_every", 100))
-  ),
-]
-
-
-def command(workdir, *extra, config="configs/quickstart.py:size=tiny"):
-  main = [sys.executable, "-m", "videoar_jax.main"]
-  # A tuple that is set twice would be both values in a row.
-  names = {flag.partition("=")[0] for flag in extra}
-  tiny = [flag for flag in TINY if flag.partition("=")[0] not in names]
-  return [*main, f"--config={config}", f"--workdir={workdir}", *tiny, *extra]
-
-
-def environment(num_devices=1):
-  return os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # They take longer than the steps.
-    "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".jax_cache"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-  }
-
-
-def run(arguments, num_devices=1, **kwargs):
-  return subprocess.run(
-    arguments,
-    cwd=REPOSITORY,
-    env=environment(num_devices),
-    capture_output=True,
-    text=True,
-    timeout=600,
-    **kwargs,
-  )
-
-
-def losses(workdir):
-  """Returns stage -> step -> every number of that step but the clock's."""
-  found = {}
-  for stage in ("images", "tokenizer", "generator"):
-    lines = (workdir / stage / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    steps = [record["step"] for record in records]
-    assert steps == sorted(set(steps)), f"steps of {stage} are there twice, or out of order"
-    for record in records:
-      record.pop("steps_per_s")
-      record.pop("tokens_per_s", None)
-    found[stage] = {record["step"]: record for record in records}
-  return found
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-  """A workdir with everything trained, in one go."""
-  workdir = tmp_path_factory.mktemp("trained") / "run"
-  done = run(command(workdir))
-  assert done.returncode == 0, done.stderr[-3000:]
-  return workdir
+from commands import (
+  FOUR_WAYS,
+  REPOSITORY,
+  TINY_TOKENIZER,
+  assert_same_losses,
+  command,
+  environment,
+  losses,
+  run,
+  start_two,
+  wait_for,
+)
 
 
 def test_workdir_holds_what_a_run_decided(trained):
@@ -104,6 +28,10 @@ def test_workdir_holds_what_a_run_decided(trained):
     assert (trained / name).stat().st_size > 0, name
   facts = json.loads((trained / "run.json").read_text())
   assert facts["parameters"]["generator"] > facts["parameters"]["tokenizer"] > 1000
+  parts = facts["parameters_by_module"]["tokenizer"]
+  assert parts.keys() == {"encoder", "decoder"}
+  assert sum(parts.values()) == facts["parameters"]["tokenizer"]
+  assert "encoder/conv_in/kernel" in (trained / "log.txt").read_text()
   assert facts["packages"]["jax"]
   for stage in ("images", "tokenizer", "generator"):
     assert list((trained / stage / "tensorboard").glob("events*"))
@@ -166,24 +94,6 @@ def test_two_devices_equal_one(trained, tmp_path):
     )
 
 
-FOUR_WAYS = ("--config.mesh.data=1", "--config.mesh.fsdp=4")
-
-
-def start_two(flags, environs=({}, {})):
-  """Starts a command as two processes of two devices each, with variables of their own."""
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    coordinator = f"localhost:{free.getsockname()[1]}"
-  processes = []
-  for index, own in enumerate(environs):
-    variables = {"VIDEOAR_COORDINATOR": coordinator, "VIDEOAR_NUM_PROCESSES": "2"}
-    variables["VIDEOAR_PROCESS"] = str(index)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    environ = environment(2) | variables | own
-    processes.append(subprocess.Popen(flags, cwd=REPOSITORY, env=environ, **pipes))
-  return processes
-
-
 @pytest.mark.slow
 def test_two_processes_that_are_stopped_and_killed_end_as_one_that_is_not(trained, tmp_path):
   """SIGTERM to one, in the second stage, stops both at once; SIGKILL of one ends the other."""
@@ -214,27 +124,6 @@ def test_two_processes_that_are_stopped_and_killed_end_as_one_that_is_not(traine
   assert done.returncode == 0, done.stderr[-3000:]
   assert "another config than before: config.mesh.fsdp: 4 -> 2" in done.stdout
   assert_same_losses(workdir, trained)
-
-
-def assert_same_losses(workdir, other):
-  """Compares the losses of all steps of two runs."""
-  ours = losses(workdir)
-  for stage, steps in losses(other).items():
-    np.testing.assert_allclose(
-      [ours[stage][step]["loss"] for step in steps],
-      [record["loss"] for record in steps.values()],
-      rtol=1e-5,
-      atol=1e-5,
-    )
-
-
-def wait_for(path, processes):
-  """Returns once a file is there."""
-  deadline = time.monotonic() + 300
-  while not path.exists() and time.monotonic() < deadline:
-    ended = [process for process in processes if process.poll() is not None]
-    assert not ended, [(process.returncode, process.stdout.read()[-3000:]) for process in ended]
-    time.sleep(0.002)
 
 
 @pytest.mark.slow

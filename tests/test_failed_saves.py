@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import start_two
 from orbax.checkpoint._src.multihost import multihost
-from test_end_to_end import start_two
 
 from videoar_jax.parallel import processes as hosts
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
@@ -68,7 +68,7 @@ def save_as_one_of_two(folder):
       lambda step: (jnp.full((8, 4096), step), jnp.full(8, step)), out_shardings=split
     )(step)
     state = {"params": {"kernel": params}, "opt_state": (), "step": step}
-    return state | {"ema": {}, "rival": {}, "guard": {}}
+    return state | {"ema": {}, "discriminator": {}, "anomaly": {}}
 
   def listed():
     hosts.wait_for_all("nobody saves")

@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -27,6 +29,8 @@ ALLOWED = {
   },
   "planning": {"parallel", "nn", "train", "tokenizers", "models", "experiment"},
 }
+# Every part may import these modules: they need nothing of the package, and no device.
+LEAVES = ("interop.atomic", "runtime.versions")
 # No lower part may need an entry point: `main`, `sample` and what else lies at the top.
 EXCEPTIONS = {"": {"experiment"}}  # The package's own `__init__` opens the door to `load`.
 # Opens foreign checkpoints, where PyTorch is installed.
@@ -65,7 +69,7 @@ def imported_parts(path: pathlib.Path) -> set[str]:
   parts = set()
   for name in imported_modules(path, package):
     top, *rest = name.split(".")
-    if top == "videoar_jax" and rest:
+    if top == "videoar_jax" and rest and ".".join(rest[:2]) not in LEAVES:
       parts.add(rest[0])
   return parts & known_parts()
 
@@ -83,6 +87,13 @@ def test_imports_go_down_only(path):
   assert not wrong, f"{path.name} in {part or 'the package'} must not import {sorted(wrong)}"
 
 
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_leaves_need_nothing(leaf):
+  path = PACKAGE / f"{leaf.replace('.', '/')}.py"
+  libraries = {name.split(".")[0] for name in imported_modules(path, "videoar_jax")}
+  assert not imported_parts(path) and not libraries & DEVICE_LIBRARIES
+
+
 @pytest.mark.parametrize(
   "path", sorted((PACKAGE / "data").rglob("*.py")), ids=lambda path: path.name
 )
@@ -97,6 +108,25 @@ def test_package_never_imports_configs_or_torch(path):
   libraries = {name.split(".")[0] for name in imported_modules(path, package)}
   torch = set() if part_of(path) in MAY_USE_TORCH else {"torch"}
   assert not libraries & ({"configs", "tensorflow"} | torch)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=IDS)
+def test_nothing_is_imported_that_would_import_tensorflow(path):
+  """Of clu, these two alone do without it."""
+  names = imported_modules(path, ".".join(path.relative_to(ROOT).parent.parts))
+  used = {".".join(name.split(".")[:2]) for name in names if name.startswith("clu.")}
+  assert used <= {"clu.metrics", "clu.parameter_overview"}
+  assert "clu" not in names or used
+
+
+def test_training_needs_no_tensorflow():
+  program = (
+    "import sys\n"
+    "import videoar_jax.train.loop, videoar_jax.train.overview\n"
+    "assert 'clu.metrics' in sys.modules and 'clu.parameter_overview' in sys.modules\n"
+    "assert not [n for n in sys.modules if n.split('.')[0] in ('tensorflow', 'tf_keras')]\n"
+  )
+  subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize(

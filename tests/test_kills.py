@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from test_end_to_end import REPOSITORY, TINY, environment, run
+from commands import REPOSITORY, TINY, environment, run
 
 NUM_KILLS = 20
 STAGES = ("I", "II")

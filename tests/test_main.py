@@ -46,6 +46,7 @@ def fail(error):
     (KeyboardInterrupt(), 130),
     (ValueError("a wrong field"), 1),
     (OSError("no room"), 1),
+    (ImportError("a name of JAX is gone"), 1),
     (ConnectionError("the bucket is out of reach"), 134),
     (FloatingPointError("nan"), 1),
     (RuntimeError("another process is gone"), 134),

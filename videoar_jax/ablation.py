@@ -11,7 +11,6 @@ ablation.md, .json   means over the seeds and their spread, written anew after e
 """
 
 import argparse
-import itertools
 import json
 import os
 import pathlib
@@ -67,7 +66,7 @@ def _ablate(options: argparse.Namespace) -> str:
     raise ValueError(f"--config={options.config}: all variants are trained; remove variant=")
   workdir = pathlib.Path(options.workdir).absolute()
 
-  from videoar_jax.train.loop import Preempted
+  from videoar_jax.runtime.preemption import Preempted
 
   def config_of(variant: str):
     return file["get_config"](",".join(filter(None, (argument, f"variant={variant}"))))
@@ -104,8 +103,8 @@ def _train_shared(config, workdir: pathlib.Path) -> None:
 
 def _run(config, workdir: pathlib.Path, name: str, options: argparse.Namespace) -> dict:
   """Trains a generator on what is shared, and scores it; returns its scores."""
-  from videoar_jax.evals.media import write_text
   from videoar_jax.experiment.run import Run
+  from videoar_jax.interop.atomic import write_text
 
   folder, shared = workdir / name, workdir / "shared"
   folder.mkdir(parents=True, exist_ok=True)
@@ -136,15 +135,14 @@ def seconds_a_step(path: pathlib.Path, first: int) -> float | None:
 
   Args:
     path: of a stage's `metrics.jsonl`.
-    first: step that the records' speeds are counted from.
+    first: step before those that count.
   Returns:
-    Seconds; None where there are not two steps.
+    Seconds; None where there is no step.
   """
   from videoar_jax.train.logging import read_metrics
 
   records = [record for record in read_metrics(path) if record["step"] > first]
-  ends = [(record["step"] - first) / record["steps_per_s"] for record in records]
-  times = [end - start for start, end in itertools.pairwise(ends)]
+  times = [1 / record["steps_per_s"] for record in records]
   return statistics.median(times) if times else None
 
 
@@ -232,7 +230,7 @@ it at once. Drift is by how much it reads size, colour, shape and background bet
 
 def _write(workdir: pathlib.Path, labels: dict[str, str], runs: dict[str, list[dict]]) -> None:
   """Writes the table and the numbers of all runs so far."""
-  from videoar_jax.evals.media import write_text
+  from videoar_jax.interop.atomic import write_text
 
   variants = {
     name: {"label": label, "summary": summary(runs[name]), "runs": runs[name]}

@@ -61,8 +61,8 @@ def main(argv: list[str]) -> int:
   from videoar_jax.evals.report import write_report
   from videoar_jax.experiment.run import Run
   from videoar_jax.parallel import processes
+  from videoar_jax.runtime.goodput import GoodputTracker, report_at_exit
   from videoar_jax.runtime.preemption import Preempted
-  from videoar_jax.runtime.watch import GoodputTracker, report_at_exit
 
   try:
     processes.start(DISTRIBUTED.value)
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
   except TimeoutError as error:
     # What hangs has a thread that never ends, for which Python would wait.
     return end(f"error: {error}", UNEXPECTED, is_hanging=True)
-  except (ValueError, OSError, FloatingPointError) as error:
+  except (ImportError, ValueError, OSError, FloatingPointError) as error:
     logging.getLogger(__name__).debug("traceback", exc_info=True)
     return end(f"error: {error}", 1)
   except Exception:

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = Settings(**{name: getattr(options, name) for name in names})
     return prepare(options.input, options.out, settings, options.num_processes, options.filter)
 
-  return print_result(run)
+  return print_result(run, uses_jax=False)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from media_files import frame_numbers, write_video
 from PIL import Image
-from test_folder import numbers, write_video
 
 from videoar_jax.data import buckets
 from videoar_jax.data.pipeline import DataConfig, make_source
@@ -45,7 +45,7 @@ def test_frame_rates_are_drawn_of_those_that_fit(folder):
 
 def rate_of(item):
   """Reads the frame rate from the numbers of a clip's frames."""
-  return round(30 / np.diff(numbers(item["video"])).mean())
+  return round(30 / np.diff(frame_numbers(item["video"])).mean())
 
 
 def test_captions_are_drawn_and_dropped(folder):

@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from media_files import frame_numbers, write_audio, write_video
 from PIL import Image
 
 from videoar_jax.data import video as clips
@@ -20,48 +21,6 @@ from videoar_jax.data.sources.folder import FolderSource
 from videoar_jax.text.tokenizers import ByteTokenizer
 
 MEDIA = Path(__file__).parents[3] / "shared" / "media"
-CELL = 16  # Pixels of a cell that shows one bit of a frame's number.
-
-
-def write_video(
-  path, num_frames, rate, codec="libx264", first_tick=0, b_frames=2, value=None, container=None
-):
-  """Writes a video whose frames show their numbers, in 8 bits, as black and white columns."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with av.open(str(path), "w", options=container or {}) as container:
-    stream = container.add_stream(codec, rate=rate)
-    stream.width, stream.height, stream.pix_fmt = 8 * CELL, 4 * CELL, "yuv420p"
-    if codec == "libx264":
-      stream.options = {"crf": "20", "g": "12", "bf": str(b_frames), "preset": "ultrafast"}
-      stream.codec_context.max_b_frames = b_frames
-    stream.codec_context.time_base = Fraction(1, rate)
-    for number in range(num_frames):
-      bits = (number if value is None else value) >> np.arange(8) & 1
-      row = np.repeat(bits.astype(np.uint8) * 255, CELL)
-      image = np.broadcast_to(row[None, :, None], (4 * CELL, 8 * CELL, 3)).copy()
-      frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-      frame.pts, frame.time_base = number + first_tick, Fraction(1, rate)
-      container.mux(stream.encode(frame))
-    container.mux(stream.encode())
-  return path
-
-
-def numbers(clip):
-  """Reads the frames' numbers; the width of the clip is that of 8 bits."""
-  cell = clip.shape[2] // 8
-  middle = clip[:, clip.shape[1] // 2, cell // 2 :: cell].mean(axis=-1)
-  return ((middle > 127) @ (1 << np.arange(8))).tolist()
-
-
-def write_audio(path):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with av.open(str(path), "w") as container:
-    stream = container.add_stream("aac", rate=16000, layout="mono")
-    for _ in range(10):
-      frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-      frame.sample_rate = 16000
-      container.mux(stream.encode(frame))
-    container.mux(stream.encode())
 
 
 def brute_force(path, start_s, num_frames, frame_rate, resolution):
@@ -114,13 +73,13 @@ def test_reads_the_frame_that_is_shown_at_each_time(videos, name, frame_rate):
   for start in (0.0, 0.01, 1.0, 1.3, 2.75):
     clip = clips.read_clip(videos / name, start, 7, frame_rate, (32, 64))
     times = start + np.arange(7) / frame_rate
-    assert numbers(clip) == np.floor(times * RATES[name] + 1e-6).astype(int).tolist()
+    assert frame_numbers(clip) == np.floor(times * RATES[name] + 1e-6).astype(int).tolist()
 
 
 @pytest.mark.parametrize("name", RATES)
 def test_reads_each_frame_of_a_file_once_at_its_own_rate(videos, name):
   clip = clips.read_clip(videos / name, 0.0, 120, RATES[name], (32, 64))
-  assert numbers(clip) == list(range(120))
+  assert frame_numbers(clip) == list(range(120))
   with pytest.raises(ValueError, match="ends before the clip does"):
     clips.read_clip(videos / name, 1.0, 120, RATES[name], (32, 64))
 
@@ -131,7 +90,7 @@ def test_searches_on_where_a_format_finds_only_a_later_key_frame(tmp_path):
   for start in (0.0, 0.5, 1.3, 2.2, 3.1):
     clip = clips.read_clip(tmp_path / "a.ts", start, 3, 30, (32, 64))
     first = round(start * 30)
-    assert numbers(clip) == [first, first + 1, first + 2]
+    assert frame_numbers(clip) == [first, first + 1, first + 2]
 
 
 @pytest.mark.parametrize("name", RATES)
@@ -203,7 +162,7 @@ def test_test_clips_are_evenly_spaced_and_repeat(videos):
   source = open_folder(videos, "test", clips_per_file=3)
   assert len(source) == 3 * len(source.files)
   position = source.files.index("h264_30.mp4")
-  starts = [numbers(source[position + k * len(source.files)]["video"])[0] for k in range(4)]
+  starts = [frame_numbers(source[position + k * len(source.files)]["video"])[0] for k in range(4)]
   # The last start is at frame 119 - 15.
   assert starts[:3] == [int(104 / 6), 52, int(104 * 5 / 6)] and starts[3] == starts[0]
 
@@ -258,14 +217,14 @@ def test_files_that_cannot_be_used_are_skipped_with_a_reason(tmp_path, videos, c
   assert "too short for 5 frames at 8 per second" in reasons["short.mp4"]
   assert "cannot be opened" in reasons["text.mp4"] and "cannot be" in reasons["truncated.mp4"]
   assert "5 of 6 videos are skipped" in caplog.text
-  assert numbers(source[0]["video"])
+  assert frame_numbers(source[0]["video"])
 
 
 def test_the_shortest_usable_video_is_one_frame_longer(tmp_path):
   # At 30 per second, frame 15 is shown at 0.5 s, which is where the last of 5 at 8 per second is.
   write_video(tmp_path / "just.mp4", 16, 30)
   source = open_folder(tmp_path)
-  assert numbers(source[0]["video"]) == [0, 3, 7, 11, 15]
+  assert frame_numbers(source[0]["video"]) == [0, 3, 7, 11, 15]
 
 
 def test_a_folder_without_usable_videos_is_an_error_that_says_why(tmp_path):
@@ -306,7 +265,7 @@ def test_another_video_stands_in_for_one_that_fails_later(tmp_path, caplog, cach
   source = open_folder(tmp_path, cache_bytes=cache_bytes)
   (tmp_path / "b.mp4").write_bytes(b"gone")
   with caplog.at_level(logging.WARNING):
-    shown = [numbers(source[i]["video"])[0] for i in range(6)]
+    shown = [frame_numbers(source[i]["video"])[0] for i in range(6)]
   assert shown == [0, 2, 2, 0, 2, 2]
   assert [source[i]["caption"] for i in range(3)] == [tmp_path.name] * 3
   assert [file for file, _ in source.skipped] == ["b.mp4"] and caplog.text.count("stand in") == 1

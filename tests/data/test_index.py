@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pyarrow
 import pytest
+from media_files import frame_numbers, write_video
 from pyarrow import parquet
-from test_folder import numbers, write_video
 
 from videoar_jax.data.pipeline import DataConfig, make_source
 from videoar_jax.data.sources.filters import parse_filter
@@ -88,7 +88,7 @@ def test_clips_that_the_filter_keeps_are_read(folder, name):
   assert source.files == ["media/0.mp4", "media/1.mp4", "media/3.mp4"]
   for i, value in enumerate((0, 1, 3)):
     item = source[i]
-    assert numbers(item["video"]) == [value] * 5
+    assert frame_numbers(item["video"]) == [value] * 5
     assert (item["caption"], item["class_id"]) == (f"Nr. {value}", value)
   assert source.longest_captions() == ["Nr. 0", "Nr. 1", "Nr. 3"]
 
@@ -97,7 +97,7 @@ def test_files_that_are_missing_or_wrong_are_replaced(folder):
   (folder / "media" / "0.mp4").unlink()
   (folder / "media" / "2.mp4").write_bytes(b"text")
   source = IndexSource(folder / "clips.jsonl", "train", **CLIP)
-  assert [numbers(source[i]["video"])[0] for i in range(4)] == [1, 1, 3, 3]
+  assert [frame_numbers(source[i]["video"])[0] for i in range(4)] == [1, 1, 3, 3]
   causes = dict(source.skipped)
   assert causes["media/0.mp4"] == "no such file" and set(causes) == {"media/0.mp4", "media/2.mp4"}
 

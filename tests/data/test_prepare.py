@@ -6,8 +6,8 @@ import json
 import av
 import numpy as np
 import pytest
+from media_files import frame_numbers, write_audio, write_video
 from PIL import Image
-from test_folder import numbers, write_audio, write_video
 
 from videoar_jax import prepare as command
 from videoar_jax.data import prepare
@@ -66,7 +66,7 @@ def test_videos_are_split_and_made_smaller(prepared):
       frames = list(container.decode(video=0))
     assert [i for i, f in enumerate(frames) if f.key_frame] == list(range(0, len(frames), 6))
     assert len(frames) == facts["duration"] * 30
-    shown += [numbers(frame.to_ndarray(format="rgb24")[None])[0] for frame in frames]
+    shown += [frame_numbers(frame.to_ndarray(format="rgb24")[None])[0] for frame in frames]
   assert shown == list(range(150))
   facts, data = found["a/red.png#0"]
   assert (facts["width"], facts["height"], facts["captions"]) == (32, 53, ["a"])
@@ -80,7 +80,7 @@ def test_a_clip_of_a_shard_looks_like_the_files(folder, prepared):
   for start_s in (0.0, 0.4, 0.9):
     ours = clips.read_clip(io.BytesIO(data), start_s, 9, 8.0, (32, 64))
     theirs = clips.read_clip(folder / "a" / "long.mp4", 2 + start_s, 9, 8.0, (32, 64))
-    assert numbers(ours) == numbers(theirs)
+    assert frame_numbers(ours) == frame_numbers(theirs)
     assert np.abs(ours.astype(float) - theirs).mean() < 6
 
 
@@ -117,7 +117,9 @@ def test_a_killed_run_goes_on(folder, prepared, tmp_path, monkeypatch):
     make_source(DataConfig(source="shards", path=str(out), num_frames=1), "train")
   kept = {path: path.stat().st_mtime_ns for path in done if path.is_file()}
   done.clear()
+  (out / "clips-00002-of-00004.array_record.0a.partial").write_text("left by SIGKILL")
   assert command.main(arguments) == 0
+  assert not list(out.glob("*.partial"))
   assert len(done) == 2 and kept == {path: path.stat().st_mtime_ns for path in kept}
   assert read_all(out) == read_all(prepared)
   assert (out / prepare.DROPPED).read_text() == (prepared / prepare.DROPPED).read_text()
@@ -142,7 +144,9 @@ def test_an_index_keeps_its_fields_and_processes_do_not_matter(folder, tmp_path)
   facts, data = next(iter(first.values()))
   assert (facts["score"], facts["tags"], facts["frame_rate"]) == (3.5, ["y"], 8.0)
   with av.open(io.BytesIO(data)) as container:
-    shown = [numbers(f.to_ndarray(format="rgb24")[None])[0] for f in container.decode(video=0)]
+    shown = [
+      frame_numbers(f.to_ndarray(format="rgb24")[None])[0] for f in container.decode(video=0)
+    ]
   assert shown == [k * 30 // 8 for k in range(16)]
   dropped = (outs[0] / prepare.DROPPED).read_text()
   assert "no caption" in dropped and "red" not in dropped

@@ -5,7 +5,7 @@ import json
 import fsspec
 import numpy as np
 import pytest
-from test_folder import numbers, write_video
+from media_files import frame_numbers, write_video
 
 from videoar_jax.data.pipeline import DataConfig, make_source
 from videoar_jax.data.sources import records, remote
@@ -41,7 +41,7 @@ def put_shard(files, folder, media):
 
 
 def shown(source):
-  return [numbers(source[i]["video"])[0] for i in range(len(source))]
+  return [frame_numbers(source[i]["video"])[0] for i in range(len(source))]
 
 
 def test_shards_are_copied_once_and_again_when_they_change(bucket, tmp_path, media, cache):

@@ -9,8 +9,8 @@ import types
 import jax
 import numpy as np
 import pytest
+from media_files import frame_numbers, write_video
 from PIL import Image
-from test_folder import numbers, write_video
 
 from videoar_jax.data.bad_samples import BadSamples, write_bad_samples
 from videoar_jax.data.mixture import Mixture, make_buckets
@@ -48,7 +48,7 @@ def write_records(path, samples):
 
 
 def shown(source):
-  return [numbers(source[i]["video"])[0] for i in range(len(source))]
+  return [frame_numbers(source[i]["video"])[0] for i in range(len(source))]
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_samples_of_both_kinds_are_read(folder):
   assert source.files[0] == "a.tar/part/0000" and source.files[-1] == "b.array_record/2"
   for i in (5, 0, 3, 1, 4, 2):
     item = source[i]
-    assert numbers(item["video"]) == [i] * 5
+    assert frame_numbers(item["video"]) == [i] * 5
     assert (item["caption"], item["class_id"], item["id"]) == (f"number {i}", i, i)
   assert not source.skipped
 
@@ -170,7 +170,7 @@ def test_captions_that_cannot_be_encoded_are_faults(captions, caplog):
     make_iterator(captions, batch_size=3, seed=0, tokenize=encode, shuffle=False)
   ) as batches:
     batch = next(batches)
-  assert [numbers(video)[0] for video in batch["video"]] == [1, 3, 3]
+  assert [frame_numbers(video)[0] for video in batch["video"]] == [1, 3, 3]
   expected = [encode(text) for text in ("one", "three", "three")]
   np.testing.assert_array_equal(batch["text"], expected)
   assert captions.skipped == [("a.array_record/1", "the caption cannot be encoded")]
@@ -182,7 +182,7 @@ def test_captions_of_a_mixture_that_cannot_be_encoded_are_faults(captions):
   settings = {"num_frames": (5,), "resolutions": ((32, 64),), "batch_size": lambda _: 3}
   mixture = Mixture(make_buckets("a", captions, share=1.0, **settings), seed=0, tokenize=encode)
   batch = mixture.read(0)
-  assert sorted(numbers(video)[0] for video in batch["video"]) == [1, 3, 3]
+  assert sorted(frame_numbers(video)[0] for video in batch["video"]) == [1, 3, 3]
   assert [cause for _, cause in captions.skipped] == ["the caption cannot be encoded"]
 
 

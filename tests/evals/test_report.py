@@ -273,6 +273,27 @@ def test_curves_draw_the_recorded_values(tmp_path, monkeypatch):
   assert Image.open(tmp_path / "curves.png").size[0] == 1200
 
 
+def test_curves_draw_held_out_clips_with_markers(tmp_path, monkeypatch):
+  figures = []
+  monkeypatch.setattr(curves, "save", lambda path, figure: figures.append(figure))
+  names = ("loss", "psnr", "bit_accuracy/scale_0")
+  records = [{"step": s, **{name: s / 50 for name in names}} for s in range(1, 41)]
+  for record in records[9::10]:
+    record |= {f"eval/{name}": 2.0 - record["step"] / 50 for name in names}
+  stages = [("one", "tokenizer", records), ("two", "generator", records)]
+  curves.draw_curves(tmp_path / "curves.png", stages, ((1, 1),))
+  axes = figures[0].axes
+  for drawn in axes:
+    thin, held_out = drawn.lines[-3:-1] if drawn is axes[3] else drawn.lines[-2:]
+    assert len(thin.get_xdata()) == 40 and thin.get_marker() == "None"
+    assert list(held_out.get_xdata()) == [10, 20, 30, 40] and held_out.get_marker() == "o"
+    np.testing.assert_allclose(held_out.get_ydata(), [1.8, 1.6, 1.4, 1.2])
+    assert thin.get_linewidth() < held_out.get_linewidth()
+  texts = [[text.get_text() for text in drawn.get_legend().get_texts()] for drawn in axes]
+  assert texts == [*[["training", "held-out"]] * 3, ["1x1", "chance"]]
+  assert axes[0].get_ylim()[1] > 1.8  # Both are within the picture.
+
+
 def test_smooth_is_a_centred_mean():
   values = np.array([1.0, 3.0, 5.0, 11.0, 0.0])
   np.testing.assert_allclose(curves.smooth(values, 0), values)

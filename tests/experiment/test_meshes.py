@@ -12,7 +12,7 @@ import tempfile
 import jax
 import numpy as np
 import pytest
-from test_token_cache import make_config, save_tokenizer
+from tiny_runs import make_config, save_tokenizer
 
 from videoar_jax.data.pipeline import make_source
 from videoar_jax.experiment import parse
@@ -83,7 +83,7 @@ def compare():
 def test_eight_devices_equal_one():
   folder = pathlib.Path(__file__).parent
   lines = (
-    f"import sys; sys.path.insert(0, {str(folder)!r})",
+    f"import sys; sys.path[:0] = {[str(folder.parent), str(folder)]!r}",
     "from test_meshes import compare",
     "compare()",
   )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from ml_collections import ConfigDict
-from test_token_cache import make_config, save_tokenizer
+from tiny_runs import make_config, make_mixed_config, save_tokenizer
 
 from videoar_jax.experiment import parse, run
 from videoar_jax.experiment.inputs import Batches
@@ -17,36 +17,13 @@ from videoar_jax.experiment.load import find_stage, load_model, load_tokenizer
 from videoar_jax.models.videoar import family
 from videoar_jax.models.videoar.sequences import layout_of, widest_layout
 from videoar_jax.models.videoar.task import GeneratorTask
-from videoar_jax.train.loop import Trainer
-
-
-def sized(**changes):
-  """Two stages: images, and clips of two lengths; then larger pictures."""
-  small = {
-    "images": {"weight": 0.4, "num_frames": 1},
-    "clips": {"weight": 0.6, "num_frames": (1, 5)},
-  }
-  loop = {"num_steps": 10, "batch_size": 4, "save_every": 4, "media_every": 100}
-  loop["optimizer"] = {"kind": "adamw"}
-  settings = {
-    "stages": ("tokenizer", "I", "II"),
-    "tokenizer.schedule": "1 2 4",
-    "generator.context": "scales",
-    "generator.prev_frame_input": "first_scale",
-    "stage.I": {"kind": "generator", "mixture": small, "loop": loop},
-    "stage.II": {
-      "kind": "generator",
-      "data": {"resolution": (24, 16), "num_frames": 1},
-      "loop": loop | {"num_steps": 2, "batch_size": 2},
-    },
-  }
-  return make_config(**settings | changes)
+from videoar_jax.train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("mixed")
-  save_tokenizer(sized(), workdir, seed=0)
+  save_tokenizer(make_mixed_config(), workdir, seed=0)
   return workdir
 
 
@@ -55,7 +32,7 @@ def trained(workdir, monkeypatch):
   """The workdir with all stages trained, by the test above or here."""
   monkeypatch.setattr(GeneratorTask, "media", lambda *_: {})
   monkeypatch.setattr(run, "start_log", lambda path: None)
-  run.Run(sized(), workdir).train()
+  run.Run(make_mixed_config(), workdir).train()
   return workdir
 
 
@@ -81,18 +58,20 @@ def test_stages_of_several_shapes_train_and_resume(workdir, monkeypatch):
 
   monkeypatch.setattr(Trainer, "__init__", keep)
   with pytest.raises(ValueError, match=r"--stage=II starts from stage I; finish --stage=I first"):
-    run.Run(sized(), workdir).train("II")
+    run.Run(make_mixed_config(), workdir).train("II")
   with pytest.raises(ValueError, match=r"--stage=III is not a stage; they are tokenizer, I, II"):
-    run.Run(sized(), workdir).train("III")
-  first = run.Run(sized(), workdir)
+    run.Run(make_mixed_config(), workdir).train("III")
+  first = run.Run(make_mixed_config(), workdir)
   assert first.train("I") and not first.is_finished
   assert trainers[-1].step._cache_size() == 2
   assert any("40.0% of the batches are images 1x16x16" in line for line in text)
   whole = records(workdir, "I")
   assert [record["step"] for record in whole] == list(range(1, 11))
+  # On clips of the stage's own shape, whatever the step before was of.
+  assert [record["step"] for record in whole if "eval/loss" in record] == [3, 6, 9, 10]
   # As a run that was killed after its save of step 8.
   shutil.rmtree(workdir / "I" / "checkpoints" / "10")
-  again = run.Run(sized(), workdir)
+  again = run.Run(make_mixed_config(), workdir)
   assert again.train() and again.is_finished
   assert records(workdir, "I") == whole
   assert len(records(workdir, "II")) == 2
@@ -155,7 +134,7 @@ def test_tokenizer_needs_no_text(trained, tmp_path):
 
 
 def test_batches_cost_the_same():
-  values = sized()
+  values = make_mixed_config()
   values.stage.I.mixture.clips.num_frames = (5, 9)
   settings = parse.finalize(values)
   batches = Batches(settings, run.make_mesh(settings.mesh, jax.devices()[:1]))
@@ -173,7 +152,7 @@ def test_batches_cost_the_same():
 
 
 def test_batches_that_cost_more_are_told(caplog):
-  values = sized(mesh={"data": 2})
+  values = make_mixed_config(mesh={"data": 2})
   settings = parse.finalize(values)
   batches = Batches(settings, run.make_mesh(settings.mesh, jax.devices()[:2]))
   stage = settings.stages[1]
@@ -205,7 +184,7 @@ def test_batches_that_cost_more_are_told(caplog):
   ],
 )
 def test_mixtures_that_cannot_be_are_named(changes, message):
-  values = sized()
+  values = make_mixed_config()
   values.stage.I.mixture = changes
   with pytest.raises(ValueError, match=message):
     parse.finalize(values)
@@ -213,11 +192,10 @@ def test_mixtures_that_cannot_be_are_named(changes, message):
 
 def test_networks_that_cannot_serve_all_stages_are_named():
   for name, value in (("context", "full_frame"), ("positions", "learned")):
-    values = sized()
+    values = make_mixed_config()
     values.generator[name] = value
     with pytest.raises(ValueError, match=rf"generator\.{name}='{value}' has one"):
       parse.finalize(values)
-  values = sized()
 
 
 def test_a_tokenizer_alone_trains_on_images_and_clips(tmp_path, monkeypatch):

@@ -2,15 +2,14 @@
 
 import contextlib
 import json
+import logging
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_checkpoint import damage
-from test_mixed_stages import sized
-from test_token_cache import make_config
+from tiny_runs import damage_checkpoint, make_config, make_mixed_config
 
 from videoar_jax.experiment import parse, run
 from videoar_jax.experiment.command_line import add_field
@@ -28,6 +27,8 @@ from videoar_jax.train.state import flatten
     ("mesh.fsdp", 2, True),
     ("stage.generator.loop.on_nan", "skip", True),
     ("stage.generator.loop.spike", 3.0, True),
+    ("stage.generator.loop.eval_every", 5, True),
+    ("stage.generator.loop.eval_batches", 2, True),
     ("stage.generator.loop.save_timeout_s", 60, True),
     ("stage.generator.data", {"num_threads": 2}, True),
     ("data.num_threads", 2, True),
@@ -48,8 +49,26 @@ def test_fields_that_change_no_number_may_change_in_a_workdir(tmp_path, name, va
       run._check_same_config(changed, tmp_path)
 
 
+def test_long_tables_are_for_the_file_of_the_log_alone(tmp_path, capsys):
+  root = logging.getLogger("videoar_jax")
+  before = root.handlers[:], root.level, root.propagate
+  root.handlers[:] = []
+  try:
+    run.start_log(tmp_path / "log.txt")
+    root.info("a line")
+    root.info("a table", extra={"is_for_file": True})
+  finally:
+    root.handlers[:], root.level, root.propagate = before
+  assert capsys.readouterr().out == "a line\n"
+  lines = (tmp_path / "log.txt").read_text().splitlines()
+  assert [line.split(" ", 2)[2] for line in lines] == [
+    "INFO videoar_jax: a line",
+    "INFO videoar_jax: a table",
+  ]
+
+
 def test_a_mesh_that_would_change_the_batches_of_a_mixture_is_named(tmp_path, monkeypatch):
-  settings = parse.finalize(sized())
+  settings = parse.finalize(make_mixed_config())
   stages = Stages(settings, tmp_path, make_mesh(settings.mesh, jax.devices()[:1]))
   mesh = {"slice": 1, "data": 8, "fsdp": 1, "sequence": 1, "tensor": 1}
   names, other = [stage.name for stage in settings.stages], {"data": 1, "tensor": 8}
@@ -78,7 +97,7 @@ def test_a_mesh_that_cannot_be_is_named_before_anything_is_trained(
   tmp_path, section, settings, message
 ):
   heads = {"generator.num_heads": 2, "generator.num_kv_heads": 2}
-  values = sized(mesh={"data": 1, "sequence": 2}, **heads)
+  values = make_mixed_config(mesh={"data": 1, "sequence": 2}, **heads)
   for field, value in settings.items():
     add_field(values, f"{section}.{field}", value)
   with pytest.raises(ValueError, match=message):
@@ -100,11 +119,23 @@ def test_a_mesh_that_cannot_be_is_named_before_anything_is_trained(
 def test_what_a_later_stage_lacks_is_named_before_anything_is_written(
   tmp_path, field, value, message
 ):
-  values = sized()
+  values = make_mixed_config()
   values.stage.II[field] = value
   with pytest.raises(ValueError, match=message):
     run.Run(values, tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+def test_versions_that_are_not_tested_are_in_the_log_once(tmp_path, monkeypatch):
+  root = logging.getLogger("videoar_jax")
+  for name, value in (("handlers", []), ("level", root.level), ("propagate", root.propagate)):
+    monkeypatch.setattr(root, name, value)
+  monkeypatch.setattr(run, "untested_warning", lambda: "not tested with jax 9")
+  run.Run(make_mixed_config(), tmp_path)
+  lines = (tmp_path / "log.txt").read_text().splitlines()
+  assert [line.split(" ", 2)[2] for line in lines if "not tested" in line] == [
+    "WARNING videoar_jax.experiment.run: not tested with jax 9"
+  ]
 
 
 def save_random(stages, stage):
@@ -121,7 +152,7 @@ def save_random(stages, stage):
 
 def test_weights_are_handed_over_in_parts(tmp_path):
   """From a stage and from a file, each device gets its own part of a generator alone."""
-  settings = parse.finalize(sized())
+  settings = parse.finalize(make_mixed_config())
   mesh = make_mesh(MeshConfig(data=1, fsdp=2), jax.devices()[:2])
   stages = Stages(settings, tmp_path, mesh)
   _, first, second = settings.stages
@@ -137,7 +168,7 @@ def test_weights_are_handed_over_in_parts(tmp_path):
     def init(self, params, discriminator):
       return params
 
-  values = sized()
+  values = make_mixed_config()
   values.stage.II.init = {"from": str(tmp_path / "file")}
   from_file = Stages(parse.finalize(values), tmp_path, mesh)
   check_init(from_file)
@@ -153,13 +184,13 @@ def test_weights_are_handed_over_in_parts(tmp_path):
 
 
 def test_a_last_checkpoint_that_is_damaged_is_trained_again(tmp_path, monkeypatch):
-  values = sized(stages=("tokenizer", "I"))
+  values = make_mixed_config(stages=("tokenizer", "I"))
   stages = Stages(parse.finalize(values), tmp_path, make_mesh(MeshConfig()))
   save_random(stages, stages.run.stages[0])
   last = stages.run.stages[0].loop.num_steps
   folder = stages.checkpoints(stages.run.stages[0])
   shutil.copytree(folder / str(last), folder / str(last - 1))
-  damage(folder, last)
+  damage_checkpoint(folder, last)
   trained = []
 
   def train(self, stage, sources, test_source):

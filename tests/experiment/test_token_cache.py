@@ -9,66 +9,22 @@ import sys
 import threading
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_runs import NUM_CLIPS, make_config, save_tokenizer
 
-from configs import quickstart
 from videoar_jax import convert
 from videoar_jax.data.sources import latents
 from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.experiment import parse, run, token_cache
+from videoar_jax.experiment.inputs import Batches
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.videoar.task import GeneratorTask
 from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.runtime.preemption import Preempted
-from videoar_jax.runtime.watch import Watchdog
+from videoar_jax.runtime.watchdog import Watchdog
 from videoar_jax.tokenizers.bsq.autoencoder import Encoder
 from videoar_jax.tokenizers.pixels import to_float
-from videoar_jax.train.checkpoint import Checkpointer
-from videoar_jax.train.loop import Trainer
-
-NUM_CLIPS = 18  # More than four batches of four, and no multiple of a batch.
-
-
-def make_config(**changes):
-  """Returns the quickstart at a size that compiles fast, with a cache."""
-  values = quickstart.get_config("size=tiny")
-  settings = {
-    "data.num_frames": 5,
-    "data.resolution": (16, 16),
-    "tokenizer.patch_size": 4,
-    "tokenizer.base_channels": 4,
-    "tokenizer.multipliers": (1, 1),
-    "tokenizer.strides": ((2, 1),),
-    "tokenizer.num_groups": 1,
-    "tokenizer.num_bits": 4,
-    "tokenizer.schedule": "1 4",
-    "generator.num_layers": 1,
-    "generator.d_model": 16,
-    "generator.num_heads": 1,
-    "generator.num_kv_heads": 1,
-    "generator.head_dim": 16,
-    "generator.mlp_dim": 16,
-    "stages": ("tokenizer", "cache", "generator"),
-    "stage.cache": {
-      "kind": "cache",
-      "num_clips": NUM_CLIPS,
-      "batch_size": 4,
-      "clips_per_shard": 4,
-    },
-    "stage.generator.loop.num_steps": 4,
-    "stage.generator.loop.save_every": 2,
-    "stage.generator.loop.optimizer.kind": "adamw",
-    **changes,
-  }
-  for name, value in settings.items():
-    section, _, last = name.rpartition(".")
-    node = values
-    for part in filter(None, section.split(".")):
-      node = node[part]
-    node[last] = value
-  return values
 
 
 @pytest.fixture(scope="module")
@@ -77,17 +33,6 @@ def trained(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("cached")
   save_tokenizer(make_config(), workdir, seed=0)
   return workdir
-
-
-def save_tokenizer(values, workdir, seed):
-  settings = parse.finalize(values)
-  stages = Stages(settings, workdir, make_mesh(settings.mesh))
-  stage = settings.stages[0]
-  trainer = Trainer(stages.make_task(stage), stage.loop, stages.mesh, seed)
-  checkpointer = Checkpointer(stages.checkpoints(stage))
-  state = trainer.init() | {"step": jnp.int32(stage.loop.num_steps)}
-  checkpointer.save(stage.loop.num_steps, state, {})
-  checkpointer.close()
 
 
 class FewSprites(SpritesSource):
@@ -122,7 +67,9 @@ def records(trained, tmp_path_factory):
       Encoder, "__call__", lambda self, x: jax.lax.reduce_precision(call(self, x), 8, 7)
     )
     patch.setattr(run, "make_source", few_sprites)
-    run.Run(make_config(stages=("tokenizer", "generator")), live).train()
+    # Nothing is rounded in the clips that a run with a cache is evaluated on.
+    never = {"stage.generator.loop.eval_every": 0}
+    run.Run(make_config(stages=("tokenizer", "generator"), **never), live).train()
     found["live"] = read_metrics(live)
   return found
 
@@ -142,6 +89,29 @@ def test_a_run_from_the_cache_is_the_run_without_it(records):
 
 def test_a_run_from_the_cache_goes_on_bit_for_bit(records):
   assert records["resumed"] == records["cached"]
+
+
+def test_a_run_from_the_cache_is_evaluated_on_test_clips(records):
+  found = [record for record in records["cached"] if "eval/loss" in record]
+  assert [record["step"] for record in found] == [2, 4]
+  assert found[0]["eval/bit_accuracy"] > 0.3 and found[0]["eval/loss"] != found[1]["eval/loss"]
+
+
+def test_held_out_batches_are_the_same_test_clips_each_time(stages):
+  """Of one shape, in parts where processes share them, and of each clip where there are few."""
+  stage = stages.run.stages[-1]
+  stage = dataclasses.replace(stage, loop=dataclasses.replace(stage.loop, grad_accum_steps=2))
+  size, source = stage.loop.batch_size // 2, FewSprites("test", num_frames=5, resolution=(16, 16))
+  batches = Batches(stages.run, stages.mesh)
+  first, again = batches.held_out(stage, source), batches.held_out(stage, source)
+  assert len(first) == min(stage.loop.eval_batches, -(-NUM_CLIPS // size))
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  clips = {source[i]["video"].tobytes() for i in range(NUM_CLIPS)}
+  shown = [clip.tobytes() for batch in first for clip in batch["video"]]
+  assert set(shown[:NUM_CLIPS]) <= clips and len(set(shown[:NUM_CLIPS])) == min(len(shown), 18)
+  assert {batch["video"].shape for batch in first} == {(size, 5, 16, 16, 3)}
+  never = dataclasses.replace(stage, loop=dataclasses.replace(stage.loop, eval_every=0))
+  assert batches.held_out(never, source) == []
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +178,7 @@ def test_an_encoding_that_was_killed_goes_on(encoding, stages, tmp_path):
   assert index.missing(tmp_path / "cut") == [2, 3, 4]
   first = index.path(tmp_path / "cut", 0)
   written = first.stat().st_mtime_ns
+  (tmp_path / "cut" / f"{index.path(tmp_path, 2).name}.0a.partial").write_text("left by SIGKILL")
   token_cache.encode(tmp_path / "cut", index, source, *rest)
   assert first.stat().st_mtime_ns == written
   files = sorted(path.name for path in (tmp_path / "whole").iterdir())

@@ -10,7 +10,7 @@ import pytest
 from videoar_jax.nn import attention as attention_module
 from videoar_jax.nn.attention import BACKENDS, attend, attention
 from videoar_jax.nn.mask import AttentionMask, BlockCausalMask
-from videoar_jax.nn.splash import _RuleMask, filled_length
+from videoar_jax.nn.splash import filled_length, make_mask
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 
 RULES = {
@@ -190,7 +190,7 @@ def test_parts_of_the_kernels_mask_are_those_of_the_rule(window):
   """Also those that are all true or all false, which nobody computes."""
   rule = BlockCausalMask(40, True, 3, (16, 64, 144), window=window)
   length = filled_length(rule.length)
-  mask = _RuleMask(rule, length)
+  mask = make_mask(rule, length)
   size, kinds = 64, set()
   for i in range(0, rule.length - size, size):
     for j in range(0, rule.length - size, size):

@@ -37,7 +37,7 @@ class Service:
 def meet_all(monkeypatch, ways):
   """Returns the barriers that each process has passed, and its error, on a way of its own."""
   state = types.SimpleNamespace(client=Service())
-  monkeypatch.setattr(barrier, "distributed", types.SimpleNamespace(global_state=state))
+  monkeypatch.setattr(barrier.compat, "distributed_state", lambda: state)
   monkeypatch.setattr(barrier.jax, "process_index", lambda: int(threading.current_thread().name))
   found = [[] for _ in range(NUM)]
 

@@ -1,15 +1,45 @@
 """How processes find each other, and which part of a batch each reads."""
 
+import json
+import sys
 import types
 
 import jax
 import numpy as np
 import pytest
+from test_end_to_end import start_two
 
 from videoar_jax.parallel import processes as hosts
 from videoar_jax.parallel.mesh import process_shard
+from videoar_jax.runtime.versions import shared_versions
 
 GIVEN = dict(zip(hosts.VARIABLES, ("host:1", "2", "1"), strict=True))
+
+
+class Client:
+  """The service of a run, in which the other processes have told their versions already."""
+
+  def __init__(self, others):
+    self.told = {f"videoar_jax/versions/{n}": json.dumps(found) for n, found in others.items()}
+    self.waited_for = {}
+
+  def key_value_set(self, key, value, allow_overwrite):
+    assert allow_overwrite
+    self.told[key] = value
+
+  def wait_at_barrier(self, name, timeout_ms):
+    self.waited_for[name] = list(self.told)
+
+  def key_value_dir_get(self, prefix):
+    return [(key, value) for key, value in self.told.items() if key.startswith(prefix)]
+
+
+def join(monkeypatch, process, others):
+  """Makes this process one of a run with others of these versions; returns the client."""
+  client = Client(others)
+  state = types.SimpleNamespace(client=client, process_id=process, num_processes=1 + len(others))
+  monkeypatch.setattr(hosts.compat, "distributed_state", lambda: state)
+  return client
 
 
 @pytest.fixture
@@ -17,6 +47,7 @@ def started(monkeypatch):
   """The settings with which JAX is started, in place of starting it."""
   settings = []
   monkeypatch.setattr(jax.distributed, "initialize", lambda **kwargs: settings.append(kwargs))
+  join(monkeypatch, 1, {0: shared_versions()})
   for name in hosts.VARIABLES:
     monkeypatch.delenv(name, raising=False)
   return settings
@@ -64,6 +95,52 @@ def test_a_cluster_that_tells_nothing_is_an_error(monkeypatch):
   monkeypatch.setattr(jax.distributed, "initialize", initialize)
   with pytest.raises(ValueError, match=r"did not find each other.*VIDEOAR_COORDINATOR"):
     hosts.start(is_distributed=True)
+
+
+def test_versions_are_compared_once_all_have_told_theirs(started, monkeypatch):
+  client = join(monkeypatch, 1, {0: shared_versions(), 2: shared_versions()})
+  hosts.start(is_distributed=True)
+  (told,) = client.waited_for.values()
+  assert sorted(told) == [f"videoar_jax/versions/{n}" for n in range(3)]
+  assert json.loads(client.told["videoar_jax/versions/1"]) == shared_versions()
+
+
+@pytest.mark.parametrize(
+  "name", ["Python", "videoar_jax", "jax", "jaxlib", "flax", "orbax-checkpoint"]
+)
+def test_processes_of_other_versions_do_not_start(started, monkeypatch, name):
+  left, own = [], shared_versions()
+  monkeypatch.setattr(jax.distributed, "shutdown", lambda: left.append(True))
+  join(monkeypatch, 1, {0: own, 2: own | {name: "9.9"}, 3: own})
+  with pytest.raises(ValueError, match="different versions") as error:
+    hosts.start(is_distributed=True)
+  assert f": {name} is {own[name]} in processes 0-1, 3 and 9.9 in process 2. " in str(error.value)
+  assert left
+
+
+START = """
+import os
+from videoar_jax.parallel import processes
+from videoar_jax.runtime import versions
+
+versions.__version__ = os.environ.get("OTHER_VERSION", versions.__version__)
+try:
+  processes.start(is_distributed=False)
+  print("started")
+except ValueError as error:
+  print(error)
+"""
+
+
+@pytest.mark.parametrize("other", [{}, {"OTHER_VERSION": "9.9"}])
+def test_two_processes_start_if_their_versions_are_the_same(other):
+  """And if not, each says which has which before it ends."""
+  started = start_two([sys.executable, "-c", START], ({}, other))
+  outputs = [process.communicate(timeout=120)[0] for process in started]
+  assert [process.returncode for process in started] == [0, 0], outputs
+  own = shared_versions()["videoar_jax"]
+  error = f"different versions: videoar_jax is {own} in process 0 and 9.9 in process 1. "
+  assert all((error if other else "started") in output for output in outputs), outputs
 
 
 def test_to_stop_is_asked_by_calls_of_the_whole_process(monkeypatch):

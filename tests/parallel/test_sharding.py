@@ -19,8 +19,9 @@ from videoar_jax.parallel.mesh import (
   num_batch_shards,
   spec_of,
 )
-from videoar_jax.train.loop import LoopConfig, Trainer
+from videoar_jax.train.config import LoopConfig
 from videoar_jax.train.optimizer import OptimizerConfig
+from videoar_jax.train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,10 @@ from videoar_jax.tokenizers.bsq.task import AdversarialConfig, TokenizerLossConf
 from videoar_jax.tokenizers.discriminator import DiscriminatorConfig
 from videoar_jax.tokenizers.pixels import to_float
 from videoar_jax.train.checkpoint import Checkpointer
-from videoar_jax.train.loop import LoopConfig, Trainer
+from videoar_jax.train.config import LoopConfig
+from videoar_jax.train.loop import train
 from videoar_jax.train.optimizer import OptimizerConfig
+from videoar_jax.train.trainer import Trainer
 
 CONFIG = AutoencoderConfig(
   num_bits=4,
@@ -183,7 +185,7 @@ def test_resumed_from_any_step_it_is_the_same_bit_for_bit(tmp_path):
   trainer = Trainer(make_task(), config, mesh, seed=3)
   media = next(batches())
   whole, log = Checkpointer(tmp_path / "whole", max_to_keep=None), Log()
-  end = trainer.train(trainer.init(), batches(), whole, log, media)
+  end = train(trainer, trainer.init(), batches(), whole, log, media)
   reader = Checkpointer(tmp_path / "whole", is_reader=True)
   # Until its start the discriminator rests: weights, optimizer with its schedule, averages.
   resting, _ = reader.restore(trainer.abstract_state, 2)
@@ -196,7 +198,7 @@ def test_resumed_from_any_step_it_is_the_same_bit_for_bit(tmp_path):
     iterator, again = batches(), Log()
     iterator.set_state(position)
     rest = Checkpointer(tmp_path / f"from_{step}")
-    resumed = trainer.train(state, iterator, rest, again, media)
+    resumed = train(trainer, state, iterator, rest, again, media)
     jax.tree.map(np.testing.assert_array_equal, resumed, end)
     assert again.steps == {i: log.steps[i] for i in range(step + 1, 6)}
   reader.close()

@@ -17,7 +17,9 @@ from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.runtime.input_stall import InputStallMeter
 from videoar_jax.train import anomaly, loop
 from videoar_jax.train.checkpoint import Checkpointer
+from videoar_jax.train.config import LoopConfig
 from videoar_jax.train.optimizer import OptimizerConfig
+from videoar_jax.train.trainer import Trainer
 
 
 class Weights(nnx.Module):
@@ -77,14 +79,16 @@ class Log:
 
 
 def make_trainer(num_steps, **options):
-  config = loop.LoopConfig(num_steps, 2, OptimizerConfig(kind="adamw", warmup_steps=0), **options)
-  return loop.Trainer(Task(), config, make_mesh(MeshConfig(), jax.devices()[:1]), seed=0)
+  config = LoopConfig(num_steps, 2, OptimizerConfig(kind="adamw", warmup_steps=0), **options)
+  return Trainer(Task(), config, make_mesh(MeshConfig(), jax.devices()[:1]), seed=0)
 
 
 def train(folder, values, num_steps=6, **options):
   trainer = make_trainer(num_steps, **options)
   log, batches = Log(), Batches(values)
-  state = trainer.train(trainer.init(), batches, Checkpointer(folder / "checkpoints"), log, {})
+  state = loop.train(
+    trainer, trainer.init(), batches, Checkpointer(folder / "checkpoints"), log, {}
+  )
   return trainer, state, log
 
 
@@ -134,7 +138,7 @@ def test_a_run_that_was_stopped_goes_on_where_bad_steps_are_skipped(tmp_path):
   assert step == 2
   batches, log = Batches({2: np.nan}), Log()
   batches.position = step
-  state = trainer.train(state, batches, checkpointer, log, {})
+  state = loop.train(trainer, state, batches, checkpointer, log, {})
   assert int(state["step"]) == 6 and np.isfinite(log.records[6]["loss"])
   assert [line["step"] for line in bad_steps(tmp_path)] == [3]  # Met twice, told once.
 
@@ -242,4 +246,4 @@ def test_waiting_counts_once_the_step_under_way_has_ended(monkeypatch):
 )
 def test_bad_settings_are_named(options, message):
   with pytest.raises(ValueError, match=message):
-    loop.LoopConfig(1, 1, OptimizerConfig(), **options)
+    LoopConfig(1, 1, OptimizerConfig(), **options)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from tiny_runs import damage_checkpoint
 
 from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
@@ -95,12 +96,6 @@ def save_all(directory, steps, **options):
   checkpointer.close()
 
 
-def damage(directory, step):
-  for path in (directory / str(step)).rglob("*"):
-    if path.is_file():
-      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
 def test_newest_are_kept_and_those_of_a_period(tmp_path):
   save_all(tmp_path, range(2, 14, 2), max_to_keep=2, keep_period=4)
   kept = sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
@@ -109,7 +104,7 @@ def test_newest_are_kept_and_those_of_a_period(tmp_path):
 
 def test_damaged_checkpoints_give_way_to_the_one_before(tmp_path, caplog):
   save_all(tmp_path, (2, 4, 6), max_to_keep=None)
-  damage(tmp_path, 6)
+  damage_checkpoint(tmp_path, 6)
   shutil.rmtree(tmp_path / "4" / "progress")
   checkpointer = Checkpointer(tmp_path)
   with caplog.at_level(logging.ERROR):
@@ -127,7 +122,7 @@ def test_a_step_that_is_damaged_again_is_set_aside_again(tmp_path):
   save_all(tmp_path, (2, 4), max_to_keep=None)
   (tmp_path / "damaged-4").mkdir()
   (tmp_path / "damaged-4" / "old").touch()
-  damage(tmp_path, 4)
+  damage_checkpoint(tmp_path, 4)
   checkpointer = Checkpointer(tmp_path)
   assert checkpointer.restore_newest(abstract_of(make_state(0.0)))[0] == 2
   checkpointer.close()
@@ -136,7 +131,7 @@ def test_a_step_that_is_damaged_again_is_set_aside_again(tmp_path):
 
 def test_a_reader_takes_the_one_before_and_changes_nothing(tmp_path, caplog):
   save_all(tmp_path, (2, 4), max_to_keep=None)
-  damage(tmp_path, 4)
+  damage_checkpoint(tmp_path, 4)
   reader = Checkpointer(tmp_path, is_reader=True)
   abstract = abstract_of(make_state(0.0))["params"]
   with caplog.at_level(logging.ERROR):
@@ -170,14 +165,14 @@ def test_arrays_that_are_placed_otherwise_than_asked_are_an_error(saved, monkeyp
   elsewhere = abstract_of(make_state(0.0))
   monkeypatch.setattr(checkpointer, "_read", lambda _, step: read(elsewhere, step))
   for restore in (checkpointer.restore, checkpointer.restore_newest):
-    with pytest.raises(RuntimeError, match=r"\['\w+'\].*was restored as .*not as"):
+    with pytest.raises(RuntimeError, match=r"'real'.* was restored as .*not as"):
       restore(abstract)
   checkpointer.close()
   assert (saved / "7").is_dir()
 
 
 def test_damage_everywhere_is_an_error_and_changes_nothing(saved):
-  damage(saved, 7)
+  damage_checkpoint(saved, 7)
   checkpointer = Checkpointer(saved)
   with pytest.raises(ValueError, match=r"no checkpoint in .*checkpoints can be read.*step 7"):
     checkpointer.restore_newest(abstract_of(make_state(0.0)))

@@ -32,6 +32,7 @@ from videoar_jax.data.sources import records, remote, shards
 from videoar_jax.data.sources.base import captions_of
 from videoar_jax.data.sources.filters import parse_filter
 from videoar_jax.data.sources.index import open_media, read_entries
+from videoar_jax.interop.atomic import remove_partials, write_text
 
 DROPPED = "dropped.jsonl"
 
@@ -83,6 +84,7 @@ def prepare(
   size = settings.files_per_shard
   groups = [files[start : start + size] for start in range(0, len(files), size)]
   _check_same(out, settings, files, len(groups))
+  remove_partials(out)  # Shards are large; of one folder there is one command at a time.
   paths = [out / shards.prepared_name(i, len(groups)) for i in range(len(groups))]
   missing = [(path, group) for path, group in zip(paths, groups, strict=True) if not _is_done(path)]
   with tqdm(total=len(files), desc="prepare", unit="file", dynamic_ncols=True) as bar:
@@ -142,7 +144,7 @@ def _check_same(out: Path, settings: Settings, files: list, num_shards: int) -> 
       )
     return
   out.mkdir(parents=True, exist_ok=True)
-  _write_text(noted, json.dumps(wanted, indent=2) + "\n")
+  write_text(noted, json.dumps(wanted, indent=2) + "\n")
 
 
 def _is_done(path: Path) -> bool:
@@ -183,7 +185,7 @@ def _write_shard(root: Path, settings: Settings, job: tuple[Path, list]) -> int:
   if first is not None:
     records.write_shard(path, itertools.chain([first], found))
   note = json.dumps({"keys": keys, "aspect_ratios": ratios, "dropped": dropped}, ensure_ascii=False)
-  _write_text(path.with_suffix(".json"), note + "\n")
+  write_text(path.with_suffix(".json"), note + "\n")
   return len(files)
 
 
@@ -276,7 +278,7 @@ def _report(out: Path, paths: list[Path], num_files: int) -> str:
   dropped = [fault for note in notes for fault in note["dropped"]]
   num_clips = sum(len(note["keys"]) for note in notes)
   text = "".join(json.dumps(fault, ensure_ascii=False) + "\n" for fault in dropped)
-  _write_text(out / DROPPED, text)
+  write_text(out / DROPPED, text)
   size = sum(path.stat().st_size for path in paths if path.is_file())
   lines = [f"{num_clips} samples of {num_files} files, {size / 2**20:.1f} MiB, in {out}"]
   causes = Counter(fault["cause"] for fault in dropped).most_common()
@@ -286,9 +288,3 @@ def _report(out: Path, paths: list[Path], num_files: int) -> str:
   if dropped:
     lines.append(f"{out / DROPPED} has their names")
   return "\n".join(lines)
-
-
-def _write_text(path: Path, text: str) -> None:
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(text)
-  partial.replace(path)

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from videoar_jax.interop.atomic import replacing
 from videoar_jax.models.base import Curves
 
 _INK, _GRID = "#333333", "#e6e6e6"
@@ -20,11 +21,13 @@ def smooth(values: np.ndarray, radius: int) -> np.ndarray:
   return (total[end] - total[start]) / (end - start)
 
 
-TOKENIZER_CURVES = Curves("PSNR of training clips, dB", {"psnr": ""})
+TOKENIZER_CURVES = Curves("PSNR, dB", {"psnr": ""})
 
 
 def draw_curves(path: pathlib.Path, stages: list[tuple[str, Curves, list[dict]]]) -> None:
   """Draws a row for each stage: its loss; beside it what its kind is measured by.
+
+  Where a stage was evaluated on held-out clips, its training is a thin line, and they have markers.
 
   Args:
     path: of the PNG; it appears once it is whole.
@@ -42,29 +45,43 @@ def draw_curves(path: pathlib.Path, stages: list[tuple[str, Curves, list[dict]]]
 
 def save(path: pathlib.Path, figure: Figure) -> None:
   """Writes a drawing as PNG; the file appears once it is whole."""
-  partial = path.with_name(path.name + ".partial")
-  try:
+  with replacing(path) as partial:
     figure.savefig(partial, format="png", dpi=120)
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+
+
+def _points(records, metric) -> np.ndarray:
+  """Returns the steps that a metric is recorded of, and its values there, `[2, n]`."""
+  points = [(record["step"], record[metric]) for record in records if metric in record]
+  return np.array(points, float).reshape(-1, 2).T
 
 
 def _plot(axes, records, metric, colour, label=None) -> None:
-  points = [(record["step"], record[metric]) for record in records if metric in record]
-  if not points:
+  steps, values = _points(records, metric)
+  if not len(values):
     axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=_INK)
     return
-  steps, values = np.array(points).T
+  held_out_steps, held_out = _points(records, f"eval/{metric}")
+  is_evaluated = len(held_out) > 0
   radius = len(values) // 60
   if label is None:
     axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
   # A stage of one step has no line, but a point.
   marker = "o" if len(values) == 1 else None
-  axes.plot(steps, smooth(values, radius), color=colour, linewidth=1.8, label=label, marker=marker)
+  name = "training" if label is None and is_evaluated else label
+  width = 0.8 if is_evaluated else 1.8
+  axes.plot(steps, smooth(values, radius), color=colour, linewidth=width, label=name, marker=marker)
+  if is_evaluated:
+    # Of several curves in one picture, the thin ones have the names.
+    name = "held-out" if label is None else None
+    axes.plot(
+      *(held_out_steps, held_out), color=colour, linewidth=1.8, marker="o", markersize=4, label=name
+    )
+    if label is None:
+      axes.legend(fontsize=8, frameon=False)
   if metric == "loss":
     # The first steps are far above the rest, which is what one wants to see.
-    shown = values[len(values) // 10 :]
+    is_late = held_out_steps >= steps[len(steps) // 10]
+    shown = np.concatenate([values[len(values) // 10 :], held_out[is_late]])
     low, high = shown.min(), shown.max()
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
     axes.set_ylim(low - margin, high + margin)

@@ -15,7 +15,8 @@ from jaxtyping import Float, UInt8
 
 from videoar_jax.data.pipeline import DataConfig, make_source
 from videoar_jax.evals import drift, fvd, i3d, scores
-from videoar_jax.evals.media import contact_sheet, side_by_side, write_mp4, write_png, write_text
+from videoar_jax.evals.media import contact_sheet, side_by_side, write_mp4, write_png
+from videoar_jax.interop.atomic import write_text
 
 NUM_SHOWN = 8  # Clips that are kept to be looked at.
 

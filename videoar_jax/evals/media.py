@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from videoar_jax.interop.atomic import replacing
+
 _MARGIN = 2
 _TEXT_HEIGHT = 15
 _MIN_SIDE = 256  # Smaller clips are enlarged by whole factors, so that players show them sharp.
@@ -35,12 +37,8 @@ def write_mp4(path: pathlib.Path, clip: UInt8[np.ndarray, "f H W 3"], frame_rate
   large = clip.repeat(factor, axis=1).repeat(factor, axis=2)
   # H.264 in 4:2:0 needs even sides.
   large = large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]
-  partial = path.with_name(path.name + ".partial")
-  try:
+  with replacing(path) as partial:
     _encode(partial, large, fractions.Fraction(frame_rate).limit_denominator(1001))
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
 
 
 def _encode(path: pathlib.Path, frames, frame_rate: fractions.Fraction) -> None:
@@ -55,12 +53,8 @@ def _encode(path: pathlib.Path, frames, frame_rate: fractions.Fraction) -> None:
 
 def write_png(path: pathlib.Path, image: Image.Image) -> None:
   """Writes a picture; the file appears once it is whole."""
-  partial = path.with_name(path.name + ".partial")
-  try:
+  with replacing(path) as partial:
     image.save(partial, format="png", optimize=True)
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
 
 
 def contact_sheet(
@@ -123,10 +117,3 @@ def side_by_side(
   pair = [np.pad(clips, pads, constant_values=255) for clips in (left, right)]
   rows = np.concatenate(pair, axis=3)  # [b, f, H, 2 W, 3], with margins behind.
   return np.concatenate(list(rows), axis=1)[:, :-_MARGIN, :-_MARGIN]
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a text file; it appears once it is whole."""
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(text)
-  partial.replace(path)

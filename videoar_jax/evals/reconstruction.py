@@ -14,8 +14,8 @@ from videoar_jax.evals.media import (
   side_by_side,
   write_mp4,
   write_png,
-  write_text,
 )
+from videoar_jax.interop.atomic import write_text
 from videoar_jax.tokenizers import lpips
 from videoar_jax.tokenizers.base import Tokenizer
 

@@ -26,11 +26,11 @@ from videoar_jax.evals.media import (
   slug,
   write_mp4,
   write_png,
-  write_text,
 )
 from videoar_jax.experiment.load import load_model, load_tokenizer
 from videoar_jax.experiment.schema import RunConfig
 from videoar_jax.experiment.stages import Stages
+from videoar_jax.interop.atomic import write_text
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.train.logging import read_metrics
 
@@ -262,6 +262,7 @@ def _stage_table(stages: dict, headline: dict[str, str]) -> str:
   for name, facts in stages.items():
     last = facts["last"]
     labels = {"loss": "loss {:.4f}", "psnr": "PSNR {:.2f} dB"} | headline
+    labels["eval/loss"] = "held-out loss {:.4f}"
     end = ", ".join(text.format(last[name]) for name, text in labels.items() if name in last)
     steps = f"{facts['steps']}"
     steps += "" if facts["steps"] >= facts["num_steps"] else f" of {facts['num_steps']}"

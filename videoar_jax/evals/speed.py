@@ -21,7 +21,7 @@ from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizers.bsq.flops import decoder_flops, encoder_flops
 from videoar_jax.tokenizers.families import TOKENIZERS
-from videoar_jax.train.loop import Trainer
+from videoar_jax.train.trainer import Trainer
 
 
 def tokenizer_table(options: argparse.Namespace) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from videoar_jax.runtime.versions import untested_warning
+
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
   """Shows defaults, but for flags that are off, and the example as it is written."""
@@ -31,11 +33,18 @@ class Parser(argparse.ArgumentParser):
     raise SystemExit(2)
 
 
-def print_result(run: Callable[[], str]) -> int:
-  """Prints what a command returns, or its error; returns 2 for what the user can mend, else 0."""
+def print_result(run: Callable[[], str], *, uses_jax: bool = True) -> int:
+  """Prints what a command returns, or its error; returns 2 for what the user can mend, else 0.
+
+  Args:
+    run: the command.
+    uses_jax: whether to warn of versions of JAX and Python that are not tested.
+  """
+  if uses_jax and (warning := untested_warning()):
+    print(f"warning: {warning}", file=sys.stderr)
   try:
     print(run())
-  except (ValueError, OSError) as error:
+  except (ImportError, ValueError, OSError) as error:
     print(f"error: {one_line(error)}", file=sys.stderr)
     return 2
   return 0

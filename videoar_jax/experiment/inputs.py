@@ -1,5 +1,6 @@
 """What a stage is trained on, batch by batch, on the devices of a mesh."""
 
+import contextlib
 import dataclasses
 import logging
 
@@ -78,6 +79,37 @@ class Batches:
         share=part.weight,
       )
     return Mixture(found, seed=seed, tokenize=self.run.text.encoder.encode)
+
+  def held_out(self, stage: StageConfig, source) -> list[dict[str, np.ndarray]]:
+    """Returns this process's part of the batches that a stage is evaluated on.
+
+    They are of one shape, and the same ones each time. Where the source has fewer clips than the
+    config asks for, there are as many batches as show each of its clips.
+
+    Args:
+      stage: which.
+      source: clips of `stage.data` that are not trained on.
+    """
+    loop = stage.loop
+    if not loop.eval_every:
+      return []
+    # As many as go through the network at a time in training.
+    size = loop.batch_size // loop.grad_accum_steps
+    num_batches = min(loop.eval_batches, -(-len(source) // size))
+    part, num_parts = process_shard(self.mesh)
+    iterator = make_iterator(
+      source,
+      batch_size=size,
+      seed=self.run.seed,
+      tokenize=self.run.text.encoder.encode,
+      process_index=part,
+      process_count=num_parts,
+      num_threads=stage.data.num_threads,
+      prefetch=stage.data.prefetch,
+    )
+    with contextlib.closing(iterator):
+      batches = [next(iterator) for _ in range(num_batches)]
+    return [{name: batch[name] for name in ("video", "text", "class_id")} for batch in batches]
 
   def tell_of(self, stage: StageConfig, mixture: Mixture) -> None:
     """Logs what a stage draws from its mixture, and which shapes of it are uneven."""

@@ -22,12 +22,13 @@ from videoar_jax.experiment.schema import (
   TextConfig,
 )
 from videoar_jax.experiment.token_cache import Cache, CacheConfig
+from videoar_jax.interop.atomic import write_text
 from videoar_jax.models.base import Family
 from videoar_jax.models.families import FAMILIES, family_of
 from videoar_jax.parallel.mesh import MeshConfig
 from videoar_jax.tokenizers.base import TokenizerConfig
 from videoar_jax.tokenizers.families import TOKENIZERS
-from videoar_jax.train.loop import LoopConfig
+from videoar_jax.train.config import LoopConfig
 
 _KINDS = ("tokenizer", "generator")
 _STAGE_FIELDS = (
@@ -287,9 +288,7 @@ def _cache(section: dict, path: str, name: str, after: str, data: DataConfig) ->
 
 def save_config(config: ConfigDict, path: pathlib.Path) -> None:
   """Writes a config as JSON."""
-  partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-  partial.replace(path)
+  write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def load_config(path: pathlib.Path) -> dict:

@@ -26,6 +26,7 @@ from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.runtime.compilation_cache import use_compilation_cache
 from videoar_jax.runtime.log_files import quiet_libraries, start_errors_log, start_log
+from videoar_jax.runtime.versions import untested_warning
 from videoar_jax.train.checkpoint import Damaged
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class Run:
     else:
       start_errors_log()
     check_shared(workdir)
+    if warning := untested_warning():
+      log.warning("%s", warning)
     for line in changes:
       log.info("another config than before: %s", line)
     for file, reason in getattr(self.train_source, "skipped", []):

@@ -13,7 +13,7 @@ from videoar_jax.parallel.mesh import MeshConfig
 from videoar_jax.text.tokenizers import TextEncoder, make_text_encoder
 from videoar_jax.tokenizers.base import TokenizerConfig, TokenizerFamily
 from videoar_jax.tokenizers.families import TOKENIZERS
-from videoar_jax.train.loop import LoopConfig
+from videoar_jax.train.config import LoopConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,13 +15,15 @@ from videoar_jax.interop import weights
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import place
-from videoar_jax.runtime.watch import GoodputTracker
+from videoar_jax.runtime.goodput import GoodputTracker
+from videoar_jax.train import loop as training_loop
 from videoar_jax.train.adversary import AdversaryTrainer
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.logging import NoLog, RunLog
-from videoar_jax.train.loop import Trainer
+from videoar_jax.train.overview import count_by_module, parameter_table
 from videoar_jax.train.state import State, Template, state_shardings, unflatten, with_shardings
 from videoar_jax.train.task import Task
+from videoar_jax.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +149,7 @@ class Stages(StageCheckpoints):
       stage: which.
       train_sources: clips, of which a stage with a cache reads the latents from that, and single
         frames, where the stage has them; or the parts of its mixture.
-      test_source: clips to show.
+      test_source: clips to evaluate on and to show.
     Raises:
       Preempted: a signal came; the state is saved.
       Damaged: a stage that it starts from has to go on before it.
@@ -157,13 +159,13 @@ class Stages(StageCheckpoints):
     seed = self.run.seed + 1000 * (1 + self.run.stages.index(stage))
     clock = GoodputTracker()
     trainer = self.make_trainer(stage, seed)
+    params = trainer.abstract_state["params"]
+    parts = ", ".join(f"{name} {count:,}" for name, count in count_by_module(params).items())
     log.info(
-      "stage %s: %s parameters, %d steps of %d clips",
-      stage.name,
-      f"{count_parameters(trainer.template.shapes):,}",
-      loop.num_steps,
-      loop.batch_size,
+      "stage %s: %s parameters (%s), %d steps of %d clips",
+      *(stage.name, f"{count_parameters(params):,}", parts, loop.num_steps, loop.batch_size),
     )
+    log.info("%s", parameter_table(params), extra={"is_for_file": True})
     if stage.cache is not None:
       _, _, index = self._encoder_of(stage.cache, train_sources[0])
       folder = stage.cache.folder(self.workdir)
@@ -191,9 +193,10 @@ class Stages(StageCheckpoints):
     run_log = self._open_log(stage, step)
     try:
       media = media_batch(test_source, text_encoder, self.mesh)
+      held_out = batches.held_out(stage, test_source)
       clock.count_rest("start")
       clock.lose(run_log.lost_s)
-      trainer.train(state, iterator, checkpointer, run_log, media, clock)
+      training_loop.train(trainer, state, iterator, checkpointer, run_log, media, clock, held_out)
     finally:
       run_log.close()
       iterator.close()

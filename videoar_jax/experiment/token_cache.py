@@ -19,10 +19,12 @@ from tqdm import tqdm
 from videoar_jax.data.pipeline import READING_FIELDS, DataConfig
 from videoar_jax.data.sources import latents
 from videoar_jax.experiment.diff import differing_fields
+from videoar_jax.interop.atomic import remove_partials
 from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, process_shard, shard_batch
+from videoar_jax.runtime.goodput import GoodputTracker, report_at_exit
 from videoar_jax.runtime.preemption import Preempted
-from videoar_jax.runtime.watch import GoodputTracker, Watchdog, report_at_exit
+from videoar_jax.runtime.watchdog import Watchdog
 from videoar_jax.tokenizers.base import TokenizerConfig, TokenizerFamily
 from videoar_jax.train.state import Template, flatten
 
@@ -194,6 +196,7 @@ def encode(
     log.info("no clip is missing in %s", folder)
     return
   if processes.is_first():
+    remove_partials(folder)  # Shards are large, and a run may be killed often.
     latents.write_index(folder, index)
   processes.wait_for_all(f"the index of {folder} is written")
   encode_batch = _make_encode(family, tokenizer, mesh)

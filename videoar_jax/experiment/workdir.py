@@ -16,9 +16,11 @@ from videoar_jax.data.pipeline import READING_FIELDS
 from videoar_jax.experiment import parse
 from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.diff import differing_fields
+from videoar_jax.interop.atomic import write_text
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import processes
-from videoar_jax.train.loop import FREE_FIELDS
+from videoar_jax.train.config import FREE_FIELDS
+from videoar_jax.train.overview import count_by_module
 
 log = logging.getLogger(__name__)
 
@@ -115,11 +117,12 @@ def write_facts(stages: StageCheckpoints) -> None:
       stage.name: count_parameters(stages.module_template(stage).shapes)
       for stage in stages.run.stages
     },
+    "parameters_by_module": {
+      stage.name: count_by_module(stages.module_template(stage).shapes)
+      for stage in stages.run.stages
+    },
     "latent_shape": run.tokenizer.latent_shape(run.data.num_frames, run.data.resolution),
   }
   if run.generator is not None:
     facts |= run.family.describe(run)
-  path = stages.workdir / "run.json"
-  partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(facts, indent=2) + "\n")
-  partial.replace(path)
+  write_text(stages.workdir / "run.json", json.dumps(facts, indent=2) + "\n")

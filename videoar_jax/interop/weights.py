@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
+from videoar_jax.interop.atomic import replacing
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 # All that a pickle of numpy arrays in dicts calls; numpy 2 moved `_reconstruct` and kept the alias.
@@ -132,15 +134,11 @@ def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes arrays as float32 safetensors; the file appears once it is whole."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + ".partial")
-  try:
+  with replacing(path) as partial:
     # Not by the library's own writer, whose files only their owner may read.
     partial.write_bytes(
       to_bytes({key: np.ascontiguousarray(value, np.float32) for key, value in arrays.items()})
     )
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
 
 
 def check_file(path: str | os.PathLike, shapes: Shapes) -> None:

@@ -15,16 +15,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-  splash_attention_kernel as kernels,
-)
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-  splash_attention_mask as masks,
-)
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from videoar_jax.nn.mask import PREFIX, AttentionMask, BlockCausalMask
+from videoar_jax.parallel import compat
 from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, is_for_tpu, num_shards
 
 _LANES = 128  # Tokens go through in blocks of a multiple of this.
@@ -48,6 +43,7 @@ def splash_attention(
     attention_mask: who sees whom.
   Raises:
     ValueError: the mesh splits heads in another way than keys' heads, or the sequence is too long.
+    ImportError: the installed JAX no longer has the kernel where it was.
   """
   rule, length = attention_mask.rule, query.shape[1]
   order, back = _order(rule, length)
@@ -112,9 +108,10 @@ def _sharded(query, key, value, padding, rule: BlockCausalMask):
       f"mesh.tensor x mesh.sequence={ways} does not divide {key.shape[1]} heads of keys"
     )
   kernel = _make_kernel(rule, query.shape[2], query.shape[1] // ways)
+  make_segments = compat.splash_attention().kernels.SegmentIds
 
   def run(kernel, query, key, value, padding):
-    segments = kernels.SegmentIds(q=padding, kv=padding)
+    segments = make_segments(q=padding, kv=padding)
     return jax.vmap(kernel)(query, key, value, segments)
 
   if mesh.empty:
@@ -128,7 +125,8 @@ def _sharded(query, key, value, padding, rule: BlockCausalMask):
 
 def _make_kernel(rule: BlockCausalMask, length: int, num_heads: int):
   block = _LARGE_BLOCK if length % _LARGE_BLOCK == 0 else _LANES
-  sizes = kernels.BlockSizes(
+  splash = compat.splash_attention()
+  sizes = splash.kernels.BlockSizes(
     block_q=block,
     block_kv=block,
     block_q_dkv=block,
@@ -136,8 +134,8 @@ def _make_kernel(rule: BlockCausalMask, length: int, num_heads: int):
     block_q_dq=block,
     block_kv_dq=block,
   )
-  mask = masks.MultiHeadMask([_RuleMask(rule, length)] * num_heads)
-  return kernels.make_splash_mha(
+  mask = splash.masks.MultiHeadMask([make_mask(rule, length)] * num_heads)
+  return splash.kernels.make_splash_mha(
     mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=not is_for_tpu()
   )
 
@@ -152,8 +150,27 @@ def _order(rule: BlockCausalMask, length: int):
   return order, np.argsort(order)
 
 
-class _RuleMask(masks._ComputableMask):
-  """A rule of visibility, as the kernel wants it: a private class of JAX, used here alone.
+def make_mask(rule: BlockCausalMask, length: int):
+  """Returns a rule of visibility as the kernel takes it.
+
+  Args:
+    rule: who sees whom.
+    length: of the sequence, filled up.
+  Raises:
+    ValueError: the sequence is too long.
+    ImportError: the installed JAX no longer has such masks.
+  """
+  return _mask_class()(rule, length)
+
+
+@functools.cache
+def _mask_class() -> type:
+  """Returns `_RuleMask` as a kind of the kernel's own class, which is private to JAX."""
+  return type("RuleMask", (_RuleMask, compat.splash_attention().ComputableMask), {})
+
+
+class _RuleMask:
+  """What of a rule's mask is not the kernel's.
 
   A query's integer is `-end` if it sees a prefix of all tokens, else its group above the number of
   tokens that it sees of its own group.

@@ -4,7 +4,8 @@ import itertools
 from collections.abc import Callable
 
 import jax
-from jax._src import distributed
+
+from videoar_jax.parallel import compat
 
 
 class Barrier:
@@ -25,7 +26,7 @@ class Barrier:
   def __init__(self, name: str, is_last: Callable[[str], bool]):
     self._name, self._is_last = name, is_last
     self._rounds = itertools.count()
-    self._client = distributed.global_state.client
+    self._client = compat.distributed_state().client
 
   def __call__(self, *, key: str, timeout_ms: int) -> None:
     """Returns once all processes are at a barrier.

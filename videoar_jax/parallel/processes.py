@@ -1,6 +1,7 @@
 """A run of several processes: how they find each other, who they are, how they stop together."""
 
 import itertools
+import json
 import os
 import re
 import socket
@@ -9,6 +10,9 @@ from collections.abc import Callable
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+
+from videoar_jax.parallel import compat
+from videoar_jax.runtime.versions import differences, shared_versions
 
 # Given together, they name the processes; nothing else is asked then.
 VARIABLES = ("VIDEOAR_COORDINATOR", "VIDEOAR_NUM_PROCESSES", "VIDEOAR_PROCESS")
@@ -26,7 +30,8 @@ def start(is_distributed: bool) -> None:
     is_distributed: whether there are others, as Slurm, a TPU slice or GKE tell. The variables
       VIDEOAR_COORDINATOR=HOST:PORT, VIDEOAR_NUM_PROCESSES and VIDEOAR_PROCESS need no such word.
   Raises:
-    ValueError: a variable is missing or wrong, or there is nothing that tells of others.
+    ValueError: a variable is missing or wrong, there is nothing that tells of others, or others
+      have other versions.
   """
   given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
   if not given and not is_distributed:
@@ -40,6 +45,25 @@ def start(is_distributed: bool) -> None:
       f"and GKE tell where they are; elsewhere set {', '.join(VARIABLES)}; one process needs "
       "neither these nor --distributed"
     ) from error
+  _check_versions()
+
+
+def _check_versions() -> None:
+  """Raises ValueError in all processes unless they have the same versions; asks no device."""
+  state = compat.distributed_state()
+  place = "videoar_jax/versions/"
+  own = json.dumps(shared_versions())
+  state.client.key_value_set(f"{place}{state.process_id}", own, allow_overwrite=True)
+  state.client.wait_at_barrier("videoar_jax/versions", 1000 * BARRIER_TIMEOUT_S)
+  told = state.client.key_value_dir_get(place)
+  found = {int(name.rpartition("/")[2]): json.loads(text) for name, text in told}
+  if lines := differences(found):
+    # Together: the first one to end would take the others with it before they can say why.
+    jax.distributed.shutdown()
+    raise ValueError(
+      f"the processes of the run have different versions: {'; '.join(lines)}. Install the same "
+      "ones everywhere"
+    )
 
 
 def _parse(given: dict[str, str]) -> dict:

@@ -24,9 +24,9 @@ from videoar_jax.parallel.mesh import (
 from videoar_jax.parallel.traffic import device_bytes
 from videoar_jax.planning.estimate import Cost, estimate
 from videoar_jax.planning.pod import Pod
-from videoar_jax.train.loop import Trainer
 from videoar_jax.train.state import with_shardings
 from videoar_jax.train.task import Task
+from videoar_jax.train.trainer import Trainer
 
 
 class DoesNotFit(ValueError):

@@ -25,6 +25,7 @@ def start_log(path: pathlib.Path) -> None:
     handler.close()
   terminal, file = logging.StreamHandler(sys.stdout), logging.FileHandler(path)
   terminal.setLevel(logging.INFO)
+  terminal.addFilter(lambda record: not hasattr(record, "is_for_file"))  # Long tables are.
   terminal.setFormatter(logging.Formatter("%(message)s"))
   file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
   root.addHandler(terminal)

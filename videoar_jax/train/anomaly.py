@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from videoar_jax.interop.atomic import write_text
+
 _MEMORY = 100  # Steps that the average goes over, and before which no loss is far above it.
 MAX_BAD_IN_A_ROW = 20  # Of steps that may be skipped: more are no accident of their samples.
 # A perfect reconstruction has an infinite PSNR.
@@ -82,7 +84,5 @@ def write_bad_step(
   lines = path.read_text().splitlines() if path.exists() else []
   kept = [line for line in lines if _step_of(line) < step]
   kept.append(json.dumps({"step": step, name: str(value), **rows}))
-  partial = path.with_suffix(".partial")
-  partial.write_text("\n".join(kept) + "\n")
-  partial.replace(path)
+  write_text(path, "\n".join(kept) + "\n")
   return path

@@ -15,6 +15,8 @@ from PIL import Image
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from videoar_jax.interop.atomic import write_text
+
 log = logging.getLogger(__name__)
 
 
@@ -78,7 +80,7 @@ class RunLog:
     name: shown at the progress bar.
     frame_rate: of the videos, frames a second.
   Attributes:
-    lost_s: seconds that a run before took for what it logged after the first step.
+    lost_s: seconds that a run before took for the steps that it logged after the first one.
   """
 
   def __init__(
@@ -95,11 +97,8 @@ class RunLog:
     path = directory / "metrics.jsonl"
     records = read_metrics(path)
     kept = [record for record in records if record["step"] <= first_step]
-    num_lost = len(records) - len(kept)
-    self.lost_s = num_lost / records[-1]["steps_per_s"] if num_lost else 0.0
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    partial.replace(path)
+    self.lost_s = sum(1 / record["steps_per_s"] for record in records[len(kept) :])
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
     self._file = path.open("a")
     self._writer = tensorboardX.SummaryWriter(
       str(directory / "tensorboard"), purge_step=first_step + 1, flush_secs=30

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import BFloat16
 
 from videoar_jax.data.sources import records
+from videoar_jax.interop.atomic import write_text
 
 INDEX = "index.json"
 DTYPE = np.dtype(ml_dtypes.bfloat16)
@@ -92,9 +93,7 @@ def read_index(folder: Path) -> Index | None:
 def write_index(folder: Path, index: Index) -> None:
   """Writes what a folder is to hold, whole or not at all."""
   folder.mkdir(parents=True, exist_ok=True)
-  partial = folder / f"{INDEX}.partial"
-  partial.write_text(json.dumps(dataclasses.asdict(index), indent=2) + "\n")
-  partial.replace(folder / INDEX)
+  write_text(folder / INDEX, json.dumps(dataclasses.asdict(index), indent=2) + "\n")
 
 
 def write_clips(path: Path, clips: Iterable[tuple[dict, BFloat16[np.ndarray, "t h w d"]]]) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import grain
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from videoar_jax.interop.atomic import replacing
+
 SUFFIX = ".array_record"
 
 
@@ -39,18 +41,15 @@ def unpack(record: bytes) -> tuple[dict, bytes]:
 
 def write_shard(path: Path, records: Iterable[bytes]) -> None:
   """Writes a file of records, whole or not at all."""
-  partial = path.with_name(path.name + ".partial")
-  # Groups of one: each record can be read without its neighbours.
-  writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
-  try:
-    for record in records:
-      writer.write(record)
-    writer.close()
-    partial.replace(path)
-  finally:
-    if writer.is_open():
-      writer.close()
-    partial.unlink(missing_ok=True)
+  with replacing(path) as partial:
+    # Groups of one: each record can be read without its neighbours.
+    writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
+    try:
+      for record in records:
+        writer.write(record)
+    finally:
+      if writer.is_open():
+        writer.close()
 
 
 def open_shards(paths: list[Path]) -> grain.sources.ArrayRecordDataSource:

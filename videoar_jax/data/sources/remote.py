@@ -14,6 +14,8 @@ from pathlib import Path
 
 import fsspec
 
+from videoar_jax.interop.atomic import replacing, write_text
+
 _COPIED = "copied.json"  # Of each file of a folder, what it was like when it was copied.
 
 
@@ -85,24 +87,17 @@ def _copy(url: str, is_wanted) -> Path:
     for name, source in sorted(found.items()):
       stamp = str(files.checksum(source))
       if copied.get(name) != stamp or not (folder / name).is_file():
-        partial = folder / f"{name}.{os.getpid()}.partial"
-        files.get_file(source, os.fspath(partial))
-        partial.replace(folder / name)
+        with replacing(folder / name) as partial:
+          files.get_file(source, os.fspath(partial))
         copied[name] = stamp
-        _write(note, copied)
+        write_text(note, json.dumps(copied))
   for name in set(copied) - set(found):
     # Another call may want other files; those that are gone must not be read.
     if is_wanted(name):
       (folder / name).unlink(missing_ok=True)
       del copied[name]
-  _write(note, copied)
+  write_text(note, json.dumps(copied))
   return folder
-
-
-def _write(note: Path, copied: dict) -> None:
-  partial = note.with_name(f"{note.name}.{os.getpid()}.partial")
-  partial.write_text(json.dumps(copied))
-  partial.replace(note)
 
 
 @contextlib.contextmanager

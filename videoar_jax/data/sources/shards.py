@@ -9,9 +9,9 @@ then the bytes of the media file. Files that `prepare.py` made have the samples'
 all clips of one video are in the same split.
 """
 
+import contextlib
 import io
 import json
-import os
 import tarfile
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,7 @@ from videoar_jax.data.bad_samples import BadSamples
 from videoar_jax.data.sources import records, remote, splits
 from videoar_jax.data.sources.base import ClipParams, ClipSource
 from videoar_jax.data.sources.folder import EXTENSIONS, IMAGE_EXTENSIONS, MIN_FILES_TO_SPLIT
+from videoar_jax.interop.atomic import write_text
 
 _MEDIA = tuple(suffix.removeprefix(".") for suffix in EXTENSIONS + IMAGE_EXTENSIONS)
 PREPARED = "prepared.json"
@@ -103,12 +104,9 @@ def _tar_index(path: Path) -> dict[str, dict[str, list[int]]]:
           parts[extension.lower()] = [member.offset_data, member.size]
   except (tarfile.TarError, OSError) as error:
     raise ValueError(f"{path} is no whole tar file ({error}); make it anew") from error
-  partial = saved.with_name(f"{saved.name}.{os.getpid()}.partial")
-  try:
-    partial.write_text(json.dumps({"stamp": stamp, "samples": samples}))
-    partial.replace(saved)
-  except OSError:
-    pass  # A folder that cannot be written to: the next run reads the tar file again.
+  # Where the folder cannot be written to, the next run reads the tar file again.
+  with contextlib.suppress(OSError):
+    write_text(saved, json.dumps({"stamp": stamp, "samples": samples}))
   return samples
 
 

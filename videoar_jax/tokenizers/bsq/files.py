@@ -4,13 +4,12 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from videoar_jax.interop.atomic import replacing
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig, abstract_params
 from videoar_jax.train.state import flatten, unflatten
 
@@ -63,21 +62,15 @@ def save_tokenizer(folder: str | os.PathLike, saved: Saved, params: dict) -> Non
   folder = pathlib.Path(folder).absolute()
   check_new(folder)
   folder.parent.mkdir(parents=True, exist_ok=True)
-  # Beside the folder, so that all of it comes to its name in one step.
-  partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}_partial_", dir=folder.parent))
-  try:
-    weights = {name: np.asarray(leaf, np.float32) for name, leaf in flatten(params).items()}
-    save_file(weights, partial / WEIGHTS_FILE)
+  weights = {name: np.asarray(leaf, np.float32) for name, leaf in flatten(params).items()}
+  with replacing(folder) as partial:
+    partial.mkdir()
+    try:
+      save_file(weights, partial / WEIGHTS_FILE)
+    except SafetensorError as error:
+      raise OSError(f"{partial / WEIGHTS_FILE} cannot be written ({error})") from error
     text = json.dumps(dataclasses.asdict(saved), indent=2)
     (partial / CONFIG_FILE).write_text(text + "\n")
-    umask = os.umask(0)
-    os.umask(umask)
-    partial.chmod(0o777 & ~umask)  # Temporary folders are closed to others.
-    partial.replace(folder)
-  except SafetensorError as error:
-    raise OSError(f"{partial / WEIGHTS_FILE} cannot be written ({error})") from error
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_saved(folder: str | os.PathLike) -> Saved:

@@ -1,0 +1,53 @@
+"""The loss and the metrics on held-out batches while a stage trains."""
+
+import functools
+
+import jax
+import numpy as np
+
+from videoar_jax.parallel.mesh import shard_batch
+from videoar_jax.train.state import State, evaluation_params
+from videoar_jax.train.trainer import Trainer
+
+
+class Evaluator:
+  """Evaluates what a trainer trains on the same batches each time, and changes nothing of it.
+
+  All processes must call it together.
+
+  Args:
+    trainer: of what; its seed alone decides the keys.
+    batches: this process's part of each, of one shape.
+  """
+
+  def __init__(self, trainer: Trainer, batches: list[dict[str, np.ndarray]]):
+    self._trainer = trainer
+    key = jax.random.fold_in(trainer.key, 4)
+    self._batches = [
+      (batch, trainer.place_key(jax.random.fold_in(key, i))) for i, batch in enumerate(batches)
+    ]
+
+  def is_due(self, step: int) -> bool:
+    """Says whether a step is one to evaluate after."""
+    config = self._trainer.config
+    is_due = config.eval_every and (step % config.eval_every == 0 or step == config.num_steps)
+    return bool(is_due and self._batches)
+
+  def __call__(self, state: State, frozen: dict) -> dict[str, float]:
+    """Returns the averages over all batches, `eval/loss` and others, by the averaged parameters.
+
+    Args:
+      state: of training; where it keeps no averaged parameters, those that it trains are taken.
+      frozen: what the loss needs and does not train, on the mesh.
+    """
+    trainer, params = self._trainer, evaluation_params(state)
+    found = []
+    for batch, key in self._batches:
+      batch = shard_batch(batch, trainer.mesh)
+      found.append(trainer.run(trainer.evaluate, params, frozen, batch, key))
+    averages = functools.reduce(_merge, jax.device_get(found))
+    return {f"eval/{name}": float(average.compute()) for name, average in averages.items()}
+
+
+def _merge(averages: dict, others: dict) -> dict:
+  return {name: average.merge(others[name]) for name, average in averages.items()}

@@ -1,0 +1,199 @@
+"""A task on a mesh: the jitted step, and the state that it takes from one step to the next."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from clu.metrics import Average
+from jax.sharding import Mesh
+
+from videoar_jax.parallel import processes
+from videoar_jax.parallel.mesh import replicated
+from videoar_jax.train import anomaly
+from videoar_jax.train import state as train_state
+from videoar_jax.train.adversary import AdversaryTrainer
+from videoar_jax.train.config import LoopConfig
+from videoar_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from videoar_jax.train.task import Task
+
+
+class Trainer:
+  """A task on a mesh: its jitted step and where its state lives.
+
+  Args:
+    task: what to train.
+    config: how.
+    mesh: devices.
+    seed: of the initialisation and of every step's draws.
+    before, after: steps of the stages whose optimizer and schedule it goes on with, and of those
+      that go on with its own.
+  """
+
+  def __init__(
+    self,
+    task: Task,
+    config: LoopConfig,
+    mesh: Mesh,
+    seed: int,
+    *,
+    before: int = 0,
+    after: int = 0,
+  ):
+    self.task, self.config, self.mesh, self.before = task, config, mesh, before
+    num_steps = before + config.num_steps + after
+    self.key = jax.random.key(seed)
+    self.template = train_state.Template.of(task.init)
+    self.optimizer = make_optimizer(config.optimizer, num_steps, self.template.axes)
+    self.adversary = AdversaryTrainer(task.adversary, num_steps)
+    abstract = jax.eval_shape(self._init, self.key)
+    self.templates = {"": self.template}
+    if task.adversary is not None:
+      self.templates["discriminator"] = self.adversary.template
+    self.shardings = train_state.state_shardings(abstract, self.templates, mesh)
+    self.abstract_state = train_state.with_shardings(abstract, self.shardings)
+    # A tokenizer's decoder is no part of a generator's step, but stays in memory for its samples:
+    # kept as an argument, it is counted where the step is planned.
+    self.step = jax.jit(
+      self._step, donate_argnums=0, out_shardings=(self.shardings, None), keep_unused=True
+    )
+    # Whole everywhere: process 0 shows it.
+    self.media = jax.jit(self._media, out_shardings=replicated(mesh))
+    self.evaluate = jax.jit(self._evaluate, out_shardings=replicated(mesh))
+    # Onto all devices, once: from one of them, each step would have to fetch it.
+    self.place_key = jax.jit(lambda key: key, out_shardings=replicated(mesh))
+    self.learning_rate = learning_rate_schedule(config.optimizer, num_steps)
+    self._compiled: set[tuple] = set()  # Programs and the shapes of their batches.
+
+  def _init(self, key) -> train_state.State:
+    params = train_state.init_params(self.task.init, jax.random.fold_in(key, 0))
+    return self._begin(params, {}, key)
+
+  def _begin(self, params: dict, discriminator: dict, key) -> train_state.State:
+    state = train_state.make_state(params, self.optimizer, self.config.ema_decay > 0)
+    discriminator = self.adversary.init(jax.random.fold_in(key, 2)) | discriminator
+    # Whatever the config does with bad steps, so that it may be set otherwise in the middle.
+    return state | {"discriminator": discriminator, "anomaly": anomaly.init()}
+
+  def init(
+    self, params: dict | None = None, discriminator: dict | None = None
+  ) -> train_state.State:
+    """Returns the state before the first step, born sharded.
+
+    Args:
+      params: to start from; None for random ones.
+      discriminator: parts of the discriminator's state to start from, beside `params`.
+    """
+    with jax.set_mesh(self.mesh):
+      if params is None:
+        return jax.jit(self._init, out_shardings=self.shardings)(self.key)
+      begin = jax.jit(self._begin, out_shardings=self.shardings)
+      return begin(params, discriminator or {}, self.key)
+
+  def begin_again(self, state: train_state.State) -> train_state.State:
+    """Returns the state before the first step that goes on from another stage's last one."""
+
+    def begin(state):
+      return state | {"step": jnp.zeros((), jnp.int32), "anomaly": anomaly.init()}
+
+    return jax.jit(begin, donate_argnums=0, out_shardings=self.shardings)(state)
+
+  def _gradients(self, state, frozen, batch, key):
+    """Returns gradients by both networks, metrics, and what the discriminator hands on."""
+    num_steps = self.before + state["step"]
+
+    def loss(params, discriminator_params, lecam_ema, batch, key):
+      module, discriminator = (
+        self.template.module(params),
+        self.adversary.module(discriminator_params),
+      )
+      if discriminator is None:
+        value, metrics = self.task.loss(module, frozen, batch, key, is_training=True)
+        return value, ({"loss": value, **metrics}, {})
+      value, metrics, lecam_ema = self.task.adversarial_loss(
+        module, discriminator, lecam_ema, frozen, batch, key, num_steps
+      )
+      return value, (metrics, lecam_ema)
+
+    both = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    params = state["params"], state["discriminator"].get("params", {})
+    lecam_ema, parts = state["discriminator"].get("lecam_ema", {}), self.config.grad_accum_steps
+    if parts == 1:
+      return both(*params, lecam_ema, batch, key)
+
+    def add(carry, part):
+      total, lecam_ema = carry
+      rows, i = part
+      gradients, (metrics, lecam_ema) = both(*params, lecam_ema, rows, jax.random.fold_in(key, i))
+      return (jax.tree.map(jnp.add, total, gradients), lecam_ema), metrics
+
+    # Every part has rows of every device.
+    split = lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)  # noqa: E731
+    start = jax.tree.map(jnp.zeros_like, params), lecam_ema
+    batches = jax.tree.map(split, batch), jnp.arange(parts)
+    (total, lecam_ema), metrics = jax.lax.scan(add, start, batches)
+    gradients = jax.tree.map(lambda x: x / parts, total)
+    return gradients, (jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics), lecam_ema)
+
+  def _step(self, state, frozen, batch, key):
+    step_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
+    # Of all stages that share the optimizer.
+    num_steps = self.before + state["step"]
+    (gradients, discriminator_gradients), (metrics, lecam_ema) = self._gradients(
+      state, frozen, batch, step_key
+    )
+    discriminator, discriminator_metrics = self.adversary.update(
+      state["discriminator"], discriminator_gradients, lecam_ema, num_steps
+    )
+    updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
+    params = optax.apply_updates(state["params"], updates)
+    ema = state["ema"]
+    if self.config.ema_decay > 0:
+      # Early averages forget the random start faster than the decay alone would let them.
+      warm = (1.0 + num_steps) / (10.0 + num_steps)
+      decay = jnp.minimum(self.config.ema_decay, warm)
+      ema = jax.tree.map(lambda a, p: a * decay + p * (1 - decay), ema, params)
+    metrics = {
+      **metrics,
+      **discriminator_metrics,
+      "gradient_norm": optax.global_norm(gradients),
+      "parameter_norm": optax.global_norm(params),
+      "learning_rate": self.learning_rate(num_steps),
+    }
+    new_state = {
+      "params": params,
+      "opt_state": opt_state,
+      "ema": ema,
+      "step": state["step"] + 1,
+      "discriminator": discriminator,
+      "anomaly": state["anomaly"],
+    }
+    is_bad, guard = anomaly.update(state["anomaly"], metrics, self.config.spike)
+    if self.config.on_nan == "skip":
+      kept = state | {"step": state["step"] + 1}
+      new_state = jax.tree.map(lambda new, old: jnp.where(is_bad, old, new), new_state, kept)
+    return new_state | {"anomaly": guard}, metrics | {"num_bad": guard["num_bad"]}
+
+  def _media(self, params, frozen, batch):
+    return self.task.media(self.template.module(params), frozen, batch)
+
+  def _evaluate(self, params, frozen, batch, key) -> dict[str, Average]:
+    """Returns the loss and the metrics of a held-out batch, as averages over this one batch."""
+    module = self.template.module(params)
+    loss, metrics = self.task.loss(module, frozen, batch, key, is_training=False)
+    values = {"loss": loss, **metrics}
+    return {name: Average.from_model_output(jnp.asarray(x)) for name, x in values.items()}
+
+  def run(self, program, state, frozen, batch, *rest):
+    """Runs a program; of several processes, none before all have compiled it.
+
+    Some take longer to compile than others, and the connections that a program opens when it first
+    needs them wait for half a minute on CPU.
+    """
+    if jax.process_count() > 1:
+      shapes = (program, *(x.shape for x in jax.tree.leaves(batch)))
+      if shapes not in self._compiled:
+        program.lower(state, frozen, batch, *rest).compile()
+        # Without a limit of steps, a day: the service knows no barrier without one.
+        timeout_s = max(self.config.step_timeout_s or 86_400, processes.BARRIER_TIMEOUT_S)
+        processes.wait_for_all("a program is compiled", timeout_s)
+        self._compiled.add(shapes)
+    return program(state, frozen, batch, *rest)
