@@ -60,8 +60,7 @@ def check_renamed(values: dict) -> None:
     new = _new_name(name)
     if new is not None:
       lines.append(f"config.{name} is now config.{new}")
-    elif _get(values, name) in _VALUES.get(name, {}):
-      old = _get(values, name)
+    elif isinstance(old := _get(values, name), str) and old in _VALUES.get(name, {}):
       lines.append(f"config.{name}={old!r} is now {_VALUES[name][old]!r}")
   if lines:
     raise ValueError("fields have other names: " + "; ".join(lines))
