@@ -29,6 +29,6 @@ def test_cells_run_in_order(tmp_path, monkeypatch):
   clips, longer = names["clips"], names["longer"]
   assert clips.shape == (2, 9, 64, 64, 3) and longer.shape == (2, 17, 64, 64, 3)
   np.testing.assert_array_equal(longer[:, :9], clips)
-  # Better than chance, and than one colour for all.
-  assert names["measures"]["bit_accuracy"][0] > 0.6
-  assert names["psnr"](names["video"], names["reconstruction"])[0] > 14
+  # After a few steps they are 0.62 and 9.5 dB.
+  assert names["measures"]["bit_accuracy"][0] > 0.7
+  assert names["psnr"](names["video"], names["reconstruction"])[0] > 15
