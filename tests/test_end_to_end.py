@@ -69,7 +69,7 @@ def test_killed_run_ends_with_the_same_numbers(trained, tmp_path):
       time.sleep(0.002)
     process.send_signal(kind)
     output, _ = process.communicate(timeout=300)
-    if kind == signal.SIGTERM and "goes on from there" in output:
+    if kind == signal.SIGTERM and "resumes from there" in output:
       assert process.returncode == 143
   done = run(command(workdir))
   assert done.returncode == 0, done.stderr[-3000:]
@@ -102,7 +102,7 @@ def test_two_processes_that_are_stopped_and_killed_end_as_one_that_is_not(traine
   processes[1].send_signal(signal.SIGTERM)
   outputs = [process.communicate(timeout=300)[0] for process in processes]
   assert [process.returncode for process in processes] == [143, 143], outputs
-  assert "goes on from there" in outputs[0]
+  assert "resumes from there" in outputs[0]
   [step] = (int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
   assert step < 4, "the agreement counts this process's calls, not the steps of the stage"
 
