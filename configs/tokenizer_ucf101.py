@@ -1,6 +1,6 @@
 """The paper's tokenizer on UCF-101: 17 frames of 128x128, stride 16 in space and 4 in time.
 
-Convert the public image tokenizer and LPIPS once (see the README), then:
+Convert the public image tokenizer (docs/tokenizer.md) and LPIPS (docs/evaluation.md) once, then:
 
   python -m videoar_jax.main --workdir=runs/tokenizer \
     --config=configs/tokenizer_ucf101.py:data=FOLDER,init=weights/infinity_d32
@@ -87,7 +87,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def _shrink(stage: ConfigDict) -> None:
   """Makes the stage one of a small network that trains for minutes."""
-  # Small networks that start from nothing see no objects by absolute differences.
+  # Small networks that train from scratch learn no objects from absolute differences.
   stage.loss.l1, stage.loss.l2 = 0.0, 1.0
   stage.loss.lpips_frames = 1
   stage.loss.commitment = 0.02

@@ -1,7 +1,7 @@
 """The paper's text-to-video model of 4B, in three stages: ever larger pictures, ever longer clips.
 
 Prepare videos and images once (`python -m videoar_jax.prepare --help`), convert the public
-image tokenizer and LPIPS (see the README), then:
+image tokenizer (docs/tokenizer.md) and LPIPS (docs/evaluation.md), then:
 
   python -m videoar_jax.main --workdir=runs/t2v \
     --config=configs/videoar_t2v.py:data=VIDEOS,images=IMAGES,init=weights/infinity_d32

@@ -1,6 +1,6 @@
 """The paper's class-conditional model of UCF-101: 17 frames of 128x128, 926M (l) or 2.0B (xl).
 
-Convert the public image tokenizer and LPIPS once (see the README), then:
+Convert the public image tokenizer (docs/tokenizer.md) and LPIPS (docs/evaluation.md) once, then:
 
   python -m videoar_jax.main --workdir=runs/ucf101 \
     --config=configs/videoar_ucf101.py:size=l,data=FOLDER,init=weights/infinity_d32

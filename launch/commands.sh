@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Sourced by the launchers: arguments, quoting, commands that --dry-run only shows, restarts.
+# Sourced by the launchers: arguments, quoting, commands that --dry-run only prints, restarts.
 
 is_dry_run=""
-# Of a run that hung, or lost a process. An error of the code would be met again each time.
+# Of a run that hung or lost a process: a bug in the code would recur each time.
 # shellcheck disable=SC2034 # For the scripts that source this one.
 max_restarts=20
 
@@ -11,7 +11,7 @@ fail() {
   exit 1
 }
 
-# Prints the arguments as a line that any POSIX shell reads back as the same arguments.
+# Prints the arguments as a line that any POSIX shell parses back to the same arguments.
 quote() {
   local argument line=""
   for argument in "$@"; do
@@ -31,7 +31,7 @@ run() {
   fi
 }
 
-# Sets option_NAME for each --NAME=VALUE in front of --, and `flags` to what stands after it.
+# Sets option_NAME for each --NAME=VALUE before --, and `flags` to what comes after it.
 #
 #   read_options "name zone" "$@"
 read_options() {
@@ -57,7 +57,7 @@ read_options() {
   done
 }
 
-# Stops unless every option named has a value.
+# Fails unless every option named has a value.
 need_options() {
   local name variable
   for name in "$@"; do
@@ -66,7 +66,7 @@ need_options() {
   done
 }
 
-# Stops unless the options named are yes or no; those that are no are as if left out.
+# Fails unless the options named are yes or no; those that are no count as unset.
 read_switches() {
   local name variable
   for name in "$@"; do
@@ -79,7 +79,7 @@ read_switches() {
   done
 }
 
-# Stops unless the run's flags name a config and leave the workdir to the launcher.
+# Fails unless the run's flags name a config and leave the workdir to the launcher.
 check_flags() {
   local flag has_config=""
   for flag in "${flags[@]}"; do
@@ -91,11 +91,11 @@ check_flags() {
   [[ -n "$has_config" ]] || fail "after -- comes --config=FILE.py, and further flags of videoar_jax.main"
 }
 
-# Prints which of the statuses of a run's processes says how the run ended: nothing for none.
+# Prints which exit status of a run's processes explains how the run ended: nothing for none.
 #
-# Where one process ends by a mistake, the others end by signals, and where one hangs, others may
-# still be told to stop. So a mistake, below 128, comes first; then 134 for a step that hung, a process
-# that is lost, or what nobody foresaw, and signals; then 130 and 143, of those asked to stop; then 0.
+# If one process ends with an error, the others end by signals, and if one hangs, others may still be
+# told to stop. So errors, below 128, come first; then 134, of a step that hung, a lost process or an
+# unforeseen error, and signals; then 130 and 143, of processes that were told to stop; then 0.
 telling_status() {
   local status rank found="" highest=0
   for status in "$@"; do
@@ -111,8 +111,8 @@ telling_status() {
   printf '%s\n' "$found"
 }
 
-# Says whether to start a run again that ended with a status, and counts that in `restarts`: after a
-# hang or a loss, up to 20 times in a row of less than three hours each.
+# Returns whether to restart a run that ended with a status, and counts that in `restarts`: after a
+# hang or a lost process, up to 20 times in a row of less than three hours each.
 count_restart() {
   [[ "$1" -gt 127 && "$1" -ne 130 && "$1" -ne 143 ]] || return 1
   restarts=$((restarts + 1))
@@ -120,8 +120,8 @@ count_restart() {
   echo "the run ended with status $1; starting it again ($restarts of $max_restarts)"
 }
 
-# Forgets the restarts before a run that has gone on for three hours since it began, by `date +%s`: more
-# than a step that hangs from the start takes until it is ended, as it is set.
+# Resets the count of restarts if a run has lasted three hours since it began, by `date +%s`: longer
+# than a step that hangs from the start takes until the default timeout ends it.
 forgive_restarts() {
   (($(date +%s) - $1 < 10800)) || restarts=0
 }

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Sets up this machine and trains the quickstart: a tokenizer, a generator, a report.
 #
-#   bash launch/local.sh                          about twelve minutes on two CPU cores
+#   bash launch/local.sh                          9.5 to 13 minutes on two idle CPU cores
 #   WORKDIR=runs/mine bash launch/local.sh        another folder for what it writes
-#   bash launch/local.sh --config.seed=1          further flags go to videoar_jax.main
+#   bash launch/local.sh --config.seed=1          flags are passed to videoar_jax.main
 #   bash launch/local.sh --config=configs/quickstart.py:data=/my/clips
 #
-# Needs bash and Python 3.11 or newer. Stopped, it goes on where it was when started again.
+# Needs bash and Python 3.11 or newer. After an interruption, the same command resumes.
 set -euo pipefail
 
 start="$PWD"
@@ -15,7 +15,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 set_up run
 
 workdir="${WORKDIR:-runs/quickstart}"
-# A folder that the caller names is meant from where the caller stands.
+# A folder that the caller names is relative to the caller's.
 if [[ -n "${WORKDIR:-}" && "$WORKDIR" != /* ]]; then
   workdir="$start/$WORKDIR"
 fi
@@ -36,7 +36,7 @@ fi
 
 python="$venv_python"
 if [[ "$start" != "$PWD" ]]; then
-  # The commands below are to work from where the caller stands.
+  # The commands below must work in the caller's folder.
   python="$PWD/$venv_python"
   [[ "$workdir" == /* ]] || workdir="$PWD/$workdir"
 fi
@@ -48,7 +48,7 @@ Look at
   $workdir/report.md            scores and pictures
   $workdir/report/*.png         the pictures
   $workdir/samples/             generated clips
-Training curves and videos, with TensorBoard:
+Training curves and videos, in TensorBoard:
   $python -m pip install tensorboard
   $python -m tensorboard.main --logdir $quoted
 More clips:

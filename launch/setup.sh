@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# Sourced by local.sh and test.sh: goes to the repository, makes .venv, installs what is missing.
+# Sourced by local.sh and test.sh: enters the repository, makes .venv, installs what is missing.
 #
-#   set_up run     what training and sampling need
-#   set_up test    what tests need, too
+#   set_up run     for training and sampling
+#   set_up test    for tests, too
 #
-# Afterwards "$venv_python" is the environment's Python. PYTHON=/path/to/python names another one to
-# make the environment from.
+# Afterwards "$venv_python" is the environment's Python. PYTHON=/path/to/python names another Python
+# to make the environment from.
 
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit 1
 venv_python=".venv/bin/python"
@@ -16,7 +16,7 @@ fail() {
 }
 
 is_new_enough() {
-  # A command may be there and not run: version managers leave such stubs behind.
+  # A command may exist and not run: version managers leave such stubs.
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
@@ -55,7 +55,7 @@ print(hashlib.sha256(b"".join(open(name, "rb").read() for name in sys.argv[1:]))
     requirements.txt pyproject.toml
 }
 
-# What was installed is remembered by its hash, so that a second start has nothing to do.
+# A hash records what was installed, so that a second start has nothing to do.
 is_installed() {
   local stamp=".venv/installed-$1"
   is_new_enough "$venv_python" && [[ -f "$stamp" && "$(<"$stamp")" == "$(hash_of_requirements)" ]]
@@ -72,7 +72,7 @@ set_up() {
   fi
   echo "Installing packages into .venv (a few minutes, once)"
   "$venv_python" -m pip install --disable-pip-version-check --quiet --editable "$target" ||
-    fail "the installation failed; mend what it says above, and run this again"
+    fail "the installation failed; fix the error above, and run this again"
   hash_of_requirements >.venv/installed-run
   if [[ "$1" == test ]]; then
     hash_of_requirements >.venv/installed-test

@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice: makes it, copies the code, installs, starts all workers, follows the log.
+# Trains on a TPU slice: creates it, copies the code, installs, starts all workers, follows the log.
 #
 #   bash launch/tpu.sh --name=mine --zone=us-east5-a --type=v5p-128 --image=v2-alpha-tpuv5 \
 #     --nfs=10.0.0.2:/share --workdir=/mnt/videoar/runs/one -- --config=configs/quickstart.py
 #
-#   --name=NAME      of the TPU VM; one that is there is used as it is
+#   --name=NAME      of the TPU VM; an existing one is used as it is
 #   --zone=ZONE      such as us-east5-a
 #   --type=TYPE      accelerator type, such as v5litepod-8, v5p-128, v6e-64
 #   --image=IMAGE    runtime version: v2-alpha-tpuv5-lite, v2-alpha-tpuv5, v2-alpha-tpuv6e
-#   --workdir=PATH   folder on the workers; that of several workers must be one that they share
-#   --nfs=HOST:PATH  (Filestore, say) to mount at /mnt/videoar on each worker; only what is there
-#                    outlives a pre-emption
-#   --queue=yes      asks by a queued resource, and waits until it is granted
+#   --workdir=PATH   folder on the workers; several workers must share it
+#   --nfs=HOST:PATH  share, such as Filestore, to mount at /mnt/videoar on each worker; nothing else
+#                    survives a pre-emption
+#   --queue=yes      request a queued resource, and wait until it is granted
 #   --spot=yes       cheaper, and may be pre-empted
-#   --project=ID     if it is not gcloud's own
-#   --dry-run        prints every command of a first start, and runs none
+#   --project=ID     if it is not gcloud's default
+#   --dry-run        print every command of a first start, and run none
 #   -- FLAGS         of videoar_jax.main
 #
-# Needs gcloud, logged in. A slice that was pre-empted is made again and the run goes on from its
-# last checkpoint; so does one that SIGTERM stopped, as before maintenance. A run that hung or lost
-# a process is started again, up to 20 times in a row of less than three hours each. Ctrl-C stops
+# Needs gcloud, logged in. A pre-empted slice is created again and the run resumes from its last
+# checkpoint; so does a run that SIGTERM stopped, as before maintenance. A run that hung or lost a
+# process is restarted, up to 20 times in a row of less than three hours each. Ctrl-C stops
 # following, not training: the same command follows again.
 # shellcheck disable=SC2154 # `read_options` sets the options.
 set -euo pipefail
@@ -47,7 +47,7 @@ on() {
   tpus tpu-vm ssh "$name" --worker="$1" --command="$2"
 }
 
-# Prints how the TPU is; nothing where there is none.
+# Prints the TPU's state; nothing if there is none.
 state() {
   tpus tpu-vm list --filter="name:$name" --format='value(name.basename(),state)' |
     awk -v name="$name" '$1 == name { print $2 }'
@@ -71,7 +71,7 @@ create() {
       "${spot[@]}"
     return
   fi
-  # One that waits already, from a start before this, is not asked for twice.
+  # One that an earlier start requested is not requested twice.
   if [[ -n "$is_dry_run" ]] || ! queue_state >/dev/null 2>&1; then
     tpus queued-resources create "$name" --node-id="$name" --accelerator-type="$option_type" \
       --runtime-version="$option_image" "${spot[@]}"
@@ -79,7 +79,7 @@ create() {
   while [[ -z "$is_dry_run" ]]; do
     case "$(queue_state)" in
       ACTIVE) return ;;
-      FAILED | SUSPENDED) fail "the queued resource $name ended; remove it and start again" ;;
+      FAILED | SUSPENDED) fail "the queued resource $name ended; delete it and start again" ;;
     esac
     echo "waiting for the queued resource $name"
     sleep 60
@@ -89,12 +89,12 @@ create() {
 
 install() {
   local archive="/tmp/videoar_jax-$name.tar.gz" mount=""
-  # Configs are copied before they are committed, too.
+  # New configs are copied before they are committed, too.
   run sh -c '{ git ls-files -z && git ls-files -z --others --exclude-standard -- "*.py"; } |
     tar --null --files-from=- -czf "$1"' sh "$archive"
   tpus tpu-vm scp "$archive" "$name:videoar_jax.tar.gz" --worker=all
   if [[ -n "${option_nfs:-}" ]]; then
-    # A machine that has just started may still be updating itself.
+    # A machine that has just booted may still be updating itself.
     mount="sudo apt-get -o DPkg::Lock::Timeout=600 install -y -qq nfs-common &&
       sudo mkdir -p /mnt/videoar &&
       { mountpoint -q /mnt/videoar || sudo mount -t nfs $(quote "$option_nfs") /mnt/videoar; } && "
@@ -106,7 +106,7 @@ install() {
     ~/.local/bin/uv pip install --quiet --editable . 'jax[tpu]'"
 }
 
-# Starts a process on every worker that outlives the connection; its status is left in a file.
+# Starts a process on every worker that outlives the connection and leaves its status in a file.
 start() {
   local main
   began="$(date +%s)"
@@ -117,24 +117,24 @@ start() {
     echo \$! >../videoar_jax.pid"
 }
 
-# Follows worker 0 to its end and prints the status that it left: a number, or nothing.
+# Follows the log of worker 0 until its process ends.
 follow() {
   # shellcheck disable=SC2016 # The worker's own pid.
   on 0 'tail -n 100 --pid="$(cat videoar_jax.pid)" -F videoar_jax.log' || true
 }
 
-# Prints whether worker 0 is "running" or "idle"; nothing where it cannot be asked.
+# Prints whether worker 0 is "running" or "idle"; nothing if it cannot be reached.
 activity() {
   # shellcheck disable=SC2016 # The worker's own pid.
   on 0 'kill -0 "$(cat videoar_jax.pid 2>/dev/null)" 2>/dev/null && echo running || echo idle' || true
 }
 
-# Prints the statuses that the workers left.
+# Prints the exit statuses that the workers left.
 statuses() {
   on all 'cat videoar_jax.status' 2>/dev/null | grep -Ex '[0-9]+' || true
 }
 
-# Ends what is left of a run whose other processes have ended: it would keep the TPU to itself.
+# Kills what is left of a run whose other processes have ended: it would block the TPU.
 end_rest() {
   # shellcheck disable=SC2016 # The workers' own pids.
   on all 'kill -KILL -- "-$(cat videoar_jax.pid)" 2>/dev/null; rm -f videoar_jax.status' || true
@@ -154,19 +154,19 @@ if [[ -n "$is_dry_run" ]]; then
 fi
 
 restarts=0
-began="$(date +%s)" # Of a run that is there already, at the latest.
+began="$(date +%s)" # At the latest, for a run that is under way already.
 while true; do
-  # Else a gcloud that cannot answer would look like a TPU that is not there.
+  # Otherwise a failing gcloud would look like a missing TPU.
   now="$(state)" || fail "gcloud cannot list TPUs; see above"
   case "$now" in
     "") prepare ;;
     PREEMPTED | TERMINATED | STOPPED)
-      echo "$name was pre-empted; making it again"
+      echo "$name was pre-empted; creating it again"
       remove
       continue
       ;;
     READY)
-      # To start a second run beside one that is only out of reach would be worse than to wait.
+      # A second run beside one that is merely unreachable would be worse than waiting.
       case "$(activity)" in
         running) ;;
         idle)
@@ -180,7 +180,7 @@ while true; do
           ;;
       esac
       ;;
-    *) # On its way up or down.
+    *) # Starting or stopping.
       sleep 30
       continue
       ;;
@@ -191,8 +191,8 @@ while true; do
   # shellcheck disable=SC2046 # A word for each worker.
   [[ -z "$status" ]] || status="$(telling_status "$status" $(statuses))"
   case "$status" in
-    "") echo "lost $name; looking at how it is" ;;
-    143) echo "SIGTERM stopped the run, which has saved; looking at how $name is" ;;
+    "") echo "lost $name; checking its state" ;;
+    143) echo "SIGTERM stopped the run, which has saved; checking the state of $name" ;;
     *)
       count_restart "$status" || exit "$status"
       end_rest

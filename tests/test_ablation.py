@@ -134,7 +134,7 @@ def test_variants_share_the_tokenizer_and_go_on(tmp_path, fakes, monkeypatch, ca
   monkeypatch.setattr(FakeRun, "stop_at", "time_1")
   workdir = tmp_path / "new"
   assert ablate(workdir, "--seeds=2") == 0
-  assert "SIGINT: stopped at step 3 of 4. The same command goes on" in capsys.readouterr().out
+  assert "SIGINT: stopped at step 3 of 4. The same command resumes" in capsys.readouterr().out
   assert fakes == [*(f"{name}_0" for name in VARIANTS), "baseline_1", "rope_1"]
   shared, *variants = FakeRun.started
   assert shared.workdir == workdir / "shared" and shared.settings.generator is None

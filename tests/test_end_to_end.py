@@ -36,6 +36,9 @@ def test_workdir_holds_what_a_run_decided(trained):
   for stage in ("images", "tokenizer", "generator"):
     assert list((trained / stage / "tensorboard").glob("events*"))
   assert set(losses(trained)["generator"]) == set(range(1, 7))
+  for stage, last in (("images", 4), ("tokenizer", 6), ("generator", 6)):
+    found = {step for step, record in losses(trained)[stage].items() if "eval/loss" in record}
+    assert found == {3, last}
 
 
 def test_second_run_trains_nothing(trained):
@@ -66,7 +69,7 @@ def test_killed_run_ends_with_the_same_numbers(trained, tmp_path):
       time.sleep(0.002)
     process.send_signal(kind)
     output, _ = process.communicate(timeout=300)
-    if kind == signal.SIGTERM and "goes on from there" in output:
+    if kind == signal.SIGTERM and "resumes from there" in output:
       assert process.returncode == 143
   done = run(command(workdir))
   assert done.returncode == 0, done.stderr[-3000:]
@@ -84,14 +87,7 @@ def test_two_devices_equal_one(trained, tmp_path):
   assert done.returncode == 0, done.stderr[-3000:]
   meshes = json.loads((tmp_path / "run.json").read_text())["meshes"]
   assert [meshes[stage]["fsdp"] for stage in ("images", "tokenizer", "generator")] == [2, 1, 2]
-  ours = losses(tmp_path)
-  for stage, steps in losses(trained).items():
-    np.testing.assert_allclose(
-      [ours[stage][step]["loss"] for step in steps],
-      [record["loss"] for record in steps.values()],
-      rtol=1e-5,
-      atol=1e-5,
-    )
+  assert_same_losses(tmp_path, trained, ("loss", "eval/loss"))
 
 
 @pytest.mark.slow
@@ -106,7 +102,7 @@ def test_two_processes_that_are_stopped_and_killed_end_as_one_that_is_not(traine
   processes[1].send_signal(signal.SIGTERM)
   outputs = [process.communicate(timeout=300)[0] for process in processes]
   assert [process.returncode for process in processes] == [143, 143], outputs
-  assert "goes on from there" in outputs[0]
+  assert "resumes from there" in outputs[0]
   [step] = (int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
   assert step < 4, "the agreement counts this process's calls, not the steps of the stage"
 
@@ -134,7 +130,7 @@ def test_two_processes_equal_one(trained, tmp_path):
   assert [process.returncode for process in processes] == [0, 0], outputs
   assert "report:" in outputs[0] and "stage generator" not in outputs[1]
   assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
-  assert_same_losses(tmp_path / "run", trained)
+  assert_same_losses(tmp_path / "run", trained, ("loss", "eval/loss"))
 
 
 def test_evaluation_of_a_trained_tokenizer(trained, tmp_path):

@@ -101,10 +101,14 @@ def save_as_one_of_two(folder):
   print("all is well")
 
 
+TESTS = pathlib.Path(__file__).parent
+PATHS = [str(TESTS / "helpers"), str(TESTS)]
+
+
 @pytest.mark.slow
 def test_a_save_that_fails_in_one_process_is_known_in_both_and_loses_nothing_else(tmp_path):
   lines = (
-    f"import pathlib, sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})",
+    f"import pathlib, sys; sys.path[:0] = {PATHS!r}",
     "from test_failed_saves import save_as_one_of_two",
     f"save_as_one_of_two(pathlib.Path({str(tmp_path / 'checkpoints')!r}))",
   )

@@ -1,14 +1,11 @@
 """Imports go one way, from entry points down to what knows only arrays."""
 
-import ast
 import pathlib
 import subprocess
 import sys
 
 import pytest
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "videoar_jax"
+from package_imports import IDS, PACKAGE, ROOT, SOURCES, imported_modules
 
 # What each part may import of this package, besides itself. What is not listed is an entry point.
 ALLOWED = {
@@ -38,22 +35,6 @@ MAY_USE_TORCH = {"convert"}
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "torch", "tensorflow"}
 
 
-def imported_modules(path: pathlib.Path, package: str) -> set[str]:
-  """Returns the full names of all that a file imports, wherever in it the import stands."""
-  names = set()
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.Import):
-      names |= {alias.name for alias in node.names}
-    elif isinstance(node, ast.ImportFrom):
-      base = node.module or ""
-      if node.level:
-        parents = package.split(".")
-        base = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [base])])
-      # `from a import b` may mean the module a.b.
-      names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-  return names
-
-
 def part_of(path: pathlib.Path) -> str:
   """Returns the part of the package that a file belongs to; "" for its `__init__`."""
   first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -72,10 +53,6 @@ def imported_parts(path: pathlib.Path) -> set[str]:
     if top == "videoar_jax" and rest and ".".join(rest[:2]) not in LEAVES:
       parts.add(rest[0])
   return parts & known_parts()
-
-
-SOURCES = sorted(PACKAGE.rglob("*.py"))
-IDS = [str(path.relative_to(PACKAGE)) for path in SOURCES]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=IDS)

@@ -1,13 +1,13 @@
-"""Trains the variants of a config with several seeds, and tells them apart in one table.
+"""Trains the variants of a config with several seeds, and compares them in one table.
 
   python -m videoar_jax.ablation --workdir=runs/ablation --seeds=3
 
-One tokenizer and one cache of latents serve all, so that a variant trains its generator alone. The
-same command goes on where it stopped. In the workdir:
+All share one tokenizer and one cache of latents, so that a variant trains its generator alone. The
+same command resumes after an interruption. In the workdir:
 
 shared/              the run of the tokenizer and the cache
 VARIANT_SEED/        the run of a generator, and its scores.json
-ablation.md, .json   means over the seeds and their spread, written anew after each run
+ablation.md, .json   means and deviations over the seeds, rewritten after each run
 """
 
 import argparse
@@ -82,9 +82,9 @@ def _ablate(options: argparse.Namespace) -> str:
         found[variant].append(_run(config, workdir, f"{variant}_{seed}", options))
         _write(workdir, variants, found)
   except Preempted as stopped:
-    return f"{stopped}. The same command goes on from there."
+    return f"{stopped}. The same command resumes from there."
   except KeyboardInterrupt:
-    return "stopped. The same command goes on from the last checkpoint."
+    return "stopped. The same command resumes from the last checkpoint."
   return (workdir / "ablation.md").read_text()
 
 

@@ -2,13 +2,13 @@
 
   python -m videoar_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-The same command goes on where it stopped: Ctrl-C or SIGTERM saves first. Several processes, each
-with the same command and --distributed, train together; see `parallel/processes.py`. With
---config=FILE.py:name=value the file's own arguments are set, with --config.data.seed=1 a single
-field; docs/config.md lists them all.
+The same command resumes an interrupted run: Ctrl-C and SIGTERM save first. Several processes, each
+started with the same command and --distributed, train together; see `parallel/processes.py`.
+--config=FILE.py:name=value sets an argument of the file, --config.data.seed=1 any single field;
+docs/config.md lists them all.
 
-It ends with 0 where all is done; 1 or 2 for what the user has to mend; 143 after SIGTERM and 130
-after Ctrl-C, to go on; 134 for anything else, after which the same command is worth a try.
+Exit statuses: 0, all is done; 1 and 2, user errors; 143 after SIGTERM and 130 after Ctrl-C, to be
+resumed; 134, anything else, after which the same command is worth another try.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ CONFIG = flags.DEFINE_string(
 DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "One of several processes, of Slurm, a TPU slice, or GKE."
 )
-STAGE = flags.DEFINE_string("stage", None, "Train this stage only; those before it are done.")
+STAGE = flags.DEFINE_string("stage", None, "Train this stage only; those before it must be done.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that the run writes.")
 REPORT_TIMEOUT_S = 24 * 3600  # Of the other processes' patience with the first one.
 # What launchers try again: errors that no one foresaw, and processes whose others have ended.
@@ -91,10 +91,10 @@ def main(argv: list[str]) -> int:
     processes.wait_for_all("the report is written", timeout_s=REPORT_TIMEOUT_S)
   except Preempted as stopped:
     if processes.is_first():
-      print(f"{stopped}. The same command goes on from there.")
+      print(f"{stopped}. The same command resumes from there.")
     return leave(stopped.status)
   except KeyboardInterrupt:
-    message = "stopped. The same command goes on from the last checkpoint."
+    message = "stopped. The same command resumes from the last checkpoint."
     return end(message, 128 + signal.SIGINT)
   except ConnectionError as error:
     return end(f"error: {error}", UNEXPECTED)

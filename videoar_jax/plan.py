@@ -1,13 +1,13 @@
-"""Plans a training step for a pod that is not there: does it fit, how long does it take?
+"""Plans a training step ahead of time for a TPU topology: does it fit, how long does it take?
 
   python -m videoar_jax.plan --config=configs/quickstart.py:size=l --topology=v5p:4x4x4 \\
     --mesh=fsdp:32,sequence:2 --config.stage.generator.loop.batch_size=64
 
-TPU's own compiler, from the package libtpu, compiles the real step; its memory is what a chip will
-hold. Time is counted, not measured, see `planning/estimate.py`. GPUs are counted only. Fields of
-the config are set as for `videoar_jax.main`. With --decode=N, decoding N clips together is
-planned in place of the step; compiled is the sampler's program for one frame, with the cache of a
-whole clip.
+TPU's own compiler, from the package libtpu, compiles the real step, on any machine; its memory is
+what a chip will hold. Time is estimated, not measured, see `planning/estimate.py`. For GPUs there
+are estimates only. Fields of the config are set as for `videoar_jax.main`. With --decode=N,
+decoding N clips together is planned instead; the compiled program is the sampler's for one frame,
+with the cache of a whole clip.
 """
 
 import os

@@ -5,7 +5,7 @@
 
 Then --config.data.source=shards --config.data.path=SHARDS trains on them. Captions are those of a
 folder (`captions.jsonl`, else the folders' names) or of an index (.jsonl, .parquet), whose other
-fields are kept. A run that was killed goes on after its last whole shard.
+fields are kept. The same command resumes after the last complete shard.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Generates clips from prompts with a trained model, or goes on from an image or a video.
+"""Generates clips from prompts with a trained model, or continues an image or a video.
 
   python -m videoar_jax.sample --workdir=runs/quickstart \\
     --prompt="a large red circle moves left" --num_samples=4 --out=samples

@@ -82,8 +82,9 @@ def compare():
 @pytest.mark.slow
 def test_eight_devices_equal_one():
   folder = pathlib.Path(__file__).parent
+  paths = [str(folder.parent / "helpers"), str(folder)]
   lines = (
-    f"import sys; sys.path[:0] = {[str(folder.parent), str(folder)]!r}",
+    f"import sys; sys.path[:0] = {paths!r}",
     "from test_meshes import compare",
     "compare()",
   )

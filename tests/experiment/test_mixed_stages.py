@@ -14,6 +14,7 @@ from tiny_runs import make_config, make_mixed_config, save_tokenizer
 from videoar_jax.experiment import parse, run
 from videoar_jax.experiment.inputs import Batches
 from videoar_jax.experiment.load import find_stage, load_model, load_tokenizer
+from videoar_jax.models.base import ClipShape
 from videoar_jax.models.videoar import family
 from videoar_jax.models.videoar.sequences import layout_of, widest_layout
 from videoar_jax.models.videoar.task import GeneratorTask
@@ -143,7 +144,7 @@ def test_batches_cost_the_same():
   mixture = batches.mixture(stage, sources, seed=0)
   budget = 4 * layout_of(settings, stage.data).length
   for (frames, *size), rows in mixture.shapes:
-    assert rows == budget // settings.layout(frames, tuple(size)).length
+    assert rows == budget // layout_of(settings, ClipShape(frames, tuple(size))).length
   by_frames = {shape[0]: rows for shape, rows in mixture.shapes}
   assert by_frames[1] > by_frames[5] == 4 > by_frames[9]
   batch = mixture.read(0)
@@ -158,11 +159,11 @@ def test_batches_that_cost_more_are_told(caplog):
   stage = settings.stages[1]
   budget = 4 * layout_of(settings, stage.data).length
   shapes = {(1, 16, 16): 0, (5, 16, 16): 4}
-  shapes[1, 16, 16] = round(budget * 1.2 / settings.layout(1, (16, 16)).length)
+  shapes[1, 16, 16] = round(budget * 1.2 / layout_of(settings, ClipShape(1, (16, 16))).length)
   mixture = types.SimpleNamespace(shapes=list(shapes.items()))
   batches.warn_of_uneven(stage, mixture)
   [record] = caplog.records
-  share = shapes[1, 16, 16] * settings.layout(1, (16, 16)).length / budget
+  share = shapes[1, 16, 16] * layout_of(settings, ClipShape(1, (16, 16))).length / budget
   told = f"clips of 1x16x16 (frames x height x width) has {share:.2f} times"
   assert share > 1.1 and told in record.getMessage()
   assert "divide over 2 devices" in record.getMessage()

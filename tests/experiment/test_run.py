@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from tiny_runs import damage_checkpoint, make_config, make_mixed_config
 
-from videoar_jax.experiment import parse, run
+from videoar_jax.experiment import parse, run, workdir
 from videoar_jax.experiment.defaults import complete
 from videoar_jax.experiment.stages import Stages
-from videoar_jax.experiment.validate import check_init
+from videoar_jax.experiment.validate import check_init, check_mixtures
 from videoar_jax.interop import weights
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.train.checkpoint import Checkpointer
@@ -42,11 +42,11 @@ def test_fields_that_change_no_number_may_change_in_a_workdir(tmp_path, name, va
   parse.save_config(make_config(), tmp_path / "config.json")
   changed = make_config(**{name: value})
   if is_free:
-    [line] = run.check_same_config(changed, tmp_path)
+    [line] = workdir.check_same_config(changed, tmp_path)
     assert line.startswith(f"config.{name}")
   else:
     with pytest.raises(ValueError, match=rf"config\.{name}.*\n.*set these fields back"):
-      run.check_same_config(changed, tmp_path)
+      workdir.check_same_config(changed, tmp_path)
 
 
 def test_long_tables_are_for_the_file_of_the_log_alone(tmp_path, capsys):
@@ -73,16 +73,16 @@ def test_a_mesh_that_would_change_the_batches_of_a_mixture_is_named(tmp_path, mo
   mesh = {"slice": 1, "data": 8, "fsdp": 1, "sequence": 1, "tensor": 1}
   names, other = [stage.name for stage in settings.stages], {"data": 1, "tensor": 8}
   (tmp_path / "run.json").write_text(json.dumps({"meshes": dict.fromkeys(names, mesh)}))
-  run.check_mixtures(stages)  # No stage has begun.
+  check_mixtures(stages)  # No stage has begun.
   monkeypatch.setattr(Stages, "latest_step", lambda self, stage: 4)
   with pytest.raises(ValueError, match=r"stage\.I\.mixture began with .* = 8, .* others with 1"):
-    run.check_mixtures(stages)
+    check_mixtures(stages)
   # As it was when all stages had one mesh.
   (tmp_path / "run.json").write_text(json.dumps({"mesh": mesh}))
   with pytest.raises(ValueError, match=r"stage\.I\.mixture began with .* = 8, .* others with 1"):
-    run.check_mixtures(stages)
+    check_mixtures(stages)
   (tmp_path / "run.json").write_text(json.dumps({"meshes": dict.fromkeys(names, mesh | other)}))
-  run.check_mixtures(stages)
+  check_mixtures(stages)
 
 
 @pytest.mark.parametrize(

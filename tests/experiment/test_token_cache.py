@@ -19,12 +19,16 @@ from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.experiment import parse, run, token_cache
 from videoar_jax.experiment.inputs import Batches
 from videoar_jax.experiment.stages import Stages
+from videoar_jax.experiment.validate import check_cache
 from videoar_jax.models.videoar.task import GeneratorTask
 from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.runtime.preemption import Preempted
 from videoar_jax.runtime.watchdog import Watchdog
 from videoar_jax.tokenizers.bsq.autoencoder import Encoder
+from videoar_jax.tokenizers.families import TOKENIZERS
 from videoar_jax.tokenizers.pixels import to_float
+
+FAMILY = TOKENIZERS["bsq"]
 
 
 @pytest.fixture(scope="module")
@@ -158,13 +162,13 @@ def test_a_batch_that_hangs_ends_the_process(encoding, stages, tmp_path, monkeyp
       assert clip < index.num_clips - 1 or ended.wait(60)
       return source[clip]
 
-  token_cache.encode(tmp_path / "cache", index, Hanging(), template, params, stages.mesh, 2)
+  token_cache.encode(tmp_path / "cache", index, Hanging(), FAMILY, template, params, stages.mesh, 2)
   assert ended.is_set()
 
 
 def test_an_encoding_that_was_killed_goes_on(encoding, stages, tmp_path):
   index, source, template, params = encoding
-  rest = (template, params, stages.mesh, 4)
+  rest = (FAMILY, template, params, stages.mesh, 4)
   token_cache.encode(tmp_path / "whole", index, source, *rest)
 
   class Failing:
@@ -194,7 +198,7 @@ def test_an_encoding_that_is_told_to_stop_keeps_whole_shards(
   monkeypatch.setattr(token_cache.processes, "is_preemption_agreed", lambda: next(answers))
   index, source, template, params = encoding
   with pytest.raises(Preempted, match="SIGTERM") as stopped:
-    token_cache.encode(tmp_path, index, source, template, params, stages.mesh, 4)
+    token_cache.encode(tmp_path, index, source, FAMILY, template, params, stages.mesh, 4)
   assert stopped.value.status == 143 and 0 not in index.missing(tmp_path) != []
 
 
@@ -207,7 +211,7 @@ def test_the_index_is_written_by_one_process_before_any_goes_on(
   monkeypatch.setattr(token_cache.processes, "is_first", lambda: False)
   monkeypatch.setattr(token_cache.processes, "wait_for_all", waited.append)
   monkeypatch.setattr(token_cache.processes, "broadcast", lambda is_missing: listed)
-  token_cache.encode(tmp_path, index, source, template, params, stages.mesh, 4)
+  token_cache.encode(tmp_path, index, source, FAMILY, template, params, stages.mesh, 4)
   assert len(waited) == 2 and waited[0] == f"the index of {tmp_path} is written"
   assert [path.name for path in tmp_path.iterdir()] == [index.path(tmp_path, 2).name]
 
@@ -230,7 +234,7 @@ def test_a_tokenizer_of_other_weights_is_found_out(records, trained, tmp_path):
   settings = parse.finalize(values)
   others = Stages(settings, tmp_path, make_mesh(settings.mesh))
   source = SpritesSource("train", num_frames=5, resolution=(16, 16), frame_rate=4.0)
-  others.check_cache(settings.caches[0], source)  # As far as can be known before the training.
+  check_cache(others, settings.caches[0], source)  # As far as can be known before the training.
   with pytest.raises(ValueError, match=r"stale(.|\n)*fingerprint: '\w+' -> '\w+'"):
     others.encode(settings.caches[0], source)
   with pytest.raises(ValueError, match="fingerprint"):
@@ -261,7 +265,7 @@ def test_a_cache_that_is_read_up_is_not_made_again(stages, records):
     ({"stage.cache.num_clips": 0}, r"stage\.cache: num_clips=0 must be at least 1"),
     ({"stage.cache.num_clip": 4}, r"stage\.cache\.num_clip is not a field; did you mean"),
     (
-      {"stage.cache.num_frames": 9},
+      {"stage.cache.data": {"num_frames": 9}},
       r"stage\.generator: data\.num_frames is 5, but 9 in stage\.cache",
     ),
     (

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 # A tokenizer that trains in seconds.
 TINY_TOKENIZER = [
@@ -37,7 +37,10 @@ TINY = [
   *(
     f"--config.stage.{stage}.loop.{name}={value}"
     for stage in ("images", "tokenizer", "generator")
-    for name, value in (("save_every", 2), ("media_every", 100))
+    for name, value in (
+      *(("save_every", 2), ("media_every", 100)),
+      *(("eval_every", 3), ("eval_batches", 2)),
+    )
   ),
 ]
 

@@ -6,7 +6,7 @@ import types
 
 import jax.numpy as jnp
 import pytest
-from test_imports import IDS, PACKAGE, ROOT, SOURCES, imported_modules
+from package_imports import IDS, PACKAGE, ROOT, SOURCES, imported_modules
 
 from videoar_jax.nn import splash
 from videoar_jax.nn.attention import attend

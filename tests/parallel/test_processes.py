@@ -7,7 +7,7 @@ import types
 import jax
 import numpy as np
 import pytest
-from test_end_to_end import start_two
+from commands import start_two
 
 from videoar_jax.parallel import processes as hosts
 from videoar_jax.parallel.mesh import process_shard

@@ -4,6 +4,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
@@ -17,6 +18,9 @@ from videoar_jax.parallel.mesh import (
   constrain,
   make_mesh,
   num_batch_shards,
+  place,
+  replicated,
+  shard_batch,
   spec_of,
 )
 from videoar_jax.train.config import LoopConfig
@@ -98,6 +102,16 @@ def test_parameters_and_optimizer_are_born_split(mesh):
   for path, x in jax.tree_util.tree_leaves_with_path(state):
     if "kernel" in jax.tree_util.keystr(path) or "table" in jax.tree_util.keystr(path):
       assert x.addressable_shards[0].data.size == x.size // 2, jax.tree_util.keystr(path)
+
+
+def test_what_is_put_on_devices_by_name_is_no_implicit_transfer(mesh):
+  with jax.transfer_guard("disallow"):
+    whole = place(np.arange(4), replicated(mesh))
+    split = shard_batch({"video": np.arange(4)}, mesh)["video"]
+    for x in (whole, split):
+      np.testing.assert_array_equal(jax.device_get(x), np.arange(4))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
+      whole + 1
 
 
 def test_constraint_without_a_mesh_is_nothing_and_with_one_splits(mesh):

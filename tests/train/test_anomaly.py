@@ -4,15 +4,13 @@ import json
 import logging
 import threading
 import time
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from tiny_tasks import Batches, Log, Task
 
-from videoar_jax.nn import layers
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.runtime.input_stall import InputStallMeter
 from videoar_jax.train import anomaly, loop
@@ -20,62 +18,6 @@ from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.config import LoopConfig
 from videoar_jax.train.optimizer import OptimizerConfig
 from videoar_jax.train.trainer import Trainer
-
-
-class Weights(nnx.Module):
-  def __init__(self, key):
-    self.w = layers.param(nnx.Rngs(params=key), layers.normal(1.0), (2,), (None,))
-
-
-class Task:
-  """Fits weights to the batch."""
-
-  frozen, adversary = types.MappingProxyType({}), None
-
-  def __init__(self):
-    self.frozen = {}
-
-  def init(self, key):
-    return Weights(key)
-
-  def loss(self, module, frozen, batch, key, is_training):
-    return jnp.mean((module.w[...] - batch["video"]) ** 2), {}
-
-  def media(self, module, frozen, batch):
-    return {}
-
-  def rates(self, clips_per_s):
-    return {}
-
-
-class Batches:
-  """Batch i is about 1; some are something else."""
-
-  def __init__(self, values):
-    self.values, self.position = values, 0
-
-  def __next__(self):
-    value = self.values.get(self.position, 1 + 0.1 * (self.position % 3))
-    self.position += 1
-    ids = np.array([10 * self.position, 10 * self.position + 1])
-    return {"video": np.full((2, 2), value, np.float32), "id": ids, "bucket": np.zeros(2, np.int32)}
-
-  def get_state(self):
-    return {"position": self.position}
-
-
-class Log:
-  def __init__(self):
-    self.records = {}
-
-  def scalars(self, step, values, *, is_line):
-    self.records[step] = values
-
-  def videos(self, step, videos):
-    pass
-
-  def flush(self):
-    pass
 
 
 def make_trainer(num_steps, **options):

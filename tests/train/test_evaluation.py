@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_anomaly import Batches, Log, Task
+from tiny_tasks import Batches, Log, Task
 
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.runtime.goodput import GoodputTracker

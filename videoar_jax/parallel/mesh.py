@@ -183,7 +183,9 @@ def place(x, sharding: NamedSharding) -> jax.Array:
   if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(sharding, x.ndim):
     return x
   x = np.asarray(x)
-  return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+  # JAX takes this for a transfer that nobody asked for, as what `shard_batch` does over processes.
+  with jax.transfer_guard_host_to_device("allow"):
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def num_batch_shards(mesh: Mesh) -> int:
@@ -217,6 +219,7 @@ def process_shard(mesh: Mesh) -> tuple[int, int]:
 def shard_batch(batch, mesh: Mesh):
   """Puts this process's part of a batch on its devices, split along the first axis."""
   sharding = NamedSharding(mesh, PartitionSpec(LOGICAL_AXIS_RULES["batch"]))
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
-  )
+  with jax.transfer_guard_host_to_device("allow"):
+    return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
+    )

@@ -146,7 +146,9 @@ def with_largest_shape(run: RunConfig, stage: StageConfig, num_shards: int) -> S
   largest = max(found, key=size)
   return dataclasses.replace(
     stage,
-    data=dataclasses.replace(stage.data, **largest._asdict()),
+    data=dataclasses.replace(
+      stage.data, num_frames=largest.num_frames, resolution=largest.resolution
+    ),
     loop=dataclasses.replace(stage.loop, batch_size=found[largest]),
   )
 

@@ -25,6 +25,8 @@ from videoar_jax.train.state import State
 log = logging.getLogger(__name__)
 # Parts of a state that may be empty, and are not saved then.
 _OPTIONAL = ("ema", "discriminator", "anomaly")
+# Names that parts, and parts of them, had in checkpoints of the first versions.
+_FORMER = {"discriminator": "rival", "anomaly": "guard", "lecam_ema": "averages"}
 _DAMAGED = "CHECKPOINT OF STEP %d IN %s IS DAMAGED (%s); that of step %d is read"
 
 T = TypeVar("T")
@@ -182,19 +184,39 @@ class Checkpointer:
     return state, iterator_state
 
   def _read(self, abstract: State, step: int) -> tuple[State, dict]:
-    items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
-    restored = self._restore(step, **items, iterator=ocp.args.JsonRestore())
+    items = _items(abstract)
+    restored = self._restore(step, items, iterator=ocp.args.JsonRestore())
     state = {"params": restored["params"], **restored["progress"]}
     state |= {name: restored[name] if name in items else {} for name in _OPTIONAL}
     return state, restored["iterator"]
 
   def _read_item(self, name: str, abstract: dict, step: int) -> dict:
-    return self._restore(step, **{name: ocp.args.StandardRestore(abstract)})[name]
+    return self._restore(step, {name: abstract})[name]
 
-  def _restore(self, step: int, **items) -> dict:
+  def _restore(self, step: int, abstract: dict[str, dict], **others) -> dict:
+    """Returns parts of a step, by today's names."""
+    stored = {name: self._stored_name(name, step) for name in abstract}
+    items = {}
+    for name, tree in abstract.items():
+      if stored[name] != name:
+        tree = {_FORMER.get(key, key): value for key, value in tree.items()}
+      items[stored[name]] = ocp.args.StandardRestore(tree)
     # Who cannot read it leaves nobody waiting.
     with contextlib.closing(self._manager_alone()) as manager:
-      return manager.restore(step, args=ocp.args.Composite(**items))
+      found = manager.restore(step, args=ocp.args.Composite(**items, **others))
+    restored = {name: found[name] for name in others}
+    for name, tree in abstract.items():
+      former = {_FORMER.get(key, key): key for key in tree}
+      part = found[stored[name]]
+      is_former = stored[name] != name
+      restored[name] = {former[key]: x for key, x in part.items()} if is_former else part
+    return restored
+
+  def _stored_name(self, name: str, step: int) -> str:
+    """Returns the name that a part has in a checkpoint."""
+    folder, former = self.directory / str(step), _FORMER.get(name)
+    is_former = former is not None and (folder / former).exists()
+    return former if is_former and not (folder / name).exists() else name
 
   def restore_newest(self, abstract: State) -> tuple[int, State, dict]:
     """Returns the newest step that can be read, its state, and the iterator's; asked by all.

@@ -91,8 +91,8 @@ def train(
       is_stopping, is_end = stop.is_due(), step == config.num_steps
       is_saved = step % config.save_every == 0 or is_end or is_stopping
       is_shown = step % config.media_every == 0 or is_end
-      # Who is told to stop has little time, and saves.
-      is_evaluated = evaluator.is_due(step) and not is_stopping
+      # Who is told to stop has little time, and saves; nobody comes back to the last step.
+      is_evaluated = evaluator.is_due(step) and (is_end or not is_stopping)
       if is_saved or is_shown or is_evaluated:
         # Else the rest of the step would be counted as what comes now.
         jax.block_until_ready(metrics)
