@@ -15,14 +15,11 @@ from videoar_jax.parallel.mesh import (
   MeshConfig,
   _arrange,
   _split_slices,
-  constrain,
   make_mesh,
   num_batch_shards,
-  place,
-  replicated,
   shard_batch,
-  spec_of,
 )
+from videoar_jax.parallel.rules import constrain, place, replicated, spec_of
 from videoar_jax.train.config import LoopConfig
 from videoar_jax.train.optimizer import OptimizerConfig
 from videoar_jax.train.trainer import Trainer

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, MeshConfig, make_mesh
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh
+from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizers.bsq.encoding import encode
 from videoar_jax.tokenizers.pixels import to_float

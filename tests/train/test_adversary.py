@@ -12,7 +12,8 @@ import pytest
 from videoar_jax.experiment.parse import finalize
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.interop import weights
-from videoar_jax.parallel.mesh import MeshConfig, make_mesh, place, shard_batch
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh, shard_batch
+from videoar_jax.parallel.rules import place
 from videoar_jax.tokenizers import adversarial
 from videoar_jax.tokenizers.bsq import quantizer
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig

@@ -13,7 +13,8 @@ from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.token_cache import Cache
 from videoar_jax.interop import weights
 from videoar_jax.nn.layers import count_parameters
-from videoar_jax.parallel.mesh import make_mesh, replicated
+from videoar_jax.parallel.mesh import make_mesh
+from videoar_jax.parallel.rules import replicated
 from videoar_jax.train.checkpoint import Checkpointer, Damaged
 from videoar_jax.train.state import Template, flatten, with_shardings
 

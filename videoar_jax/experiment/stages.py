@@ -14,7 +14,7 @@ from videoar_jax.experiment.token_cache import Cache, check_fits, encode, encode
 from videoar_jax.interop import weights
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import processes
-from videoar_jax.parallel.mesh import place
+from videoar_jax.parallel.rules import place
 from videoar_jax.runtime.goodput import GoodputTracker
 from videoar_jax.train import loop as training_loop
 from videoar_jax.train.adversary import AdversaryTrainer

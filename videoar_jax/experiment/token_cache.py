@@ -21,7 +21,8 @@ from videoar_jax.data.sources import latents
 from videoar_jax.experiment.diff import differing_fields
 from videoar_jax.interop.atomic import remove_partials
 from videoar_jax.parallel import processes
-from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, process_shard, shard_batch
+from videoar_jax.parallel.mesh import process_shard, shard_batch
+from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES
 from videoar_jax.runtime.goodput import GoodputTracker, report_at_exit
 from videoar_jax.runtime.preemption import Preempted
 from videoar_jax.runtime.watchdog import Watchdog

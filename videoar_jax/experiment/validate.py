@@ -8,7 +8,8 @@ import pathlib
 from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.token_cache import Cache, check_fits
 from videoar_jax.interop import weights
-from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, num_batch_shards, process_shard
+from videoar_jax.parallel.mesh import num_batch_shards, process_shard
+from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES
 from videoar_jax.text.tokenizers import TextEncoder
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from videoar_jax.nn.layers import product
-from videoar_jax.parallel.mesh import constrain
+from videoar_jax.parallel.rules import constrain
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("keys", "values"), meta_fields=())

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from videoar_jax.nn import layers
-from videoar_jax.parallel.mesh import is_for_cpu
+from videoar_jax.parallel.rules import is_for_cpu
 
 # For calls that do not say; None: on CPU only. Tests of other things go without, whose many small
 # convolutions take XLA six times as long to compile.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from videoar_jax.parallel.mesh import is_for_cpu, num_shards
+from videoar_jax.parallel.rules import is_for_cpu, num_shards
 
 # Modules are plain pytrees: they go through jax.jit, jax.grad and jax.lax.scan as they are.
 nnx.set_graph_mode(False)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from videoar_jax.nn.mask import PREFIX, AttentionMask, BlockCausalMask
 from videoar_jax.parallel import compat
-from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, is_for_tpu, num_shards
+from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, is_for_tpu, num_shards
 
 _LANES = 128  # Tokens go through in blocks of a multiple of this.
 _LARGE_BLOCK = 512

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from videoar_jax.experiment.schema import RunConfig, StageConfig
-from videoar_jax.parallel.mesh import AXES, MeshConfig, ShardingError, num_batch_shards
+from videoar_jax.parallel.mesh import AXES, MeshConfig, num_batch_shards
+from videoar_jax.parallel.rules import ShardingError
 from videoar_jax.planning.estimate import estimate
 from videoar_jax.planning.pod import Pod
 from videoar_jax.planning.step_plan import DoesNotFit, StepPlan, check_divides, with_largest_shape

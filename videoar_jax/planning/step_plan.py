@@ -14,13 +14,8 @@ from jax.sharding import AbstractMesh, Mesh
 from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.base import ClipShape
-from videoar_jax.parallel.mesh import (
-  MeshConfig,
-  ShardingError,
-  num_batch_shards,
-  replicated,
-  sharding_of,
-)
+from videoar_jax.parallel.mesh import MeshConfig, num_batch_shards
+from videoar_jax.parallel.rules import ShardingError, replicated, sharding_of
 from videoar_jax.parallel.traffic import device_bytes
 from videoar_jax.planning.estimate import Cost, estimate
 from videoar_jax.planning.pod import Pod

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from videoar_jax.parallel.mesh import place, replicated, shard_batch
+from videoar_jax.parallel.mesh import shard_batch
+from videoar_jax.parallel.rules import place, replicated
 from videoar_jax.runtime.goodput import GoodputTracker, report_at_exit
 from videoar_jax.runtime.input_stall import InputStallMeter
 from videoar_jax.runtime.preemption import Preempted, handle_preemption

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from videoar_jax.parallel.mesh import replicated, sharding_of
+from videoar_jax.parallel.rules import replicated, sharding_of
 
 # {"params", "opt_state", "ema", "step", "discriminator", "anomaly"}, plain arrays; see
 # `adversary.py` and `anomaly.py` for the last two.

@@ -7,7 +7,7 @@ from clu.metrics import Average
 from jax.sharding import Mesh
 
 from videoar_jax.parallel import processes
-from videoar_jax.parallel.mesh import replicated
+from videoar_jax.parallel.rules import replicated
 from videoar_jax.train import anomaly
 from videoar_jax.train import state as train_state
 from videoar_jax.train.adversary import AdversaryTrainer

@@ -20,7 +20,7 @@ from videoar_jax.nn.cache import Cache, attend_cached
 from videoar_jax.nn.mask import AttentionMask
 from videoar_jax.nn.rope import rope_angles, rotate
 from videoar_jax.nn.splash import filled_length
-from videoar_jax.parallel.mesh import ShardingError, constrain, is_for_tpu, num_shards
+from videoar_jax.parallel.rules import ShardingError, constrain, is_for_tpu, num_shards
 
 # Tokens, or features of text that another network has made.
 Text = Int[Array, "b P"] | Float[Array, "b P c"]

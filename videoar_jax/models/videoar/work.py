@@ -13,7 +13,8 @@ from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import GeneratorConfig
 from videoar_jax.models.videoar.sequences import layout_of
-from videoar_jax.parallel.mesh import num_batch_shards, replicated, sharding_of
+from videoar_jax.parallel.mesh import num_batch_shards
+from videoar_jax.parallel.rules import replicated, sharding_of
 from videoar_jax.parallel.traffic import device_bytes, gathered_bytes
 from videoar_jax.train.state import Template, with_shardings
 

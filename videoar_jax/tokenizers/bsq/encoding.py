@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
-from videoar_jax.parallel.mesh import LOGICAL_AXIS_RULES, num_shards
+from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, num_shards
 from videoar_jax.tokenizers.bsq.autoencoder import Encoder
 from videoar_jax.tokenizers.pixels import to_float
 
