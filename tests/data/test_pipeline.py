@@ -51,7 +51,6 @@ def test_batch_holds_what_it_says():
   assert kinds == {
     "video": ((4, 5, 32, 48, 3), "uint8"),
     "text": ((4, 96), "int32"),
-    "class_id": ((4,), "int32"),
     "id": ((4,), "int64"),
   }
   for row, index in enumerate(batch["id"].tolist()):

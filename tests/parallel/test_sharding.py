@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.network import Generator, GeneratorConfig
+from videoar_jax.models.videoar.network import Generator
 from videoar_jax.parallel.mesh import (
   MeshConfig,
   _arrange,

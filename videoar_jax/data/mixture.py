@@ -115,12 +115,20 @@ class Mixture:
     seed: of the orders; each bucket and each epoch has its own.
     tokenize: maps a caption to an array, the same shape for all; a file whose caption it refuses
       with ValueError is replaced.
+    fields: of items that batches have beside the clips, their texts and ids.
   Raises:
     ValueError: shares do not sum to 1, or one is so small that it would have no batch.
   """
 
-  def __init__(self, buckets: list[Bucket], *, seed: int, tokenize: Callable[[str], np.ndarray]):
-    self.buckets, self._tokenize = buckets, tokenize
+  def __init__(
+    self,
+    buckets: list[Bucket],
+    *,
+    seed: int,
+    tokenize: Callable[[str], np.ndarray],
+    fields: tuple[str, ...] = (),
+  ):
+    self.buckets, self._tokenize, self._fields = buckets, tokenize, fields
     if abs(sum(bucket.share for bucket in buckets) - 1) > 1e-6:
       raise ValueError(
         f"shares of the mixture are {[b.share for b in buckets]}; they must sum to 1"
@@ -194,9 +202,9 @@ class Mixture:
     return {
       "video": np.stack([clip["video"] for clip in clips]),
       "text": np.stack([clip["text"] for clip in clips]),
-      "class_id": np.array([clip["class_id"] for clip in clips], np.int32),
       "id": np.array([clip["id"] for clip in clips], np.int64),
       "bucket": np.full(size, b, np.int32),
+      **{name: np.stack([clip[name] for clip in clips]) for name in self._fields},
     }
 
   def iterator(

@@ -178,6 +178,7 @@ def make_iterator(
   batch_size: int,
   seed: int,
   tokenize: Callable[[str], np.ndarray],
+  fields: tuple[str, ...] = (),
   shuffle: bool = True,
   num_epochs: int | None = None,
   process_index: int = 0,
@@ -195,6 +196,7 @@ def make_iterator(
     seed: of the order; each epoch has another one.
     tokenize: maps a caption to an array, the same shape for all; a file whose caption it refuses
       with ValueError is replaced.
+    fields: of items that batches have beside the clips, their texts and ids, such as "class_id".
     shuffle: visit an epoch's items in random order. Sprites are independent as they are.
     num_epochs: None for endless; the last batch of a finite number of epochs is dropped where it
       is not full.
@@ -202,8 +204,8 @@ def make_iterator(
     num_threads: threads that make batches; 0 makes them on demand in the caller's thread.
     prefetch: batches that are made ahead, if there are threads.
   Returns:
-    Iterator over {video: uint8 [b, f, H, W, 3], text: int32 [b, P], class_id: int32 [b],
-    id: int64 [b]}, b = batch_size / process_count, with latents: bfloat16 [b, t, h, w, d] in place
+    Iterator over {video: uint8 [b, f, H, W, 3], text: int32 [b, P], id: int64 [b]} and `fields`,
+    b = batch_size / process_count, with latents: bfloat16 [b, t, h, w, d] in place
     of video where the source has these. `get_state` and `set_state` carry a small JSON dict; the
     batches after a restore are those that would have followed. `close` ends its threads.
   Raises:
@@ -233,8 +235,8 @@ def make_iterator(
     return {
       clip: item[clip],
       "text": item["text"],
-      "class_id": np.int32(item["class_id"]),
       "id": np.int64(item["id"]),
+      **{name: np.asarray(item[name]) for name in fields},
     }
 
   dataset = dataset[: num_batches * batch_size].map_with_index(read)

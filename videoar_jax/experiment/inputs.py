@@ -50,6 +50,7 @@ class Batches:
       batch_size=stage.loop.batch_size,
       seed=seed,
       tokenize=self.run.text.encoder.encode,
+      fields=self._fields(stage),
       **processes,
       **reading,
     )
@@ -78,7 +79,12 @@ class Batches:
         ),
         share=part.weight,
       )
-    return Mixture(found, seed=seed, tokenize=self.run.text.encoder.encode)
+    tokenize = self.run.text.encoder.encode
+    return Mixture(found, seed=seed, tokenize=tokenize, fields=self._fields(stage))
+
+  def _fields(self, stage: StageConfig) -> tuple[str, ...]:
+    """Returns what a stage's batches have beside the clips and their texts."""
+    return self.run.family.batch_fields if stage.kind == "generator" else ()
 
   def held_out(self, stage: StageConfig, source) -> list[dict[str, np.ndarray]]:
     """Returns this process's part of the batches that a stage is evaluated on.
@@ -102,6 +108,7 @@ class Batches:
       batch_size=size,
       seed=self.run.seed,
       tokenize=self.run.text.encoder.encode,
+      fields=self._fields(stage),
       process_index=part,
       process_count=num_parts,
       num_threads=stage.data.num_threads,
@@ -109,7 +116,7 @@ class Batches:
     )
     with contextlib.closing(iterator):
       batches = [next(iterator) for _ in range(num_batches)]
-    return [{name: batch[name] for name in ("video", "text", "class_id")} for batch in batches]
+    return [{name: batch[name] for name in batch if name != "id"} for batch in batches]
 
   def tell_of(self, stage: StageConfig, mixture: Mixture) -> None:
     """Logs what a stage draws from its mixture, and which shapes of it are uneven."""

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from sequences import keep_of_window
 
-from videoar_jax.models.videoar import corruption
+from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.decode import Decoded, decode, sample_keys, start, write_frame
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.network import Generator, GeneratorConfig
+from videoar_jax.models.videoar.network import Generator
 from videoar_jax.nn.cache import Cache, attend_cached
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.train.state import Template
@@ -92,7 +93,7 @@ def test_ring_equals_the_full_cache_with_a_mask(context, window):
     np.testing.assert_array_equal(out.bits[scale][:, :num_given], bits)
   features, latents = inputs_of(out.bits)
   np.testing.assert_allclose(out.quantized, latents, atol=1e-6)
-  keep = corruption.draw_frame_keep(jax.random.key(0), 2, 5, p_mask=0.0, window=window)
+  keep = keep_of_window(2, 5, window)
   forward = jax.jit(lambda model: model(TEXT, features, layout, quantized=latents, frame_keep=keep))
   expected = forward(model)
   assert float(jnp.abs(expected).max()) > 1.0

@@ -11,8 +11,9 @@ from flax import nnx
 
 from configs.common import generator_size
 from videoar_jax.models.videoar import flops
+from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.network import Generator, GeneratorConfig
+from videoar_jax.models.videoar.network import Generator
 from videoar_jax.nn.layers import count_parameters
 
 LAYOUT = Layout(text_length=5, num_frames=3, schedule=((1, 1), (2, 2), (3, 4)))

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from sequences import frame_ids, keep_of_window, scale_ids
 
 from videoar_jax.models.videoar import corruption, guidance
+from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.decode import decode, sample_bits, sample_keys
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.network import Generator, GeneratorConfig
+from videoar_jax.models.videoar.network import Generator
 from videoar_jax.nn.mask import AttentionMask
 from videoar_jax.nn.rope import frequency_axes, rope_angles, rotate
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
@@ -83,8 +85,8 @@ def test_layout_by_brute_force(layout):
       tokens += [(t, s, 5 + t, 5 + y, 5 + x) for y in rows for x in columns]
   assert len(tokens) == layout.length == 5 + 3 * 17 + has_final * 2 * 12
   ids = np.array(tokens)
-  np.testing.assert_array_equal(ids[:, 0], layout.frame_ids)
-  np.testing.assert_array_equal(ids[:, 1], layout.scale_ids)
+  np.testing.assert_array_equal(ids[:, 0], frame_ids(layout))
+  np.testing.assert_array_equal(ids[:, 1], scale_ids(layout))
   np.testing.assert_allclose(layout.positions, ids[:, 2:], atol=1e-6)
 
   def sees(query, key, q, k):
@@ -100,7 +102,7 @@ def test_layout_by_brute_force(layout):
   expected = [[sees(a, b, q, k) for k, b in enumerate(tokens)] for q, a in enumerate(tokens)]
   np.testing.assert_array_equal(layout.visible(), expected)
   for s in range(3):
-    frame = layout.scale_ids[5:22]
+    frame = scale_ids(layout)[5:22]
     np.testing.assert_array_equal(np.flatnonzero(frame == s), np.r_[layout.scale_slice(s)])
 
 
@@ -115,9 +117,9 @@ def test_mask_hides_padding_and_dropped_frames(layout):
   keep = jnp.ones((2, 3, 3), bool).at[0, 2, 0].set(False)
   mask = np.asarray(AttentionMask(layout.mask(), text_mask, keep).mask())
   # What later frames see of a frame: all of it, or its complete latent.
-  frames = np.where(layout.scale_ids == 3, layout.frame_ids, -2)
-  frames = np.where(layout.frame_ids == 2, 2, frames) if layout.final_size else layout.frame_ids
-  frames = np.where(layout.frame_ids == -1, -1, frames)
+  frames = np.where(scale_ids(layout) == 3, frame_ids(layout), -2)
+  frames = np.where(frame_ids(layout) == 2, 2, frames) if layout.final_size else frame_ids(layout)
+  frames = np.where(frame_ids(layout) == -1, -1, frames)
   assert not mask[1, 5:, 2:5].any() and mask[1, 5:, :2].all()
   assert not mask[0][np.ix_(frames == 2, frames == 0)].any()
   assert mask[0][np.ix_(frames == 2, frames == 1)].all()
@@ -372,7 +374,7 @@ def test_remat_saves_memory():
 
 
 def test_window_is_a_table_of_kept_frames(model, batch):
-  keep = corruption.draw_frame_keep(jax.random.key(0), 2, 3, p_mask=0.0, window=1)
+  keep = keep_of_window(2, 3, 1)
   logits = forward(model, batch, window=1)
   np.testing.assert_allclose(logits, forward(model, batch, frame_keep=keep), atol=1e-5)
   assert float(jnp.abs(logits - forward(model, batch)).max()) > 0.01
@@ -404,7 +406,7 @@ def test_cached_decoding_equals_full_forward(positions, window, layout):
   out = decoded(model, sample_keys(0, jnp.arange(2)), layout, guidance=g, window=window)
   # The sampled bits, not a fresh quantization, are what the decoder went on with.
   features = features_of(out.bits, layout.prev_frame_input)
-  keep = corruption.draw_frame_keep(jax.random.key(0), 2, 3, p_mask=0.0, window=window)
+  keep = keep_of_window(2, 3, window)
   null = jnp.broadcast_to(NULL, TEXT.shape)
   kwargs = {"frame_keep": keep, "quantized": out.quantized}
   conditional = model(TEXT, features, layout, **kwargs)

@@ -11,9 +11,10 @@ import pytest
 from flax import nnx
 
 from videoar_jax.models.videoar import sampler
+from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.corruption import corrupt
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.network import Generator, GeneratorConfig
+from videoar_jax.models.videoar.network import Generator
 from videoar_jax.text.tokenizers import ByteTokenizer
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer

@@ -11,8 +11,9 @@ import pytest
 from flax import nnx
 
 from configs.common import generator_size
+from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.network import Generator, GeneratorConfig
+from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.score import cross_entropy
 from videoar_jax.nn import conv
 

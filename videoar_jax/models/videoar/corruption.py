@@ -136,21 +136,16 @@ def corrupt(
 
 
 def draw_frame_keep(
-  key: Array, batch_size: int, num_frames: int, *, p_mask: float, window: int | None = None
+  key: Array, batch_size: int, num_frames: int, p_mask: float
 ) -> Bool[Array, "b t t"]:
-  """Draws which earlier frames each frame sees: those in its window that survive a draw.
+  """Draws which earlier frames each frame sees.
 
   Args:
     key: random key.
     batch_size: `b`.
     num_frames: `t`.
     p_mask: probability that an earlier frame is hidden.
-    window: number of frames before a frame that it can see; None for all.
   Returns:
     `keep[b, i, j]`: frame i may see the earlier frame j. Entries with j >= i carry no meaning.
   """
-  keep = jax.random.bernoulli(key, 1.0 - p_mask, (batch_size, num_frames, num_frames))
-  frames = jnp.arange(num_frames)
-  if window is not None:
-    keep = keep & (frames[:, None] - frames[None, :] <= window)
-  return keep
+  return jax.random.bernoulli(key, 1.0 - p_mask, (batch_size, num_frames, num_frames))

@@ -8,10 +8,11 @@ from flax import nnx
 
 from videoar_jax.models.base import ClipShape, Curves, Run, SamplingProgram, Stage, StepWork
 from videoar_jax.models.videoar import decode, work
+from videoar_jax.models.videoar.config import GeneratorConfig, check_heads
 from videoar_jax.models.videoar.flops import forward_flops, training_flops
 from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.network import Generator, GeneratorConfig, check_heads
+from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.sampler import Model, SamplingConfig
 from videoar_jax.models.videoar.sequences import (
   all_layouts,

@@ -4,8 +4,8 @@ Products with weights, and of attention the pairs of tokens that the rule of vis
 each other; norms, rotations, softmax and lookups are not counted, nor is what is recomputed.
 """
 
+from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.network import GeneratorConfig
 from videoar_jax.nn.mask import BlockCausalMask
 
 

@@ -28,8 +28,6 @@ from jaxtyping import Bool, Float, Int
 from videoar_jax.nn.mask import BlockCausalMask
 from videoar_jax.tokenizers.bsq.schedules import Schedule
 
-TEXT = -1  # Frame and scale of a text token.
-
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -107,18 +105,6 @@ class Layout:
     """Returns where a scale's tokens lie within their frame."""
     start = sum(self.scale_sizes[:scale])
     return slice(start, start + self.scale_sizes[scale])
-
-  @functools.cached_property
-  def frame_ids(self) -> Int[np.ndarray, "l"]:
-    """Frame of each token; `TEXT` for text."""
-    video = np.repeat(np.arange(self.num_frames), self.frame_stride)
-    return np.concatenate([np.full(self.text_length, TEXT), video])[: self.length]
-
-  @functools.cached_property
-  def scale_ids(self) -> Int[np.ndarray, "l"]:
-    """Scale of each token; `TEXT` for text, `num_scales` for a frame's complete latent."""
-    video = np.tile(self.frame_scale_ids, self.num_frames)
-    return np.concatenate([np.full(self.text_length, TEXT), video])[: self.length]
 
   @functools.cached_property
   def frame_scale_ids(self) -> Int[np.ndarray, "n+final"]:

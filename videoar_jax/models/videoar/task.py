@@ -9,10 +9,11 @@ import numpy as np
 from flax import nnx
 
 from videoar_jax.models.videoar import corruption as corrupting
+from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.decode import decode, sample_keys
 from videoar_jax.models.videoar.flops import training_flops
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.network import Generator, GeneratorConfig
+from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.score import accuracies, cross_entropy
 from videoar_jax.parallel.hardware import peak_flops
 from videoar_jax.tokenizers.bsq.encoding import encode

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from videoar_jax.models.base import Run, SamplingProgram, SamplingWork, Stage, StepWork
 from videoar_jax.models.videoar import decode
+from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.flops import forward_flops, training_flops, visible_pairs
 from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.network import GeneratorConfig
 from videoar_jax.models.videoar.sequences import layout_of
 from videoar_jax.parallel.mesh import num_batch_shards
 from videoar_jax.parallel.rules import replicated, sharding_of

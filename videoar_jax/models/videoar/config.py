@@ -1,0 +1,109 @@
+"""Settings of the transformer."""
+
+import dataclasses
+
+from jax.sharding import AbstractMesh, Mesh
+
+from videoar_jax.nn.attention import BACKENDS
+from videoar_jax.parallel.rules import ShardingError
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorConfig:
+  """The network.
+
+  Attributes:
+    num_layers: transformer blocks.
+    d_model: width of the model.
+    num_heads: attention heads.
+    num_kv_heads: heads of keys and values; divides `num_heads`.
+    head_dim: width of a head.
+    mlp_dim: hidden width of the gated MLP.
+    num_bits: bits of a token.
+    vocabulary_size: rows of the text embedding; 0 with features.
+    text_dim: width of a text feature; 0 with tokens.
+    has_qk_norm: normalize queries and keys.
+    positions: "rope" for rotary positions, or "learned" for absolute ones, as in the ablation.
+    rope_base: base of the rotary wavelengths.
+    rope_fractions: shares of the rotary frequencies of time, height and width.
+    rope_is_interleaved: give each axis frequencies of the whole range; otherwise each has one
+      contiguous section of them.
+    context: what a frame attends to of earlier frames: the tokens of their "scales", or their
+      complete latent, "full_frame".
+    prev_frame_input: which inputs carry the frame before: those of the "first_scale", or of
+      "all_scales".
+    rope_grid: positions of a scale's cells: in its own grid, "scale", or in the grid of the last
+      scale, "latent".
+    scan_layers: scan over the stacked blocks, so that compile time does not grow with depth;
+      without it each block is compiled separately, which runs a quarter faster on CPU.
+    dtype: of activations in training, "float32" or "bfloat16"; parameters, gradients and logits are
+      float32. Sampling has a setting of its own.
+    remat: rematerialization of a block's activations in the backward pass: "none"; "dots", all but
+      products with weights (`dots_with_no_batch_dims_saveable`); or "full", all but its input.
+    attention: "dense", "blocked" or "splash"; "auto" is "splash" on TPU and "blocked" elsewhere.
+  """
+
+  num_layers: int
+  d_model: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  mlp_dim: int
+  num_bits: int
+  vocabulary_size: int
+  text_dim: int = 0
+  has_qk_norm: bool = True
+  positions: str = "rope"
+  rope_base: float = 10000.0
+  rope_fractions: tuple[float, ...] = (0.25, 0.375, 0.375)
+  rope_is_interleaved: bool = False
+  context: str = "scales"
+  prev_frame_input: str = "first_scale"
+  rope_grid: str = "scale"
+  scan_layers: bool = True
+  dtype: str = "float32"
+  remat: str = "full"
+  attention: str = "auto"
+
+  def __post_init__(self):
+    object.__setattr__(self, "rope_fractions", tuple(self.rope_fractions))
+    for field in dataclasses.fields(self):
+      is_text_field = field.name in ("vocabulary_size", "text_dim")
+      if field.type is int and not is_text_field and getattr(self, field.name) < 1:
+        raise ValueError(f"generator.{field.name}={getattr(self, field.name)} must be at least 1")
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f"generator.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}"
+      )
+    if self.head_dim % 2:
+      raise ValueError(f"generator.head_dim={self.head_dim} must be even")
+    shares = self.rope_fractions
+    if len(shares) != 3 or min(shares) < 0 or sum(shares) <= 0:
+      raise ValueError(
+        f"generator.rope_fractions={shares}: needs 3 shares, of time, height and width"
+      )
+    if self.rope_base <= 0:
+      raise ValueError(f"generator.rope_base={self.rope_base} must be positive")
+    choices = {
+      "positions": ("rope", "learned"),
+      "dtype": ("float32", "bfloat16"),
+      "remat": ("none", "dots", "full"),
+      "attention": ("auto", *BACKENDS),
+    }
+    for name, known in choices.items():
+      if getattr(self, name) not in known:
+        raise ValueError(f"generator.{name}={getattr(self, name)!r} must be in {known}")
+
+
+def check_heads(config: GeneratorConfig, mesh: Mesh | AbstractMesh) -> None:
+  """Checks that the heads divide over a mesh: within attention, both axes split them.
+
+  Raises:
+    ShardingError: they do not.
+  """
+  tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]
+  if config.num_heads % (tensor * sequence):
+    raise ShardingError(
+      f"generator.num_heads={config.num_heads} does not divide over mesh.tensor={tensor} x "
+      f"mesh.sequence={sequence}; take fewer devices for them"
+    )
