@@ -59,6 +59,11 @@ def test_fields_that_may_be_none_are_unset_by_none():
     get(config, section)[last] = {"spike": 2.0}.get(last, "x")
     set_fields(config, [f"--config.{name}=None"])
     assert get(config, name) is None
+  spike = "--config.stage.generator.loop.spike"
+  set_fields(config, [f"{spike}=3", f"{spike}=None"])
+  assert get(config, "stage.generator.loop.spike") is None
+  set_fields(config, [f"{spike}=None", f"{spike}=3"])
+  assert get(config, "stage.generator.loop.spike") == 3.0
   with pytest.raises(ValueError, match=r"--config\.seed=None"):
     set_fields(config, ["--config.seed=None"])
 

@@ -34,6 +34,7 @@ A config file has a function `get_config(arg)` that returns a `ConfigDict`. It s
 ```python
 from videoar_jax.experiment.defaults import default_config, mixture_part
 
+
 def get_config(arg=None):
   config = default_config({"tokenizer": "tokenizer", "generator": "generator"})
   config.data.resolution = (128, 128)

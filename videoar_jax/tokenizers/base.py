@@ -66,7 +66,10 @@ class TokenizerFamily(Protocol):
   loss: type
 
   def check(self, config: TokenizerConfig, loss: Any, resolution: tuple[int, int]) -> None:
-    """Raises ValueError if a stage cannot train on clips of a resolution; names the field."""
+    """Raises ValueError if a stage cannot train on clips of a resolution; names the field.
+
+    Without a loss, the clips are the run's own.
+    """
 
   def make_module(self, config: TokenizerConfig) -> Callable[[jax.Array], nnx.Module]:
     """Returns what makes the network from a key."""

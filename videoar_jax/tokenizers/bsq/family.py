@@ -36,7 +36,11 @@ class BSQ:
   def check(self, config: AutoencoderConfig, loss: TokenizerLossConfig | None, resolution) -> None:
     """See `TokenizerFamily`."""
     _, *grid = config.latent_shape(1, resolution)
-    check_schedule(config.scales(resolution), tuple(grid))
+    scales = config.scales(resolution)
+    if loss is None:
+      # A schedule that does not fit the run's own clips is a mistake; others' scales may differ.
+      scales = parse_schedule(config.schedule) or scales
+    check_schedule(scales, tuple(grid))
     if loss is not None and loss.adversarial.weight > 0:
       try:
         loss.adversarial.discriminator.check_resolution(resolution)
