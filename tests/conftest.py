@@ -90,3 +90,13 @@ def trained(tmp_path_factory):
   done = run(command(workdir))
   assert done.returncode == 0, done.stderr[-3000:]
   return workdir
+
+
+# A file is one worker's work. Those that take longest begin first, so that none is left to the end.
+_LONGEST = ("test_end_to_end.py", "test_adversary.py", "test_model.py", "test_mixed_stages.py")
+
+
+def pytest_collection_modifyitems(items):
+  """Sorts the longest files to the front."""
+  order = {name: i for i, name in enumerate(_LONGEST)}
+  items.sort(key=lambda item: order.get(item.path.name, len(order)))
