@@ -90,8 +90,8 @@ def test_numbers_and_files(tmp_path, workdir, model, monkeypatch, capsys):
   assert lines["gFVD"][0] == f"{value:.1f}" and lines["gFVD"][-1] == f"{chance:.1f})"
   assert lines["steps a clip"] == ["14"]
   assert lines["seconds a clip"] == [f"{result['seconds_a_clip']:.2f}"]
-  assert lines["real clips"] == ["100"] * 6
-  assert lines["a blind guess"][:2] == ["50", "17"]
+  assert lines["real test clips"] == ["100"] * 6
+  assert lines["chance"][:2] == ["50", "17"]
   assert lines["loss"] == ["0.2500"]
   assert "bit_accuracy/scale 0, 1, ..." in printed and "  0.5000  0.6000\n" in printed
   assert "drift: 2 clips of 33 frames, sampled with overlap_frames=5" in printed

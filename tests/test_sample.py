@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import videoar_jax
 from videoar_jax import sample
-from videoar_jax.experiment import load
+from videoar_jax.models.families import FAMILIES
 from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.text.tokenizers import ByteTokenizer, make_text_encoder
 
@@ -61,9 +60,10 @@ def model(monkeypatch):
     fake.loaded = settings
     return fake
 
-  monkeypatch.setattr(videoar_jax, "load_model", load_model, raising=False)
+  monkeypatch.setattr(sample, "load_model", load_model)
   stage = types.SimpleNamespace(data=types.SimpleNamespace(frame_rate=8.0))
-  monkeypatch.setattr(load, "find_stage", lambda *_: (None, stage))
+  run = types.SimpleNamespace(family=FAMILIES["videoar"])
+  monkeypatch.setattr(sample, "find_stage", lambda *_: (run, stage))
   return fake
 
 
@@ -232,7 +232,7 @@ def test_classes_are_those_of_the_data_or_the_config(tmp_path, capsys, monkeypat
   from videoar_jax.experiment.parse import save_config
 
   fake = FakeModel()
-  monkeypatch.setattr(videoar_jax, "load_model", lambda *_, **__: fake, raising=False)
+  monkeypatch.setattr(sample, "load_model", lambda *_, **__: fake)
   data, workdir = tmp_path / "data", tmp_path / "run"
   for name in ("run", "data/train/b", "data/train/a", "data/empty", "sprites", "named"):
     (tmp_path / name).mkdir(parents=True)
@@ -273,7 +273,7 @@ def test_shots_go_on_from_each_other(tmp_path, model):
 
 
 def test_many_prompts_share_batches(tmp_path, model, monkeypatch):
-  monkeypatch.setattr("videoar_jax.models.videoar.request.BATCH_SIZE", 3)
+  monkeypatch.setattr(sample, "BATCH_SIZE", 3)
   assert run("--workdir=w", "--prompt=a", "--prompt=b", "--num_samples=2", f"--out={tmp_path}") == 0
   assert [call[0] for call in model.calls] == [["a", "a", "b"], ["b"]]
   for name, value in (("a_0_0", 0), ("a_0_1", 50), ("b_0_0", 0), ("b_0_1", 50)):

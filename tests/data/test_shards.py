@@ -199,6 +199,7 @@ def test_captions_that_cannot_be_encoded_are_neither_shown_nor_cached(captions, 
   encoded = []
   monkeypatch.setattr(stages, "encode", lambda folder, index, source, *_: encoded.append(source))
   index = types.SimpleNamespace(missing=lambda folder: [0], num_clips=3)
+  run.tokenizer_family = None
   fake = types.SimpleNamespace(run=run, workdir=None, mesh=mesh)
   fake._encoder_of = lambda cache, source: (None, None, index)
   cache = types.SimpleNamespace(

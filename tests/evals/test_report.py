@@ -11,8 +11,10 @@ from PIL import Image
 
 from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.evals import curves, report, scores
+from videoar_jax.models.base import Curves
 from videoar_jax.text.tokenizers import ByteTokenizer
 
+GENERATOR_CURVES = Curves("bits", {"bit_accuracy/scale_0": "1x1"}, chance=0.5)
 NUM_FRAMES = 9
 OFFSET = 5  # Pixel steps that the fake tokenizer adds: the PSNR is known.
 PSNR = 20 * np.log10(255 / OFFSET)
@@ -87,7 +89,9 @@ def make_run(source, kinds, num_clips=5, num_prompts=20):
     data=data,
     text=types.SimpleNamespace(encoder=ByteTokenizer(100)),
     stages=stages,
-    schedule=((1, 1), (2, 2)),
+    family=types.SimpleNamespace(
+      headline={"bit_accuracy": "bits {:.1%}"}, curves=lambda run: GENERATOR_CURVES
+    ),
     report=types.SimpleNamespace(num_clips=num_clips, num_prompts=num_prompts),
     generator_stages=tuple(s for s in stages if s.kind == "generator"),
   )
@@ -258,11 +262,11 @@ def test_curves_draw_the_recorded_values(tmp_path, monkeypatch):
   monkeypatch.setattr(curves, "Figure", Kept)
   records = [{"step": s, "loss": 1 / s, "bit_accuracy/scale_0": s / 50} for s in range(1, 41)]
   stages = [
-    ("one", "tokenizer", records),
-    ("two", "generator", records),
-    ("three", "tokenizer", []),
+    ("one", curves.TOKENIZER_CURVES, records),
+    ("two", GENERATOR_CURVES, records),
+    ("three", curves.TOKENIZER_CURVES, []),
   ]
-  curves.draw_curves(tmp_path / "curves.png", stages, ((1, 1),))
+  curves.draw_curves(tmp_path / "curves.png", stages)
   axes = figures[0].axes
   assert len(axes) == 6
   steps, values = axes[0].lines[0].get_data()
@@ -280,8 +284,8 @@ def test_curves_draw_held_out_clips_with_markers(tmp_path, monkeypatch):
   records = [{"step": s, **{name: s / 50 for name in names}} for s in range(1, 41)]
   for record in records[9::10]:
     record |= {f"eval/{name}": 2.0 - record["step"] / 50 for name in names}
-  stages = [("one", "tokenizer", records), ("two", "generator", records)]
-  curves.draw_curves(tmp_path / "curves.png", stages, ((1, 1),))
+  stages = [("one", curves.TOKENIZER_CURVES, records), ("two", GENERATOR_CURVES, records)]
+  curves.draw_curves(tmp_path / "curves.png", stages)
   axes = figures[0].axes
   for drawn in axes:
     thin, held_out = drawn.lines[-3:-1] if drawn is axes[3] else drawn.lines[-2:]

@@ -108,16 +108,17 @@ def start_two(flags, environs=({}, {})):
   return processes
 
 
-def assert_same_losses(workdir, other):
-  """Compares the losses of all steps of two runs."""
+def assert_same_losses(workdir, other, names=("loss",)):
+  """Compares the losses of all steps of two runs, and which steps have them."""
   ours = losses(workdir)
   for stage, steps in losses(other).items():
-    np.testing.assert_allclose(
-      [ours[stage][step]["loss"] for step in steps],
-      [record["loss"] for record in steps.values()],
-      rtol=1e-5,
-      atol=1e-5,
-    )
+    for name in names:
+      expected = {step: record[name] for step, record in steps.items() if name in record}
+      found = {step: record[name] for step, record in ours[stage].items() if name in record}
+      assert found.keys() == expected.keys()
+      np.testing.assert_allclose(
+        list(found.values()), list(expected.values()), rtol=1e-5, atol=1e-5
+      )
 
 
 def wait_for(path, processes):

@@ -88,7 +88,7 @@ def _plot(axes, records, metric, colour, label=None) -> None:
 
 
 def _plot_curves(axes, records, curves: Curves) -> None:
-  if len(curves.labels) == 1:
+  if list(curves.labels.values()) == [""]:
     _plot(axes, records, *curves.labels, _COLOUR)
     return
   colours = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1.0, len(curves.labels)))

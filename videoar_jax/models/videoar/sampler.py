@@ -36,7 +36,7 @@ class SamplingConfig:
     temperature: of the distribution of each bit; 0 takes the likelier value.
     top_p: a value of a bit is never drawn if its probability is 1 - top_p or less.
     window: earlier latent frames that a frame attends to, also in longer clips than those of
-      training; None for as many as in training.
+      training; by default, as many as in training.
   """
 
   guidance: str = "constant:1"
