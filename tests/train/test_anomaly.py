@@ -155,7 +155,7 @@ def test_waiting_is_measured_and_told_once(monkeypatch, caplog):
   waits.warn(4)
   waits.warn(5)
   [record] = caplog.records
-  assert "until step 4 the run waited for data 4% of the time" in record.getMessage()
+  assert "up to step 4, the run waited for data 4% of the time" in record.getMessage()
   assert "raise data.num_threads" in record.getMessage()
 
 
