@@ -70,7 +70,7 @@ def test_a_reader_leaves_an_unfinished_save_alone(saved):
 def test_full_disk_is_named_and_loses_nothing(saved, monkeypatch):
   checkpointer = Checkpointer(saved)
   monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100, 90, 10))
-  with pytest.raises(OSError, match=r"no room on the disk.*checkpoints.*from step 7"):
+  with pytest.raises(OSError, match=r"no space on the disk.*checkpoints.*from step 7"):
     checkpointer.save(8, make_state(2.0), {"next_index": 4})
   assert checkpointer.latest_step == 7
   checkpointer.close()
