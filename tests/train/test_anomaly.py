@@ -89,7 +89,7 @@ def test_skipping_ends_after_too_many_steps_in_a_row(tmp_path, monkeypatch):
   monkeypatch.setattr(anomaly, "MAX_BAD_IN_A_ROW", 3)
   values = {0: np.nan, 1: np.nan, 2: np.nan, **dict.fromkeys(range(4, 9), np.nan)}
   with pytest.raises(
-    FloatingPointError, match=r"loss of step 8 is nan.*The 3 steps before it were bad"
+    FloatingPointError, match=r"loss of step 8 is nan.*The 3 steps before it were"
   ):
     train(tmp_path, values, num_steps=9, on_nan="skip")
   assert [line["step"] for line in bad_steps(tmp_path)] == [1, 2, 3, 5, 6, 7, 8]

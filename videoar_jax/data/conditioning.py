@@ -23,7 +23,7 @@ def read_image(
     image = clips.read_image(path)
   except ValueError as error:
     reason = getattr(error.__cause__, "strerror", None) or error.__cause__
-    raise ValueError(f"{path} cannot be read as a picture ({reason})") from error
+    raise ValueError(f"{path} cannot be read as an image ({reason})") from error
   if not is_resized:
     _check_size(path, (image.height, image.width), resolution)
   return clips.resize_and_crop_image(image, resolution)
