@@ -91,7 +91,7 @@ def test_a_tenth_that_is_damaged_is_replaced_and_counted(tmp_path, num_clips):
   done = run(command(tmp_path / "run", *settings, config=config))
   assert done.returncode == 0, done.stderr[-3000:]
   lines = (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()
-  found = {fault["key"]: fault["cause"] for fault in map(json.loads, lines)}
+  found = {entry["key"]: entry["cause"] for entry in map(json.loads, lines)}
   assert collections.Counter(found.values()) == collections.Counter(causes.values())
   assert found == causes and len(lines) == num_clips // 10
   records = (tmp_path / "run" / "tokenizer" / "metrics.jsonl").read_text().splitlines()

@@ -53,7 +53,7 @@ def test_a_disk_that_is_full_for_one_of_two_processes_costs_one_save(trained, tm
   processes = start_two(disturbed(tmp_path / "run", *FOUR_WAYS), environs)
   outputs = outputs_of(processes)
   assert [process.returncode for process in processes] == [0, 0], outputs
-  assert "A SAVE FAILED: process 1 failed in its part; see what it says. The run" in outputs[0]
+  assert "A SAVE FAILED: process 1 failed; see its log. The run" in outputs[0]
   assert "process 1 of 2 on" in outputs[1] and ": A SAVE FAILED: " in outputs[1]
   kept = (tmp_path / "run" / "tokenizer" / "checkpoints").iterdir()
   assert sorted(path.name for path in kept) == ["2", "6"]
@@ -139,7 +139,7 @@ def test_two_processes_end_where_one_of_them_does_or_hangs(tmp_path, index, dist
   if "kill" in disturbance:
     assert statuses.pop(index) == -signal.SIGKILL, outputs
   else:
-    assert "DOES NOT END" in "".join(outputs)
+    assert " HANGS: ending the process" in "".join(outputs)
   # Of their own, or through what watches over processes for JAX.
   assert set(statuses) <= {134, -signal.SIGABRT}, outputs
   assert took < 150

@@ -165,7 +165,7 @@ def test_the_largest_shape_of_a_mixture_is_planned():
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["--topology=v9:2x2"], "chips are v4, v5e"),
+    (["--topology=v9:2x2"], "with a chip of v4, v5e"),
     (["--topology=h100"], "CHIP:AxB"),
     (["--topology=h100:4", "--mesh=fsdp:3"], "multiple of 3 devices, but there are 4"),
     (["--topology=h100:4", "--mesh=width:4"], "axes are slice, data"),

@@ -105,7 +105,7 @@ def test_a_source_is_reshaped_without_reading_it_anew(folder):
   [
     ({"p_drop_caption": 1.5}, r"data\.p_drop_caption is 1.5"),
     ({"frame_rates": (8.0, 0.0)}, r"data\.frame_rates"),
-    ({"source": "sprites", "path": None, "is_flipped": True}, r"data\.is_flipped is of files"),
+    ({"source": "sprites", "path": None, "is_flipped": True}, r"data\.is_flipped applies to files"),
   ],
 )
 def test_options_that_cannot_be_are_named(options, message):
@@ -121,7 +121,7 @@ def test_sizes_are_those_of_the_public_schedules(pixels):
     nearest = min(schedule, key=lambda grid: abs(np.log(grid[0] * grid[1] / cells)))
     assert sizes[ratio] == (16 * nearest[0], 16 * nearest[1])
     assert buckets.size_of(pixels, ratio) == sizes[ratio]
-  with pytest.raises(ValueError, match="pixels=100 has no table; take one of 128, 256, 512"):
+  with pytest.raises(ValueError, match="pixels=100 has no table; use one of 128, 256, 512"):
     buckets.sizes(100)
   with pytest.raises(ValueError, match=r"ratio 0.6 .*known are 0.333, .*0.571.* 3"):
     buckets.size_of(256, 0.6)

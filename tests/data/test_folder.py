@@ -246,7 +246,7 @@ def test_a_folder_without_usable_videos_is_an_error_that_says_why(tmp_path):
     ('{"file": "a.mp4"}', r"line 2: expected .*KeyError: 'caption'"),
     ('["a.mp4", "caption"]', r"line 2: expected "),
     ('{"file": "a.mp4", "caption": 3}', r"line 2: expected .*strings"),
-    ('{"file": "b.mp4", "caption": "x"}', r"line 2: there is no video 'b.mp4'.*mend the name"),
+    ('{"file": "b.mp4", "caption": "x"}', r"line 2: there is no video 'b.mp4'.*fix the path"),
     ('{"file": "./a.mp4", "caption": "x"}', r"line 2: 'a.mp4' has a caption already"),
   ],
 )
@@ -321,7 +321,7 @@ def test_images_are_clips_of_one_frame(tmp_path, videos):
       frame = source[i]["video"]
       assert frame.shape == (1, 32, 64, 3)
       assert np.abs(frame - float(file.partition(".")[0])).max() <= 2
-  # Beside longer clips they are left out, and nobody is told of a fault.
+  # Beside longer clips they are left out, and they are not reported as bad samples.
   source = open_folder(tmp_path)
   assert source.files == ["video.mp4"] and not source.skipped
   (tmp_path / "video.mp4").unlink()
@@ -385,7 +385,7 @@ def test_official_lists_tell_splits_and_classes(ucf):
     ("trainlist01.txt", "Run/b.png 2\n", r"trainlist01\.txt, line 1: Run is number 1 .* here 2"),
     ("trainlist01.txt", "\nRun/x.png 1\n", r"trainlist01\.txt, line 2: there is no 'Run/x.png'"),
     ("trainlist01.txt", "Sit/b.png 1\n", r"line 1: there is no class 'Sit' in classInd\.txt"),
-    ("trainlist01.txt", "Run/b.png 1\nRun/b.png 1", r"line 2: 'Run/b.png' is there already"),
+    ("trainlist01.txt", "Run/b.png 1\nRun/b.png 1", r"line 2: 'Run/b.png' is listed already"),
     ("trainlist01.txt", "Run/a.png 1\n", r"'Run/a.png' is in both"),
     ("testlist01.txt", "\n", r"testlist01\.txt names no file"),
     ("classInd.txt", "1 Run\n3 Jump\n", r"classInd\.txt, line 2: expected '2 ClassName'"),
@@ -403,5 +403,5 @@ def test_missing_lists_are_named(ucf):
   (ucf / "testlist01.txt").unlink()
   with pytest.raises(ValueError, match=r"testlist01\.txt is missing"):
     open_folder(ucf / "videos", num_frames=1, split_file=ucf / "trainlist01.txt")
-  with pytest.raises(ValueError, match=r"data\.split_file is of a folder"):
+  with pytest.raises(ValueError, match=r"data\.split_file applies to a folder"):
     DataConfig(split_file="trainlist01.txt")

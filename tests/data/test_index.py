@@ -49,10 +49,10 @@ def test_a_filter_is_what_python_says(text):
     ("(lambda: 1)()", "not allowed"),
     ("2 ** 9", "not allowed"),
     ("f'{name}'", "not allowed"),
-    ("width >", "no expression"),
-    ("width = 3", "no expression"),
+    ("width >", "not a valid expression"),
+    ("width = 3", "not a valid expression"),
     ("name > 3", "not supported"),
-    ("name * 999999999", "'x' is no number"),
+    ("name * 999999999", "'x' is not a number"),
     ("width / 0", "division"),
     ("score['other'] > 1", "no 'other' in score"),
     ("width['x']", "no 'x' in width"),
@@ -133,7 +133,7 @@ def test_wrong_entries_name_the_line(tmp_path, text, message):
 
 def test_wrong_indices_and_filters_are_named(folder):
   (folder / "x.parquet").write_bytes(b"PAR1")
-  with pytest.raises(ValueError, match="no whole Parquet file"):
+  with pytest.raises(ValueError, match="not a complete Parquet file"):
     read_entries(folder / "x.parquet")
   with pytest.raises(ValueError, match=r"data\.path is .*\.jsonl or \.parquet"):
     read_entries(folder / "nowhere.jsonl")
@@ -143,6 +143,6 @@ def test_wrong_indices_and_filters_are_named(folder):
     IndexSource(folder / "clips.jsonl", "train", filter="wdth > 1", **CLIP)
   with pytest.raises(ValueError, match="keeps none of 4 entries"):
     IndexSource(folder / "clips.jsonl", "train", filter="width > 999", **CLIP)
-  with pytest.raises(ValueError, match=r"data\.filter is of an index"):
+  with pytest.raises(ValueError, match=r"data\.filter applies to an index"):
     DataConfig(filter="width > 1")
   assert np.isfinite(IndexSource(folder / "clips.jsonl", "train", **CLIP)[0]["video"]).all()

@@ -108,7 +108,7 @@ def test_unfinished_and_damaged_shards_are_named(tmp_path):
   with pytest.raises(ValueError, match=r"has 16 clips, but its index\.json says 18; remove it"):
     latents.LatentsSource(tmp_path, INDEX)
   (tmp_path / "index.json").write_text('{"encoder": {}}')
-  with pytest.raises(ValueError, match=r"index\.json is damaged.*to encode anew"):
+  with pytest.raises(ValueError, match=r"index\.json is damaged.*to encode again"):
     latents.read_index(tmp_path)
 
 

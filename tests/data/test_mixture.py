@@ -170,5 +170,5 @@ def test_what_cannot_be_mixed_is_named():
     Mixture([bucket, bucket], seed=0, tokenize=tokenize)
   with pytest.raises(ValueError, match=r"files 2x4x8 would be 0\.03% of the batches"):
     make(share=0.001)
-  with pytest.raises(ValueError, match=r"batches of 2 clips .* cannot be shared by 4 processes"):
+  with pytest.raises(ValueError, match=r"a batch of 2 clips .* does not divide over 4 processes"):
     make().iterator(process_count=4)

@@ -91,7 +91,7 @@ def test_what_is_dropped_is_told(folder, prepared, capsys):
   assert all(cause.startswith("cannot be opened as a video") for cause in damaged.values())
   assert causes == {
     "b/sound.mp4": "no video stream",
-    "b/tiny.mp4": "shorter than 1 s, or its rest is",
+    "b/tiny.mp4": "the file, or what is left after its clips, is under 1 s",
     "b/zero.mp4": "empty file",
   }
   assert command.main([str(folder), f"--out={prepared}", "--num_processes=1", *FLAGS]) == 0
@@ -171,12 +171,12 @@ def test_all_clips_of_a_video_are_in_one_split(tmp_path, prepared):
   ("flags", "said"),
   [
     (["nowhere"], "nowhere"),
-    (["FOLDER", "--clip_s=0"], "--clip_s=0.0 must be more than 0"),
-    (["FOLDER", "--clip_s=inf"], "--clip_s=inf must be more than 0, and finite"),
-    (["FOLDER", "--min_s=20"], "--min_s=20.0 must be in 0 up to --clip_s=10.0"),
+    (["FOLDER", "--clip_s=0"], "--clip_s=0.0 must be positive and finite"),
+    (["FOLDER", "--clip_s=inf"], "--clip_s=inf must be positive and finite"),
+    (["FOLDER", "--min_s=20"], "--min_s=20.0 must be between 0 and --clip_s=10.0"),
     (["FOLDER", "--quality=60"], "--quality=60"),
     (["FOLDER", "--num_processes=0"], "--num_processes=0"),
-    (["FOLDER", "--filter=x > 1"], "--filter is of an index"),
+    (["FOLDER", "--filter=x > 1"], "--filter applies to an index"),
     (["EMPTY"], "has nothing to prepare"),
   ],
 )
@@ -193,4 +193,4 @@ def test_bad_flags_are_named(flags, said, folder, tmp_path, capsys):
 def test_another_preparation_needs_another_folder(folder, prepared, capsys):
   flags = [*FLAGS, "--quality=30"]
   assert command.main([str(folder), f"--out={prepared}", *flags]) == 2
-  assert "quality 18 -> 30. Name another folder" in capsys.readouterr().err
+  assert "quality 18 -> 30. Use another folder" in capsys.readouterr().err

@@ -59,7 +59,7 @@ def test_shards_are_copied_once_and_again_when_they_change(bucket, tmp_path, med
   bucket.rm("/bucket/shards/a.array_record")
   source = make_source(config, "train")
   assert source.files == ["b.array_record/0", "b.array_record/1"]
-  assert source.faults.source == "memory://bucket/shards/"
+  assert source.bad_samples.source == "memory://bucket/shards/"
 
 
 def test_an_index_and_its_files_may_be_at_urls(bucket, tmp_path, media):
@@ -89,7 +89,7 @@ def test_an_index_and_its_files_may_be_at_urls(bucket, tmp_path, media):
     ("shards", "memory://nowhere", "memory://nowhere: there is no such file"),
     ("index", "memory://nowhere/x.jsonl", "memory://nowhere: there is no such file"),
     ("shards", "nothing://bucket", "nothing://bucket cannot be read .*Protocol not known"),
-    ("folder", "memory://bucket", "'folder' reads local folders; take 'shards'"),
+    ("folder", "memory://bucket", "'folder' reads local folders; use 'shards'"),
     ("tfds", "memory://nowhere", "memory://nowhere: there is no such file"),
   ],
 )

@@ -126,31 +126,31 @@ def test_bad_samples_are_replaced_and_listed(tmp_path, media):
   assert sorted(key[-1] for key in causes) == list("12345")
   assert causes["a.array_record/1"] == "no caption"
   assert causes["a.array_record/2"].startswith("too short for 5 frames")
-  assert causes["a.array_record/5"] == "class_id is no integer"
+  assert causes["a.array_record/5"] == "class_id is not an integer"
 
 
 def test_bad_samples_are_written_when_they_are_found(tmp_path):
   path = tmp_path / "bad_samples.jsonl"
 
-  def source_of(faults):
-    return types.SimpleNamespace(faults=faults)
+  def source_of(bad_samples):
+    return types.SimpleNamespace(bad_samples=bad_samples)
 
   def lines():
     return [tuple(json.loads(line).values()) for line in path.read_text().splitlines()]
 
-  faults, other = BadSamples("x", 10, 1.0), BadSamples("y", 10, 1.0)
-  faults.add("a", "early")
-  write_bad_samples(path, [source_of(faults), source_of(other), object()])
+  bad_samples, other = BadSamples("x", 10, 1.0), BadSamples("y", 10, 1.0)
+  bad_samples.add("a", "early")
+  write_bad_samples(path, [source_of(bad_samples), source_of(other), object()])
   assert lines() == [("x", "a", "early")]
-  faults.add("b", "late")
+  bad_samples.add("b", "late")
   other.add("a", "late")
   assert lines() == [("x", "a", "early"), ("x", "b", "late"), ("y", "a", "late")]
-  # A second run finds them anew, one for another reason, after a crash within a line.
+  # A second run finds them again, one for another reason, after a crash within a line.
   path.write_text(path.read_text() + '{"source": "x", "ke')
-  faults = BadSamples("x", 10, 1.0)
-  write_bad_samples(path, [source_of(faults)])
+  bad_samples = BadSamples("x", 10, 1.0)
+  write_bad_samples(path, [source_of(bad_samples)])
   for key in "abc":
-    faults.add(key, "again")
+    bad_samples.add(key, "again")
   assert len(lines()) == 4 and lines()[3] == ("x", "c", "again")
 
 
@@ -209,22 +209,22 @@ def test_captions_that_cannot_be_encoded_are_neither_shown_nor_cached(captions, 
   assert [encoded[0][i]["caption"] for i in range(3)] == ["one", "three", "three"]
 
 
-def test_each_process_judges_its_share_of_bad_samples(captions):
+def test_each_process_checks_its_share_of_bad_samples(captions):
   """A quarter of a process's samples are bad: more than a tenth, and less than a third."""
   for max_share, is_stopped in ((0.1, True), (1 / 3, False)):
-    faults, errors = BadSamples("x", 80, max_share), []
-    faults.num_parts = 8
+    bad_samples, errors = BadSamples("x", 80, max_share), []
+    bad_samples.num_parts = 8
     for sample in range(40):  # Four epochs of a part of ten, each of other samples.
-      faults.num_reads += 1
+      bad_samples.num_reads += 1
       if sample % 4 == 3 and not errors:
         try:
-          faults.add(str(sample), "why")
+          bad_samples.add(str(sample), "why")
         except ValueError as error:
           errors.append(str(error))
     assert bool(errors) == is_stopped
-    assert not errors or "2 of 80 samples, of which 1 in 8 is read here, cannot" in errors[0]
+    assert not errors or "2 of 80 samples (this process reads 1 in 8) cannot" in errors[0]
   make_iterator(captions, batch_size=2, seed=0, tokenize=None, process_count=2).close()
-  assert captions.faults.num_parts == 2
+  assert captions.bad_samples.num_parts == 2
 
 
 def test_too_many_bad_samples_stop_the_run(tmp_path, media):
@@ -235,10 +235,10 @@ def test_too_many_bad_samples_stop_the_run(tmp_path, media):
   source = shards.ShardsSource(tmp_path, "train", max_bad_share=0.4, **CLIP)
   with pytest.raises(ValueError, match=r"2 of 4 samples.*max_bad_share=0.4(.|\n)*/3: no caption"):
     shown(source)
-  faults = BadSamples("x", 10, 0.1)
-  assert faults.add("a", "why") and not faults.add("a", "why")
+  bad_samples = BadSamples("x", 10, 0.1)
+  assert bad_samples.add("a", "why") and not bad_samples.add("a", "why")
   with pytest.raises(ValueError, match="2 of 10 samples"):
-    faults.add("b", "why")
+    bad_samples.add("b", "why")
   with pytest.raises(ValueError, match=r"data\.max_bad_share is 2"):
     DataConfig(max_bad_share=2.0)
 
@@ -251,7 +251,7 @@ def test_a_tar_file_that_is_cut_off_is_named_or_its_sample_replaced(folder):
   with pytest.raises(ValueError, match="cut off"):
     shard.read(2)
   path.write_bytes(b"x" * 2000)
-  with pytest.raises(ValueError, match=r"a\.tar is no whole tar file"):
+  with pytest.raises(ValueError, match=r"a\.tar is not a complete tar file"):
     shards.ShardsSource(folder, "train", **CLIP)
   write_tar(path, {"README": b""})
   with pytest.raises(ValueError, match=r"a\.tar has no sample; .*0001\.mp4"):

@@ -120,7 +120,7 @@ def test_what_is_no_builder_is_named(folder, tmp_path):
     (tmp_path / file.name).write_bytes(file.read_bytes())
   info = json.loads((tmp_path / "dataset_info.json").read_text())
   (tmp_path / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
-  with pytest.raises(ValueError, match=r"tfrecord format; prepare it in ArrayRecord's"):
+  with pytest.raises(ValueError, match=r"tfrecord format; prepare it as ArrayRecord"):
     make(tmp_path)
   (tmp_path / "dataset_info.json").write_text(json.dumps(info))
   features = json.loads((tmp_path / "features.json").read_text())

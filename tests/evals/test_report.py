@@ -64,7 +64,7 @@ class Folder:
   """A folder source of plain clips."""
 
   def __init__(self, split, captions, skipped, has_test_split):
-    self.faults, self.split = types.SimpleNamespace(source="clips"), split
+    self.bad_samples, self.split = types.SimpleNamespace(source="clips"), split
     self.captions, self.skipped, self.has_test_split = captions, skipped, has_test_split
     self.files = [f"{i}.mp4" for i in range(len(captions))]
 

@@ -13,7 +13,7 @@ PAGE = pathlib.Path(__file__).resolve().parent.parent.parent / "docs" / "config.
 
 def test_the_page_is_current():
   command = "python -m videoar_jax.experiment.config_docs > docs/config.md"
-  assert PAGE.read_text() == config_docs.render(), f"write it anew: {command}"
+  assert PAGE.read_text() == config_docs.render(), f"regenerate it: {command}"
 
 
 def test_every_field_of_a_config_is_on_the_page():

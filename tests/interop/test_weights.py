@@ -1,4 +1,4 @@
-"""Foreign weights: what is read out of a package, and what is refused."""
+"""Foreign weights: what is read out of a package, and what is rejected."""
 
 import os
 import pathlib
@@ -63,7 +63,7 @@ def test_code_is_refused_by_name_and_not_run(tmp_path):
   mark = tmp_path / "mark"
   content = pickle.dumps({"a": ARRAYS["d"], "b": Touch(mark)}, 3)
   package = make_package(tmp_path, content, as_archive=True)
-  with pytest.raises(ValueError, match=r"names posix\.mkdir, and only numpy arrays"):
+  with pytest.raises(ValueError, match=r"names posix\.mkdir, but only numpy arrays"):
     weights.read_pickle(package, MEMBER)
   assert not mark.exists()
   pickle.loads(content)
@@ -91,13 +91,13 @@ def test_damaged_and_wrong_packages(tmp_path):
   for name, content in (("cut", whole[:-40]), ("empty", b""), ("text", b"hello\n" * 9)):
     (tmp_path / name).mkdir()
     package = make_package(tmp_path / name, content, as_archive=False)
-    with pytest.raises(ValueError, match=r"net\.ckpt in .* is (not a whole pickle|refused)"):
+    with pytest.raises(ValueError, match=r"net\.ckpt in .* is (not a complete pickle|rejected)"):
       weights.read_pickle(package, MEMBER)
   package = make_package(tmp_path, whole, as_archive=True)
   with pytest.raises(ValueError, match=r"has no files \.\.\./other\.ckpt"):
     weights.read_pickle(package, "other.ckpt")
   package.write_bytes(package.read_bytes()[:150])
-  with pytest.raises(ValueError, match=r"is not a whole \.tar\.gz"):
+  with pytest.raises(ValueError, match=r"is not a complete \.tar\.gz"):
     weights.read_pickle(package, MEMBER)
   with pytest.raises(ValueError, match="missing does not exist"):
     weights.read_pickle(tmp_path / "missing", MEMBER)
@@ -139,7 +139,7 @@ def test_save_and_load(tmp_path, monkeypatch):
   assert path.read_bytes() == before
   assert list(path.parent.iterdir()) == [path]
   path.write_bytes(before[:-3])
-  with pytest.raises(ValueError, match="is not a whole safetensors file"):
+  with pytest.raises(ValueError, match="is not a complete safetensors file"):
     weights.load(path, {"a": (3, 2)})
 
 

@@ -180,9 +180,9 @@ def test_what_fills_a_sequence_up_changes_nothing(name, backend):
 
 def test_sequences_are_filled_up_to_whole_tiles():
   assert [filled_length(n) for n in (1, 128, 2000, 2049, 44932)] == [128, 128, 2048, 2176, 45056]
-  for ways in (2, 3, 4, 8, 24):
-    length = filled_length(44932, ways)
-    assert length % (16 * ways) == length % 512 == 0 and length >= 44932
+  for num_shards in (2, 3, 4, 8, 24):
+    length = filled_length(44932, num_shards)
+    assert length % (16 * num_shards) == length % 512 == 0 and length >= 44932
 
 
 @pytest.mark.parametrize("window", [None, 1])
@@ -204,7 +204,7 @@ def test_parts_of_the_kernels_mask_are_those_of_the_rule(window):
 def test_wrong_lengths_and_backends_are_named():
   rule = RULES["one"]
   arrays = draw(rule)
-  with pytest.raises(ValueError, match="6 tokens, but the rule is for 9"):
+  with pytest.raises(ValueError, match="6 tokens, but the attention mask is for 9"):
     attend(*arrays, make_sight(dataclasses.replace(rule, num_groups=2)))
   with pytest.raises(ValueError, match="'flash' is unknown"):
     attend(*arrays, dataclasses.replace(make_sight(rule), backend="flash"))

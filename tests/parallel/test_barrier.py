@@ -78,7 +78,7 @@ def test_all_that_go_the_same_way_pass(monkeypatch):
 def test_who_waits_learns_who_has_failed_and_all_meet_at_the_end(monkeypatch, failed, num_met):
   ways = [[WHOLE, WHOLE] for _ in range(NUM)]
   ways[failed] = [WHOLE, WHOLE[:num_met], LAST]
-  error = f"process {failed} failed in its part; see what it says"
+  error = f"process {failed} failed; see its log"
   expected = [[*WHOLE, *WHOLE[:num_met], error, *LAST] for _ in range(NUM)]
   expected[failed] = [*WHOLE, *WHOLE[:num_met], *LAST]
   assert meet_all(monkeypatch, ways) == expected

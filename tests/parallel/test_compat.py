@@ -14,7 +14,7 @@ from videoar_jax.nn.mask import AttentionMask, BlockCausalMask
 from videoar_jax.parallel import barrier, compat
 from videoar_jax.runtime.versions import installed
 
-TESTED = "install a version that is tested: jax 0.10.2 to 0.12.x"
+TESTED = "install a tested version: jax 0.10.2 to 0.12.x"
 KERNEL = "jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel"
 MASK = "jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask"
 

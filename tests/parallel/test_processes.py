@@ -74,7 +74,7 @@ def test_by_variables_and_by_what_the_cluster_tells(started, monkeypatch):
 @pytest.mark.parametrize(
   ("name", "value", "message"),
   [
-    ("VIDEOAR_PROCESS", "", "need VIDEOAR_PROCESS beside"),
+    ("VIDEOAR_PROCESS", "", "VIDEOAR_PROCESS must be set with"),
     ("VIDEOAR_PROCESS", "2", "below VIDEOAR_NUM_PROCESSES=2"),
     ("VIDEOAR_NUM_PROCESSES", "two", "whole number"),
     ("VIDEOAR_COORDINATOR", "host", "HOST:PORT"),

@@ -66,7 +66,7 @@ def test_damaged_file_and_unknown_prompt_are_named(tmp_path):
     make_text_encoder(str(tmp_path / "bad.safetensors"), 5, ())
   save_file(FEATURES, tmp_path / "good.safetensors")
   encoder = make_text_encoder(str(tmp_path / "good.safetensors"), 5, ())
-  with pytest.raises(ValueError, match="no features of 'a red sta'; near it is 'a red star'"):
+  with pytest.raises(ValueError, match="no features of 'a red sta'; did you mean 'a red star'"):
     encoder.encode("a red sta")
 
 

@@ -96,7 +96,7 @@ def test_file_of_a_tokenizer(tokenizer_file):
 def test_wrong_files_of_a_tokenizer_are_named(tmp_path, tokenizer_file, monkeypatch):
   (tmp_path / "bad.json").write_text("{}")
   for path in ("nowhere.json", str(tmp_path / "bad.json")):
-    with pytest.raises(ValueError, match=r"text\.tokenizer=.*is no file of a tokenizer"):
+    with pytest.raises(ValueError, match=r"text\.tokenizer=.*is not a tokenizer file"):
       make_text_encoder(path, 5, ())
   monkeypatch.setitem(sys.modules, "tokenizers", None)
   with pytest.raises(ValueError, match=r"pip install 'videoar_jax\[tokenizers\]'"):
@@ -116,7 +116,7 @@ def test_classes_are_one_token_each():
   ("tokenizer", "length", "classes", "said"),
   [
     ("classes", 2, ("run",), "set text.length = 1"),
-    ("classes", 1, (), "text.classes: needs the names"),
+    ("classes", 1, (), "text.classes must list the names"),
     ("classes", 1, ("run", "run"), "each once"),
     ("bytes", 8, ("run",), "text.classes is set"),
     ("letters", 8, (), "text.tokenizer='letters' must be"),

@@ -70,7 +70,7 @@ def test_a_reader_leaves_an_unfinished_save_alone(saved):
 def test_full_disk_is_named_and_loses_nothing(saved, monkeypatch):
   checkpointer = Checkpointer(saved)
   monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100, 90, 10))
-  with pytest.raises(OSError, match=r"no room on the disk.*checkpoints.*from step 7"):
+  with pytest.raises(OSError, match=r"no space on the disk.*checkpoints.*from step 7"):
     checkpointer.save(8, make_state(2.0), {"next_index": 4})
   assert checkpointer.latest_step == 7
   checkpointer.close()
@@ -235,7 +235,7 @@ def test_a_save_that_another_process_cannot_begin_is_begun_by_none(saved, monkey
   monkeypatch.setattr(holder, part.rpartition(".")[2], lambda *_, **__: tried.append(part))
   # As if the other one had failed as soon as this one has tried.
   monkeypatch.setattr(processes, "all_true", lambda is_so: is_so and not tried)
-  with pytest.raises(OSError, match="another process could not"):
+  with pytest.raises(OSError, match="another process failed"):
     checkpointer.save(8, make_state(2.0), {"next_index": 4})
   monkeypatch.undo()
   assert tried and not list(saved.glob("8*"))

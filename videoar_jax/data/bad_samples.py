@@ -1,4 +1,4 @@
-"""Samples that cannot be used: each is listed once, counted by cause, and too many stop the run."""
+"""Bad samples of a data source: listed once each, counted by cause; too many stop the run."""
 
 from __future__ import annotations
 
@@ -11,25 +11,30 @@ from pathlib import Path
 _NUM_SHOWN = 20
 
 
-def fault(cause: str, details: str) -> ValueError:
-  """Returns what is raised of a sample: its cause, which is counted, and details for the log."""
+def bad_sample(cause: str, details: str) -> ValueError:
+  """Returns the error to raise for a bad sample.
+
+  Args:
+    cause: what is wrong, without details of the sample: equal causes are counted together.
+    details: a note for the log.
+  """
   error = ValueError(cause)
   error.add_note(details)
   return error
 
 
 class BadSamples:
-  """What went wrong with the samples of a source.
+  """The bad samples of one source.
 
   Args:
-    source: its name, for people.
-    num_samples: how many it has.
-    max_share: more faults than this share of the samples are an error.
+    source: name of the source, for messages.
+    num_samples: number of samples in the source.
+    max_share: largest allowed share of bad samples.
 
   Attributes:
-    skipped: (key, cause) of each sample that cannot be used.
-    num_parts: processes that share the samples; each counts for itself.
-    num_reads: of samples by this process, good or bad.
+    skipped: (key, cause) of each bad sample.
+    num_parts: processes that share the samples; each keeps its own count.
+    num_reads: samples that this process has read, good or bad.
   """
 
   def __init__(self, source: str, num_samples: int, max_share: float):
@@ -41,10 +46,10 @@ class BadSamples:
     self._lock = threading.Lock()
 
   def add(self, key: str, cause: str) -> bool:
-    """Lists a sample; returns whether it was not listed before.
+    """Adds a bad sample; returns whether it is new to the list.
 
     Raises:
-      ValueError: there are too many; names them.
+      ValueError: there are too many bad samples; the message lists the first ones.
     """
     with self._lock:
       self._num_bad_reads += 1
@@ -61,19 +66,19 @@ class BadSamples:
   def _are_too_many(self) -> bool:
     if len(self.skipped) <= self.max_share * self.num_samples / self.num_parts:
       return False
-    # One of several processes reads a part of the samples in an epoch, and other ones in the next:
-    # in time it finds all that are bad, so that it is the share of what it read that tells.
+    # Each of several processes reads a different part of the samples in every epoch. In time it
+    # finds all bad samples of the source, so the test is their share among its own reads.
     return self.num_parts == 1 or self._num_bad_reads > self.max_share * self.num_reads
 
   def write_to(self, file: BadSamplesFile) -> None:
-    """Lists what was found in a file, and from now on each sample as it is found."""
+    """Writes the bad samples so far to a file, and from now on each new one."""
     with self._lock:
       self._file = file
       for key, cause in self.skipped:
         file.add(self.source, key, cause)
 
   def causes(self) -> str:
-    """Returns how many samples each cause has, as a text."""
+    """Returns the number of samples by cause, as text."""
     counts = Counter(cause for _, cause in self.skipped)
     return "; ".join(f"{count} x {cause}" for cause, count in counts.most_common())
 
@@ -81,28 +86,28 @@ class BadSamples:
     lines = [f"  {key}: {cause}" for key, cause in self.skipped[:_NUM_SHOWN]]
     return (
       f"{self.source}: {len(self.skipped)} of {self._what()} cannot be used, more than "
-      f"data.max_bad_share={self.max_share:g} allows ({self.causes()}). Mend them, or raise the "
-      "share. The first ones:\n" + "\n".join(lines)
+      f"data.max_bad_share={self.max_share:g} allows ({self.causes()}). Fix them, or raise the "
+      "limit. The first ones:\n" + "\n".join(lines)
     )
 
   def _what(self) -> str:
-    part = f", of which 1 in {self.num_parts} is read here," if self.num_parts > 1 else ""
+    part = f" (this process reads 1 in {self.num_parts})" if self.num_parts > 1 else ""
     return f"{self.num_samples} samples{part}"
 
 
 def write_bad_samples(path: Path, sources: Iterable) -> None:
-  """Lists the faults of sources in a file: those so far, and from now on each as it is found.
+  """Writes the bad samples of sources to a file: those so far, and from now on each new one.
 
-  Lines are {"source", "key", "cause"}, each sample once; what an earlier run wrote stays.
+  Lines are {"source", "key", "cause"}, one per sample; lines of an earlier run are kept.
 
   Args:
-    path: of the file.
-    sources: those without `faults` have none.
+    path: the file.
+    sources: data sources; those without `bad_samples` are left out.
   """
   file = BadSamplesFile(path)
   for source in sources:
-    if hasattr(source, "faults"):
-      source.faults.write_to(file)
+    if hasattr(source, "bad_samples"):
+      source.bad_samples.write_to(file)
 
 
 class BadSamplesFile:
@@ -112,13 +117,13 @@ class BadSamplesFile:
     self._path, self._lock = path, threading.Lock()
     text = path.read_text() if path.exists() else ""
     whole = text[: text.rfind("\n") + 1]
-    if whole != text:  # The machine failed within a line.
+    if whole != text:  # An earlier run was cut off while it wrote a line.
       path.write_text(whole)
     found = map(json.loads, whole.splitlines())
-    self._known = {(fault["source"], fault["key"]) for fault in found}
+    self._known = {(entry["source"], entry["key"]) for entry in found}
 
   def add(self, source: str, key: str, cause: str) -> None:
-    """Adds a line, unless there is one of this sample."""
+    """Adds a line, unless the sample has one."""
     with self._lock:
       if (source, key) not in self._known:
         self._known.add((source, key))

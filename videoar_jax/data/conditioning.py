@@ -1,4 +1,4 @@
-"""Images and videos that a model is to go on from, as pixels of its size."""
+"""Reads the images and videos that a sample continues, at the model's size and frame rate."""
 
 import av
 import numpy as np
@@ -10,20 +10,20 @@ from videoar_jax.data import video as clips
 def read_image(
   path: str, resolution: tuple[int, int], *, is_resized: bool
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Reads a picture.
+  """Reads an image.
 
   Args:
-    path: of the file.
+    path: the file.
     resolution: (H, W).
-    is_resized: resize to cover that, and crop around the centre; else it must be of that size.
+    is_resized: resize to cover `resolution` and crop the centre; else the size must match.
   Raises:
-    ValueError: it cannot be read, or is of another size.
+    ValueError: the file cannot be read, or its size does not match.
   """
   try:
     image = clips.read_image(path)
   except ValueError as error:
     reason = getattr(error.__cause__, "strerror", None) or error.__cause__
-    raise ValueError(f"{path} cannot be read as a picture ({reason})") from error
+    raise ValueError(f"{path} cannot be read as an image ({reason})") from error
   if not is_resized:
     _check_size(path, (image.height, image.width), resolution)
   return clips.resize_and_crop_image(image, resolution)
@@ -38,17 +38,17 @@ def read_video(
   max_frames: int,
   is_resized: bool,
 ) -> UInt8[np.ndarray, "f H W 3"]:
-  """Reads all frames of a video, at the model's rate.
+  """Reads all frames of a video, at the model's frame rate.
 
   Args:
-    path: of the file.
+    path: the file.
     resolution: see `read_image`.
-    frame_rate: frames a second to read, whatever the file's are.
+    frame_rate: frames per second to read at; the file may have any rate.
     stride: tau; the result has 1 + tau k frames.
-    max_frames: how many the result may have.
-    is_resized: make it fit, and leave out last frames; else it must fit as it is.
+    max_frames: largest number of frames in the result.
+    is_resized: resize and drop last frames to fit; else size and length must match.
   Raises:
-    ValueError: it cannot be read, or is of another size or length.
+    ValueError: the file cannot be read, or its size or length does not match.
   """
   try:
     clips.probe(path)
@@ -57,7 +57,7 @@ def read_video(
       size = (context.height, context.width)
     if not is_resized:
       _check_size(path, size, resolution)
-    # One frame more than there may be, to tell.
+    # One frame more than allowed shows that the video is too long.
     video = clips.decode_video(path, resolution, end_s=(max_frames + 1) / frame_rate)
   except ValueError as error:
     raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None

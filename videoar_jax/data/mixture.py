@@ -1,10 +1,10 @@
-"""Batches of several shapes and sources, in an order that the seed alone decides.
+"""Batches of several shapes and sources, in an order that depends on the seed alone.
 
-A batch has one shape, and comes from one bucket: samples of one source that are read at one
-resolution. Which bucket and which number of frames follows from the number of batches before it,
-by a table that repeats; so does which of the bucket's samples are in it, since it is known how many
-the batches before it took. Any batch can be made without those before it, in any thread and on any
-host, and the iterator's state is the number of batches taken.
+A batch has one shape and comes from one bucket: samples of one source, read at one resolution. A
+repeating table maps the batch's index to its bucket and number of frames. It also gives how many
+samples of the bucket the earlier batches took, and so which samples come next. Any thread on any
+host can therefore make any batch without the ones before it, and the iterator's state is the number
+of batches taken.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ import numpy as np
 from videoar_jax.data import buckets
 from videoar_jax.data.sources.base import ClipSource, EncodedSource
 
-# Batches until the table repeats: shares are kept to a thousandth.
+# Batches until the table repeats: shares are exact to a thousandth.
 PERIOD = 1000
-# Batches. Grain's lengths may be rounded up, and must not exceed the largest integer then.
+# Length of an endless dataset, in batches. Grain may round it up, which must not overflow.
 ENDLESS = 2**40
 
 Shape = tuple[int, int, int]  # Frames, height, width.
@@ -26,16 +26,16 @@ Shape = tuple[int, int, int]  # Frames, height, width.
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-  """Samples that are read at one resolution, each once in an epoch.
+  """Samples of one source that are read at one resolution, each once per epoch.
 
   Attributes:
-    name: of the source, for people.
-    samples: their places in the source.
-    epoch_size: samples of the source; sample i in epoch e is item `i + e * epoch_size`.
-    readers: the source once for each number of frames; items as of `make_source`.
-    shapes: of these.
-    batch_sizes: clips of a global batch of each shape.
-    share: of the batches; each shape has the same part of it.
+    name: name of the source, for messages.
+    samples: indices of the samples in the source.
+    epoch_size: samples in the source; sample i in epoch e is item `i + e * epoch_size`.
+    readers: the source at each number of frames; items are those of `make_source`.
+    shapes: clip shape of each reader.
+    batch_sizes: clips in a global batch of each shape.
+    share: share of the batches that come from this bucket, divided equally among its shapes.
   """
 
   name: str
@@ -56,25 +56,25 @@ def make_buckets(
   batch_size: Callable[[Shape], int],
   share: float,
 ) -> list[Bucket]:
-  """Divides a source into buckets: each sample to the resolution of the nearest aspect ratio.
+  """Divides a source into buckets: each sample goes to the resolution of nearest aspect ratio.
 
   Args:
-    name: of the source, for people.
+    name: name of the source, for messages.
     source: from `make_source`.
-    num_frames: of clips; batches take turns.
-    resolutions: (H, W) each.
-    batch_size: of a global batch by its shape.
-    share: of the batches that come from this source.
+    num_frames: lengths of clips; the batches of a bucket alternate between them.
+    resolutions: (H, W) of each bucket.
+    batch_size: maps a shape to the size of its global batch.
+    share: share of the batches that come from this source.
   Raises:
-    ValueError: a resolution has no sample, or sizes are not known.
+    ValueError: a resolution has no sample, or the source does not know its samples' sizes.
   """
   chosen = [range(len(source))]
   if len(resolutions) > 1 and hasattr(source, "aspect_ratios"):
     nearest = buckets.nearest(source.aspect_ratios(), resolutions)
-    # A source may count a sample several times, one round after the other.
+    # A source may count each sample several times, one pass after the other.
     nearest = np.tile(nearest, len(source) // len(nearest))
     chosen = [np.flatnonzero(nearest == i) for i in range(len(resolutions))]
-  elif len(resolutions) > 1:  # Sprites fit any.
+  elif len(resolutions) > 1:  # Sprites can be drawn at any resolution.
     chosen = [range(i, len(source), len(resolutions)) for i in range(len(resolutions))]
   empty = [r for r, samples in zip(resolutions, chosen, strict=True) if len(samples) == 0]
   if empty:
@@ -86,7 +86,8 @@ def make_buckets(
   for (height, width), samples in zip(resolutions, chosen, strict=True):
     shapes = tuple((frames, height, width) for frames in num_frames)
     sizes = tuple(batch_size(shape) for shape in shapes)
-    # As many batches as its samples need, so that every source's samples are seen equally often.
+    # In proportion to the batches that its samples fill, so that all samples of a source are seen
+    # equally often.
     readers = tuple(source.reshaped(frames, (height, width)) for frames in num_frames)
     weight = len(samples) / (sum(sizes) / len(sizes))
     found.append(Bucket(name, samples, len(source), readers, shapes, sizes, weight))
@@ -95,13 +96,14 @@ def make_buckets(
 
 
 def share_out(shares: Sequence[float], length: int) -> np.ndarray:
-  """Returns whose turn it is, `length` times: each time that of the one furthest behind its share.
+  """Returns a sequence of `length` indices that keeps to the shares at every point.
 
-  The first of several that are equally far behind has it.
+  Each entry is the index that is furthest behind its share; the first one, if several are equally
+  far behind.
   """
   shares, taken, turns = np.asarray(shares), np.zeros(len(shares)), np.empty(length, np.int64)
   for i in range(length):
-    # Rounding must not decide between those that are equally far behind.
+    # Round, so that floating-point error does not break ties.
     turns[i] = np.argmax(np.round(shares * (i + 1) - taken, 9))
     taken[turns[i]] += 1
   return turns
@@ -112,12 +114,12 @@ class Mixture:
 
   Args:
     buckets: from `make_buckets`; shares sum to 1.
-    seed: of the orders; each bucket and each epoch has its own.
-    tokenize: maps a caption to an array, the same shape for all; a file whose caption it refuses
-      with ValueError is replaced.
-    fields: of items that batches have beside the clips, their texts and ids.
+    seed: seed of the shuffling; each bucket and each epoch has its own order.
+    tokenize: maps a caption to an array of fixed shape. If it raises ValueError, another sample
+      takes the place of this one.
+    fields: further fields of items to put into batches, beside clips, texts and ids.
   Raises:
-    ValueError: shares do not sum to 1, or one is so small that it would have no batch.
+    ValueError: shares do not sum to 1, or one is too small to get a batch.
   """
 
   def __init__(
@@ -133,20 +135,20 @@ class Mixture:
       raise ValueError(
         f"shares of the mixture are {[b.share for b in buckets]}; they must sum to 1"
       )
-    # What a turn may be: (bucket, number of the shape).
+    # Each kind of batch: (bucket index, shape index).
     self._kinds = [(b, s) for b, bucket in enumerate(buckets) for s in range(len(bucket.shapes))]
     shares = [buckets[b].share / len(buckets[b].shapes) for b, _ in self._kinds]
     self._turns = share_out(shares, PERIOD)
     for kind in sorted(set(range(len(self._kinds))) - set(self._turns.tolist())):
       raise ValueError(
         f"{self.describe(kind)} would be {shares[kind]:.2%} of the batches, which is less than one "
-        f"in {PERIOD}; remove its aspect ratio, or raise its weight"
+        f"in {PERIOD}; remove its aspect ratio or raise its weight"
       )
     sizes = np.zeros((PERIOD, len(buckets)), np.int64)
     for turn, kind in enumerate(self._turns):
       b, s = self._kinds[kind]
       sizes[turn, b] = buckets[b].batch_sizes[s]
-    # Samples of each bucket before each turn of the table, and in all of it.
+    # Samples of each bucket that are taken before each entry of the table, and by all of it.
     self._before, self._total = np.cumsum(sizes, axis=0) - sizes, sizes.sum(axis=0)
     self._orders = [
       grain.MapDataset.range(len(bucket.samples)).shuffle((seed + 7919 * b) % 2**32).repeat(None)
@@ -154,19 +156,19 @@ class Mixture:
     ]
 
   def describe(self, kind: int) -> str:
-    """Returns a source and a shape as a text."""
+    """Returns the source and shape of a kind of batch, as text."""
     b, s = self._kinds[kind]
     frames, height, width = self.buckets[b].shapes[s]
     return f"{self.buckets[b].name} {frames}x{height}x{width}"
 
   @property
   def shapes(self) -> list[tuple[Shape, int]]:
-    """The different (shape, clips of a global batch) of all batches."""
+    """The distinct (shape, global batch size) of all batches."""
     pairs = [pair for b in self.buckets for pair in zip(b.shapes, b.batch_sizes, strict=True)]
     return list(dict.fromkeys(pairs))
 
   def drawn(self, first: int, last: int) -> dict[str, dict[str, int]]:
-    """Returns {batches, clips} of each source and shape, from batch `first` to before `last`."""
+    """Returns {batches, clips} of each source and shape, over batches `first` to `last - 1`."""
     result = {}
     for kind, (b, s) in enumerate(self._kinds):
       count = self._count(kind, last) - self._count(kind, first)
@@ -175,13 +177,13 @@ class Mixture:
     return result
 
   def _count(self, kind: int, end: int) -> int:
-    """Returns how many of the first batches are of a kind."""
+    """Returns how many of the first `end` batches are of a kind."""
     rounds, rest = divmod(end, PERIOD)
     is_kind = self._turns == kind
     return int(rounds * is_kind.sum() + is_kind[:rest].sum())
 
   def items(self, batch: int) -> tuple[int, int, list[int]]:
-    """Returns the bucket of a batch, the number of its shape, and the items of its clips."""
+    """Returns a batch's bucket index, its shape index, and the items of its clips."""
     rounds, turn = divmod(batch, PERIOD)
     b, s = self._kinds[self._turns[turn]]
     bucket, order = self.buckets[b], self._orders[b]
@@ -194,7 +196,7 @@ class Mixture:
     return b, s, items
 
   def read(self, batch: int, process_index: int = 0, process_count: int = 1) -> dict:
-    """Returns this process's part of a batch."""
+    """Returns this process's shard of a batch."""
     b, s, items = self.items(batch)
     size = len(items) // process_count
     reader = EncodedSource(self.buckets[b].readers[s], self._tokenize)
@@ -215,26 +217,26 @@ class Mixture:
     num_threads: int = 4,
     prefetch: int = 4,
   ) -> grain.DatasetIterator:
-    """Returns an endless iterator over this process's part of each batch.
+    """Returns an endless iterator over this process's shard of each batch.
 
     Args:
-      process_index, process_count: this process and how many there are.
-      num_threads: threads that make a batch each; 0 makes them in the caller's.
-      prefetch: batches that are made ahead, if there are threads.
+      process_index, process_count: this process, and the number of processes.
+      num_threads: threads, each of which makes a batch; 0 makes batches in the caller's thread.
+      prefetch: batches to make ahead, if there are threads.
     Returns:
-      Iterator over batches as of `make_iterator`, which also have the number of their bucket. Its
+      Iterator over batches like those of `make_iterator`, with the index of their `bucket`. Its
       state does not depend on the number of processes.
     Raises:
-      ValueError: a batch does not divide over processes.
+      ValueError: the processes do not divide a batch.
     """
     for shape, size in self.shapes:
       if size % process_count:
         raise ValueError(
-          f"batches of {size} clips of {shape} cannot be shared by {process_count} processes"
+          f"a batch of {size} clips of shape {shape} does not divide over {process_count} processes"
         )
     for bucket in self.buckets:
-      if isinstance(bucket.readers[0], ClipSource):  # All of a bucket list their faults together.
-        bucket.readers[0].faults.num_parts = process_count
+      if isinstance(bucket.readers[0], ClipSource):  # A bucket's readers share one list.
+        bucket.readers[0].bad_samples.num_parts = process_count
     dataset = grain.MapDataset.range(ENDLESS).map(
       lambda batch: self.read(batch, process_index, process_count)
     )

@@ -1,8 +1,8 @@
 """From a config to batches: which clips, in which order, in which process.
 
-The order of clips is one global sequence, cut into global batches; process p of n reads the p-th of
-n equal parts of each batch. So the batches do not depend on the number of processes, and the
-iterator's state is the number of batches taken.
+Clips have one global order, which is cut into global batches; process p of n reads the p-th of n
+equal parts of each batch. So batches do not depend on the number of processes, and the iterator's
+state is the number of batches taken.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ class DataConfig:
   """The clips.
 
   Attributes:
-    source: "sprites" (made as they are read), "folder" (videos and images), "shards" (tar or
-      ArrayRecord files), "index" (a list of files, as lines of JSON or Parquet) or "tfds" (a
-      prepared TensorFlow dataset).
-    path: of the folder, the shards, the index, or the dataset's version, such as
-      `DATA/ucf101/ucf101_1/2.0.0`; all but a folder may be URLs. None for sprites.
+    source: "sprites" (drawn on the fly), "folder" (videos and images), "shards" (tar or ArrayRecord
+      files), "index" (a list of files, as JSON lines or Parquet) or "tfds" (a prepared TensorFlow
+      dataset).
+    path: the folder, the folder of shards, the index file, or the dataset's version, such as
+      `DATA/ucf101/ucf101_1/2.0.0`. All but "folder" may be URLs. None for sprites.
     filter: which entries of an index to use, such as "duration >= 2 and width > height"; None for
       all.
-    split_file: a list of a folder's videos to train on, such as UCF-101's `trainlist01.txt`; None
+    split_file: list of a folder's videos to train on, such as UCF-101's `trainlist01.txt`; None
       keeps a tenth of the videos for testing.
-    num_frames: frames of a clip.
+    num_frames: frames per clip.
     frame_rate: frames per second at which clips are read.
-    resolution: (height, width) in pixels; pictures are scaled and cropped to it.
-    num_objects: objects in a clip of sprites: 1, 2, or (1, 2) for either.
-    seed: which sprites, and where in the videos the clips begin.
-    clips_per_file: clips of each video in an epoch.
-    cache_bytes: memory for a folder's decoded frames; a folder that needs more is decoded anew each
-      time.
-    max_bad_share: share of the samples that may be unusable, such as damaged files; the run stops
-      at more.
+    resolution: (height, width) in pixels; frames are resized and cropped to it.
+    num_objects: objects in a sprites clip: 1, 2, or (1, 2) for either.
+    seed: seed of the sprites, and of where in a video each clip begins.
+    clips_per_file: clips per video in an epoch.
+    cache_bytes: memory for a folder's decoded frames; a folder that needs more is decoded at every
+      read.
+    max_bad_share: largest allowed share of unusable samples, such as damaged files; the run stops
+      when there are more.
     frame_rates: rates to draw from in training, among those at which a video is long enough; () for
       `frame_rate` alone.
     is_flipped: mirror half of the training clips, left to right.
-    is_randomly_cropped: train on random crops of pictures of another aspect ratio, instead of
-      center crops.
+    is_randomly_cropped: train on random instead of center crops where a video's aspect ratio is not
+      the resolution's.
     p_drop_caption: share of the training captions that are replaced by the empty one.
     num_threads: threads that read clips; 0 reads them in the training loop itself.
-    prefetch: batches that are read ahead.
+    prefetch: batches to read ahead.
   """
 
   source: str = "sprites"
@@ -85,18 +85,20 @@ class DataConfig:
     if self.source not in SOURCES:
       raise ValueError(f"data.source is {self.source!r}; set it to one of {', '.join(SOURCES)}.")
     if self.source != "sprites" and not self.path:
-      raise ValueError("data.path is not set; set it to the folder that holds the videos.")
+      raise ValueError("data.path is not set; set it to the folder of videos, shards or index.")
     if not 0 <= self.max_bad_share <= 1:
-      raise ValueError(f"data.max_bad_share is {self.max_bad_share}; set it to 0 up to 1.")
+      raise ValueError(f"data.max_bad_share is {self.max_bad_share}; set it between 0 and 1.")
     if self.source == "sprites" and self.path:
       raise ValueError(
         f"data.path is {self.path!r}, but sprites read no files; set data.source = 'folder' to "
         "read it, or leave data.path unset."
       )
     if self.filter and self.source != "index":
-      raise ValueError(f"data.filter is of an index, not of {self.source}; leave it unset.")
+      raise ValueError(f"data.filter applies to an index, not to {self.source}; leave it unset.")
     if self.split_file and self.source != "folder":
-      raise ValueError(f"data.split_file is of a folder, not of {self.source}; leave it unset.")
+      raise ValueError(
+        f"data.split_file applies to a folder, not to {self.source}; leave it unset."
+      )
     for name, least in (
       ("num_frames", 1),
       ("clips_per_file", 1),
@@ -110,11 +112,11 @@ class DataConfig:
     if not all(rate > 0 for rate in self.frame_rates):
       raise ValueError(f"data.frame_rates is {self.frame_rates}; set them to more than 0.")
     if not 0 <= self.p_drop_caption <= 1:
-      raise ValueError(f"data.p_drop_caption is {self.p_drop_caption}; set it to 0 up to 1.")
+      raise ValueError(f"data.p_drop_caption is {self.p_drop_caption}; set it between 0 and 1.")
     options = ("frame_rates", "is_flipped", "is_randomly_cropped", "p_drop_caption")
     used = [name for name in options if getattr(self, name)]
     if used and self.source == "sprites":
-      raise ValueError(f"data.{used[0]} is of files, not of sprites; leave it unset.")
+      raise ValueError(f"data.{used[0]} applies to files, not to sprites; leave it unset.")
     if not self.frame_rate > 0:
       raise ValueError(f"data.frame_rate is {self.frame_rate}; set it to more than 0.")
     if len(self.resolution) != 2 or min(self.resolution) < 1:
@@ -134,7 +136,7 @@ def _as_tuple(name: str, value) -> tuple:
 
 
 def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
-  """Opens the data set of a config.
+  """Opens the source of a config.
 
   Args:
     data: what to read.
@@ -168,7 +170,7 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
   )
 
 
-# Fields that say how clips are read, and change none of them.
+# Fields that affect how clips are read, but not what they contain.
 READING_FIELDS = ("cache_bytes", "max_bad_share", "num_threads", "prefetch")
 
 
@@ -186,38 +188,37 @@ def make_iterator(
   num_threads: int = 4,
   prefetch: int = 4,
 ) -> grain.DatasetIterator:
-  """Returns an iterator over this process's part of each global batch.
+  """Returns an iterator over this process's shard of each global batch.
 
   Args:
-    source: from `make_source`, or a `LatentsSource`. Item `i + n * epoch` of a source of length n
-      is visited in place of item i in a later epoch, so that a video is not cut at the same places
-      each time.
-    batch_size: clips of a global batch.
-    seed: of the order; each epoch has another one.
-    tokenize: maps a caption to an array, the same shape for all; a file whose caption it refuses
-      with ValueError is replaced.
-    fields: of items that batches have beside the clips, their texts and ids, such as "class_id".
-    shuffle: visit an epoch's items in random order. Sprites are independent as they are.
-    num_epochs: None for endless; the last batch of a finite number of epochs is dropped where it
-      is not full.
-    process_index, process_count: this process and how many there are.
+    source: from `make_source`, or a `LatentsSource`. In epoch e, item `i + n * e` of a source of
+      length n takes the place of item i, so that each epoch cuts different clips from a video.
+    batch_size: clips in a global batch.
+    seed: seed of the shuffling; each epoch has its own order.
+    tokenize: maps a caption to an array of fixed shape. If it raises ValueError, another sample
+      takes the place of this one.
+    fields: further fields of items to put into batches, beside clips, texts and ids, such as
+      "class_id".
+    shuffle: visit an epoch's items in random order. Sprites are independent without it.
+    num_epochs: None for endless; else an incomplete last batch is dropped.
+    process_index, process_count: this process, and the number of processes.
     num_threads: threads that make batches; 0 makes them on demand in the caller's thread.
-    prefetch: batches that are made ahead, if there are threads.
+    prefetch: batches to make ahead, if there are threads.
   Returns:
     Iterator over {video: uint8 [b, f, H, W, 3], text: int32 [b, P], id: int64 [b]} and `fields`,
-    b = batch_size / process_count, with latents: bfloat16 [b, t, h, w, d] in place
-    of video where the source has these. `get_state` and `set_state` carry a small JSON dict; the
-    batches after a restore are those that would have followed. `close` ends its threads.
+    b = batch_size / process_count; a source of latents gives latents: bfloat16 [b, t, h, w, d]
+    in place of video. `get_state` and `set_state` use a small JSON dict; after a restore, the same
+    batches follow as without it. `close` ends the threads.
   Raises:
-    ValueError: the batch does not divide over processes, or there is no full batch.
+    ValueError: the processes do not divide the batch, or there is no full batch.
   """
   if batch_size % process_count:
     raise ValueError(
-      f"batch_size is {batch_size}, which {process_count} processes cannot share equally; set it "
+      f"batch_size is {batch_size}, which does not divide over {process_count} processes; set it "
       f"to a multiple of {process_count}."
     )
   if isinstance(source, ClipSource):
-    source.faults.num_parts = process_count
+    source.bad_samples.num_parts = process_count
   length, encoded = len(source), EncodedSource(source, tokenize)
   dataset = grain.MapDataset.range(length)
   dataset = dataset.shuffle(seed % 2**32) if shuffle else dataset

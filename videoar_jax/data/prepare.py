@@ -1,11 +1,11 @@
-"""Prepares videos and images for training: short clips of a bounded size, in shards.
+"""Prepares videos and images for training: short clips of bounded size, in shards.
 
-A run that was killed goes on after its last whole shard. The folder of the shards then has
+A run that was killed resumes after its last complete shard. The output folder has
 
-  prepared.json                        what was asked for
-  clips-00000-of-00004.array_record    samples, see `sources/shards.py`; none where all was dropped
-  clips-00000-of-00004.json            their names, FILE#CLIP, height by width; what was dropped
-  dropped.jsonl                        all that was dropped: {"key": ..., "cause": ...}
+  prepared.json                        settings, and a hash of the files to prepare
+  clips-00000-of-00004.array_record    samples, see `sources/shards.py`; absent if all were dropped
+  clips-00000-of-00004.json            names (FILE#CLIP), height / width, and what was dropped
+  dropped.jsonl                        everything that was dropped: {"key": ..., "cause": ...}
 """
 
 import dataclasses
@@ -42,13 +42,13 @@ class Settings:
   """How media are prepared.
 
   Attributes:
-    clip_s: seconds of a clip.
-    min_s: seconds of the shortest clip that is kept.
-    short_side: pixels; larger pictures are made smaller, none is made larger.
-    frame_rate: frames a second to keep; None for each file's own.
+    clip_s: length of a clip, in seconds.
+    min_s: length of the shortest clip to keep, in seconds.
+    short_side: largest short side, in pixels; larger frames are downscaled, smaller ones kept.
+    frame_rate: frames per second to store; None for each file's own rate.
     keyframe_every: frames from one key frame to the next.
-    quality: of H.264, as its constant rate factor; lower is better.
-    files_per_shard: files that are prepared together.
+    quality: constant rate factor of H.264; lower is better.
+    files_per_shard: source files per shard.
   """
 
   clip_s: float = 10.0
@@ -63,20 +63,20 @@ class Settings:
     for name in ("clip_s", "short_side", "frame_rate", "keyframe_every", "files_per_shard"):
       value = getattr(self, name)
       if value is not None and not 0 < value < math.inf:
-        raise ValueError(f"--{name}={value} must be more than 0, and finite")
+        raise ValueError(f"--{name}={value} must be positive and finite")
     if not 0 <= self.min_s <= self.clip_s:
-      raise ValueError(f"--min_s={self.min_s} must be in 0 up to --clip_s={self.clip_s}")
+      raise ValueError(f"--min_s={self.min_s} must be between 0 and --clip_s={self.clip_s}")
     if not 0 <= self.quality <= 51:
-      raise ValueError(f"--quality={self.quality} must be in 0 up to 51")
+      raise ValueError(f"--quality={self.quality} must be between 0 and 51")
 
 
 def prepare(
   path: str, out: Path, settings: Settings, num_processes: int, filter: str | None = None
 ) -> str:
-  """Prepares a folder or an index, as far as that was not done before; returns a report.
+  """Prepares the shards of a folder or an index that are still missing; returns a report.
 
   Raises:
-    ValueError: there is nothing to prepare, or `out` was made from something else.
+    ValueError: there is nothing to prepare, or `out` holds shards of other files or settings.
   """
   if num_processes < 1:
     raise ValueError(f"--num_processes={num_processes} must be at least 1")
@@ -84,7 +84,7 @@ def prepare(
   size = settings.files_per_shard
   groups = [files[start : start + size] for start in range(0, len(files), size)]
   _check_same(out, settings, files, len(groups))
-  remove_partials(out)  # Shards are large; of one folder there is one command at a time.
+  remove_partials(out)  # Large. Safe, because only one command at a time writes to a folder.
   paths = [out / shards.prepared_name(i, len(groups)) for i in range(len(groups))]
   missing = [(path, group) for path, group in zip(paths, groups, strict=True) if not _is_done(path)]
   with tqdm(total=len(files), desc="prepare", unit="file", dynamic_ncols=True) as bar:
@@ -95,10 +95,10 @@ def prepare(
 
 
 def _list_files(path: Path, filter: str | None) -> tuple[Path, list[tuple[str, dict]]]:
-  """Returns what the files' names are relative to, and each file with its facts."""
+  """Returns the root folder, and each file's path relative to it with its metadata."""
   if path.is_dir():
     if filter:
-      raise ValueError("--filter is of an index; leave it out for a folder")
+      raise ValueError("--filter applies to an index; leave it out for a folder")
     found = sources.find_media(path)
     captions = sources.read_captions(path / sources.CAPTIONS, set(found))
     classes = {file: sources.folder_name(path, file) for file in found}
@@ -110,14 +110,14 @@ def _list_files(path: Path, filter: str | None) -> tuple[Path, list[tuple[str, d
   else:
     entries = read_entries(path)
     keep = parse_filter(filter) if filter else lambda entry: True
-    # Parquet has dates and other things that JSON has not.
+    # Parquet has types that JSON lacks, such as dates.
     files = [
       (entry["path"], json.loads(json.dumps(entry, default=str)))
       for place, entry in entries
       if _is_kept(keep, place, entry)
     ]
   if not files:
-    raise ValueError(f"{path} has nothing to prepare: no video, no image, or none that is kept")
+    raise ValueError(f"{path} has nothing to prepare: no video or image, or the filter keeps none")
   return (path if path.is_dir() else path.parent), files
 
 
@@ -129,7 +129,7 @@ def _is_kept(keep, place: str, entry: dict) -> bool:
 
 
 def _check_same(out: Path, settings: Settings, files: list, num_shards: int) -> None:
-  """Notes what `out` is to hold, or checks that it is what was noted there."""
+  """Records the settings and files in `out`, or checks that they equal those recorded there."""
   names = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
   wanted = dataclasses.asdict(settings) | {"files": names, "num_shards": num_shards}
   noted = out / shards.PREPARED
@@ -139,8 +139,8 @@ def _check_same(out: Path, settings: Settings, files: list, num_shards: int) -> 
     if different:
       changes = ", ".join(f"{name} {found.get(name)} -> {wanted[name]}" for name in different)
       raise ValueError(
-        f"--out={out} was prepared from something else: {changes}. Name another folder, or remove "
-        "this one"
+        f"--out={out} was prepared from other files or settings: {changes}. Use another folder, or "
+        "remove this one"
       )
     return
   out.mkdir(parents=True, exist_ok=True)
@@ -152,32 +152,32 @@ def _is_done(path: Path) -> bool:
 
 
 def _work(write, missing: list, num_processes: int) -> Iterator[int]:
-  """Yields the number of files of each shard when it is written."""
+  """Yields the number of files of each shard once it is written."""
   if num_processes == 1:
     yield from map(write, missing)
     return
-  # A child that is forked could inherit a lock that a thread of the parent holds.
+  # A forked child could inherit a lock that a thread of the parent holds.
   context = multiprocessing.get_context("spawn")
   with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
     yield from pool.map(write, missing)
 
 
 def _write_shard(root: Path, settings: Settings, job: tuple[Path, list]) -> int:
-  """Writes a shard, then the note that says that it is done; returns its number of files."""
+  """Writes a shard, then the .json file that marks it as done; returns its number of files."""
   path, files = job
   keys, ratios, dropped = [], [], []
 
   def samples() -> Iterator[bytes]:
     for file, facts in files:
       try:
-        captions_of(facts)  # A sample without one is dropped.
+        captions_of(facts)  # Raises for a sample without a caption, which is then dropped.
         for number, (data, added) in enumerate(_prepare_file(remote.join(root, file), settings)):
           header = {name: value for name, value in facts.items() if name != "path"} | added
           yield records.pack(header, data)
           keys.append(f"{file}#{number}")
           ratios.append(added["height"] / added["width"])
       except (ValueError, OSError) as error:
-        # What came before the damage is whole.
+        # The clips before the damage are complete and stay.
         dropped.append({"key": file, "cause": getattr(error, "strerror", None) or str(error)})
 
   found = samples()
@@ -190,10 +190,10 @@ def _write_shard(root: Path, settings: Settings, job: tuple[Path, list]) -> int:
 
 
 def _prepare_file(path: str, settings: Settings) -> Iterator[tuple[bytes, dict]]:
-  """Yields a file's clips, encoded, and what is known of each.
+  """Yields each clip of a file, encoded, with its metadata.
 
   Raises:
-    ValueError: what follows cannot be decoded, or is too short.
+    ValueError: the rest of the file cannot be decoded, or is too short.
   """
   media = open_media(path)
   if isinstance(media, str) and Path(media).stat().st_size == 0:
@@ -208,7 +208,7 @@ def _prepare_file(path: str, settings: Settings) -> Iterator[tuple[bytes, dict]]
     clip = itertools.chain([first], itertools.islice(frames, num_frames - 1))
     data, count, size = _encode_video(clip, rate, settings)
     if count < settings.min_s * rate:
-      raise ValueError(f"shorter than {settings.min_s:g} s, or its rest is")
+      raise ValueError(f"the file, or what is left after its clips, is under {settings.min_s:g} s")
     yield data, {"duration": count / float(rate), "frame_rate": float(rate)} | _size_facts(*size)
 
 
@@ -224,15 +224,15 @@ def _size_facts(height: int, width: int) -> dict:
 def _encode_video(
   frames: Iterator[av.VideoFrame], rate: Fraction, settings: Settings
 ) -> tuple[bytes, int, tuple[int, int]]:
-  """Returns frames as mp4, how many they were, and their size (H, W), of even sides."""
+  """Returns the frames as mp4, their number, and their size (H, W), with even sides."""
   buffer, count, stream = io.BytesIO(), 0, None
   with av.open(buffer, "w", format="mp4") as container:
     for frame in frames:
       if stream is None:
         size = _bounded(frame.height, frame.width, settings.short_side)
-        size = tuple(max(side // 2 * 2, 2) for side in size)  # Colours have half as many pixels.
+        size = tuple(max(side // 2 * 2, 2) for side in size)  # yuv420p needs even sides.
         stream = _add_stream(container, size, rate, settings)
-      # As RGB, which leaves no doubt about the colours.
+      # RGB input makes the colour conversion unambiguous.
       small = av.VideoFrame.from_ndarray(clips.resize_and_crop(frame, size), format="rgb24")
       small.pts, small.time_base = count, 1 / rate
       container.mux(stream.encode(small))
@@ -245,7 +245,7 @@ def _add_stream(container, size: tuple[int, int], rate: Fraction, settings: Sett
   stream = container.add_stream("libx264", rate=rate)
   stream.height, stream.width = size
   stream.pix_fmt = "yuv420p"
-  # Frames come in order, none is dear to decode, and key frames come as often as was asked for.
+  # No reordered frames, cheap decoding, and key frames exactly as often as configured.
   stream.options = {
     "crf": str(settings.quality),
     "preset": "fast",
@@ -253,11 +253,11 @@ def _add_stream(container, size: tuple[int, int], rate: Fraction, settings: Sett
     "bf": "0",
     "g": str(settings.keyframe_every),
     "sc_threshold": "0",
-    # It makes the same frames come out differently now and then, and gains little here.
+    # Macroblock-tree rate control is not deterministic, and gains little here.
     "x264-params": "mbtree=0",
   }
   stream.codec_context.time_base = 1 / rate
-  # The pool's processes work on a file each.
+  # Each process of the pool encodes its own file.
   stream.codec_context.thread_count = 1
   return stream
 
@@ -273,18 +273,18 @@ def _encode_image(media: clips.Media, short_side: int) -> tuple[bytes, dict]:
 
 
 def _report(out: Path, paths: list[Path], num_files: int) -> str:
-  """Writes the list of all that was dropped; returns how much there is of what."""
+  """Writes the list of everything that was dropped; returns a summary."""
   notes = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
-  dropped = [fault for note in notes for fault in note["dropped"]]
+  dropped = [entry for note in notes for entry in note["dropped"]]
   num_clips = sum(len(note["keys"]) for note in notes)
-  text = "".join(json.dumps(fault, ensure_ascii=False) + "\n" for fault in dropped)
+  text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
   write_text(out / DROPPED, text)
   size = sum(path.stat().st_size for path in paths if path.is_file())
   lines = [f"{num_clips} samples of {num_files} files, {size / 2**20:.1f} MiB, in {out}"]
-  causes = Counter(fault["cause"] for fault in dropped).most_common()
+  causes = Counter(entry["cause"] for entry in dropped).most_common()
   lines += [f"dropped: {count} x {cause}" for cause, count in causes]
   if num_clips == 0:
     raise ValueError(f"nothing could be prepared: {'; '.join(lines[1:])}")
   if dropped:
-    lines.append(f"{out / DROPPED} has their names")
+    lines.append(f"{out / DROPPED} lists the dropped files")
   return "\n".join(lines)

@@ -1,9 +1,9 @@
-"""Frame-accurate clips out of video files, and out of images, which are videos of one frame.
+"""Frame-accurate clips from video files, and from images as videos of one frame.
 
-A clip's frame at time t is the one that a player shows at t: the last whose time is not after t.
-Times count from the first frame of the file, whatever time stamp that has. Some formats round them
-to milliseconds, so "not after" allows for one tick of such a fine clock: else, a clip at the file's
-own rate would show some frames twice and others never.
+A clip's frame at time t is the one that a player shows at t: the last frame that does not begin
+after t. Times count from the first frame of the file, whatever its time stamp. Some formats round
+time stamps to milliseconds, so the comparison allows an error of one tick of such a fine time base:
+else a clip at the file's own rate would show some frames twice and skip others.
 """
 
 import dataclasses
@@ -18,21 +18,21 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
 
-from videoar_jax.data.bad_samples import fault
+from videoar_jax.data.bad_samples import bad_sample
 
-# A path, or a file that is open for reading and searching.
+# A path, or the bytes of a file.
 Media = str | Path | io.BytesIO
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-  """What a file says of its video stream.
+  """What a file's headers say about its video stream.
 
   Attributes:
-    last_s: time of the last frame.
-    num_frames: about how many frames there are.
-    frame_rate: frames a second, on average; of an image, 1.
-    aspect_ratio: height by width.
+    last_s: time of the last frame, in seconds.
+    num_frames: approximate number of frames.
+    frame_rate: average frames per second; 1 for an image.
+    aspect_ratio: height / width.
   """
 
   last_s: float
@@ -43,14 +43,14 @@ class VideoInfo:
 
 @dataclasses.dataclass(frozen=True)
 class _Clock:
-  """Counts a stream's time in ticks."""
+  """A stream's time base: converts seconds and frames to ticks."""
 
   seconds_per_tick: float
   ticks_per_frame: float
 
   @property
   def _slack(self) -> float:
-    # A coarse clock counts frames, exactly; then, it is our own rounding that is to be allowed for.
+    # A coarse time base counts frames exactly, so only our own rounding needs slack.
     return 1 if self.ticks_per_frame > 8 else 1e-3
 
   def wanted(self, start_s: float, num_frames: int, frame_rate: float) -> np.ndarray:
@@ -59,14 +59,14 @@ class _Clock:
     return np.floor(ticks + self._slack).astype(np.int64)
 
   def count(self, last: int, frame_rate: float) -> int:
-    """Returns how many frames, from tick 0 on, begin up to the last frame's own tick."""
+    """Returns how many frames at a rate begin from tick 0 up to tick `last`."""
     return 1 + int((last + self._slack) * self.seconds_per_tick * frame_rate)
 
   def check_end(self, wanted: int, last: int):
-    """Raises ValueError if the last frame, at tick `last`, is over at tick `wanted`."""
+    """Raises ValueError if the last frame, at tick `last`, has ended by tick `wanted`."""
     if wanted > last + 1.5 * self.ticks_per_frame:
       times_s = [ticks * self.seconds_per_tick for ticks in (last, wanted)]
-      raise fault("ends before the clip does", "at {:.2f} s, not {:.2f} s".format(*times_s))
+      raise bad_sample("ends before the clip does", "at {:.2f} s, not {:.2f} s".format(*times_s))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +79,14 @@ class DecodedVideo:
 
 
 def is_image(path: Media) -> bool:
-  """Says whether a file begins as JPEG, PNG and WebP images do."""
+  """Returns whether a file has the signature of a JPEG, PNG or WebP image."""
   if isinstance(path, io.BytesIO):
     start = path.getvalue()[:12]
   else:
     try:
       with open(path, "rb") as file:
         start = file.read(12)
-    except OSError:  # Whoever reads it as a video will tell.
+    except OSError:  # Reading it as a video will report the error.
       return False
   is_webp = start[:4] == b"RIFF" and start[8:] == b"WEBP"
   return is_webp or start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
@@ -96,7 +96,7 @@ def probe(path: Media) -> VideoInfo:
   """Opens a video and decodes its first frame.
 
   Raises:
-    ValueError: it cannot be read, or there is no video in it; the message says which.
+    ValueError: the file cannot be read, or has no video stream; the message says which.
   """
   if is_image(path):
     image = read_image(path)
@@ -111,7 +111,7 @@ def probe(path: Media) -> VideoInfo:
       duration_s = float(stream.duration * stream.time_base)
     else:
       duration_s = _measure_duration(container, stream)
-  # Some files count what precedes the first frame as part of the duration; reading finds out.
+  # Some files include time before the first frame in the duration; reading detects that.
   last_s, num_frames = max(duration_s - frame_s, 0.0), max(round(duration_s / frame_s), 1)
   return VideoInfo(last_s, num_frames, _frame_rate(stream), first.height / first.width)
 
@@ -127,12 +127,12 @@ def read_clip(
   """Reads the frames at start_s, start_s + 1 / frame_rate, and so on.
 
   Args:
-    path: of the video file, or the file.
+    path: the video file, or its bytes.
     start_s: seconds after the file's first frame.
     num_frames: how many frames to read.
-    frame_rate: of the clip, in frames per second; the file may have any.
+    frame_rate: frames per second of the clip; the file may have any rate.
     resolution: (H, W) that each frame is resized to cover, and then cropped to.
-    crop: (y, x) of what is shown, from 0, top or left, to 1; by default the middle.
+    crop: (y, x) position of the crop, from 0 (top, left) to 1; by default the center.
   Raises:
     ValueError: the file cannot be decoded, or ends before the clip does.
   """
@@ -150,7 +150,7 @@ def read_clip(
       if len(clip) == num_frames:
         return np.stack(clip)
       previous, previous_tick, resized = frame, tick, None
-    # The rest of the clip is the last frame, if that lasts as long.
+    # The file's last frame fills the rest of the clip, if it lasts long enough.
     clock.check_end(wanted[-1], previous_tick)
     resized = resize_and_crop(previous, resolution, crop)
     return np.stack(clip + [resized] * (num_frames - len(clip)))
@@ -160,10 +160,10 @@ def read_frames(path: Media, frame_rate: float) -> Iterator[av.VideoFrame]:
   """Yields all frames of a video, at 0, 1 / frame_rate, and so on, to its end.
 
   Args:
-    path: of the video file, or the file.
-    frame_rate: in frames per second; the file may have any.
+    path: the video file, or its bytes.
+    frame_rate: frames per second to read at; the file may have any rate.
   Raises:
-    ValueError: the file cannot be decoded any further.
+    ValueError: the rest of the file cannot be decoded.
   """
   with _open(path) as container:
     stream = _video_stream(container)
@@ -174,7 +174,7 @@ def read_frames(path: Media, frame_rate: float) -> Iterator[av.VideoFrame]:
         yield previous
         count += 1
       previous, previous_tick = frame, tick
-    # The last frame is there once, though it may last for longer.
+    # The last frame is yielded at most once, even if it lasts longer.
     if previous is not None and count / frame_rate < (
       (previous_tick + clock.ticks_per_frame) * clock.seconds_per_tick - 1e-3
     ):
@@ -182,7 +182,7 @@ def read_frames(path: Media, frame_rate: float) -> Iterator[av.VideoFrame]:
 
 
 def decode_video(path: Media, resolution: tuple[int, int], end_s: float = math.inf) -> DecodedVideo:
-  """Decodes a file's frames, up to the first that is damaged or is `end_s` in, for `clip_of`."""
+  """Decodes a file for `clip_of`, up to the first damaged frame or the first at `end_s` seconds."""
   if is_image(path):
     return _decode_image(path, resolution)
   frames, ticks = [], []
@@ -220,7 +220,7 @@ def resize_and_crop(
 def resize_and_crop_image(
   image: Image.Image, resolution: tuple[int, int], crop: tuple[float, float] = (0.5, 0.5)
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Does so with an image."""
+  """Resizes an image to cover (H, W) and crops it, as `resize_and_crop` does a frame."""
   height, width = resolution
   scale = min(image.width / width, image.height / height)
   top, left = (image.height - height * scale) * crop[0], (image.width - width * scale) * crop[1]
@@ -229,16 +229,16 @@ def resize_and_crop_image(
 
 
 def read_image(path: Media) -> Image.Image:
-  """Reads an image as RGB, held as its camera was.
+  """Reads an image as RGB, rotated as its EXIF orientation says.
 
   Raises:
-    ValueError: it cannot be decoded.
+    ValueError: the image cannot be decoded.
   """
   try:
     with Image.open(path) as image:
       return ImageOps.exif_transpose(image).convert("RGB")
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-    # Without Pillow's own text, which has the file's name: faults are counted by their text.
+    # Without Pillow's message, which has the file's name: bad samples are counted by their text.
     raise ValueError(f"cannot be decoded as an image ({type(error).__name__})") from error
 
 
@@ -262,7 +262,7 @@ def _video_stream(container):
   if not container.streams.video:
     raise ValueError("no video stream")
   stream = container.streams.video[0]
-  # The pipeline's threads read a file each; threads inside of each decoder would fight with them.
+  # Each pipeline thread reads its own file; more threads inside the decoders would only compete.
   stream.codec_context.thread_count = 1
   return stream
 
@@ -277,7 +277,7 @@ def _decode(container, stream) -> Iterator[av.VideoFrame]:
 
 
 def _frames_from(container, stream, tick: int) -> Iterator[tuple[int, av.VideoFrame]]:
-  """Yields (tick, frame) in order of time, from a frame that is not after `tick` on."""
+  """Yields (tick, frame) in display order, beginning with a frame at or before `tick`."""
   origin = stream.start_time
   if origin is None:
     first = next(_decode(container, stream), None)
@@ -287,7 +287,7 @@ def _frames_from(container, stream, tick: int) -> Iterator[tuple[int, av.VideoFr
     try:
       container.seek(origin + tick - back, stream=stream, backward=True)
     except av.FFmpegError as error:
-      raise ValueError(f"cannot be searched ({error.strerror})") from error
+      raise ValueError(f"cannot be seeked ({error.strerror})") from error
     frames = _decode(container, stream)
     first = next(frames, None)
     if first is not None and first.pts - origin <= tick:
@@ -296,10 +296,10 @@ def _frames_from(container, stream, tick: int) -> Iterator[tuple[int, av.VideoFr
       if first is None:
         raise ValueError("no frame could be decoded")
       break
-    # With reordered frames, a search may end at a key frame that is shown after the target. To
-    # find the very first one, it may take a search for a time before it.
+    # With reordered frames, a seek may land on a key frame that is shown after the target. Then
+    # seek further back, even to before the first frame.
     back = max(2 * back, second)
-  # Where the stream claims to start before its first frame, that frame is shown from the start.
+  # If the stream claims to start before its first frame, that frame is shown from the start.
   yield min(first.pts - origin, tick), first
   for frame in frames:
     yield frame.pts - origin, frame
@@ -319,7 +319,7 @@ def _clock(stream) -> _Clock:
 
 
 def _measure_duration(container, stream) -> float:
-  """Returns the duration by reading all packets, for formats that do not state a stream's."""
+  """Returns the duration by reading all packets, for formats that do not store it."""
   container.seek(0)
   ticks = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
   return float((max(ticks) - min(ticks)) * stream.time_base) + _frame_s(stream)

@@ -155,7 +155,7 @@ def _data_facts(run: RunConfig, train_source, test_source) -> dict:
     # Both splits probe the whole folder; a file may fail later in one of them only.
     skipped = dict([*train_source.skipped, *test_source.skipped])
     facts |= {
-      "path": train_source.faults.source,
+      "path": train_source.bad_samples.source,
       "has_test_split": train_source.has_test_split,
       "num_train_files": len(train_source.files),
       "num_test_files": len(test_source.files),

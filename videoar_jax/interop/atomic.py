@@ -1,4 +1,4 @@
-"""Files and folders that appear at their names once they are whole."""
+"""Atomic writes: files and folders appear under their names only once they are complete."""
 
 import contextlib
 import os
@@ -12,16 +12,16 @@ _SUFFIX = ".partial"
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Yields a path to write to; what is there takes the name `path` if the block ends well.
+  """Yields a temporary path to write to, which is renamed to `path` if the block succeeds.
 
-  A file takes the place of a file, a folder that of none or of an empty one. If the block fails,
-  what it wrote is removed, and what was at `path` stays. The path is beside `path`, and no other
-  block has it, in whatever thread, process or host.
+  A file may replace a file; a folder may replace only an empty folder. If the block fails, what it
+  wrote is removed, and `path` is unchanged. The temporary path is in the same folder, and unique
+  across threads, processes and hosts.
 
   Args:
-    path: of a file or a folder to make, in a folder that exists.
+    path: the file or folder to make, in an existing folder.
   Raises:
-    OSError: it cannot take the name.
+    OSError: the rename fails.
   """
   path = pathlib.Path(path)
   partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
@@ -33,22 +33,22 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def remove_partials(folder: str | os.PathLike) -> None:
-  """Removes what blocks of `replacing` left in a folder when they were killed; none may run."""
+  """Removes what killed `replacing` blocks left in a folder; none may be running."""
   for partial in pathlib.Path(folder).glob(f"*{_SUFFIX}"):
     _remove(partial)
 
 
 def _remove(partial: pathlib.Path) -> None:
-  # What cannot be removed hides nothing that went wrong before.
+  # A failure to clean up must not hide the original error.
   with contextlib.suppress(OSError):
     shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-  """Writes a text file; it appears once it is whole.
+  """Writes a text file atomically.
 
   Raises:
-    OSError: it cannot be written.
+    OSError: the file cannot be written.
   """
   with replacing(path) as partial:
     partial.write_text(text)

@@ -1,8 +1,8 @@
-"""Files of foreign weights: read out of a public package, checked, kept as safetensors.
+"""Pretrained weights of other projects: read from a public package, checked, saved as safetensors.
 
-Converted files lie in one folder: `$VIDEOAR_JAX_WEIGHTS` if that is set, else
-`$XDG_CACHE_HOME/videoar_jax/weights`, which is `~/.cache/videoar_jax/weights` where that is not
-set. What needs weights looks there unless it is told a file; tests that need them skip without.
+Converted files are in one folder: `$VIDEOAR_JAX_WEIGHTS` if it is set, else
+`$XDG_CACHE_HOME/videoar_jax/weights`, by default `~/.cache/videoar_jax/weights`. Commands look
+there unless they are given a file; tests that need weights are skipped without them.
 """
 
 import io
@@ -21,7 +21,7 @@ from videoar_jax.interop.atomic import replacing
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# All that a pickle of numpy arrays in dicts calls; numpy 2 moved `_reconstruct` and kept the alias.
+# Everything that a pickle of dicts of numpy arrays may call. numpy 2 moved `_reconstruct`.
 _ADMITTED = {
   ("numpy.core.multiarray", "_reconstruct"): np.ndarray.__reduce__(np.zeros(0))[0],
   ("numpy._core.multiarray", "_reconstruct"): np.ndarray.__reduce__(np.zeros(0))[0],
@@ -31,7 +31,7 @@ _ADMITTED = {
 
 
 def default_path(name: str) -> pathlib.Path:
-  """Returns where the converted weights of a network are kept, by its name in `convert`."""
+  """Returns the path of a network's converted weights, by the network's name in `convert`."""
   folder = os.environ.get("VIDEOAR_JAX_WEIGHTS")
   if not folder:
     root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()
@@ -40,39 +40,39 @@ def default_path(name: str) -> pathlib.Path:
 
 
 class _ArraysOnly(pickle.Unpickler):
-  """Refuses every name but those that numpy arrays need, before anything of it is run."""
+  """Rejects every name that numpy arrays do not need, before any code of the pickle runs."""
 
   def find_class(self, module, name):
     if (module, name) not in _ADMITTED:
       raise pickle.UnpicklingError(
-        f"it names {module}.{name}, and only numpy arrays are admitted; nothing of it was run"
+        f"it names {module}.{name}, but only numpy arrays are allowed; none of its code was run"
       )
     return _ADMITTED[module, name]
 
   def persistent_load(self, pid):
-    raise pickle.UnpicklingError("it refers to objects outside of it, which are not admitted")
+    raise pickle.UnpicklingError("it refers to external objects, which are not allowed")
 
 
 def read_pickle(package: str | os.PathLike, member: str) -> dict[str, np.ndarray]:
-  """Reads a pickled tree of arrays out of a source package; no code in it is run.
+  """Reads a pickled tree of arrays from a source package, without running code in it.
 
   Args:
-    package: a `.tar.gz` as downloaded, or the folder that it unpacks to.
-    member: end of the pickle's path in it.
+    package: the downloaded `.tar.gz`, or the folder that it unpacks to.
+    member: end of the pickle's path in the package.
   Returns:
-    The arrays by path, parts joined by "/".
+    The arrays by path, with parts joined by "/".
   Raises:
-    ValueError: the package or the pickle is not what it should be; the message says how.
+    ValueError: the package or the pickle is wrong; the message says how.
   """
   path = pathlib.Path(package).expanduser()
   data = _folder_member(path, member) if path.is_dir() else _archive_member(path, member)
   try:
     tree = _ArraysOnly(io.BytesIO(data)).load()
   except pickle.UnpicklingError as error:
-    raise ValueError(f"{member} in {path} is refused: {error}") from error
+    raise ValueError(f"{member} in {path} is rejected: {error}") from error
   except Exception as error:  # A damaged pickle may fail anywhere in the unpickler.
     what = f"{type(error).__name__}: {error}"
-    raise ValueError(f"{member} in {path} is not a whole pickle ({what})") from error
+    raise ValueError(f"{member} in {path} is not a complete pickle ({what})") from error
   arrays: dict[str, np.ndarray] = {}
   _flatten(tree, "", arrays, f"{member} in {path}")
   return arrays
@@ -94,12 +94,12 @@ def _archive_member(path: pathlib.Path, member: str) -> bytes:
       _check_found(len(found), member, path)
       return archive.extractfile(found[0]).read()
   except (tarfile.TarError, EOFError, OSError) as error:
-    raise ValueError(f"{path} is not a whole .tar.gz ({error})") from error
+    raise ValueError(f"{path} is not a complete .tar.gz ({error})") from error
 
 
 def _check_found(number: int, member: str, place: pathlib.Path) -> None:
   if number != 1:
-    raise ValueError(f"{place} has {number or 'no'} files .../{member}")
+    raise ValueError(f"{place} has {number or 'no'} files .../{member}; it must have one")
 
 
 def _flatten(tree, path: str, arrays: dict, place: str) -> None:
@@ -114,10 +114,10 @@ def _flatten(tree, path: str, arrays: dict, place: str) -> None:
 
 
 def check(arrays: Mapping[str, np.ndarray], shapes: Shapes, place: str) -> None:
-  """Checks that arrays are those that a network has.
+  """Checks that arrays have the names and shapes of a network's parameters.
 
   Raises:
-    ValueError: lists every key that is missing, unexpected, or of another shape.
+    ValueError: they do not; the message lists every missing, unexpected or misshapen key.
   """
   wrong = [f"missing: {key}" for key in shapes if key not in arrays]
   wrong += [f"unexpected: {key}" for key in arrays if key not in shapes]
@@ -131,26 +131,26 @@ def check(arrays: Mapping[str, np.ndarray], shapes: Shapes, place: str) -> None:
 
 
 def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes arrays as float32 safetensors; the file appears once it is whole."""
+  """Writes arrays as float32 safetensors, atomically."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   with replacing(path) as partial:
-    # Not by the library's own writer, whose files only their owner may read.
+    # Not with the library's own writer, whose files only their owner can read.
     partial.write_bytes(
       to_bytes({key: np.ascontiguousarray(value, np.float32) for key, value in arrays.items()})
     )
 
 
 def check_file(path: str | os.PathLike, shapes: Shapes) -> None:
-  """Checks what `load` does, by the head of the file alone.
+  """Makes the checks of `load`, but reads only the file's header.
 
   Raises:
-    ValueError: the file is missing, damaged, or of another network.
+    ValueError: the file is missing, damaged, or for another network.
   """
 
   def shapes_of(file):
     with safe_open(file, "numpy") as opened:
-      # Arrays of these shapes that have one number each.
+      # Broadcast views with these shapes, which take no memory.
       return {
         key: np.broadcast_to(0.0, opened.get_slice(key).get_shape()) for key in list(opened.keys())
       }
@@ -162,7 +162,7 @@ def load(path: str | os.PathLike, shapes: Shapes) -> dict[str, np.ndarray]:
   """Reads converted weights and checks them.
 
   Raises:
-    ValueError: the file is missing, damaged, or of another network.
+    ValueError: the file is missing, damaged, or for another network.
   """
   return _read_and_check(path, shapes, load_file)
 
@@ -174,6 +174,6 @@ def _read_and_check(path: str | os.PathLike, shapes: Shapes, read: Callable) -> 
   try:
     arrays = read(path)
   except (SafetensorError, OSError) as error:
-    raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
+    raise ValueError(f"{path} is not a complete safetensors file ({error})") from error
   check(arrays, shapes, str(path))
   return arrays

@@ -1,4 +1,4 @@
-"""Attention over arrays, with grouped key and value heads, by one of several backends."""
+"""Grouped-query attention over arrays, with several backends."""
 
 import math
 
@@ -13,7 +13,8 @@ from videoar_jax.nn.mask import AttentionMask, BlockCausalMask
 from videoar_jax.nn.splash import splash_attention
 
 BACKENDS = ("dense", "blocked", "splash")
-# Scores of a head and sample that are held at once; more go through in squares of this side.
+# Attention scores per head and sample to hold at once; beyond, they are computed in tiles with
+# sides of _CHUNK tokens.
 _MAX_SCORES = 2**20
 _CHUNK = 256
 
@@ -24,22 +25,22 @@ def attend(
   value: Float[Array, "b l g k"],
   attention_mask: AttentionMask,
 ) -> Float[Array, "b l n k"]:
-  """Softmax attention of a sequence to itself, as far as each token sees.
+  """Masked softmax self-attention.
 
   Args:
-    query: queries. Tokens behind those of the rule fill the sequence up: the others do not see
-      them, and what is returned for them means nothing.
+    query: queries. Tokens beyond the mask's length are filler: no other token attends to them, and
+      their outputs are meaningless.
     key: keys.
     value: values.
-    attention_mask: who sees whom. Its backend is "dense", all scores at once; "blocked", each group
-      over what it may see, or a square of scores at a time where they are many; "splash", a kernel
-      for TPU.
+    attention_mask: the mask and its backend: "dense" computes all scores at once; "blocked" attends
+      from each group to the keys it can see, or in tiles of scores if there are many; "splash" is
+      the TPU kernel.
   Raises:
-    ValueError: the sequence is shorter than the rule says, or the backend is unknown.
+    ValueError: the sequence is shorter than the mask, or the backend is unknown.
   """
   length, added = attention_mask.rule.length, query.shape[1] - attention_mask.rule.length
   if added < 0:
-    raise ValueError(f"{query.shape[1]} tokens, but the rule is for {length}")
+    raise ValueError(f"{query.shape[1]} tokens, but the attention mask is for {length}")
   if attention_mask.backend not in BACKENDS:
     raise ValueError(
       f"attention={attention_mask.backend!r} is unknown; backends are {', '.join(BACKENDS)}"
@@ -66,14 +67,14 @@ def attention(
     query: queries.
     key: keys.
     value: values.
-    mask: true where a query may attend; every query needs one such key.
+    mask: true where a query may attend; every query needs at least one such key.
   """
   query, key, value = _heads_first(query, key, value)
   return _tokens_first(_softmax(query, key, value, mask))
 
 
 def _heads_first(query, key, value):
-  """Returns `[b, g, r, q, k]` and `[b, g, l, k]`: XLA on CPU multiplies others half as fast."""
+  """Returns `[b, g, r, q, k]` and `[b, g, l, k]`: on CPU, others are multiplied half as fast."""
   query = rearrange(query / math.sqrt(query.shape[-1]), "b q (g r) k -> b g r q k", g=key.shape[2])
   return query, *(rearrange(x, "b l g k -> b g l k") for x in (key, value))
 
@@ -84,17 +85,17 @@ def _tokens_first(out: Float[Array, "b g r q k"]) -> Float[Array, "b q n k"]:
 
 @jax.custom_vjp
 def _softmax(query, key, value, mask: Bool[Array, "#b q l"]):
-  """Attends with heads first and queries that are scaled.
+  """Computes attention with heads first and scaled queries.
 
-  Its gradient is written out: XLA's own goes through the weights more often, and on CPU puts them
-  in another order for the products of keys and values, which takes half as long again as all.
+  The gradient is hand-written: autodiff passes over the weights more often, and on CPU XLA also
+  transposes them for the products with keys and values, which takes 50% more time in all.
   """
   return _softmax_forward(query, key, value, mask)[0]
 
 
 def _softmax_forward(query, key, value, mask):
   b, g, r, q, _ = query.shape
-  # An addend, since XLA on CPU takes half as long again for a choice.
+  # Added to the scores: on CPU, XLA is 50% slower with `where` on them.
   hidden = jnp.where(mask, 0.0, -1e30)[:, None, None]
   scores = product("bgqk,bglk->bgql", query.reshape(b, g, r * q, -1), key)
   scores = (scores.reshape(b, g, r, q, -1) + hidden).reshape(scores.shape)
@@ -113,7 +114,7 @@ def _softmax_backward(kept, gradient):
   by_weights = product("bgqk,bglk->bgql", by_out, value)
   by_scores = (weights * (by_weights - means)).astype(query.dtype)
   by_query = product("bgql,bglk->bgqk", by_scores, key).reshape(query.shape)
-  # So that the small operand is turned, and not the weights.
+  # In this order, the small operand is transposed, not the weights.
   by_key = product("bgqk,bgql->bgkl", rows, by_scores).swapaxes(2, 3)
   by_value = product("bgqk,bgql->bgkl", by_out, weights).swapaxes(2, 3)
   return *(x.astype(query.dtype) for x in (by_query, by_key, by_value)), None
@@ -131,7 +132,7 @@ def _blocked(query, key, value, attention_mask: AttentionMask):
   prefix = slice(0, rule.prefix)
   mask = rule.visible(prefix)[:, prefix]
   mask = mask & (attention_mask.prefix_mask[:, :, None] == attention_mask.prefix_mask[:, None, :])
-  # Split, not sliced: the gradient of each slice would be as long as the sequence.
+  # Split, not slice: the gradient of each slice would be as long as the sequence.
   starts = [rule.slice_of(group).start for group in range(rule.num_groups)]
   first, *queries = jnp.split(query, starts, axis=3)
   parts = [_softmax(first, key[:, :, prefix], value[:, :, prefix], mask)]
@@ -143,22 +144,22 @@ def _blocked(query, key, value, attention_mask: AttentionMask):
     position, before = np.arange(keys.shape[2]), keys.shape[2] - rows.shape[3]
     first, end = (places[own, None] - own.start + before for places in rule.own)
     is_own = (first <= position) & (position < end)
-    # What lies before its own group, a query sees all of, where it is there.
+    # A query sees every present key before its own group.
     mask = attention_mask.keys_of(group)[:, None] & ((position < before) | is_own)
     parts.append(_softmax(rows, keys, values, mask))
   return _tokens_first(jnp.concatenate(parts, axis=3))
 
 
 def _seen_slices(rule: BlockCausalMask, group: int) -> tuple[slice, ...]:
-  """Returns where lies what a group may see, the group itself last."""
+  """Returns the slices of the tokens that a group may see, the group itself last."""
   return (slice(0, rule.prefix), *rule.shown_slices(group), rule.slice_of(group))
 
 
 @jax.custom_vjp
 def _chunked(query, key, value, attention_mask: AttentionMask):
-  """Attends a square of scores at a time, those that the rule leaves all empty left out.
+  """Computes attention one tile of scores at a time, skipping tiles that are fully masked.
 
-  Nothing is kept for the gradient but the arguments, the result, and each row's sum.
+  For the gradient it keeps only the arguments, the result, and each row's log-sum-exp.
   """
   return _chunked_forward(query, key, value, attention_mask)[0]
 
@@ -180,7 +181,7 @@ def _chunked_forward(query, key, value, attention_mask):
   rows = jnp.zeros(queries.shape[:-1])
   carry = rows - 1e30, rows, jnp.zeros(queries.shape)
   (highest, total, out), _ = jax.lax.scan(step, carry, _pairs(attention_mask.rule))
-  total = jnp.maximum(total, 1e-30)  # Rows that fill the last chunk see nothing.
+  total = jnp.maximum(total, 1e-30)  # Filler rows of the last chunk see nothing.
   out = out / total[..., None]
   log_total = highest + jnp.log(total)
   whole = _join(out, query.shape).astype(query.dtype)
@@ -231,14 +232,14 @@ def _join(chunks, shape):
 
 
 def _scores(query, key, attention_mask: AttentionMask, i, j):
-  """Returns the scores of a chunk of queries with one of keys, far below all where hidden."""
+  """Returns the masked scores of a chunk of queries with a chunk of keys."""
   mask = attention_mask.part(i * _CHUNK, j * _CHUNK, _CHUNK)
   scores = product("bgrqk,bglk->bgrql", query, key) / math.sqrt(query.shape[-1])
   return scores + jnp.where(mask, 0.0, -1e30)[:, None, None]
 
 
 def _pairs(rule: BlockCausalMask) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the numbers of all chunks of queries and keys that have to do with each other."""
+  """Returns the indices (of queries, of keys) of all pairs of chunks that are not fully masked."""
   num = -(-rule.length // _CHUNK)
   pairs = []
   for i in range(num):

@@ -1,7 +1,7 @@
-"""Keys and values of what was decoded so far, and attention to them.
+"""The key-value cache of decoding, and attention to it.
 
-A step of decoding reads the cache and returns its own keys and values beside it. The cache is
-written once a frame, so that a step never copies it.
+A decoding step reads the cache and returns its own keys and values separately. The cache is written
+once per frame, so that a step never copies it.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ from videoar_jax.parallel.rules import constrain
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("keys", "values"), meta_fields=())
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """Keys and values of some positions, of one layer or with a leading layer axis.
+  """Keys and values of some positions, for one layer or with a leading layer axis.
 
-  Heads stand before positions, which is how the products of attention want them.
+  Heads come before positions, which is the layout that attention's matrix products need.
 
   Attributes:
     keys: rotated keys `[..., b, g, l, k]`.
@@ -34,13 +34,13 @@ class Cache:
 
   @classmethod
   def of(cls, keys: Float[Array, "b l g k"], values: Float[Array, "b l g k"]) -> "Cache":
-    """Makes the cache of one layer's step."""
+    """Makes the cache of one layer from the keys and values of a step."""
     axes = ("batch", "kv_heads", None, None)
     return cls(*(constrain(x.transpose(0, 2, 1, 3), axes) for x in (keys, values)))
 
 
 def write(caches, new, offset: Array):
-  """Returns caches, stacked or a list with one a layer, with new ones written at a position."""
+  """Returns caches, stacked or a list of one per layer, with `new` written at a position."""
   return jax.tree.map(
     lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, offset, axis=old.ndim - 2),
     caches,
@@ -49,12 +49,12 @@ def write(caches, new, offset: Array):
 
 
 def join(first, second):
-  """Returns caches, stacked or a list with one a layer, with those of later positions behind."""
+  """Returns caches, stacked or a list of one per layer, concatenated along positions."""
   return jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=-2), first, second)
 
 
 def make_room(caches, length: int):
-  """Returns caches with as many empty positions behind them."""
+  """Returns caches with `length` empty positions appended."""
   pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, length), (0, 0)])  # noqa: E731
   return jax.tree.map(pad, caches)
 
@@ -64,16 +64,16 @@ def attend_cached(
   seen: Sequence[Cache],
   masks: Sequence[Bool[Array, "#b #q l"] | None],
 ) -> Float[Array, "b q n k"]:
-  """Softmax attention to several caches of one layer as to one, without joining them.
+  """Softmax attention to several caches of one layer, without concatenating them.
 
   Args:
     query: queries; heads `n` share the `g` key and value heads in equal groups.
-    seen: keys and values.
-    masks: where a query may attend, for each cache; None for everywhere.
+    seen: caches to attend to.
+    masks: for each cache, where a query may attend; None for everywhere.
   """
   b, q, n, k = query.shape
   g = seen[0].keys.shape[1]
-  # All queries of a key head are rows of one product.
+  # All queries that share a key head are rows of one matrix product.
   rows = (query / math.sqrt(k)).reshape(b, q, g, n // g, k).transpose(0, 2, 3, 1, 4)
   rows = rows.reshape(b, g, -1, k)
   scores = []
@@ -82,7 +82,7 @@ def attend_cached(
     if mask is not None:
       part = part.reshape(b, g, n // g, q, -1) + jnp.where(mask, 0.0, -1e30)[:, None, None]
     scores.append(part.reshape(b, g, rows.shape[2], -1))
-  # One softmax over all parts, without a copy that holds them together.
+  # One softmax over all parts, without concatenating them.
   highest = functools.reduce(jnp.maximum, [jnp.max(part, -1, keepdims=True) for part in scores])
   weights = [jnp.exp(part - highest) for part in scores]
   total = sum(jnp.sum(part, -1, keepdims=True) for part in weights)

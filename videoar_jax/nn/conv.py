@@ -1,8 +1,8 @@
 """3-D convolution over `[b, t, h, w, c]`.
 
-XLA on CPU runs 3-D convolutions 3 to 40 times slower than their arithmetic allows; there the same
-sum is written as 2-D convolutions, one for each temporal tap, and those to or from few channels as
-matrix products. Elsewhere it is one `lax` convolution.
+XLA on CPU runs 3-D convolutions 3 to 40 times slower than their arithmetic allows. There, a 3-D
+convolution is a sum of 2-D convolutions, one per temporal tap, and those to few channels are matrix
+products. Elsewhere it is one `lax` convolution.
 """
 
 import itertools
@@ -16,13 +16,13 @@ from jaxtyping import Array, Bool, Float
 from videoar_jax.nn import layers
 from videoar_jax.parallel.rules import is_for_cpu
 
-# For calls that do not say; None: on CPU only. Tests of other things go without, whose many small
-# convolutions take XLA six times as long to compile.
+# Default of `conv3d`'s `rewrite`; None: on CPU only. Tests of other things set it to False, because
+# the many small convolutions take XLA six times as long to compile.
 REWRITE: bool | None = None
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
-FEW = 4  # Output channels, such as colours; at 8 and more, convolutions are faster.
+FEW = 4  # Up to this many output channels, use matrix products; from 8, convolutions are faster.
 
 
 def conv3d(
@@ -39,13 +39,14 @@ def conv3d(
 
   Args:
     x: input.
-    kernel: taps; where time is causal, the last temporal one meets the current frame.
+    kernel: kernel; if time is causal, its last temporal tap is that of the current frame.
     stride: (time, height, width).
     pads: zero rows (top, bottom) and columns (left, right).
-    time_pads: zero frames (in front, behind); by default it is causal: `kt - 1` in front, or none
-      where there is a past.
-    past: the `num_past` frames before the input; None where the input starts a clip.
-    rewrite: sum 2-D convolutions over the temporal taps; by default on CPU only. Same numbers.
+    time_pads: zero frames (before, after); the default is causal: `kt - 1` before, or none if there
+      is a past.
+    past: the `num_past` frames before the input; None if the input starts a clip.
+    rewrite: sum 2-D convolutions over the temporal taps; by default on CPU only. The result is the
+      same.
   """
   if time_pads is None:
     time_pads = (kernel.shape[0] - 1 if past is None else 0, 0)
@@ -65,7 +66,7 @@ def conv3d(
 
 
 def num_past(size: int, stride: int) -> int:
-  """Returns how many frames before a chunk its outputs see, where chunks keep to the stride."""
+  """Returns how many earlier frames a chunk needs, if chunk lengths are multiples of the stride."""
   return max(0, size - stride)
 
 
@@ -75,7 +76,7 @@ def _sum_over_taps(x, kernel, stride, time_pads, pads):
   num_out = (front + t + behind - kernel.shape[0]) // step + 1
   total = None
   for tap in reversed(range(kernel.shape[0])):
-    # Output o meets frame o * step + tap - front. Where that is one of zeros, there is no work.
+    # Output o uses frame o * step + tap - front. Skip outputs for which that is padding.
     first = max(0, -(-(front - tap) // step))
     end = min(num_out, (t - 1 + front - tap) // step + 1)
     if first >= end:
@@ -95,7 +96,7 @@ def _conv2d(x, kernel, stride, pads):
     return jax.lax.conv_general_dilated(
       x, kernel, stride, pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-  # One product for all taps; then what each of them gives goes to where it belongs.
+  # One matrix product for all taps, then a sum of its shifted parts.
   parts = x @ kernel.transpose(2, 0, 1, 3).reshape(num_in, -1)
   parts = jnp.pad(parts, ((0, 0), *pads, (0, 0)))
   parts = jnp.split(parts, height * width, axis=-1)
@@ -108,7 +109,7 @@ def _conv2d(x, kernel, stride, pads):
 def image_start(gain: float = 1.0) -> Callable:
   """Returns an initializer of a kernel `[kt, kh, kw, in, out]`: an image kernel on the last tap.
 
-  The taps of earlier frames are zero.
+  The taps of earlier frames start at zero.
   """
 
   def init(key, shape):
@@ -121,17 +122,17 @@ def image_start(gain: float = 1.0) -> Callable:
 class CausalConv3d(nnx.Module):
   """3x3x3 (or 1x1x1) convolution that sees the current and two earlier frames.
 
-  It starts as an image convolution: the taps of earlier frames are zero. So a video network begins
-  as the image network that codes every frame alone, whether its weights are new or imported.
+  It is initialized as an image convolution: the taps of earlier frames are zero. So a video network
+  starts as an image network that encodes every frame alone, with new or imported weights.
 
-  With spatial stride 2 the padding is right and bottom only, as in Infinity's tokenizer; temporal
-  stride 2 keeps frames 0, 2, 4 and so on.
+  With spatial stride 2, padding is at the right and bottom only, as in Infinity's tokenizer.
+  Temporal stride 2 keeps frames 0, 2, 4 and so on.
 
-  A clip may come in chunks: each call returns the last frames of its input, which the next one
-  takes as its `past`; without one a clip starts. The first chunk has one frame more than a multiple
-  of the temporal stride, every other a multiple. Where chunks are to be all of one length, a clip
-  starts at the last frame of a chunk with `is_start`; its other frames are not looked at, and its
-  `past` is of zeros.
+  A clip may be processed in chunks: each call returns the last frames of its input, which are the
+  `past` of the next call; a call without `past` starts a clip. The first chunk has one frame more
+  than a multiple of the temporal stride, every other chunk a multiple. If all chunks must have the
+  same length, pass `is_start` with the first one: the clip then starts at its last frame, its
+  other frames are ignored, and its `past` must be zeros.
 
   Source: VIDEOAR sections 2.1 and 2.2.
   """

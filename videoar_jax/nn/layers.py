@@ -1,7 +1,7 @@
-"""Parameters with named axes, and the layers that both networks use.
+"""Parameters with named axes, and layers shared by tokenizers and generators.
 
-Parameters are float32 `nnx.Param`s that carry logical axis names (`parallel/mesh.py` maps them
-to the mesh). Layers compute in the type of their input; statistics of normalisations are float32.
+Parameters are float32 `nnx.Param`s with logical axis names, which `parallel/rules.py` maps to the
+mesh. Layers compute in the dtype of their input; normalisation statistics are float32.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from videoar_jax.parallel.rules import is_for_cpu, num_shards
 
-# Modules are plain pytrees: they go through jax.jit, jax.grad and jax.lax.scan as they are.
+# Modules are plain pytrees, which jax.jit, jax.grad and jax.lax.scan accept.
 nnx.set_graph_mode(False)
 nnx.set_graph_updates(False)
 
@@ -46,7 +46,7 @@ def param(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: Axes) ->
   """Makes a parameter with a logical name for each axis.
 
   Raises:
-    ValueError: the number of names is not the number of axes.
+    ValueError: the number of names differs from the number of axes.
   """
   if len(axes) != len(shape):
     raise ValueError(f"axes {axes} do not name the {len(shape)} axes of shape {shape}")
@@ -72,8 +72,8 @@ class Linear(nnx.Module):
   def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
     kernel = self.kernel[...].astype(x.dtype)
     if is_for_cpu() and num_shards("sequence") == 1:
-      # The kernel's gradient contracts all leading axes; XLA on CPU is 1.6 times faster at one. A
-      # sequence that is split would be gathered for it.
+      # The kernel's gradient contracts all leading axes; XLA on CPU is 1.6 times faster if they are
+      # one axis. Not if the sequence is sharded: flattening would gather it.
       y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
     else:
       y = x @ kernel
@@ -104,7 +104,7 @@ class RMSNorm(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-  """Group normalisation with statistics per frame, so that no frame looks at a later one.
+  """Group normalisation with per-frame statistics, so that no frame depends on a later one.
 
   Source: VIDEOAR section 2.1.
   """
@@ -128,9 +128,9 @@ class GroupNorm(nnx.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(spec: str, x: Array, y: Array) -> Array:
-  """Returns an einsum, summed and returned in float32; its gradient is in the operands' type.
+  """Returns an einsum accumulated in float32, with a gradient in the operands' dtype.
 
-  By itself, the gradient would be products of float32 arrays, slow on accelerators.
+  Autodiff would compute the gradient from float32 arrays, which is slow on accelerators.
   """
   return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
@@ -150,10 +150,10 @@ product.defvjp(_product_forward, _product_backward)
 
 
 def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], key: Array, num: int) -> nnx.Module:
-  """Makes `num` equal layers whose parameters carry a leading layer axis, for `jax.lax.scan`."""
+  """Makes `num` layers with stacked parameters (leading layer axis), for `jax.lax.scan`."""
   return jax.vmap(lambda layer_key: make(nnx.Rngs(params=layer_key)))(jax.random.split(key, num))
 
 
 def count_parameters(params) -> int:
-  """Returns the number of values in a tree of arrays or abstract arrays."""
+  """Returns the number of elements in a tree of arrays or abstract arrays."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -1,8 +1,9 @@
-"""Who sees whom in a sequence: a rule of a few integers, and what differs from sample to sample.
+"""Attention masks: a block-causal rule of a few integers, and what differs between samples.
 
-The sequence is a prefix, then equal groups of blocks. A token of a group sees the prefix, what
-earlier groups show, and its own group's blocks up to and with its own. What a group shows is all of
-it, or, where a summary follows each group, the summary alone.
+A sequence is a prefix, then groups of equal size, each divided into blocks. A token of a group sees
+(may attend to) the prefix, the visible tokens of earlier groups, and its own group's blocks up to
+and including its own. A group's visible tokens are all of them or, with summaries, only the summary
+block that follows the group.
 
 `[prefix | group 0: block 0, block 1, ... (summary) | group 1: ... | last group, no summary]`
 """
@@ -20,16 +21,16 @@ PREFIX = -1  # Group of a token of the prefix.
 
 @dataclasses.dataclass(frozen=True)
 class BlockCausalMask:
-  """The rule that holds for every sample.
+  """The attention rule that all samples share.
 
   Attributes:
-    prefix: tokens that every group sees.
-    is_prefix_causal: a token of the prefix sees what is up to it, not all of the prefix.
+    prefix: number of prefix tokens, which every group sees.
+    is_prefix_causal: a prefix token sees the prefix up to itself, not all of it.
     num_groups: groups after the prefix.
-    blocks: tokens of each block of a group.
-    summary: tokens of the block between two groups, which sees the prefix, the summaries before it,
-      and itself; 0 for none.
-    window: earlier groups that a group sees; None for all.
+    blocks: number of tokens in each block of a group.
+    summary: tokens of the summary block between two groups, which sees the prefix, the summaries
+      before it, and itself; 0 for none.
+    window: number of earlier groups that a group sees; None for all.
   """
 
   prefix: int
@@ -41,33 +42,33 @@ class BlockCausalMask:
 
   @property
   def group_size(self) -> int:
-    """Tokens of a group without its summary."""
+    """Number of tokens in a group, without its summary."""
     return sum(self.blocks)
 
   @property
   def stride(self) -> int:
-    """Tokens from a group's first one to the next group's."""
+    """Number of tokens from a group's first token to the next group's."""
     return self.group_size + self.summary
 
   @property
   def shown_size(self) -> int:
-    """Tokens of a group that later ones see."""
+    """Number of a group's tokens that later groups see."""
     return self.summary or self.group_size
 
   @property
   def length(self) -> int:
-    """`l`, tokens of the whole sequence."""
+    """`l`, number of tokens in the sequence."""
     return self.prefix + self.num_groups * self.stride - self.summary
 
   @functools.cached_property
   def groups(self) -> Int[np.ndarray, "l"]:
-    """Group of each token."""
+    """Group index of each token; `PREFIX` for the prefix."""
     groups = np.repeat(np.arange(self.num_groups), self.stride)
     return np.concatenate([np.full(self.prefix, PREFIX), groups])[: self.length]
 
   @functools.cached_property
   def is_shown(self) -> Bool[np.ndarray, "l"]:
-    """Whether later groups see a token."""
+    """Whether later groups see each token."""
     shown = np.arange(self.stride) >= self.stride - self.shown_size
     return np.concatenate([np.ones(self.prefix, bool), np.tile(shown, self.num_groups)])[
       : self.length
@@ -75,7 +76,7 @@ class BlockCausalMask:
 
   @functools.cached_property
   def own(self) -> tuple[Int[np.ndarray, "l"], Int[np.ndarray, "l"]]:
-    """First and one past the last position that each token sees of its own group."""
+    """Start and end (exclusive) of the positions that each token sees in its own group."""
     ends = np.repeat(np.cumsum(self.blocks), self.blocks)
     group = (
       np.concatenate([np.zeros(self.group_size, int), np.full(self.summary, self.group_size)]),
@@ -94,12 +95,12 @@ class BlockCausalMask:
     return 0 if self.window is None else max(0, group - self.window)
 
   def slice_of(self, group: int) -> slice:
-    """Returns where a group and its summary lie."""
+    """Returns the slice of a group and its summary."""
     start = self.prefix + group * self.stride
     return slice(start, min(start + self.stride, self.length))
 
   def shown_slices(self, group: int) -> tuple[slice, ...]:
-    """Returns where lies what a group sees of earlier ones, in as few slices as hold it."""
+    """Returns the slices of the earlier groups' tokens that a group sees; as few as possible."""
     groups = range(self.first_seen(group), group)
     if self.summary or not groups:
       ends = [self.slice_of(earlier).stop for earlier in groups]
@@ -107,7 +108,7 @@ class BlockCausalMask:
     return (slice(self.slice_of(groups[0]).start, self.slice_of(groups[-1]).stop),)
 
   def visible(self, queries: slice = slice(None)) -> Bool[np.ndarray, "q l"]:
-    """Returns the rule written out: which tokens each query sees."""
+    """Returns the rule as a dense mask: which tokens each query sees."""
     position, (first, end) = np.arange(self.length), self.own
     query, group = self.groups[queries, None], self.groups[None]
     is_own = (first[queries, None] <= position) & (position < end[queries, None])
@@ -122,11 +123,11 @@ class BlockCausalMask:
 )
 @dataclasses.dataclass(frozen=True)
 class AttentionMask:
-  """What a batch's tokens may see, and by which code attention finds out.
+  """The attention mask of a batch, and the backend that applies it.
 
   Attributes:
-    rule: what holds for every sample.
-    prefix_mask: false on padding, which nothing sees but padding.
+    rule: the rule that all samples share.
+    prefix_mask: false on padding, which only padding sees.
     keep: whether group i (axis 1) may see the earlier group j (axis 2); None for all.
     backend: see `attention.attend`.
   """
@@ -137,7 +138,7 @@ class AttentionMask:
   backend: str = "dense"
 
   def keys_of(self, group: int) -> Bool[Array, "b k"]:
-    """Returns which keys are there for a group: the prefix, what earlier groups show, its own."""
+    """Returns which keys a group may see: of the prefix, of earlier groups, and its own."""
     rule = self.rule
     first, own = rule.first_seen(group), rule.slice_of(group)
     earlier = jnp.ones((len(self.prefix_mask), (group - first) * rule.shown_size), bool)
@@ -152,7 +153,7 @@ class AttentionMask:
     return jnp.pad(self.prefix_mask.astype(jnp.int32), rest, constant_values=1)
 
   def mask(self) -> Bool[Array, "b l l"]:
-    """Returns all of it written out."""
+    """Returns the dense mask."""
     rule, padding = self.rule, self.padding()
     mask = rule.visible() & (padding[:, :, None] == padding[:, None, :])
     if self.keep is not None:
@@ -162,7 +163,7 @@ class AttentionMask:
     return mask
 
   def part(self, query: Int[Array, ""], key: Int[Array, ""], size: int) -> Bool[Array, "b q k"]:
-    """Returns a square of it, from a query and a key on; beyond the sequence nothing is seen."""
+    """Returns a tile of the dense mask that starts at (query, key); false beyond the sequence."""
     rule = self.rule
     length = -(-rule.length // size) * size
     rest = (0, length - rule.length)

@@ -1,7 +1,7 @@
 """Rotary position embedding over several axes.
 
-A head's k/2 frequencies are those of ordinary RoPE; each turns by one axis' position. Equal
-positions on all axes are therefore ordinary RoPE.
+A head's k/2 frequencies are those of ordinary RoPE; each rotates by the position on one axis. With
+equal positions on all axes it is ordinary RoPE.
 
 Source: VIDEOAR section 3.3.
 """
@@ -16,14 +16,14 @@ from jaxtyping import Array, Float, Int
 def frequency_axes(
   head_dim: int, fractions: Sequence[float], *, is_interleaved: bool
 ) -> Int[np.ndarray, "p"]:
-  """Returns the axis by whose position each of a head's k/2 frequencies turns, highest first.
+  """Returns the axis of each of a head's k/2 frequencies, highest frequency first.
 
   Args:
     head_dim: `k`, even.
-    fractions: share of the frequencies of each axis; the last one takes what rounding leaves.
-    is_interleaved: deals the frequencies out in turns, so that each axis has high and low ones.
-      Else each axis takes a section, and the last axis has low ones only, which can hardly tell
-      neighbouring cells of a small grid apart.
+    fractions: share of the frequencies for each axis; the last axis gets the remainder.
+    is_interleaved: assign frequencies to axes in turn, so that each axis has high and low ones.
+      Else each axis has a contiguous section, and the last axis has low frequencies only, which
+      barely distinguish neighbouring cells of a small grid.
   """
   pairs = head_dim // 2
   counts = []
@@ -50,7 +50,7 @@ def rope_angles(
   Args:
     positions: position on each axis.
     head_dim: `k`, even.
-    base: wavelength ratio.
+    base: base of the geometric series of wavelengths.
     fractions: see `frequency_axes`.
     is_interleaved: see `frequency_axes`.
   """
@@ -61,7 +61,7 @@ def rope_angles(
 
 
 def rotate(x: Float[Array, "b l n k"], angles: Float[Array, "*b l p"]) -> Float[Array, "b l n k"]:
-  """Rotates the halves of each head by their angles."""
+  """Rotates the pairs (first half, second half) of each head by their angles."""
   cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)

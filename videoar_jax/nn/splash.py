@@ -1,10 +1,10 @@
-"""Attention by the splash kernel, which makes masks from indices and skips what they leave empty.
+"""Attention with the splash kernel, which computes masks from indices and skips empty blocks.
 
-The kernel knows one integer a query and the key's index. So tokens are put in an order in which
-what a query sees is at most three ranges: the prefix, what earlier groups show, and a piece of its
-own group. What differs from sample to sample comes in otherwise: padding as segments, and groups
-that are not kept as further channels of queries and keys, whose product is the addend -1e30 or 0.
-That is exact, and costs the arithmetic of as many more channels as there are groups.
+The kernel's mask function gets one integer per query, and the key's index. So tokens are reordered
+such that a query sees at most three ranges: the prefix, the visible tokens of earlier groups, and a
+part of its own group. What differs between samples is passed in other ways: padding as segment ids,
+and `keep` as extra channels of queries and keys, whose product adds -1e30 or 0 to the score. That
+is exact, and costs the arithmetic of one extra channel per group.
 
 Source: jax.experimental.pallas.ops.tpu.splash_attention.
 """
@@ -22,10 +22,10 @@ from videoar_jax.nn.mask import PREFIX, AttentionMask, BlockCausalMask
 from videoar_jax.parallel import compat
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, is_for_tpu, num_shards
 
-_LANES = 128  # Tokens go through in blocks of a multiple of this.
+_LANES = 128  # Block sizes are multiples of this many tokens.
 _LARGE_BLOCK = 512
-_ROWS = 16  # Of a tile of bfloat16.
-_OWN_BITS = 21  # Of a query's integer; the group is above them.
+_ROWS = 16  # Rows of a bfloat16 tile.
+_OWN_BITS = 21  # Low bits of a query's integer; the group is in the bits above.
 
 
 def splash_attention(
@@ -34,23 +34,23 @@ def splash_attention(
   value: Float[Array, "b l g k"],
   attention_mask: AttentionMask,
 ) -> Float[Array, "b l n k"]:
-  """Attends with the TPU kernel; elsewhere, it is interpreted, which is slow.
+  """Computes attention with the TPU kernel; on other devices it is interpreted, which is slow.
 
   Args:
-    query: queries; those behind the rule's tokens are filling, as in `attention.attend`.
+    query: queries; tokens beyond the mask's length are filler, as in `attention.attend`.
     key: keys.
     value: values.
-    attention_mask: who sees whom.
+    attention_mask: the mask.
   Raises:
-    ValueError: the mesh splits heads in another way than keys' heads, or the sequence is too long.
-    ImportError: the installed JAX no longer has the kernel where it was.
+    ValueError: the mesh does not divide the key heads, or the sequence is too long.
+    ImportError: the installed JAX has moved or removed the kernel.
   """
   rule, length = attention_mask.rule, query.shape[1]
   order, back = _order(rule, length)
   query = query / math.sqrt(query.shape[-1])
   if attention_mask.keep is not None:
     query, key = _with_keep(query, key, attention_mask)
-  # What fills the sequence up is a segment of its own: nothing else sees it.
+  # Filler tokens have a segment of their own: no other token sees them.
   filling = ((0, 0), (0, length - rule.length))
   padding = jnp.pad(attention_mask.padding(), filling, constant_values=2)
   if rule.summary:
@@ -64,18 +64,18 @@ def splash_attention(
   return out[:, back] if rule.summary else out
 
 
-def filled_length(length: int, ways: int = 1) -> int:
-  """Returns as how many tokens a sequence is to go through a model: as whole tiles.
+def filled_length(length: int, num_sequence_shards: int = 1) -> int:
+  """Returns the sequence length to run a model at: padded to whole tiles.
 
-  Rows that are no multiple of a tile would be copied out of place in every layer. Short sequences
-  are not filled up as far as the kernel itself does it.
+  Otherwise every layer would copy the sequence to pad it. Short sequences are padded less than the
+  kernel itself pads them.
 
   Args:
-    length: of the sequence.
-    ways: parts that it is split into.
+    length: number of tokens.
+    num_sequence_shards: number of shards of the sequence.
   """
   block = _LANES if length <= 16 * _LARGE_BLOCK else _LARGE_BLOCK
-  block = math.lcm(block, _ROWS * ways)
+  block = math.lcm(block, _ROWS * num_sequence_shards)
   return -(-length // block) * block
 
 
@@ -85,7 +85,7 @@ def _padded_length(length: int) -> int:
 
 
 def _with_keep(query, key, attention_mask: AttentionMask):
-  """Appends channels whose product is -1e30 where a query's group may not see the key's."""
+  """Appends channels whose product is -1e30 where a query's group may not see the key's group."""
   rule, groups = attention_mask.rule, np.maximum(attention_mask.rule.groups, 0)
   is_video = rule.groups[:, None] >= 0
   is_later = rule.groups[:, None] > np.arange(rule.num_groups)
@@ -100,14 +100,14 @@ def _with_keep(query, key, attention_mask: AttentionMask):
 
 
 def _sharded(query, key, value, padding, rule: BlockCausalMask):
-  """Runs the kernel, each device its samples and heads; the sequence is whole on each of them."""
+  """Runs the kernel on each device's samples and heads; the sequence is not sharded here."""
   mesh = jax.sharding.get_abstract_mesh()
-  ways = num_shards("attended_heads")
-  if key.shape[1] % ways:
+  num_head_shards = num_shards("attended_heads")
+  if key.shape[1] % num_head_shards:
     raise ValueError(
-      f"mesh.tensor x mesh.sequence={ways} does not divide {key.shape[1]} heads of keys"
+      f"mesh.tensor x mesh.sequence={num_head_shards} does not divide {key.shape[1]} key heads"
     )
-  kernel = _make_kernel(rule, query.shape[2], query.shape[1] // ways)
+  kernel = _make_kernel(rule, query.shape[2], query.shape[1] // num_head_shards)
   make_segments = compat.splash_attention().kernels.SegmentIds
 
   def run(kernel, query, key, value, padding):
@@ -141,9 +141,9 @@ def _make_kernel(rule: BlockCausalMask, length: int, num_heads: int):
 
 
 def _order(rule: BlockCausalMask, length: int):
-  """Returns which token stands at each place, and the place of each token, of a filled sequence.
+  """Returns the kernel's order of tokens, as a permutation and its inverse.
 
-  First what later groups see, in order, then the rest.
+  First the tokens that later groups see, in order, then the rest, then filler up to `length`.
   """
   order = np.argsort(~rule.is_shown, kind="stable")
   order = np.concatenate([order, np.arange(rule.length, length)])
@@ -151,42 +151,45 @@ def _order(rule: BlockCausalMask, length: int):
 
 
 def make_mask(rule: BlockCausalMask, length: int):
-  """Returns a rule of visibility as the kernel takes it.
+  """Returns an attention rule as a mask object of the kernel.
 
   Args:
-    rule: who sees whom.
-    length: of the sequence, filled up.
+    rule: the attention rule.
+    length: length of the padded sequence.
   Raises:
     ValueError: the sequence is too long.
-    ImportError: the installed JAX no longer has such masks.
+    ImportError: the installed JAX has moved or removed such masks.
   """
   return _mask_class()(rule, length)
 
 
 @functools.cache
 def _mask_class() -> type:
-  """Returns `_RuleMask` as a kind of the kernel's own class, which is private to JAX."""
+  """Returns `_RuleMask` as a subclass of the kernel's mask class, which is private to JAX."""
   return type("RuleMask", (_RuleMask, compat.splash_attention().ComputableMask), {})
 
 
 class _RuleMask:
-  """What of a rule's mask is not the kernel's.
+  """The part of the mask class that is ours.
 
-  A query's integer is `-end` if it sees a prefix of all tokens, else its group above the number of
-  tokens that it sees of its own group.
+  A query's integer is `-end` if it sees the tokens before `end`. Else its low bits are the number
+  of tokens that it sees in its own group, and its high bits are the group.
   """
 
   def __init__(self, rule: BlockCausalMask, length: int):
     if rule.length >= 2**_OWN_BITS or rule.num_groups >= 2 ** (31 - _OWN_BITS):
-      raise ValueError(f"attention='splash': {rule.num_groups} groups of {rule.length} tokens")
+      raise ValueError(
+        f"attention='splash' supports fewer than {2 ** (31 - _OWN_BITS)} groups and "
+        f"{2**_OWN_BITS} tokens; the sequence has {rule.num_groups} groups and {rule.length} tokens"
+      )
     super().__init__((length, length), functools.partial(_sees, rule))
     self.rule = rule
-    # What fills the last block sees all of its own kind, so that its softmax is defined.
+    # Filler tokens see all other filler, so that their softmax is defined.
     codes = np.concatenate([_codes(rule), np.full(length - rule.length, -length)])
     self.q_sequence = codes.astype(np.int32)
 
   def __getitem__(self, index):
-    """Returns a part of the mask; most of a long sequence's are all true or all false."""
+    """Returns a part of the mask; for long sequences most parts are constant, and shared."""
     queries, keys = index
     if _is_prefix_rule(self.rule):
       ends = -self.q_sequence[queries]
@@ -227,12 +230,12 @@ def _is_prefix_rule(rule: BlockCausalMask) -> bool:
 
 
 def _sees(rule: BlockCausalMask, code, key):
-  """Says whether the query of that integer sees the key at that place; for NumPy and the kernel."""
+  """Returns whether a query, by its integer, sees a key, by its index; for NumPy and the kernel."""
   is_in_prefix = (code < 0) & (key < -code)
   if _is_prefix_rule(rule):
     return is_in_prefix
   group, num_own = code >> _OWN_BITS, code & (2**_OWN_BITS - 1)
-  # A summary, of no own tokens, sees itself where the earlier ones end.
+  # A summary has no tokens of its own group: it sees the visible tokens up to and with itself.
   shown_end = rule.prefix + (group + (num_own == 0)) * rule.shown_size
   is_shown = key < shown_end
   if rule.window is not None:

@@ -1,4 +1,4 @@
-"""Barriers at which no process waits for one that has failed."""
+"""Barriers that raise, instead of waiting, when another process has failed."""
 
 import itertools
 from collections.abc import Callable
@@ -9,18 +9,18 @@ from videoar_jax.parallel import compat
 
 
 class Barrier:
-  """The barriers of a task that all processes do together, one after the other, in one order.
+  """A sequence of barriers that all processes pass in the same order.
 
-  A process that fails comes to the last ones alone, and leaves out those before. Here processes
-  say at which barrier they are: those that meet one that is further on learn that it has failed,
-  and fail too. It waits for them at the last ones, where they all pass.
+  A process that fails skips to the last barriers. Here, processes publish which barrier they are
+  at: those that see another process further on know that it has failed, and fail, too. The failed
+  process waits for them at the last barriers, which all processes pass.
 
-  It asks the service that processes find each other by, and no device: it may be used in a thread
-  of its own. All is off once a barrier has run into its time limit.
+  It uses JAX's coordination service and no device, so that it can run in a background thread. Once
+  a barrier has timed out, the object is not usable any more.
 
   Args:
-    name: that no other meeting has, the same in all processes.
-    is_last: says whether a barrier is one of those that a process comes to that has failed.
+    name: a unique name, the same in all processes.
+    is_last: returns whether a barrier is one that failed processes reach, too.
   """
 
   def __init__(self, name: str, is_last: Callable[[str], bool]):
@@ -32,20 +32,20 @@ class Barrier:
     """Returns once all processes are at a barrier.
 
     Args:
-      key: of the barrier.
-      timeout_ms: milliseconds after which it is an error.
+      key: key of the barrier.
+      timeout_ms: time limit in milliseconds.
     Raises:
-      OSError: another process has failed before it came here.
-      jax.errors.JaxRuntimeError: not all came in time.
+      OSError: another process failed before this barrier.
+      jax.errors.JaxRuntimeError: not all processes came in time.
     """
     while others := [who for who, at in self._meet(key, timeout_ms).items() if at != key]:
       if not self._is_last(key):
         failed = ", ".join(map(str, sorted(others)))
-        raise OSError(f"process {failed} failed in its part; see what it says")
+        raise OSError(f"process {failed} failed; see its log")
 
   def _meet(self, key: str, timeout_ms: int) -> dict[int, str]:
-    """Returns at which barrier each process is, once all are at one."""
-    # Nobody is further on than the next round before all have read this one: two places are enough.
+    """Returns the barrier that each process is at, once all are at one."""
+    # No process gets past the next round before all have read this one: two slots are enough.
     place = f"{self._name}/{next(self._rounds) % 2}/"
     self._client.key_value_set(f"{place}{jax.process_index()}", key, allow_overwrite=True)
     self._client.wait_at_barrier(self._name, timeout_ms)

@@ -1,6 +1,6 @@
-"""Names of libraries that are private, or of modules that may move: they are here, nowhere else.
+"""All uses of private names of libraries, and of modules that may move.
 
-Any release may take one away. It is looked up when it is needed; all that does without it works.
+Any release may remove one. Each is looked up only when needed, so that everything else still works.
 """
 
 import dataclasses
@@ -11,13 +11,13 @@ from typing import Any
 from videoar_jax.runtime.versions import installed, tested_range
 
 _SPLASH = "jax.experimental.pallas.ops.tpu.splash_attention"
-# What the package asks the client of the service that processes find each other by.
+# Methods of the coordination service's client that the package uses.
 _CLIENT_METHODS = ("key_value_set", "key_value_dir_get", "wait_at_barrier")
 
 
 @dataclasses.dataclass(frozen=True)
 class SplashAttention:
-  """What JAX has of splash attention.
+  """JAX's splash attention.
 
   Attributes:
     kernels: its module `splash_attention_kernel`.
@@ -31,10 +31,10 @@ class SplashAttention:
 
 
 def splash_attention() -> SplashAttention:
-  """Returns what JAX has of splash attention.
+  """Returns JAX's splash attention.
 
   Raises:
-    ImportError: it is no longer where it was.
+    ImportError: the installed JAX has moved or removed it.
   """
   need = "attention='splash'"
   masks = _module("jax", f"{_SPLASH}.splash_attention_mask", need)
@@ -43,12 +43,13 @@ def splash_attention() -> SplashAttention:
 
 
 def distributed_state() -> Any:
-  """Returns how this process takes part in a run of several, asking no device for it.
+  """Returns JAX's state of a multi-process run, without initializing a device.
 
   Returns:
-    What has `process_id`, `num_processes` and `client`, which is None in a process that is alone.
+    An object with `process_id`, `num_processes` and `client`; the client is None in a
+    single-process run.
   Raises:
-    ImportError: JAX no longer tells.
+    ImportError: the installed JAX has moved or removed it.
   """
   need = "a run of several processes"
   state = _attribute("jax", _module("jax", "jax._src.distributed", need), "global_state", need)
@@ -77,6 +78,6 @@ def _attribute(library: str, owner: Any, name: str, need: str) -> Any:
 
 def _gone(library: str, name: str, need: str) -> ImportError:
   return ImportError(
-    f"{library} {installed(library)} has no {name}, which {need} needs; install a version that is "
-    f"tested: {tested_range('jax')}"
+    f"{library} {installed(library)} has no {name}, which {need} needs; install a tested version: "
+    f"{tested_range('jax')}"
   )

@@ -1,10 +1,10 @@
-"""What accelerators can do, as their makers say, and names of pods such as `v5p:4x4x4`.
+"""Published specifications of accelerators, and names of topologies such as `v5p:4x4x4`.
 
-Source: of TPUs, the tables "key specifications" of docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e
-and tpu7x; of GPUs, NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM and DGX B200, without
-sparsity. Makers give the bandwidth of links for both directions together; here it is of one. The
-share of the network is what makers give a chip, or, for v4, 50 Gbit/s as of v5p; for GPUs, one port
-of 200 (A100) or 400 Gbit/s each.
+Source: for TPUs, the "key specifications" tables of docs.cloud.google.com/tpu/docs/v4, v5e, v5p,
+v6e and tpu7x; for GPUs, NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM and DGX B200,
+without sparsity. Published link bandwidths add both directions; here they are for one direction.
+Network bandwidth is the published figure per chip, except for v4, which takes the 50 Gbit/s of v5p;
+for GPUs it is one port per GPU, of 200 (A100) or 400 Gbit/s.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ class Chip:
   """An accelerator.
 
   Attributes:
-    kind: what JAX calls it.
-    flops: operations a second of matrix products in bfloat16.
-    memory: bytes.
-    bandwidth: of its memory, bytes a second.
-    link_bandwidth: to all its neighbours together, in one direction, bytes a second.
-    network_bandwidth: its share of its host's network, by which slices are joined, bytes a second.
-    is_tpu: whether its compiler can be had without it.
-    num_devices: as which JAX sees it.
+    kind: JAX's `device_kind`.
+    flops: peak FLOP/s of bfloat16 matrix products.
+    memory: memory in bytes.
+    bandwidth: memory bandwidth in bytes/s.
+    link_bandwidth: total bandwidth to its neighbours, in one direction, in bytes/s.
+    network_bandwidth: its share of the host's network, which connects slices, in bytes/s.
+    is_tpu: a TPU, for which programs can be compiled ahead of time without the hardware.
+    num_devices: number of JAX devices per chip.
   """
 
   kind: str
@@ -40,12 +40,12 @@ class Chip:
 
   @property
   def device_flops(self) -> float:
-    """Operations a second of each of its devices."""
+    """Peak FLOP/s of one device."""
     return self.flops / self.num_devices
 
   @property
   def device_memory(self) -> float:
-    """Bytes of each of its devices."""
+    """Memory of one device, in bytes."""
     return self.memory / self.num_devices
 
 
@@ -63,7 +63,7 @@ CHIPS = {
 
 
 def peak_flops() -> float | None:
-  """Returns the operations a second that all devices could do; None where that is not known."""
+  """Returns the peak FLOP/s of all devices together; None if the device kind is unknown."""
   kind = jax.devices()[0].device_kind
   peak = next((chip.device_flops for chip in CHIPS.values() if chip.kind == kind), None)
   return None if peak is None else peak * jax.device_count()
@@ -73,14 +73,14 @@ def parse_topology(text: str) -> tuple[Chip, int]:
   """Reads `CHIP:AxB`, such as `v5e:4x8`, `v5p:4x4x4` or `h100:4x8`.
 
   Returns:
-    The chip, and how many there are.
+    The chip, and the number of chips.
   Raises:
-    ValueError: it is not of that form, or the chip is unknown; lists those known.
+    ValueError: the text has another form, or the chip is unknown; the message lists known chips.
   """
   match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text)
   if not match or match[1] not in CHIPS:
     raise ValueError(
-      f"--topology={text} is unknown; it is CHIP:AxB, such as v5e:4x8 or h100:4x8, and chips are "
+      f"--topology={text} is unknown; use CHIP:AxB, such as v5e:4x8 or h100:4x8, with a chip of "
       f"{', '.join(CHIPS)}"
     )
   number = math.prod(int(side) for side in match[2].split("x"))

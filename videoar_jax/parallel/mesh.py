@@ -1,4 +1,4 @@
-"""The mesh of devices, and which part of a batch each process has."""
+"""The device mesh, and the shard of a batch that each process reads."""
 
 import dataclasses
 import math
@@ -10,22 +10,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES
 
-# From the slowest network to the fastest: slices are joined by the data centre's own.
+# From the slowest network to the fastest: the data-centre network connects slices.
 AXES = ("slice", "data", "fsdp", "sequence", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each mesh axis; one axis may be -1, for those that are left.
+  """Devices along each mesh axis; one axis may be -1, for all remaining devices.
 
   Attributes:
-    data: data parallel: each device has a part of the batch and all parameters.
-    fsdp: fully sharded data parallel: each device has a part of the batch, of the parameters, and
-      of the optimizer's state.
-    sequence: sequence parallel: each device has a part of every clip's tokens and, within
+    data: data parallel: each device has a shard of the batch, and all parameters.
+    fsdp: fully sharded data parallel: each device has a shard of the batch, of the parameters, and
+      of the optimizer state.
+    sequence: sequence parallel: each device has a shard of every clip's tokens and, within
       attention, of the heads.
-    tensor: tensor parallel: each device has a part of the heads and of the MLP.
-    slice: data parallel over slices of TPUs, which a slower network connects.
+    tensor: tensor parallel: each device has a shard of the heads and of the MLP.
+    slice: data parallel over TPU slices, which a slower network connects.
   """
 
   data: int = -1
@@ -57,7 +57,8 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
   """Makes the mesh over all devices.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices, or the slices are others.
+    ValueError: the sizes do not multiply to the number of devices, or `slice` is not the number of
+      slices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = mesh_sizes(config, len(devices))
@@ -67,7 +68,7 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
 
 
 def _split_slices(devices: list, num_slices: int) -> list[list]:
-  """Returns the devices of each slice; those that know no slice are cut in their order."""
+  """Returns the devices of each slice; devices without slices are split in order."""
   by_slice: dict[int, list] = {}
   for device in devices:
     by_slice.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
@@ -76,29 +77,31 @@ def _split_slices(devices: list, num_slices: int) -> list[list]:
     return [devices[i * size : (i + 1) * size] for i in range(num_slices)]
   if len(by_slice) != num_slices:
     raise ValueError(
-      f"mesh.slice={num_slices}, but the devices are in {len(by_slice)} slices; set it to that"
+      f"mesh.slice={num_slices}, but the devices are in {len(by_slice)} slices; set mesh.slice to "
+      f"{len(by_slice)}"
     )
   return [by_slice[index] for index in sorted(by_slice)]
 
 
 def _arrange(devices: list, sizes: list[int]) -> np.ndarray:
-  """Returns one slice's devices in the shape of its axes, neighbours beside each other."""
-  # Where no axis is as long as sides of the pod, an axis is a part of a side.
+  """Returns one slice's devices in the shape of the mesh, with physical neighbours adjacent."""
+  # Mesh axes may split a physical axis, for sizes that are not products of physical axes.
   return mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
 
 
 def num_batch_shards(mesh: Mesh) -> int:
-  """Returns how many parts a batch is split into over the devices."""
+  """Returns the number of shards that the mesh splits a batch into."""
   return math.prod(mesh.shape[axis] for axis in LOGICAL_AXIS_RULES["batch"])
 
 
 def process_shard(mesh: Mesh) -> tuple[int, int]:
-  """Returns which part of each batch this process is to read, and how many parts there are.
+  """Returns which shard of each batch this process reads, and the number of shards.
 
-  Processes that share samples, by an axis of the mesh that splits something else, read the same.
+  Processes whose devices hold the same samples, because a mesh axis across them splits something
+  else, read the same shard.
 
   Raises:
-    ValueError: processes share some samples and not others.
+    ValueError: the shards of two processes overlap only partly.
   """
   num_axes = len(LOGICAL_AXIS_RULES["batch"])
   rows = mesh.devices.reshape(math.prod(mesh.devices.shape[:num_axes]), -1)
@@ -109,14 +112,14 @@ def process_shard(mesh: Mesh) -> tuple[int, int]:
   parts = sorted({tuple(sorted(part)) for part in owned.values()})
   if sum(map(len, parts)) != len(rows) or len({len(part) for part in parts}) > 1:
     raise ValueError(
-      f"mesh: {dict(mesh.shape)} cuts batches across the {len(owned)} processes unevenly; let "
-      "mesh.sequence x mesh.tensor divide, or be a multiple of, the devices of a process"
+      f"mesh: {dict(mesh.shape)} splits batches unevenly over the {len(owned)} processes; choose "
+      "mesh.sequence x mesh.tensor to divide, or be a multiple of, the devices of a process"
     )
   return parts.index(tuple(sorted(owned[jax.process_index()]))), len(parts)
 
 
 def shard_batch(batch, mesh: Mesh):
-  """Puts this process's part of a batch on its devices, split along the first axis."""
+  """Puts this process's shard of a batch on its devices, split along the first axis."""
   sharding = NamedSharding(mesh, PartitionSpec(LOGICAL_AXIS_RULES["batch"]))
   with jax.transfer_guard_host_to_device("allow"):
     return jax.tree.map(

@@ -1,4 +1,4 @@
-"""How fast the machine is at one thing, and how long calls take beside each other."""
+"""Measures peak FLOP/s and memory bandwidth, and times calls against each other."""
 
 import statistics
 import time
@@ -7,19 +7,20 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-SIDE = 2048  # Of the matrices.
-_LIMIT_S = 0.05  # Shorter measurements would be of the dispatch.
+SIDE = 2048  # Side of the square matrices.
+_LIMIT_S = 0.05  # In shorter measurements, dispatch would dominate.
 
 
 class Roofline:
-  """A call that does one thing as fast as the machine can, over and over.
+  """A jitted loop that repeats one operation at the machine's peak speed.
 
   Args:
-    body: `(array, carry) -> carry`, of which no turn can be left out.
-    array: what it reads.
-    amount: operations or bytes of a turn.
+    body: `(array, carry) -> carry`; the compiler must not be able to skip an iteration.
+    array: input of every iteration.
+    carry: first carry.
+    amount: FLOPs or bytes of an iteration.
   Attributes:
-    amount: of a call.
+    amount: FLOPs or bytes of a call.
   """
 
   def __init__(self, body: Callable, array, carry, amount: float):
@@ -43,20 +44,23 @@ class Roofline:
 
 
 def products(dtype: str) -> Roofline:
-  """Returns the call that multiplies large matrices; its amount is of operations."""
+  """Returns a loop that multiplies large matrices; its amount is in FLOPs."""
   matrix = jax.random.normal(jax.random.key(3), (SIDE, SIDE)).astype(dtype)
   scale = jnp.asarray(SIDE**-0.5, dtype)
   return Roofline(lambda x, y: (x @ y) * scale, matrix, matrix, 2 * SIDE**3)
 
 
 def reads(dtype: str) -> Roofline:
-  """Returns the call that reads a large array; its amount is of bytes."""
+  """Returns a loop that reads a large array; its amount is in bytes."""
   array = jnp.ones((64, 2**21), dtype)
   return Roofline(lambda x, y: jnp.max(x - y[:, None], axis=1), array, array[:, 0], array.nbytes)
 
 
 def interleave(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
-  """Returns the median time of each call; in turns, so that all see the machine as it is."""
+  """Returns the median time of each call, in seconds.
+
+  The calls alternate, so that changes in the machine's load affect them equally.
+  """
   times: dict[str, list[float]] = {name: [] for name in calls}
   for i in range(repeats + 1):
     for name, call in calls.items():

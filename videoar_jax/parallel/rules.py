@@ -1,4 +1,4 @@
-"""One table from logical axis names to mesh axes, and what follows from it."""
+"""The table of logical axis names to mesh axes, and shardings derived from it."""
 
 import math
 
@@ -6,37 +6,37 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# Logical axis -> mesh axes. Of slices, each has all parameters.
+# Logical axis -> mesh axes. Each slice has all parameters.
 LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
   "batch": ("slice", "data", "fsdp"),
   "sequence": ("sequence",),
   "embed": ("fsdp",),
   "heads": ("tensor",),
   "kv_heads": ("tensor",),
-  # Within attention, where the sequence is whole.
+  # Within attention, where the sequence is not sharded.
   "attended_heads": ("tensor", "sequence"),
   "mlp": ("tensor",),
   "vocabulary": (),
-  # Kernels of convolutions are small, and some have three channels: each device has them whole.
+  # Convolution kernels are replicated: they are small, and some have only three channels.
   "conv_in": (),
   "conv_out": (),
 }
 
 
 class ShardingError(ValueError):
-  """A mesh axis does not divide what is to be split over it."""
+  """A mesh axis does not divide the array axis that it shards."""
 
 
 def spec_of(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-  """Returns how an array is split.
+  """Returns the partition spec of an array.
 
   Args:
-    axes: logical names of the last axes, None for one that is not split; neither are axes in front
-      of them (stacked layers).
+    axes: logical names of the last axes; None for an axis that is not sharded. Axes before them
+      (stacked layers) are not sharded.
     shape: the array's shape.
     mesh: the mesh.
   Raises:
-    ShardingError: a mesh axis does not divide an axis that should be split over it.
+    ShardingError: a mesh axis does not divide the array axis that it shards.
     ValueError: there is no rule for a name.
   """
   unknown = [name for name in axes if name is not None and name not in LOGICAL_AXIS_RULES]
@@ -48,23 +48,23 @@ def spec_of(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) ->
   parts = []
   for name, size in zip(names, shape, strict=True):
     mesh_axes = tuple(axis for axis in LOGICAL_AXIS_RULES.get(name, ()) if mesh.shape[axis] > 1)
-    ways = math.prod(mesh.shape[axis] for axis in mesh_axes)
-    if size % ways:
+    num_parts = math.prod(mesh.shape[axis] for axis in mesh_axes)
+    if size % num_parts:
       raise ShardingError(
         f"axis {name!r} of size {size} in shape {shape} does not divide over the mesh axes "
-        f"{mesh_axes} of size {ways}; change mesh.{mesh_axes[0]} or the size"
+        f"{mesh_axes} of size {num_parts}; change mesh.{mesh_axes[0]} or the size"
       )
     parts.append(mesh_axes or None)
   return PartitionSpec(*parts)
 
 
 def sharding_of(axes, shape, mesh: Mesh) -> NamedSharding:
-  """Returns `spec_of` on the mesh."""
+  """Returns the sharding of an array on the mesh; see `spec_of`."""
   return NamedSharding(mesh, spec_of(axes, shape, mesh))
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-  """Constrains an activation inside jit, where a mesh is set; otherwise returns it as it is."""
+  """Constrains an activation's sharding inside jit; without a mesh, returns it unchanged."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
@@ -72,23 +72,23 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
 
 
 def num_shards(name: str) -> int:
-  """Returns over how many devices an axis is split inside jit, on the mesh that is set."""
+  """Returns the number of shards of a logical axis on the current mesh, inside jit."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in LOGICAL_AXIS_RULES[name])
 
 
 def is_for_tpu() -> bool:
-  """Says whether what is traced now will run on TPU: on the mesh that is set, or by default."""
+  """Returns whether the current trace is for TPU, by the current mesh or the default backend."""
   return _platform() == "tpu"
 
 
 def is_for_cpu() -> bool:
-  """Says whether what is traced now will run on CPU: on the mesh that is set, or by default."""
+  """Returns whether the current trace is for CPU, by the current mesh or the default backend."""
   return _platform() == "cpu"
 
 
 def _platform() -> str:
-  """Returns what is traced for: on the mesh that is set, or by default."""
+  """Returns the platform of the current trace, by the current mesh or the default backend."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   if device is None:
     return jax.default_backend()
@@ -96,15 +96,15 @@ def _platform() -> str:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of what every device holds whole."""
+  """Returns the sharding of an array that is replicated on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def place(x, sharding: NamedSharding) -> jax.Array:
-  """Returns an array that each process has whole, each device with its own part alone."""
+  """Shards an array that every process has in full; each device gets only its own shard."""
   if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(sharding, x.ndim):
     return x
   x = np.asarray(x)
-  # JAX takes this for a transfer that nobody asked for, as what `shard_batch` does over processes.
+  # JAX counts this as an implicit transfer, as in `shard_batch`.
   with jax.transfer_guard_host_to_device("allow"):
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])

@@ -1,4 +1,4 @@
-"""Bytes of arrays on a device, and bytes that devices send each other for them."""
+"""Memory of sharded arrays on a device, and the traffic to gather them."""
 
 import math
 
@@ -6,7 +6,7 @@ import jax
 
 
 def device_bytes(shapes, shardings) -> int:
-  """Returns the bytes of a tree of arrays on one device."""
+  """Returns the bytes that a tree of sharded arrays takes on one device."""
   sizes = jax.tree.map(
     lambda x, sharding: math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize,
     shapes,
@@ -16,7 +16,7 @@ def device_bytes(shapes, shardings) -> int:
 
 
 def gathered_bytes(shapes, shardings) -> tuple[float, float]:
-  """Returns the bytes of parameters as a device uses them, and those of them that others send."""
+  """Returns the bytes of parameters after the FSDP all-gather, and the bytes that it receives."""
   used = sent = 0.0
   for x, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True):
     own = math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -28,5 +28,5 @@ def gathered_bytes(shapes, shardings) -> tuple[float, float]:
 
 
 def axes_of(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  """Returns the mesh axes that one entry of a partition names."""
+  """Returns the mesh axes of one entry of a partition spec."""
   return (part,) if isinstance(part, str) else tuple(part or ())

@@ -1,4 +1,4 @@
-"""Compiled programs, kept between runs."""
+"""JAX's persistent compilation cache."""
 
 import os
 import pathlib
@@ -7,10 +7,10 @@ import jax
 
 
 def use_compilation_cache() -> None:
-  """Keeps compiled programs between runs, where the user named no place of their own."""
+  """Turns on the persistent compilation cache, unless the user has configured a folder for it."""
   if jax.config.jax_compilation_cache_dir is None:
     try:
       root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    except RuntimeError:  # No home, as in some containers.
+    except RuntimeError:  # There is no home folder, as in some containers.
       return
     jax.config.update("jax_compilation_cache_dir", str(root / "videoar_jax" / "jax"))

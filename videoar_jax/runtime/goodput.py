@@ -1,4 +1,4 @@
-"""Where a run's time goes: steps, compiling, data, and what else is counted by name; its rates."""
+"""Where a run's time goes (steps, compiling, data and others), and its step rate."""
 
 import contextlib
 import logging
@@ -23,7 +23,7 @@ def _count_event(event: str, **_) -> None:
 
 
 def _count_seconds(event: str, seconds: float, **_) -> None:
-  # With a cache, the time to look there is in it.
+  # Includes the time of looking up the compilation cache.
   if event == "/jax/core/compile/backend_compile_duration":
     _compiled["seconds"] += seconds
 
@@ -33,10 +33,10 @@ jax.monitoring.register_event_duration_secs_listener(_count_seconds)
 
 
 class GoodputTracker:
-  """Where time goes.
+  """Divides the time of a run among named activities.
 
   Args:
-    rest: name of what is neither compiling nor counted by another name.
+    rest: name of the time that is neither compiling nor counted under another name.
   """
 
   def __init__(self, rest: str = "steps"):
@@ -47,7 +47,7 @@ class GoodputTracker:
 
   @contextlib.contextmanager
   def measure(self, name: str):
-    """Counts the time inside as `name`, less what is compiled meanwhile."""
+    """Counts the time in the context as `name`, except for compilation."""
     started, compiled = time.perf_counter(), _compiled["seconds"]
     try:
       yield
@@ -55,7 +55,7 @@ class GoodputTracker:
       self.count(name, time.perf_counter() - started - (_compiled["seconds"] - compiled))
 
   def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
-    """Yields items; counts the time until each is there as `name`."""
+    """Yields items; counts the time that it waits for them as `name`."""
     items, end = iter(items), object()
     while True:
       with self.measure(name):
@@ -65,11 +65,11 @@ class GoodputTracker:
       yield item
 
   def count_rest(self, name: str) -> None:
-    """Counts the time so far, but for what is counted, as `name`."""
+    """Counts all time so far that is not counted yet as `name`."""
     self.count(name, self.seconds()[self._rest])
 
   def lose(self, seconds: float) -> None:
-    """Counts time that was spent before on steps that are made again."""
+    """Counts time that an earlier run spent on steps that must be repeated."""
     self._started -= seconds
     self.count("lost work", seconds)
 
@@ -78,19 +78,19 @@ class GoodputTracker:
     self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
   def seconds(self) -> dict[str, float]:
-    """Returns the time since the beginning, by name."""
+    """Returns the seconds since the start, by name."""
     total = time.perf_counter() - self._started
     counted = {"compiling": _compiled["seconds"] - self._before["seconds"], **self._seconds}
     return {self._rest: total - sum(counted.values()), **counted}
 
   def shares(self) -> dict[str, float]:
-    """Returns the share of the time since the beginning, by name; they sum to 1."""
+    """Returns the share of the time since the start, by name; they sum to 1."""
     seconds = self.seconds()
     total = max(sum(seconds.values()), 1e-9)
     return {name: value / total for name, value in seconds.items()}
 
   def report(self) -> str:
-    """Returns the shares, and how many programs came from the compilation cache, as a line."""
+    """Returns a line with the shares and the number of hits of the compilation cache."""
     total = time.perf_counter() - self._started
     shares = ", ".join(f"{name} {share:.0%}" for name, share in self.shares().items())
     hits, misses = (_compiled[name] - self._before[name] for name in ("hits", "misses"))
@@ -100,36 +100,36 @@ class GoodputTracker:
 
 
 class StepRate:
-  """Steps a second since the last line of the log, over the time of steps and of waits for data.
+  """Steps per second since the last line of the log, over the time of steps and waiting for data.
 
-  Saves, samples, evaluation and compiling do not count.
+  Saving, sampling, evaluation and compiling do not count.
 
   Args:
-    clock: of the loop; counts steps as "steps".
-    step: the last one before the first that counts.
+    goodput: the loop's tracker, which counts steps as "steps".
+    step: the last step before the first that counts.
   """
 
-  def __init__(self, clock: GoodputTracker, step: int):
-    self._clock = clock
+  def __init__(self, goodput: GoodputTracker, step: int):
+    self._goodput = goodput
     self.restart(step)
 
   def restart(self, step: int) -> None:
-    """Begins the next window after a step."""
+    """Starts the next window after a step."""
     self._step, self._began = step, self._training_s()
 
   def at(self, step: int) -> float:
-    """Returns the steps a second from the beginning of the window to the end of a step."""
+    """Returns the steps per second from the start of the window to the end of a step."""
     return (step - self._step) / max(self._training_s() - self._began, 1e-9)
 
   def _training_s(self) -> float:
-    seconds = self._clock.seconds()
+    seconds = self._goodput.seconds()
     return seconds["steps"] + seconds.get("data", 0.0)
 
 
 @contextlib.contextmanager
-def report_at_exit(clock: GoodputTracker) -> Iterator[GoodputTracker]:
-  """Yields a clock, and logs what it counted."""
+def report_at_exit(goodput: GoodputTracker) -> Iterator[GoodputTracker]:
+  """Yields a tracker, and logs its report at exit."""
   try:
-    yield clock
+    yield goodput
   finally:
-    log.info("%s", clock.report())
+    log.info("%s", goodput.report())

@@ -1,4 +1,4 @@
-"""How long a run waits for its data."""
+"""Measures how long a run waits for its data."""
 
 import contextlib
 import logging
@@ -9,30 +9,30 @@ import jax
 
 log = logging.getLogger(__name__)
 
-LIMIT = 0.02  # Of the time; the log warns of more.
+LIMIT = 0.02  # Share of the time above which the log warns.
 
 
 class InputStallMeter:
-  """Measures the time inside of `with waits:` in which no step runs, as a share of all time.
+  """Measures the share of time that the device idles inside `with meter:` blocks.
 
-  The first time does not count: nothing can be ready then.
+  The first block does not count, since no batch can be ready then.
 
   Attributes:
-    last: seconds of the last wait that count.
+    last: idle seconds in the last block.
   """
 
   def __init__(self):
     self._started: float | None = None
     self.last = self._waited = self._entered = 0.0
-    self._ended: list[float] | None = None  # When the step under way did, once it has.
+    self._ended: list[float] | None = None  # End time of the current step, once it has ended.
     self._has_warned = False
 
   def follow(self, results) -> None:
-    """Notes when the results of a step that was just begun are there."""
+    """Records, in the background, when a step that was just dispatched ends."""
     ended: list[float] = []
 
     def note() -> None:
-      # What goes wrong in a step is told by whoever needs its results.
+      # An error in the step is raised where its results are used.
       with contextlib.suppress(Exception):
         jax.block_until_ready(results)
       ended.append(time.perf_counter())
@@ -45,7 +45,7 @@ class InputStallMeter:
 
   def __exit__(self, *error):
     now = time.perf_counter()
-    # While the device is busy, nothing is lost.
+    # Only time in which the device is idle counts.
     idle_since = self._entered
     if self._ended is not None:
       idle_since = max(idle_since, self._ended[0] if self._ended else now)
@@ -56,19 +56,19 @@ class InputStallMeter:
 
   @property
   def share(self) -> float:
-    """Share of the time; 0 before there is any."""
+    """Idle share of the time since the first block; 0 before it."""
     if self._started is None:
       return 0.0
     return self._waited / max(time.perf_counter() - self._started, 1e-9)
 
   def warn(self, step: int) -> None:
-    """Says so, once, where more time is lost than is allowed."""
+    """Logs a warning, once, if the idle share is above the limit."""
     if self.share > LIMIT and not self._has_warned:
       self._has_warned = True
       log.warning(
-        "until step %d the run waited for data %.0f%% of the time; raise data.num_threads (to the "
-        "number of cores) or data.prefetch, or read shards that `python -m "
-        "videoar_jax.prepare` made",
+        "up to step %d, the run waited for data %.0f%% of the time; raise data.num_threads (to the "
+        "number of cores) or data.prefetch, or read shards made with `python -m "
+        "videoar_jax.prepare`",
         step,
         100 * self.share,
       )

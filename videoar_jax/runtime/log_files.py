@@ -1,4 +1,4 @@
-"""Where the package's log goes."""
+"""Handlers of the package's log."""
 
 import logging
 import pathlib
@@ -8,15 +8,15 @@ from videoar_jax.parallel import processes
 
 
 def quiet_libraries() -> None:
-  """Keeps what libraries tell of their own doings off the terminal."""
-  # They write to the root logger, and give it a handler of their own where it has none.
+  """Keeps the info messages of libraries off the terminal."""
+  # They log to the root logger, and add a handler to it if it has none.
   logging.getLogger().addHandler(logging.NullHandler())
   for name in ("absl", "jax"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def start_log(path: pathlib.Path) -> None:
-  """Sends the package's log to the terminal and to a file, which grows with every run."""
+  """Sends the package's log to the terminal, and appends it to a file."""
   root = logging.getLogger("videoar_jax")
   root.setLevel(logging.DEBUG)
   root.propagate = False
@@ -25,7 +25,8 @@ def start_log(path: pathlib.Path) -> None:
     handler.close()
   terminal, file = logging.StreamHandler(sys.stdout), logging.FileHandler(path)
   terminal.setLevel(logging.INFO)
-  terminal.addFilter(lambda record: not hasattr(record, "is_for_file"))  # Long tables are.
+  # Long tables have `is_for_file`: they are only for the file.
+  terminal.addFilter(lambda record: not hasattr(record, "is_for_file"))
   terminal.setFormatter(logging.Formatter("%(message)s"))
   file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
   root.addHandler(terminal)
@@ -33,7 +34,7 @@ def start_log(path: pathlib.Path) -> None:
 
 
 def start_errors_log() -> None:
-  """Sends errors of the package's log to the terminal, each with the name of this process."""
+  """Sends errors of the package's log to stderr, prefixed with the name of this process."""
   root = logging.getLogger("videoar_jax")
   root.setLevel(logging.ERROR)
   root.propagate = False

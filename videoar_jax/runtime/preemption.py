@@ -1,4 +1,4 @@
-"""How a run is told to stop, and in what time it must."""
+"""Stops a run on SIGINT or SIGTERM, within a time limit."""
 
 import contextlib
 import faulthandler
@@ -13,10 +13,10 @@ from videoar_jax.parallel import processes
 
 
 class Preempted(Exception):
-  """A signal asked the run to stop; the state is saved.
+  """A signal stopped the run; its state is saved.
 
   Attributes:
-    status: what the process is to end with, as shells have it: 128 + the signal's number.
+    status: exit status of the process, by shell convention 128 + the signal's number.
   """
 
   def __init__(self, what: str, number: int = signal.SIGINT):
@@ -25,7 +25,7 @@ class Preempted(Exception):
 
 
 class PreemptionHandler:
-  """Whether a run is to stop, and by which signal; see `handle_preemption`."""
+  """Whether a run must stop, and because of which signal; see `handle_preemption`."""
 
   def __init__(self, timeout_s: float):
     self.signal: signal.Signals | None = None
@@ -33,29 +33,32 @@ class PreemptionHandler:
     self._timer: threading.Timer | None = None
 
   def begin(self, number: signal.Signals) -> None:
-    """Begins to stop: what has not stopped in time ends with all its stacks on stderr."""
-    self.end()  # Of a stop by another signal, from which on the time counts anew.
+    """Starts the time limit, after which the process dumps all stacks to stderr and ends."""
+    self.end()  # A second signal restarts the time limit.
     self.signal = number
     self._timer = threading.Timer(self._timeout_s, self._end)
     self._timer.daemon = True
     self._timer.start()
-    # A thread in C, for what keeps Python itself from running; it knows no status but 1.
+    # A C thread, in case Python itself is blocked; its exit status is always 1.
     faulthandler.dump_traceback_later(self._timeout_s + 10, exit=True)
 
   def end(self) -> None:
-    """Says that it has stopped."""
+    """Cancels the time limit: the run has stopped."""
     faulthandler.cancel_dump_traceback_later()
     if self._timer is not None:
       self._timer.cancel()
 
   def _end(self) -> None:
     faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-    text = f"NOT STOPPED in {self._timeout_s:g} s: it goes on from the last whole checkpoint\n"
+    text = (
+      f"NOT STOPPED in {self._timeout_s:g} s: the process ends; run the same command again to "
+      "resume from the last complete checkpoint\n"
+    )
     os.write(sys.__stderr__.fileno(), text.encode())
     os._exit(128 + self.signal)
 
   def is_due(self) -> bool:
-    """Says whether to save and stop; to be asked after every step, by all processes."""
+    """Returns whether to save and stop; all processes must call it after every step."""
     if self.signal is None and processes.is_preemption_agreed():
       self.begin(signal.SIGTERM)
     return self.signal is not None
@@ -63,12 +66,12 @@ class PreemptionHandler:
 
 @contextlib.contextmanager
 def handle_preemption(timeout_s: float):
-  """Yields a `PreemptionHandler` that is due once Ctrl-C or SIGTERM came; a second one kills.
+  """Yields a `PreemptionHandler` that is due after Ctrl-C or SIGTERM; a second signal kills.
 
-  Of several processes, all stop after the same step: see `processes.is_preemption_agreed`.
+  In a multi-process run, all stop after the same step: see `processes.is_preemption_agreed`.
 
   Args:
-    timeout_s: seconds that the stop may take.
+    timeout_s: time limit for the stop, in seconds.
   """
   stop = PreemptionHandler(timeout_s)
   is_alone = jax.process_count() == 1
@@ -79,9 +82,9 @@ def handle_preemption(timeout_s: float):
     if is_alone:
       stop.begin(number)
     else:
-      # All of them stop: JAX's own handler of SIGTERM tells the others.
+      # All processes stop: JAX's own SIGTERM handler notifies the others.
       os.kill(os.getpid(), signal.SIGTERM)
-    print(f"\n{number.name}: saving, then stopping; once more to stop at once", flush=True)
+    print(f"\n{number.name}: saving, then stopping; repeat it to stop at once", flush=True)
 
   previous = {}
   for number in (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,):

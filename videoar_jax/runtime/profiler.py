@@ -1,4 +1,4 @@
-"""Profiles steps: those of the config, and the next few on demand."""
+"""Profiles the steps in the config, and the next few steps on demand."""
 
 import logging
 import pathlib
@@ -12,10 +12,10 @@ NUM_PROFILED_STEPS = 5  # At each SIGUSR1.
 
 
 class Profiler:
-  """Traces steps for TensorBoard and xprof: a range of them, and the next few at each SIGUSR1.
+  """Traces steps for TensorBoard and xprof: a range, and the next few steps at each SIGUSR1.
 
   Args:
-    directory: where traces go.
+    directory: folder of the traces.
     steps: first and last step to trace; empty for none.
   """
 
@@ -36,7 +36,7 @@ class Profiler:
     self._is_asked = True
 
   def before(self, step: int) -> None:
-    """Begins a trace where one is due; to be called before each step."""
+    """Starts a trace if one is due; call it before each step."""
     if self._is_asked and not self._is_tracing:
       self._first, self._last = step, step + NUM_PROFILED_STEPS - 1
     self._is_asked = False
@@ -45,7 +45,7 @@ class Profiler:
       self._is_tracing = True
 
   def after(self, step: int, results) -> None:
-    """Ends a trace with its last step, once the step's results are there."""
+    """Stops a trace after its last step, once the step's results are ready."""
     if self._is_tracing and step >= self._last:
       jax.block_until_ready(results)
       self._stop()

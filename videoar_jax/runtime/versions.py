@@ -1,4 +1,4 @@
-"""Which versions of Python and of libraries are tested, and which are installed."""
+"""Tested and installed versions of Python and of libraries."""
 
 import importlib.metadata
 import itertools
@@ -8,19 +8,19 @@ from collections.abc import Iterable, Mapping
 
 from videoar_jax import __version__
 
-# First and last; the last one stands for all that begin with it. `requirements.txt` has the same
+# First and last tested version; `x` in the last one is any number. `requirements.txt` has the same
 # bounds, and `.github/workflows/tests.yml` tests both ends.
 TESTED = {
   "Python": ("3.11", "3.13"),
   "jax": ("0.10.2", "0.12.x"),
   "flax": ("0.12.8", "0.12.x"),
 }
-# What all processes of a run have alike.
+# Libraries whose versions must be the same in all processes of a run.
 _SHARED = ("jax", "jaxlib", "flax", "orbax-checkpoint")
 
 
 def numbers(version: str) -> tuple[int, ...]:
-  """Returns a version's leading numbers, of `0.12.x` and `0.12.0rc1` too."""
+  """Returns a version's leading numbers, such as (0, 12) for `0.12.x`."""
   return tuple(map(int, re.match(r"\d+(?:\.\d+)*", version)[0].split(".")))
 
 
@@ -30,18 +30,18 @@ def installed(name: str) -> str:
 
 
 def tested_range(name: str) -> str:
-  """Returns which versions are tested, as `jax 0.10.2 to 0.12.x`."""
+  """Returns the tested versions as text, such as `jax 0.10.2 to 0.12.x`."""
   return f"{name} {' to '.join(TESTED[name])}"
 
 
 def untested_warning() -> str | None:
-  """Returns a line that names what is outside of the tested range; None if nothing is."""
+  """Returns a line that names the versions outside the tested range; None if there are none."""
   versions = {name: installed(name) for name in TESTED}
   outside = [f"{name} {text}" for name, text in versions.items() if not _is_tested(name, text)]
   if not outside:
     return None
   tested = ", ".join(map(tested_range, TESTED))
-  return f"not tested with {', '.join(outside)}; what fails may be due to that. Tested are {tested}"
+  return f"not tested with {', '.join(outside)}, which may cause failures. Tested are {tested}"
 
 
 def _is_tested(name: str, version: str) -> bool:
@@ -50,13 +50,13 @@ def _is_tested(name: str, version: str) -> bool:
 
 
 def shared_versions() -> dict[str, str]:
-  """Returns this process's versions of what all processes of a run must have alike."""
+  """Returns this process's versions of everything that must be the same in all processes."""
   python = ".".join(platform.python_version_tuple()[:2])
   return {"Python": python, "videoar_jax": __version__} | {n: installed(n) for n in _SHARED}
 
 
 def differences(found: Mapping[int, Mapping[str, str]]) -> list[str]:
-  """Returns what processes have several versions of, and which process has which.
+  """Returns a line for each library whose version differs between processes.
 
   Args:
     found: the `shared_versions` of each process.
@@ -73,7 +73,7 @@ def differences(found: Mapping[int, Mapping[str, str]]) -> list[str]:
 
 
 def _ranges(processes: Iterable[int]) -> str:
-  """Writes sorted numbers as `process 3` or `processes 0-2, 5`."""
+  """Returns sorted process numbers as text, such as `process 3` or `processes 0-2, 5`."""
   runs = [
     [process for _, process in run]
     for _, run in itertools.groupby(enumerate(processes), lambda pair: pair[1] - pair[0])

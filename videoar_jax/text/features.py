@@ -1,7 +1,7 @@
-"""Prompts as features that a text encoder, such as T5, has made of them before.
+"""Prompts as features that a text encoder, such as T5, has computed ahead of time.
 
-A file of safetensors has a tensor `[n, c]` for each prompt, named by the prompt itself, n being the
-prompt's own number of tokens; a folder may have many such files. To make one:
+A safetensors file has a tensor `[n, c]` for each prompt, named by the prompt itself; n is the
+prompt's own number of tokens. A folder may have many such files. To make one:
 
   from safetensors.numpy import save_file
   save_file({prompt: encode(prompt) for prompt in {"", *prompts}}, "features.safetensors")
@@ -11,7 +11,7 @@ import difflib
 import functools
 import pathlib
 
-import ml_dtypes  # noqa: F401  # Tells numpy what bfloat16 is.
+import ml_dtypes  # noqa: F401  # Registers bfloat16 with numpy.
 import numpy as np
 from jaxtyping import Float32
 from safetensors import SafetensorError, safe_open
@@ -20,18 +20,18 @@ SUFFIX = ".safetensors"
 
 
 class TextFeatures:
-  """Looks the features of prompts up.
+  """Looks up the features of prompts.
 
   Attributes:
-    length: rows of every prompt, P; rows of zeros fill them up.
-    text_dim: numbers of a feature, c.
+    length: rows of every encoded prompt, P; shorter prompts are padded with rows of zeros.
+    text_dim: width of a feature, c.
 
   Args:
-    path: of a file, or of a folder of them.
-    length: the most rows of a prompt.
+    path: a file, or a folder of files.
+    length: largest number of rows of a prompt.
   Raises:
-    ValueError: there is no file, one cannot be read, two have the same prompt, a tensor has another
-      shape than `[n, c]`, or the empty prompt is missing, which guidance needs.
+    ValueError: there is no file, a file cannot be read, two files have the same prompt, a tensor's
+      shape is not `[n, c]`, or the empty prompt is missing, which guidance needs.
   """
 
   vocabulary_size = 0
@@ -50,12 +50,12 @@ class TextFeatures:
     if "" not in self._files:
       raise ValueError(
         f"text.tokenizer={path!r} has {len(self._files)} prompts, but not the empty one, which "
-        'stands for "no condition"; add the features of "" under the name ""'
+        'guidance uses for "no condition"; add the features of "" under the name ""'
       )
 
   def _read_header(self, file: str) -> None:
     reader = _reader(file)
-    for prompt in reader.keys():  # noqa: SIM118  # It is no dict.
+    for prompt in reader.keys():  # noqa: SIM118  # The reader is not a dict.
       if prompt in self._files:
         raise ValueError(f"{file} and {self._files[prompt]} both have the prompt {prompt[:60]!r}")
       shape = reader.get_slice(prompt).get_shape()
@@ -63,8 +63,8 @@ class TextFeatures:
         self.text_dim = shape[-1]
       if len(shape) != 2 or shape[1] != self.text_dim or 0 in shape:
         raise ValueError(
-          f"{file}: features of {prompt[:60]!r} have shape {shape}; needs [n, width], of one width "
-          f"(here {self.text_dim}) and at least one row"
+          f"{file}: features of {prompt[:60]!r} have shape {shape}; they must be [n, width], with "
+          f"the same width in all files (here {self.text_dim}) and at least one row"
         )
       if shape[0] > self.length:
         raise ValueError(
@@ -77,23 +77,23 @@ class TextFeatures:
     """Returns the features of a prompt.
 
     Raises:
-      ValueError: there are none.
+      ValueError: no file has the prompt.
     """
     if text not in self._files:
       near = difflib.get_close_matches(text, list(self._files)[:10_000], n=1)
-      hint = f"; near it is {near[0][:60]!r}" if near else ""
+      hint = f"; did you mean {near[0][:60]!r}?" if near else ""
       raise ValueError(f"text.tokenizer={self.path!r} has no features of {text[:60]!r}{hint}")
     found = np.asarray(_reader(self._files[text]).get_tensor(text), np.float32)
     return np.pad(found, ((0, self.length - len(found)), (0, 0)))
 
   def null(self) -> Float32[np.ndarray, "P c"]:
-    """Returns the empty prompt's, which stand for "no condition" in classifier-free guidance."""
+    """Returns the features of "", which mean "no condition" in classifier-free guidance."""
     return self.encode("")
 
 
 @functools.cache
 def _reader(file: str):
-  """Opens a file once a process; its tensors stay on disk until they are asked for."""
+  """Opens a file once per process; tensors stay on disk until they are read."""
   try:
     return safe_open(file, framework="numpy")
   except (OSError, SafetensorError) as error:

@@ -1,7 +1,7 @@
-"""Prompts as tokens: bytes or words, which need no vocabulary file; a tokenizer's file; classes.
+"""Prompts as tokens: bytes or words, which need no vocabulary; a tokenizer file; or classes.
 
-All have `length`, `vocabulary_size`, `text_dim`, `encode` and `null`, and no more is asked of
-them; so have features of text. In what they encode, 0 is padding.
+The interface, shared with `TextFeatures`, is `length`, `vocabulary_size`, `text_dim`, `encode` and
+`null`. Token 0 is padding.
 """
 
 import difflib
@@ -62,9 +62,9 @@ class ByteTokenizer:
 class WordTokenizer:
   """Encodes a prompt as its words, in lower case, an end token and padding.
 
-  For short captions in languages that part words by spaces: a small network need not learn to
-  spell first. The token of a word is a hash of it, so that any text can be encoded and nothing is
-  fitted to the data; two words may share one (of 30, two do by a chance of 10%; of 100, of 70%).
+  For short captions in languages that separate words by spaces: a small network does not have to
+  learn spelling first. A word's token is its hash, so that any text can be encoded without fitting
+  a vocabulary. Words may collide (with a probability of 10% among 30 words, 70% among 100).
 
   Attributes:
     length: tokens in every encoded prompt, P.
@@ -82,14 +82,14 @@ class WordTokenizer:
     self.length = length
 
   def encode(self, text: str) -> Int32[np.ndarray, "P"]:
-    """Returns the token ids of a prompt: of words, of letters and digits, and of single signs.
+    """Returns the token ids of a prompt: one per word of letters and digits, or punctuation mark.
 
-    What is between words is left out: spaces, and the underscores in names of folders.
+    Spaces, and underscores as in folder names, only separate words.
 
     Raises:
       ValueError: the prompt and its end token do not fit.
     """
-    text = unicodedata.normalize("NFC", text)  # One way of writing accents, of several.
+    text = unicodedata.normalize("NFC", text)  # Accents have several encodings; use one.
     words = re.findall(r"[^\W_]+|[^\w\s]", text.lower())
     num_hashes = self.vocabulary_size - NUM_SPECIAL
     ids = [zlib.crc32(word.encode("utf-8")) % num_hashes for word in words]
@@ -101,13 +101,13 @@ class WordTokenizer:
 
 
 class FileTokenizer:
-  """Encodes a prompt by a JSON file of Hugging Face `tokenizers`, an end token and padding.
+  """Encodes a prompt with a JSON file of Hugging Face `tokenizers`, an end token and padding.
 
-  End and padding are tokens of our own, in front of the file's: whatever special tokens a file has,
-  or lacks, a prompt ends in the same way.
+  Our own end and padding ids come before the file's ids, so that prompts end the same way whatever
+  special tokens the file has.
 
   Args:
-    path: of the file.
+    path: the file.
     length: tokens in every encoded prompt, P.
   Raises:
     ValueError: the file cannot be read, or the package is missing.
@@ -122,12 +122,12 @@ class FileTokenizer:
       import tokenizers
     except ImportError as error:
       raise ValueError(
-        f"text.tokenizer={path!r} needs a package; pip install 'videoar_jax[tokenizers]'"
+        f"text.tokenizer={path!r} needs an optional package; pip install 'videoar_jax[tokenizers]'"
       ) from error
     try:
       self._tokenizer = tokenizers.Tokenizer.from_file(path)
-    except Exception as error:  # The package raises no narrower one.
-      raise ValueError(f"text.tokenizer={path!r} is no file of a tokenizer: {error}") from error
+    except Exception as error:  # The package raises nothing narrower.
+      raise ValueError(f"text.tokenizer={path!r} is not a tokenizer file: {error}") from error
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
     self.length = length
@@ -153,10 +153,10 @@ def _check_length(length: int) -> None:
 
 
 def _to_tokens(ids: list[int], text: str, unit: str, length: int) -> Int32[np.ndarray, "P"]:
-  """Returns ids behind the special ones, the end token and padding.
+  """Returns the ids, shifted past the special ids, then the end token and padding.
 
   Raises:
-    ValueError: they do not fit.
+    ValueError: the ids and the end token do not fit.
   """
   if len(ids) + 1 > length:
     raise ValueError(
@@ -171,13 +171,13 @@ def _to_tokens(ids: list[int], text: str, unit: str, length: int) -> Int32[np.nd
 
 
 class ClassTokenizer:
-  """Encodes the name of a class as one token; another one is the null class.
+  """Encodes a class name as one token; a further token is the null class.
 
   Args:
-    names: of the classes; their order is that of the tokens.
+    names: names of the classes, in the order of their tokens.
     length: tokens in every encoded prompt, which must be 1.
   Raises:
-    ValueError: there are no names, or two are the same, or the length is not 1.
+    ValueError: there are no names, two are equal, or the length is not 1.
   """
 
   text_dim = 0
@@ -185,7 +185,7 @@ class ClassTokenizer:
 
   def __init__(self, names: tuple[str, ...], length: int):
     if not names or len(set(names)) < len(names):
-      raise ValueError("text.classes: needs the names of the classes, each once")
+      raise ValueError("text.classes must list the names of the classes, each once")
     if length != 1:
       raise ValueError(f"text.length is {length}; a class is one token: set text.length = 1")
     self.length = length
@@ -193,10 +193,10 @@ class ClassTokenizer:
     self._ids = {name: NUM_SPECIAL + i for i, name in enumerate(names)}
 
   def encode(self, text: str) -> Int32[np.ndarray, "1"]:
-    """Returns the token of a class; "" is the null class, as captions are that are left out.
+    """Returns the token of a class; "", the caption after dropout, is the null class.
 
     Raises:
-      ValueError: there is no such class.
+      ValueError: the class is unknown.
     """
     if not text:
       return self.null()
@@ -215,14 +215,14 @@ TextEncoder = ByteTokenizer | WordTokenizer | FileTokenizer | ClassTokenizer | T
 
 
 def make_text_encoder(tokenizer: str, length: int, classes: tuple[str, ...]) -> TextEncoder:
-  """Makes what turns prompts into tokens.
+  """Makes the text encoder that `text.tokenizer` names.
 
   Args:
-    tokenizer: "bytes", "words", "classes", the path of a JSON file, or that of features.
+    tokenizer: "bytes", "words", "classes", or the path of a JSON file or of features.
     length: tokens in every encoded prompt, P.
     classes: names of the classes, for "classes".
   Raises:
-    ValueError: it is none of them, or cannot be made; names the field.
+    ValueError: `tokenizer` is none of these, or its files are wrong; the message names the field.
   """
   if classes and tokenizer != "classes":
     raise ValueError(f"text.classes is set, but text.tokenizer={tokenizer!r}; set it to 'classes'")
@@ -237,6 +237,6 @@ def make_text_encoder(tokenizer: str, length: int, classes: tuple[str, ...]) -> 
   if tokenizer.endswith(SUFFIX) or pathlib.Path(tokenizer).is_dir():
     return TextFeatures(tokenizer, length)
   raise ValueError(
-    f"text.tokenizer={tokenizer!r} must be 'bytes', 'words', 'classes', a .json file of a "
-    f"tokenizer, or a {SUFFIX} file of features or a folder of them"
+    f"text.tokenizer={tokenizer!r} must be 'bytes', 'words', 'classes', a .json tokenizer file, "
+    f"or a {SUFFIX} file of features or a folder of them"
   )

@@ -1,7 +1,7 @@
-"""A second network that trains against the first, on the same batches.
+"""An adversary: a second network (discriminator) that trains against the first on the same batches.
 
-Its part of the train state is {"params", "opt_state", "lecam_ema"}: an optimizer of its own, and
-numbers that one step hands to the next. A task without an adversary has {} there.
+Its part of the train state is {"params", "opt_state", "lecam_ema"}: it has its own optimizer, and
+LeCAM averages that are carried from step to step. For a task without an adversary the part is {}.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from videoar_jax.train.state import Template
 
 @dataclasses.dataclass(frozen=True)
 class Adversary:
-  """What a task says of its adversary.
+  """A task's definition of its adversary.
 
   Attributes:
     init: makes the network.
-    optimizer: its own.
-    lecam_ema: numbers that steps hand on, as they are before the first one.
-    start_step: it rests before this step.
-    network: its settings; stages with equal ones hand it on.
+    optimizer: settings of its optimizer.
+    lecam_ema: initial values of the LeCAM averages.
+    start_step: the adversary does not train before this step.
+    network: settings of the network; a stage can continue the adversary of a stage with equal ones.
   """
 
   init: Callable[[jax.Array], nnx.Module]
@@ -37,10 +37,10 @@ class Adversary:
 
 
 class AdversaryTrainer:
-  """How an adversary's part of the state begins and moves.
+  """Initializes and updates the adversary's part of the train state.
 
   Args:
-    adversary: of the task; None for a task without.
+    adversary: the task's adversary; None if it has none.
     num_steps: length of the stage.
   """
 
@@ -48,7 +48,7 @@ class AdversaryTrainer:
     self.adversary = adversary
     if adversary is not None:
       self.template = Template.of(adversary.init)
-      # Its schedule begins when it does.
+      # Its schedule starts at its first step.
       num_steps = max(1, num_steps - adversary.start_step)
       self.optimizer = make_optimizer(adversary.optimizer, num_steps, self.template.axes)
 
@@ -65,7 +65,7 @@ class AdversaryTrainer:
     return None if self.adversary is None else self.template.module(params)
 
   def update(self, state: dict, gradients: dict, lecam_ema: dict, step) -> tuple[dict, dict]:
-    """Returns the state after a step, unmoved while the adversary rests, and scalars to log."""
+    """Returns the state after a step, unchanged before `start_step`, and scalars to log."""
     if self.adversary is None:
       return state, {}
     updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])

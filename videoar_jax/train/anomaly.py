@@ -1,4 +1,4 @@
-"""Which steps are bad: a number that is not finite, or a loss far above its average."""
+"""Detects bad steps: a metric that is not finite, or a loss far above its average."""
 
 import json
 import math
@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float
 
 from videoar_jax.interop.atomic import write_text
 
-_MEMORY = 100  # Steps that the average goes over, and before which no loss is far above it.
-MAX_BAD_IN_A_ROW = 20  # Of steps that may be skipped: more are no accident of their samples.
+_MEMORY = 100  # Steps in the running average; spikes are not detected before as many steps.
+MAX_BAD_IN_A_ROW = 20  # Steps to skip in a row; after more, the samples are not the cause.
 # A perfect reconstruction has an infinite PSNR.
 _MAY_BE_INFINITE = ("psnr",)
 
@@ -20,7 +20,7 @@ AnomalyState = dict[str, Array]
 
 
 def init() -> AnomalyState:
-  """Returns the average of no loss, how many steps it is of, and how many bad ones came last."""
+  """Returns the initial state: average loss, number of steps in it, and bad steps in a row."""
   count = jnp.zeros((), jnp.int32)
   return {"loss": jnp.zeros((), jnp.float32), "count": count, "num_bad": jnp.copy(count)}
 
@@ -28,19 +28,20 @@ def init() -> AnomalyState:
 def update(
   guard: AnomalyState, metrics: dict[str, Float[Array, ""]], spike: float | None
 ) -> tuple[Bool[Array, ""], AnomalyState]:
-  """Says whether a step is bad; a bad one does not count for the average.
+  """Returns whether a step is bad, and the updated state; bad steps do not enter the average.
 
   Args:
-    guard: of the steps before.
-    metrics: of the step, `loss` and the norms of all gradients among them.
-    spike: how many times the average a loss may be, after the first steps; None for any. Of an
-      average below 0, it may be as far above it as it could of its opposite.
+    guard: state after the previous step.
+    metrics: metrics of the step, including `loss` and all gradient norms.
+    spike: factor over the average loss above which a loss is bad, after the first steps; None for
+      no limit. The distance to the average is relative to its absolute value, so that averages
+      below 0 work, too.
   Returns:
-    Whether it is bad, and the guard for the next step.
+    Whether the step is bad, and the state for the next step.
   """
   loss, average, count = metrics["loss"], guard["loss"], guard["count"]
-  judged = [value for name, value in metrics.items() if name not in _MAY_BE_INFINITE]
-  is_bad = ~jnp.all(jnp.isfinite(jnp.stack([jnp.asarray(value, jnp.float32) for value in judged])))
+  checked = [value for name, value in metrics.items() if name not in _MAY_BE_INFINITE]
+  is_bad = ~jnp.all(jnp.isfinite(jnp.stack([jnp.asarray(value, jnp.float32) for value in checked])))
   if spike is not None:
     is_bad |= (count >= _MEMORY) & (loss > average + (spike - 1) * jnp.abs(average))
   share = jnp.maximum(1.0 / (count + 1), 1.0 / _MEMORY)
@@ -51,7 +52,7 @@ def update(
 
 
 def reason(values: dict[str, float]) -> str:
-  """Returns which of a bad step's numbers is not what it should be."""
+  """Returns the name of the metric that makes a step bad."""
   bad = [
     name
     for name, value in values.items()
@@ -61,7 +62,7 @@ def reason(values: dict[str, float]) -> str:
 
 
 def _step_of(line: str) -> float:
-  """Returns the step of a line; that of one which was cut off, by a kill, is after all others."""
+  """Returns the step of a line; infinity for a line that was cut off by a kill."""
   try:
     return json.loads(line)["step"]
   except ValueError:
@@ -71,9 +72,9 @@ def _step_of(line: str) -> float:
 def write_bad_step(
   folder: pathlib.Path, step: int, name: str, value: float, samples: dict[str, np.ndarray]
 ) -> pathlib.Path:
-  """Adds a step whose `name` is not what it should be, and this process's samples, to a file.
+  """Adds a bad step, its bad metric `name`, and this process's samples to a file.
 
-  A run that went on from a checkpoint makes steps again: what the file has of them goes.
+  Lines of this step and later ones are removed: a resumed run repeats those steps.
 
   Returns:
     The file; each process has its own.

@@ -1,7 +1,7 @@
-"""Checkpoints of a stage: the train state and, beside it, the input iterator's.
+"""Checkpoints of a stage: the train state, and the state of the input iterator.
 
-A checkpoint is restored onto any mesh and any number of devices and processes: the arrays are
-placed as the restoring run's own shardings say.
+A checkpoint can be restored on any mesh and any number of devices and processes: arrays are placed
+by the restoring run's own shardings.
 """
 
 import contextlib
@@ -23,40 +23,40 @@ from videoar_jax.parallel.barrier import Barrier
 from videoar_jax.train.state import State
 
 log = logging.getLogger(__name__)
-# Parts of a state that may be empty, and are not saved then.
+# Parts of a state that may be empty; then they are not saved.
 _OPTIONAL = ("ema", "discriminator", "anomaly")
-# Names that parts, and parts of them, had in checkpoints of the first versions.
+# Names that parts, and entries of parts, had in checkpoints of the first versions.
 _FORMER = {"discriminator": "rival", "anomaly": "guard", "lecam_ema": "averages"}
-_DAMAGED = "CHECKPOINT OF STEP %d IN %s IS DAMAGED (%s); that of step %d is read"
+_DAMAGED = "CHECKPOINT OF STEP %d IN %s IS DAMAGED (%s); falling back to step %d"
 
 T = TypeVar("T")
 
-_opened = itertools.count(1)  # How often a folder was, for writing, by all processes.
+_opened = itertools.count(1)  # Counts folders opened for writing; the same in all processes.
 
 
 def _own(value):
-  """Asks no other process."""
+  """Returns the value without asking other processes."""
   return value
 
 
 class Damaged(Exception):
-  """The last checkpoint of a stage could not be read, and was set aside for the one before it."""
+  """The last checkpoint of a stage was damaged; it was set aside, and an earlier one is used."""
 
 
 class Checkpointer:
   """Saves and restores one stage; saving is asynchronous and atomic.
 
-  A save that was cut off leaves no checkpoint. `check` raises what went wrong in the background,
-  and TimeoutError where a save does not end. One that fails in one process fails in all, and leaves
-  what was saved before; the next one begins anew.
+  An interrupted save leaves no checkpoint. `check` raises errors of the background save, and
+  TimeoutError if it hangs. A save that fails in one process fails in all; earlier checkpoints stay,
+  and the next save starts afresh.
 
   Args:
-    directory: of the checkpoints.
-    is_reader: only read: nothing is made, and the unfinished save of a running stage is left alone.
-      Else all processes must open it, and call `save`.
-    max_to_keep: older checkpoints are removed,
-    keep_period: but not those of a multiple of so many steps; 0 for none.
-    timeout_s: seconds that a save may take, and a process may wait for others.
+    directory: folder of the checkpoints.
+    is_reader: read only: create nothing, and leave the unfinished save of a running stage alone.
+      Else all processes must open the folder, and call `save`.
+    max_to_keep: number of newest checkpoints to keep.
+    keep_period: checkpoints at multiples of this many steps are never removed; 0 for none.
+    timeout_s: seconds that a save may take, and that a process may wait for others.
   """
 
   def __init__(
@@ -71,7 +71,7 @@ class Checkpointer:
     self.directory = pathlib.Path(directory).absolute()
     self.timeout_s = timeout_s
     self._kept = {"max_to_keep": max_to_keep, "keep_period": keep_period or None}
-    self._began: tuple[int, float] = (0, 0.0)  # Step and time of the save that is under way.
+    self._began: tuple[int, float] = (0, 0.0)  # Step and start time of the save in progress.
     self._is_hanging = self._has_failed = False
     if is_reader:
       self._manager = self._manager_alone()
@@ -79,7 +79,7 @@ class Checkpointer:
       self._open()
 
   def _manager_alone(self) -> ocp.CheckpointManager:
-    """Returns what reads, and asks no other process."""
+    """Returns a read-only manager that does not synchronize with other processes."""
     alone = ocp.options.MultiprocessingOptions(
       primary_host=jax.process_index(),
       active_processes={jax.process_index()},
@@ -92,7 +92,7 @@ class Checkpointer:
       return ocp.CheckpointManager(self.directory, options=options)
 
   def _open(self) -> None:
-    """Opens the folder in all processes, and removes what a save that was cut off left there."""
+    """Opens the folder in all processes, and removes the remains of interrupted saves."""
     processes.try_in_all(self._tidy)
     processes.try_in_all(self._make_manager)
     self._has_failed = False
@@ -104,15 +104,16 @@ class Checkpointer:
         shutil.rmtree(path, ignore_errors=True)
 
   def _make_manager(self) -> None:
-    # Barriers of the devices have no time limit, those of named processes do. After a failure they
-    # may have been at different ones: under another name all of them begin anew.
+    # With `active_processes`, Orbax uses the coordination service's barriers, which have a time
+    # limit; device barriers have none. After a failure, processes may be at different barriers: a
+    # new name makes all of them start again.
     name = f"checkpoints{next(_opened)}"
     several, meet = ocp.options.MultiprocessingOptions(), None
     if jax.process_count() > 1:
       several = ocp.options.MultiprocessingOptions(
         active_processes=set(range(jax.process_count())), barrier_sync_key_prefix=name
       )
-      # Whatever became of a save, each process says at its end that none is under way.
+      # At the end of a save, failed or not, each process reports that none is in progress.
       meet = Barrier(name, is_last=lambda key: ":set_value_" in key)
     options = ocp.CheckpointManagerOptions(
       **self._kept,
@@ -122,20 +123,21 @@ class Checkpointer:
     )
     with _quiet():
       self._manager = ocp.CheckpointManager(self.directory, options=options)
-    # It would ask whether to stop by numbers of its own, among those of `is_preemption_agreed`.
+    # The manager would check for preemption with its own step numbers, which would mix with the
+    # call counts of `is_preemption_agreed`.
     self._manager.reached_preemption = lambda step: False
 
   @property
   def latest_step(self) -> int | None:
-    """Step of the newest whole checkpoint."""
+    """Step of the newest complete checkpoint."""
     return self._manager.latest_step()
 
   def save(self, step: int, state: State, iterator_state: dict) -> None:
-    """Begins to save, unless this step is saved already; all processes must call this.
+    """Starts a save, unless this step is saved already; all processes must call this.
 
     Raises:
-      OSError: the disk has no room for it; nothing is written then.
-      Exception: it cannot begin for another reason, here or in another process.
+      OSError: the disk has too little space; nothing is written.
+      Exception: the save cannot start for another reason, here or in another process.
     """
     if step == self.latest_step:
       return
@@ -156,28 +158,31 @@ class Checkpointer:
       raise
 
   def check_room(self, state: State) -> None:
-    """Checks that the disk takes a file, and has room for the state.
+    """Checks that the folder is writable, and that the disk has space for the state.
 
     Raises:
-      OSError: it does not, or has none.
+      OSError: the folder is not writable, or the disk has too little space.
     """
     wanted = sum(x.nbytes for x in jax.tree.leaves(state))
     free = shutil.disk_usage(self.directory).free
     if free < 1.1 * wanted:
       raise OSError(
-        f"no room on the disk: a checkpoint in {self.directory} needs {wanted / 2**20:.0f} MiB, "
-        f"{free / 2**20:.0f} MiB are free. Free some and run the same command again: it goes on "
-        f"from step {self.latest_step or 0}"
+        f"no space on the disk: a checkpoint in {self.directory} needs {wanted / 2**20:.0f} MiB, "
+        f"{free / 2**20:.0f} MiB are free. Free some space and run the same command again: it "
+        f"resumes from step {self.latest_step or 0}"
       )
     with tempfile.TemporaryFile(dir=self.directory):
       pass
 
   def restore(self, abstract: State, step: int | None = None) -> tuple[State, dict]:
-    """Returns a step's state, placed as the abstract arrays' shardings say, and the iterator's.
+    """Returns the train state and the iterator's state of a step, by default the latest.
 
+    Args:
+      abstract: the expected state, as abstract arrays with shardings.
+      step: step of the checkpoint.
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: the checkpoint holds other parameters.
+      ValueError: the checkpoint's parameters are different.
     """
     state, iterator_state = self._read(abstract, self._known(step))
     _check_placed(state, abstract)
@@ -194,14 +199,14 @@ class Checkpointer:
     return self._restore(step, {name: abstract})[name]
 
   def _restore(self, step: int, abstract: dict[str, dict], **others) -> dict:
-    """Returns parts of a step, by today's names."""
+    """Returns parts of a checkpoint, by their current names."""
     stored = {name: self._stored_name(name, step) for name in abstract}
     items = {}
     for name, tree in abstract.items():
       if stored[name] != name:
         tree = {_FORMER.get(key, key): value for key, value in tree.items()}
       items[stored[name]] = ocp.args.StandardRestore(tree)
-    # Who cannot read it leaves nobody waiting.
+    # Without synchronization: if one process cannot read it, the others must not wait.
     with contextlib.closing(self._manager_alone()) as manager:
       found = manager.restore(step, args=ocp.args.Composite(**items, **others))
     restored = {name: found[name] for name in others}
@@ -219,20 +224,20 @@ class Checkpointer:
     return former if is_former and not (folder / name).exists() else name
 
   def restore_newest(self, abstract: State) -> tuple[int, State, dict]:
-    """Returns the newest step that can be read, its state, and the iterator's; asked by all.
+    """Returns the newest readable step, its state and the iterator's; all processes must call this.
 
-    Newer ones are renamed to `damaged-STEP`, which keeps them out of the way, and the log says so.
+    Newer, damaged checkpoints are renamed to `damaged-STEP`, and logged.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: none can be read; the message is the newest one's.
+      ValueError: no checkpoint can be read; the message has the error of the newest one.
     """
     step, (state, iterator_state) = self._agree_on(lambda step: self._read(abstract, step))
     _check_placed(state, abstract)
     return step, state, iterator_state
 
   def restore_newest_item(self, name: str, abstract: dict) -> tuple[int, dict]:
-    """Returns the newest step that can be read, and one part of it, as `restore_newest` does."""
+    """Returns the newest readable step, and one part of it; otherwise like `restore_newest`."""
     step, item = self._agree_on(lambda step: self._read_item(name, abstract, step))
     _check_placed(item, abstract)
     return step, item
@@ -240,12 +245,12 @@ class Checkpointer:
   def restore_item(self, name: str, abstract: dict, step: int | None = None) -> dict:
     """Returns one part of a step's state: "params", their average "ema", or "discriminator".
 
-    Without a step, it is of the newest that can be read; the log tells of newer ones. Asks no other
-    process, and changes nothing.
+    Without a step, it reads the newest readable checkpoint, and logs newer, damaged ones. It does
+    not synchronize with other processes, and changes nothing on disk.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: the checkpoint holds other parameters.
+      ValueError: the checkpoint's parameters are different.
     """
 
     def read(step: int) -> dict:
@@ -258,7 +263,7 @@ class Checkpointer:
         good, item, damaged = self._newest(read)
       except ValueError as error:
         if isinstance(error.__cause__, ValueError):
-          raise error.__cause__ from None  # It says best which parameters are others.
+          raise error.__cause__ from None  # It names the parameters that differ.
         raise
       for other, error in damaged.items():
         log.error(_DAMAGED, other, self.directory, error, good)
@@ -268,18 +273,18 @@ class Checkpointer:
   def _newest(
     self, read: Callable[[int], T], broadcast=_own, all_true=_own
   ) -> tuple[int, T, dict[int, Exception]]:
-    """Returns the newest step that can be read, what is read of it, and why newer ones cannot be.
+    """Returns the newest readable step, what `read` returns for it, and the errors of newer steps.
 
     Args:
-      read: what a step has.
-      broadcast, all_true: of `processes`, where all processes are to have the same step.
+      read: reads a step.
+      broadcast, all_true: those of `processes`, if all processes must agree on a step.
     """
     steps, damaged = set(self._manager.all_steps()), {}
-    # What is listed may differ for a while in a file system of a network.
+    # On a network file system, processes may briefly see different files.
     while (step := int(broadcast(max(steps - damaged.keys(), default=-1)))) >= 0:
       try:
         found, error = read(step), None
-      except Exception as failure:  # What damage does to the libraries below has no one name.
+      except Exception as failure:  # The libraries raise many types for damaged files.
         found, error = None, failure
       if all_true(error is None):
         return step, found, damaged
@@ -288,11 +293,11 @@ class Checkpointer:
       raise FileNotFoundError(f"no checkpoint in {self.directory}; train this stage first")
     newest = max(damaged)
     raise ValueError(
-      f"no checkpoint in {self.directory} can be read. That of step {newest}: {damaged[newest]}"
+      f"no checkpoint in {self.directory} can be read. Error of step {newest}: {damaged[newest]}"
     ) from damaged[newest]
 
   def _agree_on(self, read: Callable[[int], T]) -> tuple[int, T]:
-    """Returns the newest step that all processes can read, and what; sets newer ones aside."""
+    """Returns the newest step that all processes can read, and its data; sets newer ones aside."""
     good, found, damaged = self._newest(read, processes.broadcast, processes.all_true)
     for step, error in damaged.items():
       log.error(_DAMAGED, step, self.directory, error, good)
@@ -314,62 +319,61 @@ class Checkpointer:
     return step
 
   def check(self) -> None:
-    """Raises what went wrong with the last save, once it is over; asks no other process.
+    """Raises the error of the last save, once it has ended; does not synchronize.
 
     Raises:
-      TimeoutError: it has been going on for too long.
-      Exception: it failed; it left no checkpoint, and the next save may go well.
+      TimeoutError: the save has exceeded its time limit.
+      Exception: the save failed and left no checkpoint; a later save may succeed.
     """
     step, began = self._began
     if not step:
       return
-    # Its errors are for the thread that ends a save. If they were asked for here before, it would
-    # not know of them, and remove the checkpoint that was to be replaced.
+    # Do not ask for the save's errors while it runs: they are for Orbax's finalizing thread, which
+    # would not see them any more, and would remove the checkpoint that the save replaces.
     if self._manager.is_saving_in_progress():
       if time.monotonic() - began > self.timeout_s:
         self._is_hanging = True
         raise TimeoutError(
           f"the save of step {step} to {self.directory} has been hanging for {self.timeout_s} s. "
-          "Look at the disk, and run the same command again: it goes on from the checkpoint before "
-          "it"
+          "Check the disk, and run the same command again: it resumes from the previous checkpoint"
         )
       return
     self._began = 0, 0.0
     try:
       self._manager.wait_until_finished()
-      # Others may see late what the first process has renamed.
+      # Only on process 0, which renames it: others may see the new name later.
       if processes.is_first() and not (self.directory / str(step)).exists():
         raise OSError(f"the save of step {step} to {self.directory} failed; the log says why")
     except Exception:
       self._has_failed = True
-      # The library takes the step for saved otherwise, and those before it for removed.
+      # Else Orbax considers the step as saved, and earlier ones as removed.
       with contextlib.suppress(OSError):
         self._manager.reload()
       raise
 
   def wait(self) -> None:
-    """InputStallMeter for a save under way, as long as it may take; raises what `check` does."""
+    """Waits for the save in progress, up to its time limit; raises what `check` raises."""
     self.check()
     while self._began[0]:
       time.sleep(0.01)
       self.check()
 
   def close(self) -> None:
-    """InputStallMeter for the last save, unless it is known to hang."""
+    """Waits for the last save, unless it is known to hang, and closes the manager."""
     if self._is_hanging:
       return
     self.wait()
     try:
       self._manager.close()
     except Exception:
-      # What went wrong before is told already; what it leaves behind is not to stand in its place.
+      # After a failed save, this would only hide the first error, which is reported already.
       if not self._has_failed:
         raise
 
 
 @contextlib.contextmanager
 def _quiet():
-  """Keeps Orbax from warning, each time, that a reader does not write."""
+  """Suppresses Orbax's warning that a read-only manager does not write."""
   logger = logging.getLogger("absl")
   level = logger.level
   logger.setLevel(logging.ERROR)
@@ -380,7 +384,7 @@ def _quiet():
 
 
 def _items(state: State) -> dict:
-  """Splits a state into what is restored apart: weights are wanted without the optimizer."""
+  """Splits a state into parts that can be restored separately, such as only the weights."""
   items = {
     "params": state["params"],
     "progress": {"opt_state": state["opt_state"], "step": state["step"]},
@@ -389,7 +393,7 @@ def _items(state: State) -> dict:
 
 
 def _check_placed(restored, abstract) -> None:
-  """Raises RuntimeError unless each array is placed as it was asked for."""
+  """Raises RuntimeError unless each array has the requested sharding."""
   leaves = jax.tree_util.tree_leaves_with_path(restored)
   for (path, x), wanted in zip(leaves, jax.tree.leaves(abstract), strict=True):
     if not x.sharding.is_equivalent_to(wanted.sharding, x.ndim):

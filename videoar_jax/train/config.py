@@ -4,7 +4,7 @@ import dataclasses
 
 from videoar_jax.train.optimizer import OptimizerConfig
 
-# Fields of `LoopConfig` that may change while a stage goes on: steps that go well stay the same.
+# Fields of `LoopConfig` that may change when a stage resumes: they do not affect good steps.
 FREE_FIELDS = (
   "save_every",
   "max_to_keep",
@@ -27,27 +27,27 @@ class LoopConfig:
 
   Attributes:
     num_steps: training steps.
-    batch_size: clips of a step, over all devices.
-    optimizer: of the trained network.
-    grad_accum_steps: parts into which a batch is divided, one after the other, with their gradients
-      accumulated: less memory for the same step. Terms of the loss over a whole batch, such as the
-      entropy of its bits, are over each part instead.
+    batch_size: clips per step, over all devices.
+    optimizer: optimizer of the trained network.
+    grad_accum_steps: microbatches per step, whose gradients are accumulated: less memory for the
+      same step. Loss terms over a whole batch, such as the entropy of its bits, are over each
+      microbatch instead.
     ema_decay: decay of the exponential moving average of the parameters, which later stages and
       sampling use; 0 for no average.
     save_every: steps between checkpoints.
     max_to_keep: newest checkpoints to keep.
     keep_period: steps between checkpoints that are never deleted, a multiple of `save_every`; 0 for
       none.
-    save_timeout_s: seconds that a save may take, and a run that is asked to stop.
+    save_timeout_s: seconds that a save may take, and a run after a signal to stop.
     step_timeout_s: seconds after which a step that hangs ends the process, with exit status 134; 0
-      for none. It does not apply before ten times the usual duration, nor in the first few steps,
-      which compile. It also bounds what runs between steps, such as sampling.
+      for none. A step counts as hanging only after ten times its usual duration, and never in the
+      first few steps, which compile. The limit also holds for work between steps, such as sampling.
     profile_steps: (first, last) step to profile; () for none. The signal SIGUSR1 profiles the next
       few steps.
     log_every: steps between lines of the log.
     eval_every: steps between evaluations on held-out clips, in addition to one at the last step; 0
       for none.
-    eval_batches: held-out batches of an evaluation, each of `batch_size / grad_accum_steps` clips.
+    eval_batches: held-out batches per evaluation, each of `batch_size / grad_accum_steps` clips.
     media_every: steps between videos in TensorBoard.
     on_nan: "stop" ends the run at a loss or gradient that is not finite; "skip" leaves out the
       update of that step, and ends the run only after too many in a row.

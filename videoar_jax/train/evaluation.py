@@ -1,4 +1,4 @@
-"""The loss and the metrics on held-out batches while a stage trains."""
+"""Loss and metrics on held-out batches during training."""
 
 import functools
 
@@ -11,13 +11,13 @@ from videoar_jax.train.trainer import Trainer
 
 
 class Evaluator:
-  """Evaluates what a trainer trains on the same batches each time, and changes nothing of it.
+  """Evaluates a trainer's network on the same batches and with the same keys each time.
 
   All processes must call it together.
 
   Args:
-    trainer: of what; its seed alone decides the keys.
-    batches: this process's part of each, of one shape.
+    trainer: the trainer; its seed determines the keys.
+    batches: this process's shard of each batch, all of one shape.
   """
 
   def __init__(self, trainer: Trainer, batches: list[dict[str, np.ndarray]]):
@@ -28,17 +28,17 @@ class Evaluator:
     ]
 
   def is_due(self, step: int) -> bool:
-    """Says whether a step is one to evaluate after."""
+    """Returns whether to evaluate after a step."""
     config = self._trainer.config
     is_due = config.eval_every and (step % config.eval_every == 0 or step == config.num_steps)
     return bool(is_due and self._batches)
 
   def __call__(self, state: State, frozen: dict) -> dict[str, float]:
-    """Returns the averages over all batches, `eval/loss` and others, by the averaged parameters.
+    """Returns averages over all batches, `eval/loss` and others, with the EMA parameters.
 
     Args:
-      state: of training; where it keeps no averaged parameters, those that it trains are taken.
-      frozen: what the loss needs and does not train, on the mesh.
+      state: the train state; if it has no EMA, the trained parameters are used.
+      frozen: parameters that the loss needs but that are not trained, on the mesh.
     """
     trainer, params = self._trainer, evaluation_params(state)
     found = []

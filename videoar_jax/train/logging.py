@@ -1,6 +1,6 @@
-"""What a stage writes while it trains: a progress bar, `metrics.jsonl`, TensorBoard events.
+"""The log of a stage: a progress bar, `metrics.jsonl` and TensorBoard events.
 
-A run that goes on from step N first drops what was logged after N, so that no step is there twice.
+A run that resumes from step N first removes the records after N, so that no step is logged twice.
 """
 
 import io
@@ -41,7 +41,7 @@ def tile_rows(videos: np.ndarray) -> np.ndarray:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-  """Returns the records of a `metrics.jsonl`; a last line that was cut off is left out."""
+  """Returns the records of a `metrics.jsonl`, without a truncated last line."""
   records = []
   if path.exists():
     for line in path.read_text().splitlines():
@@ -53,34 +53,34 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
 
 
 class NoLog:
-  """Writes nothing: what the other processes than the first have for a `RunLog`."""
+  """A `RunLog` that writes nothing, for all processes but the first."""
 
   lost_s = 0.0
 
   def scalars(self, step: int, values: dict[str, float], *, is_line: bool) -> None:
-    """Drops a step's numbers."""
+    """Ignores a step's scalars."""
 
   def videos(self, step: int, videos: dict[str, np.ndarray]) -> None:
-    """Drops clips."""
+    """Ignores clips."""
 
   def flush(self) -> None:
-    """Has nothing to bring to disk."""
+    """Does nothing."""
 
   def close(self) -> None:
-    """Has nothing to close."""
+    """Does nothing."""
 
 
 class RunLog:
-  """Writes the numbers and videos of one stage.
+  """Writes the scalars and videos of one stage.
 
   Args:
-    directory: of the stage.
-    first_step: step that the run goes on from.
-    num_steps: steps in all.
-    name: shown at the progress bar.
-    frame_rate: of the videos, frames a second.
+    directory: folder of the stage.
+    first_step: step that the run resumes from.
+    num_steps: steps of the stage.
+    name: label of the progress bar.
+    frame_rate: frames per second of the videos.
   Attributes:
-    lost_s: seconds that a run before took for the steps that it logged after the first one.
+    lost_s: seconds that an earlier run spent on steps after `first_step`, which are repeated.
   """
 
   def __init__(
@@ -103,7 +103,7 @@ class RunLog:
     self._writer = tensorboardX.SummaryWriter(
       str(directory / "tensorboard"), purge_step=first_step + 1, flush_secs=30
     )
-    # On a terminal the bar redraws itself; in a file it is a line now and then.
+    # In a file, each update of the bar is a new line, so update less often.
     interval = 0.5 if sys.stderr.isatty() else 20.0
     self._bar = tqdm(
       total=num_steps,
@@ -115,7 +115,7 @@ class RunLog:
     )
 
   def scalars(self, step: int, values: dict[str, float], *, is_line: bool) -> None:
-    """Records a step's numbers; `is_line` writes them to TensorBoard as well."""
+    """Records a step's scalars; with `is_line`, in TensorBoard, too."""
     self._file.write(json.dumps({"step": step, **values}) + "\n")
     self._bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
     self._bar.update(step - self._bar.n)
@@ -124,7 +124,7 @@ class RunLog:
         self._writer.add_scalar(name, value, step)
 
   def videos(self, step: int, videos: dict[str, np.ndarray]) -> None:
-    """Records clips uint8 `[b, f, H, W, 3]`, side by side, as moving pictures."""
+    """Records clips uint8 `[b, f, H, W, 3]` side by side, as animated images."""
     for name, clips in videos.items():
       row = tile_rows(np.asarray(clips))
       image = Summary.Image(
@@ -137,7 +137,7 @@ class RunLog:
       self._writer.file_writer.add_summary(summary, step)
 
   def flush(self) -> None:
-    """Brings everything to disk."""
+    """Flushes everything to disk."""
     self._file.flush()
     self._writer.flush()
 

@@ -1,8 +1,7 @@
-"""The loop: batches in, a trained state out; stops and goes on at any step.
+"""The training loop, which can stop and resume at any step.
 
-The key of a step is a function of the seed and the step, the order of batches is in the iterator's
-state, and both are saved with the parameters: a run that was interrupted ends with the same
-numbers, bit for bit.
+A step's PRNG key is a function of the seed and the step, and the iterator's state is saved with the
+parameters: an interrupted and resumed run ends with the same numbers, bit for bit.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ from videoar_jax.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-# What a batch says of its samples for people, and not for the model.
+# Fields of a batch that identify its samples, for the log and not for the model.
 SAMPLE_FIELDS = ("id", "bucket")
 
 
@@ -38,32 +37,32 @@ def train(
   checkpointer: Checkpointer,
   run_log: RunLog,
   media_batch: dict,
-  clock: GoodputTracker | None = None,
+  goodput: GoodputTracker | None = None,
   held_out: Sequence[dict] = (),
 ) -> train_state.State:
-  """Trains from the state's step to the last one, and saves.
+  """Trains from the state's step to the last one, and saves checkpoints.
 
   Args:
-    trainer: of what.
-    state: where to start; its buffers are given up.
-    iterator: of batches, with `get_state`.
-    checkpointer: of this stage.
-    run_log: where numbers and videos go.
-    media_batch: clips to show.
-    clock: that counted what led here; None for a new one.
-    held_out: this process's part of the batches to evaluate on.
+    trainer: the trainer.
+    state: state to start from; its buffers are donated.
+    iterator: iterator of batches, with `get_state`.
+    checkpointer: checkpointer of this stage.
+    run_log: log for scalars and videos.
+    media_batch: clips to show in the log.
+    goodput: tracker that already counted the time of start-up; None for a new one.
+    held_out: this process's shard of the batches to evaluate on.
   Raises:
-    Preempted: a signal came; the state is saved.
-    FloatingPointError: the loss is not finite.
+    Preempted: a signal stopped the run; the state is saved.
+    FloatingPointError: a metric is not finite, or the loss is far above its average.
   """
   config, first = trainer.config, int(jax.device_get(state["step"]))
   folder, on_all = checkpointer.directory.parent, replicated(trainer.mesh)
   frozen = jax.tree.map(lambda x: place(x, on_all), trainer.task.frozen)
   key, evaluator = trainer.place_key(trainer.key), Evaluator(trainer, held_out)
-  # The last step, whose metrics are still being computed: (step, metrics, its batch's samples).
-  waiting: tuple[int, dict, dict] | None = None
-  waits = InputStallMeter()
-  # To wait for the save before, to begin the next one, and to wait for the last one.
+  # The last dispatched step, which is not reported yet: (step, metrics, its batch's samples).
+  pending: tuple[int, dict, dict] | None = None
+  input_stall = InputStallMeter()
+  # Time to wait for the previous save, to start the next one, and to wait for the last one.
   save_s = 3 * config.save_timeout_s
   with (
     handle_preemption(config.save_timeout_s) as stop,
@@ -71,61 +70,62 @@ def train(
     jax.set_mesh(trainer.mesh),
     Watchdog(config.step_timeout_s) as watchdog,
     Profiler(folder / "profile", config.profile_steps) as profiler,
-    report_at_exit(clock or GoodputTracker()) as clock,
+    report_at_exit(goodput or GoodputTracker()) as goodput,
   ):
-    reporter = StepReporter(trainer, run_log, folder, clock, first)
+    reporter = StepReporter(trainer, run_log, folder, goodput, first)
     for step in range(first + 1, config.num_steps + 1):
       profiler.before(step)
       with _step_context(step):
-        batch, samples = _take(iterator, waits, clock)
+        batch, samples = _take(iterator, input_stall, goodput)
         batch = shard_batch(batch, trainer.mesh)
         state, metrics = trainer.run(trainer.step, state, frozen, batch, key)
-        waits.follow(metrics)
-        if waiting is not None:
-          reporter.report(*waiting)
-      waiting = (step, metrics, samples)
+        input_stall.follow(metrics)
+        if pending is not None:
+          reporter.report(*pending)
+      pending = (step, metrics, samples)
       if step % config.log_every == 0:
-        waits.warn(step)
+        input_stall.warn(step)
       profiler.after(step, metrics)
       watchdog.beat()
       _check_saves(checkpointer.check)
       is_stopping, is_end = stop.is_due(), step == config.num_steps
       is_saved = step % config.save_every == 0 or is_end or is_stopping
       is_shown = step % config.media_every == 0 or is_end
-      # Who is told to stop has little time, and saves; nobody comes back to the last step.
+      # A run that must stop has little time and only saves, except at the last step: a resumed run
+      # would not evaluate that one.
       is_evaluated = evaluator.is_due(step) and (is_end or not is_stopping)
       if is_saved or is_shown or is_evaluated:
-        # Else the rest of the step would be counted as what comes now.
+        # Else the rest of the step would be counted as part of the following work.
         jax.block_until_ready(metrics)
         averages = None
         if is_evaluated:
-          with clock.measure("evaluation"), watchdog.rest("the evaluation"):
+          with goodput.measure("evaluation"), watchdog.rest("the evaluation"):
             averages = evaluator(state, frozen)
-        reporter.report(*waiting, averages)
-        waiting = None
+        reporter.report(*pending, averages)
+        pending = None
       if is_saved:
         is_last = is_stopping or is_end
-        with clock.measure("checkpoints"), watchdog.rest("the save", save_s):
+        with goodput.measure("checkpoints"), watchdog.rest("the save", save_s):
           _save(checkpointer, run_log, step, state, iterator, is_last)
           if is_last:
             checkpointer.wait()
-      # After the save, so that nothing that goes wrong here costs a step.
+      # After the save, so that a failure here does not lose steps.
       if is_shown:
         params = train_state.evaluation_params(state)
         shown = jax.tree.map(lambda x: place(x, on_all), media_batch)
-        with clock.measure("samples"), watchdog.rest("the making of samples"):
+        with goodput.measure("samples"), watchdog.rest("sampling"):
           media = trainer.run(trainer.media, params, frozen, shown)
           run_log.videos(step, jax.device_get(media))
       if is_stopping:
         what = f"{stop.signal.name}: stopped at step {step} of {config.num_steps}"
         raise Preempted(what, stop.signal)
-  log.info("waited for data %.1f%% of the time", 100 * waits.share)
+  log.info("waited for data %.1f%% of the time", 100 * input_stall.share)
   return state
 
 
 @contextlib.contextmanager
 def _step_context(step: int) -> Iterator[None]:
-  """Names a step in profiles, and refuses transfers that nobody asked for within it."""
+  """Names a step in profiles, and disallows implicit transfers in it."""
   with (
     jax.profiler.StepTraceAnnotation("train", step_num=step),
     jax.transfer_guard("disallow"),
@@ -133,29 +133,31 @@ def _step_context(step: int) -> Iterator[None]:
     yield
 
 
-def _take(iterator: Iterator, waits: InputStallMeter, clock: GoodputTracker) -> tuple[dict, dict]:
-  """Returns the next batch, and what it says of its samples."""
-  with waits:
+def _take(
+  iterator: Iterator, input_stall: InputStallMeter, goodput: GoodputTracker
+) -> tuple[dict, dict]:
+  """Returns the next batch, and separately its `SAMPLE_FIELDS`."""
+  with input_stall:
     batch = next(iterator)
-  clock.count("data", waits.last)
+  goodput.count("data", input_stall.last)
   samples = {name: batch.pop(name) for name in SAMPLE_FIELDS if name in batch}
   return batch, samples
 
 
 def _check_saves(check: Callable[[], None]) -> None:
-  """Tells of a save that failed; the run goes on, and tries again at the next one."""
+  """Logs a failed save; the run continues, and tries again at the next save."""
   try:
     check()
   except TimeoutError:
     raise
   except Exception as error:
-    log.error("A SAVE FAILED: %s. The run goes on and tries again at the next one", error)
+    log.error("A SAVE FAILED: %s. The run continues and tries again at the next save", error)
 
 
 def _save(checkpointer, run_log, step, state, iterator, is_last):
-  # The log is on disk before the checkpoint that makes it count.
+  # The log must be on disk before the checkpoint: a run that resumes from it needs its records.
   run_log.flush()
-  # If the save before it failed, this one has to be tried all the same.
+  # If the previous save failed, only log that, and still try this one.
   _check_saves(checkpointer.wait)
   try:
     checkpointer.save(step, state, iterator.get_state())
@@ -164,4 +166,4 @@ def _save(checkpointer, run_log, step, state, iterator, is_last):
   except Exception as error:
     if is_last:
       raise
-    log.error("STEP %d WAS NOT SAVED: %s. The run goes on and tries again", step, error)
+    log.error("STEP %d WAS NOT SAVED: %s. The run continues and tries again", step, error)

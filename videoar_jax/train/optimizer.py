@@ -73,7 +73,7 @@ def make_optimizer(
   Args:
     config: settings.
     num_steps: length of the schedule.
-    axes: logical axis names of each parameter; those with two or more are matrices and decay.
+    axes: logical axis names of each parameter; those with two or more are matrices, which decay.
   """
   is_matrix = jax.tree.map(lambda names: len(names) > 1, axes, is_leaf=_is_axes)
   schedule = learning_rate_schedule(config, num_steps)
@@ -102,10 +102,10 @@ def make_optimizer(
 
 
 def _muon_axes(names: tuple, param: jax.Array):
-  """Returns which axes of a kernel are inputs and outputs; None leaves it to AdamW."""
+  """Returns which axes of a kernel are inputs and outputs; None for parameters of AdamW."""
   if len(names) < 2 or "vocabulary" in names:
     return None
-  # Axes in front of the named ones are stacked layers, each a matrix of its own.
+  # Axes before the named ones are stacked layers, each with its own matrix.
   first = param.ndim - len(names)
   return optax.contrib.MuonDimensionNumbers(
     reduction_axis=tuple(range(first, param.ndim - 1)), output_axis=(param.ndim - 1,)

@@ -1,4 +1,4 @@
-"""What a network's parameters are: a table of all, and how many each of its parts has."""
+"""Overview of a network's parameters: a table of all, and the number in each module."""
 
 from clu import parameter_overview
 
@@ -6,7 +6,7 @@ from videoar_jax.nn.layers import count_parameters
 
 
 def parameter_table(params: dict) -> str:
-  """Returns name, shape, type, size and sharding of each parameter as a table, and their sum.
+  """Returns a table of each parameter's name, shape, dtype, size and sharding, with totals.
 
   Args:
     params: a nested dict of arrays, which may be abstract.

@@ -1,4 +1,4 @@
-"""Each step's numbers on their way to the log: checked, and with how fast steps are."""
+"""Checks each step's metrics, adds the step rate, and logs them."""
 
 import logging
 import pathlib
@@ -18,18 +18,23 @@ class StepReporter:
   """Logs steps.
 
   Args:
-    trainer: what makes them.
-    run_log: where to.
-    folder: of the stage, for the list of bad steps.
-    clock: that counts the loop's time.
-    step: the last one before.
+    trainer: trainer of the steps.
+    run_log: log to write to.
+    folder: folder of the stage, for the list of bad steps.
+    goodput: tracker of the loop's time.
+    step: the last step before the first to log.
   """
 
   def __init__(
-    self, trainer: Trainer, run_log: RunLog, folder: pathlib.Path, clock: GoodputTracker, step: int
+    self,
+    trainer: Trainer,
+    run_log: RunLog,
+    folder: pathlib.Path,
+    goodput: GoodputTracker,
+    step: int,
   ):
     self._trainer, self._run_log, self._folder = trainer, run_log, folder
-    self._rate = StepRate(clock, step)
+    self._rate = StepRate(goodput, step)
 
   def report(
     self, step: int, metrics: dict, samples: dict, held_out: dict[str, float] | None = None
@@ -37,10 +42,10 @@ class StepReporter:
     """Waits for a step's metrics, and logs them.
 
     Args:
-      step: which.
+      step: the step.
       metrics: scalars on devices.
-      samples: what the step's batch says of them.
-      held_out: averages over held-out batches, if the step has any.
+      samples: fields that identify the samples of the step's batch.
+      held_out: averages over held-out batches, if they were evaluated.
     Raises:
       FloatingPointError: a number is not finite, or the loss is far above its average.
     """
@@ -58,7 +63,7 @@ class StepReporter:
 def _check(
   config: LoopConfig, folder: pathlib.Path, step: int, values: dict[str, float], samples: dict
 ) -> None:
-  """Writes down what a bad step was made of, and stops the run where that is configured."""
+  """Records the samples of a bad step; stops the run if the config says so."""
   num_bad = round(values.pop("num_bad"))
   if not num_bad:
     return
@@ -67,14 +72,14 @@ def _check(
   what = f"{name} of step {step} is {values[name]}; {path} has the ids of its samples"
   if config.on_nan == "stop":
     raise FloatingPointError(
-      f"{what}. The checkpoint before it is kept; lower "
+      f"{what}. The previous checkpoint is kept; lower "
       "optimizer.learning_rate or optimizer.grad_clip_norm (with a discriminator, those of "
       "loss.adversarial.optimizer too) and run into a new workdir, or set loop.on_nan='skip'"
     )
   if num_bad > anomaly.MAX_BAD_IN_A_ROW:
     raise FloatingPointError(
-      f"{what}. So were the {num_bad - 1} steps before it, which are skipped: that is no "
-      "accident of their samples. Where the loss is finite, raise loop.spike or set it to None; "
-      "else lower optimizer.learning_rate and run into a new workdir"
+      f"{what}. The {num_bad - 1} steps before it were bad, too, and skipped: their samples are "
+      "not the cause. If the loss is finite, raise loop.spike or set it to None; else lower "
+      "optimizer.learning_rate and run into a new workdir"
     )
   log.warning("%s; the step is skipped", what)

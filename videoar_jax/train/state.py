@@ -32,7 +32,7 @@ class Template:
 
   @classmethod
   def of(cls, make_module: Callable[[jax.Array], nnx.Module]) -> "Template":
-    """Makes the template of the module that a key initialises, without computing anything."""
+    """Makes the template of a module abstractly, without computing its parameters."""
     graphdef, variables = nnx.split(jax.eval_shape(make_module, jax.random.key(0)))
     leaves = jax.tree_util.tree_flatten_with_path(
       variables, is_leaf=lambda x: isinstance(x, nnx.Param)
@@ -73,12 +73,12 @@ def make_state(params: dict, optimizer: optax.GradientTransformation, has_ema: b
 
 
 def state_shardings(abstract: State, templates: dict[str, Template], mesh: Mesh) -> State:
-  """Returns the sharding of every leaf: whatever mirrors a parameter is split as it is.
+  """Returns the sharding of every leaf; leaves that mirror a parameter are sharded like it.
 
   Args:
     abstract: shapes of the state.
-    templates: structure of what a part of the state trains, by the part's name; "" for the rest.
-    mesh: devices.
+    templates: template of the module that each part of the state trains; "" for the other parts.
+    mesh: the mesh.
   """
   by_part = {
     part: {
@@ -110,7 +110,7 @@ def with_shardings(abstract: State, shardings: State) -> State:
 
 
 def evaluation_params(state: State) -> dict:
-  """Returns the averaged parameters where there are, else the parameters."""
+  """Returns the EMA parameters if there are any, else the parameters."""
   return state["ema"] or state["params"]
 
 

@@ -1,4 +1,4 @@
-"""What the loop trains: a module, its loss, and what to show of it."""
+"""The interface of what the loop trains: a module, its loss, and media to show."""
 
 from typing import Protocol
 
@@ -12,12 +12,12 @@ Metrics = dict[str, jax.Array]
 
 
 class Task(Protocol):
-  """A trainable thing. The loop knows no more of it than this.
+  """A training task; the loop uses nothing else of a model.
 
   Attributes:
-    frozen: parameters that the loss needs and does not train, a tree of arrays.
-    adversary: a second network that trains against the module; None for none. With one, the loop
-      calls `adversarial_loss` in place of `loss`.
+    frozen: tree of parameters that the loss needs but that are not trained.
+    adversary: a second network that trains against the module, or None. With one, training calls
+      `adversarial_loss` instead of `loss`.
   """
 
   frozen: dict
@@ -41,13 +41,14 @@ class Task(Protocol):
     key: Array,
     step: Int[Array, ""],
   ) -> tuple[Float[Array, ""], Metrics, dict]:
-    """Returns a sum whose gradient by each network is its own, scalars, and the new LeCAM averages.
+    """Returns the loss to differentiate, scalars to log, and the new LeCAM averages.
 
-    The scalars have the module's own loss as `loss`.
+    The loss is a sum whose gradient with respect to each network is that of the network's own
+    loss. In the scalars, `loss` is the module's own.
     """
 
   def rates(self, clips_per_s: float) -> dict[str, float]:
-    """Returns what else to log of a speed of training, over all devices."""
+    """Returns further rates to log, given the clips per second over all devices."""
 
   def media(self, module: nnx.Module, frozen: dict, batch: dict) -> dict[str, Array]:
     """Returns videos to show, uint8 [b, f, H, W, 3], by name."""

@@ -1,4 +1,4 @@
-"""A task on a mesh: the jitted step, and the state that it takes from one step to the next."""
+"""A task on a mesh: the jitted train step, and its sharded state."""
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,15 @@ from videoar_jax.train.task import Task
 
 
 class Trainer:
-  """A task on a mesh: its jitted step and where its state lives.
+  """The jitted step of a task on a mesh, and the shardings of its state.
 
   Args:
-    task: what to train.
-    config: how.
-    mesh: devices.
-    seed: of the initialisation and of every step's draws.
-    before, after: steps of the stages whose optimizer and schedule it goes on with, and of those
-      that go on with its own.
+    task: the task to train.
+    config: settings of the loop.
+    mesh: the mesh.
+    seed: seed of the initialisation and of every step's randomness.
+    before, after: steps of the stages before and after this one that share its optimizer state and
+      learning-rate schedule.
   """
 
   def __init__(
@@ -50,15 +50,15 @@ class Trainer:
       self.templates["discriminator"] = self.adversary.template
     self.shardings = train_state.state_shardings(abstract, self.templates, mesh)
     self.abstract_state = train_state.with_shardings(abstract, self.shardings)
-    # A tokenizer's decoder is no part of a generator's step, but stays in memory for its samples:
-    # kept as an argument, it is counted where the step is planned.
+    # `keep_unused`: the step of a generator does not use the tokenizer's decoder, but the decoder
+    # stays in memory for samples. As an argument, it counts in the planned memory of the step.
     self.step = jax.jit(
       self._step, donate_argnums=0, out_shardings=(self.shardings, None), keep_unused=True
     )
-    # Whole everywhere: process 0 shows it.
+    # Replicated, since process 0 writes the media to the log.
     self.media = jax.jit(self._media, out_shardings=replicated(mesh))
     self.evaluate = jax.jit(self._evaluate, out_shardings=replicated(mesh))
-    # Onto all devices, once: from one of them, each step would have to fetch it.
+    # Replicates the key once; else each step would have to copy it from one device.
     self.place_key = jax.jit(lambda key: key, out_shardings=replicated(mesh))
     self.learning_rate = learning_rate_schedule(config.optimizer, num_steps)
     self._compiled: set[tuple] = set()  # Programs and the shapes of their batches.
@@ -70,17 +70,17 @@ class Trainer:
   def _begin(self, params: dict, discriminator: dict, key) -> train_state.State:
     state = train_state.make_state(params, self.optimizer, self.config.ema_decay > 0)
     discriminator = self.adversary.init(jax.random.fold_in(key, 2)) | discriminator
-    # Whatever the config does with bad steps, so that it may be set otherwise in the middle.
+    # Always with the anomaly state, so that `on_nan` and `spike` may change when a run resumes.
     return state | {"discriminator": discriminator, "anomaly": anomaly.init()}
 
   def init(
     self, params: dict | None = None, discriminator: dict | None = None
   ) -> train_state.State:
-    """Returns the state before the first step, born sharded.
+    """Returns the state before the first step, initialized directly in its sharding.
 
     Args:
-      params: to start from; None for random ones.
-      discriminator: parts of the discriminator's state to start from, beside `params`.
+      params: parameters to start from; None for random ones.
+      discriminator: parts of the discriminator's state to start from, with `params`.
     """
     with jax.set_mesh(self.mesh):
       if params is None:
@@ -89,7 +89,7 @@ class Trainer:
       return begin(params, discriminator or {}, self.key)
 
   def begin_again(self, state: train_state.State) -> train_state.State:
-    """Returns the state before the first step that goes on from another stage's last one."""
+    """Returns the state before the first step, continuing another stage's last state."""
 
     def begin(state):
       return state | {"step": jnp.zeros((), jnp.int32), "anomaly": anomaly.init()}
@@ -97,7 +97,7 @@ class Trainer:
     return jax.jit(begin, donate_argnums=0, out_shardings=self.shardings)(state)
 
   def _gradients(self, state, frozen, batch, key):
-    """Returns gradients by both networks, metrics, and what the discriminator hands on."""
+    """Returns the gradients of both networks, metrics, and the new LeCAM averages."""
     num_steps = self.before + state["step"]
 
     def loss(params, discriminator_params, lecam_ema, batch, key):
@@ -125,7 +125,7 @@ class Trainer:
       gradients, (metrics, lecam_ema) = both(*params, lecam_ema, rows, jax.random.fold_in(key, i))
       return (jax.tree.map(jnp.add, total, gradients), lecam_ema), metrics
 
-    # Every part has rows of every device.
+    # Interleaved, so that every microbatch has rows of every device.
     split = lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)  # noqa: E731
     start = jax.tree.map(jnp.zeros_like, params), lecam_ema
     batches = jax.tree.map(split, batch), jnp.arange(parts)
@@ -135,7 +135,7 @@ class Trainer:
 
   def _step(self, state, frozen, batch, key):
     step_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
-    # Of all stages that share the optimizer.
+    # Counts the steps of all stages that share the optimizer.
     num_steps = self.before + state["step"]
     (gradients, discriminator_gradients), (metrics, lecam_ema) = self._gradients(
       state, frozen, batch, step_key
@@ -147,7 +147,7 @@ class Trainer:
     params = optax.apply_updates(state["params"], updates)
     ema = state["ema"]
     if self.config.ema_decay > 0:
-      # Early averages forget the random start faster than the decay alone would let them.
+      # Warm-up: early averages forget the random initialisation faster.
       warm = (1.0 + num_steps) / (10.0 + num_steps)
       decay = jnp.minimum(self.config.ema_decay, warm)
       ema = jax.tree.map(lambda a, p: a * decay + p * (1 - decay), ema, params)
@@ -176,23 +176,23 @@ class Trainer:
     return self.task.media(self.template.module(params), frozen, batch)
 
   def _evaluate(self, params, frozen, batch, key) -> dict[str, Average]:
-    """Returns the loss and the metrics of a held-out batch, as averages over this one batch."""
+    """Returns the loss and metrics of a held-out batch, as `Average`s to merge with others."""
     module = self.template.module(params)
     loss, metrics = self.task.loss(module, frozen, batch, key, is_training=False)
     values = {"loss": loss, **metrics}
     return {name: Average.from_model_output(jnp.asarray(x)) for name, x in values.items()}
 
   def run(self, program, state, frozen, batch, *rest):
-    """Runs a program; of several processes, none before all have compiled it.
+    """Runs a jitted program, after all processes have compiled it.
 
-    Some take longer to compile than others, and the connections that a program opens when it first
-    needs them wait for half a minute on CPU.
+    Processes may differ in compile time, and on CPU a program's first collectives wait for only
+    half a minute for the other processes to connect.
     """
     if jax.process_count() > 1:
       shapes = (program, *(x.shape for x in jax.tree.leaves(batch)))
       if shapes not in self._compiled:
         program.lower(state, frozen, batch, *rest).compile()
-        # Without a limit of steps, a day: the service knows no barrier without one.
+        # A day if steps have no time limit, since barriers must have one.
         timeout_s = max(self.config.step_timeout_s or 86_400, processes.BARRIER_TIMEOUT_S)
         processes.wait_for_all("a program is compiled", timeout_s)
         self._compiled.add(shapes)

@@ -1,4 +1,4 @@
-"""Random access to clips of media files, wherever those come from."""
+"""Base of the sources: random access to clips of media files."""
 
 import copy
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from videoar_jax.data import video as clips
-from videoar_jax.data.bad_samples import BadSamples, fault
+from videoar_jax.data.bad_samples import BadSamples, bad_sample
 from videoar_jax.data.synthetic.sprites import SPLITS
 
 log = logging.getLogger(__name__)
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class ClipParams:
-  """What chance decides of a clip; all numbers are in [0, 1).
+  """The random choices of a clip; all numbers are in [0, 1).
 
   Attributes:
-    where: it begins, between the first and the last place that it can.
+    where: start of the clip, between the first and the last possible one.
     rate: which of the frame rates.
-    crop: (y, x) of the part that is shown, between the first and the last place.
-    is_flipped: left and right are exchanged.
+    crop: (y, x) of the crop, between the first and the last possible position.
+    is_flipped: whether the clip is mirrored, left to right.
     caption: which of the captions; None for the empty one.
   """
 
@@ -35,32 +35,31 @@ class ClipParams:
 
 
 def choose(options: list | tuple, chance: float):
-  """Returns one of the options, by a number in [0, 1)."""
+  """Returns the option that a number in [0, 1) selects."""
   return options[int(chance * len(options))]
 
 
 class ClipSource:
   """Random access to clips of the samples of a split.
 
-  Item i is a clip of sample `i % number of samples`; where it begins, and all else that chance
-  decides, is drawn from (seed, i). Items beyond the length are further clips of the same samples,
-  in the same order. For the test split the places are evenly spaced over the video, and repeat, and
-  all else is as it would be without options.
+  Item i is a clip of sample `i % number of samples`; its `ClipParams` are drawn from (seed, i).
+  Items beyond the length are further clips of the same samples, in the same order. In the test
+  split, clips begin at evenly spaced times, the same in every epoch, and nothing else is random.
 
-  A subclass says what its samples are, with `_read`.
+  A subclass defines `_read`, which reads a sample.
 
   Args:
     files: names of the samples.
     split: "train" or "test".
-    num_frames, resolution: of a clip; see `clips.read_clip`.
-    frame_rate: of a clip; several to draw one of those at which the video is long enough.
-    seed: of the draws.
-    clips_per_file: how many clips of each sample the length counts.
-    is_flipped: half of the clips are.
-    is_randomly_cropped: where a clip is wider or higher than it should be, any part of it is
-      shown; else the middle.
-    p_drop_caption: share of the captions that are left empty.
-    faults: where samples are listed that cannot be read.
+    num_frames, resolution: shape of a clip; see `clips.read_clip`.
+    frame_rate: frames per second of a clip; from several, one at which the video is long enough is
+      drawn.
+    seed: seed of the draws.
+    clips_per_file: how often the length counts each sample.
+    is_flipped: mirror half of the clips.
+    is_randomly_cropped: crop a clip of another aspect ratio at random; else at the centre.
+    p_drop_caption: share of the captions that are replaced by the empty one.
+    bad_samples: list of the samples that cannot be read.
   """
 
   def __init__(
@@ -71,14 +70,14 @@ class ClipSource:
     num_frames: int,
     frame_rate: float | tuple[float, ...],
     resolution: tuple[int, int],
-    faults: BadSamples,
+    bad_samples: BadSamples,
     seed: int = 0,
     clips_per_file: int = 1,
     is_flipped: bool = False,
     is_randomly_cropped: bool = False,
     p_drop_caption: float = 0.0,
   ):
-    self.files, self.split, self.faults = files, split, faults
+    self.files, self.split, self.bad_samples = files, split, bad_samples
     self.num_frames, self.resolution = num_frames, tuple(resolution)
     self.frame_rates = frame_rate if isinstance(frame_rate, tuple) else (frame_rate,)
     self.seed, self.clips_per_file = seed, clips_per_file
@@ -86,36 +85,36 @@ class ClipSource:
     self.p_drop_caption = p_drop_caption
 
   def reshaped(self, num_frames: int, resolution: tuple[int, int]) -> Self:
-    """Returns the same samples as clips of another shape; faults are in the same list."""
+    """Returns the same samples as clips of another shape, with the same list of bad samples."""
     other = copy.copy(self)
     other.num_frames, other.resolution = num_frames, tuple(resolution)
     return other
 
   def aspect_ratios(self) -> list[float]:
-    """Returns height by width of each sample, in the order of `files`.
+    """Returns height / width of each sample, in the order of `files`.
 
     Raises:
       ValueError: they are not known without reading the samples.
     """
     raise ValueError(
-      f"{self.faults.source}: the sizes of its samples are not known; prepare it with `python -m "
-      "videoar_jax.prepare`, or take one resolution"
+      f"{self.bad_samples.source}: the sizes of its samples are not known; prepare it with "
+      "`python -m videoar_jax.prepare`, or use a single resolution"
     )
 
   @property
   def span_s(self) -> float:
-    """Seconds of the shortest clip: that at the highest frame rate."""
+    """Duration of the shortest clip, the one at the highest frame rate, in seconds."""
     return self._span_s(max(self.frame_rates))
 
   def _span_s(self, frame_rate: float) -> float:
     return (self.num_frames - 1) / frame_rate
 
   def _place(self, last_s: float, params: ClipParams) -> tuple[float, float]:
-    """Returns where a clip begins, in seconds, and its frame rate.
+    """Returns the start of a clip, in seconds, and its frame rate.
 
     Args:
-      last_s: time of the video's last frame.
-      params: of the clip.
+      last_s: time of the video's last frame, in seconds.
+      params: random choices of the clip.
     Raises:
       ValueError: the video is too short.
     """
@@ -130,8 +129,8 @@ class ClipSource:
 
   @property
   def skipped(self) -> list[tuple[str, str]]:
-    """(file, reason) of each sample that cannot be used, also of those found out later."""
-    return self.faults.skipped
+    """(file, reason) of each sample found to be unusable so far."""
+    return self.bad_samples.skipped
 
   def __len__(self) -> int:
     return len(self.files) * self.clips_per_file
@@ -144,21 +143,21 @@ class ClipSource:
     """Returns item `index`.
 
     Args:
-      index: which.
-      encode: maps captions to `text`, or raises ValueError, which is a fault of the sample.
+      index: index of the item.
+      encode: maps captions to `text`; where it raises ValueError, the sample counts as bad.
     Returns:
-      video: uint8 [f, H, W, 3]; caption; class_id; attributes: None; id: the index; text, if asked
-      for.
+      video: uint8 [f, H, W, 3]; caption; class_id; attributes: None; id: the index; text, if
+      `encode` is given.
     Raises:
-      ValueError: this sample fails, and so do all others, or too many.
+      ValueError: no sample can be used, or too many cannot.
     """
     visit, first = divmod(index, len(self.files))
     params = self._draw(index, visit)
     for step in range(len(self.files)):
-      # A failing sample is tried each time, so that the result does not depend on what was read
-      # before; the one after it stands in for it.
+      # The next sample replaces a bad one. A bad sample is tried again at every visit, so that the
+      # result does not depend on what was read before.
       position = (first + step) % len(self.files)
-      self.faults.num_reads += 1
+      self.bad_samples.num_reads += 1
       try:
         item = self._read(position, params)
         if params.caption is None:
@@ -166,11 +165,10 @@ class ClipSource:
         if encode is not None:
           item["text"] = _encode_caption(item["caption"], encode)
       except ValueError as error:
-        if self.faults.add(self.files[position], str(error)):
+        if self.bad_samples.add(self.files[position], str(error)):
           reason = ": ".join([str(error), *getattr(error, "__notes__", ())])
-          log.warning(
-            "%s: %s: %s; others stand in for it.", self.faults.source, self.files[position], reason
-          )
+          source, file = self.bad_samples.source, self.files[position]
+          log.warning("%s: %s: %s; replaced by other samples.", source, file, reason)
         continue
       if params.is_flipped:
         item["video"] = item["video"][:, :, ::-1]
@@ -191,19 +189,19 @@ class ClipSource:
     )
 
   def _read(self, position: int, params: ClipParams) -> dict:
-    """Returns {video, caption, class_id} of a sample; ValueError where it cannot be used."""
+    """Returns {video, caption, class_id} of a sample; raises ValueError if it cannot be used."""
     raise NotImplementedError
 
   def _item(self, open_media: Callable[[], clips.Media], facts: dict, params: ClipParams) -> dict:
-    """Returns {video, caption, class_id} of a media file that was not looked at before.
+    """Returns {video, caption, class_id} of a media file that was not probed before.
 
     Raises:
-      ValueError: the file is damaged or too short, or its facts are wrong.
+      ValueError: the file is damaged or too short, or its metadata is wrong.
     """
     class_id, variants = facts.get("class_id"), captions_of(facts)
     caption = choose(variants, params.caption or 0.0)
     if class_id is not None and not isinstance(class_id, int):
-      raise ValueError("class_id is no integer")
+      raise ValueError("class_id is not an integer")
     info = clips.probe(open_media())
     start_s, rate = self._place(info.last_s, params)
     video = clips.read_clip(
@@ -212,18 +210,18 @@ class ClipSource:
     return {"video": video, "caption": caption, "class_id": class_id or 0}
 
   def _nothing_left(self, count: int) -> str:
-    causes = self.faults.causes()
-    return f"{self.faults.source}: none of {count} samples can be used: {causes}."
+    causes = self.bad_samples.causes()
+    return f"{self.bad_samples.source}: none of {count} samples can be used: {causes}."
 
 
 class EncodedSource:
   """A source whose items also have `text`, the encoded caption.
 
-  A file whose caption cannot be encoded is replaced, as a damaged one is.
+  A sample whose caption cannot be encoded is replaced, like a damaged one.
 
   Args:
-    source: from `make_source`, or of latents.
-    encode: maps a caption to an array; ValueError where it cannot.
+    source: from `make_source`, or a `LatentsSource`.
+    encode: maps a caption to an array; raises ValueError if it cannot.
   """
 
   def __init__(self, source, encode: Callable[[str], np.ndarray]):
@@ -244,14 +242,14 @@ def _encode_caption(caption: str, encode: Callable[[str], np.ndarray]) -> np.nda
   try:
     return encode(caption)
   except ValueError as error:
-    raise fault("the caption cannot be encoded", str(error)) from error
+    raise bad_sample("the caption cannot be encoded", str(error)) from error
 
 
 def captions_of(facts: dict) -> list[str]:
   """Returns the captions of a sample: its list of `captions`, or its `caption`.
 
   Raises:
-    ValueError: there is none.
+    ValueError: there is no caption.
   """
   captions = facts.get("captions") or [facts.get("caption")]
   if not isinstance(captions, list) or not all(isinstance(c, str) and c for c in captions):

@@ -1,7 +1,8 @@
-"""Which entries of an index to keep, as an expression: `duration >= 2 and score["aesthetic"] > 5`.
+"""Filters an index by an expression, such as `duration >= 2 and score["aesthetic"] > 5`.
 
-Names are the entry's fields. There are numbers, strings, True, False, None, lists of them,
-comparisons, `in`, `and`, `or`, `not`, arithmetic, and `field["part"]`: no calls, no attributes.
+Names are the entry's fields. An expression may have numbers, strings, True, False, None, lists of
+these, comparisons, `in`, `and`, `or`, `not`, arithmetic and `field["part"]`, but no calls or
+attributes.
 """
 
 import ast
@@ -33,17 +34,17 @@ _NODES = (
 
 
 def parse_filter(text: str) -> Callable[[dict], bool]:
-  """Returns a function that says whether an entry is kept.
+  """Returns a function that returns whether to keep an entry.
 
-  The function raises ValueError where a field is missing, or cannot be compared like this.
+  The function raises ValueError if a field is missing, or its type does not fit the expression.
 
   Raises:
-    ValueError: the text is no such expression; says what is wrong in it.
+    ValueError: the text is not a valid filter; the message says what is wrong with it.
   """
   try:
     tree = ast.parse(text.strip(), mode="eval")
   except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-    raise ValueError(f"data.filter={text!r} is no expression ({error})") from None
+    raise ValueError(f"data.filter={text!r} is not a valid expression ({error})") from None
   for node in ast.walk(tree):
     if not isinstance(node, _NODES):
       piece = ast.get_source_segment(text.strip(), node) or type(node).__name__
@@ -84,7 +85,7 @@ def _evaluate(node: ast.expr, entry: dict):
       left, right = _evaluate(node.left, entry), _evaluate(node.right, entry)
       return _ARITHMETIC[type(node.op)](_number(left), _number(right))
     case ast.BoolOp():
-      # As in Python, what follows is looked at only where it matters: a field may be there or not.
+      # Short-circuits as in Python, so that a filter can test whether a field is present.
       is_and = isinstance(node.op, ast.And)
       values = (bool(_evaluate(value, entry)) for value in node.values)
       return all(values) if is_and else any(values)
@@ -101,5 +102,5 @@ def _evaluate(node: ast.expr, entry: dict):
 
 def _number(value) -> float:
   if not isinstance(value, int | float):
-    raise TypeError(f"{value!r} is no number")  # Else, strings could be multiplied without end.
+    raise TypeError(f"{value!r} is not a number")  # Repeating a string could fill the memory.
   return value

@@ -28,7 +28,7 @@ _PROBE_THREADS = 4
 
 @dataclasses.dataclass(frozen=True)
 class _Video:
-  """A usable file, by its path below the folder."""
+  """A usable file; `file` is its path relative to the folder."""
 
   file: str
   info: clips.VideoInfo
@@ -37,14 +37,14 @@ class _Video:
 
 
 class _Budget:
-  """Bytes that the sources of a folder's clips, one a shape, may keep between them."""
+  """Cache memory, in bytes, that is shared by the sources of a folder, one per clip shape."""
 
   def __init__(self, num_bytes: int):
     self._num_bytes, self._lock = num_bytes, threading.Lock()
     self._holders = weakref.WeakKeyDictionary()  # Bytes of each source, as long as it is in use.
 
   def take(self, holder, num_bytes: int) -> bool:
-    """Gives bytes to a source, if as many are left; says whether they were."""
+    """Reserves bytes for a source, if enough are left; returns whether they were."""
     with self._lock:
       is_given = sum(self._holders.values()) + num_bytes <= self._num_bytes
       if is_given:
@@ -55,25 +55,25 @@ class _Budget:
 class FolderSource(ClipSource):
   """Random access to clips of the videos below a folder; images are clips of one frame.
 
-  A file's caption is its line in `captions.jsonl` at the folder's root, `{"file": "a/b.mp4",
-  "caption": "..."}` or `"captions": ["...", "..."]`, of which a clip has one by chance; without
-  one, the name of the folder that the file is in, which also is its class.
+  Captions come from `captions.jsonl` in the folder, with a line `{"file": "a/b.mp4", "caption":
+  "..."}` per file; with `"captions": ["...", "..."]`, each clip draws one. A file without a line
+  has the name of its own folder as caption. That name is also its class.
 
   Args:
-    path: of the folder.
+    path: the folder.
     split: "train" or "test"; a tenth of the videos is for testing, if there are at least 20.
-    split_file: `trainlist01.txt` of UCF-101, or lists like that, which tell the splits and the
-      classes in place of this; see `splits.read_official_split`.
-    cache_bytes: keep all decoded frames in memory if they need no more than this, in all shapes
-      that they are read in.
-    max_bad_share: more files than this share that cannot be used are an error.
+    split_file: UCF-101's `trainlist01.txt`, or a list like it, which defines the splits and the
+      classes instead; see `splits.read_official_split`.
+    cache_bytes: keep all decoded frames in memory if they fit in this many bytes, over all clip
+      shapes.
+    max_bad_share: largest allowed share of unusable files.
     **clip: see `ClipSource`.
 
   Attributes:
-    files: the videos in use, by their paths below the folder.
+    files: the videos in use, as paths relative to the folder.
     class_names: sorted; an item's class_id is an index into them.
-    skipped: (file, reason) of each video that cannot be used, also of those found out later.
-    has_test_split: False if the folder is too small, so that both splits hold all of it.
+    skipped: (file, reason) of each video found to be unusable so far.
+    has_test_split: False if the folder is too small; then both splits have all of its videos.
 
   Raises:
     ValueError: the folder has no usable video, or `captions.jsonl` is wrong.
@@ -91,15 +91,16 @@ class FolderSource(ClipSource):
   ):
     if remote.is_url(path):
       raise ValueError(
-        f"data.path is {str(path)!r}, but data.source='folder' reads local folders; take 'shards' "
+        f"data.path is {str(path)!r}, but data.source='folder' reads local folders; use 'shards' "
         "or 'index', which read URLs."
       )
     self.path = Path(path).expanduser()
     self._find_files(split_file)
-    faults = BadSamples(str(self.path), len(self._found), max_bad_share)
-    super().__init__([], split, faults=faults, **clip)
+    bad_samples = BadSamples(str(self.path), len(self._found), max_bad_share)
+    super().__init__([], split, bad_samples=bad_samples, **clip)
     usable = self._open_folder()
-    # By the names of all files, usable or not: clips of another length must split the same way.
+    # Split all files, usable or not: which are usable depends on the clip length, and the split
+    # must not.
     names = self._official.files[split] if split_file else splits.split_by_hash(self._found, split)
     chosen = [file for file in names if file in usable]
     self.has_test_split = bool(split_file) or (
@@ -115,17 +116,17 @@ class FolderSource(ClipSource):
     self._begin_cache()
 
   def reshaped(self, num_frames: int, resolution: tuple[int, int]) -> Self:
-    """Returns the same videos as clips of another shape, with a part of the same cache."""
+    """Returns the same videos as clips of another shape, which share the cache memory."""
     other = super().reshaped(num_frames, resolution)
     other._begin_cache()
     return other
 
   def aspect_ratios(self) -> list[float]:
-    """Returns height by width of each video, in the order of `files`."""
+    """Returns height / width of each video, in the order of `files`."""
     return [video.info.aspect_ratio for video in self._videos]
 
   def _begin_cache(self) -> None:
-    # Asked for at the first clip: many a source is only opened to be reshaped.
+    # None until the first clip is read: some sources are only opened to be reshaped.
     self._is_cached: bool | None = None
     self._lock = threading.Lock()
     self._cache: dict[str, clips.DecodedVideo] = {}
@@ -142,7 +143,7 @@ class FolderSource(ClipSource):
       return self._is_cached
 
   def longest_captions(self) -> list[str]:
-    """Returns every caption, for a check that they fit the prompt's length."""
+    """Returns every caption, to check that they fit the prompt's length."""
     return [caption for video in self._videos for caption in video.captions]
 
   def _read(self, position: int, params: ClipParams) -> dict:
@@ -164,7 +165,7 @@ class FolderSource(ClipSource):
     return clips.clip_of(self._cache[video.file], start_s, self.num_frames, rate)
 
   def _find_files(self, split_file: str | None) -> None:
-    """Lists the files, of which those count that are in the official lists, if there are any."""
+    """Finds the files; with an official split, only those in its lists."""
     if not self.path.is_dir():
       raise ValueError(f"data.path is {str(self.path)!r}, which is not a folder.")
     self._found = find_media(self.path)
@@ -182,15 +183,15 @@ class FolderSource(ClipSource):
     if self._official is not None:
       self.class_names = self._official.class_names
     if self.num_frames > 1:
-      # Nothing is wrong with images beside videos; they are no clips, that is all.
+      # Images beside videos are not bad samples; they are just not clips of several frames.
       files = [file for file in files if not _is_image_name(file)]
     with ThreadPoolExecutor(_PROBE_THREADS) as pool:
       results = list(pool.map(self._probe, files))
-    self.faults.num_reads += len(files)
+    self.bad_samples.num_reads += len(files)
     usable = {}
     for file, result in zip(files, results, strict=True):
       if isinstance(result, str):
-        self.faults.add(file, result)
+        self.bad_samples.add(file, result)
       else:
         name = folder_names[file]
         variants = captions.get(file, [name])
@@ -198,14 +199,14 @@ class FolderSource(ClipSource):
     if not usable:
       raise ValueError(self._nothing_left(len(files)))
     if self.skipped:
-      reasons = self.faults.causes()
+      reasons = self.bad_samples.causes()
       log.warning(
         "%s: %d of %d videos are skipped: %s", self.path, len(self.skipped), len(files), reasons
       )
     return usable
 
   def _probe(self, file: str) -> clips.VideoInfo | str:
-    """Returns what is known of a video, or why it cannot be used."""
+    """Returns a video's info, or why it cannot be used."""
     path = self.path / file
     if path.stat().st_size == 0:
       return "empty file"
@@ -219,7 +220,7 @@ class FolderSource(ClipSource):
 
   def _nothing_left(self, num_files: int) -> str:
     found = f"{num_files} videos were found" if num_files else "no video was found"
-    reasons = f", and none can be used: {self.faults.causes()}" if num_files else ""
+    reasons = f", and none can be used: {self.bad_samples.causes()}" if num_files else ""
     images = sum(map(_is_image_name, self._found))
     if images and self.num_frames > 1:
       reasons += f"; {images} images are there, which are clips of one frame: set num_frames=1"
@@ -239,10 +240,10 @@ def find_media(folder: Path) -> list[str]:
 
 
 def class_names(folder: Path, split_file: str | None) -> list[str]:
-  """Returns the classes of a `FolderSource`, without a look into its files.
+  """Returns the classes of a `FolderSource` without opening its files.
 
   Raises:
-    ValueError: a list of an official split is missing or wrong.
+    ValueError: a list of the official split is missing or wrong.
   """
   found = find_media(folder)
   if split_file:
@@ -251,7 +252,7 @@ def class_names(folder: Path, split_file: str | None) -> list[str]:
 
 
 def folder_name(folder: Path, file: str) -> str:
-  """Returns the name of the folder that a file is in, which is the file's class."""
+  """Returns the name of a file's own folder, which is its class."""
   return Path(file).parent.name or folder.resolve().name
 
 
@@ -263,7 +264,7 @@ def read_captions(path: Path, files: set[str]) -> dict[str, list[str]]:
   """Reads `captions.jsonl`, if there is one.
 
   Raises:
-    ValueError: names the file and the line that is wrong, and what to do about it.
+    ValueError: a line is wrong; the message names the file and line, and how to fix it.
   """
   if not path.exists():
     return {}
@@ -285,7 +286,7 @@ def read_captions(path: Path, files: set[str]) -> dict[str, list[str]]:
     file = posixpath.normpath(file)
     if file not in files:
       raise ValueError(
-        f"{place}: there is no video {file!r} below {str(path.parent)!r}; mend the name, which is "
+        f"{place}: there is no video {file!r} below {str(path.parent)!r}; fix the path, which is "
         "relative to that folder, or remove the line."
       )
     if file in captions:

@@ -1,11 +1,11 @@
-"""Clips that a trained encoder has coded once: shards of latents, read at random.
+"""Latents that a trained tokenizer has encoded ahead of training: shards with random access.
 
-  FOLDER/index.json                               what was coded, by what
+  FOLDER/index.json                               the encoder, and the clips that it encoded
   FOLDER/latents-00000-of-00004.array_record      records as in `records.py`: id, caption, class_id;
                                                   then the latent, bfloat16, in C order
 
-Record i of all shards in a row is clip i of the source that was coded. Shards appear one by one,
-each whole; an index comes before the first of them.
+Record i of the concatenated shards is clip i of the encoded source. The index is written first;
+then shards appear one by one, each complete.
 """
 
 import dataclasses
@@ -30,14 +30,14 @@ class Index:
   """What the shards of a folder hold.
 
   Attributes:
-    encoder: settings of the network that coded the clips.
-    fingerprint: of its weights.
+    encoder: settings of the network that encoded the clips.
+    fingerprint: fingerprint of its weights.
     data: settings of the source.
-    clips: which files and captions the source has; from `describe_clips`.
-    latent_shape: of a clip, `[t, h, w, d]`.
-    epoch_size: clips of one epoch of the source.
-    num_clips: clips in all, one or more epochs.
-    clips_per_shard: in every shard but the last.
+    clips: hash of the source's files and captions, from `describe_clips`.
+    latent_shape: shape of a clip's latent, `[t, h, w, d]`.
+    epoch_size: clips in one epoch of the source.
+    num_clips: clips in all shards, one or more epochs.
+    clips_per_shard: clips in every shard but the last.
   """
 
   encoder: dict
@@ -59,12 +59,12 @@ class Index:
     return folder / f"latents-{shard:05d}-of-{self.num_shards:05d}{records.SUFFIX}"
 
   def clips_of(self, shard: int) -> range:
-    """Returns the numbers of a shard's clips."""
+    """Returns the indices of a shard's clips."""
     start = shard * self.clips_per_shard
     return range(start, min(start + self.clips_per_shard, self.num_clips))
 
   def missing(self, folder: Path) -> list[int]:
-    """Returns the shards that are not there yet."""
+    """Returns the shards that are not written yet."""
     return [shard for shard in range(self.num_shards) if not self.path(folder, shard).is_file()]
 
 
@@ -75,10 +75,10 @@ def describe_clips(source) -> str:
 
 
 def read_index(folder: Path) -> Index | None:
-  """Reads what a folder holds; None where nothing was begun.
+  """Reads the index of a folder; returns None if there is none.
 
   Raises:
-    ValueError: its index is damaged.
+    ValueError: the index is damaged.
   """
   path = folder / INDEX
   if not path.is_file():
@@ -87,17 +87,17 @@ def read_index(folder: Path) -> Index | None:
     values = json.loads(path.read_text())
     return Index(**values | {"latent_shape": tuple(values["latent_shape"])})
   except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(f"{path} is damaged ({error!r}); remove {folder} to encode anew") from error
+    raise ValueError(f"{path} is damaged ({error!r}); remove {folder} to encode again") from error
 
 
 def write_index(folder: Path, index: Index) -> None:
-  """Writes what a folder is to hold, whole or not at all."""
+  """Writes the index of a folder, atomically."""
   folder.mkdir(parents=True, exist_ok=True)
   write_text(folder / INDEX, json.dumps(dataclasses.asdict(index), indent=2) + "\n")
 
 
 def write_clips(path: Path, clips: Iterable[tuple[dict, BFloat16[np.ndarray, "t h w d"]]]) -> None:
-  """Writes a shard of a source's items and their latents, whole or not at all."""
+  """Writes a shard of items and their latents, atomically."""
 
   def pack(item: dict, latents: np.ndarray) -> bytes:
     header = {name: item[name] for name in ("id", "caption", "class_id")}
@@ -107,16 +107,16 @@ def write_clips(path: Path, clips: Iterable[tuple[dict, BFloat16[np.ndarray, "t 
 
 
 class LatentsSource:
-  """Random access to coded clips, in place of the source that they were coded from.
+  """Random access to encoded clips, in place of the source that they were encoded from.
 
-  Item i is clip i modulo the number of clips. As long as there are enough of them for every epoch,
-  an iterator reads the same clips in the same order from either source.
+  Item i is clip i modulo the number of clips. As long as enough epochs are encoded, an iterator
+  reads the same clips in the same order as from the original source.
 
   Args:
-    folder: of the shards.
-    index: what they hold.
+    folder: the folder of the shards.
+    index: the index of the folder.
   Raises:
-    ValueError: shards are missing or damaged; names them.
+    ValueError: shards are missing or damaged; the message names them.
   """
 
   def __init__(self, folder: Path, index: Index):
@@ -132,7 +132,7 @@ class LatentsSource:
     if len(self._records) != index.num_clips:
       raise ValueError(
         f"{folder} has {len(self._records)} clips, but its {INDEX} says {index.num_clips}; remove "
-        "it to encode anew"
+        "it to encode again"
       )
 
   def __len__(self) -> int:
@@ -142,7 +142,7 @@ class LatentsSource:
     """Returns item `index`.
 
     Returns:
-      latents: bfloat16 [t, h, w, d]; caption; class_id; attributes: None; id, the clip's number.
+      latents: bfloat16 [t, h, w, d]; caption; class_id; attributes: None; id: index of the clip.
     """
     header, payload = records.unpack(self._records[index % self.index.num_clips])
     latents = np.frombuffer(payload, DTYPE).reshape(self.index.latent_shape)

@@ -2,7 +2,7 @@
 
   {"id": 3, "caption": "a dog runs", "class_id": 0}\n<bytes>
 
-What the bytes are, who wrote them says. A file appears at its name once it is whole.
+The writer defines the meaning of the bytes. Files are written atomically.
 """
 
 import json
@@ -27,7 +27,7 @@ def unpack(record: bytes) -> tuple[dict, bytes]:
   """Returns a record's header and its bytes.
 
   Raises:
-    ValueError: it does not begin with a line of JSON.
+    ValueError: the record does not begin with a line of JSON.
   """
   line, newline, payload = record.partition(b"\n")
   try:
@@ -35,14 +35,14 @@ def unpack(record: bytes) -> tuple[dict, bytes]:
   except ValueError:
     header = None
   if not newline or not isinstance(header, dict):
-    raise ValueError(f"a record does not begin with a line of JSON, but with {line[:40]!r}")
+    raise ValueError(f"a record begins with {line[:40]!r} instead of a line of JSON")
   return header, payload
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> None:
-  """Writes a file of records, whole or not at all."""
+  """Writes a file of records, atomically."""
   with replacing(path) as partial:
-    # Groups of one: each record can be read without its neighbours.
+    # One record per group, so that each can be read without its neighbours.
     writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
     try:
       for record in records:
@@ -53,14 +53,14 @@ def write_shard(path: Path, records: Iterable[bytes]) -> None:
 
 
 def open_shards(paths: list[Path]) -> grain.sources.ArrayRecordDataSource:
-  """Returns random access to the records of several files, one after the other.
+  """Returns random access to the concatenated records of several files.
 
   Raises:
-    ValueError: a file is damaged; names it.
+    ValueError: a file is damaged; the message names it.
   """
   for path in paths:
     try:
       grain.sources.ArrayRecordDataSource(os.fspath(path))
     except (ValueError, RuntimeError, OSError) as error:
-      raise ValueError(f"{path} is damaged ({error!r}); remove it and make it anew") from error
+      raise ValueError(f"{path} is damaged ({error!r}); remove it and write it again") from error
   return grain.sources.ArrayRecordDataSource([os.fspath(path) for path in paths])

@@ -1,7 +1,7 @@
 """Files at URLs such as gs://bucket/folder, s3://bucket/folder or memory://folder, by fsspec.
 
-What is read at random is copied to this machine once, to `$VIDEOAR_JAX_DATA` (by default
-`~/.cache/videoar_jax/data`); it is copied again where it changed. Local paths stay as they are.
+Files that need random access are copied once to a local cache, `$VIDEOAR_JAX_DATA` (by default
+`~/.cache/videoar_jax/data`), and again when they change. Local paths are used directly.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ import fsspec
 
 from videoar_jax.interop.atomic import replacing, write_text
 
-_COPIED = "copied.json"  # Of each file of a folder, what it was like when it was copied.
+_COPIED = "copied.json"  # The checksum of each copied file.
 
 
 def is_url(path: str | Path) -> bool:
-  """Says whether a path is a URL."""
+  """Returns whether a path is a URL."""
   return "://" in str(path)
 
 
 def join(folder: str | Path, file: str) -> str:
-  """Returns the path or URL of a file that is relative to a folder, or has a place of its own."""
+  """Joins a folder and a file's path; an absolute path or a URL stays as it is."""
   if is_url(file) or not is_url(folder):
     return file if is_url(file) else os.fspath(Path(folder) / file)
   return file if posixpath.isabs(file) else f"{str(folder).rstrip('/')}/{file}"
@@ -35,7 +35,7 @@ def read(url: str) -> bytes:
   """Returns a file's bytes.
 
   Raises:
-    ValueError: there is none, or it cannot be reached.
+    ValueError: there is no such file, or it cannot be read.
   """
   with _errors(url):
     files, path = fsspec.core.url_to_fs(url)
@@ -43,7 +43,7 @@ def read(url: str) -> bytes:
 
 
 def local_file(path: str | Path) -> Path:
-  """Returns a path, or that of a copy of the file at a URL.
+  """Returns a local path as it is, or the path of a local copy of the file at a URL.
 
   Raises:
     ValueError: there is no file at the URL.
@@ -55,11 +55,11 @@ def local_file(path: str | Path) -> Path:
 
 
 def local_folder(path: str | Path, suffixes: tuple[str, ...] = ("",)) -> Path:
-  """Returns a path, or that of a copy of the folder at a URL, without its subfolders.
+  """Returns a local path as it is, or the path of a local copy of the folder at a URL.
 
   Args:
-    path: of the folder.
-    suffixes: of the files to copy.
+    path: the folder; its subfolders are not copied.
+    suffixes: suffixes of the files to copy.
   Raises:
     ValueError: there is no such file at the URL.
   """
@@ -69,7 +69,7 @@ def local_folder(path: str | Path, suffixes: tuple[str, ...] = ("",)) -> Path:
 
 
 def _copy(url: str, is_wanted) -> Path:
-  """Copies the files of a folder that are wanted and not there yet; returns where they are."""
+  """Copies the wanted files of a folder that are new or changed; returns the local folder."""
   cache = Path(os.environ.get("VIDEOAR_JAX_DATA", "~/.cache/videoar_jax/data")).expanduser()
   folder = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
   folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def _copy(url: str, is_wanted) -> Path:
         copied[name] = stamp
         write_text(note, json.dumps(copied))
   for name in set(copied) - set(found):
-    # Another call may want other files; those that are gone must not be read.
+    # Remove local copies of deleted files, except those that another call wanted.
     if is_wanted(name):
       (folder / name).unlink(missing_ok=True)
       del copied[name]
@@ -102,7 +102,7 @@ def _copy(url: str, is_wanted) -> Path:
 
 @contextlib.contextmanager
 def _errors(url: str) -> Iterator[None]:
-  """Says in one line, with the URL, why it cannot be read."""
+  """Converts errors into a one-line ValueError that names the URL."""
   try:
     yield
   except ImportError as error:

@@ -1,12 +1,12 @@
-"""Encoded videos and images in shards: tar files as of WebDataset, or ArrayRecord files.
+"""Encoded videos and images in shards: tar files as in WebDataset, or ArrayRecord files.
 
 In a tar file, members that share their name up to the first dot are one sample: the media (mp4, jpg
-and so on), the caption in `.txt`, or in `.json` as {"caption": "...", "class_id": 3}. Where each
-begins is noted once, in `NAME.tar.index.json` beside the file.
+and so on), and the caption in `.txt`, or in `.json` as {"caption": "...", "class_id": 3}. The
+offsets of the members are stored once, in `NAME.tar.index.json` beside the file.
 
 In an ArrayRecord file, a sample is a record as in `records.py`: {"caption": "...", "class_id": 3},
-then the bytes of the media file. Files that `prepare.py` made have the samples' names beside them;
-all clips of one video are in the same split.
+then the bytes of the media file. Beside files from `prepare.py` is a .json file with the samples'
+names, which keeps all clips of a video in the same split.
 """
 
 import contextlib
@@ -37,20 +37,20 @@ class Shard(Protocol):
   keys: list[str]
 
   def read(self, position: int) -> tuple[dict, bytes]:
-    """Returns a sample's facts and its media file; ValueError where it cannot be read."""
+    """Returns a sample's metadata and media file; raises ValueError if it cannot be read."""
 
 
 class TarShard:
   """Random access to the samples of a tar file, by seeking.
 
   Raises:
-    ValueError: it is no tar file, is cut off, or has no media.
+    ValueError: the file is not a tar file, is truncated, or has no media.
   """
 
   def __init__(self, path: Path):
     self.path = path
     members = _tar_index(path)
-    # A sample without media is none: it may be a note that came with the rest.
+    # Members without media are not samples, but files such as a README.
     self._samples = [parts for parts in members.values() if set(parts) & set(_MEDIA)]
     self.keys = [key for key, parts in members.items() if set(parts) & set(_MEDIA)]
     if not self.keys:
@@ -59,7 +59,7 @@ class TarShard:
       )
 
   def read(self, position: int) -> tuple[dict, bytes]:
-    """Returns a sample's facts and its media file."""
+    """Returns a sample's metadata and media file."""
     parts = self._samples[position]
     with self.path.open("rb") as file:
 
@@ -83,7 +83,7 @@ class TarShard:
 
 
 def _tar_index(path: Path) -> dict[str, dict[str, list[int]]]:
-  """Returns the place [offset, size] of each member by its sample and its extension."""
+  """Returns [offset, size] of each member, by sample and extension."""
   status = path.stat()
   stamp = [status.st_size, status.st_mtime_ns]
   saved = path.with_name(path.name + ".index.json")
@@ -92,7 +92,7 @@ def _tar_index(path: Path) -> dict[str, dict[str, list[int]]]:
     if values["stamp"] == stamp:
       return values["samples"]
   except (OSError, ValueError, KeyError, TypeError):
-    pass  # There is none yet, or it is of another file.
+    pass  # The index is missing or damaged.
   samples: dict[str, dict[str, list[int]]] = {}
   try:
     with tarfile.open(path, "r:") as tar:
@@ -103,8 +103,8 @@ def _tar_index(path: Path) -> dict[str, dict[str, list[int]]]:
           parts = samples.setdefault(f"{folder}/{key}" if folder else key, {})
           parts[extension.lower()] = [member.offset_data, member.size]
   except (tarfile.TarError, OSError) as error:
-    raise ValueError(f"{path} is no whole tar file ({error}); make it anew") from error
-  # Where the folder cannot be written to, the next run reads the tar file again.
+    raise ValueError(f"{path} is not a complete tar file ({error}); create it again") from error
+  # In a read-only folder, the next run has to scan the tar file again.
   with contextlib.suppress(OSError):
     write_text(saved, json.dumps({"stamp": stamp, "samples": samples}))
   return samples
@@ -114,7 +114,7 @@ class RecordShard:
   """Random access to the samples of an ArrayRecord file.
 
   Raises:
-    ValueError: it is damaged.
+    ValueError: the file is damaged.
   """
 
   def __init__(self, path: Path):
@@ -127,22 +127,22 @@ class RecordShard:
       if len(self.keys) != len(self._records):
         raise ValueError(
           f"{path} has {len(self._records)} samples, but {note.name} names {len(self.keys)}; "
-          "prepare them anew"
+          "prepare them again"
         )
 
   def read(self, position: int) -> tuple[dict, bytes]:
-    """Returns a sample's facts and its media file."""
+    """Returns a sample's metadata and media file."""
     try:
       return records.unpack(self._records[position])
-    except RuntimeError as error:  # What Riegeli says of damage.
+    except RuntimeError as error:  # Raised by Riegeli for damaged data.
       raise ValueError("the record is damaged") from error
 
 
 def open_shards(path: Path) -> dict[str, Shard]:
-  """Returns the shards of a folder by their names.
+  """Returns the shards of a folder by file name.
 
   Raises:
-    ValueError: there are none, or one is damaged.
+    ValueError: there are no shards, or one is damaged.
   """
   if not path.is_dir():
     raise ValueError(f"data.path is {str(path)!r}, which is not a folder.")
@@ -155,7 +155,7 @@ def open_shards(path: Path) -> dict[str, Shard]:
 
 
 def _check_is_whole(folder: Path) -> None:
-  """Raises ValueError if a folder was prepared in part only."""
+  """Raises ValueError if `prepare.py` has not finished a folder."""
   if not (folder / PREPARED).is_file():
     return
   num_shards = json.loads((folder / PREPARED).read_text())["num_shards"]
@@ -163,8 +163,8 @@ def _check_is_whole(folder: Path) -> None:
   missing = [path for path in paths if not _is_whole(path)]
   if missing:
     raise ValueError(
-      f"{folder} lacks {len(missing)} of {num_shards} shards, such as {missing[0].name}; give "
-      "`python -m videoar_jax.prepare` the same command again, which makes them"
+      f"{folder} lacks {len(missing)} of {num_shards} shards, such as {missing[0].name}; run the "
+      "same `python -m videoar_jax.prepare` command again to make them"
     )
 
 
@@ -174,7 +174,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _video_of(file: str) -> str:
-  """Returns the name of the video that a prepared clip is of, else the sample's own."""
+  """Returns the name of a prepared clip's video; for any other sample, its own name."""
   video = file.rpartition("#")[0]
   return video.partition("/")[2] if video else file
 
@@ -182,18 +182,18 @@ def _video_of(file: str) -> str:
 class ShardsSource(ClipSource):
   """Random access to clips of the samples in a folder's shards.
 
-  A sample without a caption, or of a file that is too short, is replaced as a damaged one is.
-  Captions are checked as they are read: to look at all of them first would be to read everything.
+  A sample without a caption, or whose video is too short, is replaced like a damaged one. Captions
+  are checked as they are read, because checking them all first would mean reading all the data.
 
   Args:
-    path: of the folder, or its URL, whose shards are copied once.
+    path: the folder, or a URL whose shards are copied once.
     split: "train" or "test"; a tenth of the videos is for testing, if there are at least 20.
-    max_bad_share: more samples than this share that cannot be used are an error.
+    max_bad_share: largest allowed share of unusable samples.
     **clip: see `ClipSource`.
 
   Attributes:
     files: the samples in use, as SHARD/KEY.
-    has_test_split: False if there are too few, so that both splits hold all of them.
+    has_test_split: False if there are too few videos; then both splits have all of them.
 
   Raises:
     ValueError: there are no shards, or one is damaged.
@@ -213,15 +213,15 @@ class ShardsSource(ClipSource):
     if self.has_test_split:
       chosen = set(splits.split_by_hash(videos, split))
       files = [key for key in keys if _video_of(key) in chosen]
-    faults = BadSamples(str(path), len(keys), max_bad_share)
-    super().__init__(files, split, faults=faults, **clip)
+    bad_samples = BadSamples(str(path), len(keys), max_bad_share)
+    super().__init__(files, split, bad_samples=bad_samples, **clip)
 
   def longest_captions(self) -> list[str]:
-    """Returns none, see above."""
+    """Returns an empty list: captions are checked as they are read."""
     return []
 
   def aspect_ratios(self) -> list[float]:
-    """Returns height by width of each sample, in the order of `files`; of prepared shards."""
+    """Returns height / width of each sample, in the order of `files`; for prepared shards only."""
     ratios = []
     for file in self.files:
       name, position = self._places[file]

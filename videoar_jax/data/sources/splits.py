@@ -10,7 +10,7 @@ CLASSES = "classInd.txt"
 
 
 def split_by_hash(keys: list[str], split: str) -> list[str]:
-  """Returns the keys of a split: a tenth, chosen by a hash of the key, is for testing."""
+  """Returns the keys of a split: a tenth, chosen by hash, is for testing."""
   by_hash = sorted(keys, key=lambda key: hashlib.sha256(key.encode()).digest())
   test = set(by_hash[: len(keys) // 10])
   return [key for key in keys if (key in test) == (split == "test")]
@@ -18,10 +18,10 @@ def split_by_hash(keys: list[str], split: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class OfficialSplit:
-  """What the lists of UCF-101, or lists like those, say.
+  """The official split of UCF-101, or of a data set with lists in the same format.
 
   Attributes:
-    files: of each split, in the order of its list.
+    files: files of each split, in the order of its list.
     class_names: in the order of `classInd.txt`.
   """
 
@@ -35,11 +35,10 @@ def read_official_split(path: str | Path, found: Iterable[str]) -> OfficialSplit
   Their lines are `Class/video.avi 1`, `Class/video.avi` and `1 Class`.
 
   Args:
-    path: of the list to train on; its name has "train" where that of the list to test on has
-      "test".
+    path: the training list. Its name has "train" where that of the test list has "test".
     found: files below the folder of videos.
   Raises:
-    ValueError: a list is missing or wrong; names the file and the line.
+    ValueError: a list is missing or wrong; the message names the file and line.
   """
   train = Path(path).expanduser()
   if "train" not in train.name:
@@ -69,22 +68,22 @@ def _read_classes(path: Path) -> dict[str, int]:
 def _read_list(path: Path, numbers: dict[str, int], found: set[str]) -> list[str]:
   files: dict[str, None] = {}
   for place, line in _lines(path):
-    # Names may have blanks; the number of the class is the last word, if there is one.
+    # File names may have spaces. A last word of digits is the class number.
     name, _, number = line.rpartition(" ") if line.rpartition(" ")[2].isdigit() else (line, "", "")
     file = posixpath.normpath(name)
     class_name = posixpath.basename(posixpath.dirname(file))
     if class_name not in numbers:
-      raise ValueError(f"{place}: there is no class {class_name!r} in {CLASSES}; mend one of them")
+      raise ValueError(f"{place}: there is no class {class_name!r} in {CLASSES}; fix one of them")
     if number and int(number) != numbers[class_name]:
       raise ValueError(
         f"{place}: {class_name} is number {numbers[class_name]} in {CLASSES}, here {number}"
       )
     if file not in found:
       raise ValueError(
-        f"{place}: there is no {file!r} below data.path; mend the name or remove the line"
+        f"{place}: there is no {file!r} below data.path; fix the name or remove the line"
       )
     if file in files:
-      raise ValueError(f"{place}: {file!r} is there already; remove one of the lines")
+      raise ValueError(f"{place}: {file!r} is listed already; remove one of the lines")
     files[file] = None
   if not files:
     raise ValueError(f"{path} names no file")
@@ -92,9 +91,9 @@ def _read_list(path: Path, numbers: dict[str, int], found: set[str]) -> list[str
 
 
 def _lines(path: Path) -> Iterable[tuple[str, str]]:
-  """Yields (place, text) of the lines that are not empty."""
+  """Yields (place, text) of each line that is not empty."""
   if not path.is_file():
-    raise ValueError(f"{path} is missing; data.split_file needs it, see UCF-101's own lists")
+    raise ValueError(f"{path} is missing; data.split_file needs it, as in UCF-101's split lists")
   for number, line in enumerate(path.read_text().splitlines(), start=1):
     if line.strip():
       yield f"{path}, line {number}", line.strip()

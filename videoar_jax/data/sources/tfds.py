@@ -1,8 +1,8 @@
 """Clips of a TensorFlow Datasets builder that was prepared in ArrayRecord format.
 
-TensorFlow is not needed to read one. Its features are told by their types, in the order of their
+Reading one does not need TensorFlow. Features are found by type, in alphabetical order of their
 names: the first `Video`, sequence of images or image is the media, the first `Text` the caption
-(without one, the name of the class), the first `ClassLabel` the class.
+(if there is none, the class name is), and the first `ClassLabel` the class.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from videoar_jax.data import video as clips
-from videoar_jax.data.bad_samples import BadSamples, fault
+from videoar_jax.data.bad_samples import BadSamples, bad_sample
 from videoar_jax.data.sources import remote, splits
 from videoar_jax.data.sources.base import ClipParams, ClipSource
 from videoar_jax.data.sources.folder import MIN_FILES_TO_SPLIT
@@ -22,21 +22,21 @@ from videoar_jax.data.sources.folder import MIN_FILES_TO_SPLIT
 class TfdsSource(ClipSource):
   """Random access to clips of a builder's examples.
 
-  Builders keep no frame rate: the frames of a clip follow each other as they are stored. A builder
-  without a split "test" has a tenth of its examples for testing, if there are at least 20.
+  Builders store no frame rate, so a clip has consecutive stored frames. If a builder has no "test"
+  split, a tenth of its examples is for testing, provided there are at least 20.
 
   Args:
-    path: of the builder's version, such as `DATA/ucf101/ucf101_1/2.0.0`.
+    path: folder of the builder's version, such as `DATA/ucf101/ucf101_1/2.0.0`.
     split: "train" or "test".
-    max_bad_share: more examples than this share that cannot be used are an error.
+    max_bad_share: largest allowed share of unusable examples.
     **clip: see `ClipSource`.
 
   Attributes:
-    files: numbers of the examples in use.
-    has_test_split: False if both splits hold all examples.
+    files: the examples in use, as SPLIT/NUMBER.
+    has_test_split: False if both splits have all examples.
 
   Raises:
-    ValueError: there is no such builder, or it is not in ArrayRecord format, or has no pictures.
+    ValueError: there is no such builder, it is not in ArrayRecord format, or it has no media.
   """
 
   def __init__(self, path: str | Path, split: str, *, max_bad_share: float = 1.0, **clip):
@@ -50,11 +50,11 @@ class TfdsSource(ClipSource):
     self.has_test_split = has_both or len(files) >= MIN_FILES_TO_SPLIT
     if self.has_test_split and not has_both:
       files = splits.split_by_hash(files, split)
-    faults = BadSamples(str(path), len(self._examples), max_bad_share)
-    super().__init__(files, split, faults=faults, **clip)
+    bad_samples = BadSamples(str(path), len(self._examples), max_bad_share)
+    super().__init__(files, split, bad_samples=bad_samples, **clip)
 
   def longest_captions(self) -> list[str]:
-    """Returns the names of the classes, where these are the captions."""
+    """Returns the class names if these are the captions; else an empty list."""
     return [] if self._caption else list(self._class_names)
 
   def _read(self, position: int, params: ClipParams) -> dict:
@@ -71,10 +71,10 @@ class TfdsSource(ClipSource):
     if not caption:
       raise ValueError("no caption")
     frames = example[self._media]
-    # An image is one array of three axes, a video several.
+    # An image is one array [H, W, C], a video a sequence of them.
     frames = [frames] if np.ndim(frames[0]) == 2 else frames
     if len(frames) < self.num_frames:
-      raise fault(f"fewer than {self.num_frames} frames", f"it has {len(frames)}")
+      raise bad_sample(f"fewer than {self.num_frames} frames", f"it has {len(frames)}")
     start = int(params.where * (len(frames) - self.num_frames + 1))
     chosen = [_to_image(frame) for frame in frames[start : start + self.num_frames]]
     video = np.stack(
@@ -88,31 +88,31 @@ def _to_image(frame: np.ndarray) -> Image.Image:
 
 
 def _open(folder: Path, path: str | Path):
-  import tensorflow_datasets as tfds  # Takes long, and few need it.
+  import tensorflow_datasets as tfds  # Slow to import, and rarely needed.
   from tensorflow_datasets.core.features import video_feature
 
   if importlib.util.find_spec("tensorflow") is None:
-    # The one thing for which reading a `Video` asks TensorFlow is the name of a type.
+    # Reading a `Video` needs TensorFlow only for the names of types.
     types_only = types.SimpleNamespace(as_dtype=np.dtype)
     video_feature.tf = types.SimpleNamespace(
       dtypes=types_only, uint8=np.dtype(np.uint8), uint16=np.dtype(np.uint16)
     )
   if not (folder / "dataset_info.json").is_file():
     raise ValueError(
-      f"data.path is {str(path)!r}, where there is no dataset_info.json; set it to the folder of a "
+      f"data.path is {str(path)!r}, which has no dataset_info.json; set it to the folder of a "
       "builder's version, such as DATA/ucf101/ucf101_1/2.0.0"
     )
   builder = tfds.builder_from_directory(str(folder))
   if builder.info.file_format.value != "array_record":
     raise ValueError(
-      f"{path} is in {builder.info.file_format.value} format; prepare it in ArrayRecord's, with "
+      f"{path} is in {builder.info.file_format.value} format; prepare it as ArrayRecord, with "
       "tfds.builder(NAME, file_format='array_record').download_and_prepare()"
     )
   return builder
 
 
 def _find_features(features, path: str | Path) -> tuple[str, str | None, str | None]:
-  """Returns the names of the media, the caption and the class; None where there is none."""
+  """Returns the names of the media, caption and class features; None for a missing one."""
   from tensorflow_datasets import features as kinds
 
   def is_media(feature) -> bool:

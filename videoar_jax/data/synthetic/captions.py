@@ -1,4 +1,4 @@
-"""What is to be seen in a sprites clip, and the sentences that say so.
+"""The contents of a sprites clip, and the captions that describe them.
 
 For example "a small blue star moves up on a grey background", or "a large cyan square bounces off
 the walls and a small red circle moves diagonally on a white background".
@@ -28,7 +28,7 @@ _MOTION_WORDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Sprite:
-  """One object; None is an attribute that is not stated, or not to be seen."""
+  """One object; an attribute is None if it is not stated or cannot be seen."""
 
   size: str | None = None
   colour: str | None = None
@@ -53,8 +53,8 @@ def class_id(sprite: Sprite) -> int:
 def is_held_out(shape: str, colour: str, motion: str) -> bool:
   """Returns whether this combination is kept out of the training split.
 
-  18 of 144 are, 3 of each colour and motion. Every shape, colour and motion, and every pair of
-  them, still occurs in training.
+  18 of 144 combinations are held out, 3 of each colour and motion. Every shape, colour and motion,
+  and every pair of them, still occurs in training.
   """
   code = 2 * SHAPES.index(shape) + COLOURS.index(colour) + 3 * MOTIONS.index(motion)
   return code % 8 == 0
@@ -73,10 +73,11 @@ def _object_phrase(sprite: Sprite) -> str:
 
 
 def parse_caption(caption: str) -> Scene:
-  """Returns what a caption states, with None for each attribute that it leaves out.
+  """Returns the scene that a caption describes, with None for each attribute that it leaves out.
 
   Raises:
-    ValueError: names the first word that does not belong there, and what would.
+    ValueError: the caption does not parse; the message names the first wrong word, and the words
+      expected in its place.
   """
   words = _Words(caption)
   objects = [_parse_object(words)]
@@ -95,7 +96,7 @@ def parse_caption(caption: str) -> Scene:
 def _parse_object(words: _Words) -> Sprite:
   words.take(("a", "an", "the"))
   size, colour = words.take(SIZES), words.take(COLOURS)
-  # Whoever wrote a wrong adjective is helped most by hearing about the adjectives, too.
+  # The wrong word may be a misspelt adjective, so the error lists the adjectives, too.
   shape = words.need(SHAPES, also=() if colour else COLOURS + (() if size else SIZES))
   return Sprite(size, colour, shape, _parse_motion(words))
 
@@ -121,7 +122,7 @@ class _Words:
     self.rest = caption.lower().replace(",", " ").rstrip(" .\n").split()
 
   def take(self, options: Iterable[str]) -> str | None:
-    """Moves past the next word and returns it if it is one of the options."""
+    """Consumes and returns the next word if it is one of the options."""
     return self.rest.pop(0) if self.rest and self.rest[0] in options else None
 
   def need(self, options: Iterable[str], also: tuple[str, ...] = ()) -> str:

@@ -1,8 +1,7 @@
 """The sprites' silhouettes as signed distances, rendered with anti-aliased edges.
 
 Lengths are in pixels; x grows to the right and y downwards, so "up" is towards negative y.
-All shapes of one `radius` have the area of the circle of that radius, and the origin is their
-centre of mass.
+All shapes have the area of the circle of their `radius`, and the origin is their centre of mass.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from jaxtyping import Float32, Int
 
 _STAR_INNER = 0.5  # Radius of a star's inner corners over that of its points.
 
-# From the radius of the circle of equal area: to half a square's side, a triangle's circumradius,
-# and the radius of a star's points.
+# Half a square's side, a triangle's circumradius and the radius of a star's points, each over the
+# radius of the circle of equal area.
 _SQUARE = math.sqrt(math.pi) / 2
 _TRIANGLE = math.sqrt(math.pi / (0.75 * math.sqrt(3)))
 _STAR = math.sqrt(math.pi / (5 * _STAR_INNER * math.sin(math.pi / 5)))
@@ -38,10 +37,10 @@ def coverage(
   Args:
     shape: one of `EXTENTS`.
     radius: of the circle of equal area, in pixels.
-    centres: (x, y) in pixels; the picture's first pixel has its centre at (0.5, 0.5).
+    centres: (x, y) in pixels; the centre of the frame's first pixel is (0.5, 0.5).
   Returns:
-    The covered part of each pixel of the boxes, in [0, 1], and the (x, y) of each box's first
-    pixel in the picture. Boxes may lie partly or wholly outside of a picture.
+    The covered share of each pixel of the boxes, in [0, 1], and the (x, y) of each box's first
+    pixel in the frame. Boxes may lie partly or wholly outside the frame.
   """
   left, right, up, down = (math.ceil(radius * extent + 1) for extent in EXTENTS[shape])
   corners = np.floor(centres).astype(np.int64) - (left, up)
@@ -68,7 +67,7 @@ def _triangle(x, y, radius):
 
 
 def _star(x, y, radius):
-  """Five-fold symmetry folds the plane onto one edge, then it is the distance to a line."""
+  """Folds the plane onto one edge by five-fold symmetry, then measures the distance to a line."""
   sin, cos = np.float32(_SIN), np.float32(_COS)
   x, y = np.abs(x), -y
   # Mirror whatever lies beyond the two inner axes of symmetry back into the top wedge.

@@ -1,10 +1,10 @@
 """An endless data set of moving shapes that is computed, not stored.
 
-Sample i of a split is a function of (seed, split, i) alone. What happens in it does not depend on
-how many frames are asked for or, for one aspect ratio, on the resolution: a longer clip begins
-with the shorter one, and a larger clip shows the same scene.
+Sample i of a split is a function of (seed, split, i) alone. Its scene does not depend on the number
+of frames or, at one aspect ratio, on the resolution: a longer clip begins with the shorter one, and
+a larger clip shows the same scene.
 
-Lengths are in units of the picture's short side, times in frames at `FRAME_RATE`.
+Lengths are in units of the frame's short side, times in frames at `FRAME_RATE`.
 """
 
 import copy
@@ -19,7 +19,7 @@ from videoar_jax.data.synthetic import captions, shapes
 from videoar_jax.data.synthetic.captions import Scene, Sprite
 
 SPLITS = ("train", "test")
-FRAME_RATE = 8.0  # Frames a second; at a lower rate, objects move further from one to the next.
+FRAME_RATE = 8.0  # Frames per second; at a lower rate, objects move further between frames.
 RADIUS = {"small": (0.10, 0.115), "large": (0.165, 0.18)}
 SPEED = (0.025, 0.03)
 PALETTE = {
@@ -39,8 +39,8 @@ BACKGROUND_PALETTE = {
 
 _INSIDE = 16  # A straight path stays inside until this frame, counted from 0.
 _FIRST_BOUNCE = (3.0, 5.0)
-_CANDIDATES = 24  # Tries to place two objects of drawn sizes so that they do not meet.
-_SIZE_DRAWS = 6  # Sizes that are tried.
+_CANDIDATES = 24  # Attempts per draw of sizes to place two objects so that they do not meet.
+_SIZE_DRAWS = 6  # Draws of sizes.
 _ALL = tuple(itertools.product(captions.SHAPES, captions.COLOURS, captions.MOTIONS))
 _COMBINATIONS = {
   "train": tuple(c for c in _ALL if not captions.is_held_out(*c)),
@@ -51,14 +51,14 @@ _DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-  """Where an object's centre of mass is. Axes are x, then y; "..." are candidates, or nothing.
+  """Path of an object's centre of mass. Axes are x, then y; "..." is an optional candidate axis.
 
   Attributes:
-    radius: of the circle of equal area.
+    radius: radius of the circle of equal area.
     start: position at frame 0.
-    velocity: per frame.
-    low, high: where the centre turns round, or comes in and goes out.
-    is_bouncing: turns round at low and high; else, it leaves at one and comes back at the other.
+    velocity: displacement per frame.
+    low, high: bounds at which the centre bounces or wraps around.
+    is_bouncing: bounces at the bounds; else it leaves at one and comes back at the other.
   """
 
   radius: Float[np.ndarray, "..."]
@@ -84,12 +84,12 @@ class SpritesSource:
   """Random access to the clips of one split.
 
   Args:
-    split: "train", or "test", which alone has the combinations that `is_held_out` names.
-    num_frames: frames of a clip.
+    split: "train", or "test", which also has the combinations of `is_held_out`.
+    num_frames: frames per clip.
     resolution: (H, W) in pixels.
-    frame_rate: frames a second.
+    frame_rate: frames per second.
     num_objects: 1, 2, or (1, 2) to draw either.
-    seed: another seed is another data set.
+    seed: each seed gives another data set.
   """
 
   def __init__(
@@ -123,17 +123,17 @@ class SpritesSource:
     return other
 
   def __len__(self) -> int:
-    # Endless for all purposes, and still an index that Grain can shuffle.
+    # In effect endless, but small enough for Grain to shuffle.
     return 2**31
 
   def longest_captions(self) -> list[str]:
-    """Returns a longest caption, for a check that it fits the prompt's length."""
+    """Returns a longest caption, to check that it fits the prompt's length."""
     longest = [max(words, key=len) for words in (captions.SIZES, captions.COLOURS, captions.SHAPES)]
     objects = (Sprite(*longest, motion="bounce"),) * max(self.num_objects)
     return [captions.to_caption(Scene(objects, max(captions.BACKGROUNDS, key=len)))]
 
   def scene(self, index: int) -> tuple[Scene, list[Path]]:
-    """Returns what sample `index` shows, and its objects' paths."""
+    """Returns the scene of sample `index`, and its objects' paths."""
     entropy = (self.seed, SPLITS.index(self.split), index)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
     count = self.num_objects[rng.integers(len(self.num_objects))]
@@ -161,7 +161,7 @@ class SpritesSource:
 def render(
   scene: Scene, paths: list[Path], times: Float[np.ndarray, "f"], resolution: tuple[int, int]
 ) -> UInt8[np.ndarray, "f H W 3"]:
-  """Draws the objects at some times, later ones on top, with anti-aliased edges."""
+  """Renders the objects at the given times, later objects on top, with anti-aliased edges."""
   height, width = resolution
   side = min(resolution)
   video = np.empty((len(times), height, width, 3), np.uint8)
@@ -174,7 +174,7 @@ def render(
 
 
 def _blend(video, alphas, corners, colour):
-  """Blends a colour into each frame's box, where the box is inside of the frame."""
+  """Blends a colour into the part of each box that is inside the frame."""
   height, width = video.shape[1:3]
   box_height, box_width = alphas.shape[1:]
   colour = np.array(colour, np.float32)
@@ -190,7 +190,7 @@ def _blend(video, alphas, corners, colour):
 
 
 def _draw_sprites(rng, combinations, count: int) -> list[Sprite]:
-  """Draws objects of different colours, without their sizes."""
+  """Draws objects of different colours; their sizes are drawn later."""
   sprites = []
   while len(sprites) < count:
     shape, colour, motion = combinations[rng.integers(len(combinations))]
@@ -200,7 +200,7 @@ def _draw_sprites(rng, combinations, count: int) -> list[Sprite]:
 
 
 def _draw_paths(rng, sprites, resolution) -> tuple[list[Sprite], list[Path]]:
-  """Draws sizes and paths, of which it takes the first where no objects meet, or the best."""
+  """Draws sizes and paths; returns the first where no objects meet, or else the best."""
   best, best_gap = None, -np.inf
   for _ in range(_SIZE_DRAWS if len(sprites) > 1 else 1):
     sizes = [captions.SIZES[i] for i in rng.integers(len(captions.SIZES), size=len(sprites))]
@@ -208,7 +208,7 @@ def _draw_paths(rng, sprites, resolution) -> tuple[list[Sprite], list[Path]]:
     candidates = _CANDIDATES if len(sprites) > 1 else 1
     paths = [_draw_path(rng, sprite, resolution, candidates) for sprite in sized]
     gaps = smallest_gap(sized, paths)
-    # The first good one, not the one that is furthest apart: that would crowd the walls.
+    # Not the one with the largest gap, which would put objects near the walls.
     choice = int(np.argmax(np.where(gaps > 0, np.inf, gaps)))
     if gaps[choice] > best_gap:
       best, best_gap = (sized, [path.take(choice) for path in paths]), gaps[choice]
@@ -218,9 +218,9 @@ def _draw_paths(rng, sprites, resolution) -> tuple[list[Sprite], list[Path]]:
 
 
 def smallest_gap(sprites: list[Sprite], paths: list[Path]) -> Float[np.ndarray, "..."]:
-  """Returns the least distance between two objects' boxes in frames 0 to 16; negative: they meet.
+  """Returns the least distance between two objects' boxes in frames 0 to 16; negative if they meet.
 
-  One object has an infinite distance from the others.
+  For a single object it is infinite.
   """
   boxes = []
   for sprite, path in zip(sprites, paths, strict=True):
@@ -261,14 +261,14 @@ def _draw_path(rng, sprite: Sprite, resolution, candidates: int) -> Path:
 
 
 def _start_inside(rng, travel, low, high):
-  """Draws a start such that start and start + travel are inside, or in the middle if none is."""
+  """Draws a start such that start and start + travel are inside; if there is none, the middle."""
   low, high = low - np.minimum(travel, 0), high - np.maximum(travel, 0)
   middle = (low + high) / 2
   return rng.uniform(np.minimum(low, middle), np.maximum(high, middle))
 
 
 def _start_of_bounce(rng, velocity, low, high):
-  """Draws a start such that one axis meets its wall in `_FIRST_BOUNCE` and the other one later."""
+  """Draws a start such that one axis hits its wall in `_FIRST_BOUNCE` and the other one later."""
   start = _start_inside(rng, velocity * _FIRST_BOUNCE[1], low, high)
   hit = rng.uniform(*_FIRST_BOUNCE, (len(start), 1))
   axis = rng.integers(2, size=(len(start), 1)) == (0, 1)
