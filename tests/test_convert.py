@@ -125,7 +125,7 @@ def test_wrong_files_and_folders_are_named(checkpoint, tmp_path, capsys):
   assert "is a file; name a folder" in refused(checkpoint, tmp_path / "a.bin" / "x", capsys)
   out.mkdir()
   (out / "mine.txt").touch()
-  assert "holds something already" in refused(checkpoint, out, capsys)
+  assert "is not empty" in refused(checkpoint, out, capsys)
 
 
 def test_a_failed_write_leaves_nothing(checkpoint, tmp_path, capsys, monkeypatch):

@@ -318,7 +318,7 @@ def test_tokenizer_starts_from_an_image_tokenizer(tmp_path):
   flags += ["--config.stage.tokenizer.loop.optimizer.learning_rate=1e-20"]
   done = run(command(tmp_path / "run", *flags, config=config))
   assert done.returncode == 0, done.stderr[-3000:]
-  assert "starts from" in done.stdout and "random, for" not in done.stdout
+  assert "starts from" in done.stdout and "random, because" not in done.stdout
   image = videoar_jax.load_tokenizer(tmp_path / "image")
   trained = videoar_jax.load_tokenizer(tmp_path / "run")
   video = np.random.default_rng(1).uniform(-1, 1, (1, 5, 16, 16, 3)).astype(np.float32)
@@ -330,7 +330,7 @@ def test_tokenizer_starts_from_an_image_tokenizer(tmp_path):
   assert "6 bits instead of 8: " in done.stdout and "encoder.conv_out.kernel" in done.stdout
 
   for flag, message in (
-    ("--config.tokenizer.base_channels=8", "tokenizer.base_channels=8 here, 4 there"),
+    ("--config.tokenizer.base_channels=8", "tokenizer.base_channels=8, but 4 in"),
     ("--config.stage.tokenizer.init.from=nowhere", "no weights in nowhere"),
     ("--config.stage.tokenizer.init.temporal=ones", "temporal='ones'"),
   ):

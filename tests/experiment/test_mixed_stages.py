@@ -106,7 +106,7 @@ def test_learned_positions_are_of_one_shape():
   }
   settings = parse.finalize(make_config(**changes))
   stage = settings.stages[-1]
-  with pytest.raises(ValueError, match=r"resolution=24x16: learned positions are of one shape"):
+  with pytest.raises(ValueError, match=r"resolution=24x16: learned positions serve clips of one"):
     family._sampled_layout(settings, stage, (24, 16))
   assert family._sampled_layout(settings, stage, (16, 24)) == layout_of(settings, stage.data)
 

@@ -111,6 +111,6 @@ def test_fields_that_differ_are_all_named():
   )
   with pytest.raises(ValueError) as raised:
     check_inflatable(IMAGE, config)
-  for name in ("base_channels=8 here, 4 there", "multipliers", "strides", "num_groups"):
+  for name in ("base_channels=8, but 4 in", "multipliers", "strides", "num_groups"):
     assert f"tokenizer.{name}" in str(raised.value)
   assert "num_bits" not in str(raised.value) and "patch_size" not in str(raised.value)

@@ -144,10 +144,10 @@ def test_chunks_that_do_not_fit_are_named(tokenizer, whole):
       tokenizer.encode_chunk(video[:, :length], state)
   with pytest.raises(ValueError, match=r"1 \+ 4 k"):
     tokenizer.encode_chunk(video[:, :4])
-  with pytest.raises(ValueError, match=r"state: is of .*\(1, 4, 4\), needs \(1, 4, 8\)"):
+  with pytest.raises(ValueError, match=r"state: has .*\(1, 4, 4\), needs \(1, 4, 8\)"):
     tokenizer.encode_chunk(jnp.zeros((1, 4, 8, 16, 3)), state)
   _, state = tokenizer.decode_chunk(codes[:, :1])
-  with pytest.raises(ValueError, match=r"state: is of .*\(1, 2, 2\), needs \(2, 2, 2\)"):
+  with pytest.raises(ValueError, match=r"state: has .*\(1, 2, 2\), needs \(2, 2, 2\)"):
     tokenizer.decode_chunk(jnp.zeros((2, 1, 2, 2, 6)), state)
   with pytest.raises(ValueError, match="chunk=0"):
     tokenizer.decode(codes, chunk=0)
