@@ -44,7 +44,7 @@ def test_workdir_holds_what_a_run_decided(trained):
 def test_second_run_trains_nothing(trained):
   before = (trained / "generator" / "metrics.jsonl").read_bytes()
   done = run(command(trained))
-  assert done.returncode == 0 and done.stdout.count("finished before") == 3
+  assert done.returncode == 0 and done.stdout.count("already finished") == 3
   assert (trained / "generator" / "metrics.jsonl").read_bytes() == before
 
 
@@ -118,7 +118,7 @@ def test_two_processes_that_are_stopped_and_killed_end_as_one_that_is_not(traine
   # One process alone, on another mesh.
   done = run(command(workdir, "--config.mesh.data=1", "--config.mesh.fsdp=2"), num_devices=2)
   assert done.returncode == 0, done.stderr[-3000:]
-  assert "another config than before: config.mesh.fsdp: 4 -> 2" in done.stdout
+  assert "config changed: config.mesh.fsdp: 4 -> 2" in done.stdout
   assert_same_losses(workdir, trained)
 
 

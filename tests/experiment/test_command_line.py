@@ -70,7 +70,7 @@ def test_the_command_reads_a_config_from_any_folder(tmp_path):
       "def get_config():\n  raise ValueError('data= is missing')\n",
       r"config\.py: data= is missing",
     ),
-    ("def get_config():\n  pass\n", r"config\.py: get_config returns no ConfigDict; return one"),
+    ("def get_config():\n  pass\n", r"config\.py: get_config does not return a ConfigDict"),
     ("x = 1\n", r"config\.py has no get_config; name a file of configs/"),
     (
       "def get_config():\n  return {'data': {'sed': 1}}\n",
@@ -78,7 +78,7 @@ def test_the_command_reads_a_config_from_any_folder(tmp_path):
     ),
     (
       "def get_config():\n  return {'schedule': '1 2', 'generator': {'depth': 3}}\n",
-      r"^fields have other names: config\.schedule is now config\.tokenizer\.schedule; "
+      r"^fields were renamed: config\.schedule is now config\.tokenizer\.schedule; "
       r"config\.generator\.depth is now config\.generator\.num_layers$",
     ),
     (

@@ -13,7 +13,7 @@ PAGE = pathlib.Path(__file__).resolve().parent.parent.parent / "docs" / "config.
 
 def test_the_page_is_current():
   command = "python -m videoar_jax.experiment.config_docs > docs/config.md"
-  assert PAGE.read_text() == config_docs.render(), f"write it anew: {command}"
+  assert PAGE.read_text() == config_docs.render(), f"regenerate it: {command}"
 
 
 def test_every_field_of_a_config_is_on_the_page():
@@ -53,7 +53,7 @@ class Undocumented:
 
 
 def test_a_field_that_the_docstring_leaves_out_is_named():
-  with pytest.raises(ValueError, match="the docstring of Undocumented says nothing of unknown"):
+  with pytest.raises(ValueError, match="the docstring of Undocumented does not describe unknown"):
     list(config_docs.section("x", Undocumented))
 
 

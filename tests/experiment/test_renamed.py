@@ -146,7 +146,7 @@ def test_a_config_file_with_old_names_is_told_each_new_one_in_one_line(name):
   with pytest.raises(ValueError) as raised:
     finalize(old)
   text = str(raised.value)
-  assert "\n" not in text and text.startswith("fields have other names: config.")
+  assert "\n" not in text and text.startswith("fields were renamed: config.")
   assert "config.schedule is now config.tokenizer.schedule" in text
   flat = [name for name in RENAMED if "*" not in name and name.partition(".")[0] in old]
   for name in flat:

@@ -45,7 +45,7 @@ def test_fields_that_change_no_number_may_change_in_a_workdir(tmp_path, name, va
     [line] = workdir.check_same_config(changed, tmp_path)
     assert line.startswith(f"config.{name}")
   else:
-    with pytest.raises(ValueError, match=rf"config\.{name}.*\n.*set these fields back"):
+    with pytest.raises(ValueError, match=rf"config\.{name}.*\n.*restore these fields"):
       workdir.check_same_config(changed, tmp_path)
 
 

@@ -315,7 +315,7 @@ def test_the_next_stage_goes_on_with_the_same_discriminator(tmp_path, caplog, di
     got = stages.first_state(run.stages[1], second, 1)
   assert_close(got["params"], state["params"], atol=0)
   if discriminator:
-    assert "its discriminator starts at random" in caplog.text
+    assert "its discriminator starts from scratch" in caplog.text
     assert float(got["discriminator"]["lecam_ema"]["real"]) == 0
   else:
     assert_close(got["discriminator"]["params"], state["discriminator"]["params"], atol=0)
@@ -360,7 +360,7 @@ def test_a_stage_that_continues_is_the_same_run(tmp_path):
 @pytest.mark.parametrize(
   ("change", "said"),
   [
-    ({"loop": {"num_steps": 1, "batch_size": 2, "optimizer": {}}}, "loop.optimizer is not as in"),
+    ({"loop": {"num_steps": 1, "batch_size": 2, "optimizer": {}}}, "loop.optimizer differs from"),
     ({"init": {"from": "w.safetensors", "with_optimizer": True}}, "exclude each other"),
     ({"init": {"with_optimizer": 1}}, "must be of type bool"),
   ],
@@ -369,7 +369,7 @@ def test_stages_that_cannot_continue_are_named(change, said):
   with pytest.raises(ValueError, match=said):
     two_stages({}, **{"init": {"with_optimizer": True}, **change})
   with pytest.raises(
-    ValueError, match=r"stage\.second\.loss\.adversarial is not as in stage\.first"
+    ValueError, match=r"stage\.second\.loss\.adversarial differs from stage\.first"
   ):
     two_stages({"base_channels": 8}, init={"with_optimizer": True})
 
