@@ -146,7 +146,7 @@ def test_sample_table(monkeypatch, capsys):
   # A step for the prompt, one for each scale, and one for each frame that others see.
   assert "batches of 2" in lines[0]
   assert "35 steps" in lines[-2] and "GFLOP, 0.00 GiB of weights" in lines[-2]
-  assert float(lines[-1].split()[-1]) > 1  # Nothing is faster than its floor.
+  assert float(lines[-1].split()[-1]) > 1  # Nothing is faster than the lower bound.
   assert bench.main(["sample", "--size=small", "--batch_size=0"]) == 2
   assert "--batch_size=0 must be at least 1" in capsys.readouterr().err
 

@@ -90,8 +90,8 @@ def test_numbers_and_files(tmp_path, workdir, model, monkeypatch, capsys):
   assert lines["gFVD"][0] == f"{value:.1f}" and lines["gFVD"][-1] == f"{chance:.1f})"
   assert lines["steps a clip"] == ["14"]
   assert lines["seconds a clip"] == [f"{result['seconds_a_clip']:.2f}"]
-  assert lines["real clips"] == ["100"] * 6
-  assert lines["a blind guess"][:2] == ["50", "17"]
+  assert lines["real test clips"] == ["100"] * 6
+  assert lines["chance"][:2] == ["50", "17"]
   assert lines["loss"] == ["0.2500"]
   assert "bit_accuracy/scale 0, 1, ..." in printed and "  0.5000  0.6000\n" in printed
   assert "drift: 2 clips of 33 frames, sampled with overlap_frames=5" in printed
@@ -138,7 +138,7 @@ def test_a_folder_has_no_oracle(tmp_path, workdir, model, capsys):
   assert f"note: 9 clips were asked for, {folder} has no more" in printed
   assert f"3 clips of {folder}: 9 frames of 64x64" in printed
   assert "too small for a test split" in printed
-  assert "% right" not in printed
+  assert "% correct" not in printed
   assert "3 clips of 33 frames, sampled with window=2" in printed
   assert model.settings[0] == {"window": 2}
   assert Image.open(tmp_path / "o" / "drift.png").size[0] < 800

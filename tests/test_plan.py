@@ -63,7 +63,7 @@ def test_counts_follow_the_mesh(capsys):
     assert status == 0
     tables.append(rows(out))
   whole, split = (float(table["memory traffic a device"].split()[0]) for table in tables)
-  assert tables[0]["operations a step"] == tables[1]["operations a step"] and split < whole
+  assert tables[0]["FLOPs a step"] == tables[1]["FLOPs a step"] and split < whole
   # Gradients are summed, two times their bytes; or parameters are gathered twice, and gradients
   # scattered.
   sums, parts = (table["sent between devices"].split() for table in tables)
@@ -227,7 +227,7 @@ def test_decoding_is_counted(capsys):
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["--decode=3", "--mesh=data:2"], "--decode=3 clips do not divide over the 2 ways"),
+    (["--decode=3", "--mesh=data:2"], "--decode=3 clips do not divide over the 2 shards"),
     (["--decode=0", "--mesh=data:2"], "--decode=0"),
     (["--decode=2", "--stage=tokenizer"], "stage tokenizer trains a tokenizer"),
     (["--decode=1", "--mesh=tensor:2", "--config.generator.num_kv_heads=1"], "kv_heads"),

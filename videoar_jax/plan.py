@@ -75,14 +75,14 @@ def plan(arguments, overrides: list[str]) -> str:
   is_compiled = chip.is_tpu and not (arguments.parameters or arguments.count)
   pod = Pod(arguments.topology, chip, num_chips, is_compiled)
   if arguments.decode is not None:
-    clips = DecodePlan.of(run, stage, pod, mesh, arguments.decode, arguments.dtype)
-    return decode_table(clips, clips.compile() if is_compiled else None)
+    decode_plan = DecodePlan.of(run, stage, pod, mesh, arguments.decode, arguments.dtype)
+    return decode_table(decode_plan, decode_plan.compile() if is_compiled else None)
   if arguments.search:
     return search(run, stage, pod, mesh.slice, arguments.search)
-  draft = StepPlan.of(run, stage, pod, mesh)
+  step_plan = StepPlan.of(run, stage, pod, mesh)
   if arguments.parameters:
-    return parameters_table(draft)
-  return table(draft, draft.compile() if is_compiled else None)
+    return parameters_table(step_plan)
+  return table(step_plan, step_plan.compile() if is_compiled else None)
 
 
 if __name__ == "__main__":

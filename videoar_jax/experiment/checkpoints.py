@@ -92,7 +92,7 @@ class StageCheckpoints:
       return template, checkpointer.restore_item(part, abstract, step)
 
   def _part(self, stage: StageConfig, is_split: bool) -> tuple[Template, str, dict]:
-    """Returns a stage's structure, and the checkpoint item and abstract arrays of its parameters."""
+    """Returns a stage's structure, and its parameters' checkpoint item and abstract arrays."""
     template = self.module_template(stage)
     shardings = jax.tree.map(lambda _: replicated(self.mesh), template.shapes)
     if is_split:
