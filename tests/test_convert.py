@@ -18,14 +18,14 @@ def checkpoint(golden_folder):
 
 
 def run(checkpoint, out, capsys):
-  """Returns the exit status and what was said."""
+  """Returns the exit status and the output."""
   status = convert.main(["infinity_tokenizer", f"--checkpoint={checkpoint}", f"--out={out}"])
   said = capsys.readouterr()
   return status, said.out if status == 0 else said.err
 
 
 def refused(checkpoint, out, capsys):
-  """Returns the error; nothing may be left of the attempt."""
+  """Returns the error; the attempt must leave no files."""
   before = sorted(out.parent.rglob("*"))
   status, said = run(checkpoint, out, capsys)
   assert status == 2 and said.startswith("error: ") and said.count("\n") == 1
@@ -63,7 +63,7 @@ def test_pth_gives_the_same_tokenizer(is_nested, checkpoint, tmp_path, capsys):
 
 
 class Code:
-  """What a pickle may run."""
+  """Code that a pickle could run."""
 
   def __init__(self, path):
     self.path = path

@@ -1,4 +1,4 @@
-"""`python -m videoar_jax.evaluate`: its numbers, its files, and one line for every mistake."""
+"""`python -m videoar_jax.evaluate`: its numbers, its files, and one-line errors."""
 
 import json
 import types
@@ -26,7 +26,7 @@ SCHEDULE = ((1, 1), (2, 2))
 
 
 class BrighteningTokenizer:
-  """Returns clips a little brighter; its bits have nothing to do with them."""
+  """Returns slightly brighter clips; its bits are unrelated to them."""
 
   def __init__(self, config):
     self.config = config
@@ -46,7 +46,7 @@ class BrighteningTokenizer:
 
 @pytest.fixture
 def workdir(tmp_path, monkeypatch):
-  """A quickstart's workdir, whose tokenizer is the fake one, and no weights."""
+  """A quickstart workdir with the fake tokenizer, and no metric weights."""
   folder = tmp_path / "run"
   folder.mkdir()
   parse.save_config(quickstart.get_config(), folder / "config.json")
@@ -62,7 +62,7 @@ def run(workdir, *flags):
 
 @pytest.fixture
 def fake_networks(tmp_path, monkeypatch):
-  """Files of weights for stand-ins, which measure the mean brightness."""
+  """Files of weights for fake metrics, which measure the mean brightness."""
   monkeypatch.setattr(fvd, "MIN_CLIPS", 3)
   for name, network in (("lpips", lpips), ("i3d", i3d)):
     monkeypatch.setattr(network, "shapes", lambda: {"gain": (1,)})
@@ -226,7 +226,7 @@ def test_bad_input_is_one_line(tmp_path, workdir, capsys, flags, wanted):
 
 
 def test_shown_clips_are_those_first_drawn_of_several_batches(workdir, monkeypatch):
-  """Also where a batch holds fewer clips than are shown."""
+  """Also if a batch has fewer clips than are shown."""
   monkeypatch.setattr("videoar_jax.evals.scores.BATCH_SIZE", 3)
   items = [
     {"video": np.full((1, 16, 16, 3), 20 * i, np.uint8), "caption": str(i)} for i in range(7)

@@ -19,7 +19,7 @@ from videoar_jax.tokenizers.bsq import files
 
 
 class Copyist:
-  """Returns the real clips of its prompts, darker; knows their captions by heart."""
+  """Returns darker versions of the real clips, looked up by their captions."""
 
   num_frames, resolution = 9, (64, 64)
 

@@ -1,4 +1,4 @@
-"""`python -m videoar_jax.sample`: what it writes, and one line for everything a user can mend."""
+"""`python -m videoar_jax.sample`: its files, and one-line user errors."""
 
 import os
 import pathlib
@@ -22,7 +22,7 @@ PROMPT = "a large red circle moves left"
 
 
 class FakeModel:
-  """Draws plain clips whose brightness tells the seed and the sample."""
+  """Makes uniform clips whose brightness encodes seed and sample."""
 
   num_frames = 9
   resolution = (64, 64)
@@ -72,7 +72,7 @@ def run(*arguments):
 
 
 def expect_error(capsys, *arguments):
-  """Runs a call that must fail, and returns its one line on stderr."""
+  """Runs a command that must fail; returns its one line on stderr."""
   try:
     status = run(*arguments)
   except SystemExit as stopped:
@@ -166,7 +166,7 @@ def test_bad_input_is_one_line(tmp_path, model, capsys, flags, wanted):
 
 
 def write_video(path, num_frames, side):
-  """Writes frames that get brighter, at 8 a second."""
+  """Writes frames of rising brightness, at 8 per second."""
   with av.open(str(path), "w") as container:
     stream = container.add_stream("libx264", rate=8, options={"crf": "1"})
     stream.height, stream.width, stream.pix_fmt = side, side, "yuv420p"
@@ -227,7 +227,7 @@ def test_prompts_of_a_file(tmp_path, model, capsys):
 
 
 def test_classes_are_those_of_the_data_or_the_config(tmp_path, capsys, monkeypatch):
-  """Folders of files count, as for training, and no others."""
+  """Only folders with files are classes, as for training."""
   from configs import quickstart
   from videoar_jax.experiment.parse import save_config
 

@@ -205,7 +205,7 @@ def _load_pth(path: pathlib.Path):
     if "global" not in str(error).lower().partition("weights only load failed")[2]:
       raise ValueError(f"{path} is cut off or damaged; fetch it again") from error
     raise ValueError(
-      f"{path} contains code beside its tensors, which was not run. If you trust its source, save "
+      f"{path} contains code besides its tensors, which was not run. If you trust its source, save "
       "only its tensors, and convert that file"
     ) from error
   except (RuntimeError, EOFError, ValueError, KeyError, AssertionError) as error:

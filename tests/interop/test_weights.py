@@ -1,4 +1,4 @@
-"""Foreign weights: what is read out of a package, and what is refused."""
+"""Weights from other packages: what is read, and what is refused."""
 
 import os
 import pathlib
@@ -50,7 +50,7 @@ def test_reads_what_numpy_1_wrote(tmp_path):
 
 
 class Touch:
-  """Makes a file when it is unpickled by who admits everything."""
+  """Creates a file when an unrestricted unpickler loads it."""
 
   def __init__(self, path):
     self.path = path

@@ -1,4 +1,4 @@
-"""A family plugs in: an entry in the dict, and every command serves it."""
+"""Adding a family: with an entry in the dict, every command supports it."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def family():
 
 @pytest.fixture(scope="module")
 def workdir(config, tmp_path_factory):
-  """A run of all stages, of which the last one was stopped and resumed."""
+  """A run of all stages, of which the last one was interrupted and resumed."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(run, "start_log", lambda path: None)
     workdir = tmp_path_factory.mktemp("run")

@@ -1,4 +1,4 @@
-"""A video tokenizer that starts from an image tokenizer."""
+"""Initializing a video tokenizer from an image tokenizer."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ VIDEO = dataclasses.replace(IMAGE, strides=((1, 2), (2, 2), (2, 2)))
 
 @pytest.fixture(scope="module")
 def params():
-  """Image weights: random ones, biases and norms included, and nothing on earlier taps."""
+  """Random image weights, biases and norms included; kernel slices of earlier frames are zero."""
   leaves, tree = jax.tree.flatten(abstract_params(IMAGE))
   keys = jax.random.split(jax.random.key(0), len(leaves))
   values = [

@@ -172,5 +172,5 @@ def fvd_line(label: str, result: dict | None, missing: str | None, num_clips: in
   if result is None:
     return f"{label}  not measured: {missing}"
   real = result["real_against_other_real_clips"]
-  beside = f"not measured, needs {2 * num_clips} clips" if real is None else f"{real:.1f}"
-  return f"{label}{result['value']:8.1f}  (real clips against other real ones: {beside})"
+  real_text = f"not measured, needs {2 * num_clips} clips" if real is None else f"{real:.1f}"
+  return f"{label}{result['value']:8.1f}  (real clips against other real ones: {real_text})"

@@ -48,7 +48,7 @@ SECTIONS = (
 
 
 def default_config(stages: dict[str, str], family: str = "videoar") -> ConfigDict:
-  """Returns a config with all fields of all sections, of which a config file sets some.
+  """Returns a config with all fields of all sections, for a config file to modify.
 
   Args:
     stages: kind of each stage by name, in order: "tokenizer", "generator" or "cache".

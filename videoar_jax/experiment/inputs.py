@@ -83,7 +83,7 @@ class Batches:
     return Mixture(buckets, seed=seed, tokenize=tokenize, fields=self._fields(stage))
 
   def _fields(self, stage: StageConfig) -> tuple[str, ...]:
-    """Returns the fields of a stage's batches beside clips and texts."""
+    """Returns the fields of a stage's batches besides clips and texts."""
     return self.run.family.batch_fields if stage.kind == "generator" else ()
 
   def held_out(self, stage: StageConfig, source) -> list[dict[str, np.ndarray]]:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _locks: dict = {}  # Open lock files, by path.
 
-# Fields that may change when a run resumes: where it runs, how fast it reads, what it does beside
+# Fields that may change when a run resumes: where it runs, how fast it reads, what it does besides
 # training steps. Data sections are those of the run, of stages, and of parts of mixtures.
 _FREE = re.compile(
   r"config\.((stage\.\w+\.)?mesh\.\w+"

@@ -213,8 +213,8 @@ class Family(Protocol):
     sampling: dataclass of `config.sampling`; its fields are flags of `sample`.
     sizes: settings of `network` by name, for configs and `bench`.
     derived: fields of `network` that follow from other settings, which configs must not set.
-    batch_fields: fields of a batch that its task reads beside video or latents, and text.
-    headline: format of the main metrics beside the loss, by name: {"psnr": "{:.2f} dB"}.
+    batch_fields: fields of a batch that its task reads besides video or latents, and text.
+    headline: format of the main metrics besides the loss, by name: {"psnr": "{:.2f} dB"}.
   """
 
   tokenizer: str

@@ -32,7 +32,7 @@ class Cost:
     parameter_bytes: bytes of the parameters.
     state_bytes: bytes of the parameters, their average, and the optimizer.
     frozen_bytes: bytes of frozen parameters.
-    activation_bytes: the most that a transformer's step holds beside these: activations kept for
+    activation_bytes: the most that a transformer's step holds besides these: activations kept for
       the backward pass, with gathered parameters and gradients of one block; or the activations of
       the frozen encoder, which runs before. None if not estimated.
     flops: of the step, over all devices.

@@ -42,5 +42,5 @@ def widest_layout(run: Run) -> Layout:
 
 
 def widest(layouts: Iterable[Layout]) -> Layout:
-  """Returns the layout with the most scales, for each of which the network has an embedding."""
+  """Returns the layout with the most scales; the network has an embedding for each of them."""
   return max(layouts, key=lambda layout: layout.num_scales)
