@@ -1,9 +1,9 @@
-"""What each part of the paper's recipe is worth, on moving shapes at a small size.
+"""Ablation of the paper's recipe, on moving shapes at a small size.
 
   python -m videoar_jax.ablation --config=configs/ablation.py --workdir=runs/ablation --seeds=3
 
 trains every variant below with several seeds on one tokenizer and one cache of latents, and writes
-`ablation.md`. `:quick=1` is a size at which nothing is learned, to try the command. A single
+`ablation.md`. `:quick=1` is a size too small to learn anything, to try the command. A single
 variant is a config like any other:
 
   python -m videoar_jax.main --config=configs/ablation.py:variant=rope --workdir=runs/rope
@@ -20,7 +20,7 @@ from configs.common import (
 )
 from videoar_jax.experiment.defaults import default_config
 
-# As in the paper's tables: 4, each row with what those above it have; 5; and our own.
+# The paper's table 4, where each row adds to the one above; its table 5; and our own.
 VARIANTS = {
   "baseline": "learned positions, constant corruption",
   "rope": "+ rotary positions",
@@ -86,9 +86,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _vary(config: ConfigDict, variant: str) -> None:
-  """Sets what a variant is about."""
+  """Sets the fields of a variant."""
   table_4 = ("baseline", "rope", "time", "inheritance")
-  # Those that are not of table 4 start from its last row.
+  # Variants outside table 4 start from its last row.
   row = table_4.index(variant) if variant in table_4 else len(table_4) - 1
   config.generator.positions = "rope" if row >= 1 else "learned"
   config.generator.context = "full_frame" if variant == "final" else "scales"
@@ -99,7 +99,7 @@ def _vary(config: ConfigDict, variant: str) -> None:
 
 
 def _shrink(config: ConfigDict) -> None:
-  """Makes a config that compiles in seconds, and learns nothing."""
+  """Shrinks a config so that it compiles in seconds; it learns nothing."""
   config.data.resolution = (16, 16)
   config.tokenizer.schedule = "1 2"
   config.tokenizer.base_channels = 4

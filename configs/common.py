@@ -1,4 +1,4 @@
-"""What config files share: parsing their argument, named sizes, small networks."""
+"""Shared by config files: parsing of their argument, named sizes, small networks."""
 
 from ml_collections import ConfigDict
 
@@ -9,7 +9,7 @@ def generator_size(name: str, family: str = "videoar") -> ConfigDict:
   """Returns the `generator` settings of a named size.
 
   Raises:
-    ValueError: there is no such size; lists those there are.
+    ValueError: there is no such size; lists the known ones.
   """
   sizes = FAMILIES[family].sizes
   if name not in sizes:
@@ -18,7 +18,7 @@ def generator_size(name: str, family: str = "videoar") -> ConfigDict:
 
 
 def small_tokenizer(schedule: str) -> dict:
-  """Returns the `tokenizer` settings of clips of 64 pixels a side."""
+  """Returns the `tokenizer` settings for clips of 64x64 pixels."""
   return {
     "num_bits": 16,
     "patch_size": 4,
@@ -33,7 +33,7 @@ def small_tokenizer(schedule: str) -> dict:
 
 
 def small_tokenizer_loss() -> dict:
-  """Returns the `loss` settings of a small tokenizer that starts from nothing."""
+  """Returns the `loss` settings of a small tokenizer that is trained from scratch."""
   return {
     "l2": 1.0,
     "l1": 0.0,
@@ -64,15 +64,15 @@ def small_loop(num_steps: int, batch_size: int, learning_rate: float, media_ever
 
 
 def parse_arg(arg: str | None, **defaults):
-  """Parses `"name=value,other=value"`, what follows the colon of `--config=FILE.py:...`.
+  """Parses `"name=value,other=value"`, the part after the colon of `--config=FILE.py:...`.
 
   Args:
     arg: the text.
-    **defaults: names that are known; a value is converted to its default's type.
+    **defaults: known names; values are converted to the type of their default.
   Returns:
-    A ConfigDict of the defaults and what the text changes.
+    A ConfigDict of the defaults with the text's changes.
   Raises:
-    ValueError: a name is unknown, or a value is not of its type.
+    ValueError: a name is unknown, or a value has the wrong type.
   """
   values = ConfigDict(defaults)
   parts: list[str] = []
@@ -80,7 +80,7 @@ def parse_arg(arg: str | None, **defaults):
     if "=" in text or not parts:
       parts.append(text)
     else:
-      # A comma that no `name=` follows belongs to the value: folders may have one.
+      # A comma that is not followed by `name=` is part of the value, such as a folder's name.
       parts[-1] += f",{text}"
   for part in parts:
     name, equals, text = part.partition("=")

@@ -1,4 +1,4 @@
-"""The whole system, small: tokenizer, then generator, in 9.5 to 13 minutes on two CPU cores.
+"""The whole system at a small size: tokenizer, then generator; 9.5 to 13 minutes on two CPU cores.
 
   python -m videoar_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
@@ -34,7 +34,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     tokenizer_steps=220,
     generator_steps=2100,
   )
-  # Single frames first: a step on many different pictures costs less than one on few clips.
+  # Single frames first: a step on many different images costs less than one on few clips.
   config = default_config(
     {"images": "tokenizer", "tokenizer": "tokenizer", "generator": "generator"}
   )
@@ -42,7 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.data.resolution = (64, 64)
   config.text.tokenizer = "words"
   if args.data == "sprites":
-    # At half their rate, sprites cross a good part of the picture within a clip.
+    # At half their frame rate, sprites cross much of the frame within a clip.
     config.data.frame_rate = 4.0
     config.text.length = 16  # Their captions have up to 12 words.
   else:
@@ -54,9 +54,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.generator.update(generator_size(args.size))
   config.generator.remat = "none"
   config.generator.scan_layers = False
-  # A small grid and a short training: every axis gets high frequencies, a way across the picture is
-  # as long at every scale, what the frame before showed stands beside every input, and all earlier
-  # frames are seen in full.
+  # For a small grid and short training: rotary frequencies of the whole range for every axis,
+  # distances that are the same at every scale, the previous frame in every input, and complete
+  # earlier frames as context.
   config.generator.rope_is_interleaved = True
   config.generator.rope_base = 1000.0
   config.generator.rope_grid = "latent"
@@ -76,7 +76,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.stage[name].loop.update(small_loop(*loop, media_every=300))
     if name != "generator":
       config.stage[name].loss.update(small_tokenizer_loss())
-  # Coarse scales, of few tokens, decide what moves where.
+  # Coarse scales have few tokens but decide what moves where.
   config.stage.generator.loss.scale_weighting = "sqrt"
   config.stage.generator.loss.corruption.p_max = 0.1
   return config

@@ -5,14 +5,14 @@ Convert the public image tokenizer (docs/tokenizer.md) and LPIPS (docs/evaluatio
   python -m videoar_jax.main --workdir=runs/tokenizer \
     --config=configs/tokenizer_ucf101.py:data=FOLDER,init=weights/infinity_d32
 
-FOLDER has the videos, in one folder a class. Two CPU cores can try it all at a small size, in
-minutes:
+FOLDER has the videos, with one folder per class. Two CPU cores can try everything at a small size,
+in minutes:
 
   python -m videoar_jax.main --config=configs/tokenizer_ucf101.py:variant=quick --workdir=runs/quick
 
-Without the weights of LPIPS, add lpips=0 to either. The paper trains for 2000 epochs of
-batches of 128, to rFVD 61; the weights of its losses it does not say, nor its frame rate, and our
-split is not the official one: the numbers do not compare.
+Without LPIPS weights, add lpips=0 to either. The paper trains for 2000 epochs with batches of 128,
+to rFVD 61. It does not report the weights of its losses or the frame rate, and our split is not
+the official one, so the numbers are not comparable.
 """
 
 from ml_collections import ConfigDict
@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 from configs.common import parse_arg, small_tokenizer
 from videoar_jax.experiment.defaults import default_config, mixture_part
 
-# 2000 epochs of the 9537 training videos of the first split, and as many steps on images as the
-# share below says.
+# 2000 epochs of the 9537 training videos of the first split, plus steps on images by their share
+# below.
 NUM_STEPS = round(2000 * 9537 / 128 / 0.8)
 
 
@@ -29,11 +29,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
   """Returns the config.
 
   Args:
-    arg: `data=` a folder, or sprites, which only quick takes by itself; `variant=` full, or quick
-      for small machines; `init=` a converted image tokenizer; `steps=`, 0 for the variant's own
-      number; `lpips=`, `adversarial=` and `entropy=` the weights of these losses.
+    arg: `data=` a folder, or sprites, the default of quick; `variant=` full, or quick for small
+      machines; `init=` a converted image tokenizer; `steps=`, 0 for the variant's default;
+      `lpips=`, `adversarial=` and `entropy=` the weights of these losses.
   Raises:
-    ValueError: the variant is unknown, or the full one is not told its data.
+    ValueError: the variant is unknown, or the full one has no data.
   """
   args = parse_arg(
     arg,
@@ -64,11 +64,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
   stage = config.stage.tokenizer
   if args.init:
     stage.init["from"] = args.init
-  # One step in five is on single frames, which keeps images as good as video.
+  # One step in five is on single frames, so that images stay as good as video.
   stage.mixture.clips = mixture_part(weight=0.8)
   stage.mixture.images = mixture_part(weight=0.2, num_frames=1, batch_size=16 if is_quick else 512)
   stage.loss.lpips = args.lpips
-  stage.loss.lpips_frames = 4  # VGG16 costs more than all the rest.
+  stage.loss.lpips_frames = 4  # VGG16 costs more than everything else.
   stage.loss.entropy = args.entropy
   adversarial = stage.loss.adversarial
   adversarial.weight = args.adversarial
@@ -86,8 +86,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _shrink(stage: ConfigDict) -> None:
-  """Makes the stage one of a small network that trains for minutes."""
-  # Small networks that train from scratch learn no objects from absolute differences.
+  """Shrinks the stage to a small network that trains in minutes."""
+  # Small networks that train from scratch learn no objects with the L1 loss.
   stage.loss.l1, stage.loss.l2 = 0.0, 1.0
   stage.loss.lpips_frames = 1
   stage.loss.commitment = 0.02

@@ -1,4 +1,4 @@
-"""The paper's text-to-video model of 4B, in three stages: ever larger pictures, ever longer clips.
+"""The paper's 4B text-to-video model, in three stages of growing resolution and length.
 
 Prepare videos and images once (`python -m videoar_jax.prepare --help`), convert the public
 image tokenizer (docs/tokenizer.md) and LPIPS (docs/evaluation.md), then:
@@ -6,12 +6,12 @@ image tokenizer (docs/tokenizer.md) and LPIPS (docs/evaluation.md), then:
   python -m videoar_jax.main --workdir=runs/t2v \
     --config=configs/videoar_t2v.py:data=VIDEOS,images=IMAGES,init=weights/infinity_d32
 
-With --stage=I, II or III it trains one of them. Two CPU cores can try it all on moving shapes:
+--stage=I, II or III trains one of them. Two CPU cores can try everything on moving shapes:
 
   python -m videoar_jax.main --config=configs/videoar_t2v.py:size=tiny,data=sprites --workdir=runs/t
 
-Stages, lengths and resolutions are the paper's; it does not say the weights of the mixtures, the
-batches and the numbers of steps, which are choices of ours.
+Stages, lengths and resolutions are the paper's; mixture weights, batch sizes and numbers of steps,
+which it does not report, are our choices.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ from configs.common import generator_size, parse_arg
 from videoar_jax.experiment.defaults import default_config, mixture_part
 
 STAGES = {"tokenizer": "tokenizer", "I": "generator", "II": "generator", "III": "generator"}
-# Height by width, of the public tables: wide, square and high pictures.
+# Height by width, from the public tables: wide, square and tall.
 RATIOS = (0.571, 1.0, 1.75)
 
 
@@ -30,10 +30,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   Args:
     arg: `size=` of the generator; `data=` and `images=` folders or URLs of prepared shards, or
-      data=sprites alone; `init=` a converted image tokenizer; `steps=` of each stage, 0 for its
-      own number.
+      data=sprites alone; `init=` a converted image tokenizer; `steps=` of each stage, 0 for
+      its default.
   Raises:
-    ValueError: the data or the images are not named.
+    ValueError: `data=` or `images=` is missing.
   """
   args = parse_arg(arg, size="4b", data="", images="", init="", steps=0)
   if args.data == "sprites":
@@ -52,7 +52,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.sampling.guidance = "t2v"
   config.mesh.data, config.mesh.fsdp = 1, -1
 
-  # The tokenizer learns at 256 pixels; it is convolutional, and serves larger pictures.
+  # The tokenizer is trained at 256 pixels; it is convolutional and works at larger sizes, too.
   ucf101 = tokenizer_ucf101.get_config(f"data={args.data},init={args.init}")
   config.tokenizer.num_bits = ucf101.tokenizer.num_bits
   config.stage.tokenizer = ucf101.stage.tokenizer
@@ -67,7 +67,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     (II, 50_000, 128, 33, (384, 672)),
     (III, 20_000, 64, 65, (384, 672)),
   ):
-    # Its batches have as many tokens as `batch_size` clips of this shape.
+    # Batches of all shapes have as many tokens as `batch_size` clips of this one.
     stage.data.num_frames, stage.data.resolution = num_frames, size
     stage.loss.p_frame_mask = 0.1
     stage.loop.num_steps, stage.loop.batch_size = args.steps or num_steps, batch_size
@@ -84,14 +84,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _sprites(args: ConfigDict) -> ConfigDict:
-  """Returns the same stages on moving shapes, at an eighth of the sides."""
+  """Returns the same stages on moving shapes, at an eighth of the side lengths."""
   small = quickstart.get_config(f"size={args.size},image_steps=400,tokenizer_steps=220")
   config = default_config({"images": "tokenizer"} | STAGES)
   for section in ("data", "text", "tokenizer", "generator", "sampling", "report"):
     config[section] = small[section]
   for name in ("images", "tokenizer"):
     config.stage[name] = small.stage[name]
-  # A stage of other resolution has another number of scales.
+  # Stages of different resolutions have different numbers of scales.
   config.generator.context = "scales"
   shapes = {
     "I": (9, (32, 32), 600, 8),

@@ -1,13 +1,13 @@
-"""The paper's class-conditional model of UCF-101: 17 frames of 128x128, 926M (l) or 2.0B (xl).
+"""The paper's class-conditional model on UCF-101: 17 frames of 128x128, 926M (l) or 2.0B (xl).
 
 Convert the public image tokenizer (docs/tokenizer.md) and LPIPS (docs/evaluation.md) once, then:
 
   python -m videoar_jax.main --workdir=runs/ucf101 \
     --config=configs/videoar_ucf101.py:size=l,data=FOLDER,init=weights/infinity_d32
 
-FOLDER has the videos, in one folder a class; lists=FOLDER names that of UCF-101's own lists. The
-paper reports gFVD 90.3 (l) and 88.6 (xl) in 30 steps, and says neither how long it trains the
-generator nor at what frame rate: those are choices of ours.
+FOLDER has the videos, with one folder per class; lists=FOLDER names the folder of UCF-101's
+official split lists. The paper reports gFVD 90.3 (l) and 88.6 (xl) in 30 steps, but not how long
+the generator trains, nor the frame rate: those are our choices.
 """
 
 from ml_collections import ConfigDict

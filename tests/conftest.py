@@ -68,7 +68,7 @@ def weights_of():
 
 @pytest.fixture(scope="session")
 def random_autoencoder():
-  """Returns a function that makes an autoencoder of random weights, earlier frames' taps too."""
+  """Returns a function that makes an autoencoder with random weights, also for earlier frames."""
   from videoar_jax.tokenizers.bsq.autoencoder import abstract_params, autoencoder_of
 
   def make(config):
@@ -85,7 +85,7 @@ def random_autoencoder():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-  """A workdir with everything trained, in one go."""
+  """A workdir in which all stages were trained without interruption."""
   workdir = tmp_path_factory.mktemp("trained") / "run"
   done = run(command(workdir))
   assert done.returncode == 0, done.stderr[-3000:]

@@ -1,13 +1,13 @@
-"""`videoar_jax.main`, in which something goes wrong, as the variable DISTURBANCE says.
+"""Runs `videoar_jax.main` with a failure that the variable DISTURBANCE selects.
 
-  DISTURBANCE="stop 3"            told to stop after so many steps of this process
-  DISTURBANCE="disk PLACE 4"      no file can be written from the save of step 4 to the next one
-  DISTURBANCE="kill PLACE"        killed where it is at the place for the first time
-  DISTURBANCE="hang PLACE"        goes on from the place never
+  DISTURBANCE="stop 3"            preempted after this many steps of the process
+  DISTURBANCE="disk PLACE 4"      no file can be written from the save of step 4 until the next save
+  DISTURBANCE="kill PLACE"        killed when it first reaches the place
+  DISTURBANCE="hang PLACE"        hangs at the place forever
 
-PLACE is part of a stage's folder for "disk"; else "media", "save" or "report". What is saved and
-restored is written to DISTURBANCE_LOG, if that is set: lines of what, stage, step and digest.
-SIGUSR2 shows where each thread is.
+For "disk", PLACE is part of a stage's folder; otherwise it is "media", "save" or "report". Saves
+and restores are logged to DISTURBANCE_LOG, if set: lines of event, stage, step and digest.
+SIGUSR2 prints the stack of each thread.
 """
 
 import faulthandler
@@ -35,7 +35,7 @@ from videoar_jax.train import checkpoint, trainer
 
 
 def stop(num_steps: str) -> None:
-  """Tells the run to stop, at the same step in each of its processes."""
+  """Preempts the run at the same step in all of its processes."""
   calls = iter(range(1, sys.maxsize))
 
   def is_due(self):
@@ -47,7 +47,7 @@ def stop(num_steps: str) -> None:
 
 
 def disk(folder: str, at_step: str) -> None:
-  """Lets a save, but for the files it has open, write a few bytes a file alone."""
+  """Limits a save to a few bytes per file, except for files that are already open."""
   save, (_, most) = checkpoint.Checkpointer.save, resource.getrlimit(resource.RLIMIT_FSIZE)
 
   def disturbed(self, step, *state):
@@ -59,12 +59,12 @@ def disk(folder: str, at_step: str) -> None:
 
 
 def kill(place: str) -> None:
-  """Kills the process at a place."""
+  """Kills the process at the place."""
   _replace(place, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def hang(place: str) -> None:
-  """Stays at a place."""
+  """Hangs at the place."""
   _replace(place, lambda *_, **__: time.sleep(10**6))
 
 
@@ -86,7 +86,7 @@ def _replace(place: str, action) -> None:
 
 
 def write_digests(path: str) -> None:
-  """Writes digests of all parameters that are saved and restored, as they are on all devices."""
+  """Logs digests of all saved and restored parameters, over all devices."""
   save, restore = checkpoint.Checkpointer.save, checkpoint.Checkpointer.restore_newest
 
   def write(what, directory, step, state):

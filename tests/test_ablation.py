@@ -1,4 +1,4 @@
-"""`python -m videoar_jax.ablation`: what differs between variants, what is shared, the table."""
+"""`python -m videoar_jax.ablation`: differences between variants, shared stages, the table."""
 
 import json
 import os
@@ -22,7 +22,7 @@ VARIANTS = ablation_config.VARIANTS
 def made(accuracy=0.5, loss=0.3, drift=-2.0, step=0.1):
   """Scores of a run."""
   return {
-    "foretold": {"loss": loss, "bit_accuracy": 0.9},
+    "teacher_forced": {"loss": loss, "bit_accuracy": 0.9},
     "prompts": {"generated": {"all": {"size": accuracy, "all": 0.0}}},
     "drift_points": drift,
     "seconds_a_step": step,
@@ -90,7 +90,7 @@ def test_drift_is_of_the_look_alone():
 
 
 class FakeRun:
-  """Trains in no time. Keeps what it was asked for, and may be stopped."""
+  """Trains instantly. Records its calls, and may be preempted."""
 
   started, stop_at = [], None
 
@@ -113,7 +113,7 @@ class FakeRun:
 
 @pytest.fixture
 def fakes(monkeypatch):
-  """Runs that train in no time, and the runs that are scored."""
+  """Fakes training; returns the runs that are trained and scored."""
   monkeypatch.setattr(runs, "Run", FakeRun)
   monkeypatch.setattr(FakeRun, "started", [])
   scored = []

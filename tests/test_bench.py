@@ -1,4 +1,4 @@
-"""Counted arithmetic against the program's own, and the table."""
+"""Estimated FLOPs against those of the program, and the tables."""
 
 import math
 
@@ -29,7 +29,7 @@ CONFIG = AutoencoderConfig(
 
 
 def convolutions(jaxpr) -> int:
-  """Returns the operations of all convolutions in a program."""
+  """Returns the FLOPs of all convolutions in a program."""
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == "conv_general_dilated":
@@ -43,7 +43,7 @@ def convolutions(jaxpr) -> int:
 
 @pytest.mark.parametrize("num_frames", [1, 3, 9])
 def test_flops_are_those_of_the_program(num_frames, monkeypatch):
-  """Rewritten, the program skips the zero frames before a clip, as the count does."""
+  """The program skips the zero frames before a clip, as the estimate does."""
   monkeypatch.setattr(conv, "REWRITE", True)
   size = (16, 24)
 
@@ -67,7 +67,7 @@ SMALLEST |= {"head_dim": 8, "mlp_dim": 8}
 
 
 def test_table_of_a_training_step(monkeypatch, capsys):
-  """Of a network that is smaller still: every program runs, the table is of the seconds given."""
+  """With an even smaller network: every program runs, and the table shows the given seconds."""
   seconds = {"forward": 0.5, "with gradient": 2.0, "whole step": 4.0}
 
   def interleave(calls, repeats):
@@ -93,7 +93,7 @@ def test_table_of_a_training_step(monkeypatch, capsys):
 
 
 def expected_parameters():
-  """Of one layer of width 8: text, scales, start; attention, MLP, norms; the ends."""
+  """For one layer of width 8: text, scales, start; attention, MLP, norms; input and output."""
   block = 4 * 8 * 8 + 3 * 8 * 8 + 2 * 8 + 2 * 8
   return 3 * 8 + 6 * 8 + 8 + 48 * 8 + block + 8 + 8 * 48
 
@@ -146,13 +146,13 @@ def test_sample_table(monkeypatch, capsys):
   # A step for the prompt, one for each scale, and one for each frame that others see.
   assert "batches of 2" in lines[0]
   assert "35 steps" in lines[-2] and "GFLOP, 0.00 GiB of weights" in lines[-2]
-  assert float(lines[-1].split()[-1]) > 1  # Nothing is faster than its floor.
+  assert float(lines[-1].split()[-1]) > 1  # Nothing is faster than the lower bound.
   assert bench.main(["sample", "--size=small", "--batch_size=0"]) == 2
   assert "--batch_size=0 must be at least 1" in capsys.readouterr().err
 
 
 def test_data_table(tmp_path, capsys):
-  """Of small sprites, with a device that takes its time and without one."""
+  """With small sprites, with and without a simulated step time."""
   path = tmp_path / "config.py"
   path.write_text(
     "from configs import quickstart\n"

@@ -1,4 +1,4 @@
-"""The configs of the paper's runs: shapes, stages and sizes are those that it has."""
+"""The configs of the paper's runs: shapes, stages and sizes agree with the paper."""
 
 import importlib
 

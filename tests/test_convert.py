@@ -18,14 +18,14 @@ def checkpoint(golden_folder):
 
 
 def run(checkpoint, out, capsys):
-  """Returns the exit status and what was said."""
+  """Returns the exit status and the output."""
   status = convert.main(["infinity_tokenizer", f"--checkpoint={checkpoint}", f"--out={out}"])
   said = capsys.readouterr()
   return status, said.out if status == 0 else said.err
 
 
 def refused(checkpoint, out, capsys):
-  """Returns the error; nothing may be left of the attempt."""
+  """Returns the error; the attempt must leave no files."""
   before = sorted(out.parent.rglob("*"))
   status, said = run(checkpoint, out, capsys)
   assert status == 2 and said.startswith("error: ") and said.count("\n") == 1
@@ -63,7 +63,7 @@ def test_pth_gives_the_same_tokenizer(is_nested, checkpoint, tmp_path, capsys):
 
 
 class Code:
-  """What a pickle may run."""
+  """Code that a pickle could run."""
 
   def __init__(self, path):
     self.path = path
@@ -75,7 +75,7 @@ class Code:
 def test_pickled_code_is_refused_and_not_run(tmp_path, capsys):
   torch = pytest.importorskip("torch", reason="a .pth file needs PyTorch")
   torch.save({"vae": {}, "code": Code(tmp_path / "ran")}, tmp_path / "bad.pth")
-  assert "holds code" in refused(tmp_path / "bad.pth", tmp_path / "out", capsys)
+  assert "contains code" in refused(tmp_path / "bad.pth", tmp_path / "out", capsys)
   assert not (tmp_path / "ran").exists()
 
 
@@ -113,7 +113,7 @@ def test_wrong_files_and_folders_are_named(checkpoint, tmp_path, capsys):
   out = tmp_path / "out"
   assert "is not a file" in refused(tmp_path / "nope.pth", out, capsys)
   (tmp_path / "a.bin").touch()
-  assert "neither" in refused(tmp_path / "a.bin", out, capsys)
+  assert "must be a .safetensors or a .pth file" in refused(tmp_path / "a.bin", out, capsys)
   save_file({"layer.weight": np.zeros((2, 2), np.float32)}, tmp_path / "other.safetensors")
   said = refused(tmp_path / "other.safetensors", out, capsys)
   assert "other.safetensors: it holds no Infinity image tokenizer" in said
@@ -125,7 +125,7 @@ def test_wrong_files_and_folders_are_named(checkpoint, tmp_path, capsys):
   assert "is a file; name a folder" in refused(checkpoint, tmp_path / "a.bin" / "x", capsys)
   out.mkdir()
   (out / "mine.txt").touch()
-  assert "holds something already" in refused(checkpoint, out, capsys)
+  assert "is not empty" in refused(checkpoint, out, capsys)
 
 
 def test_a_failed_write_leaves_nothing(checkpoint, tmp_path, capsys, monkeypatch):

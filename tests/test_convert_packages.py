@@ -1,4 +1,4 @@
-"""`python -m videoar_jax.convert`: made-up packages in, checked safetensors out."""
+"""`python -m videoar_jax.convert`: from synthetic packages to checked safetensors."""
 
 import pickle
 
@@ -14,7 +14,7 @@ NETWORKS = {"lpips": lpips, "i3d": i3d}
 
 
 def as_in_package(name: str) -> dict:
-  """Returns a tree with the keys and shapes of the package; each array holds its own number."""
+  """Returns a tree with the keys and shapes of the package; each array has its own value."""
   tree: dict = {}
   for number, (key, shape) in enumerate(NETWORKS[name].shapes().items()):
     unit, _, part = key.rpartition("/")
@@ -66,7 +66,7 @@ def test_out_defaults_to_the_weights_folder(tmp_path, monkeypatch):
 
 
 def expect_error(capsys, *arguments):
-  """Runs a call that must fail, and returns its one line on stderr."""
+  """Runs a command that must fail; returns its one line on stderr."""
   try:
     status = convert.main(list(arguments))
   except SystemExit as stopped:

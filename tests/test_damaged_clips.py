@@ -1,4 +1,4 @@
-"""A data set of which a tenth is damaged, in five ways: it trains, and what is wrong is told."""
+"""Training on a data set with a tenth of damaged files, of five kinds, which are reported."""
 
 import collections
 import json
@@ -17,7 +17,7 @@ UNREADABLE = "cannot be opened as a video (Invalid data found when processing in
 
 
 def write(path, frames, *, has_keyframe=True, container=None):
-  """Writes frames as mp4; without its key frame, no other one can be decoded."""
+  """Writes frames as mp4; without the key frame, no other frame can be decoded."""
   with av.open(str(path), "w", options=container or {}) as output:
     stream = output.add_stream("libx264", rate=FRAME_RATE)
     stream.height, stream.width = frames.shape[1:3]
@@ -57,7 +57,7 @@ DAMAGE = [
 
 
 def write_clips(folder, num_clips):
-  """Writes clips of sprites at 320x240, a tenth of them damaged; returns the causes by file."""
+  """Writes sprites clips at 320x240, a tenth of them damaged; returns the causes by file."""
   source = SpritesSource(
     "train", num_frames=NUM_FRAMES, resolution=(240, 320), frame_rate=FRAME_RATE
   )

@@ -1,6 +1,6 @@
-"""Runs in which something goes wrong, or is another than before: what they do, and end with.
+"""Runs with failures or changed devices: their behaviour and results.
 
-Minutes long: `pytest -m slow tests/test_disturbed.py`.
+Takes minutes: `pytest -m slow tests/test_disturbed.py`.
 """
 
 import concurrent.futures
@@ -26,12 +26,12 @@ DISTURBED = pathlib.Path(__file__).with_name("disturbed.py")
 
 
 def disturbed(workdir, *flags):
-  """Returns the command of a small run in which what DISTURBANCE says goes wrong."""
+  """Returns the command of a small run with the failure that DISTURBANCE selects."""
   return [sys.executable, str(DISTURBED), *command(workdir, *flags)[3:]]
 
 
 def outputs_of(processes, timeout_s=900):
-  """Returns what processes said once they have ended; what does not end says where it is."""
+  """Returns the output of processes after their end; those that hang print their stacks."""
   with concurrent.futures.ThreadPoolExecutor() as pool:
     # All at once: who fills a pipe that nobody reads would stand still.
     reading = [pool.submit(process.communicate) for process in processes]
@@ -48,7 +48,7 @@ def outputs_of(processes, timeout_s=900):
 
 
 def test_a_disk_that_is_full_for_one_of_two_processes_costs_one_save(trained, tmp_path):
-  """Both tell of it, go on, and end with the numbers of a run in which all went well."""
+  """Both processes report it, continue, and end with the metrics of an undisturbed run."""
   environs = {"DISTURBANCE": ""}, {"DISTURBANCE": "disk tokenizer 4"}
   processes = start_two(disturbed(tmp_path / "run", *FOUR_WAYS), environs)
   outputs = outputs_of(processes)
@@ -69,7 +69,7 @@ MESHES = (
 
 
 def check_digests(path):
-  """Asserts that what was restored is what was saved; returns how much was."""
+  """Asserts that restores equal saves; returns the number of restores."""
   lines = [line.split() for line in path.read_text().splitlines()]
   saved = {tuple(line[1:3]): line[3] for line in lines if line[0] == "saved"}
   restored = [line for line in lines if line[0] == "restored"]
@@ -79,7 +79,7 @@ def check_digests(path):
 
 
 def test_from_eight_devices_to_four_to_two_to_eight(trained, tmp_path):
-  """Stopped in each stage, a run goes on on other devices: the same weights, the same losses."""
+  """Interrupted in each stage, a run resumes on other devices with the same weights and losses."""
   log = tmp_path / "digests"
   for number, (num_devices, *mesh) in enumerate(MESHES):
     environ = environment(num_devices) | {"DISTURBANCE_LOG": str(log)}
@@ -122,7 +122,7 @@ def test_from_two_processes_to_one_to_two(trained, tmp_path):
   [(1, "kill media"), (1, "hang media"), (1, "kill save"), (1, "hang save"), (0, "kill report")],
 )
 def test_two_processes_end_where_one_of_them_does_or_hangs(tmp_path, index, disturbance):
-  """Whatever they were at, with a status that says that another try is worth it."""
+  """Wherever they hang, they end with a status that asks for a retry."""
   loop = "--config.stage.images.loop"
   flags = [*FOUR_WAYS, "--config.stages=('images',)", f"{loop}.media_every=2"]
   # Of a save, three times as long.

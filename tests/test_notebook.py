@@ -1,4 +1,4 @@
-"""The notebook of docs/: its cells run as they are, and no outputs are committed."""
+"""The notebook of docs/: its cells run unchanged, and no outputs are committed."""
 
 import json
 import pathlib

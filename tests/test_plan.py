@@ -1,4 +1,4 @@
-"""`python -m videoar_jax.plan`: what it counts, what TPU's compiler says, and what is refused."""
+"""`python -m videoar_jax.plan`: estimates, results of TPU's compiler, and what is refused."""
 
 import importlib.util
 import math
@@ -63,7 +63,7 @@ def test_counts_follow_the_mesh(capsys):
     assert status == 0
     tables.append(rows(out))
   whole, split = (float(table["memory traffic a device"].split()[0]) for table in tables)
-  assert tables[0]["operations a step"] == tables[1]["operations a step"] and split < whole
+  assert tables[0]["FLOPs a step"] == tables[1]["FLOPs a step"] and split < whole
   # Gradients are summed, two times their bytes; or parameters are gathered twice, and gradients
   # scattered.
   sums, parts = (table["sent between devices"].split() for table in tables)
@@ -90,7 +90,7 @@ def test_search_ranks_by_time(capsys):
 
 
 def test_search_knows_chips_of_two_devices_and_slices(capsys):
-  """A v4 chip is two devices; a search stays on as many slices as the mesh has."""
+  """A v4 chip has two devices; a search keeps the mesh's number of slices."""
   flags = ["--topology=v4:2x2x2", "--mesh=slice:2", "--count", "--search=2"]
   status, out, err = run_plan(capsys, *flags, "--config.stage.generator.loop.batch_size=32")
   assert status == 0, err
@@ -119,7 +119,7 @@ COMPILED = {"I": 3.9, "II": 10.2, "III": 17.5}
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_plans_are_counted_to_fit(name):
-  """What a config takes of a device does not grow unnoticed; where it shrinks, lower the number."""
+  """Memory per device must not grow unnoticed; if it shrinks, lower the number."""
   config, stage, pod, mesh, budget = GOLDEN[name]
   cost = golden_draft(config, stage, counted_pod(pod), mesh).estimate()
   assert 0.9 * budget < cost.memory / 2**30 <= budget
@@ -127,7 +127,7 @@ def test_golden_plans_are_counted_to_fit(name):
 
 
 def test_search_leaves_out_what_does_not_divide_alone(monkeypatch):
-  """Heads divide over 2 ways of both axes, not over more; any other error is told."""
+  """Heads divide over 2 shards of both axes, not over more; other errors are reported."""
   config = quickstart.get_config()
   config.stage.generator.loop.batch_size = 8
   run, pod = finalize(config), counted_pod("v5e:2x4")
@@ -140,7 +140,7 @@ def test_search_leaves_out_what_does_not_divide_alone(monkeypatch):
 
 
 def test_a_tokenizer_is_planned_with_the_scales_of_its_own_stage():
-  """The text-to-video run is of 384x672 pixels, its tokenizer learns at 256x256."""
+  """The text-to-video run has 384x672 pixels; its tokenizer trains at 256x256."""
   run = finalize(videoar_t2v.get_config("size=tiny,data=x,images=y"))
   made = step_plan.StepPlan.of(run, run.stages[0], counted_pod("h100:1"), MeshConfig(data=1))
   assert run.tokenizer.scales(run.data.resolution)[-1] == (24, 42)
@@ -193,7 +193,7 @@ def test_a_missing_config_is_named(capsys):
   ],
 )
 def test_what_does_not_fit_says_by_how_much(text):
-  """In both of the compiler's wordings."""
+  """For both of the compiler's messages."""
   found = step_plan._describe(Exception(f"RESOURCE_EXHAUSTED: {text}"), "split fsdp")
   assert isinstance(found, step_plan.DoesNotFit)
   assert "20.10G of 15.75G" in str(found) and "4.35G too much" in str(found)
@@ -201,7 +201,7 @@ def test_what_does_not_fit_says_by_how_much(text):
 
 
 def test_decoding_is_counted(capsys):
-  """Weights and cache are read at every step; heads over two devices halve what one holds."""
+  """Weights and cache are read at every step; heads over two devices halve what each holds."""
   tables = []
   for flags in (["--mesh=data:1"], ["--mesh=tensor:2"], ["--mesh=data:1", "--dtype=bfloat16"]):
     pod = "h100:2" if "tensor:2" in flags[0] else "h100:1"
@@ -227,7 +227,7 @@ def test_decoding_is_counted(capsys):
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["--decode=3", "--mesh=data:2"], "--decode=3 clips do not divide over the 2 ways"),
+    (["--decode=3", "--mesh=data:2"], "--decode=3 clips do not divide over the 2 shards"),
     (["--decode=0", "--mesh=data:2"], "--decode=0"),
     (["--decode=2", "--stage=tokenizer"], "stage tokenizer trains a tokenizer"),
     (["--decode=1", "--mesh=tensor:2", "--config.generator.num_kv_heads=1"], "kv_heads"),
@@ -239,7 +239,7 @@ def test_decoding_that_cannot_be_is_named(capsys, flags, message):
 
 
 def compiled_plan(*flags):
-  """Runs the real compiler, in a process of its own; returns what it printed."""
+  """Runs the real compiler in a subprocess; returns its output."""
   if importlib.util.find_spec("libtpu") is None:
     pytest.skip("libtpu is not installed; pip install 'videoar_jax[plan]'")
   command = [sys.executable, "-m", "videoar_jax.plan", *flags]
@@ -249,7 +249,7 @@ def compiled_plan(*flags):
 @pytest.mark.slow
 @pytest.mark.parametrize(("flags", "budget"), [([], 0.0375), (["--decode=8"], 0.0045)])
 def test_a_pod_that_is_not_there_compiles(flags, budget):
-  """The golden plans by the real compiler: a small step, and a frame's decoding, in GiB."""
+  """Golden values from the real compiler: a small step, and decoding of a frame, in GiB."""
   done = compiled_plan(CONFIG, *TINY, "--topology=v5e:2x2", "--mesh=data:4", *flags)
   assert done.returncode == 0, done.stderr[-2000:]
   peak = mebibytes(rows(done.stdout)["peak a device"].split()) / 1024

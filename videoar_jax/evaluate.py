@@ -1,12 +1,12 @@
-"""Measures what a run trained on clips that it did not see.
+"""Evaluates a trained run on test clips.
 
   python -m videoar_jax.evaluate --workdir=runs/quickstart --suite=reconstruction --out=evaluation
 
-codes and decodes test clips, prints a table, and writes reconstruction.json, reconstruction.mp4
+encodes and decodes test clips, prints a table, and writes reconstruction.json, reconstruction.mp4
 (original | reconstruction) and reconstruction.png. With --suite=generation it generates clips for
 the captions of test clips, and writes generation.json, generation.mp4 (original | generated),
-generation.png, and drift.png of clips four times as long as trained. LPIPS and FVD need converted
-weights: `python -m videoar_jax.convert --help` says how to make them.
+generation.png, and drift.png for clips four times as long as in training. LPIPS and FVD need
+converted weights: see `python -m videoar_jax.convert --help`.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from videoar_jax.interop import weights
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command line; returns the exit status: 2 for what the user can mend."""
+  """Runs the command line; returns the exit status: 2 for user errors."""
   options = _parser().parse_args(argv)
   return print_result(lambda: _evaluate(options))
 
 
 def _evaluate(options: argparse.Namespace) -> str:
-  """Runs a suite; returns the files that it wrote, a line each."""
+  """Runs a suite; returns the files that it wrote, one per line."""
   if options.num_clips < 1:
     raise ValueError(f"--num_clips={options.num_clips} must be at least 1")
   check_out(pathlib.Path(options.out))
@@ -41,33 +41,34 @@ def _parser() -> argparse.ArgumentParser:
     description=__doc__,
   )
   add = parser.add_argument
-  # Without a default of None, since that would be shown as one.
+  # Instead of None, which --help would show as the default.
   unset = argparse.SUPPRESS
   add(
     "--workdir",
     required=True,
     default=unset,
-    help="of the run, one checkpoint in it, or the folder of a converted tokenizer",
+    help="workdir of a run, one of its checkpoints, or the folder of a converted tokenizer",
   )
   add("--suite", required=True, default=unset, choices=sorted(SUITES), help="what to measure")
   add(
     "--data",
     default=unset,
-    help='"sprites", or a folder of videos, of which the test split is taken; default: the run\'s',
+    help='"sprites", or a folder of videos, whose test split is used; default: the run\'s data',
   )
-  add("--num_clips", type=int, default=256, help="how many; FVD needs at least 256")
-  add("--num_frames", type=int, default=unset, help="of a clip; default: as in the run's config")
+  add("--num_clips", type=int, default=256, help="number of clips; FVD needs at least 256")
+  add("--num_frames", type=int, default=unset, help="of a clip; default: the run's")
   add(
     "--resolution",
     default=unset,
     help="of a clip in pixels, as 64 or HEIGHTxWIDTH; default: as in the run's config",
   )
-  add("--frame_rate", type=float, default=unset, help="a second; default: as in the run's config")
+  add("--frame_rate", type=float, default=unset, help="frames per second; default: the run's")
   add(
     "--clips_per_file",
     type=int,
     default=unset,
-    help="for few and long videos, such as 100; they may overlap; default: as in the run's config",
+    help="clips per file, such as 100 for few long videos; they may overlap; default: as in the "
+    "run's config",
   )
   for name in ("lpips", "i3d"):
     add(
@@ -77,36 +78,37 @@ def _parser() -> argparse.ArgumentParser:
     "--num_long_clips",
     type=int,
     default=32,
-    help="for --suite=generation: how many clips of four times the length; 0 for none",
+    help="for --suite=generation: number of clips of four times the length; 0 for none",
   )
   add(
     "--text_features",
     default=unset,
-    help="for --suite=generation: file of the captions' features, for a model that was trained on "
-    "such; default: as in the run's config",
+    help="for --suite=generation: file of the captions' features, for a model trained on features; "
+    "default: as in the run's config",
   )
   long = parser.add_mutually_exclusive_group()
   long.add_argument(
     "--window",
     type=int,
     default=unset,
-    help="for long clips: earlier latent frames that a frame sees, in one sequence",
+    help="for long clips: generate one sequence, in which a frame sees this many earlier latent "
+    "frames",
   )
   long.add_argument(
     "--overlap_frames",
     type=int,
     default=unset,
-    help="for long clips: last frames that each next window starts from; default: half a clip",
+    help="for long clips: last frames from which the next window starts; default: half a clip",
   )
-  add("--out", default="evaluation", help="folder for the files; it is made if it is not there")
+  add("--out", default="evaluation", help="folder for the files; created if missing")
   return parser
 
 
 def _reconstruction(options: argparse.Namespace) -> list[pathlib.Path]:
-  """Measures the tokenizer, prints the table; returns the files that it wrote.
+  """Evaluates the tokenizer and prints the table; returns the files that it wrote.
 
   Raises:
-    ValueError, OSError: there is no tokenizer, or it cannot be measured as asked.
+    ValueError, OSError: there is no tokenizer, or it does not support the request.
   """
   started = time.perf_counter()
   from videoar_jax.evals.reconstruction import measure, table, write
@@ -147,10 +149,10 @@ def _reconstruction(options: argparse.Namespace) -> list[pathlib.Path]:
 
 
 def _generation(options: argparse.Namespace) -> list[pathlib.Path]:
-  """Measures the clips of a generator, prints the table; returns the files that it wrote.
+  """Evaluates the generator and prints the table; returns the files that it wrote.
 
   Raises:
-    ValueError, OSError: there is no generator, or it cannot be measured as asked.
+    ValueError, OSError: there is no generator, or it does not support the request.
   """
   started = time.perf_counter()
   _check_generation(options)
@@ -197,17 +199,17 @@ def _generation(options: argparse.Namespace) -> list[pathlib.Path]:
 
 
 def _check_generation(options: argparse.Namespace) -> None:
-  """Checks what needs no model.
+  """Checks flags before a model is loaded.
 
   Raises:
-    ValueError: names the flag and the mend.
+    ValueError: names the flag and the fix.
   """
   from videoar_jax.tokenizers.bsq.files import is_saved
 
   if is_saved(options.workdir):
     raise ValueError(
       f"--workdir={options.workdir} is a converted tokenizer, which generates nothing; name a run "
-      "with a generator, or take --suite=reconstruction"
+      "with a generator, or use --suite=reconstruction"
     )
   if hasattr(options, "lpips"):
     raise ValueError("--lpips compares a clip with its reconstruction; remove it")
@@ -216,7 +218,7 @@ def _check_generation(options: argparse.Namespace) -> None:
 
 
 def _long_clips(options: argparse.Namespace, data, model):
-  """Returns what to measure of long clips; or None, and why not."""
+  """Returns the long clips to measure, or None and the reason."""
   from videoar_jax.evals.generation import long_clips_of
 
   if model.num_frames == 1:
@@ -231,23 +233,23 @@ def _long_clips(options: argparse.Namespace, data, model):
 
 
 def _data_of_flags(options: argparse.Namespace):
-  """Returns the data section that the flags alone make.
+  """Returns a data section from flags alone.
 
   Raises:
-    ValueError: a flag is missing, or wrong.
+    ValueError: a flag is missing or wrong.
   """
   from videoar_jax.data.pipeline import DataConfig
 
   missing = [n for n in ("data", "num_frames", "resolution") if not hasattr(options, n)]
   if missing:
     flags = ", ".join(f"--{name}" for name in missing)
-    what = f"{options.workdir} is a converted tokenizer, which knows no data"
+    what = f"{options.workdir} is a converted tokenizer, which has no data settings"
     raise ValueError(f"{what}: add {flags}")
   return _data(options, DataConfig())
 
 
 def _data(options: argparse.Namespace, data):
-  """Returns the run's data section with what the flags say instead.
+  """Returns the run's data section with the flags' changes.
 
   Raises:
     ValueError: a flag is wrong.
@@ -262,7 +264,7 @@ def _data(options: argparse.Namespace, data):
     changes |= {"source": "sprites", "path": None, "split_file": None, "filter": None}
   elif hasattr(options, "data"):
     if not pathlib.Path(options.data).expanduser().is_dir():
-      raise ValueError(f"--data={options.data} is no folder; give one of videos, or sprites")
+      raise ValueError(f"--data={options.data} is not a folder; name one of videos, or sprites")
     changes |= {"source": "folder", "path": options.data, "split_file": None, "filter": None}
   with _flag_names():
     return dataclasses.replace(data, **changes)
@@ -272,7 +274,7 @@ def _source(data, tokenizer):
   """Opens the test clips.
 
   Raises:
-    ValueError: there are none, or the tokenizer cannot code clips of this size.
+    ValueError: there are none, or the tokenizer cannot encode clips of this size.
   """
   from videoar_jax.data.pipeline import make_source
 
@@ -283,7 +285,7 @@ def _source(data, tokenizer):
 
 @contextlib.contextmanager
 def _flag_names():
-  """Makes errors about fields of a config tell of the flags of the same names."""
+  """Replaces config fields in error messages by the flags of the same names."""
   try:
     yield
   except ValueError as error:
@@ -295,15 +297,15 @@ def _flag_names():
 def _metric_weights(
   options: argparse.Namespace, data, num_clips: int, metrics: dict[str, str]
 ) -> tuple[dict, dict]:
-  """Loads the weights of what can be measured; returns them, and why the rest cannot.
+  """Loads the metric networks' weights; returns them, and why metrics are missing.
 
   Args:
     options: of the command line.
-    data: the clips.
-    num_clips: how many.
-    metrics: what each network measures.
+    data: the data section of the clips.
+    num_clips: number of clips.
+    metrics: the metric of each network.
   Raises:
-    ValueError: the weights are wrong, or what a flag asks for cannot be measured.
+    ValueError: the weights are wrong, or a metric that a flag asks for cannot be computed.
   """
   from videoar_jax.evals import i3d
   from videoar_jax.tokenizers import lpips
@@ -331,7 +333,7 @@ def _metric_weights(
 
 
 def _why_not(network: str, data, num_clips: int) -> str | None:
-  """Returns why clips do not do for what a network measures, or None."""
+  """Returns why clips do not suit a network's metric, or None if they do."""
   from videoar_jax.evals import fvd, i3d
   from videoar_jax.tokenizers import lpips
 

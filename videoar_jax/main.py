@@ -1,14 +1,14 @@
-"""Trains every stage of a config and writes the closing report.
+"""Trains every stage of a config and writes the final report.
 
   python -m videoar_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 The same command resumes an interrupted run: Ctrl-C and SIGTERM save first. Several processes, each
 started with the same command and --distributed, train together; see `parallel/processes.py`.
 --config=FILE.py:name=value sets an argument of the file, --config.data.seed=1 any single field;
-docs/config.md lists them all.
+docs/config.md lists all fields.
 
-Exit statuses: 0, all is done; 1 and 2, user errors; 143 after SIGTERM and 130 after Ctrl-C, to be
-resumed; 134, anything else, after which the same command is worth another try.
+Exit statuses: 0, finished; 1 and 2, user errors; 143 after SIGTERM and 130 after Ctrl-C, when the
+run can be resumed; 134, any other error, after which a retry may succeed.
 """
 
 import contextlib
@@ -28,32 +28,32 @@ from videoar_jax.experiment.command_line import one_line, read_config
 from videoar_jax.experiment.overrides import split_overrides
 
 CONFIG = flags.DEFINE_string(
-  "config", None, "Config file, FILE.py:ARGUMENT; --config.FIELD=VALUE sets a field of it."
+  "config", None, "Config file, as FILE.py:ARGUMENT; --config.FIELD=VALUE sets one of its fields."
 )
 DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "One of several processes, of Slurm, a TPU slice, or GKE."
+  "distributed", False, "This is one of several processes, on Slurm, a TPU slice, or GKE."
 )
-STAGE = flags.DEFINE_string("stage", None, "Train this stage only; those before it must be done.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that the run writes.")
-REPORT_TIMEOUT_S = 24 * 3600  # Of the other processes' patience with the first one.
-# What launchers try again: errors that no one foresaw, and processes whose others have ended.
+STAGE = flags.DEFINE_string("stage", None, "Train only this stage; earlier ones must be finished.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all output of the run.")
+REPORT_TIMEOUT_S = 24 * 3600  # How long other processes wait for the first one to write it.
+# Launchers retry after this status: unexpected errors, and processes whose peers have died.
 UNEXPECTED = 128 + signal.SIGABRT
-# Names a folder where a process leaves the status that it ends with, but for 0. A launcher may else
-# be told of the signals alone that the other processes are ended by.
+# Environment variable with a folder in which a process writes its exit status unless it is 0. A
+# launcher may otherwise see only the signals that kill the other processes.
 STATUSES = "VIDEOAR_STATUSES"
 
 
 def main(argv: list[str]) -> int:
-  """Runs the stages; returns the exit status."""
+  """Trains the stages; returns the exit status."""
   try:
     config = configure(argv[1:])
   except (ValueError, OSError) as error:
     print(f"error: {one_line(error)}", file=sys.stderr)
     return leave(2)
-  # Absl's handler would print every line twice beside ours.
+  # With absl's handler every line would be printed twice.
   logging.getLogger().handlers.clear()
   started = time.perf_counter()
-  # Without a handler the signal would kill; training steps have their own.
+  # Without a handler the signal would end the process; training has its own handler.
   signal.signal(
     signal.SIGUSR1, lambda *_: print("SIGUSR1: no steps run now, none are profiled", flush=True)
   )
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     processes.start(DISTRIBUTED.value)
     run = Run(config, pathlib.Path(WORKDIR.value).absolute())
     has_trained = run.train(STAGE.value)
-    # Nobody asks any more whether to stop, and there is nothing left to save.
+    # Training is done: nothing polls for preemption any more, and there is nothing to save.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if STAGE.value is not None and not run.is_finished:
       if processes.is_first():
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
       return 0
     is_reported = not has_trained and (run.workdir / "report.md").exists()
     if processes.is_first() and not is_reported:
-      # The time of a run that went on is not this command's.
+      # The duration of a resumed run is not that of this command.
       seconds = time.perf_counter() - started if run.is_new else None
       with report_at_exit(GoodputTracker("report")):
         write_report(
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
   except ConnectionError as error:
     return end(f"error: {error}", UNEXPECTED)
   except TimeoutError as error:
-    # What hangs has a thread that never ends, for which Python would wait.
+    # A thread hangs, and Python would wait for it at exit.
     return end(f"error: {error}", UNEXPECTED, is_hanging=True)
   except (ImportError, ValueError, OSError, FloatingPointError) as error:
     logging.getLogger(__name__).debug("traceback", exc_info=True)
@@ -110,10 +110,10 @@ def main(argv: list[str]) -> int:
 
 
 def configure(arguments: list[str]) -> ConfigDict:
-  """Returns the config that the command line names, with the fields that it sets.
+  """Returns the config of the command line, with its overrides.
 
   Raises:
-    ValueError: a flag is missing or wrong, or the config file is.
+    ValueError: a flag or the config file is missing or wrong.
   """
   unknown, overrides = split_overrides(arguments)
   if unknown:
@@ -124,9 +124,9 @@ def configure(arguments: list[str]) -> ConfigDict:
 
 
 def end(message: str, status: int, *, is_hanging: bool = False) -> int:
-  """Tells why the run ends; returns the exit status.
+  """Reports why the run ends; returns the exit status.
 
-  One of several processes ends here, at once, which ends the others; so does what hangs.
+  One of several processes, or one that hangs, exits here at once; this ends the others.
   """
   from videoar_jax.parallel import processes
 
@@ -135,13 +135,13 @@ def end(message: str, status: int, *, is_hanging: bool = False) -> int:
   leave(status)
   if name or is_hanging:
     sys.stdout.flush()
-    # Else JAX waits at the exit for the others, who wait for this one's part of a step.
+    # Otherwise JAX waits at exit for the others, which wait for this process in a collective.
     os._exit(status)
   return status
 
 
 def leave(status: int) -> int:
-  """Leaves a status where a launcher asked for it, and returns it."""
+  """Writes a status file if a launcher asked for it; returns the status."""
   if STATUSES in os.environ:
     place = pathlib.Path(os.environ[STATUSES]) / f"{socket.gethostname()}-{os.getpid()}"
     with contextlib.suppress(OSError):
@@ -150,9 +150,9 @@ def leave(status: int) -> int:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parses the command line; returns what sets fields of the config, and what is unknown.
+  """Parses the command line; returns config overrides and unknown arguments.
 
-  A mistake in it ends with one line.
+  Exits with a one-line message if it is wrong.
   """
   try:
     others, overrides = split_overrides(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))

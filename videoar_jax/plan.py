@@ -1,13 +1,13 @@
-"""Plans a training step ahead of time for a TPU topology: does it fit, how long does it take?
+"""Plans a training step ahead of time for a TPU topology: does it fit, and how long does it take?
 
   python -m videoar_jax.plan --config=configs/quickstart.py:size=l --topology=v5p:4x4x4 \\
     --mesh=fsdp:32,sequence:2 --config.stage.generator.loop.batch_size=64
 
-TPU's own compiler, from the package libtpu, compiles the real step, on any machine; its memory is
-what a chip will hold. Time is estimated, not measured, see `planning/estimate.py`. For GPUs there
-are estimates only. Fields of the config are set as for `videoar_jax.main`. With --decode=N,
-decoding N clips together is planned instead; the compiled program is the sampler's for one frame,
-with the cache of a whole clip.
+TPU's compiler, from the package libtpu, compiles the real step on any machine and reports the
+memory that a chip will need. Time is estimated, see `planning/estimate.py`. For GPUs, memory is
+estimated too. Fields of the config are set as for `videoar_jax.main`. With --decode=N, decoding of
+N clips together is planned instead; the compiled program samples one frame, with the cache of a
+whole clip.
 """
 
 import os
@@ -16,8 +16,8 @@ import sys
 from videoar_jax.experiment.command_line import Parser, print_result, read_config
 from videoar_jax.experiment.overrides import split_overrides
 
-# JAX asks for these when it makes a topology; without them it looks for a TPU. The last lets
-# several plans run at once, which have no TPU to fight for.
+# JAX needs these to create a topology; without them it looks for a TPU. The last one lets several
+# plans run at once, since none uses a TPU.
 _NO_TPU = {
   "JAX_PLATFORMS": "cpu",
   "TPU_SKIP_MDS_QUERY": "1",
@@ -28,20 +28,20 @@ _NO_TPU = {
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command line; returns the exit status: 2 for what the user can fix."""
+  """Runs the command line; returns the exit status: 2 for user errors."""
   parser = Parser(prog="python -m videoar_jax.plan", description=__doc__)
   parser.add_argument("--config", required=True, help="config file, with its argument")
-  parser.add_argument("--topology", required=True, help="as v5e:4x8, v5p:4x4x4, h100:4x8")
-  parser.add_argument("--mesh", help="as fsdp:32,sequence:2; without it, the config's")
-  parser.add_argument("--stage", help="of the config; without it, the last")
-  parser.add_argument("--parameters", action="store_true", help="list them; compile nothing")
-  parser.add_argument("--count", action="store_true", help="count alone; compile nothing")
+  parser.add_argument("--topology", required=True, help="such as v5e:4x8, v5p:4x4x4, h100:4x8")
+  parser.add_argument("--mesh", help="such as fsdp:32,sequence:2; default: the config's")
+  parser.add_argument("--stage", help="stage to plan; default: the last one")
+  parser.add_argument("--parameters", action="store_true", help="list parameters; compile nothing")
+  parser.add_argument("--count", action="store_true", help="only estimate; compile nothing")
   parser.add_argument(
     "--search", type=int, default=0, metavar="N", help="find the N fastest meshes that fit"
   )
   parser.add_argument("--decode", type=int, metavar="N", help="plan decoding of N clips together")
   parser.add_argument(
-    "--dtype", choices=("float32", "bfloat16"), default="float32", help="of --decode"
+    "--dtype", choices=("float32", "bfloat16"), default="float32", help="type for --decode"
   )
   others, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
   arguments = parser.parse_args(others)
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def plan(arguments, overrides: list[str]) -> str:
-  """Returns what the command prints.
+  """Makes a plan; returns the output of the command.
 
   Raises:
     ValueError: the config, the topology or the mesh is wrong, or the step does not compile.
@@ -75,14 +75,14 @@ def plan(arguments, overrides: list[str]) -> str:
   is_compiled = chip.is_tpu and not (arguments.parameters or arguments.count)
   pod = Pod(arguments.topology, chip, num_chips, is_compiled)
   if arguments.decode is not None:
-    clips = DecodePlan.of(run, stage, pod, mesh, arguments.decode, arguments.dtype)
-    return decode_table(clips, clips.compile() if is_compiled else None)
+    decode_plan = DecodePlan.of(run, stage, pod, mesh, arguments.decode, arguments.dtype)
+    return decode_table(decode_plan, decode_plan.compile() if is_compiled else None)
   if arguments.search:
     return search(run, stage, pod, mesh.slice, arguments.search)
-  draft = StepPlan.of(run, stage, pod, mesh)
+  step_plan = StepPlan.of(run, stage, pod, mesh)
   if arguments.parameters:
-    return parameters_table(draft)
-  return table(draft, draft.compile() if is_compiled else None)
+    return parameters_table(step_plan)
+  return table(step_plan, step_plan.compile() if is_compiled else None)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
   python -m videoar_jax.prepare FOLDER --out=SHARDS
   python -m videoar_jax.prepare clips.jsonl --filter="score > 5" --out=SHARDS
 
-Then --config.data.source=shards --config.data.path=SHARDS trains on them. Captions are those of a
-folder (`captions.jsonl`, else the folders' names) or of an index (.jsonl, .parquet), whose other
+Then train with --config.data.source=shards --config.data.path=SHARDS. Captions come from a folder
+(`captions.jsonl`, otherwise the folders' names) or from an index (.jsonl, .parquet), whose other
 fields are kept. The same command resumes after the last complete shard.
 """
 
@@ -18,21 +18,21 @@ from videoar_jax.experiment.command_line import Parser, check_out, print_result
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command line; returns the exit status: 2 for what the user can mend."""
+  """Runs the command line; returns the exit status: 2 for user errors."""
   parser = Parser(prog="python -m videoar_jax.prepare", description=__doc__)
   parser.add_argument("input", metavar="INPUT", help="folder of videos and images, or an index")
   parser.add_argument("--out", required=True, type=Path, help="folder for the shards")
-  parser.add_argument("--filter", help="of an index's entries to keep, as data.filter")
+  parser.add_argument("--filter", help="keeps these entries of an index, as data.filter")
   processes = os.cpu_count() or 1
-  parser.add_argument("--num_processes", type=int, default=processes, help="that work at a time")
+  parser.add_argument("--num_processes", type=int, default=processes, help="parallel processes")
   texts = {
     "clip_s": "seconds of a clip; longer videos are split",
-    "min_s": "seconds of the shortest clip to keep, of videos",
-    "short_side": "pixels of the shorter side, at most",
-    "frame_rate": "frames a second to keep; default is each file's own",
-    "keyframe_every": "frames from one key frame to the next: fewer are read faster, and larger",
+    "min_s": "seconds of the shortest clip to keep",
+    "short_side": "maximum of the shorter side in pixels",
+    "frame_rate": "frames per second; default: each file's own",
+    "keyframe_every": "frames between key frames: fewer mean faster reading and larger files",
     "quality": "constant rate factor of H.264: 0 is lossless, 51 is worst",
-    "files_per_shard": "files that make a shard",
+    "files_per_shard": "files in a shard",
   }
   for field in dataclasses.fields(Settings):
     kind = int if field.type is int else float

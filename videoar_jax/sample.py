@@ -28,16 +28,16 @@ from videoar_jax.runtime.compilation_cache import use_compilation_cache
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command line; returns the exit status: 2 for what the user can mend."""
+  """Runs the command line; returns the exit status: 2 for user errors."""
   options = _parser().parse_args(argv)
   return print_result(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> str:
-  """Samples; returns the files that it wrote, a line each.
+  """Samples; returns the files that it wrote, one per line.
 
   Raises:
-    ValueError, FileNotFoundError: there is no model, or it cannot do what is asked.
+    ValueError, FileNotFoundError: there is no model, or it does not support the request.
     OSError: a file cannot be written.
   """
   prompts = _check(options)
@@ -67,58 +67,58 @@ def _parser() -> argparse.ArgumentParser:
     description=__doc__,
   )
   add = parser.add_argument
-  # Without a default of None, since that would be shown as one.
+  # Instead of None, which --help would show as the default.
   unset = argparse.SUPPRESS
-  add("--workdir", required=True, default=unset, help="of the run that trained the model")
+  add("--workdir", required=True, default=unset, help="workdir of the run that trained the model")
   what = parser.add_mutually_exclusive_group(required=True)
   what.add_argument(
     "--prompt",
     default=unset,
     action="append",
-    help="what to show; give it again for more prompts",
+    help="text prompt; can be repeated",
   )
-  what.add_argument("--prompts_file", default=unset, help="UTF-8 text, a prompt a line")
+  what.add_argument("--prompts_file", default=unset, help="UTF-8 text file, one prompt per line")
   what.add_argument(
     "--class_id",
     type=int,
     default=unset,
     action="append",
-    help="instead, the number of a class, from 0: of text.classes, or of the folders of the run's "
-    "data by name; can be repeated",
+    help="index of a class, from 0: in text.classes, or among the sorted folders of the run's "
+    "data; can be repeated",
   )
-  given = parser.add_mutually_exclusive_group()
-  given.add_argument("--image", default=unset, help="picture that clips begin with")
-  given.add_argument(
-    "--video", default=unset, help="video that clips begin with, read at the model's frame rate"
+  conditioning = parser.add_mutually_exclusive_group()
+  conditioning.add_argument("--image", default=unset, help="image that clips start with")
+  conditioning.add_argument(
+    "--video", default=unset, help="video that clips start with, read at the model's frame rate"
   )
   add(
     "--resize",
     action="store_true",
-    help="make --image or --video fit: resize, crop around the centre, leave last frames out",
+    help="fit --image or --video to the model: resize, centre-crop, drop the last frames",
   )
-  add("--num_samples", type=int, default=4, help="clips of each prompt")
-  add("--out", default="samples", help="folder for the files; it is made if it is not there")
-  add("--seed", type=int, default=0, help="other seeds give other clips")
+  add("--num_samples", type=int, default=4, help="clips per prompt")
+  add("--out", default="samples", help="folder for the files; created if missing")
+  add("--seed", type=int, default=0, help="random seed")
   add(
     "--num_frames",
     type=int,
     default=unset,
-    help="frames of a clip, given ones included, 1 + 4 k (for the usual tokenizer); default: as "
+    help="frames of a clip, including given ones, 1 + 4 k (for the usual tokenizer); default: as "
     "many as in training",
   )
   add(
     "--resolution",
     default=unset,
-    help="of a clip in pixels, as 64 or HEIGHTxWIDTH, for a model that was trained on several; "
-    "default: that of its stage's data",
+    help="of a clip in pixels, as 64 or HEIGHTxWIDTH, for a model trained on several; default: "
+    "that of its stage's data",
   )
   longer = parser.add_mutually_exclusive_group()
   longer.add_argument(
     "--overlap_frames",
     type=int,
     default=unset,
-    help="for more frames than in training, and --multi_shot: encode so many last frames again "
-    "and continue from them",
+    help="for more frames than in training, and --multi_shot: each window starts from this many "
+    "last frames, encoded again",
   )
   longer.add_argument(
     "--stream", action="store_true", help="write frames as png files as soon as they are ready"
@@ -127,12 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     "--multi_shot",
     action="store_true",
     help="the prompts are shots of one video: each continues from the last --overlap_frames (1 "
-    "if not set) of the one before it, with as many frames again",
+    "if not set) frames of the previous shot, with equally many new frames",
   )
   add(
     "--text_features",
     default=unset,
-    help="file of the prompts' features, for a model that was trained on such",
+    help="file of the prompts' features, for a model trained on features",
   )
   add(
     "--dtype",
@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-  """Adds a flag for each setting that a family has; the run decides which of them it takes."""
+  """Adds a flag for each setting of any family; which are valid depends on the run."""
   known = set()
   for name, family in FAMILIES.items():
     group = parser.add_argument_group(f"settings of {name}", "default: as in the run's config")
@@ -153,7 +153,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(family.sampling):
       if field.name not in known:
         kind = next(kind for kind in (int, float, str) if _is_of(hints[field.name], kind))
-        # Percent signs are argparse's own.
+        # argparse interprets percent signs.
         text = texts.get(field.name, "").replace("%", "%%")
         group.add_argument(f"--{field.name}", type=kind, default=argparse.SUPPRESS, help=text)
       known.add(field.name)
@@ -164,7 +164,7 @@ def _is_of(hint, kind: type) -> bool:
 
 
 def _settings_of(options: argparse.Namespace) -> dict[str, Any]:
-  """Returns the settings that flags name."""
+  """Returns the settings that flags set."""
   names = {
     field.name for family in FAMILIES.values() for field in dataclasses.fields(family.sampling)
   }
@@ -172,7 +172,7 @@ def _settings_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_family(options: argparse.Namespace, family: Family) -> None:
-  """Raises ValueError if a flag is another family's, or its value is impossible."""
+  """Raises ValueError if a flag belongs to another family, or its value is invalid."""
   known = {field.name for field in dataclasses.fields(family.sampling)}
   for name in _settings_of(options).keys() - known:
     own = next(key for key, other in FAMILIES.items() if other is family)
@@ -185,21 +185,21 @@ def _check_family(options: argparse.Namespace, family: Family) -> None:
 
 
 def _check(options: argparse.Namespace) -> list[str]:
-  """Checks what needs no model, before seconds are spent on loading one; returns the prompts.
+  """Checks flags before a model is loaded, which takes seconds; returns the prompts.
 
   Raises:
-    ValueError: names the flag and the mend.
+    ValueError: names the flag and the fix.
   """
   if options.num_samples < 1:
     raise ValueError(f"--num_samples={options.num_samples} must be at least 1")
   if not 0 <= options.seed < 2**32:
     raise ValueError(f"--seed={options.seed} must be in [0, 2^32)")
-  given = _settings_of(options)
+  settings = _settings_of(options)
   for family in FAMILIES.values():
-    if given.keys() <= {field.name for field in dataclasses.fields(family.sampling)}:
+    if settings.keys() <= {field.name for field in dataclasses.fields(family.sampling)}:
       _check_family(options, family)
   if options.resize and not (hasattr(options, "image") or hasattr(options, "video")):
-    raise ValueError("--resize: there is nothing to resize; give --image or --video")
+    raise ValueError("--resize: there is nothing to resize; add --image or --video")
   if options.multi_shot and options.stream:
     raise ValueError("--multi_shot and --stream exclude each other; leave one out")
   check_out(pathlib.Path(options.out))
@@ -212,44 +212,44 @@ def _check(options: argparse.Namespace) -> list[str]:
 
 
 def _read_prompts(path: str) -> list[str]:
-  """Reads a file of prompts, a line each.
+  """Reads a file of prompts, one per line.
 
   Raises:
-    ValueError: names the file, the line and the mend.
+    ValueError: names the file, the line and the fix.
   """
   try:
     lines = pathlib.Path(path).read_bytes().splitlines()
   except OSError as error:
     raise ValueError(f"--prompts_file={path} cannot be read ({error.strerror})") from error
   if not lines:
-    raise ValueError(f"--prompts_file={path} is empty; write a prompt a line")
+    raise ValueError(f"--prompts_file={path} is empty; write one prompt per line")
   prompts = []
   for number, line in enumerate(lines, start=1):
     try:
       prompts.append(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
     except UnicodeDecodeError as error:
       where = f"--prompts_file={path}, line {number}"
-      raise ValueError(f"{where}: byte {error.start + 1} is not UTF-8; save it as such") from None
+      raise ValueError(f"{where}: byte {error.start + 1} is not UTF-8; save it as UTF-8") from None
     if not prompts[-1]:
       raise ValueError(f"--prompts_file={path}, line {number} is empty; remove it")
   return prompts
 
 
 def _class_name(workdir: str, number: int, text_features: str | None) -> str:
-  """Returns the prompt of a class: a name of the config, or a folder of the data.
+  """Returns the prompt of a class: a name in the config, or a folder of the data.
 
   Raises:
-    ValueError: there are no classes, or none of that number.
+    ValueError: there are no classes, or not that many.
   """
   run, stage = find_stage(workdir, "generator", text_features)
   names, data = list(run.text.classes), stage.data
   if not names and data.source != "folder":
-    raise ValueError(f"--class_id: the run in {workdir} knows no classes; use --prompt")
+    raise ValueError(f"--class_id: the run in {workdir} has no classes; use --prompt")
   if not names:
     folder = pathlib.Path(data.path).expanduser()
     if not folder.is_dir():
       raise ValueError(
-        f"--class_id: {folder}, whose folders are the classes, is gone; use --prompt"
+        f"--class_id: {folder}, whose folders are the classes, is missing; use --prompt"
       )
     names = class_names(folder, data.split_file)
   if not 0 <= number < len(names):
@@ -258,10 +258,10 @@ def _class_name(workdir: str, number: int, text_features: str | None) -> str:
 
 
 def _settings(options: argparse.Namespace, model, prompts: list[str], frame_rate: float) -> dict:
-  """Returns what `Model.sample` is called with, checked before time is spent on the first clip.
+  """Returns the keyword arguments of `Model.sample`, checked before the first clip is generated.
 
   Raises:
-    ValueError: the model cannot do what is asked.
+    ValueError: the model does not support the request.
   """
   num_frames = getattr(options, "num_frames", None)
   _check_frames(num_frames, model.tokenizer.config.temporal_stride)
@@ -279,15 +279,15 @@ def _settings(options: argparse.Namespace, model, prompts: list[str], frame_rate
   settings = _settings_of(options)
   if hasattr(options, "overlap_frames"):
     settings["overlap_frames"] = options.overlap_frames
-  return settings | _given(options, model, num_frames, frame_rate)
+  return settings | _conditioning(options, model, num_frames, frame_rate)
 
 
 def _clips(
   options: argparse.Namespace, model, prompts: list[str], settings: dict
 ) -> Iterator[tuple[list[str], list[str], UInt8[np.ndarray, "n f H W 3"]]]:
-  """Yields names, descriptions and clips, a batch at a time.
+  """Yields names, descriptions and clips, one batch at a time.
 
-  Clip i of a prompt is a function of the prompt, the seed and i, whatever else is asked for.
+  Clip i of a prompt depends only on the prompt, the seed and i.
   """
   num_frames, stems = getattr(options, "num_frames", None), file_stems(prompts)
   if options.stream or options.multi_shot:
@@ -317,7 +317,7 @@ def _clips(
 
 
 def _shots(options: argparse.Namespace, model, prompts: list[str], settings: dict) -> np.ndarray:
-  """Returns clips of one shot after the other, each going on from the last frames before it."""
+  """Returns clips of several shots; each continues from the last frames of the previous one."""
   first, *more = ([prompt] * options.num_samples for prompt in prompts)
   num_frames, overlap_frames = (
     getattr(options, "num_frames", None),
@@ -334,8 +334,10 @@ def _shots(options: argparse.Namespace, model, prompts: list[str], settings: dic
   return clips
 
 
-def _given(options, model, num_frames: int | None, frame_rate: float) -> dict[str, np.ndarray]:
-  """Reads the image or the video to begin with.
+def _conditioning(
+  options, model, num_frames: int | None, frame_rate: float
+) -> dict[str, np.ndarray]:
+  """Reads the image or the video that clips start with.
 
   Raises:
     ValueError: it cannot be read, or does not fit; names both sizes.
@@ -345,7 +347,7 @@ def _given(options, model, num_frames: int | None, frame_rate: float) -> dict[st
     return {"image": image}
   if hasattr(options, "video"):
     stride = model.tokenizer.config.temporal_stride
-    # With another length than the trained one, the first window is to hold them all the same.
+    # With overlap_frames, the first window of trained length has to hold the given frames.
     longest = (
       model.num_frames if hasattr(options, "overlap_frames") else num_frames or model.num_frames
     )

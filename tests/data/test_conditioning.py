@@ -1,4 +1,4 @@
-"""Videos that clips begin with: how many frames they have, in any container."""
+"""Conditioning videos: their number of frames, in any container."""
 
 import av
 import numpy as np
@@ -11,7 +11,7 @@ SIZE = (32, 32)
 
 
 def write(path, num_frames, codec):
-  """Writes frames that get brighter, at 8 a second."""
+  """Writes frames of rising brightness, at 8 per second."""
   with av.open(str(path), "w") as container:
     stream = container.add_stream(codec, rate=8)
     stream.height, stream.width = SIZE
@@ -29,7 +29,7 @@ def read(path, *, frame_rate=8.0, max_frames=9, is_resized=False):
 
 @pytest.mark.parametrize(("name", "codec"), [("a.avi", "mjpeg"), ("a.mp4", "libx264")])
 def test_every_frame_counts_once(tmp_path, name, codec):
-  """Also where the file's clock counts whole frames, as that of AVI does."""
+  """Also if the file's time base is one frame, as in AVI."""
   path = tmp_path / name
   write(path, 9, codec)
   np.testing.assert_allclose(read(path).mean((1, 2, 3)), 20 * np.arange(9), atol=5)

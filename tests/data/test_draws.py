@@ -1,4 +1,4 @@
-"""What chance decides of a clip: rate, crop, flip, caption; shapes by aspect ratio."""
+"""Random choices for a clip: rate, crop, flip, caption; shapes by aspect ratio."""
 
 import collections
 import json
@@ -17,7 +17,7 @@ from videoar_jax.tokenizers.bsq.schedules import PUBLIC
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """A video that counts, 4 s at 30 a second, and one of 1 s; three captions and one."""
+  """A video with numbered frames, 4 s at 30 per second, and one of 1 s; three captions and one."""
   folder = tmp_path_factory.mktemp("draws")
   write_video(folder / "long.mp4", 120, 30)
   write_video(folder / "short.mp4", 31, 30)
@@ -69,7 +69,7 @@ def test_dropped_captions_of_classes_are_the_null_class(folder):
 
 
 def test_crops_and_flips_show_every_part(tmp_path):
-  """A picture whose columns tell where they are, four times as wide as high."""
+  """An image whose columns encode their position, four times as wide as high."""
   columns = np.repeat(np.arange(128, dtype=np.uint8)[None] * 2, 32, axis=0)
   Image.fromarray(np.stack([columns] * 3, axis=-1)).save(tmp_path / "wide.png")
   one = {"num_frames": 1, "resolution": (32, 32)}

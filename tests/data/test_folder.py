@@ -1,4 +1,4 @@
-"""Clips from files: which frames are read, and what becomes of files that cannot be."""
+"""Clips from files: which frames are read, and what happens to unreadable files."""
 
 import gc
 import json
@@ -24,7 +24,7 @@ MEDIA = Path(__file__).parents[3] / "shared" / "media"
 
 
 def brute_force(path, start_s, num_frames, frame_rate, resolution):
-  """Decodes the file from its beginning and looks up each time."""
+  """Decodes the file from the beginning and looks up each time."""
   with av.open(str(path)) as container:
     frames = list(container.decode(video=0))
   first = frames[0].pts * frames[0].time_base
@@ -36,7 +36,7 @@ def brute_force(path, start_s, num_frames, frame_rate, resolution):
 
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory):
-  """A folder of small videos of several kinds, all of 120 frames."""
+  """A folder of small videos of several formats, all with 120 frames."""
   folder = tmp_path_factory.mktemp("videos")
   write_video(folder / "h264_30.mp4", 120, 30)
   write_video(folder / "h264_24.mkv", 120, 24)
@@ -61,7 +61,7 @@ def open_folder(folder, split="train", **options):
 
 
 def test_the_h264_videos_have_reordered_frames(videos):
-  """Else, the tests below would prove less than they say."""
+  """Otherwise the tests below would prove less than they claim."""
   with av.open(str(videos / "h264_30.mp4")) as container:
     ticks = [p.pts for p in container.demux(video=0) if p.pts is not None]
   assert ticks != sorted(ticks)
@@ -131,7 +131,7 @@ def test_cache_changes_nothing(videos):
 
 
 def test_all_shapes_share_the_bytes_of_the_cache(videos):
-  """A source that is only reshaped takes none of them; clips are the same with and without."""
+  """A reshaped source draws none of them; clips are the same with and without."""
   frame_bytes = 32 * 64 * 3
   source = open_folder(videos, cache_bytes=5 * 120 * frame_bytes * 5 // 4)
   small, large, tiny = (source.reshaped(5, size) for size in ((32, 64), (32, 64), (16, 32)))
@@ -277,7 +277,7 @@ def test_another_video_stands_in_for_one_that_fails_later(tmp_path, caplog, cach
 
 
 def test_causes_have_no_numbers_of_their_own(tmp_path, caplog):
-  """Files that are cut off at different times have one cause; the log has the times."""
+  """Files truncated at different times count as one cause; the log has the times."""
   # It says at its beginning how long it is, so that one that is cut off can be opened.
   write_video(tmp_path / "whole.mp4", 120, 30, container={"movflags": "faststart"})
   whole = (tmp_path / "whole.mp4").read_bytes()
@@ -350,7 +350,7 @@ def test_images_stand_upright_and_damaged_ones_are_skipped(tmp_path):
 
 @pytest.fixture
 def ucf(tmp_path):
-  """Images in place of videos, which the lists do not care about."""
+  """Images instead of videos, which makes no difference to the lists."""
   for file in ("Run/a.png", "Run/b.png", "Jump/a b.png", "Jump/d.png", "Run/unlisted.png"):
     write_image(tmp_path / "videos" / file, 9)
   lists = {

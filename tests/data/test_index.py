@@ -1,4 +1,4 @@
-"""An index and the filter on it."""
+"""An index of files, and its filter."""
 
 import json
 

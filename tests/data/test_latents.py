@@ -1,4 +1,4 @@
-"""Coded clips: what is read is what was written, in the order of the source itself."""
+"""Encoded clips: what is read is what was written, in the order of the source."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ INDEX = latents.Index(
 
 
 class Clips:
-  """A source of `NUM_FILES` files, whose later epochs are further clips."""
+  """A source of `NUM_FILES` files, whose later epochs are different clips."""
 
   def __len__(self):
     return NUM_FILES
@@ -35,7 +35,7 @@ class Clips:
 
 
 def code(index):
-  """Returns the latent that stands for a clip."""
+  """Returns a latent that identifies a clip."""
   return np.random.default_rng(index).normal(size=SHAPE).astype(latents.DTYPE)
 
 

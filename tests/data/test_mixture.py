@@ -1,4 +1,4 @@
-"""Batches of several shapes: their order, their shares, and that nothing is lost or repeated."""
+"""Batches of several shapes: order and shares, and that nothing is lost or repeated."""
 
 import collections
 import contextlib
@@ -13,7 +13,7 @@ from videoar_jax.data.synthetic.sprites import SpritesSource
 
 
 class Source:
-  """`length` samples, of which every third is high and the others are wide."""
+  """`length` samples; every third is tall and the others are wide."""
 
   def __init__(self, length, rounds=1):
     self.length, self.rounds, self.shape = length, rounds, None
@@ -39,12 +39,12 @@ def tokenize(caption):
 
 
 def batch_size(shape):
-  """As many clips as make 8 frames of 4x8."""
+  """As many clips as have the pixels of 8 frames of 4x8."""
   return 8 * 32 // int(np.prod(shape))
 
 
 def make(length=12, share=0.75, seed=3):
-  """Wide and high clips of 1 or 2 frames; and sprites, square."""
+  """Wide and tall clips of 1 or 2 frames, and square sprites."""
   found = make_buckets(
     "files",
     Source(length),
@@ -110,7 +110,7 @@ def test_shares_are_kept_and_told():
 
 
 def test_each_sample_comes_once_an_epoch_over_all_lengths():
-  """Also where the table begins anew."""
+  """Also where the table repeats."""
   mixture, length = make(length=1500), 1500
   seen = {0: [], 1: [], 2: []}
   for batch in range(PERIOD + 200):

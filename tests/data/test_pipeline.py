@@ -10,7 +10,7 @@ TOKENIZER = ByteTokenizer(96)
 
 
 class Numbers:
-  """A source of `length` items that show their index."""
+  """A source of `length` items that contain their index."""
 
   def __init__(self, length):
     self.length = length
@@ -88,7 +88,7 @@ def test_processes_share_each_global_batch_in_order(process_count):
 
 @pytest.mark.parametrize("threads", [(0, 0, 0), (1, 4, 0), (4, 0, 1), (4, 4, 4)])
 def test_hosts_and_threads_may_change_in_the_middle_of_an_epoch(threads):
-  """Each item of three epochs once: by 1, then 2, then 4 hosts."""
+  """Each item of three epochs is read once: by 1, then 2, then 4 hosts."""
   seen, state = [], None
   counts = ((1, 2), (2, 3), (4, 4))
   for (process_count, num_batches), num_threads in zip(counts, threads, strict=True):

@@ -1,4 +1,4 @@
-"""Media made into shards: the same clips are read from them; what is dropped is told."""
+"""Converting media to shards: the same clips are read from them; dropped files are reported."""
 
 import io
 import json
@@ -21,7 +21,7 @@ FLAGS = ("--clip_s=2", "--min_s=1", "--short_side=32", "--files_per_shard=2", "-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """Videos of 30 frames a second: 5 s, 1.5 s, too short, cut off, no video; and an image."""
+  """Videos at 30 frames per second: 5 s, 1.5 s, too short, truncated, no video; and an image."""
   folder = tmp_path_factory.mktemp("media")
   write_video(folder / "a" / "long.mp4", 150, 30)
   write_video(folder / "b" / "short.webm", 45, 30, codec="libvpx")
@@ -75,7 +75,7 @@ def test_videos_are_split_and_made_smaller(prepared):
 
 
 def test_a_clip_of_a_shard_looks_like_the_files(folder, prepared):
-  """Same times, same pixels but for H.264's loss."""
+  """Same times, same pixels up to H.264's loss."""
   _, data = read_all(prepared)["a/long.mp4#1"]
   for start_s in (0.0, 0.4, 0.9):
     ours = clips.read_clip(io.BytesIO(data), start_s, 9, 8.0, (32, 64))
@@ -100,7 +100,7 @@ def test_what_is_dropped_is_told(folder, prepared, capsys):
 
 
 def test_a_killed_run_goes_on(folder, prepared, tmp_path, monkeypatch):
-  """Shards that are whole are left; those in work are made anew; the result is the same."""
+  """Complete shards are kept; unfinished ones are written again; the result is the same."""
   out, write, done = tmp_path / "out", prepare._write_shard, []
 
   def stop(*arguments):

@@ -1,4 +1,4 @@
-"""Media files in shards: what is read, and what becomes of samples that cannot be."""
+"""Media files in shards: what is read, and what happens to unreadable samples."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ CLIP = {"num_frames": 5, "frame_rate": 8.0, "resolution": (32, 64), "seed": 0, "
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
-  """Bytes of videos that each show one number, by that number; 100 is too short."""
+  """Bytes of videos by the number that each shows; 100 is too short."""
   folder = tmp_path_factory.mktemp("media")
   sizes = {**dict.fromkeys(range(6), 40), 100: 4}
   return {
@@ -156,7 +156,7 @@ def test_bad_samples_are_written_when_they_are_found(tmp_path):
 
 @pytest.fixture
 def captions(tmp_path, media):
-  """Three samples, whose second has a long caption."""
+  """Three samples; the second has a long caption."""
   texts = ("one", "far too long a caption", "three")
   facts = [({"caption": text}, media[value]) for value, text in enumerate(texts, start=1)]
   write_records(tmp_path / "a.array_record", facts)
@@ -164,7 +164,7 @@ def captions(tmp_path, media):
 
 
 def test_captions_that_cannot_be_encoded_are_faults(captions, caplog):
-  """Else, a thread that reads ahead would end the run, and each one that goes on from there."""
+  """Otherwise a prefetching thread would end the run, and every run that resumes from there."""
   encode = ByteTokenizer(8).encode
   with contextlib.closing(
     make_iterator(captions, batch_size=3, seed=0, tokenize=encode, shuffle=False)

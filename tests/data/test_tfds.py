@@ -90,7 +90,7 @@ def test_the_report_names_the_builder(folder):
 
 
 def test_a_video_feature_needs_no_tensorflow(folder, tmp_path):
-  """As TensorFlow writes it, which a builder here cannot."""
+  """As TensorFlow writes it, which the tests cannot do themselves."""
   for file in folder.iterdir():
     (tmp_path / file.name).write_bytes(file.read_bytes())
   path = tmp_path / "features.json"

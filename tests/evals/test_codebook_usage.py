@@ -1,4 +1,4 @@
-"""Counts of bits against made-up ones and the quantizer itself."""
+"""Bit statistics against synthetic bits and the quantizer itself."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -12,7 +12,7 @@ def draw(*shape, seed=0):
 
 
 def whitened(n, d):
-  """Returns vectors whose mean is 0 and whose covariance is the unit matrix, to rounding."""
+  """Returns vectors with mean 0 and identity covariance, up to rounding."""
   x = draw(n, d)
   x -= x.mean(0)
   return np.linalg.qr(x)[0] * np.sqrt(n - 1)

@@ -1,4 +1,4 @@
-"""Scores of generated clips, on models that do nothing but what is known."""
+"""Scores of generated clips, for fake models whose results are known."""
 
 import types
 
@@ -25,7 +25,7 @@ def long_source():
 
 
 class Few(SpritesSource):
-  """Sprites that end."""
+  """Sprites of a limited number."""
 
   def __init__(self, num_frames):
     super().__init__("test", num_frames=num_frames, resolution=(32, 32), frame_rate=RATE)
@@ -35,7 +35,7 @@ class Few(SpritesSource):
 
 
 class Painter:
-  """Shows what prompts ask for, but where `spoil` says what else. It has `sample`, and no more."""
+  """Shows what prompts ask for, unless `spoil` changes it. Has only `sample`."""
 
   def __init__(self, source, spoil=lambda clips: clips):
     self.clips = {item["caption"]: item["video"] for item in map(source.__getitem__, range(14))}
@@ -51,7 +51,7 @@ def darken(clips):
 
 
 def mean_colour(params, clips):
-  """Stands in for the features of I3D."""
+  """Replaces the features of I3D."""
   return params * clips.mean((1, 2, 3))
 
 
@@ -140,7 +140,7 @@ def test_windows_share_a_frame_and_cover_all():
 
 
 def test_drift_shows_when_clips_go_wrong(source, long_source):
-  """Everything is white from frame 17 on."""
+  """All pixels are white from frame 17 on."""
 
   def fade(clips):
     clips = clips.copy()

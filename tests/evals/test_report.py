@@ -1,4 +1,4 @@
-"""The report says what the numbers say."""
+"""The report agrees with the numbers."""
 
 import json
 import re
@@ -21,7 +21,7 @@ PSNR = 20 * np.log10(255 / OFFSET)
 
 
 class BrighteningTokenizer:
-  """Codes nothing, and returns clips a little brighter. Remembers the shapes it was given."""
+  """Encodes nothing and returns slightly brighter clips. Records the input shapes."""
 
   def __init__(self):
     self.shapes = []
@@ -38,7 +38,7 @@ class BrighteningTokenizer:
 
 
 class ForgetfulModel:
-  """Shows what is asked for, but for the first prompts, which get an empty clip."""
+  """Shows what prompts ask for, except for the first ones, which get an empty clip."""
 
   def __init__(self, source, num_wrong):
     self.source, self.num_wrong = source, num_wrong
@@ -51,7 +51,7 @@ class ForgetfulModel:
 
 
 class FakeStages:
-  """Stages that are finished, of 7 parameters."""
+  """Finished stages with 7 parameters."""
 
   def latest_step(self, stage):
     return stage.loop.num_steps
@@ -122,7 +122,7 @@ def sprites():
 
 @pytest.fixture(scope="module")
 def shown(sprites):
-  """The clips that a report shows, first ones first."""
+  """The clips that a report shows, in order."""
   return [sprites[i] for i in scores.draw(sprites, 20)]
 
 

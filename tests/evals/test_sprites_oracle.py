@@ -10,7 +10,7 @@ from videoar_jax.evals import sprites_oracle
 
 
 def blur(video, sigma):
-  """Gaussian blur in space, sigma in pixels."""
+  """Spatial Gaussian blur, with sigma in pixels."""
   kernel = np.exp(-0.5 * (np.arange(-4, 5) / sigma) ** 2)
   kernel = (kernel / kernel.sum()).astype(np.float32)
   for axis in (1, 2):
@@ -27,7 +27,7 @@ def degrade(video, seed, sigma=1):
 
 
 def accuracy(side, num_frames, count, num_objects=1, change=lambda video, seed: video, rate=8.0):
-  """Returns the share of clips of which each attribute is right."""
+  """Returns the oracle's accuracy by attribute."""
   source = SpritesSource(
     "test",
     num_frames=num_frames,

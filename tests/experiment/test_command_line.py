@@ -1,4 +1,4 @@
-"""Config files: what they may import, and how what is wrong with one is told."""
+"""Config files: what they may import, and how their errors are reported."""
 
 import pathlib
 import shutil
@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 def test_a_file_imports_its_neighbours_from_any_folder(tmp_path):
-  """`from configs.common import ...` is of the file's own folder, in no package."""
+  """`from configs.common import ...` imports from the file's own folder, which is not a package."""
   place = shutil.copytree(ROOT / "configs", tmp_path / "elsewhere" / "configs")
   common = (place / "common.py").read_text()
   (place / "common.py").write_text(common.replace('"num_bits": 16', '"num_bits": 12'))
@@ -34,7 +34,7 @@ def test_a_file_imports_its_neighbours_from_any_folder(tmp_path):
 
 
 def test_the_command_reads_a_config_from_any_folder(tmp_path):
-  """By its path, relative or not; a mistake in it ends with one line and status 2."""
+  """A config by relative or absolute path; an error in it ends with one line and status 2."""
   place = shutil.copytree(ROOT / "configs", tmp_path / "elsewhere" / "configs")
   (place / "mine.py").write_text(
     "from configs import quickstart\n"
@@ -70,7 +70,7 @@ def test_the_command_reads_a_config_from_any_folder(tmp_path):
       "def get_config():\n  raise ValueError('data= is missing')\n",
       r"config\.py: data= is missing",
     ),
-    ("def get_config():\n  pass\n", r"config\.py: get_config returns no ConfigDict; return one"),
+    ("def get_config():\n  pass\n", r"config\.py: get_config does not return a ConfigDict"),
     ("x = 1\n", r"config\.py has no get_config; name a file of configs/"),
     (
       "def get_config():\n  return {'data': {'sed': 1}}\n",
@@ -78,7 +78,7 @@ def test_the_command_reads_a_config_from_any_folder(tmp_path):
     ),
     (
       "def get_config():\n  return {'schedule': '1 2', 'generator': {'depth': 3}}\n",
-      r"^fields have other names: config\.schedule is now config\.tokenizer\.schedule; "
+      r"^fields were renamed: config\.schedule is now config\.tokenizer\.schedule; "
       r"config\.generator\.depth is now config\.generator\.num_layers$",
     ),
     (

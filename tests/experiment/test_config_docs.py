@@ -1,4 +1,4 @@
-"""docs/config.md: that it is current, and says something of each field."""
+"""docs/config.md is current and describes every field."""
 
 import dataclasses
 import pathlib
@@ -17,7 +17,7 @@ def test_the_page_is_current():
 
 
 def test_every_field_of_a_config_is_on_the_page():
-  """By its section's heading, whatever table the generator of the page takes it from."""
+  """Under its section's heading, whichever table the generator of the page takes it from."""
   stages = {"a": "tokenizer", "b": "generator", "c": "cache"}
   sections = {}
   for block in config_docs.render().split("\n##")[1:]:
@@ -53,7 +53,7 @@ class Undocumented:
 
 
 def test_a_field_that_the_docstring_leaves_out_is_named():
-  with pytest.raises(ValueError, match="the docstring of Undocumented says nothing of unknown"):
+  with pytest.raises(ValueError, match="the docstring of Undocumented does not describe unknown"):
     list(config_docs.section("x", Undocumented))
 
 

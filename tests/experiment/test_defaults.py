@@ -1,4 +1,4 @@
-"""Configs with every field: what is filled in, what may be None, and what belongs to a family."""
+"""Complete configs: filled-in fields, fields that may be None, and fields of a family."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ SHIPPED = {
 
 
 def runnable():
-  """Returns the defaults with what a run has to say."""
+  """Returns the defaults with a run's required fields."""
   config = default_config(STAGES)
   config.stage.cache.num_clips = 1
   for stage in ("tokenizer", "generator"):
@@ -201,7 +201,7 @@ class OtherLoss:
 
 
 class Other:
-  """A family that brings what configs need to know."""
+  """A family with what configs need."""
 
   tokenizer = "bsq"
   network = OtherNetwork

@@ -1,6 +1,6 @@
-"""Eight devices learn what one does, whichever way the mesh splits them.
+"""Training on eight devices equals training on one, for every mesh.
 
-This process does not have eight: the test starts one that has.
+The test starts a process with eight devices, since this one has fewer.
 """
 
 import os

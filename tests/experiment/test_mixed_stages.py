@@ -1,4 +1,4 @@
-"""Stages on batches of several shapes: a program each, one network for all, exact resume."""
+"""Stages with batches of several shapes: one program per shape, one network, exact resume."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture
 def trained(workdir, monkeypatch):
-  """The workdir with all stages trained, by the test above or here."""
+  """The workdir with all stages trained, by the test above or by this fixture."""
   monkeypatch.setattr(GeneratorTask, "media", lambda *_: {})
   monkeypatch.setattr(run, "start_log", lambda path: None)
   run.Run(make_mixed_config(), workdir).train()
@@ -44,7 +44,7 @@ def records(workdir, stage):
 
 
 def test_stages_of_several_shapes_train_and_resume(workdir, monkeypatch):
-  """As many programs as shapes; a run that was stopped ends as one that was not."""
+  """One program per shape; an interrupted run ends like an uninterrupted one."""
   trainers, text = [], []
   monkeypatch.setattr(GeneratorTask, "media", lambda *_: {})
   monkeypatch.setattr(run, "start_log", lambda path: None)
@@ -83,7 +83,7 @@ def test_stages_of_several_shapes_train_and_resume(workdir, monkeypatch):
 
 
 def test_models_of_several_resolutions(trained):
-  """What stages have trained makes clips of any of their shapes, and refuses more scales."""
+  """A trained model makes clips of any shape of its stages, and refuses more scales."""
   model = load_model(trained)
   assert model.resolution == (24, 16) and model.num_steps() == 1 + len(model.layout.schedule)
   small = load_model(trained, resolution=(16, 16))
@@ -98,7 +98,7 @@ def test_models_of_several_resolutions(trained):
 
 
 def test_learned_positions_are_of_one_shape():
-  """A picture turned by a quarter has as many tokens, of which each stands somewhere else."""
+  """Frames with swapped sides have equally many tokens, at other positions."""
   changes = {
     "data.resolution": (16, 24),
     "tokenizer.schedule": "",
@@ -106,13 +106,13 @@ def test_learned_positions_are_of_one_shape():
   }
   settings = parse.finalize(make_config(**changes))
   stage = settings.stages[-1]
-  with pytest.raises(ValueError, match=r"resolution=24x16: learned positions are of one shape"):
+  with pytest.raises(ValueError, match=r"resolution=24x16: learned positions serve clips of one"):
     family._sampled_layout(settings, stage, (24, 16))
   assert family._sampled_layout(settings, stage, (16, 24)) == layout_of(settings, stage.data)
 
 
 def test_checkpoint_of_a_tokenizer_is_no_model(trained):
-  """Nor is it silently another stage's; of a generator's checkpoint, the tokenizer is taken."""
+  """Nor is another stage loaded silently; a generator's checkpoint stands for its tokenizer."""
   with pytest.raises(ValueError, match=r"'tokenizer' trains a tokenizer, .* checkpoint of I or II"):
     load_model(next((trained / "tokenizer" / "checkpoints").iterdir()))
   with pytest.raises(ValueError, match="'tokenizer' trains a tokenizer"):
@@ -123,7 +123,7 @@ def test_checkpoint_of_a_tokenizer_is_no_model(trained):
 
 
 def test_tokenizer_needs_no_text(trained, tmp_path):
-  """The file of text that a run was trained with may be gone."""
+  """The text file that a run was trained with may be missing."""
   other = shutil.copytree(trained, tmp_path / "run")
   values = json.loads((other / "config.json").read_text())
   values["text"] = {"tokenizer": str(tmp_path / "gone.safetensors"), "length": 4}
@@ -200,7 +200,7 @@ def test_networks_that_cannot_serve_all_stages_are_named():
 
 
 def test_a_tokenizer_alone_trains_on_images_and_clips(tmp_path, monkeypatch):
-  """A run need not say what a generator would be."""
+  """A run that trains no generator need not configure one."""
   monkeypatch.setattr(run, "start_log", lambda path: None)
   values = make_config().to_dict()
   loop = {"num_steps": 3, "batch_size": 2, "media_every": 100, "optimizer": {"kind": "adamw"}}

@@ -1,4 +1,4 @@
-"""Fields that the command line sets: every one, of its own type, and what is refused."""
+"""Setting fields on the command line: each with its type, and what is refused."""
 
 import pytest
 
@@ -11,7 +11,7 @@ STAGES = {"images": "tokenizer", "cache": "cache", "generator": "generator"}
 
 
 def fields(config, prefix=""):
-  """Yields (name, type) of every field of a config, sections within it included."""
+  """Yields (name, type) of every field of a config, including subsections."""
   for name in config:
     if isinstance(config[name], type(config)):
       yield from fields(config[name], f"{prefix}{name}.")

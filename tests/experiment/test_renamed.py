@@ -1,4 +1,4 @@
-"""Names of fields that were others: workdirs load, and config files are told the new ones."""
+"""Renamed fields: old workdirs still load, and errors of config files name the new fields."""
 
 import copy
 import itertools
@@ -43,7 +43,7 @@ def nested(flat):
 
 
 def simple(stage):
-  """Returns (old, new) of names that each stand for themselves, of a stage."""
+  """Returns (old, new) for the renamed fields of a stage."""
   pairs = ((old.replace("*", stage), new.replace("*", stage)) for old, new in RENAMED.items())
   return [pair for pair in pairs if not any(part in pair[0] for part in TOGETHER)]
 
@@ -146,7 +146,7 @@ def test_a_config_file_with_old_names_is_told_each_new_one_in_one_line(name):
   with pytest.raises(ValueError) as raised:
     finalize(old)
   text = str(raised.value)
-  assert "\n" not in text and text.startswith("fields have other names: config.")
+  assert "\n" not in text and text.startswith("fields were renamed: config.")
   assert "config.schedule is now config.tokenizer.schedule" in text
   flat = [name for name in RENAMED if "*" not in name and name.partition(".")[0] in old]
   for name in flat:

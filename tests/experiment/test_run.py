@@ -1,4 +1,4 @@
-"""What a run finds out before it trains, what may change in its workdir, and stages' hand-over."""
+"""Checks before training, config changes in a workdir, and passing parameters between stages."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ def test_fields_that_change_no_number_may_change_in_a_workdir(tmp_path, name, va
     [line] = workdir.check_same_config(changed, tmp_path)
     assert line.startswith(f"config.{name}")
   else:
-    with pytest.raises(ValueError, match=rf"config\.{name}.*\n.*set these fields back"):
+    with pytest.raises(ValueError, match=rf"config\.{name}.*\n.*restore these fields"):
       workdir.check_same_config(changed, tmp_path)
 
 
@@ -138,7 +138,7 @@ def test_versions_that_are_not_tested_are_in_the_log_once(tmp_path, monkeypatch)
 
 
 def save_random(stages, stage):
-  """Makes the last checkpoint of a stage, without an optimizer; returns its parameters."""
+  """Writes the last checkpoint of a stage, without an optimizer; returns its parameters."""
   generator = np.random.default_rng(0)
   shapes = stages.module_template(stage).shapes
   params = jax.tree.map(lambda x: jnp.asarray(generator.normal(size=x.shape), x.dtype), shapes)
@@ -150,7 +150,7 @@ def save_random(stages, stage):
 
 
 def test_weights_are_handed_over_in_parts(tmp_path):
-  """From a stage and from a file, each device gets its own part of a generator alone."""
+  """From a stage and from a file, each device loads only its shard of a generator."""
   settings = parse.finalize(make_mixed_config())
   mesh = make_mesh(MeshConfig(data=1, fsdp=2), jax.devices()[:2])
   stages = Stages(settings, tmp_path, mesh)
@@ -159,7 +159,7 @@ def test_weights_are_handed_over_in_parts(tmp_path):
   weights.save(tmp_path / "file", {name: np.asarray(x) for name, x in flatten(params).items()})
 
   class Catching:
-    """Has the parameters that a trainer would begin with."""
+    """A trainer whose state is its initial parameters."""
 
     def __init__(self):
       self.template = template

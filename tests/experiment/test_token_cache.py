@@ -1,4 +1,4 @@
-"""The token cache: a generator learns the same from it; what is stale is found out."""
+"""The token cache: training from it equals training from clips; a stale cache is detected."""
 
 import dataclasses
 import functools
@@ -33,14 +33,14 @@ FAMILY = TOKENIZERS["bsq"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-  """A workdir with a tokenizer that is done, though it learned nothing."""
+  """A workdir with a finished tokenizer that learned nothing."""
   workdir = tmp_path_factory.mktemp("cached")
   save_tokenizer(make_config(), workdir, seed=0)
   return workdir
 
 
 class FewSprites(SpritesSource):
-  """As many sprites as the cache has, for a run that reads them without one."""
+  """As many sprites as in the cache, for a run that reads clips directly."""
 
   def __len__(self):
     return NUM_CLIPS
@@ -48,7 +48,7 @@ class FewSprites(SpritesSource):
 
 @pytest.fixture(scope="module")
 def records(trained, tmp_path_factory):
-  """The generator's numbers: from a cache; stopped and gone on; from clips, rounded alike."""
+  """The generator's metrics: from a cache; interrupted and resumed; from clips, equally rounded."""
   with pytest.MonkeyPatch.context() as patch:
     # Sampling would compile for longer than all else here.
     patch.setattr(GeneratorTask, "media", lambda *_: {})
@@ -102,7 +102,7 @@ def test_a_run_from_the_cache_is_evaluated_on_test_clips(records):
 
 
 def test_held_out_batches_are_the_same_test_clips_each_time(stages):
-  """Of one shape, in parts where processes share them, and of each clip where there are few."""
+  """Held-out batches have one shape, are divided among processes, and cover all clips if few."""
   stage = stages.run.stages[-1]
   stage = dataclasses.replace(stage, loop=dataclasses.replace(stage.loop, grad_accum_steps=2))
   size, source = stage.loop.batch_size // 2, FewSprites("test", num_frames=5, resolution=(16, 16))
@@ -126,7 +126,7 @@ def stages(trained):
 
 @pytest.fixture(scope="module")
 def encoding(stages):
-  """What `token_cache.encode` takes after the folder and before the mesh."""
+  """Arguments of `token_cache.encode` after the folder and before the mesh."""
   (stage,) = stages.run.caches
   source = SpritesSource("train", num_frames=5, resolution=(16, 16), frame_rate=4.0)
   template, params, index = stages._encoder_of(stage, source)
@@ -134,7 +134,7 @@ def encoding(stages):
 
 
 def test_latents_are_those_of_the_averaged_encoder(records, trained, encoding):
-  """On two devices, with a last batch that is not full."""
+  """On two devices, with an incomplete last batch."""
   _, source, template, params = encoding
   assert len(jax.devices()) == 2
   coded = latents.LatentsSource(trained / "cache", latents.read_index(trained / "cache"))
@@ -205,7 +205,7 @@ def test_an_encoding_that_is_told_to_stop_keeps_whole_shards(
 def test_the_index_is_written_by_one_process_before_any_goes_on(
   encoding, stages, tmp_path, monkeypatch
 ):
-  """As process 1 of two, which finds its folder empty where the first finds one shard missing."""
+  """Process 1 of two sees an empty folder, while the first sees one shard missing."""
   index, source, template, params = encoding
   waited, listed = [], np.arange(index.num_shards) == 2
   monkeypatch.setattr(token_cache.processes, "is_first", lambda: False)

@@ -1,4 +1,4 @@
-"""What a workdir's config is compared with: the same settings, however they are written."""
+"""Comparing configs with a workdir's: equal settings are equal, however they are written."""
 
 import json
 
@@ -24,7 +24,7 @@ def test_saved_configs_are_complete_and_load_as_they_were(make, tmp_path):
 
 
 def test_a_config_that_leaves_fields_out_is_the_same_as_one_that_sets_their_defaults(tmp_path):
-  """As versions saved it that wrote only what a file set, and those that knew fewer fields."""
+  """Configs of versions that saved only the fields that a file set, or had fewer fields."""
   config = make_mixed_config().to_dict()
   (tmp_path / "config.json").write_text(json.dumps(config))
   assert check_same_config(complete(config), tmp_path) == []

@@ -1,4 +1,4 @@
-"""The commands as processes of their own, at a size that trains in seconds."""
+"""Runs the commands in subprocesses, at a size that trains in seconds."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def command(workdir, *extra, config="configs/quickstart.py:size=tiny"):
 
 
 def environment(num_devices=1):
-  """Returns the variables of a process with so many devices."""
+  """Returns the environment of a process with this many devices."""
   return os.environ | {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
@@ -63,7 +63,7 @@ def environment(num_devices=1):
 
 
 def run(arguments, num_devices=1, **kwargs):
-  """Runs a command to its end."""
+  """Runs a command and waits for its end."""
   return subprocess.run(
     arguments,
     cwd=REPOSITORY,
@@ -76,7 +76,7 @@ def run(arguments, num_devices=1, **kwargs):
 
 
 def losses(workdir):
-  """Returns stage -> step -> every number of that step but the clock's."""
+  """Returns stage -> step -> all metrics of that step except times."""
   found = {}
   for stage in ("images", "tokenizer", "generator"):
     lines = (workdir / stage / "metrics.jsonl").read_text().splitlines()
@@ -94,7 +94,7 @@ FOUR_WAYS = ("--config.mesh.data=1", "--config.mesh.fsdp=4")
 
 
 def start_two(flags, environs=({}, {})):
-  """Starts a command as two processes of two devices each, with variables of their own."""
+  """Starts a command as two processes with two devices each, and their own environments."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     coordinator = f"localhost:{free.getsockname()[1]}"
@@ -122,7 +122,7 @@ def assert_same_losses(workdir, other, names=("loss",)):
 
 
 def wait_for(path, processes):
-  """Returns once a file is there."""
+  """Waits until a file exists."""
   deadline = time.monotonic() + 300
   while not path.exists() and time.monotonic() < deadline:
     ended = [process for process in processes if process.poll() is not None]

@@ -1,4 +1,4 @@
-"""What `config.json` was in workdirs of the first version, of its shipped configs."""
+"""`config.json` as the first version wrote it for its configs."""
 
 
 def _small_loop(num_steps, batch_size, learning_rate, media_every):

@@ -1,4 +1,4 @@
-"""The smallest family: from a prompt it predicts each frame's mean latent, and shows that."""
+"""A minimal family: from a prompt it predicts each frame's mean latent, and decodes that."""
 
 import dataclasses
 

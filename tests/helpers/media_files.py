@@ -32,7 +32,7 @@ def write_video(
 
 
 def frame_numbers(clip):
-  """Reads the frames' numbers; the width of the clip is that of 8 bits."""
+  """Reads the frames' numbers from 8 columns over the width of the clip."""
   cell = clip.shape[2] // 8
   middle = clip[:, clip.shape[1] // 2, cell // 2 :: cell].mean(axis=-1)
   return ((middle > 127) @ (1 << np.arange(8))).tolist()

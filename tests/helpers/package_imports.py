@@ -1,4 +1,4 @@
-"""What the package's files import."""
+"""Finds the imports of the package's files."""
 
 import ast
 import pathlib
@@ -10,7 +10,7 @@ IDS = [str(path.relative_to(PACKAGE)) for path in SOURCES]
 
 
 def imported_modules(path: pathlib.Path, package: str) -> set[str]:
-  """Returns the full names of all that a file imports, wherever in it the import stands."""
+  """Returns the full names of all imports of a file, nested ones included."""
   names = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Rules of sequences, written out in another way than the package does."""
+"""Reference implementation of sequence layouts, independent of the package."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def scale_ids(layout):
 
 
 def keep_of_window(batch_size, num_frames, window):
-  """Returns which earlier frames are in a window of each, `[b, t, t]`; None is all of them."""
+  """Returns which earlier frames are in each frame's window, `[b, t, t]`; None is all of them."""
   frames = np.arange(num_frames)
   keep = frames[:, None] - frames <= (num_frames if window is None else window)
   return np.broadcast_to(keep, (batch_size, num_frames, num_frames))

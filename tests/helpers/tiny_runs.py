@@ -1,4 +1,4 @@
-"""Runs at a size that compiles fast, in this process: their configs and their checkpoints."""
+"""Configs and checkpoints of runs in this process, at a size that compiles fast."""
 
 import jax.numpy as jnp
 
@@ -54,7 +54,7 @@ def make_config(**changes):
 
 
 def make_mixed_config(**changes):
-  """Returns two stages: images, and clips of two lengths; then larger pictures."""
+  """Returns two generator stages: images and clips of two lengths; then larger resolutions."""
   small = {
     "images": {"weight": 0.4, "num_frames": 1},
     "clips": {"weight": 0.6, "num_frames": (1, 5)},
@@ -77,7 +77,7 @@ def make_mixed_config(**changes):
 
 
 def save_tokenizer(values, workdir, seed):
-  """Saves the first stage of a run as finished, though it learned nothing."""
+  """Saves the first stage of a run as finished, without training it."""
   settings = parse.finalize(values)
   stages = Stages(settings, workdir, make_mesh(settings.mesh))
   stage = settings.stages[0]
@@ -89,7 +89,7 @@ def save_tokenizer(values, workdir, seed):
 
 
 def damage_checkpoint(directory, step):
-  """Cuts every file of a checkpoint in half."""
+  """Truncates every file of a checkpoint to half its size."""
   for path in (directory / str(step)).rglob("*"):
     if path.is_file():
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -1,4 +1,4 @@
-"""A task that trains in no time, with its batches and its log."""
+"""A task that trains almost instantly, with its batches and its log."""
 
 import types
 
@@ -15,7 +15,7 @@ class Weights(nnx.Module):
 
 
 class Task:
-  """Fits weights to the batch."""
+  """Fits its weights to the batch."""
 
   frozen, adversary = types.MappingProxyType({}), None
 
@@ -36,7 +36,7 @@ class Task:
 
 
 class Batches:
-  """Batch i is about 1; some are something else."""
+  """Batch i is about 1; some differ."""
 
   def __init__(self, values):
     self.values, self.position = values, 0

@@ -1,4 +1,4 @@
-"""Files and folders are whole or not there, whatever fails and whoever else writes them."""
+"""Files and folders are complete or absent, whatever fails and whoever else writes them."""
 
 import os
 import stat
@@ -15,7 +15,7 @@ def names(folder):
 
 @pytest.fixture
 def umask():
-  """Lets the group read what is written, and others not."""
+  """Sets a umask with which only the group may read."""
   before = os.umask(0o027)
   yield
   os.umask(before)
@@ -84,7 +84,7 @@ def test_permissions_are_the_usual_ones(tmp_path, umask, is_folder):
 
 
 def test_blocks_of_one_path_do_not_share_what_they_write(tmp_path):
-  """As of several processes that make the same file: the last one to end counts."""
+  """When several processes write the same file, the last one to finish wins."""
   with replacing(tmp_path / "a") as first:
     with replacing(tmp_path / "a") as second:
       first.write_text("first")

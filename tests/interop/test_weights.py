@@ -50,7 +50,7 @@ def test_reads_what_numpy_1_wrote(tmp_path):
 
 
 class Touch:
-  """Makes a file when it is unpickled by who admits everything."""
+  """Creates a file when an unrestricted unpickler loads it."""
 
   def __init__(self, path):
     self.path = path

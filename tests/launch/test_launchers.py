@@ -1,4 +1,4 @@
-"""What the launchers would run, read back by bash; and what they refuse."""
+"""The commands that the launchers would run, parsed by bash, and what they refuse."""
 
 import os
 import pathlib
@@ -29,14 +29,14 @@ def bash(*arguments, path=None, env=None, cwd=ROOT, **kwargs):
 
 
 def parse(text):
-  """Returns the commands of a script, each as its arguments, as bash reads them."""
+  """Returns the commands of a script, each as a list of arguments, as bash parses them."""
   script = f'show() {{ printf "%s\\0" "$@"; printf "\\1\\0"; }}\n{text}'
   parts = bash("-c", script).stdout.split("\1\0")
   return [part.split("\0")[:-1] for part in parts if part]
 
 
 def dry_run(name, *extra, tmp_path):
-  """Returns the commands that a launcher prints; no tool of a cloud can be found meanwhile."""
+  """Returns the commands that a launcher prints, without any cloud tools on the PATH."""
   (tmp_path / "bin").mkdir(exist_ok=True)
   for tool in ("bash", "dirname", "sed", "date"):
     link = tmp_path / "bin" / tool
@@ -110,7 +110,7 @@ def test_xpk_builds_pushes_sends_and_follows(tmp_path):
 
 @pytest.mark.parametrize("is_there", [True, False])
 def test_xpk_follows_a_workload_that_is_there_and_waits_for_pods(tmp_path, is_there):
-  """With stand-ins: pods are there when they are asked for the second time."""
+  """With fake tools: pods exist from the second query on."""
   stand_in = f"""#!/usr/bin/env bash
 cd {tmp_path}
 echo "${{0##*/}} $1 $2" >>calls
@@ -150,7 +150,7 @@ SAVES = 'trap "echo saved; exit 143" TERM; for i in $(seq 100); do sleep 0.05; d
 
 
 def job_environment(folder, **tools):
-  """Returns the environment of a job whose folder this is, with stand-ins of tools of Slurm."""
+  """Returns the environment of a job in this folder, with fake Slurm tools."""
   (folder / "launch").symlink_to(ROOT / "launch")
   path = stand_ins(folder, {name: f"#!/usr/bin/env bash\n{text}" for name, text in tools.items()})
   return os.environ | {"PATH": path, "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "5"}
@@ -161,7 +161,7 @@ def job_environment(folder, **tools):
   [(10, 0, ["saved", "requeue 7"]), (15, 143, ["saved"]), (None, 3, [])],
 )
 def test_slurm_job_saves_and_queues_again_before_its_limit(tmp_path, signal, status, lines):
-  """With stand-ins of Slurm: at USR1 the processes get TERM, and the job goes back to the queue."""
+  """With fake Slurm tools: on USR1 the processes get TERM, and the job is requeued."""
   environment = job_environment(
     tmp_path,
     srun=SRUN.replace("WORK", SAVES if signal else "exit 3"),
@@ -217,7 +217,7 @@ exit "$highest"
   ],
 )
 def test_slurm_job_starts_a_run_that_hung_again(tmp_path, tries, status):
-  """With a srun whose processes end as said, one try after the other."""
+  """With a fake srun whose processes exit as given, attempt by attempt."""
   (tmp_path / "tries").write_text("".join(f"{line}\n" for line in tries))
   environment = job_environment(tmp_path, srun=SRUN_OF_SEVERAL)
   done = bash("launch/slurm_job.sh", "python", env=environment, cwd=tmp_path, timeout=240)
@@ -232,7 +232,7 @@ CLOCK = "(( $(echo >>asked; wc -l <asked) > BEFORE )) && echo 10800 || echo 0"
 
 
 def test_slurm_job_counts_anew_after_hours_of_work(tmp_path):
-  """Of 41 tries that hung, the 21st took three hours."""
+  """Of 41 attempts that hung, the 21st took three hours."""
   (tmp_path / "tries").write_text("134\n" * 41)
   clock = CLOCK.replace("BEFORE", "41")
   environment = job_environment(tmp_path, srun=SRUN_OF_SEVERAL, date=clock)
@@ -242,7 +242,7 @@ def test_slurm_job_counts_anew_after_hours_of_work(tmp_path):
 
 
 def stand_ins(folder, texts):
-  """Writes programs to a folder; returns a PATH on which they come first."""
+  """Writes programs to a folder; returns a PATH that starts with it."""
   for name, text in texts.items():
     (folder / name).write_text(text)
     (folder / name).chmod(0o755)
@@ -250,9 +250,9 @@ def stand_ins(folder, texts):
 
 
 def run_tpu(tmp_path, states, activity, statuses, *, is_reached=True, clock="echo 0"):
-  """Returns tpu.sh's exit status and output, and the calls of a gcloud that answers these.
+  """Returns tpu.sh's exit status and output, and its calls of a gcloud with the given answers.
 
-  Statuses are of all workers, the first one's first; unless they are reached, of that one alone.
+  Statuses of all workers, the first one's first; of the first only, if the others are not reached.
   """
   for name, lines in (("states", states), ("activity", activity), ("statuses", statuses)):
     (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
@@ -279,7 +279,7 @@ esac
 
 
 def test_tpu_that_is_pre_empted_is_made_again(tmp_path):
-  """Ready with a dead run, pre-empted, gone; then done with status 5."""
+  """Ready with a dead run, preempted, deleted; then finished with status 5."""
   done, calls = run_tpu(tmp_path, ["mine READY", "mine PREEMPTED", ""], ["idle"], ["", "5"])
   assert done.returncode == 5, done.stderr
   assert calls == ["list", "scp", "list", "delete", "list", "create", "scp"]
@@ -294,7 +294,7 @@ def test_tpu_that_cannot_be_reached_gets_no_second_run(tmp_path):
 
 @pytest.mark.parametrize("is_reached", [True, False])
 def test_tpu_goes_on_after_sigterm(tmp_path, is_reached):
-  """The run that SIGTERM stopped, with status 143, is started again."""
+  """A run that SIGTERM stopped, with status 143, is restarted."""
   given = ["mine READY"] * 2, ["running", "idle"], ["143", "0"]
   done, calls = run_tpu(tmp_path, *given, is_reached=is_reached)
   assert done.returncode == 0, done.stderr
@@ -302,7 +302,7 @@ def test_tpu_goes_on_after_sigterm(tmp_path, is_reached):
 
 
 def test_tpu_starts_a_run_that_hung_again(tmp_path):
-  """Twenty times, after whatever is left of it was ended; not where the user has to mend."""
+  """Twenty retries, each after remaining processes were ended; none for user errors."""
   done, calls = run_tpu(tmp_path, ["mine READY"] * 3, ["running", "idle", "idle"], [134, 137, 1])
   assert done.returncode == 1, done.stderr
   assert calls == ["list", "kill", "list", "scp", "kill", "list", "scp"]
@@ -318,7 +318,7 @@ def test_tpu_starts_a_run_that_hung_again(tmp_path):
 
 
 def test_tpu_counts_anew_after_hours_of_work(tmp_path):
-  """Of 41 runs that hung, the 21st took three hours; the clock is asked once more, at first."""
+  """Of 41 runs that hung, the 21st took three hours; the clock is read once more at the start."""
   clock = f"cd {tmp_path}; {CLOCK.replace('BEFORE', '42')}"
   given = ["mine READY"] * 41, ["idle"] * 41, [134] * 41
   done, calls = run_tpu(tmp_path, *given, clock=clock)

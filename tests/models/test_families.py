@@ -1,4 +1,4 @@
-"""A family plugs in: an entry in the dict, and every command serves it."""
+"""Adding a family: with an entry in the dict, every command supports it."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def family():
 
 @pytest.fixture(scope="module")
 def workdir(config, tmp_path_factory):
-  """A run of all stages, of which the last one was stopped and resumed."""
+  """A run of all stages, of which the last one was interrupted and resumed."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(run, "start_log", lambda path: None)
     workdir = tmp_path_factory.mktemp("run")
@@ -93,10 +93,10 @@ def test_it_samples_and_is_evaluated(workdir, tmp_path, capsys):
 
 def test_it_is_planned_and_timed(config, capsys):
   assert plan.main([f"--config={config}", "--topology=h100:1", "--mesh=data:1"]) == 0
-  assert "compiled only, not counted" in capsys.readouterr().out
+  assert "has no step estimate" in capsys.readouterr().out
   flags = [f"--config={config}", "--topology=h100:2", "--search=1"]
   assert plan.main(flags) == 2
-  assert "is not counted; name a mesh" in capsys.readouterr().err
+  assert "has no step estimate; name a mesh" in capsys.readouterr().err
   for what in ("train", "sample"):
     flags = [what, f"--config={config}", "--batch_size=2", "--repeats=1"]
     assert bench.main(flags) == 0, capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Backends of attention against each other and against the rule written out by hand."""
+"""Attention backends against each other and against a hand-written mask."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ OPTIONS = {"xla_backend_optimization_level": 0}
 
 
 def sees(rule, prefix_mask, keep):
-  """The rule by loops over tokens of one sample: (group, block, is_summary) each."""
+  """The mask, by loops over one sample's tokens, each (group, block, is_summary)."""
   tokens = [(-1, i, False) for i in range(rule.prefix)]
   for group in range(rule.num_groups):
     tokens += [(group, i, False) for i, size in enumerate(rule.blocks) for _ in range(size)]
@@ -115,7 +115,7 @@ def test_backends_agree_without_dropped_groups():
 @pytest.mark.parametrize("name", ["few", "window", "summary", "seventeen"])
 @pytest.mark.parametrize("has_keep", [True, False])
 def test_squares_of_scores_are_the_whole(name, has_keep, monkeypatch):
-  """Squares that cut blocks, the last one not full; and every one that is needed."""
+  """Tiles that cut blocks, with an incomplete last one; and all tiles that are needed."""
   monkeypatch.setattr(attention_module, "_MAX_SCORES", 1)
   monkeypatch.setattr(attention_module, "_CHUNK", 7)
   rule = RULES[name]
@@ -130,7 +130,7 @@ def test_squares_of_scores_are_the_whole(name, has_keep, monkeypatch):
 
 
 def test_memory_of_blocked_grows_as_the_sequence(monkeypatch):
-  """All scores of four times the groups would need 16 times the memory."""
+  """Dense scores of four times the groups would need 16 times the memory."""
   monkeypatch.setattr(attention_module, "_MAX_SCORES", 2**10)
   monkeypatch.setattr(attention_module, "_CHUNK", 64)
 
@@ -160,7 +160,7 @@ def test_splash_on_two_devices(axis):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["few", "summary"])
 def test_what_fills_a_sequence_up_changes_nothing(name, backend):
-  """Whatever it is; and it has no gradient, but through what it is itself."""
+  """Whatever its content; and it gets a gradient only through its own output."""
   rule = RULES[name]
   attention_mask, arrays = make_sight(rule), draw(rule)
   expected = value_and_gradients("dense", attention_mask, arrays)
@@ -187,7 +187,7 @@ def test_sequences_are_filled_up_to_whole_tiles():
 
 @pytest.mark.parametrize("window", [None, 1])
 def test_parts_of_the_kernels_mask_are_those_of_the_rule(window):
-  """Also those that are all true or all false, which nobody computes."""
+  """Also masks that are all true or all false, which are not computed."""
   rule = BlockCausalMask(40, True, 3, (16, 64, 144), window=window)
   length = filled_length(rule.length)
   mask = make_mask(rule, length)

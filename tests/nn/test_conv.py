@@ -1,4 +1,4 @@
-"""The rewritten convolution against `lax`, and causality."""
+"""Our convolution against that of `lax`, and causality."""
 
 import jax
 import jax.numpy as jnp

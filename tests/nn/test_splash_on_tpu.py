@@ -1,4 +1,4 @@
-"""The splash kernel through TPU's own compiler, for a topology that is not there."""
+"""The splash kernel, compiled ahead of time for a TPU topology."""
 
 import importlib.util
 import os
@@ -59,10 +59,10 @@ for rule in rules:
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data:2,tensor:2", "data:2,sequence:2", "sequence:2,tensor:2"])
 def test_attention_compiles_for_tpu(mesh):
-  """All forms of the rule, with gradients, on a mesh of 4 that splits samples, heads or tokens.
+  """All forms of the mask, with gradients, on a mesh of 4 that shards samples, heads or tokens.
 
-  Of the last mesh each device has two heads of queries, of which both keys' heads are copied. What
-  is held beside arguments and results is less than the scores of the heads alone would be.
+  On the last mesh each device has two query heads, and both key heads are repeated. Temporary
+  memory is less than the attention scores alone would take.
   """
   if importlib.util.find_spec("libtpu") is None:
     pytest.skip("libtpu is not installed; pip install 'videoar_jax[plan]'")

@@ -1,4 +1,4 @@
-"""Processes meet at barriers, as threads here; one of them fails and leaves some out."""
+"""Processes, here threads, wait at barriers; one of them fails and skips some."""
 
 import itertools
 import threading
@@ -14,7 +14,7 @@ LAST = ("end", "very end")
 
 
 class Service:
-  """Keys and barriers, as of the service of a run; a thread is a process of the same number."""
+  """A fake of the run's key-value store and barriers; each thread is the process of its number."""
 
   def __init__(self):
     self.keys, self.barrier = {}, threading.Barrier(NUM)
@@ -35,7 +35,7 @@ class Service:
 
 
 def meet_all(monkeypatch, ways):
-  """Returns the barriers that each process has passed, and its error, on a way of its own."""
+  """Returns the barriers that each process has passed, and its error, each on its own path."""
   state = types.SimpleNamespace(client=Service())
   monkeypatch.setattr(barrier.compat, "distributed_state", lambda: state)
   monkeypatch.setattr(barrier.jax, "process_index", lambda: int(threading.current_thread().name))

@@ -1,4 +1,4 @@
-"""What fails when a library takes a private name away, and where in the package such names are."""
+"""What fails when a library removes a private name, and where the package uses such names."""
 
 import ast
 import sys
@@ -27,7 +27,7 @@ def attend_to_three(backend):
 
 @pytest.fixture
 def without(monkeypatch):
-  """Returns a function that takes a module, or a name in one, away."""
+  """Returns a function that removes a module, or a name in one."""
   compat.splash_attention()  # Is imported, so that one of its modules alone can be gone.
   splash._mask_class.cache_clear()
 
@@ -94,7 +94,7 @@ DOCUMENTED = {"os._exit", "super()._get_help_string"}
 
 
 def private_names(path, package="videoar_jax"):
-  """Returns the private names of libraries that a file imports, reads of objects, or spells out."""
+  """Returns the libraries' private names that a file imports, accesses, or has in strings."""
   modules = {name for name in imported_modules(path, package) if not name.startswith("videoar_jax")}
   found = {name for name in modules if any(map(is_private, name.split(".")))}
   tree = ast.parse(path.read_text())

@@ -1,4 +1,4 @@
-"""Chips: their numbers against each other, and names of pods."""
+"""Chips: consistency of their datasheet values, and names of topologies."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from videoar_jax.parallel.hardware import CHIPS, parse_topology
 
 @pytest.mark.parametrize("name", CHIPS)
 def test_numbers_are_of_one_kind(name):
-  """Generations differ by less than these bounds; a slip of a factor of 10 does not."""
+  """Generations differ by less than these bounds; an error by a factor of 10 would not."""
   chip = CHIPS[name]
   assert 120 < chip.flops / chip.bandwidth < 600
   assert 1 / 13 < chip.link_bandwidth / chip.bandwidth < 1 / 4
@@ -18,7 +18,7 @@ def test_numbers_are_of_one_kind(name):
 
 
 def test_links_are_of_one_direction():
-  """Makers' tables give both directions: 400, 1200, 800 and 1200 GB/s of these TPUs."""
+  """Datasheets give the sum of both directions: 400, 1200, 800 and 1200 GB/s for these TPUs."""
   both = {"v5e": 400e9, "v5p": 1200e9, "v6e": 800e9, "tpu7x": 1200e9, "h100": 900e9}
   assert {name: 2 * CHIPS[name].link_bandwidth for name in both} == both
 

@@ -1,4 +1,4 @@
-"""How processes find each other, and which part of a batch each reads."""
+"""How processes connect, and which part of a batch each reads."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ GIVEN = dict(zip(hosts.VARIABLES, ("host:1", "2", "1"), strict=True))
 
 
 class Client:
-  """The service of a run, in which the other processes have told their versions already."""
+  """The key-value store of a run, where the other processes have already put their versions."""
 
   def __init__(self, others):
     self.told = {f"videoar_jax/versions/{n}": json.dumps(found) for n, found in others.items()}
@@ -35,7 +35,7 @@ class Client:
 
 
 def join(monkeypatch, process, others):
-  """Makes this process one of a run with others of these versions; returns the client."""
+  """Makes this process part of a run with others of these versions; returns the client."""
   client = Client(others)
   state = types.SimpleNamespace(client=client, process_id=process, num_processes=1 + len(others))
   monkeypatch.setattr(hosts.compat, "distributed_state", lambda: state)
@@ -44,7 +44,7 @@ def join(monkeypatch, process, others):
 
 @pytest.fixture
 def started(monkeypatch):
-  """The settings with which JAX is started, in place of starting it."""
+  """Records the settings with which JAX would be started."""
   settings = []
   monkeypatch.setattr(jax.distributed, "initialize", lambda **kwargs: settings.append(kwargs))
   join(monkeypatch, 1, {0: shared_versions()})
@@ -134,7 +134,7 @@ except ValueError as error:
 
 @pytest.mark.parametrize("other", [{}, {"OTHER_VERSION": "9.9"}])
 def test_two_processes_start_if_their_versions_are_the_same(other):
-  """And if not, each says which has which before it ends."""
+  """If versions differ, each process reports them all before it ends."""
   started = start_two([sys.executable, "-c", START], ({}, other))
   outputs = [process.communicate(timeout=120)[0] for process in started]
   assert [process.returncode for process in started] == [0, 0], outputs
@@ -144,7 +144,7 @@ def test_two_processes_start_if_their_versions_are_the_same(other):
 
 
 def test_to_stop_is_asked_by_calls_of_the_whole_process(monkeypatch):
-  """A stage's own steps begin anew: what was agreed in one would come too late in the next."""
+  """Counts calls, not steps, which restart in each stage: agreements would come too late."""
   asked = []
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(
@@ -167,7 +167,7 @@ def fail():
   ],
 )
 def test_what_fails_in_one_process_fails_in_all(monkeypatch, action, is_well, error, message):
-  """Whatever becomes of it here, the others are told."""
+  """Whatever happens to it here, the others are notified."""
   told = []
   monkeypatch.setattr(hosts, "all_true", lambda is_so: told.append(is_so) or (is_so and is_well))
   with pytest.raises(error, match=message):
@@ -176,7 +176,7 @@ def test_what_fails_in_one_process_fails_in_all(monkeypatch, action, is_well, er
 
 
 def mesh_of(processes, **sizes):
-  """Returns a mesh whose devices know their process alone."""
+  """Returns a mesh of fake devices that only have a process index."""
   sizes = {"slice": 1, "data": 1, "fsdp": 1, "sequence": 1, "tensor": 1} | sizes
   devices = np.array([types.SimpleNamespace(process_index=p) for p in processes], object)
   return types.SimpleNamespace(devices=devices.reshape(tuple(sizes.values())), shape=sizes)

@@ -89,7 +89,7 @@ def test_batches_are_split_over_slices_and_parameters_are_not():
 
 
 def test_parameters_and_optimizer_are_born_split(mesh):
-  """A generator's state is compiled to be made in parts: no device ever has it whole."""
+  """A generator's state is initialized sharded: no device ever holds all of it."""
   config = GeneratorConfig(1, 8, 2, 2, 4, 16, num_bits=4, vocabulary_size=8)
   layout = Layout(2, 1, ((1, 1),))
   task = types.SimpleNamespace(

@@ -1,4 +1,4 @@
-"""Where time goes."""
+"""Accounting of a run's time."""
 
 import time
 
@@ -66,7 +66,7 @@ def test_compiling_is_counted_where_jax_compiles():
 
 
 def test_rates_are_of_the_steps_since_the_last_line(monkeypatch):
-  """Slow steps of long ago do not count, nor what is done beside steps; waits for data do."""
+  """Old slow steps do not count, nor does work between steps; waiting for data does."""
   now = [0.0]
   monkeypatch.setattr(time, "perf_counter", lambda: now[0])
   clock = GoodputTracker()

@@ -1,4 +1,4 @@
-"""Stops that take too long, and whose time it is."""
+"""Preemption that takes too long."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from videoar_jax.runtime.preemption import handle_preemption
 
 
 def test_a_stop_that_takes_too_long_ends_the_process():
-  """In a process of its own: TERM comes, nothing stops, and the time runs out."""
+  """In a subprocess: TERM comes, nothing stops, and the timeout passes."""
   program = """
 import os, signal, time
 from videoar_jax.runtime.preemption import handle_preemption

@@ -1,4 +1,4 @@
-"""Which versions are tested, who says so, and how processes of others are told apart."""
+"""Tested versions, where they are listed, and detecting processes with other versions."""
 
 import pathlib
 import re
@@ -35,7 +35,7 @@ def test_both_ends_of_the_table_are_what_is_tested():
 
 @pytest.fixture
 def install(monkeypatch):
-  """Returns a function that sets which versions are installed, beside the first tested ones."""
+  """Returns a function that fakes installed versions; others are the first tested ones."""
 
   def set_versions(**other):
     known = {name: first for name, (first, _) in TESTED.items()} | other

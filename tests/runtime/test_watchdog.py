@@ -1,4 +1,4 @@
-"""Steps that hang, and what is done between steps."""
+"""Steps that hang, and work between steps."""
 
 import logging
 import os

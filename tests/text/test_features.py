@@ -1,4 +1,4 @@
-"""Features of prompts that another network made."""
+"""Prompt features from another network."""
 
 import ml_dtypes
 import numpy as np

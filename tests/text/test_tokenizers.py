@@ -63,7 +63,7 @@ def test_no_two_words_of_the_sprites_share_a_token():
 
 @pytest.fixture
 def tokenizer_file(tmp_path):
-  """A tokenizer of four words, with padding and an end of its own that must not show."""
+  """A tokenizer of four words, whose own padding and end tokens must not be used."""
   pytest.importorskip("tokenizers")
   words = {"[PAD]": 0, "a": 1, "red": 2, "star": 7}
   special = {"id": 0, "content": "[PAD]", "single_word": False, "lstrip": False, "rstrip": False}

@@ -1,4 +1,4 @@
-"""Clips encoded in parts, against the whole batch at once."""
+"""Encoding clips in parts, against encoding the whole batch at once."""
 
 import jax
 import jax.numpy as jnp

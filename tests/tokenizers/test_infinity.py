@@ -1,4 +1,4 @@
-"""Infinity's image tokenizer: sizes from keys, and the public network's numbers."""
+"""Infinity's image tokenizer: sizes from keys, and parity with the public network."""
 
 import json
 
@@ -96,7 +96,7 @@ def test_weights_that_are_no_numbers_are_refused(tensors):
 
 
 def test_half_precision_is_read(tensors):
-  """As bfloat16 too, which NumPy itself does not know for a number."""
+  """Also as bfloat16, which NumPy itself does not support."""
   halves = {key: value.astype(jnp.bfloat16) for key, value in tensors.items()}
   params = infinity.import_params(halves)[1]
   kernel, weight = params["encoder"]["conv_in"]["kernel"], tensors["encoder.conv_in.conv.weight"]

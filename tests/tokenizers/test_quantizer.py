@@ -88,7 +88,7 @@ def test_entropy_rewards_decided_and_varied_bits():
 
 
 def test_first_scales_alone():
-  """With k scales the sum is that of the first k; bits and what is left over do not change."""
+  """With k scales the sum is that of the first k; bits and quantization error do not change."""
   schedule = ((1, 1), (2, 2), (4, 4))
   x = jax.random.normal(jax.random.key(0), (3, 2, 4, 4, 6))
   whole = quantizer.quantize(x, schedule)

@@ -1,4 +1,4 @@
-"""Schedules of scales: the public tables, the choice for UCF-101, and what is refused."""
+"""Schedules of scales: public tables, the one for UCF-101, and what is refused."""
 
 import pytest
 

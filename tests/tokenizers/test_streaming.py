@@ -1,4 +1,4 @@
-"""Chunks of a clip, coded one after the other, against the whole clip."""
+"""Coding a clip in chunks, against coding the whole clip."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def assert_close(ours, theirs):
 
 
 def chunkings(num_latents, num_draws):
-  """Returns different ways to cut a clip into chunks of LENGTHS."""
+  """Returns different divisions of a clip into chunks of LENGTHS."""
   generator, found = np.random.default_rng(num_latents), set()
   for _ in range(num_draws):
     ends = [0]
@@ -68,7 +68,7 @@ def in_chunks(code, x, ends, keep=lambda state: state):
 
 @pytest.mark.parametrize("num_latents", range(1, NUM_LATENTS + 1))
 def test_chunks_equal_the_whole(tokenizer, whole, num_latents):
-  """A clip of 1 to 65 frames, in many ways; what comes later changes nothing before."""
+  """Clips of 1 to 65 frames, divided in many ways; later frames do not change earlier ones."""
   video, latents, codes, decoded = whole
   for ends in chunkings(num_latents, 6):
     ours = in_chunks(tokenizer.encode_chunk, video, [frames(end) for end in ends])
@@ -111,7 +111,7 @@ def test_whole_calls_go_in_chunks(tokenizer, whole, chunk, num_latents):
 
 
 def test_memory_does_not_grow_with_the_clip(tokenizer):
-  """A state keeps its shapes, and a chunk's program is small beside a whole clip's."""
+  """A state keeps its shapes, and a chunk needs much less memory than a whole clip."""
 
   def chunk(latents, state):
     return tokenizer.autoencoder.decoder.chunk(latents, state)
@@ -144,10 +144,10 @@ def test_chunks_that_do_not_fit_are_named(tokenizer, whole):
       tokenizer.encode_chunk(video[:, :length], state)
   with pytest.raises(ValueError, match=r"1 \+ 4 k"):
     tokenizer.encode_chunk(video[:, :4])
-  with pytest.raises(ValueError, match=r"state: is of .*\(1, 4, 4\), needs \(1, 4, 8\)"):
+  with pytest.raises(ValueError, match=r"state: has .*\(1, 4, 4\), needs \(1, 4, 8\)"):
     tokenizer.encode_chunk(jnp.zeros((1, 4, 8, 16, 3)), state)
   _, state = tokenizer.decode_chunk(codes[:, :1])
-  with pytest.raises(ValueError, match=r"state: is of .*\(1, 2, 2\), needs \(2, 2, 2\)"):
+  with pytest.raises(ValueError, match=r"state: has .*\(1, 2, 2\), needs \(2, 2, 2\)"):
     tokenizer.decode_chunk(jnp.zeros((2, 1, 2, 2, 6)), state)
   with pytest.raises(ValueError, match="chunk=0"):
     tokenizer.decode(codes, chunk=0)

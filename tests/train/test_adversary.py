@@ -1,4 +1,4 @@
-"""Adversarial training: whose gradient is whose, the start, the adaptive weight, the resume."""
+"""Adversarial training: gradients of each network, start step, adaptive weight, resume."""
 
 import contextlib
 import dataclasses
@@ -73,7 +73,7 @@ AVERAGES = {"real": jnp.float32(0.3), "fake": jnp.float32(-0.2)}
 
 
 def adversarial_loss(task, networks, batch, step):
-  """Returns gradients by both networks, metrics and averages."""
+  """Returns the gradients of both networks, metrics and averages."""
 
   def loss(module, discriminator):
     value, *rest = task.adversarial_loss(
@@ -155,7 +155,7 @@ def test_adaptive_weight_makes_both_pull_equally_hard(networks, batch):
 
 
 class Log:
-  """Keeps what the loop reports."""
+  """Records what the loop reports."""
 
   def __init__(self):
     self.steps = {}
@@ -242,8 +242,8 @@ def test_impossible_settings_are_named(field, value):
 def moments(state):
   """Returns the optimizers' running means of gradients and of their squares.
 
-  Unlike parameters after a step of Adam, they do not depend on the sign of a gradient near zero,
-  which the order of a sum may decide.
+  Unlike parameters after a step of Adam, they do not depend on the sign of gradients near zero,
+  which the order of summation may change.
   """
   return jax.tree.map(np.asarray, (state["opt_state"], state["discriminator"].get("opt_state", {})))
 
@@ -254,7 +254,7 @@ def assert_same_moments(state, other):
 
 
 def test_two_devices_train_as_one():
-  """The global batch counts: in the entropy's mean bits, in LeCAM's averages, in both gradients."""
+  """The entropy's mean bits, LeCAM's averages and both gradients are those of the global batch."""
   optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
   config = LoopConfig(num_steps=3, batch_size=2, optimizer=optimizer)
   meshes = [make_mesh(MeshConfig(data=1, fsdp=num), devices=jax.devices()[:num]) for num in (1, 2)]
@@ -280,7 +280,7 @@ def test_two_devices_train_as_one():
 
 
 def two_stages(discriminator, num_steps=1, settings=(), **second_stage):
-  """Returns a run's stages, of which the second one may have another discriminator."""
+  """Returns a run's stages; the second one may have another discriminator."""
   stage = {"kind": "tokenizer", "loop": {"num_steps": num_steps, "batch_size": 2} | dict(settings)}
   stage["loop"]["optimizer"] = {"learning_rate": 1e-2, "warmup_steps": 0}
   first = dataclasses.asdict(ADVERSARIAL) | {"start_step": num_steps - 1}
@@ -315,7 +315,7 @@ def test_the_next_stage_goes_on_with_the_same_discriminator(tmp_path, caplog, di
     got = stages.first_state(run.stages[1], second, 1)
   assert_close(got["params"], state["params"], atol=0)
   if discriminator:
-    assert "its discriminator starts at random" in caplog.text
+    assert "its discriminator starts from scratch" in caplog.text
     assert float(got["discriminator"]["lecam_ema"]["real"]) == 0
   else:
     assert_close(got["discriminator"]["params"], state["discriminator"]["params"], atol=0)
@@ -324,7 +324,7 @@ def test_the_next_stage_goes_on_with_the_same_discriminator(tmp_path, caplog, di
 
 
 def test_a_stage_that_continues_is_the_same_run(tmp_path):
-  """Two steps and two more, on the same clips, are four: every number of the state is the same."""
+  """Two steps and two more equal four on the same clips: every number of the state is the same."""
   run = two_stages({}, num_steps=2, settings={"ema_decay": 0.9}, init={"with_optimizer": True})
   mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
   stages = Stages(run, tmp_path, mesh)
@@ -360,7 +360,7 @@ def test_a_stage_that_continues_is_the_same_run(tmp_path):
 @pytest.mark.parametrize(
   ("change", "said"),
   [
-    ({"loop": {"num_steps": 1, "batch_size": 2, "optimizer": {}}}, "loop.optimizer is not as in"),
+    ({"loop": {"num_steps": 1, "batch_size": 2, "optimizer": {}}}, "loop.optimizer differs from"),
     ({"init": {"from": "w.safetensors", "with_optimizer": True}}, "exclude each other"),
     ({"init": {"with_optimizer": 1}}, "must be of type bool"),
   ],
@@ -369,14 +369,14 @@ def test_stages_that_cannot_continue_are_named(change, said):
   with pytest.raises(ValueError, match=said):
     two_stages({}, **{"init": {"with_optimizer": True}, **change})
   with pytest.raises(
-    ValueError, match=r"stage\.second\.loss\.adversarial is not as in stage\.first"
+    ValueError, match=r"stage\.second\.loss\.adversarial differs from stage\.first"
   ):
     two_stages({"base_channels": 8}, init={"with_optimizer": True})
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_accumulated_gradients_are_those_of_the_batch(num_devices):
-  """Of four clips in two parts: what a batch's loss is the mean of, is the mean of its parts'."""
+  """Four clips in two parts: losses that are means over a batch are means over its parts."""
   optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
   task = TokenizerTask(CONFIG, SCHEDULE, TokenizerLossConfig(entropy=0.0))
   video = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8, 3), np.uint8)

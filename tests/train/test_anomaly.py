@@ -1,4 +1,4 @@
-"""Steps whose loss is not finite, or far above its average: stopped or skipped, and noted."""
+"""Steps whose loss is not finite, or far above its average: abort or skip, and report."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_names_its_samples(tmp_path)
 
 
 def test_a_skipped_step_leaves_no_trace(tmp_path):
-  """What follows it is what would follow the step before, at the next step's number."""
+  """Training continues as from the step before, with the next step's number."""
   trainer, state, log = train(tmp_path, {2: np.inf, 4: np.nan}, on_nan="skip", ema_decay=0.5)
   assert int(state["step"]) == 6 and sorted(log.records) == list(range(1, 7))
   assert [(line["step"], line["id"]) for line in bad_steps(tmp_path)] == [

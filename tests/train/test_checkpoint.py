@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, other meshes, damage, failures, what a reader leaves alone."""
+"""Checkpoints: retention, other meshes, damage, failures, read-only access."""
 
 import collections
 import logging
@@ -144,7 +144,7 @@ def test_a_reader_takes_the_one_before_and_changes_nothing(tmp_path, caplog):
 
 
 def test_processes_take_the_step_that_the_first_has_and_all_can_read(tmp_path, monkeypatch):
-  """As process 1 of two, whose listing has more: the first has step 4, which it cannot read."""
+  """As process 1 of two, which lists more steps than the first and cannot read its step 4."""
   save_all(tmp_path, (2, 4, 6), max_to_keep=None)
   checkpointer = Checkpointer(tmp_path)
   asked, firsts, answers = [], iter([4, 2]), iter([False, True])
@@ -204,7 +204,7 @@ def test_a_save_that_fails_is_noticed_and_the_next_one_goes_well(saved, monkeypa
 
 @pytest.mark.parametrize("num_looks", [0, 10_000])
 def test_a_save_that_fails_leaves_the_one_it_was_to_replace(saved, monkeypatch, num_looks):
-  """However soon anyone looks, and what it has written is gone before the next one."""
+  """However soon anyone looks; and its partial files are removed before the next save."""
   checkpointer = Checkpointer(saved, max_to_keep=1)
 
   def fail(*_):
@@ -258,7 +258,7 @@ def test_a_disk_that_takes_no_file_is_found_out_before_a_save_begins(saved, monk
 
 
 def test_a_save_does_not_ask_whether_to_stop(tmp_path, monkeypatch):
-  """The processes of a run find where to stop by numbers that rise, and a step's begin anew."""
+  """Saves do not take part in the agreement on preemption, whose numbers have to rise."""
   asked = []
   monkeypatch.setattr(
     processes.multihost_utils, "reached_preemption_sync_point", lambda number: asked.append(number)
@@ -280,7 +280,7 @@ def test_a_save_that_hangs_is_noticed(saved, monkeypatch):
 
 
 def test_restores_onto_other_meshes(tmp_path):
-  """From fsdp over two devices to one, to tensor, and back, without loss."""
+  """From fsdp over two devices to one device, to tensor, and back, exactly."""
   devices = jax.devices()[:2]
   meshes = [
     (make_mesh(MeshConfig(data=1, fsdp=2), devices), PartitionSpec(None, "fsdp")),

@@ -1,4 +1,4 @@
-"""Held-out loss and metrics while a stage trains, which change nothing of its training."""
+"""Held-out loss and metrics during training, without any effect on training."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ HELD_OUT = [
 
 
 class NoisyTask(Task):
-  """Draws in training and in evaluation, and says which it is."""
+  """Draws random numbers in training and evaluation, and reports which it is."""
 
   def loss(self, module, frozen, batch, key, is_training):
     noise = jax.random.normal(key, ()) * (0.1 if is_training else 0.0)
@@ -51,7 +51,7 @@ def train(folder, trainer, state=None, position=0, batches=None, clock=None):
 
 
 def training_alone(records):
-  """Returns all but what is evaluated and how fast it went."""
+  """Returns all metrics except held-out ones and speed."""
   return {
     step: {k: v for k, v in values.items() if k != "steps_per_s" and not k.startswith("eval/")}
     for step, values in records.items()
@@ -129,7 +129,7 @@ def test_a_run_that_is_told_to_stop_saves_at_once(tmp_path):
 
 
 class Careless(Batches):
-  """Computes on the device what a batch needs, without saying so."""
+  """Makes an implicit transfer to the device."""
 
   def __next__(self):
     batch = super().__next__()

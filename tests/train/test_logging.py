@@ -1,4 +1,4 @@
-"""What a run writes while it trains."""
+"""Files that a run writes during training."""
 
 import json
 

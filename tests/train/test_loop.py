@@ -1,4 +1,4 @@
-"""The loop: saves that fail, and settings that cannot be."""
+"""The loop: failing saves, and impossible settings."""
 
 import logging
 import types
@@ -11,7 +11,7 @@ from videoar_jax.train.optimizer import OptimizerConfig
 
 
 class Checkpointer:
-  """Fails as it is told."""
+  """Fails as configured."""
 
   def __init__(self, error):
     self.error = error
@@ -45,7 +45,7 @@ def test_a_save_that_fails_does_not_end_the_run_but_the_last_one_does(caplog):
 
 @pytest.mark.parametrize("is_last", [False, True])
 def test_a_save_is_tried_where_the_one_before_it_failed(caplog, is_last):
-  """Whatever went wrong in the background, which is not always an OSError."""
+  """Any background error, which is not always an OSError."""
   checkpointer, saved = Checkpointer(RuntimeError("the bucket is gone")), []
   checkpointer.save = lambda *what: saved.append(what)
   with caplog.at_level(logging.ERROR):

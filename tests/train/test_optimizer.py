@@ -1,4 +1,4 @@
-"""What decays, what Muon takes, and the learning rate."""
+"""Weight decay, parameters for Muon, and the learning rate."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +30,7 @@ def test_matrices_decay_and_norms_do_not(kind):
 
 
 def test_muon_orthogonalises_each_layer():
-  """Every layer's update has singular values near each other, however skewed its gradient is."""
+  """Every layer's update has similar singular values, however ill-conditioned its gradient is."""
   config = OptimizerConfig(kind="muon", learning_rate=0.1, warmup_steps=0, weight_decay=0.0)
   rng = np.random.default_rng(0)
   skewed = rng.normal(size=(2, 3, 3)) @ np.diag([1.0, 0.1, 0.05]) @ rng.normal(size=(2, 3, 4))

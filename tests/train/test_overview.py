@@ -1,4 +1,4 @@
-"""What is told of a network's parameters."""
+"""The overview of a network's parameters."""
 
 import jax
 import jax.numpy as jnp

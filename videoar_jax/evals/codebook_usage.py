@@ -1,4 +1,4 @@
-"""How a tokenizer uses its bits: which ever flip, how evenly, and what each scale adds."""
+"""How a tokenizer uses its bits: which ones vary, how evenly, and what each scale adds."""
 
 import functools
 
@@ -14,7 +14,7 @@ from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes
 class CodebookUsage:
   """Counts bits over batches of coded clips.
 
-  A bit here is one channel of one scale, over all places, frames and clips.
+  Here, a bit is one channel of one scale, over all positions, frames and clips.
   """
 
   def __init__(self):
@@ -37,14 +37,14 @@ class CodebookUsage:
     self._squares += np.asarray(_jitted_squares()(latents, bits), np.float64)
 
   def summary(self) -> dict:
-    """Returns what was found.
+    """Returns the statistics.
 
     Returns:
-      flipping: share of bits, all scales' together, that are neither always 0 nor always 1.
+      flipping: share of bits, over all scales, that are neither always 0 nor always 1.
       entropy: mean of the bits' entropies, in bits: 1 if all are 1 half of the time.
       scales: for each, its size, the same two, each bit's entropy ("entropies"), and
-        "quantization_error": the norm of what all scales up to this one leave of the latent, over
-        the latent's.
+        "quantization_error": the norm of the residual after all scales up to this one, divided by
+        the norm of the latent.
     """
     scales = []
     for s, (height, width) in enumerate(self._sizes):
@@ -64,7 +64,7 @@ class CodebookUsage:
 
 
 def _entropy(p: Float[np.ndarray, "d"]) -> Float[np.ndarray, "d"]:
-  """Returns the entropy of coins that show 1 with probability p, in bits."""
+  """Returns the entropy of Bernoulli variables with probability p, in bits."""
   both = np.stack([p, 1 - p])
   return -(both * np.log2(np.where(both > 0, both, 1.0))).sum(0)
 
@@ -72,12 +72,12 @@ def _entropy(p: Float[np.ndarray, "d"]) -> Float[np.ndarray, "d"]:
 @functools.cache
 def _jitted_squares():
   def squares(latents, bits) -> Float[Array, "k"]:
-    """Returns the squared norms of the latents and of what each scale leaves of them."""
-    remainder = jnp.asarray(latents, jnp.float32)
-    result = [jnp.sum(jnp.square(remainder))]
+    """Returns the squared norms of the latents and of the residual after each scale."""
+    residual = jnp.asarray(latents, jnp.float32)
+    result = [jnp.sum(jnp.square(residual))]
     for scale in bits:
-      remainder = remainder - linear_resize(bits_to_codes(scale), latents.shape[-3:-1])
-      result.append(jnp.sum(jnp.square(remainder)))
+      residual = residual - linear_resize(bits_to_codes(scale), latents.shape[-3:-1])
+      result.append(jnp.sum(jnp.square(residual)))
     return jnp.stack(result)
 
   return jax.jit(squares)

@@ -1,4 +1,4 @@
-"""Draws how a run's stages trained, and what all drawings share."""
+"""Draws the training curves of a run's stages; helpers of all figures."""
 
 import pathlib
 
@@ -25,13 +25,13 @@ TOKENIZER_CURVES = Curves("PSNR, dB", {"psnr": ""})
 
 
 def draw_curves(path: pathlib.Path, stages: list[tuple[str, Curves, list[dict]]]) -> None:
-  """Draws a row for each stage: its loss; beside it what its kind is measured by.
+  """Draws a row for each stage: its loss, and its main metrics beside it.
 
-  Where a stage was evaluated on held-out clips, its training is a thin line, and they have markers.
+  If a stage was evaluated on held-out clips, training is a thin line and held-out has markers.
 
   Args:
-    path: of the PNG; it appears once it is whole.
-    stages: (name, what to draw beside the loss, records of `metrics.jsonl`) of each.
+    path: of the PNG, which is written atomically.
+    stages: (name, curves to draw beside the loss, records of `metrics.jsonl`) of each.
   """
   figure = Figure(figsize=(10, 3.2 * len(stages)), layout="constrained")
   for row, (name, curves, records) in enumerate(stages):
@@ -44,13 +44,13 @@ def draw_curves(path: pathlib.Path, stages: list[tuple[str, Curves, list[dict]]]
 
 
 def save(path: pathlib.Path, figure: Figure) -> None:
-  """Writes a drawing as PNG; the file appears once it is whole."""
+  """Writes a figure as PNG, atomically."""
   with replacing(path) as partial:
     figure.savefig(partial, format="png", dpi=120)
 
 
 def _points(records, metric) -> np.ndarray:
-  """Returns the steps that a metric is recorded of, and its values there, `[2, n]`."""
+  """Returns the steps at which a metric was recorded, and its values, `[2, n]`."""
   points = [(record["step"], record[metric]) for record in records if metric in record]
   return np.array(points, float).reshape(-1, 2).T
 
@@ -65,13 +65,13 @@ def _plot(axes, records, metric, colour, label=None) -> None:
   radius = len(values) // 60
   if label is None:
     axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-  # A stage of one step has no line, but a point.
+  # A stage of one step is a point, since a line would not show.
   marker = "o" if len(values) == 1 else None
   name = "training" if label is None and is_evaluated else label
   width = 0.8 if is_evaluated else 1.8
   axes.plot(steps, smooth(values, radius), color=colour, linewidth=width, label=name, marker=marker)
   if is_evaluated:
-    # Of several curves in one picture, the thin ones have the names.
+    # With several curves in one figure, only the thin ones are labelled.
     name = "held-out" if label is None else None
     axes.plot(
       *(held_out_steps, held_out), color=colour, linewidth=1.8, marker="o", markersize=4, label=name
@@ -79,7 +79,7 @@ def _plot(axes, records, metric, colour, label=None) -> None:
     if label is None:
       axes.legend(fontsize=8, frameon=False)
   if metric == "loss":
-    # The first steps are far above the rest, which is what one wants to see.
+    # The first steps are far above the interesting rest.
     is_late = held_out_steps >= steps[len(steps) // 10]
     shown = np.concatenate([values[len(values) // 10 :], held_out[is_late]])
     low, high = shown.min(), shown.max()
@@ -96,12 +96,12 @@ def _plot_curves(axes, records, curves: Curves) -> None:
     _plot(axes, records, metric, colour, label=label)
   if curves.chance is not None:
     axes.axhline(curves.chance, color=_INK, linewidth=0.8, linestyle=":", label="chance")
-  # Beside the curves, which may be anywhere.
+  # Outside the axes, since curves may be anywhere.
   axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def finish(axes, title: str, unit: str = "step") -> None:
-  """Gives axes their title, the unit of x, and the look of all drawings."""
+  """Sets the title, the unit of x, and the common style."""
   axes.set_title(title, fontsize=10, loc="left", color=_INK)
   axes.set_xlabel(unit, fontsize=9, color=_INK)
   axes.tick_params(labelsize=8, colors=_INK)

@@ -1,8 +1,8 @@
-"""What becomes of clips that are several times as long as those a model was trained on.
+"""Drift of clips that are several times as long as the training clips.
 
-A long clip is looked at in windows of the trained length, each of which begins with the last frame
-of the one before. Where there are real clips of the same prompts they go through the same: objects
-may leave the picture by and by, which is no mistake of the model.
+A long clip is evaluated in windows of the trained length; each begins with the last frame of the
+window before. Real clips of the same prompts, if there are any, are evaluated in the same way,
+since objects may leave the frame over time, which is no error of the model.
 """
 
 import dataclasses
@@ -15,19 +15,19 @@ from matplotlib.figure import Figure
 from videoar_jax.evals import metrics, scores
 from videoar_jax.evals.curves import finish, save
 
-TIMES = 4  # As long as trained, first frame aside.
+TIMES = 4  # Length as a multiple of the trained one, not counting the first frame.
 
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-  """What was measured of long clips; kinds are "generated" and perhaps "real".
+  """Measurements of long clips, by kind: "generated" and possibly "real".
 
   Attributes:
     windows: first and last frame of each.
-    num_clips: how many.
-    settings: how they were sampled, beside the model's own defaults.
-    psnr: of each frame but the first, against the first, by kind.
-    accuracy: of the oracle, by kind and window; None where there is no oracle.
+    num_clips: number of clips.
+    settings: sampling settings that differ from the model's defaults.
+    psnr: of each later frame against the first one, by kind.
+    accuracy: of the oracle, by kind and window; None without an oracle.
   """
 
   windows: list[tuple[int, int]]
@@ -37,7 +37,7 @@ class Drift:
   accuracy: dict[str, list[dict[str, float]]] | None
 
   def scores(self) -> dict:
-    """Returns every number but those of single clips."""
+    """Returns all numbers except those of single clips."""
     spreads = {
       kind: {"mean": values.mean(0).tolist(), "deviation": values.std(0).tolist()}
       for kind, values in self.psnr.items()
@@ -53,12 +53,12 @@ class Drift:
 
 
 def long_length(num_frames: int) -> int:
-  """Returns the frames of a clip that is `TIMES` as long, first frame aside."""
+  """Returns the frames of a clip that is `TIMES` as long, not counting the first frame."""
   return 1 + TIMES * (num_frames - 1)
 
 
 def windows_of(num_frames: int, size: int) -> list[tuple[int, int]]:
-  """Returns the first and last frame of each window; the last frames that fill none are left out.
+  """Returns the first and last frame of each window; an incomplete last window is left out.
 
   Args:
     num_frames: of the long clip.
@@ -68,7 +68,7 @@ def windows_of(num_frames: int, size: int) -> list[tuple[int, int]]:
 
 
 def psnr_to_first(clips: UInt8[np.ndarray, "b f H W 3"]) -> Float[np.ndarray, "b f-1"]:
-  """Returns how alike each later frame is to the first one, in dB."""
+  """Returns the PSNR of each later frame against the first one, in dB."""
   frames = range(1, clips.shape[1])
   return np.stack([metrics.psnr(clips[:, :1], clips[:, i : i + 1]) for i in frames], axis=1)
 
@@ -84,38 +84,38 @@ def measure(
   """Measures long clips.
 
   Args:
-    clips: of each prompt, by kind: "generated", perhaps "real".
+    clips: a clip for each prompt, by kind: "generated", possibly "real".
     prompts: of the clips.
     size: frames of a window.
-    oracle_rate: frames a second, for the sprites' oracle; None for clips of something else.
-    settings: how they were sampled.
+    oracle_rate: frames per second, for the sprites' oracle; None for clips of other data.
+    settings: sampling settings.
   """
   windows = windows_of(clips["generated"].shape[1], size)
 
-  def accuracies(some) -> list[dict[str, float]]:
-    parts = [some[:, first : last + 1] for first, last in windows]
+  def accuracies(videos) -> list[dict[str, float]]:
+    parts = [videos[:, first : last + 1] for first, last in windows]
     return [scores.accuracy(scores.oracle_matches(x, prompts, oracle_rate)) for x in parts]
 
   return Drift(
     windows=windows,
     num_clips=len(prompts),
     settings=settings,
-    psnr={kind: psnr_to_first(some) for kind, some in clips.items()},
-    accuracy=None if oracle_rate is None else {k: accuracies(some) for k, some in clips.items()},
+    psnr={kind: psnr_to_first(videos) for kind, videos in clips.items()},
+    accuracy=None if oracle_rate is None else {k: accuracies(x) for k, x in clips.items()},
   )
 
 
 def table(drift: dict, columns: tuple[str, ...]) -> str:
-  """Returns what `Drift.scores` gives, to be read.
+  """Formats the result of `Drift.scores`.
 
   Args:
     drift: the scores.
-    columns: the oracle's, in order.
+    columns: the oracle's attributes, in order.
   """
   how = ", ".join(f"{name}={value}" for name, value in drift["settings"].items())
   lines = [f"drift: {drift['num_clips']} clips of {drift['num_frames']} frames, sampled with {how}"]
   for kind, rows in (drift["accuracy"] or {}).items():
-    lines += ["", f"{kind + ', % right':26}" + "".join(f"{name:>12}" for name in columns)]
+    lines += ["", f"{kind + ', % correct':26}" + "".join(f"{name:>12}" for name in columns)]
     for (first, last), row in zip(drift["windows"], rows, strict=True):
       cells = "".join(f"{100 * row[c]:12.0f}" if c in row else f"{'':12}" for c in columns)
       lines.append(f"{f'frames {first} to {last}':26}{cells}")
@@ -128,11 +128,11 @@ def table(drift: dict, columns: tuple[str, ...]) -> str:
 
 
 def draw(path: pathlib.Path, drift: Drift) -> None:
-  """Draws likeness to the first frame over time and, where there is an oracle, what it reads.
+  """Draws PSNR to the first frame over time and, if there is an oracle, its accuracy.
 
   Args:
     path: of the PNG.
-    drift: what to draw.
+    drift: the measurements.
   """
   has_oracle = drift.accuracy is not None
   figure = Figure(figsize=(11 if has_oracle else 5.5, 3.4), layout="constrained")
@@ -144,7 +144,7 @@ def draw(path: pathlib.Path, drift: Drift) -> None:
   for first, _ in drift.windows[1:]:
     axes.axvline(first, color="#bbbbbb", linewidth=0.8, linestyle=":")
   axes.legend(fontsize=8, frameon=False)
-  finish(axes, "PSNR to the first frame, dB, mean ± deviation of clips", "frame")
+  finish(axes, "PSNR to the first frame, dB, mean ± deviation over clips", "frame")
   if has_oracle:
     _draw_accuracy(figure.add_subplot(1, 2, 2), drift)
   save(path, figure)
@@ -160,6 +160,6 @@ def _draw_accuracy(axes, drift: Drift) -> None:
       values = [row[name] for row in rows]
       axes.plot(ends, values, style, marker="o", markersize=3, color=f"C{i}", label=label)
   axes.set_ylim(-0.03, 1.03)
-  # Beside the curves, which may be anywhere.
+  # Outside the axes, since curves may be anywhere.
   axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-  finish(axes, "share right by window (dotted: real clips)", "last frame of the window")
+  finish(axes, "accuracy by window (dotted: real clips)", "last frame of the window")

@@ -5,11 +5,11 @@
 - Clips: all frames of a clip, at least 9, at the clip's own rate. Pixels are scaled to [-1, 1], and
   each frame is resized to 224x224 by bilinear interpolation: half-pixel centres, no antialiasing,
   the aspect ratio is not kept.
-- Distance: between Gaussians with the means and the covariances (of n - 1) of two sets of clips, in
-  float64.
+- Distance: between Gaussians with the means and the covariances (divisor n - 1) of two sets of
+  clips, in float64.
 - Number of clips: the same in both sets, and at least 256. The value falls as the number grows, so
-  only values of equal numbers compare; beside each one belongs the same distance between two sets
-  of real clips of that number, which says how much of it is chance.
+  only values with equal numbers are comparable. Report beside each value the distance between two
+  sets of real clips of the same size, which shows how much of it is sampling noise.
 
 Source: "Towards Accurate Generative Models of Video" (arXiv 1812.01717).
 """
@@ -30,19 +30,19 @@ MIN_CLIPS = 256
 def features(
   params: i3d.Params, clips: UInt8[np.ndarray, "b f H W 3"]
 ) -> Float[np.ndarray, "b 400"]:
-  """Returns what FVD compares of each clip.
+  """Returns each clip's features for FVD.
 
   Raises:
     ValueError: clips have fewer than 9 frames.
   """
-  # Clip by clip: at 224x224 one takes a quarter of a gigabyte.
+  # One clip at a time: at 224x224, each takes a quarter of a gigabyte.
   return np.concatenate([_jitted_features()(params, clip[None]) for clip in clips])
 
 
 @functools.cache
 def _jitted_features():
   def apply(params, clips: UInt8[Array, "b f H W 3"]):
-    # In float32 on every machine: accelerators multiply in shorter types unless told.
+    # Float32 on every device: by default, accelerators multiply in lower precision.
     with jax.default_matmul_precision("highest"):
       video = linear_resize(jnp.asarray(clips, jnp.float32) / 127.5 - 1.0, (i3d.SIDE, i3d.SIDE))
       return i3d.logits(params, video)
@@ -56,7 +56,7 @@ def fvd(real: Float[np.ndarray, "n d"], other: Float[np.ndarray, "n d"]) -> floa
   Args:
     real, other: their `features`.
   Raises:
-    ValueError: there are fewer clips than the protocol asks for, or not as many in both sets.
+    ValueError: the sets are smaller than the protocol asks for, or of different sizes.
   """
   if len(real) != len(other):
     raise ValueError(f"FVD needs two sets of equal size, got {len(real)} and {len(other)} clips")
@@ -69,7 +69,7 @@ def frechet_distance(one: Float[np.ndarray, "n d"], other: Float[np.ndarray, "m 
   """Returns the squared Frechet distance between the Gaussians that fit two sets of vectors.
 
   `|mean_1 - mean_2|^2 + tr(S_1) + tr(S_2) - 2 tr((S_1^1/2 S_2 S_1^1/2)^1/2)`, with covariances S
-  of n - 1.
+  (divisor n - 1).
 
   Raises:
     ValueError: a set has fewer than two vectors.
@@ -77,11 +77,11 @@ def frechet_distance(one: Float[np.ndarray, "n d"], other: Float[np.ndarray, "m 
   if min(len(one), len(other)) < 2:
     raise ValueError(f"a covariance needs two vectors, got {len(one)} and {len(other)}")
   (mean_1, root_1), (mean_2, root_2) = _mean_and_root(one), _mean_and_root(other)
-  # With S = R'R, the last trace is the sum of the singular values of R_1 R_2': nothing is squared,
-  # so that sets of fewer vectors than dimensions, whose S has no inverse, are as exact as others.
+  # With S = R'R, the last trace is the sum of the singular values of R_1 R_2'. Nothing is squared,
+  # so sets of fewer vectors than dimensions, whose S is singular, are just as exact.
   shared = np.linalg.svd(root_1 @ root_2.T, compute_uv=False).sum()
   spread = np.square(root_1).sum() + np.square(root_2).sum() - 2 * shared
-  # Rounding may take that of equal sets below zero.
+  # Rounding may make it negative for equal sets.
   return float(np.square(mean_1 - mean_2).sum() + max(spread, 0.0))
 
 

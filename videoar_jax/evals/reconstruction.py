@@ -1,4 +1,4 @@
-"""How well a tokenizer's codes hold clips: likeness to the original, and use of the bits."""
+"""Evaluates a tokenizer: quality of reconstructions, and use of the bits."""
 
 import dataclasses
 import json
@@ -19,20 +19,20 @@ from videoar_jax.interop.atomic import write_text
 from videoar_jax.tokenizers import lpips
 from videoar_jax.tokenizers.base import Tokenizer
 
-NUM_SHOWN = 4  # Clips that are kept to be looked at.
+NUM_SHOWN = 4  # Clips that are kept to show.
 
 
 @dataclasses.dataclass
 class Reconstruction:
-  """What was measured of a tokenizer.
+  """Measurements of a tokenizer.
 
   Attributes:
-    clips, captions, decoded: the first ones, to be looked at.
+    clips, captions, decoded: the first ones, to show.
     psnr, ssim: of each clip.
-    lpips: of each clip, if it was asked for.
-    rfvd: distance of all clips to what is decoded of them, if it was asked for.
-    real_fvd: that of all clips to other real ones, if there are as many others.
-    codebook_usage: as `CodebookUsage.summary` says; None of a tokenizer without bits.
+    lpips: of each clip, if asked for.
+    rfvd: FVD between all clips and their reconstructions, if asked for.
+    real_fvd: FVD between all clips and as many other real ones, if there are enough.
+    codebook_usage: see `CodebookUsage.summary`; None for a tokenizer without bits.
   """
 
   clips: UInt8[np.ndarray, "n f H W 3"]
@@ -46,7 +46,7 @@ class Reconstruction:
   codebook_usage: dict | None
 
   def scores(self) -> dict:
-    """Returns every number but those of single clips; None for what was not measured."""
+    """Returns all numbers except those of single clips; None for what was not measured."""
     rfvd = {"value": self.rfvd, "real_against_other_real_clips": self.real_fvd}
     return {
       "psnr": _spread(self.psnr, self.psnr.min()),
@@ -69,38 +69,38 @@ def measure(
   lpips_params: lpips.Params | None = None,
   i3d_params: i3d.Params | None = None,
 ) -> Reconstruction:
-  """Codes and decodes clips of a source, and measures what is left of them.
+  """Encodes and decodes clips of a source, and measures the reconstructions.
 
-  They are drawn, always the same ones: a folder's clips are sorted by class, and its first ones
-  would be of few classes, and the next ones, which FVD compares them with, of others.
+  Clips are drawn with a fixed seed: a folder's clips are sorted by class, so its first ones would
+  be of few classes, and the next ones, with which FVD compares them, of others.
 
   Args:
     tokenizer: to measure.
-    source: of clips; for FVD among real clips, as many others are read as well.
-    num_clips: how many, at most what the source holds.
-    lpips_params, i3d_params: converted weights; what needs them is left out without.
+    source: of clips; FVD between real clips reads as many others.
+    num_clips: number of clips, at most the size of the source.
+    lpips_params, i3d_params: converted weights; without them, LPIPS or FVD is left out.
   Raises:
     ValueError: clips are too small or too short for the tokenizer, SSIM, LPIPS or I3D, or too few
       for FVD.
   """
   has_others = len(source) >= 2 * num_clips
   order = scores.draw(source, 2 * num_clips if has_others else num_clips)
-  use, found = CodebookUsage(), {name: [] for name in ("psnr", "ssim", "lpips", "real", "decoded")}
+  use, parts = CodebookUsage(), {name: [] for name in ("psnr", "ssim", "lpips", "real", "decoded")}
   shown = [], [], []
   for clips, captions in scores.batches(source, order[:num_clips], "reconstruct"):
     latents, bits, decoded = scores.code_batch(tokenizer, clips)
     if bits is not None:
       use.add(latents, bits)
-    found["psnr"].append(metrics.psnr(clips, decoded))
-    found["ssim"].append(metrics.ssim(clips, decoded))
+    parts["psnr"].append(metrics.psnr(clips, decoded))
+    parts["ssim"].append(metrics.ssim(clips, decoded))
     if lpips_params is not None:
-      found["lpips"].append(metrics.lpips_of_clips(lpips_params, clips, decoded))
+      parts["lpips"].append(metrics.lpips_of_clips(lpips_params, clips, decoded))
     if i3d_params is not None:
-      found["real"].append(fvd.features(i3d_params, clips))
-      found["decoded"].append(fvd.features(i3d_params, decoded))
+      parts["real"].append(fvd.features(i3d_params, clips))
+      parts["decoded"].append(fvd.features(i3d_params, decoded))
     for kept, new in zip(shown, (clips, captions, decoded), strict=True):
       kept.extend(new[: NUM_SHOWN - len(kept)])
-  values = {name: np.concatenate(parts) if parts else None for name, parts in found.items()}
+  values = {name: np.concatenate(each) if each else None for name, each in parts.items()}
   rfvd = real_fvd = None
   if i3d_params is not None:
     rfvd = fvd.fvd(values["real"], values["decoded"])
@@ -122,7 +122,7 @@ def measure(
 
 
 def table(result: dict) -> str:
-  """Returns what `reconstruction.json` holds, to be read."""
+  """Formats the contents of `reconstruction.json`."""
   data, missing = result["data"], result["not_measured"]
   lines = scores.head_lines(result)
   lines += ["", f"{'':10}{'mean':>8}{'worst clip':>14}"]
@@ -146,12 +146,12 @@ def table(result: dict) -> str:
   return "\n".join(lines) + "\n"
 
 
-def write(out: pathlib.Path, result: dict, found: Reconstruction) -> list[pathlib.Path]:
-  """Writes the numbers and the pictures, and returns the files; each appears once it is whole."""
+def write(out: pathlib.Path, result: dict, measured: Reconstruction) -> list[pathlib.Path]:
+  """Writes numbers, video and images atomically; returns the files."""
   out.mkdir(parents=True, exist_ok=True)
   numbers, video, sheet = (out / f"reconstruction.{end}" for end in ("json", "mp4", "png"))
   write_text(numbers, json.dumps(result, indent=2) + "\n")
-  write_mp4(video, side_by_side(found.clips, found.decoded), result["data"]["frame_rate"])
-  psnr = found.psnr[: len(found.clips)]
-  write_png(sheet, reconstruction_sheet(found.clips, found.decoded, found.captions, psnr))
+  write_mp4(video, side_by_side(measured.clips, measured.decoded), result["data"]["frame_rate"])
+  clips, psnr = measured.clips, measured.psnr[: len(measured.clips)]
+  write_png(sheet, reconstruction_sheet(clips, measured.decoded, measured.captions, psnr))
   return [numbers, video, sheet]

@@ -1,11 +1,11 @@
-"""The closing report of a run: scores, pictures, and a page that shows them.
+"""The final report of a run: scores, images, and a page that shows them.
 
 report.md                    the page
 scores.json                  every number, unrounded
 report/curves.png            loss and quality by step
-report/reconstructions.png   test clips before and after coding
+report/reconstructions.png   test clips and their reconstructions
 report/samples.png           generated clips, frame by frame
-samples/*.mp4                the same, to play
+samples/*.mp4                the same as videos
 """
 
 import json
@@ -34,10 +34,10 @@ from videoar_jax.interop.atomic import write_text
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.train.logging import read_metrics
 
-NUM_SHOWN = 8  # Samples that become mp4 files and rows of the picture.
+NUM_SHOWN = 8  # Samples that become mp4 files and rows of the image.
 NUM_RECONSTRUCTIONS_SHOWN = 4
 MAX_SKIPPED_SHOWN = 20  # Lines of skipped files on the page; scores.json has all.
-LAST_SHARE = 0.05  # Numbers of a stage's end are means over these last steps.
+LAST_SHARE = 0.05  # A stage's final metrics are means over this share of its last steps.
 
 
 def write_report(
@@ -49,15 +49,15 @@ def write_report(
   *,
   seconds: float | None = None,
 ) -> dict:
-  """Scores what a run trained and writes its report.
+  """Scores a trained run and writes its report.
 
   Args:
-    workdir: of the run; every file appears in it once it is whole.
-    run: what was trained.
+    workdir: of the run; files are written atomically.
+    run: the run.
     stages: its stages, each with a checkpoint.
-    train_source: clips that were trained on; only what it skipped is read.
+    train_source: training clips; only the list of skipped files is read.
     test_source: clips to reconstruct, and prompts to generate from.
-    seconds: that the run took, if known.
+    seconds: duration of the run, if known.
   Returns:
     The scores, as in `scores.json`.
   """
@@ -103,17 +103,18 @@ def write_report(
   sheet = reconstruction_sheet(clips[:k], reconstructions[:k], captions[:k], psnr[:k])
   write_png(folder / "reconstructions.png", sheet)
   if generated is not None:
-    judged = matches["generated"] if matches else None
-    _write_samples(workdir, run, generated[:NUM_SHOWN], prompts[:NUM_SHOWN], judged)
+    generated_matches = matches["generated"] if matches else None
+    _write_samples(workdir, run, generated[:NUM_SHOWN], prompts[:NUM_SHOWN], generated_matches)
   write_text(workdir / "scores.json", json.dumps(result, indent=2) + "\n")
   write_text(workdir / "report.md", _page(workdir, run, result, prompts))
   return result
 
 
 def _examples(run: RunConfig, source) -> tuple[np.ndarray, list[str]]:
-  """Returns test clips and their captions, as many as any score needs.
+  """Returns test clips and their captions, as many as the largest score needs.
 
-  They are drawn: a folder's first ones would be of few classes. Their captions can be prompts.
+  They are drawn at random: a folder's first ones would be of few classes. Captions are valid
+  prompts.
   """
   source = EncodedSource(source, run.text.encoder.encode)
   order = scores.draw(source, max(run.report.num_clips, run.report.num_prompts))
@@ -122,7 +123,7 @@ def _examples(run: RunConfig, source) -> tuple[np.ndarray, list[str]]:
 
 
 def _prompts(run: RunConfig, captions: list[str]) -> list[str]:
-  """Returns what to generate: for sprites to count what is right, for a folder to look at it."""
+  """Returns the prompts: of sprites for the oracle's accuracy, of other data to show samples."""
   if run.data.source == "sprites":
     return captions[: run.report.num_prompts]
   # Many files of a folder may share a caption.
@@ -134,7 +135,7 @@ def _metrics_path(workdir: pathlib.Path, stage) -> pathlib.Path:
 
 
 def _stage_facts(workdir: pathlib.Path, stages: Stages, stage) -> dict:
-  """Returns what a stage is, how far it came, and its metrics averaged over its last steps."""
+  """Returns a stage's settings, its step, and its metrics averaged over the last steps."""
   records = read_metrics(_metrics_path(workdir, stage))
   last = records[-max(1, round(LAST_SHARE * len(records))) :]
   names = [name for name in (last[-1] if last else {}) if name != "step"]
@@ -152,7 +153,7 @@ def _stage_facts(workdir: pathlib.Path, stages: Stages, stage) -> dict:
 def _data_facts(run: RunConfig, train_source, test_source) -> dict:
   facts = {"source": run.data.source, "has_test_split": True}
   if run.data.source != "sprites":
-    # Both splits probe the whole folder; a file may fail later in one of them only.
+    # Both splits probe the whole folder; later, a file may fail in only one of them.
     skipped = dict([*train_source.skipped, *test_source.skipped])
     facts |= {
       "path": train_source.bad_samples.source,
@@ -170,14 +171,14 @@ def _peak_memory_bytes() -> int:
 
 
 def _prompt_scores(run: RunConfig, prompts: list[str], matches: dict[str, list[dict]]) -> dict:
-  """Returns accuracy by attribute of each kind of clip: all prompts, seen and held-out ones."""
+  """Returns accuracy by attribute and kind of clip, for all prompts, seen and held-out ones."""
   result = scores.accuracy_by_novelty(prompts, matches)
-  # Two objects are right only together, which a guess seldom gets.
+  # The chance level is for one object; two have to be correct together.
   return result | ({"chance": scores.CHANCE} if run.data.num_objects == 1 else {})
 
 
 def _write_samples(workdir: pathlib.Path, run: RunConfig, clips, prompts, matches) -> None:
-  """Writes generated clips as mp4 and as one picture, which tells what the oracle misses."""
+  """Writes generated clips as mp4 and as one image, which names what the oracle does not see."""
   folder = workdir / "samples"
   folder.mkdir(exist_ok=True)
   lines = []
@@ -194,9 +195,9 @@ def _page(workdir: pathlib.Path, run: RunConfig, result: dict, prompts: list[str
     parts += ["## Samples", "![Samples, a row each](report/samples.png)"]
     parts += [_sampling_command(workdir, prompts[0])]
   if "prompts" in result:
-    title = "Is it what the prompt asks for?"
+    title = "Do clips show what the prompt asks for?"
     if not run.generator_stages:
-      title = "Can it still be read after coding?"
+      title = "Do reconstructions show what the caption says?"
     parts += [f"## {title}", _prompt_table(result["prompts"])]
   psnr = result["reconstruction"]["psnr"]
   parts += [
@@ -244,16 +245,16 @@ def _sampling_command(workdir: pathlib.Path, prompt: str) -> str:
 
 
 def _prompt_table(prompts: dict) -> str:
-  """Returns the accuracies in per cent."""
+  """Formats the accuracies in per cent."""
   columns, count = scores.ATTRIBUTES, prompts["count"]
-  rows = ["| % right | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+  rows = ["| % correct | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
   for label, values in scores.prompt_rows(prompts):
     cells = [f"{100 * values[c]:.0f}" if c in values else "" for c in columns]
     label = f"**{label}**" if label == "generated" else label
     rows.append(f"| {label} | " + " | ".join(cells) + " |")
-  text = f"{count['all']} test prompts. A program reads from the pixels of each clip what it shows."
+  text = f"{count['all']} test prompts. A program reads attributes from the pixels of each clip."
   if "generated" in prompts:
-    text += " Reconstructed and real clips of the same prompts are what generated ones could reach."
+    text += " Reconstructed and real clips of the same prompts are the upper bound."
   return text + "\n\n" + "\n".join(rows)
 
 
@@ -276,7 +277,7 @@ def _data_text(data: dict) -> str:
     text = f"{data['num_train_files']} videos to train on, {data['num_test_files']} to test on."
   else:
     text = (
-      f"{data['num_train_files']} videos, too few to set some aside: the test clips above were "
+      f"{data['num_train_files']} videos, too few for a test split: the test clips above were "
       "trained on, too."
     )
   skipped = data["skipped"]

@@ -1,4 +1,4 @@
-"""Generated clips as files: videos, single frames, and a sheet of all."""
+"""Writes generated clips: videos, single frames, and a contact sheet."""
 
 import pathlib
 from collections.abc import Iterable
@@ -9,13 +9,13 @@ from PIL import Image
 
 from videoar_jax.evals.media import contact_sheet, slug, write_mp4, write_png
 
-_SHEET_ROWS = 64  # Of the first clips; more would be no picture.
+_SHEET_ROWS = 64  # The first clips only, so that the image does not get too large.
 
 
 def write_frames(
   folders: list[pathlib.Path], parts: Iterable[UInt8[np.ndarray, "n f H W 3"]]
 ) -> UInt8[np.ndarray, "n f H W 3"]:
-  """Writes the frames of clips as they come, a folder each; returns them together.
+  """Writes the frames of clips as they arrive, a folder per clip; returns all frames.
 
   Raises:
     OSError: a file cannot be written.
@@ -23,7 +23,7 @@ def write_frames(
   for folder in folders:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("[0-9]*.png"):
-      old.unlink()  # Of a longer clip, they would follow on this one's.
+      old.unlink()  # Frames left over from a longer clip would seem to continue this one.
   clips, at = [], 0
   for part in parts:
     for folder, frames in zip(folders, part, strict=True):
@@ -35,7 +35,7 @@ def write_frames(
 
 
 class Out:
-  """A folder of clips; each file appears in it once it is whole."""
+  """A folder of clips, whose files are written atomically."""
 
   def __init__(self, folder: pathlib.Path, frame_rate: float):
     self.folder, self.frame_rate = folder, frame_rate
@@ -58,14 +58,14 @@ class Out:
     return files
 
   def write_sheet(self) -> pathlib.Path:
-    """Writes a picture of the first clips' frames, a row each; returns the file."""
+    """Writes an image with the first clips' frames, a row each; returns the file."""
     path = self.folder / "contact_sheet.png"
     write_png(path, contact_sheet(np.stack(self._shown), self._texts))
     return path
 
 
 def file_stems(prompts: list[str]) -> list[str]:
-  """Returns a file name for each prompt; those that would share one are numbered."""
+  """Returns a file name for each prompt; duplicates are numbered."""
   stems: list[str] = []
   for prompt in prompts:
     stem, number = slug(prompt), 2

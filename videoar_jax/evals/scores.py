@@ -1,4 +1,4 @@
-"""Scores of what a run trained: how well clips are reconstructed, how well prompts are obeyed."""
+"""Shared by all evaluations: drawing and coding clips, the oracle's accuracy, table rows."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from videoar_jax.tokenizers.pixels import to_float, to_uint8
 
 BATCH_SIZE = 16
 
-# What a blind guess at one object gets right.
+# Accuracy of a random guess at one object.
 CHANCE = {
   "size": 1 / len(sprite_captions.SIZES),
   "colour": 1 / len(sprite_captions.COLOURS),
@@ -25,11 +25,11 @@ CHANCE = {
 }
 
 
-ATTRIBUTES = (*CHANCE, "all")  # That the oracle reads.
+ATTRIBUTES = (*CHANCE, "all")  # Read by the oracle.
 
 
 def prompt_rows(prompts: dict) -> list[tuple[str, dict[str, float]]]:
-  """Returns the rows of a table of what the oracle reads: a label, and shares by attribute."""
+  """Returns the rows of the oracle's table: a label, and accuracy by attribute."""
   count, rows = prompts["count"], []
   if "generated" in prompts:
     rows.append(("generated", prompts["generated"]["all"]))
@@ -45,7 +45,7 @@ def prompt_rows(prompts: dict) -> list[tuple[str, dict[str, float]]]:
 
 
 def draw(source, num: int) -> list[int]:
-  """Draws indices of a source, none twice, always the same ones; fewer are the first of more."""
+  """Draws distinct indices of a source with a fixed seed; fewer are a prefix of more."""
   generator = np.random.default_rng(0)
   drawn: dict[int, None] = {}
   while len(drawn) < min(num, len(source)):
@@ -55,7 +55,7 @@ def draw(source, num: int) -> list[int]:
 
 def batches(source, indices: list[int], what: str) -> Iterator[tuple[np.ndarray, list[str]]]:
   """Yields (clips, captions) of a source, at most `BATCH_SIZE` at a time; `what` names the bar."""
-  # On a terminal only: a bar in a log file is many lines.
+  # No bar in log files, where each update is a line.
   with tqdm(total=len(indices), desc=what, unit="clip", disable=None) as bar:
     for first in range(0, len(indices), BATCH_SIZE):
       items = [source[i] for i in indices[first : first + BATCH_SIZE]]
@@ -66,8 +66,8 @@ def batches(source, indices: list[int], what: str) -> Iterator[tuple[np.ndarray,
 def code_batch(
   tokenizer: Tokenizer, clips: UInt8[np.ndarray, "b f H W 3"]
 ) -> tuple[Float[Array, "b t h w d"], list[Array] | None, UInt8[np.ndarray, "b f H W 3"]]:
-  """Codes at most `BATCH_SIZE` clips; returns latents, bits if there are, and what is decoded."""
-  # Every batch is whole, so that one program serves all.
+  """Encodes and decodes at most `BATCH_SIZE` clips; returns latents, bits (if any), and pixels."""
+  # Batches are padded, so that all share one compiled program.
   num = len(clips)
   batch = np.concatenate([clips, np.repeat(clips[-1:], BATCH_SIZE - num, axis=0)])
   latents = tokenizer.encode(to_float(batch))
@@ -82,7 +82,7 @@ def code_batch(
 def reconstruct(
   tokenizer: Tokenizer, clips: UInt8[np.ndarray, "b f H W 3"]
 ) -> UInt8[np.ndarray, "b f H W 3"]:
-  """Returns what is left of clips after coding and decoding."""
+  """Returns the reconstructions of clips."""
   starts = range(0, len(clips), BATCH_SIZE)
   return np.concatenate([code_batch(tokenizer, clips[i : i + BATCH_SIZE])[2] for i in starts])
 
@@ -90,7 +90,7 @@ def reconstruct(
 def oracle_matches(
   clips: UInt8[np.ndarray, "b f H W 3"], captions: list[str], frame_rate: float = FRAME_RATE
 ) -> list[dict[str, bool]]:
-  """Returns, for each sprite clip, whether each attribute that its caption names is to be seen."""
+  """Returns, for each sprites clip, whether it shows each attribute that its caption names."""
   result = []
   for clip, caption in zip(clips, captions, strict=True):
     asked = _asked(parse_caption(caption))
@@ -110,9 +110,9 @@ def _asked(scene: Scene) -> set[str]:
 
 
 def accuracy(matches: list[dict[str, bool]]) -> dict[str, float]:
-  """Returns the share of clips that are right, by attribute, and in "all" of them at once.
+  """Returns the share of correct clips, by attribute, and for "all" attributes at once.
 
-  An attribute that a caption does not name is not counted for it.
+  Attributes that a caption does not name are not counted.
   """
   right: dict[str, list[bool]] = {}
   for match in matches:
@@ -122,9 +122,9 @@ def accuracy(matches: list[dict[str, bool]]) -> dict[str, float]:
 
 
 def is_held_out(caption: str) -> bool:
-  """Says whether a caption has an object that the sprites' training split never shows.
+  """Returns whether a caption names an object that the sprites' training split never shows.
 
-  That is a combination of shape, colour and motion; a caption that leaves one out names no
+  Held out are combinations of shape, colour and motion; a caption that omits one of these names no
   combination.
   """
   return any(
@@ -135,7 +135,7 @@ def is_held_out(caption: str) -> bool:
 
 
 def split_by_novelty(captions: list[str]) -> dict[str, list[bool]]:
-  """Returns which captions are of which part: `all`, those `seen` in training, the `held_out`."""
+  """Returns which captions belong to each part: `all`, `seen` in training, `held_out`."""
   held_out = [is_held_out(caption) for caption in captions]
   seen = [not is_new for is_new in held_out]
   return {"all": [True] * len(captions), "seen": seen, "held_out": held_out}
@@ -144,19 +144,19 @@ def split_by_novelty(captions: list[str]) -> dict[str, list[bool]]:
 def accuracy_by_novelty(
   captions: list[str], matches: dict[str, list[dict[str, bool]]]
 ) -> dict[str, dict]:
-  """Returns how many captions each part has, as `count`, and the accuracy of each kind of clip."""
+  """Returns the captions per part as `count`, and the accuracy of each kind of clip by part."""
   parts = split_by_novelty(captions)
   result = {"count": {part: sum(chosen) for part, chosen in parts.items()}}
-  for kind, found in matches.items():
+  for kind, clip_matches in matches.items():
     result[kind] = {
-      part: accuracy([match for match, is_in in zip(found, chosen, strict=True) if is_in])
+      part: accuracy([match for match, is_in in zip(clip_matches, chosen, strict=True) if is_in])
       for part, chosen in parts.items()
     }
   return result
 
 
 def head_lines(result: dict) -> list[str]:
-  """Returns the first lines of a suite's table: which clips it is about."""
+  """Returns the first lines of a suite's table, which describe the clips."""
   data = result["data"]
   height, width = data["resolution"]
   size = f"{data['num_frames']} frames of {height}x{width} at {data['frame_rate']:g} a second"
@@ -167,10 +167,10 @@ def head_lines(result: dict) -> list[str]:
   return lines
 
 
-def fvd_line(label: str, found: dict | None, missing: str | None, num_clips: int) -> str:
-  """Returns a table's line of an FVD, with that among real clips beside it, or why it is not."""
-  if found is None:
+def fvd_line(label: str, result: dict | None, missing: str | None, num_clips: int) -> str:
+  """Returns a table's line with an FVD and that between real clips, or why it is missing."""
+  if result is None:
     return f"{label}  not measured: {missing}"
-  real = found["real_against_other_real_clips"]
-  beside = f"not measured, needs {2 * num_clips} clips" if real is None else f"{real:.1f}"
-  return f"{label}{found['value']:8.1f}  (real clips against other real ones: {beside})"
+  real = result["real_against_other_real_clips"]
+  real_text = f"not measured, needs {2 * num_clips} clips" if real is None else f"{real:.1f}"
+  return f"{label}{result['value']:8.1f}  (real clips against other real ones: {real_text})"

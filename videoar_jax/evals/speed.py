@@ -1,4 +1,4 @@
-"""Tables of speed, beside the machine's own limit: what `videoar_jax.bench` prints."""
+"""Benchmarks and their tables, compared with the device's measured limits, for `bench`."""
 
 import argparse
 import contextlib
@@ -45,7 +45,7 @@ def tokenizer_table(options: argparse.Namespace) -> str:
   video = jax.random.uniform(jax.random.key(1), (b, f, *resolution, 3), minval=-1.0)
   latents = jax.random.normal(jax.random.key(2), (b, *latent_shape, config.num_bits))
 
-  # The module is an argument, so that its weights are no constants.
+  # The module is an argument, so that its weights are not compiled in as constants.
   encode, decode = jax.jit(lambda m, x: m.encoder(x)), jax.jit(lambda m, x: m.decoder(x))
   calls = {
     "encode": lambda: encode(module, video),
@@ -85,7 +85,7 @@ def tokenizer_table(options: argparse.Namespace) -> str:
 
 
 def sample_table(options: argparse.Namespace) -> str:
-  """Measures generation without the pixels' decoder; returns the table.
+  """Measures generation without the tokenizer's decoder; returns the table.
 
   Raises:
     ValueError: a flag is impossible, or the config has no generator.
@@ -129,9 +129,9 @@ def sample_table(options: argparse.Namespace) -> str:
     weights = sum(x.nbytes for x in jax.tree.leaves(model))
     floor = steps * weights / read_rate + flops / product_rate
     lines += [
-      f"its floor         {floor / b:10.3f} s   {steps} steps, {flops / b / 1e9:.1f} GFLOP, "
+      f"lower bound       {floor / b:10.3f} s   {steps} steps, {flops / b / 1e9:.1f} GFLOP, "
       f"{steps * weights / b / 2**30:.2f} GiB of weights",
-      f"times the floor   {seconds['clip'] / floor:10.2f}",
+      f"ratio to bound    {seconds['clip'] / floor:10.2f}",
     ]
   return "\n".join(lines)
 
@@ -210,7 +210,7 @@ def training_table(options: argparse.Namespace) -> str:
 
 
 def _generator_of(options: argparse.Namespace):
-  """Returns the run and the stage that are measured.
+  """Returns the run and the stage to measure.
 
   Raises:
     ValueError: the config has no generator.
@@ -226,10 +226,10 @@ def _generator_of(options: argparse.Namespace):
 
 
 def _config_of_size(size: str) -> dict:
-  """Returns a config for classes and clips of 17x128x128 pixels."""
+  """Returns a class-conditional config for clips of 17x128x128 pixels."""
   loop = {"num_steps": 1_000_000, "batch_size": 1, "optimizer": {}}
   settings = FAMILIES["videoar"].sizes[size]
-  # Compiling each layer by itself pays for few of them.
+  # On CPU, unrolling pays off for few layers.
   scan_layers = jax.default_backend() != "cpu" or settings["num_layers"] > 12
   return {
     "data": {"num_frames": 17, "resolution": (128, 128)},
@@ -262,9 +262,9 @@ def data_table(options: argparse.Namespace) -> str:
   lines = [f"stage {stage.name}: {stage.data.source} {stage.data.path or ''}".rstrip(), ""]
   lines.append(columns + ("  waiting" if step_s is not None else ""))
   for num_threads in options.threads:
-    found = _read_for(batches, stage, sources, num_threads, options.seconds, step_s)
-    clips, frames, wall_s, cpu_s, waited_s = found
-    # The kernel counts the most memory that the process ever had, in KiB.
+    totals = _read_for(batches, stage, sources, num_threads, options.seconds, step_s)
+    clips, frames, wall_s, cpu_s, waited_s = totals
+    # The kernel reports the process's peak memory so far, in KiB.
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     line = f"{num_threads:7}{clips / wall_s:10.1f}{frames / wall_s:10.0f}"
     line += f"{clips / cpu_s:16.1f}{frames / cpu_s:17.0f}{memory:12.0f}"
@@ -275,14 +275,14 @@ def data_table(options: argparse.Namespace) -> str:
 def _read_for(
   batches, stage, sources: list, num_threads: int, seconds: float, step_s: float | None
 ):
-  """Reads batches for some seconds; returns clips, frames, and seconds: wall, CPU, and waiting.
+  """Reads batches for some seconds; returns clips, frames, and wall, CPU and waiting seconds.
 
-  With `step_s` it sleeps so long after each batch, as a run does while the device works.
+  With `step_s` it sleeps that long after each batch, like a run while the device computes.
   """
   with contextlib.closing(
     batches.iterator(stage, sources, seed=0, num_threads=num_threads)
   ) as iterator:
-    next(iterator)  # Until then, files are opened and threads begin.
+    next(iterator)  # Warm-up: opens files and starts threads.
     clips = frames = 0
     waited_s, begin, cpu = 0.0, time.perf_counter(), time.process_time()
     while time.perf_counter() - begin < seconds:

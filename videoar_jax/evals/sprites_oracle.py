@@ -1,7 +1,7 @@
-"""Reads what a sprites clip shows from its pixels, to tell whether a clip fits its prompt.
+"""Reads the attributes of a sprites clip from its pixels, to check it against its prompt.
 
 Nothing is learned: colours are compared with the palette, silhouettes with the four shapes, and the
-path of the centre of mass with the kinds of motion. Made for the blur and noise of generated video.
+path of the centre of mass with the kinds of motion. Robust to blur and noise of generated video.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ ATTRIBUTES = ("size", "colour", "shape", "motion")
 
 # Colours are in 8-bit steps of RGB distance.
 _BACKGROUND_TOLERANCE = 60.0  # Half the distance between the two nearest backgrounds.
-_FOREGROUND = 36.0  # 4.5 sigma of a noise of 8 steps.
-_EDGE = 0.25  # Less coverage than this is taken for noise.
+_FOREGROUND = 36.0  # 4.5 sigma for noise of 8 steps.
+_EDGE = 0.25  # Lower coverage counts as noise.
 
 # Lengths and areas are in units of the short side.
 _MIN_AREA = 0.4 * math.pi * RADIUS["small"][0] ** 2
 _SIZE_BORDER = (RADIUS["small"][1] + RADIUS["large"][0]) / 2
 _MIN_TRAVEL = 0.05
-_JITTER = 0.01  # Deviations from a path that mean nothing.
+_JITTER = 0.01  # Deviations from a path that are ignored.
 _BOUNCE_PENALTY = 4.0
-_MAX_TIME = 16  # In frames at `FRAME_RATE`; later, straight paths leave the picture.
-_SHAPE_FRAMES = 4  # As many silhouettes are enough.
-# Generated clips may be blurred, which rounds corners and takes the faint edges from the area that
-# is measured: so silhouettes are compared at several (passes of blur, growth of the radius).
+_MAX_TIME = 16  # In frames at `FRAME_RATE`; later, straight paths leave the frame.
+_SHAPE_FRAMES = 4  # Number of silhouettes to compare.
+# Blur in generated clips rounds corners and removes faint edges from the measured area, so
+# silhouettes are compared with several templates: (passes of blur, growth of the radius).
 _TEMPLATE_BLUR = ((0, 1.0), (2, 1.0), (2, 1.05), (8, 1.0), (8, 1.07), (8, 1.14))
 _MARGIN = 4
 
@@ -41,10 +41,10 @@ class _Track:
   """One object through the clip, in pixels.
 
   Attributes:
-    coverage: the object's part of each pixel.
+    coverage: share of each pixel that the object covers.
     area: sum of the coverage.
     centres: (x, y) of the centre of mass; frames without the object have area 0.
-    is_whole: not cut off by the picture's border.
+    is_whole: whether the frame's border does not cut it off.
   """
 
   coverage: Float32[np.ndarray, "f H W"]
@@ -54,11 +54,11 @@ class _Track:
 
 
 def describe(clip: UInt8[np.ndarray, "f H W 3"], frame_rate: float = FRAME_RATE) -> Scene:
-  """Returns what is to be seen in the first two seconds of a clip.
+  """Returns the scene in the first two seconds of a clip.
 
   Returns:
-    Up to two objects, the larger one first, and the background. An attribute that cannot be told is
-    None; a clip without an object has one of which all is None.
+    Up to two objects, the larger one first, and the background. Attributes that cannot be
+    determined are None; a clip without objects has one whose attributes are all None.
   """
   clip = clip[: int(_MAX_TIME * frame_rate / FRAME_RATE) + 1]
   side = min(clip.shape[1:3])
@@ -73,23 +73,23 @@ def describe(clip: UInt8[np.ndarray, "f H W 3"], frame_rate: float = FRAME_RATE)
 def matches(
   clip: UInt8[np.ndarray, "f H W 3"], caption: str, frame_rate: float = FRAME_RATE
 ) -> dict[str, bool]:
-  """Returns whether each attribute of a clip is what the prompt asks for.
+  """Returns whether each attribute of a clip agrees with the prompt.
 
   Args:
-    clip: what was generated.
-    caption: the prompt. What it leaves out cannot be wrong.
-    frame_rate: of the clip, frames a second.
+    clip: the generated clip.
+    caption: the prompt. Attributes that it omits count as correct.
+    frame_rate: of the clip, in frames per second.
   Returns:
-    {size, colour, shape, motion, background: is right}. With two objects in the prompt, an
-    attribute is right if it is for both of them.
+    {size, colour, shape, motion, background: is correct}. With two objects in the prompt, an
+    attribute is correct if it is for both.
   Raises:
-    ValueError: the prompt is none of the sprites' captions.
+    ValueError: the prompt is not a caption of sprites.
   """
   return compare(captions.parse_caption(caption), describe(clip, frame_rate))
 
 
 def compare(asked: Scene, seen: Scene) -> dict[str, bool]:
-  """Returns whether each attribute that is asked for is the one that is seen."""
+  """Returns whether each requested attribute agrees with the seen one."""
   pairs = _pair_up(asked.objects, seen.objects)
   result = {
     name: all(getattr(a, name) in (None, getattr(s, name)) for a, s in pairs) for name in ATTRIBUTES
@@ -98,7 +98,7 @@ def compare(asked: Scene, seen: Scene) -> dict[str, bool]:
 
 
 def _pair_up(asked, seen) -> list[tuple[Sprite, Sprite]]:
-  """Pairs objects of the same colour, and the rest in order; the surplus is not looked at."""
+  """Pairs objects of the same colour, and the rest in order; surplus objects are ignored."""
   left = list(seen)
   partners = [next((s for s in left if s.colour == a.colour), None) for a in asked]
   left = [s for s in left if s not in partners]
@@ -115,7 +115,7 @@ def _nearest_background(colour) -> str | None:
 
 
 def _find_objects(clip, background, side) -> list[tuple[str, _Track]]:
-  """Takes the pixels apart by the colour that, mixed with the background, explains them best."""
+  """Assigns each pixel to the colour that, mixed with the background, explains it best."""
   offsets = clip.astype(np.float32) - background
   where = np.nonzero(np.einsum("fhwc,fhwc->fhw", offsets, offsets) > _FOREGROUND**2)
   offsets = offsets[where]
@@ -152,7 +152,7 @@ def _track(coverage) -> _Track:
 
 
 def _best_frames(track: _Track) -> np.ndarray:
-  """Returns the frames that show the whole object, or as much of it as any."""
+  """Returns the frames that show the whole object; without any, those that show most of it."""
   (whole,) = np.nonzero(track.is_whole)
   return whole if len(whole) else np.argsort(-track.area)[:3]
 
@@ -163,7 +163,7 @@ def _size(track: _Track, side: int) -> str:
 
 
 def _shape(track: _Track) -> str:
-  """Returns the shape whose silhouette at the same place, of the same area, overlaps most."""
+  """Returns the shape whose silhouette, at the same place and area, overlaps most."""
   frames = _best_frames(track)
   frames = frames[np.linspace(0, len(frames) - 1, min(len(frames), _SHAPE_FRAMES)).astype(int)]
   radius = math.sqrt(np.median(track.area[frames]) / math.pi)
@@ -177,7 +177,7 @@ def _shape(track: _Track) -> str:
 
 
 def _templates(shape, radius, centres) -> tuple[Float32[np.ndarray, "f bh bw"], np.ndarray]:
-  """Returns silhouettes with room around them for blur, and the boxes' first pixels."""
+  """Returns silhouettes with a margin for blur, and the first pixels of their boxes."""
   templates, corners = shapes.coverage(shape, radius, centres)
   margin = (_MARGIN, _MARGIN)
   return np.pad(templates, ((0, 0), margin, margin)), corners - _MARGIN
@@ -196,7 +196,7 @@ def _blur_matrix(size: int, passes: int) -> Float32[np.ndarray, "n n"]:
 
 
 def _overlap(track: _Track, frames, templates, corners) -> float:
-  """Returns the mean over frames of intersection over union, of soft masks."""
+  """Returns the mean over frames of the soft masks' intersection over union."""
   box_height, box_width = templates.shape[1:]
   total = 0.0
   for frame, template, (x, y) in zip(frames, templates, corners, strict=True):
@@ -210,10 +210,10 @@ def _overlap(track: _Track, frames, templates, corners) -> float:
 
 
 def _motion(track: _Track, side: int) -> str | None:
-  """Returns the kind of motion whose best path comes closest to the centres of mass.
+  """Returns the kind of motion whose best path is closest to the centres of mass.
 
-  Each kind moves an axis along a function of time: rest, straight on, or reflected at some time;
-  and both axes by one speed. So a path has one unknown speed, and an unknown start for each axis.
+  Each kind moves an axis along a function of time: rest, straight, or reflected at some time; both
+  axes have the same speed. So a path has one unknown speed, and an unknown start for each axis.
   """
   (frames,) = np.nonzero(track.area)
   if len(frames) < 4:
@@ -225,7 +225,7 @@ def _motion(track: _Track, side: int) -> str | None:
   errors, speeds = _fit_paths(courses - courses.mean(axis=1, keepdims=True), path)
   bounces = errors.copy()
   bounces[:2, :2] = np.inf
-  # Its free times of reflection let a bounce fit noise better than the others do.
+  # Free times of reflection let a bounce fit noise better than other motions.
   advantage = np.exp(-_BOUNCE_PENALTY / len(frames))
   choices = {
     "x": (errors[1, 0], speeds[1, 0]),

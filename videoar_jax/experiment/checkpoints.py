@@ -1,4 +1,4 @@
-"""Where a run's stages leave their checkpoints, and what of them others read."""
+"""The checkpoints of a run's stages: where they are, and loading parameters from them."""
 
 import contextlib
 import dataclasses
@@ -28,17 +28,17 @@ class StageCheckpoints:
   mesh: Mesh
 
   def on_mesh_of(self, stage: StageConfig) -> Self:
-    """Returns the stages on the mesh of one of them, onto which it reads what others left.
+    """Returns the same on the mesh of a stage, onto which it loads the others' parameters.
 
     Raises:
-      ValueError: there are no devices for that mesh; names the field.
+      ValueError: the devices do not fit that mesh; names the field.
     """
     if stage.mesh == self.run.mesh:
       return self
     try:
       return dataclasses.replace(self, mesh=make_mesh(stage.mesh))
     except ValueError as error:
-      text = "what it does not set is as in config.mesh"
+      text = "fields that it does not set come from config.mesh"
       raise ValueError(f"stage.{stage.name}.mesh: {error}; {text}") from None
 
   def checkpoints(self, stage: StageConfig) -> pathlib.Path:
@@ -46,7 +46,7 @@ class StageCheckpoints:
     return self.workdir / stage.name / "checkpoints"
 
   def latest_step(self, stage: StageConfig) -> int:
-    """Returns the step of a stage's newest checkpoint; 0 where there is none."""
+    """Returns the step of a stage's newest checkpoint; 0 if there is none."""
     if not self.checkpoints(stage).is_dir():
       return 0
     checkpointer = Checkpointer(self.checkpoints(stage), is_reader=True)
@@ -55,16 +55,16 @@ class StageCheckpoints:
     return step
 
   def is_finished(self, stage: StageConfig) -> bool:
-    """Says whether a stage has its last step."""
+    """Returns whether a stage has reached its last step."""
     return self.latest_step(stage) >= stage.loop.num_steps
 
   def is_needed(self, cache: Cache) -> bool:
-    """Says whether a cache is yet to be read by a stage, or made for other runs to read."""
+    """Returns whether a stage still has to read a cache, or no stage of this run reads it."""
     readers = [stage for stage in self.run.stages if stage.cache == cache]
     return not readers or not all(self.is_finished(stage) for stage in readers)
 
   def stage_before(self, stage: StageConfig, kind: str) -> StageConfig | None:
-    """Returns the nearest stage before this one that trains that kind of thing."""
+    """Returns the nearest earlier stage of a kind; None without one."""
     before = self.run.stages[: self.run.stages.index(stage)]
     return next((other for other in reversed(before) if other.kind == kind), None)
 
@@ -81,9 +81,9 @@ class StageCheckpoints:
     """Returns a stage's structure and its (averaged, where kept) parameters.
 
     Args:
-      stage: which.
+      stage: the stage.
       step: of the checkpoint; None for the newest.
-      is_split: over the devices, as in training; else whole on every device.
+      is_split: whether to shard over devices, as in training; otherwise replicated.
     Raises:
       FileNotFoundError: the stage has no checkpoint.
     """
@@ -92,7 +92,7 @@ class StageCheckpoints:
       return template, checkpointer.restore_item(part, abstract, step)
 
   def _part(self, stage: StageConfig, is_split: bool) -> tuple[Template, str, dict]:
-    """Returns a stage's structure, and the name and arrays of the parameters that it leaves."""
+    """Returns a stage's structure, and its parameters' checkpoint item and abstract arrays."""
     template = self.module_template(stage)
     shardings = jax.tree.map(lambda _: replicated(self.mesh), template.shapes)
     if is_split:
@@ -101,7 +101,7 @@ class StageCheckpoints:
     return template, part, with_shardings(template.shapes, shardings)
 
   def reader(self, stage: StageConfig):
-    """Opens a stage's checkpoints, to be closed at the end of a `with`.
+    """Returns a context manager that opens a stage's checkpoints for reading.
 
     Raises:
       FileNotFoundError: it has none.
@@ -113,10 +113,10 @@ class StageCheckpoints:
     return contextlib.closing(Checkpointer(self.checkpoints(stage), is_reader=True))
 
   def hand_over(self, stage: StageConfig, *, is_split: bool = False) -> tuple[Template, dict]:
-    """Returns what `load_params` does, of a finished stage, to all processes of a run.
+    """Loads a finished stage's parameters, as `load_params`, in all processes of a run.
 
     Raises:
-      Damaged: its last step cannot be read, and does not count any more.
+      Damaged: its last step cannot be read; the stage is no longer finished.
     """
     template, part, abstract = self._part(stage, is_split)
     with self.reader(stage) as checkpointer:
@@ -125,7 +125,7 @@ class StageCheckpoints:
     return template, params
 
   def export_params(self, stage: StageConfig, path: pathlib.Path) -> int:
-    """Writes a stage's (averaged) parameters as safetensors; returns how many there are.
+    """Writes a stage's (averaged) parameters as safetensors; returns their number.
 
     Raises:
       FileNotFoundError: the stage has no checkpoint.
@@ -135,17 +135,17 @@ class StageCheckpoints:
     return count_parameters(params)
 
   def shapes(self, stage: StageConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a stage's parameters, by the names that they have in files."""
+    """Returns the shapes of a stage's parameters, by their names in files."""
     return {name: x.shape for name, x in flatten(self.module_template(stage).shapes).items()}
 
   @staticmethod
   def is_inflated(stage: StageConfig) -> bool:
-    """Says whether a stage starts from a converted image tokenizer: that is a folder."""
+    """Returns whether a stage starts from a converted image tokenizer, which is a folder."""
     path = stage.init.from_
     return path is not None and stage.kind == "tokenizer" and pathlib.Path(path).is_dir()
 
 
 def check_last(stage: StageConfig, step: int) -> None:
-  """Raises Damaged unless a step that was read is a stage's last."""
+  """Raises Damaged unless the step that could be read is the stage's last."""
   if step < stage.loop.num_steps:
-    raise Damaged(f"stage {stage.name} goes on from step {step} of {stage.loop.num_steps}")
+    raise Damaged(f"stage {stage.name} resumes from step {step} of {stage.loop.num_steps}")

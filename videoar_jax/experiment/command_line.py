@@ -1,4 +1,4 @@
-"""What the command lines share: errors in one line, and checks of flags."""
+"""Shared by all commands: errors in one line, and checks of flags."""
 
 import argparse
 import contextlib
@@ -17,14 +17,14 @@ from videoar_jax.runtime.versions import untested_warning
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-  """Shows defaults, but for flags that are off, and the example as it is written."""
+  """Shows defaults, except of flags that are off, and keeps the line breaks of descriptions."""
 
   def _get_help_string(self, action):
     return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-  """Tells of errors in one line, as the rest of the package does; takes no shortened flags."""
+  """Reports errors in one line, as the rest of the package does; accepts no abbreviated flags."""
 
   def __init__(self, **settings):
     super().__init__(formatter_class=Formatter, allow_abbrev=False, **settings)
@@ -35,11 +35,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def print_result(run: Callable[[], str], *, uses_jax: bool = True) -> int:
-  """Prints what a command returns, or its error; returns 2 for what the user can fix, else 0.
+  """Prints a command's result or error; returns the exit status: 2 for user errors, else 0.
 
   Args:
     run: the command.
-    uses_jax: whether to warn of versions of JAX and Python that are not tested.
+    uses_jax: whether to warn about untested versions of JAX and Python.
   """
   if uses_jax and (warning := untested_warning()):
     print(f"warning: {warning}", file=sys.stderr)
@@ -66,10 +66,7 @@ def parse_resolution(text: str) -> tuple[int, int]:
 def load_config_file(path: str) -> dict:
   """Runs a config file; returns the names in it.
 
-  It may import its neighbours as `from configs import ...`, whatever the current folder is.
-
-  Raises:
-    ValueError: the file is not there, or is no config; names the line.
+  It may import its neighbours as `from configs import ...`, whatever the current folder.
   """
   if not pathlib.Path(path).is_file():
     raise ValueError(f"--config={path} does not exist; name a file of configs/")
@@ -87,18 +84,18 @@ def read_config(text: str, overrides: Sequence[str] = ()) -> ConfigDict:
     text: the value of --config.
     overrides: `--config.FIELD=VALUE`, see `overrides.set_fields`.
   Raises:
-    ValueError: the file is no config, or a field is unknown or of another type.
+    ValueError: the file is not a config, or a field is unknown or has the wrong type.
   """
-  # Command lines are parsed before JAX is imported, which reads the environment.
+  # JAX reads environment variables when imported, so command lines are parsed before.
   from videoar_jax.experiment.defaults import complete
 
   path, _, argument = text.partition(":")
   get_config = load_config_file(path)["get_config"]
   with _imports_of(path):
-    # A file of a user's own may take no argument.
+    # A user's own file may take no argument.
     config = get_config(argument) if argument else get_config()
   if not isinstance(config, ConfigDict | dict):
-    raise ValueError(f"--config={path}: get_config returns no ConfigDict; return one")
+    raise ValueError(f"--config={path}: get_config does not return a ConfigDict; return one")
   config = complete(config)
   set_fields(config, overrides)
   return complete(config)
@@ -106,12 +103,12 @@ def read_config(text: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 @contextlib.contextmanager
 def _imports_of(path: str):
-  """Lets a config file import those beside it; what goes wrong in it becomes a ValueError."""
+  """Lets a config file import its neighbours; turns its exceptions into ValueError."""
   folder = str(pathlib.Path(path).absolute().parent.parent)
   sys.path.insert(0, folder)
   try:
     yield
-  except ValueError as error:  # Of the file's own, which says what to do.
+  except ValueError as error:  # Raised by the file itself, with its own hint.
     raise ValueError(f"--config={path}: {error}") from error
   except Exception as error:
     lines = [x.lineno for x in traceback.extract_tb(error.__traceback__) if x.filename == path]
@@ -122,7 +119,7 @@ def _imports_of(path: str):
 
 
 def check_out(out: pathlib.Path) -> None:
-  """Raises ValueError if a folder cannot be made, or written to."""
+  """Raises ValueError if a folder cannot be created or written to."""
   place = out.absolute()
   while not place.exists():
     place = place.parent
@@ -133,5 +130,5 @@ def check_out(out: pathlib.Path) -> None:
 
 
 def one_line(error: Exception) -> str:
-  """Returns what an error says, without line breaks."""
+  """Returns an error's message without line breaks."""
   return " ".join(str(error).split())

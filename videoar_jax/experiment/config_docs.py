@@ -44,24 +44,25 @@ def get_config(arg=None):
   return config
 ```
 
-Its argument names the stages, in order, and what each does: it trains a `"tokenizer"` or a
-`"generator"`, or it encodes the clips with the tokenizer so far, once, into a `"cache"` from which
-the generator stages after it read. A `ConfigDict` with some of the fields will do, too.
+The argument of `default_config` maps the names of the stages, in order, to their kinds: a stage
+trains a `"tokenizer"` or a `"generator"`, or it encodes the clips once with the latest tokenizer
+into a `"cache"`, which later generator stages read. A `ConfigDict` with only some of the fields
+works, too.
 
-Any field is set on the command line, with `--config.FIELD=VALUE` or `--config.FIELD VALUE`:
+The command line can set any field, with `--config.FIELD=VALUE` or `--config.FIELD VALUE`:
 
 ```
 --config.seed=1 --config.data.resolution=(128,128) --config.stage.generator.loop.batch_size=8
 --config.stages="('tokenizer',)" --config.stage.generator.loss.window=None
 ```
 
-`None` stands for a field that is not set. In `stage.NAME.data` and `stage.NAME.mesh` it means that
-the field is as in the run's `data` and `mesh`, and in a part of a mixture, as in the `data` of its
-stage. There `""` unsets a path or another text that the run sets.
+`None` means that a field is not set. Fields of `stage.NAME.data` and `stage.NAME.mesh` that are not
+set are inherited from the run's `data` and `mesh`, those of a part of a mixture from the `data` of
+its stage. There `""` unsets a path or another text that the run sets.
 
-The workdir keeps all fields, in `config.json`. A run that is started again in it must have the same
-ones, but for where it runs, how fast it reads, and what it saves and logs: `mesh`, `num_threads`,
-`prefetch`, and fields of `loop` that change no step.
+The workdir stores all fields in `config.json`. A run that resumes in it must have the same values,
+except for where it runs, how fast it reads, and what it saves and logs: `mesh`, `num_threads`,
+`prefetch`, and fields of `loop` that do not affect the steps.
 
 This page is generated: `python -m videoar_jax.experiment.config_docs > docs/config.md`.
 """
@@ -107,14 +108,15 @@ def _stages() -> Iterator[str]:
   yield from section("stage.NAME.init", InitConfig)
   yield from section("stage.NAME.mixture.PART", PartSettings)
   yield "## Stages that encode: `stage.NAME` of kind `cache`\n"
-  yield _table([("data", "section", "", "the clips to encode, where they differ from the run's.")])
+  text = "the clips to encode; unset fields are inherited from the run's `data`."
+  yield _table([("data", "section", "", text)])
   yield from section("stage.NAME", CacheConfig)
 
 
 def _families() -> Iterator[str]:
   for name, family in FAMILIES.items():
     yield f"## Model family `{name}`\n"
-    yield f"Its tokenizer is of the family `{family.tokenizer}`.\n"
+    yield f"It uses the tokenizer family `{family.tokenizer}`.\n"
     yield from section("generator", family.network, family.derived)
     yield from section("sampling", family.sampling)
     yield from section("stage.NAME.loss", family.loss)
@@ -127,21 +129,21 @@ def _families() -> Iterator[str]:
 def section(
   path: str, cls: type, without: tuple[str, ...] = (), default: Any = None
 ) -> Iterator[str]:
-  """Yields the table of a section, and of those within it.
+  """Yields the tables of a section and of its subsections.
 
   Args:
     path: the section's name.
     cls: its dataclass.
-    without: fields that follow from others.
+    without: derived fields.
     default: an object with the defaults; None for the dataclass's own.
   Raises:
-    ValueError: the docstring says nothing of a field.
+    ValueError: a field is missing from the docstring.
   """
   texts, hints = attribute_docs(cls), typing.get_type_hints(cls)
   rows, within = [], []
   for name, field in fields_of(cls, without).items():
     if name not in texts:
-      raise ValueError(f"the docstring of {cls.__name__} says nothing of {name}")
+      raise ValueError(f"the docstring of {cls.__name__} does not describe {name}")
     own = default_of(field) if default is None else getattr(default, field.name)
     hint = hints[field.name]
     if dataclasses.is_dataclass(hint):

@@ -1,7 +1,7 @@
-"""Configs with every field, typed: the defaults that files start from and are filled up with.
+"""Default configs with all fields, typed: config files start from them and are completed by them.
 
-A field whose default is None, that has to be set, or that a stage inherits from the run is a
-placeholder: None, until it is set to a value of its type.
+A field whose default is None, that has to be set, or that a stage inherits from the run is a typed
+placeholder: None until it is set to a value of its type.
 """
 
 import dataclasses
@@ -48,11 +48,11 @@ SECTIONS = (
 
 
 def default_config(stages: dict[str, str], family: str = "videoar") -> ConfigDict:
-  """Returns a config with all fields of all sections, for a config file to set what differs.
+  """Returns a config with all fields of all sections, for a config file to modify.
 
   Args:
-    stages: what each does, in order, by its name: "tokenizer", "generator" or "cache".
-    family: of models, see `FAMILIES`.
+    stages: kind of each stage by name, in order: "tokenizer", "generator" or "cache".
+    family: model family, see `FAMILIES`.
   Raises:
     ValueError: a kind of stage or the family is unknown.
   """
@@ -61,19 +61,19 @@ def default_config(stages: dict[str, str], family: str = "videoar") -> ConfigDic
 
 
 def mixture_part(**settings: Any) -> ConfigDict:
-  """Returns a part of a stage's mixture: what is not given is as in the stage's `data`.
+  """Returns a part of a stage's mixture; unset fields are inherited from the stage's `data`.
 
   Raises:
-    ValueError: a field is unknown or of another type.
+    ValueError: a field is unknown or has the wrong type.
   """
   return _part(settings, "mixture")
 
 
 def complete(config: ConfigDict | dict) -> ConfigDict:
-  """Returns a config with what it leaves out.
+  """Returns a config with all missing fields filled in.
 
   Raises:
-    ValueError: a field is unknown, has another name now, or a value of another type; names it.
+    ValueError: a field is unknown, renamed or has a value of the wrong type; names it.
   """
   values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
   check_renamed(values)
@@ -107,9 +107,9 @@ def complete(config: ConfigDict | dict) -> ConfigDict:
 
 
 def inherited(values: dict, changes: dict) -> dict:
-  """Returns the fields of a `data` or `mesh` section with those that a section within it sets.
+  """Returns the fields of a `data` or `mesh` section, overridden by those that a subsection sets.
 
-  Text that may be None is unset by "", since None stands for what is inherited.
+  "" unsets text that may be None, since None means inherited.
   """
   hints = typing.get_type_hints(DataConfig)
   return values | {
@@ -158,7 +158,7 @@ _LOSSES: dict[str, Callable[[Family], type]] = {
 
 
 def _inherits(cls: type, values: dict, section: str, path: str) -> ConfigDict:
-  """Returns a section of a stage that is as in the run where it is not set."""
+  """Returns a section of a stage whose unset fields are inherited from the run."""
   return _section(cls, _values(values, section, path), f"{path}.{section}", _inherited)
 
 
@@ -172,7 +172,7 @@ def _part(values: dict, path: str) -> ConfigDict:
 
 
 def _inherited(field: dataclasses.Field) -> None:
-  """Returns what stands for the value of the section around."""
+  """Returns None, the placeholder of an inherited value."""
 
 
 def _section(
@@ -182,13 +182,13 @@ def _section(
   default: Callable[[dataclasses.Field], Any] = default_of,
   without: tuple[str, ...] = (),
 ) -> ConfigDict:
-  """Returns a section of all fields of a dataclass.
+  """Returns a section with all fields of a dataclass.
 
   Args:
     cls: the dataclass.
-    values: of some fields.
+    values: values of some fields.
     path: the section's name, for errors.
-    default: of the others.
+    default: returns the value of any other field.
     without: fields that are not part of configs.
   """
   fields, hints = fields_of(cls, without), typing.get_type_hints(cls)
@@ -211,7 +211,7 @@ def _field_of(section: Any, field: dataclasses.Field) -> Any:
 
 
 def _typed(hint: Any, value: Any, *, may_be_none: bool) -> Any:
-  """Returns what a ConfigDict takes for a value whose type it does not show."""
+  """Returns a value for a ConfigDict, as a typed reference if the value does not show its type."""
   kinds = kinds_of(hint)
   if len(kinds) > 1:
     return config_dict.FieldReference(value, field_type=object)
@@ -221,10 +221,10 @@ def _typed(hint: Any, value: Any, *, may_be_none: bool) -> Any:
 
 
 def _values(values: dict, section: str, path: str) -> dict:
-  """Returns a section; an empty one where it is missing.
+  """Returns a section; an empty one if it is missing.
 
   Raises:
-    ValueError: it is a value.
+    ValueError: it is a value, not a section.
   """
   found = values.get(section)
   if found is not None and not isinstance(found, dict):
@@ -241,14 +241,14 @@ def _value(hint: Any, values: dict, name: str, path: str, default: Any) -> Any:
 def _check_family(
   values: dict, section: str, family: str, of: Callable[[Family], type], path: str = ""
 ) -> None:
-  """Raises ValueError where a field is none of this family's, but one of another's.
+  """Raises ValueError if a field belongs to another family.
 
   Args:
-    values: with the section.
+    values: the fields around the section.
     section: its name.
-    family: the config's.
-    of: returns a family's dataclass of the section.
-    path: where the section stands.
+    family: the config's family.
+    of: returns a family's dataclass for the section.
+    path: path of the section's parent.
   """
   path = f"{path}.{section}" if path else section
   for field in _values(values, section, path).keys() - fields_of(of(FAMILIES[family])).keys():

@@ -1,4 +1,4 @@
-"""How two sets of settings differ."""
+"""Differences between two sets of settings."""
 
 import json
 
@@ -6,7 +6,7 @@ _ABSENT = "(absent)"
 
 
 def differing_fields(one: dict, other: dict) -> list[str]:
-  """Returns `field: value -> other value` of every field that differs, in dicts within, too."""
+  """Returns `field: value -> other value` for every field that differs, in nested dicts too."""
   flat_one, flat_other = _flatten(one), _flatten(other)
   return [
     f"{name}: {flat_one.get(name, _ABSENT)!r} -> {flat_other.get(name, _ABSENT)!r}"
@@ -17,7 +17,7 @@ def differing_fields(one: dict, other: dict) -> list[str]:
 
 def _flatten(values: dict, prefix: str = "") -> dict:
   flat = {}
-  # As JSON has them: tuples are lists.
+  # As in JSON, where tuples are lists.
   for name, value in json.loads(json.dumps(values)).items():
     if isinstance(value, dict):
       flat |= _flatten(value, f"{prefix}{name}.")

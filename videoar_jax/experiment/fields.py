@@ -1,4 +1,4 @@
-"""Dataclasses from the sections of a config, with errors that name the field and the fix."""
+"""Builds dataclasses from the sections of a config, with errors that name the field and the fix."""
 
 import dataclasses
 import difflib
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def build(cls: type, values: dict, path: str):
-  """Builds a dataclass from a section, sections within it included.
+  """Builds a dataclass from a section and its subsections.
 
   Args:
-    cls: the dataclass; a field that would be a Python keyword ends with an underscore in it.
+    cls: the dataclass; a trailing underscore marks fields whose names are Python keywords.
     values: all its fields, see `defaults.complete`.
     path: the section's name, for errors.
   Raises:
-    ValueError: a field is missing, of another type, or out of range.
+    ValueError: a field is missing, has the wrong type, or is out of range.
   """
   hints, arguments = typing.get_type_hints(cls), {}
   for name, field in fields_of(cls).items():
@@ -27,16 +27,16 @@ def build(cls: type, values: dict, path: str):
   try:
     return cls(**arguments)
   except ValueError as error:
-    # Dataclasses name their field; where it stands in the config is known here.
+    # Dataclasses name the field; only here its path in the config is known.
     prefix = "" if str(error).startswith(path.rpartition(".")[0] or path) else f"{path}: "
     raise ValueError(f"{prefix}{error}") from None
 
 
 def convert(hint: Any, value: Any, path: str) -> Any:
-  """Returns a value as a field of a type has it: tuples for lists, floats for integers.
+  """Converts a value to a field's type: lists to tuples, integers to floats.
 
   Raises:
-    ValueError: it is of another type; names the field.
+    ValueError: it has the wrong type; names the field.
   """
   if dataclasses.is_dataclass(hint):
     return build(hint, value, path)
@@ -54,25 +54,25 @@ def convert(hint: Any, value: Any, path: str) -> Any:
 
 
 def fields_of(cls: type, without: tuple[str, ...] = ()) -> dict[str, dataclasses.Field]:
-  """Returns the fields of a dataclass by their names in configs."""
+  """Returns the fields of a dataclass, by their names in configs."""
   names = {field.name.rstrip("_"): field for field in dataclasses.fields(cls)}
   return {name: field for name, field in names.items() if name not in without}
 
 
 def default_of(field: dataclasses.Field) -> Any:
-  """Returns the default of a field; None for one that has none."""
+  """Returns the default of a field; None if it has none."""
   if field.default_factory is not dataclasses.MISSING:
     return field.default_factory()
   return None if field.default is dataclasses.MISSING else field.default
 
 
 def allows_none(hint: Any) -> bool:
-  """Says whether a field of a type may be None."""
+  """Returns whether a field of a type may be None."""
   return types.NoneType in _options(hint)
 
 
 def kinds_of(hint: Any) -> tuple[type, ...]:
-  """Returns the classes that a field of a type may have values of, without None's."""
+  """Returns the classes of a field's values, without that of None."""
   options = (option for option in _options(hint) if option is not types.NoneType)
   return tuple(typing.get_origin(option) or option for option in options)
 
@@ -87,7 +87,7 @@ def _as_tuple(value):
 
 
 def check_names(values: dict, known: tuple[str, ...], path: str) -> None:
-  """Raises ValueError if a section has a field that is unknown; names one that is like it."""
+  """Raises ValueError if a section has an unknown field; suggests a similar one."""
   for name in values:
     if name not in known:
       near = difflib.get_close_matches(name, known, n=1)
@@ -96,7 +96,7 @@ def check_names(values: dict, known: tuple[str, ...], path: str) -> None:
 
 
 def attribute_docs(cls: type) -> dict[str, str]:
-  """Returns what a dataclass's docstring says of each attribute, by its name in configs."""
+  """Returns the attributes' descriptions in a dataclass's docstring, by their names in configs."""
   _, _, text = (cls.__doc__ or "").partition("Attributes:\n")
   docs: dict[str, str] = {}
   names: list[str] = []

@@ -1,4 +1,4 @@
-"""What a stage is trained on, batch by batch, on the devices of a mesh."""
+"""Batches of a stage's training and held-out clips, on a mesh."""
 
 import contextlib
 import dataclasses
@@ -18,12 +18,12 @@ from videoar_jax.text.tokenizers import TextEncoder
 log = logging.getLogger(__name__)
 
 NUM_MEDIA_CLIPS = 4  # Or a few more, where the mesh needs them.
-TOKENS_TOLERANCE = 0.1  # More or fewer in a batch of another shape are told.
+TOKENS_TOLERANCE = 0.1  # Larger relative deviations of a batch's tokens are logged.
 
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-  """A run's batches, of which each process reads the part of its devices."""
+  """A run's batches; each process reads the part for its devices."""
 
   run: RunConfig
   mesh: Mesh
@@ -32,12 +32,12 @@ class Batches:
     """Returns an iterator over this process's part of a stage's batches.
 
     Args:
-      stage: which.
-      sources: of `stage.source_data`, or the latents of a cache alone.
+      stage: the stage.
+      sources: one for each of `stage.source_data`, or only the latents of a cache.
       seed: of the order.
-      **reading: `num_threads` or `prefetch` in place of the config's.
+      **reading: `num_threads` or `prefetch`, instead of the config's.
     Raises:
-      ValueError: a batch cannot be made, or would never be.
+      ValueError: batches cannot be made, or a shape would never get one.
     """
     reading = {name: getattr(stage.data, name) for name in ("num_threads", "prefetch")} | reading
     part, num_parts = process_shard(self.mesh)
@@ -56,20 +56,20 @@ class Batches:
     )
 
   def mixture(self, stage: StageConfig, sources: list, seed: int) -> Mixture | None:
-    """Returns the batches of several shapes or sources of a stage; None where it has one of both.
+    """Returns the mixture of a stage's shapes and sources; None if it has only one of each.
 
     Args:
-      stage: which.
-      sources: of the parts of its mixture, or its clips.
+      stage: the stage.
+      sources: one for each part of its mixture, or its clips.
       seed: of the order.
     Raises:
-      ValueError: a shape would have no batch.
+      ValueError: a shape would never get a batch.
     """
     if not stage.mixture:
       return None
-    found, shards = [], num_batch_shards(self.mesh) * stage.loop.grad_accum_steps
+    buckets, shards = [], num_batch_shards(self.mesh) * stage.loop.grad_accum_steps
     for part, source in zip(stage.mixture, sources, strict=True):
-      found += make_buckets(
+      buckets += make_buckets(
         part.name,
         source,
         num_frames=part.num_frames,
@@ -80,26 +80,26 @@ class Batches:
         share=part.weight,
       )
     tokenize = self.run.text.encoder.encode
-    return Mixture(found, seed=seed, tokenize=tokenize, fields=self._fields(stage))
+    return Mixture(buckets, seed=seed, tokenize=tokenize, fields=self._fields(stage))
 
   def _fields(self, stage: StageConfig) -> tuple[str, ...]:
-    """Returns what a stage's batches have beside the clips and their texts."""
+    """Returns the fields of a stage's batches besides clips and texts."""
     return self.run.family.batch_fields if stage.kind == "generator" else ()
 
   def held_out(self, stage: StageConfig, source) -> list[dict[str, np.ndarray]]:
     """Returns this process's part of the batches that a stage is evaluated on.
 
-    They are of one shape, and the same ones each time. Where the source has fewer clips than the
-    config asks for, there are as many batches as show each of its clips.
+    They have one shape and are the same each time. If the source has fewer clips than the config
+    asks for, there are just enough batches to cover all clips.
 
     Args:
-      stage: which.
+      stage: the stage.
       source: clips of `stage.data` that are not trained on.
     """
     loop = stage.loop
     if not loop.eval_every:
       return []
-    # As many as go through the network at a time in training.
+    # As many as in one forward pass of training.
     size = loop.batch_size // loop.grad_accum_steps
     num_batches = min(loop.eval_batches, -(-len(source) // size))
     part, num_parts = process_shard(self.mesh)
@@ -119,12 +119,12 @@ class Batches:
     return [{name: batch[name] for name in batch if name != "id"} for batch in batches]
 
   def tell_of(self, stage: StageConfig, mixture: Mixture) -> None:
-    """Logs what a stage draws from its mixture, and which shapes of it are uneven."""
+    """Logs what a stage draws from its mixture, and which of its shapes have uneven batches."""
     _log_drawn(stage.name, mixture.drawn(0, stage.loop.num_steps))
     self.warn_of_uneven(stage, mixture)
 
   def warn_of_uneven(self, stage: StageConfig, mixture: Mixture) -> None:
-    """Logs which shapes of a mixture have more or fewer tokens a batch than the stage asks for."""
+    """Warns about shapes with more or fewer tokens per batch than the stage asks for."""
     if not stage.mixture:
       return
     own = ClipShape(stage.data.num_frames, stage.data.resolution)
@@ -138,15 +138,15 @@ class Batches:
       if abs(share - 1) > TOKENS_TOLERANCE:
         log.warning(
           "stage %s: a batch of %d clips of %dx%dx%d (frames x height x width) has %.2f times the "
-          "tokens that batch_size=%d asks for, since its clips must divide over %d devices; with a "
-          "larger batch_size, mesh.sequence or mesh.tensor it comes nearer",
+          "tokens that batch_size=%d asks for, since its clips must divide over %d devices; to get "
+          "closer, increase batch_size, mesh.sequence or mesh.tensor",
           *(stage.name, rows, frames, height, width, share, stage.loop.batch_size),
           num_batch_shards(self.mesh),
         )
 
 
 def _log_drawn(name: str, drawn: dict[str, dict[str, int]]) -> None:
-  """Logs what share of a stage's batches each source and shape is."""
+  """Logs the share of each source and shape in a stage's batches."""
   total = sum(counts["batches"] for counts in drawn.values())
   for what, counts in drawn.items():
     log.info(
@@ -160,9 +160,9 @@ def _log_drawn(name: str, drawn: dict[str, dict[str, int]]) -> None:
 
 
 def media_batch(source, text_encoder: TextEncoder, mesh: Mesh) -> dict[str, np.ndarray]:
-  """Returns the first clips of a source, to look at during training."""
-  ways = num_batch_shards(mesh)
-  num = -(-NUM_MEDIA_CLIPS // ways) * ways
+  """Returns the first clips of a source, to show during training."""
+  shards = num_batch_shards(mesh)
+  num = -(-NUM_MEDIA_CLIPS // shards) * shards
   source = EncodedSource(source, text_encoder.encode)
   items = [source[i % len(source)] for i in range(num)]
   return {

@@ -1,4 +1,4 @@
-"""Loads trained tokenizers and models for use."""
+"""Loads trained tokenizers and models."""
 
 import logging
 import os
@@ -26,17 +26,18 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
   """Loads a tokenizer that a run trained, or that `python -m videoar_jax.convert` made.
 
   Args:
-    path: a workdir, a checkpoint in one (`WORKDIR/tokenizer/checkpoints/220`; of a generator, the
-      tokenizer that it was trained with is taken), or a folder with a converted tokenizer.
+    path: a workdir, a checkpoint in one (`WORKDIR/tokenizer/checkpoints/220`; a generator's
+      checkpoint stands for the tokenizer that it was trained with), or a folder with a converted
+      tokenizer.
   Raises:
-    FileNotFoundError: there is none of them, or the run has no checkpoint of a tokenizer yet.
+    FileNotFoundError: the path is none of these, or the run has no tokenizer checkpoint yet.
     ValueError: the converted tokenizer is damaged.
   """
   if is_saved(path):
     saved, params = read_params(path)
     params = jax.tree.map(jnp.asarray, params)
     return TOKENIZERS["bsq"].make_tokenizer(autoencoder_of(saved.config, params))
-  # Text is nothing to a tokenizer: a file of it that is gone since need not be there.
+  # A tokenizer needs no text: files of the text encoder may be missing.
   stages, wanted, step = _open(path, needs_text=False)
   stage = _stage(stages.run, "tokenizer", wanted)
   step = step if stage.name == wanted else None
@@ -56,26 +57,26 @@ def load_model(
 
   Args:
     path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/2100`).
-    mesh: devices to share the work; each reads its part of the parameters. None for one device.
+    mesh: devices that share the work; each reads its part of the parameters. None for one device.
     dtype: of the generator's weights and cache, "float32" or "bfloat16".
-    text_features: file of the prompts' features, for a model that was trained on such; None for
-      the file that it was trained with, see `data.text_features`.
+    text_features: file of the prompts' features, for a model that was trained on features; None
+      for the file of training, see `text.tokenizer`.
     resolution: (H, W) of the clips to make, as one of a mixture's shapes; None for that of the
       stage's `data`.
   Raises:
     FileNotFoundError: there is no run, or it has no checkpoint of a generator yet.
     ValueError: the devices do not fit, the checkpoint is a tokenizer's or of a network of another
-      size, or the network makes no clips of that resolution.
+      size, or the network cannot make clips of that resolution.
   """
   devices = None if mesh is None else make_mesh(mesh)
   stages, wanted, step = _open(path, devices, text_features)
   stage = _stage(stages.run, "generator", wanted)
-  coder = stages.stage_before(stage, "tokenizer")
+  tokenizer_stage = stages.stage_before(stage, "tokenizer")
   return stages.run.family.make_model(
     stages.run,
     stage,
     _module(stages, stage, step, is_split=True),
-    _module(stages, coder, None),
+    _module(stages, tokenizer_stage, None),
     resolution=resolution,
     mesh=devices,
     dtype=jnp.dtype(dtype),
@@ -85,15 +86,15 @@ def load_model(
 def find_run(
   path: str | os.PathLike, text_features: str | None = None, *, needs_text: bool = True
 ) -> tuple[pathlib.Path, RunConfig]:
-  """Returns the workdir that a path is, or is in, and the config of its run.
+  """Returns the workdir of a path, and the config of its run.
 
   Args:
-    path: of either.
+    path: the workdir, or a path in it.
     text_features: see `load_model`.
-    needs_text: without it, what reads prompts is left out of the config.
+    needs_text: whether to keep the config's text encoder.
   Raises:
     FileNotFoundError: there is no run.
-    ValueError: the run was not trained on features of text, and some are given.
+    ValueError: `text_features` is set, but the run was not trained on features.
   """
   path = pathlib.Path(path).absolute()
   if not path.exists():
@@ -114,15 +115,15 @@ def find_run(
 def find_stage(
   path: str | os.PathLike, kind: str, text_features: str | None = None
 ) -> tuple[RunConfig, StageConfig]:
-  """Returns a run, and the stage of it whose tokenizer or generator the loaders take from a path.
+  """Returns a run, and the stage whose tokenizer or generator `load_*` loads from a path.
 
   Args:
     path: a workdir, or a checkpoint in one.
     kind: "tokenizer" or "generator".
     text_features: see `load_model`.
   Raises:
-    FileNotFoundError: there is no run, or it trains no such thing.
-    ValueError: a generator is wanted, and the checkpoint is a tokenizer's.
+    FileNotFoundError: there is no run, or it has no stage of that kind.
+    ValueError: `kind` is "generator", but the checkpoint is a tokenizer's.
   """
   workdir, run = find_run(path, text_features, needs_text=kind == "generator")
   return run, _stage(run, kind, _named_in(path, workdir)[0])
@@ -146,7 +147,7 @@ def _open(
   *,
   needs_text: bool = True,
 ) -> tuple[Stages, str | None, int | None]:
-  """Returns the run that a path belongs to, and the stage and step that it names, if any."""
+  """Returns the run of a path, and the stage and step that the path names, if any."""
   workdir, run = find_run(path, text_features, needs_text=needs_text)
   if mesh is None:
     mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
@@ -154,14 +155,14 @@ def _open(
 
 
 def _named_in(path: str | os.PathLike, workdir: pathlib.Path) -> tuple[str | None, int | None]:
-  """Returns the stage and the step that a path in a workdir names, if any."""
+  """Returns the stage and step that a path in a workdir names, if any."""
   parts = pathlib.Path(path).absolute().relative_to(workdir).parts
   step = int(parts[2]) if len(parts) > 2 and parts[2].isdigit() else None
   return parts[0] if parts else None, step
 
 
 def _stage(run: RunConfig, kind: str, name: str | None) -> StageConfig:
-  """Returns the stage of a kind that a name, of any stage or None, stands for."""
+  """Returns the stage of a kind to load for the name of any stage; None is the last one."""
   named = next((other for other in run.stages if other.name == name), None)
   stages = [other for other in run.stages if other.kind == kind]
   if not stages:
@@ -183,7 +184,7 @@ def _module(stages: Stages, stage, step: int | None, *, is_split: bool = False) 
   try:
     template, params = stages.load_params(stage, step, is_split=is_split)
   except ValueError as error:
-    # Its further sentences are about settings of the library.
+    # Further sentences of the message are about the library's settings.
     reason = str(error).partition(". ")[0]
     raise ValueError(
       f"the checkpoint of stage {stage.name!r} is of another network than "

@@ -1,4 +1,4 @@
-"""Fields of a config that the command line sets: `--config.FIELD=VALUE`, `--config.FIELD VALUE`."""
+"""Sets config fields from the command line: `--config.FIELD=VALUE` or `--config.FIELD VALUE`."""
 
 import keyword
 import re
@@ -15,7 +15,7 @@ _FIELD = re.compile(r"--?(no)?config\.([^=]*)(=.*)?", re.DOTALL)
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Returns the arguments that set no fields, and those that do, each with its value."""
+  """Splits arguments into those that set no field, and those that do, each with its value."""
   others, overrides = [], []
   arguments = list(arguments)
   while arguments:
@@ -31,15 +31,15 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def set_fields(config: ConfigDict, overrides: Sequence[str]) -> None:
-  """Sets fields; of flags for one field, the last holds.
+  """Sets fields; if several flags set one field, the last wins.
 
   Args:
-    config: with all fields, see `defaults.complete`; its types are those of the flags.
+    config: with all fields, see `defaults.complete`; values are parsed as their types.
     overrides: as `split_overrides` returns them.
   Raises:
-    ValueError: there is no such field, or it is of another type; names it.
+    ValueError: there is no such field, or a value has the wrong type; names the field.
   """
-  # By name, for a tuple's flags would else be joined.
+  # Keyed by name, because repeated flags for a tuple would be concatenated.
   arguments: dict[str, str] = {}
   for override in overrides:
     no, name, value = _FIELD.fullmatch(override).groups()
@@ -63,7 +63,7 @@ def _find(config: ConfigDict, name: str) -> tuple[ConfigDict, str]:
   """Returns the section of a field, and the field's name in it.
 
   Raises:
-    ValueError: there is no such field; names one that is like it.
+    ValueError: there is no such field; suggests a similar one.
   """
   if new_name(name) is not None:
     raise ValueError(f"config.{name} is now config.{new_name(name)}")
@@ -72,7 +72,7 @@ def _find(config: ConfigDict, name: str) -> tuple[ConfigDict, str]:
   for i, part in enumerate(parts):
     path = ".".join(("config", *parts[:i]))
     if not isinstance(section, ConfigDict):
-      raise ValueError(f"{path} is a value and has no fields; set it, or another field")
+      raise ValueError(f"{path} is a value and has no fields; set it or another field")
     check_names({part: None}, tuple(section), path)
     section = section[part]
   if isinstance(section, ConfigDict):
@@ -87,7 +87,7 @@ def _raw(section: ConfigDict, field: str):
 
 
 def _as_path(name: str) -> str:
-  """Returns a name as the library reads it, as Python: `init["from"]`, for that is a keyword."""
+  """Returns a name in the library's Python syntax: `init["from"]`, since `from` is a keyword."""
   first, *parts = name.split(".")
   is_plain = str.isidentifier
   return first + "".join(

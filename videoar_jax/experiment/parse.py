@@ -1,4 +1,4 @@
-"""From a config to one frozen, checked description of a run: every section becomes a dataclass."""
+"""Turns a config into one frozen, checked description of a run: a dataclass for each section."""
 
 import dataclasses
 import json
@@ -29,21 +29,21 @@ from videoar_jax.train.config import LoopConfig
 
 
 def finalize(config: ConfigDict | dict) -> RunConfig:
-  """Derives what follows from a config and checks it.
+  """Checks a config and returns the run that it describes.
 
   Raises:
     ValueError: a field is unknown, missing or impossible; names it and the fix.
   """
   values = complete(config).to_dict()
   family = family_of(values["family"])
-  coder = TOKENIZERS[family.tokenizer]
-  tokenizer = build(coder.network, values["tokenizer"], "tokenizer")
+  tokenizer_family = TOKENIZERS[family.tokenizer]
+  tokenizer = build(tokenizer_family.network, values["tokenizer"], "tokenizer")
   data = build(DataConfig, values["data"], "data")
   text = build(TextConfig, values["text"], "text")
   tokenizer.latent_shape(data.num_frames, data.resolution)
   mesh = build(MeshConfig, values["mesh"], "mesh")
   stages, caches = _stages(values, data, mesh, family)
-  # A run that trains a tokenizer alone need not say what a generator would be.
+  # A run that only trains a tokenizer need not configure a generator.
   generator = None
   if any(stage.kind == "generator" for stage in stages) or _has_generator(values, family):
     network = family.network_config(values["generator"], tokenizer, text)
@@ -61,14 +61,14 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
     stages=stages,
     caches=caches,
   )
-  coder.check(tokenizer, None, data.resolution)
+  tokenizer_family.check(tokenizer, None, data.resolution)
   for cache in run.caches:
     tokenizer.latent_shape(cache.data.num_frames, cache.data.resolution)
   for stage in run.stages:
     tokenizer.latent_shape(stage.data.num_frames, stage.data.resolution)
     if stage.kind == "tokenizer":
       try:
-        coder.check(tokenizer, stage.loss, stage.data.resolution)
+        tokenizer_family.check(tokenizer, stage.loss, stage.data.resolution)
       except ValueError as error:
         raise ValueError(f"stage.{stage.name}.{error}") from None
   if run.generator is not None:
@@ -77,7 +77,7 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
 
 
 def _has_generator(values: dict, family: Family) -> bool:
-  """Says whether a config sets anything of what a generator has to say."""
+  """Returns whether a config sets any required field of the generator."""
   fields = fields_of(family.network, family.derived).items()
   return any(default_of(x) is None and values["generator"][name] is not None for name, x in fields)
 
@@ -106,9 +106,9 @@ def _stages(
       source = _cache(section, path, name, stages[-1].name, data)
       caches.append(source)
       continue
-    kind, coder = section["kind"], TOKENIZERS[family.tokenizer]
+    kind, tokenizer_family = section["kind"], TOKENIZERS[family.tokenizer]
     loop = build(LoopConfig, section["loop"], f"{path}.loop")
-    losses = coder.loss if kind == "tokenizer" else family.loss
+    losses = tokenizer_family.loss if kind == "tokenizer" else family.loss
     loss = build(losses, section["loss"], f"{path}.loss")
     clips = _changed(data, section["data"], f"{path}.data")
     mixture = _mixture(section["mixture"], f"{path}.mixture", clips)
@@ -118,11 +118,11 @@ def _stages(
       field = next(name for name, x in vars(clips).items() if x != getattr(cache.data, name))
       raise ValueError(
         f"{path}: data.{field} is {getattr(clips, field)!r}, but {getattr(cache.data, field)!r} in "
-        f"stage.{cache.name}, which it reads; set both alike, or put a cache of its own before it"
+        f"stage.{cache.name}, which it reads; set both to one value, or add a cache stage for it"
       )
     if mixture and cache is not None:
       raise ValueError(f"{path}.mixture is for stages that read clips, but this one reads a cache")
-    made = StageConfig(
+    stage = StageConfig(
       name=name,
       kind=kind,
       data=clips,
@@ -133,10 +133,10 @@ def _stages(
       mesh=build(MeshConfig, inherited(dataclasses.asdict(mesh), section["mesh"]), f"{path}.mesh"),
       mixture=mixture,
     )
-    if made.init.with_optimizer:
-      _check_with_optimizer(made, [stage for stage in stages if stage.kind == kind], path)
-    stages.append(made)
-    source = stages[-1] if kind == "tokenizer" else source
+    if stage.init.with_optimizer:
+      _check_with_optimizer(stage, [other for other in stages if other.kind == kind], path)
+    stages.append(stage)
+    source = stage if kind == "tokenizer" else source
   kinds = [stage.kind for stage in stages]
   if "generator" in kinds and "tokenizer" not in kinds[: kinds.index("generator")]:
     raise ValueError("config.stages trains a generator before any tokenizer; put one before it")
@@ -146,7 +146,7 @@ def _stages(
 
 
 def _check_with_optimizer(stage: StageConfig, before: list[StageConfig], path: str) -> None:
-  """Raises ValueError if a stage cannot continue the optimizer of the last of those before it."""
+  """Raises ValueError if a stage cannot continue the optimizer of the last stage of its kind."""
   if not before:
     raise ValueError(f"{path}.init.with_optimizer: no {stage.kind} is trained before it; remove it")
   last = before[-1]
@@ -159,21 +159,21 @@ def _check_with_optimizer(stage: StageConfig, before: list[StageConfig], path: s
   for field, (own, other) in pairs.items():
     if own != other:
       raise ValueError(
-        f"{path}.init.with_optimizer: {path}.{field} is not as in stage.{last.name}; set both "
-        "alike, or remove with_optimizer"
+        f"{path}.init.with_optimizer: {path}.{field} differs from stage.{last.name}; set both "
+        "to the same value, or remove with_optimizer"
       )
 
 
 def _changed(data: DataConfig, changes: dict, path: str) -> DataConfig:
-  """Returns the run's data, or a stage's, with what a section changes of it."""
+  """Returns the data settings of a run or a stage, with a section's changes."""
   return build(DataConfig, inherited(dataclasses.asdict(data), changes), path)
 
 
 def _mixture(sections: dict, path: str, data: DataConfig) -> tuple[PartConfig, ...]:
-  """Returns the parts of a mixture; what one does not say is as in the stage's data.
+  """Returns the parts of a mixture; unset fields are inherited from the stage's data.
 
   Raises:
-    ValueError: a field is wrong, or weights do not sum to 1; names it.
+    ValueError: a field is wrong, or the weights do not sum to 1; names it.
   """
   parts = []
   for name, section in sections.items():
@@ -193,7 +193,7 @@ def _mixture(sections: dict, path: str, data: DataConfig) -> tuple[PartConfig, .
       except ValueError as error:
         raise ValueError(f"{own}: {error}") from None
     if not num_frames or not resolutions:
-      raise ValueError(f"{own}: num_frames and aspect_ratios need one value at least")
+      raise ValueError(f"{own}: num_frames and aspect_ratios need at least one value")
     batch_size = changes.pop("batch_size", None)
     if batch_size is not None and batch_size < 1:
       raise ValueError(f"{own}.batch_size={batch_size} must be at least 1")
@@ -202,7 +202,7 @@ def _mixture(sections: dict, path: str, data: DataConfig) -> tuple[PartConfig, .
     parts.append(PartConfig(name, clips, weight, num_frames, resolutions, batch_size))
   total = sum(part.weight for part in parts)
   if parts and abs(total - 1) > 1e-6:
-    raise ValueError(f"{path}: the weights sum to {total:g}; let them sum to 1")
+    raise ValueError(f"{path}: the weights sum to {total:g}; they must sum to 1")
   return tuple(parts)
 
 
@@ -221,10 +221,10 @@ def save_config(config: ConfigDict, path: pathlib.Path) -> None:
 
 
 def load_config(path: pathlib.Path) -> dict:
-  """Reads what `save_config` of this version or an earlier one wrote, as today's writes it.
+  """Reads what `save_config` of this or an earlier version wrote; fields get today's names.
 
   Raises:
-    ValueError: a field is unknown or of another type; names the file.
+    ValueError: a field is unknown or has the wrong type; names the file.
   """
   try:
     return complete(with_new_names(json.loads(path.read_text()))).to_dict()

@@ -1,9 +1,9 @@
-"""Fields of configs that had other names: workdirs made with these still load."""
+"""Renamed config fields: workdirs made with the old names still load."""
 
 import re
 from typing import Any
 
-# Old name -> new name, dotted; a star stands for a name that people chose.
+# Old name -> new name, dotted; a star stands for a user's stage name.
 _LOOP = {
   "num_kept": "max_to_keep",
   "keep_every": "keep_period",
@@ -42,20 +42,20 @@ RENAMED: dict[str, str] = {
   "stage.*.images.share": "stage.*.mixture.images.weight",
   "stage.*.images.batch_size": "stage.*.mixture.images.batch_size",
 }
-# Values that had other names, by a field's new name.
+# Renamed values, by the field's new name.
 _VALUES = {
   "generator.context": {"final": "full_frame"},
   "generator.prev_frame_input": {"first": "first_scale", "all": "all_scales"},
 }
-# Of a discriminator's optimizer, where a config did not say; the defaults are others today.
+# Former defaults of a discriminator's optimizer, which have changed since.
 _ADVERSARIAL_OPTIMIZER = {"b1": 0.9, "b2": 0.95, "weight_decay": 0.05}
 
 
 def check_renamed(values: dict) -> None:
-  """Checks that a config has none of the old names.
+  """Checks that a config uses no old names.
 
   Raises:
-    ValueError: it has; lists each with its new name.
+    ValueError: it does; lists each with its new name.
   """
   lines = []
   for name, value in _flatten(values).items():
@@ -64,21 +64,21 @@ def check_renamed(values: dict) -> None:
     elif isinstance(value, str) and value in _VALUES.get(name, {}):
       lines.append(f"config.{name}={value!r} is now {_VALUES[name][value]!r}")
   if lines:
-    raise ValueError("fields have other names: " + "; ".join(lines))
+    raise ValueError("fields were renamed: " + "; ".join(lines))
 
 
 def with_new_names(values: dict) -> dict:
-  """Returns a config that was saved by an earlier version as today's would be."""
+  """Converts a config that an earlier version saved to today's names and sections."""
   values = {**values, "stage": {k: _with_parts(x) for k, x in values.get("stage", {}).items()}}
   flat = _flatten(values)
   result: dict = {}
   for name, value in flat.items():
     if new_name(name) is None:
       _set(result, name, value)
-  # After the others, for they were stronger: a stage's `num_frames` than its `data.num_frames`.
+  # Last, because old fields took precedence: a stage's `num_frames` over its `data.num_frames`.
   for name, value in flat.items():
     new = new_name(name)
-    # Fields of a stage that were off leave alone what they set now.
+    # Old fields of a stage that were off do not override the new ones.
     if new is not None and (value or not re.fullmatch(r"schedule|stage\.[^.]+\.\w+", name)):
       _set(result, new, value)
   for name, values_of in _VALUES.items():
@@ -89,9 +89,9 @@ def with_new_names(values: dict) -> dict:
 
 
 def _with_parts(section: dict) -> dict:
-  """Returns a stage's section without what is no longer a section: `images` and `inflate`.
+  """Returns a stage's section without the former subsections `images` and `inflate`.
 
-  Single frames that stood beside the clips become a part of a mixture, and so do the clips.
+  Single frames that were trained on alongside clips become a part of a mixture, and so do the clips.
   """
   section = dict(section)
   images, inflate = section.pop("images", {}), section.pop("inflate", {})
@@ -111,7 +111,7 @@ def _with_parts(section: dict) -> dict:
 
 
 def new_name(name: str) -> str | None:
-  """Returns the new name of an old one; None for a name that is no old one."""
+  """Returns the new name of an old one; None if it is not an old name."""
   for old, new in RENAMED.items():
     match = re.fullmatch(re.escape(old).replace(r"\*", "([^.]+)"), name)
     if match:

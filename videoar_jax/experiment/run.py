@@ -37,13 +37,13 @@ class Run:
 
   Args:
     config: from a config file.
-    workdir: made if it is not there.
+    workdir: created if it does not exist.
   Attributes:
-    stages: what trains.
+    stages: the stages and their checkpoints.
     train_source, test_source: clips.
-    is_new: nothing was trained in this workdir before.
+    is_new: whether nothing was trained in this workdir before.
   Raises:
-    ValueError: the config is wrong, or the workdir belongs to another one.
+    ValueError: the config is wrong, or the workdir belongs to another config.
   """
 
   def __init__(self, config: ConfigDict, workdir: pathlib.Path):
@@ -55,8 +55,8 @@ class Run:
     self.stages = Stages(run, workdir, make_mesh(run.mesh))
     check_batches(self.stages)
     check_mixtures(self.stages)
-    # Sources are opened before anything is written: a wrong folder leaves no workdir behind. Those
-    # of later stages too: what is wrong with them should not show after days.
+    # Sources are opened before anything is written: a wrong folder leaves no workdir behind. So are
+    # those of later stages: their errors should not show after days of training.
     self._opened: dict = {}
     self.train_source = self._source(run.data)
     self.test_source = self._source(run.data, "test")
@@ -80,31 +80,31 @@ class Run:
     if warning := untested_warning():
       log.warning("%s", warning)
     for line in changes:
-      log.info("another config than before: %s", line)
+      log.info("config changed: %s", line)
     for file, reason in getattr(self.train_source, "skipped", []):
       log.warning("skipped %s: %s", file, reason)
 
   @property
   def is_finished(self) -> bool:
-    """Whether all stages are."""
+    """Whether all stages are finished."""
     return all(map(self._is_finished, self.stages.run.stages))
 
   def _is_finished(self, stage: StageConfig) -> bool:
-    """Says whether the first process finds a stage finished; others may see late what it wrote."""
+    """Returns whether the first process sees a stage finished; others may see its files late."""
     return bool(processes.broadcast(self.stages.is_finished(stage)))
 
   def train(self, only: str | None = None) -> bool:
-    """Trains what is not finished; returns whether there was anything to train.
+    """Trains unfinished stages; returns whether there was anything to train.
 
-    Samples that cannot be used are listed in `bad_samples.jsonl`, each as soon as it is found.
+    Samples that cannot be used are listed in `bad_samples.jsonl` as soon as they are found.
 
     Args:
-      only: the stage to train, and no other; None for all.
+      only: the only stage to train; None for all.
     Raises:
       Preempted: a signal came; what was trained is saved.
       ValueError: there is no such stage, or one before it is not finished.
     """
-    # Each process reads other samples, and has a file of its own.
+    # Processes read different samples; each has its own file.
     process = jax.process_index()
     name = f"bad_samples.{process}.jsonl" if process else "bad_samples.jsonl"
     write_bad_samples(self.workdir / name, self._opened.values())
@@ -114,10 +114,10 @@ class Run:
       try:
         return self._train(only)
       except Damaged as damaged:
-        log.error("%s, and then the stages after it", damaged)
+        log.error("%s, then the later stages follow", damaged)
 
   def _check_only(self, only: str) -> None:
-    """Raises ValueError if a stage cannot be trained by itself; says which has to come first."""
+    """Raises ValueError if a stage cannot be trained by itself; names the one to finish first."""
     stages = {stage.name: stage for stage in self.stages.run.stages}
     if only not in stages:
       raise ValueError(f"--stage={only} is not a stage; they are {', '.join(stages)}")
@@ -131,9 +131,9 @@ class Run:
       if only is not None and stage.name != only:
         continue
       if self._is_finished(stage):
-        log.info("stage %s: finished before, %d steps", stage.name, stage.loop.num_steps)
+        log.info("stage %s: already finished, %d steps", stage.name, stage.loop.num_steps)
       else:
-        # What the last report said is no longer so.
+        # The last report is outdated.
         if processes.is_first():
           (self.workdir / "report.md").unlink(missing_ok=True)
         self.stages.on_mesh_of(stage).train(stage, *self._sources_of(stage))
@@ -142,20 +142,20 @@ class Run:
     return has_trained
 
   def _encode_after(self, stage: StageConfig) -> None:
-    """Makes the caches that follow a stage."""
+    """Encodes the caches that follow a stage."""
     for cache in self.stages.run.caches:
       if cache.after == stage.name and processes.broadcast(self.stages.is_needed(cache)):
         self.stages.encode(cache, self._source(cache.data))
 
   def _sources_of(self, stage: StageConfig) -> tuple[list, Any]:
-    """Opens what a stage is trained on, and the clips to show."""
+    """Opens the training sources of a stage, and the test clips to show."""
     return [self._source(data) for data in stage.source_data], self._source(stage.data, "test")
 
   def _source(self, data: DataConfig, split: str = "train"):
     """Opens a data set, once.
 
     Raises:
-      ValueError: there is none, or a caption is not one of the text encoder's.
+      ValueError: there is none, or the text encoder cannot encode a caption.
     """
     if (data, split) not in self._opened:
       source = make_source(data, split)

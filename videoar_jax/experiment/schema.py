@@ -1,4 +1,4 @@
-"""What a run is: settings, checked and complete, as `config.finalize` makes them."""
+"""The settings of a run, checked and complete, as `parse.finalize` returns them."""
 
 import dataclasses
 import functools
@@ -21,12 +21,12 @@ class TextConfig:
   """Prompts as tokens or features.
 
   Attributes:
-    length: tokens of a prompt, with the end token: shorter prompts are padded, longer ones are an
-      error. 1 for classes; with features, the most features of a prompt.
-    attention: "causal", or "full": each token of the prompt sees all of it.
+    length: tokens of a prompt, including the end token: shorter prompts are padded, longer ones are
+      an error. 1 for classes; with features, the maximum number of features of a prompt.
+    attention: "causal", or "full": bidirectional attention within the prompt.
     tokenizer: "bytes" (UTF-8); "words" (hashed; for short captions); "classes": a prompt is the
       name of a class; the path of a JSON file of Hugging Face `tokenizers`; or the path of a file
-      of features that a text encoder has made.
+      of features from a text encoder.
     classes: names of the classes, for tokenizer="classes".
   """
 
@@ -37,7 +37,7 @@ class TextConfig:
 
   @functools.cached_property
   def encoder(self) -> TextEncoder:
-    """What turns prompts into tokens."""
+    """The encoder of prompts."""
     return make_text_encoder(self.tokenizer, self.length, self.classes)
 
 
@@ -47,7 +47,7 @@ class ReportConfig:
 
   Attributes:
     num_clips: test clips that the tokenizer reconstructs.
-    num_prompts: test prompts that the generator makes clips of.
+    num_prompts: test prompts for which the generator makes clips.
   """
 
   num_clips: int = 64
@@ -61,16 +61,16 @@ class ReportConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-  """What a stage starts from.
+  """The initial state of a stage.
 
   Attributes:
     from_: a file of weights from `python -m videoar_jax.convert weights`, or the folder of a
       converted image tokenizer, which is inflated over time; None for the averaged weights of the
-      last stage of the same kind, or random ones where there is none.
+      last stage of the same kind, or random ones if there is none.
     with_optimizer: also continue the optimizer of the last stage of the same kind, with one
-      learning-rate schedule over the steps of both; otherwise the optimizer starts afresh.
-    temporal: where an image tokenizer is inflated, what the kernels' taps of earlier frames start
-      with: "zeros", or "random" as in the paper.
+      learning-rate schedule over the steps of both; otherwise the optimizer starts from scratch.
+    temporal: initial kernel slices of earlier frames when an image tokenizer is inflated: "zeros",
+      or "random" as in the paper.
   """
 
   from_: str | None = None
@@ -89,15 +89,15 @@ class InitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PartSettings:
-  """A part of a stage's mixture, as configs have it: these fields, and those of `data`.
+  """A part of a stage's mixture in configs: these fields, and those of `data`.
 
   Attributes:
-    weight: share of the stage's batches that are of this part; the weights of all parts sum to 1.
-    batch_size: clips of a batch, over all devices; None for as many as make as many tokens as
-      `loop.batch_size` clips of the stage's `data`.
-    num_frames: frames of a clip; several numbers take turns from batch to batch.
-    pixels: side in pixels of a square with about as many pixels as each clip: 128, 256 or 512. With
-      `aspect_ratios`, it takes the place of `resolution`.
+    weight: share of the stage's batches that this part provides; all weights sum to 1.
+    batch_size: clips of a batch, over all devices; None for about as many tokens as
+      `loop.batch_size` clips of the stage's `data` have.
+    num_frames: frames of a clip; batches alternate between several numbers.
+    pixels: side of a square with about as many pixels as each frame: 128, 256 or 512. With
+      `aspect_ratios`, it replaces `resolution`.
     aspect_ratios: height by width; a sample is cropped to the nearest one.
   """
 
@@ -113,13 +113,13 @@ class PartConfig:
   """A part of a stage's mixture.
 
   Attributes:
-    name: for people.
+    name: for display.
     data: its source; `num_frames` is the smallest of those below.
     weight: share of the batches, and so of the tokens; the weights of all parts sum to 1.
-    batch_size: clips of a batch, over all devices; None for as many as make as many tokens as
-      `loop.batch_size` clips of the stage's `data`.
-    num_frames: of clips; batches take turns.
-    resolutions: (H, W) in pixels; a sample has that of the nearest aspect ratio.
+    batch_size: clips of a batch, over all devices; None for about as many tokens as
+      `loop.batch_size` clips of the stage's `data` have.
+    num_frames: frames of a clip; batches alternate between several numbers.
+    resolutions: (H, W) in pixels; a sample gets the one with the nearest aspect ratio.
   """
 
   name: str
@@ -143,16 +143,14 @@ class StageConfig:
     name: of its section, and of its folder in the workdir.
     kind: "tokenizer" or "generator", what is trained. It starts from the weights of the last stage
       of the same kind, unless `init` says otherwise; so does a discriminator of the same network.
-    data: fields of the clips that differ from the run's.
-    loop: how long it trains, and how.
-    loss: what it is trained on; its fields depend on the kind and the family.
-    mesh: fields of the devices' mesh that differ from the run's.
-    init: what it starts from.
-    cache: latents that a generator reads in place of the clips, where a stage before it encodes
-      them.
-    mixture: parts that are trained on in place of `data` alone. `data` then sets the cost of a
-      batch: batches of other shapes have as many clips as make as many tokens as `loop.batch_size`
-      clips of `data`.
+    data: the stage's clips; unset fields are inherited from the run's `data`.
+    loop: the training loop.
+    loss: the training loss; its fields depend on the kind and the family.
+    mesh: the stage's device mesh; unset fields are inherited from the run's `mesh`.
+    init: the initial state.
+    cache: latents that a generator reads instead of clips, if an earlier stage encodes them.
+    mixture: parts that are trained on instead of `data` alone. `data` then sets the cost of a
+      batch: batches of other shapes have about as many tokens as `loop.batch_size` clips of `data`.
   """
 
   name: str
@@ -173,7 +171,7 @@ class StageConfig:
 
   @property
   def source_data(self) -> list[DataConfig]:
-    """What its batches are made of: the parts of its mixture, or its clips."""
+    """Data settings of its sources: the parts of its mixture, or its clips."""
     return [part.data for part in self.mixture] or [self.data]
 
 
@@ -186,11 +184,11 @@ class RunConfig:
     family: model family of the generator.
     data: clips.
     text: prompts.
-    tokenizer: of the tokenizer family's `network`.
-    generator: of the family's `network`; None where no stage trains one.
-    sampling: of the family's `sampling`.
+    tokenizer: an instance of the tokenizer family's `network`.
+    generator: an instance of the family's `network`; None if no stage trains one.
+    sampling: an instance of the family's `sampling`.
     mesh: devices.
-    report: what the closing report measures.
+    report: what the final report measures.
     stages: those that train.
     caches: those that encode.
   """
@@ -209,7 +207,7 @@ class RunConfig:
 
   @property
   def tokenizer_family(self) -> TokenizerFamily:
-    """The family of its tokenizer."""
+    """The tokenizer family of the model family."""
     return TOKENIZERS[self.family.tokenizer]
 
   @property
@@ -218,7 +216,7 @@ class RunConfig:
     return tuple(stage for stage in self.stages if stage.kind == "generator")
 
   def num_tokens(self, stage: StageConfig, shape: ClipShape) -> int:
-    """Returns what a clip costs a stage: tokens of a generator, latent cells of a tokenizer."""
+    """Returns the cost of a clip in a stage: a generator's tokens, a tokenizer's latent cells."""
     if stage.kind == "generator":
       return self.family.num_tokens(self, shape)
     return math.prod(self.tokenizer.latent_shape(*shape))
@@ -226,13 +224,13 @@ class RunConfig:
   def batch_size_of(
     self, stage: StageConfig, part: PartConfig, shape: ClipShape, num_shards: int
   ) -> int:
-    """Returns the clips of a batch of one shape of a mixture, of about as many tokens as others.
+    """Returns the batch size of one shape of a mixture, for about as many tokens as other shapes.
 
     Args:
       stage: with the mixture.
-      part: of it; one with a batch size of its own keeps that.
+      part: of the mixture; if it sets a batch size, that is used.
       shape: of the clips.
-      num_shards: parts that batches are split into; a batch has as many clips for each.
+      num_shards: parts that batches are split into; it divides the batch size.
     """
     if part.batch_size is not None:
       return part.batch_size
@@ -242,7 +240,7 @@ class RunConfig:
     return max(rows // num_shards, 1) * num_shards
 
   def chain(self, stage: StageConfig) -> list[StageConfig]:
-    """Returns the stages that have one optimizer and one schedule with a stage, it included."""
+    """Returns the stages that share optimizer and schedule with a stage, including itself."""
     chains: list[list[StageConfig]] = []
     for other in self.stages:
       if other.kind == stage.kind:

@@ -1,4 +1,4 @@
-"""Trains a config's stages, each from where it stopped."""
+"""Trains the stages of a config; each resumes from its newest checkpoint."""
 
 import logging
 import pathlib
@@ -32,7 +32,7 @@ class Stages(StageCheckpoints):
   """The stages of one run, and their training."""
 
   def make_task(self, stage: StageConfig) -> Task:
-    """Makes what a stage trains; a generator takes the last tokenizer before it, frozen."""
+    """Returns a stage's training task; a generator uses the last tokenizer before it, frozen."""
     run = self.run
     if stage.kind == "tokenizer":
       family, resolution = run.tokenizer_family, stage.data.resolution
@@ -41,31 +41,31 @@ class Stages(StageCheckpoints):
     return run.family.make_task(run, stage, template, params)
 
   def encode(self, cache: Cache, source) -> None:
-    """Encodes what is missing of a cache.
+    """Encodes the missing shards of a cache.
 
     Raises:
-      ValueError: its folder holds something else.
+      ValueError: its folder holds other latents.
     """
     template, params, index = self._encoder_of(cache, source)
     folder, batch_size = cache.folder(self.workdir), cache.config.batch_size
     log.info("stage %s: %d clips in %s", cache.name, index.num_clips, folder)
-    # A clip whose caption no stage could read is replaced here, where the others are.
+    # Clips whose captions cannot be encoded are replaced here, as other unusable samples are.
     source = EncodedSource(source, self.run.text.encoder.encode)
     encode(
       folder, index, source, self.run.tokenizer_family, template, params, self.mesh, batch_size
     )
 
   def _encoder_of(self, cache: Cache, source) -> tuple[Template, dict, Index]:
-    """Returns the tokenizer that a cache encodes with, and what the cache is to hold."""
+    """Returns the tokenizer that encodes a cache, and the index of the finished cache."""
     names = [stage.name for stage in self.run.stages]
     before = self.run.stages[: names.index(cache.after) + 1]
-    coder = next(stage for stage in reversed(before) if stage.kind == "tokenizer")
-    template, params = self.hand_over(coder)
+    tokenizer_stage = next(stage for stage in reversed(before) if stage.kind == "tokenizer")
+    template, params = self.hand_over(tokenizer_stage)
     fingerprint = encoder_fingerprint(params)
     return template, params, cache.index(self.run.tokenizer, fingerprint, source)
 
   def make_trainer(self, stage: StageConfig, seed: int) -> Trainer:
-    """Returns what trains a stage."""
+    """Returns a stage's trainer."""
     chain = self.run.chain(stage)
     i = chain.index(stage)
     before, after = (
@@ -75,7 +75,7 @@ class Stages(StageCheckpoints):
     return Trainer(task, stage.loop, self.mesh, seed, before=before, after=after)
 
   def first_state(self, stage: StageConfig, trainer: Trainer, seed: int) -> State:
-    """Returns the state that a stage starts from."""
+    """Returns the initial state of a stage."""
     if stage.init.with_optimizer:
       before = self.stage_before(stage, stage.kind)
       with self.reader(before) as checkpointer:
@@ -84,12 +84,12 @@ class Stages(StageCheckpoints):
       return trainer.begin_again(state)
     params = self._first_params(stage, seed)
     if params is not None:
-      # Those of a file would be whole on every device.
+      # Parameters from a file are replicated.
       params = jax.tree.map(place, params, trainer.template.shardings(self.mesh))
     return trainer.init(params, self._first_adversary(stage))
 
   def _first_params(self, stage: StageConfig, seed: int) -> dict | None:
-    """Returns the parameters that a stage starts from; None for random ones."""
+    """Returns the initial parameters of a stage; None for random ones."""
     path = stage.init.from_
     if path is None:
       before = self.stage_before(stage, stage.kind)
@@ -107,9 +107,10 @@ class Stages(StageCheckpoints):
     return params
 
   def _first_adversary(self, stage: StageConfig) -> dict:
-    """Returns the discriminator's parameters and averages that a stage starts from, if any.
+    """Returns the initial parameters and averages of a stage's discriminator, if any.
 
-    They are those of the stage that its tokenizer starts from, where that had the same one.
+    They come from the stage that its tokenizer starts from, if its discriminator has the same
+    network.
     """
     before = self.stage_before(stage, stage.kind)
     if stage.kind != "tokenizer" or stage.init.from_ is not None or before is None:
@@ -118,7 +119,7 @@ class Stages(StageCheckpoints):
     if own is None:
       return {}
     if other is None or own.network != other.network:
-      log.info("stage %s: its discriminator starts at random", stage.name)
+      log.info("stage %s: its discriminator starts from scratch", stage.name)
       return {}
     trainer = AdversaryTrainer(other, before.loop.num_steps)
     abstract = jax.eval_shape(trainer.init, jax.random.key(0))
@@ -146,13 +147,13 @@ class Stages(StageCheckpoints):
     """Trains one stage to its end, from its newest checkpoint.
 
     Args:
-      stage: which.
-      train_sources: clips, of which a stage with a cache reads the latents from that, and single
-        frames, where the stage has them; or the parts of its mixture.
+      stage: the stage.
+      train_sources: one for each of `stage.source_data`; a stage with a cache reads its latents
+        instead.
       test_source: clips to evaluate on and to show.
     Raises:
       Preempted: a signal came; the state is saved.
-      Damaged: a stage that it starts from has to go on before it.
+      Damaged: a stage that it starts from has to resume first.
     """
     loop = stage.loop
     text_encoder = self.run.text.encoder
@@ -182,14 +183,14 @@ class Stages(StageCheckpoints):
       keep_period=loop.keep_period,
       timeout_s=loop.save_timeout_s,
     )
-    # Processes may see late what others wrote.
+    # Other processes may see new files late.
     step = int(processes.broadcast(checkpointer.latest_step or 0))
     if not step:
       state = self.first_state(stage, trainer, seed)
     else:
       step, state, iterator_state = checkpointer.restore_newest(trainer.abstract_state)
       iterator.set_state(iterator_state)
-      log.info("stage %s: goes on from step %d", stage.name, step)
+      log.info("stage %s: resumes from step %d", stage.name, step)
     run_log = self._open_log(stage, step)
     try:
       media = media_batch(test_source, text_encoder, self.mesh)

@@ -1,4 +1,4 @@
-"""The token cache: the trained tokenizer encodes the data once, for all stages after it."""
+"""The token cache: the trained tokenizer encodes the data once, for all later stages."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ from videoar_jax.train.state import Template, flatten
 log = logging.getLogger(__name__)
 
 _NUM_THREADS = 4
-# That a batch may take until the process ends, as a step of training by its own setting.
+# A batch that takes longer ends the process, like a training step that exceeds its timeout.
 BATCH_TIMEOUT_S = 3600
 
 
@@ -41,12 +41,11 @@ class CacheConfig:
   """What is encoded, and where it is stored.
 
   Attributes:
-    num_clips: clips of sprites to encode, of which there is no end; None for files, see
-      `num_epochs`.
-    num_epochs: epochs of the files to encode; each has other clips of the videos.
+    num_clips: clips to encode of sprites, which are endless; None for files, see `num_epochs`.
+    num_epochs: epochs of the files to encode; each has different clips of the videos.
     batch_size: clips that are encoded together, over all devices.
-    clips_per_shard: clips of a file.
-    path: folder of the files, which other runs may read too; None for one in the workdir.
+    clips_per_shard: clips per shard file.
+    path: folder of the shards, which other runs may read too; None for one in the workdir.
   """
 
   num_clips: int | None = None
@@ -64,11 +63,11 @@ class CacheConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """A stage that encodes.
+  """A stage that encodes clips.
 
   Attributes:
     name: of the stage.
-    after: the trained stage right before it.
+    after: name of the trained stage right before it.
     data: the clips.
     config: see `CacheConfig`.
   """
@@ -91,13 +90,13 @@ class Cache:
       )
 
   def folder(self, workdir: pathlib.Path) -> pathlib.Path:
-    """Returns where the shards are."""
+    """Returns the folder of the shards."""
     if self.config.path is None:
       return workdir / self.name
     return pathlib.Path(self.config.path).expanduser().absolute()
 
   def index(self, encoder: TokenizerConfig, fingerprint: str, source) -> latents.Index:
-    """Returns what the cache of a source and an encoder is to hold.
+    """Returns the index of the finished cache of a source and an encoder.
 
     Raises:
       ValueError: the source has fewer clips than are asked for.
@@ -122,7 +121,7 @@ class Cache:
 
 
 def _encoder_facts(config: TokenizerConfig) -> dict:
-  """Returns what latents depend on: of a tokenizer's settings all but the scales."""
+  """Returns the tokenizer settings that latents depend on: all but the scales."""
   facts = dataclasses.asdict(config)
   facts.pop("schedule", None)
   return facts
@@ -139,14 +138,14 @@ def encoder_fingerprint(params: dict) -> str:
 
 
 def check_fits(folder: pathlib.Path, wanted: latents.Index, *, but: tuple[str, ...] = ()) -> None:
-  """Checks that what a folder holds, if anything, is what is wanted.
+  """Checks that a folder's latents, if any, are the wanted ones.
 
   Args:
     folder: of the shards.
-    wanted: what they should hold.
+    wanted: index of the wanted latents.
     but: fields that are not known yet.
   Raises:
-    ValueError: it is not; names the fields that differ, and the mend.
+    ValueError: they are not; names the fields that differ, and the fix.
   """
   found = latents.read_index(folder)
   if found is None:
@@ -157,8 +156,8 @@ def check_fits(folder: pathlib.Path, wanted: latents.Index, *, but: tuple[str, .
   if different:
     lines = "\n  ".join(different)
     raise ValueError(
-      f"the latents in {folder} are stale: they were made from something else (there -> now):\n"
-      f"  {lines}\nRemove that folder to encode anew, or set these fields back, or give the cache "
+      f"the latents in {folder} are stale: they were made with other settings (there -> now):\n"
+      f"  {lines}\nRemove that folder to encode again, or restore these fields, or give the cache "
       "another path"
     )
 
@@ -173,9 +172,9 @@ def encode(
   mesh: Mesh,
   batch_size: int,
 ) -> None:
-  """Encodes the clips of an index into those of its shards that are not there yet.
+  """Encodes the clips of an index into its missing shards.
 
-  Each process fills its own shards; all encode together, a batch at a time.
+  Each process writes its own shards; all encode together, one batch at a time.
 
   Args:
     folder: of the shards.
@@ -187,15 +186,15 @@ def encode(
     mesh: devices.
     batch_size: clips at a time, over all devices.
   Raises:
-    ValueError: the folder holds something else.
-    Preempted: SIGTERM came to one of several processes; whole shards are kept.
+    ValueError: the folder holds other latents.
+    Preempted: SIGTERM came to one of several processes; complete shards are kept.
   """
   check_fits(folder, index)
   is_missing = np.isin(np.arange(index.num_shards), index.missing(folder))
-  # Processes may see late what others wrote.
+  # Other processes may see new files late.
   missing = np.flatnonzero(processes.broadcast(is_missing)).tolist()
   if not missing:
-    log.info("no clip is missing in %s", folder)
+    log.info("all clips are already encoded in %s", folder)
     return
   if processes.is_first():
     remove_partials(folder)  # Shards are large, and a run may be killed often.
@@ -219,7 +218,7 @@ def encode(
     for first in range(0, len(missing), num_processes):
       shards = missing[first : first + num_processes]
       num_batches = max(-(-len(index.clips_of(shard)) // rows) for shard in shards)
-      # A process without a shard encodes what nobody keeps, since the others cannot without it.
+      # A process without a shard still takes part in encoding, and discards the result.
       clips = index.clips_of(shards[process] if process < len(shards) else shards[0])
       encoded = _encode_clips(
         clips, source, encode_batch, params, mesh, rows, num_batches, bar, clock, watchdog
@@ -235,7 +234,7 @@ def encode(
 
 
 def _make_encode(family: TokenizerFamily, tokenizer: Template, mesh: Mesh):
-  """Returns a function from parameters and a batch of pixels to latents, both split by clips."""
+  """Returns a function from parameters and a batch of pixels to latents, sharded by clips."""
 
   def encode_batch(params, video):
     return family.encode(tokenizer.module(params), video).astype(latents.DTYPE)
@@ -256,8 +255,8 @@ def _encode_clips(
   clock: GoodputTracker,
   watchdog: Watchdog,
 ) -> Iterator[tuple[dict, np.ndarray]]:
-  """Yields (item, latent) of clips in order, encoded with the batches of all processes."""
-  # The last batches are filled up, so that all have one shape.
+  """Yields (item, latent) of clips in order; all processes encode their batches together."""
+  # The last batches are padded, so that all have one shape.
   padded = [*clips, *itertools.repeat(clips[-1], rows * num_batches - len(clips))]
   dataset = grain.MapDataset.source(padded).map(lambda clip: source[clip])
   dataset = dataset.batch(rows, batch_fn=list)
@@ -278,6 +277,6 @@ def _encode_clips(
 
 
 def _own_rows(array: jax.Array) -> np.ndarray:
-  """Returns this process's part of an array that is split along its first axis."""
+  """Returns this process's part of an array that is sharded along its first axis."""
   parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
   return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

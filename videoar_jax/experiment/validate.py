@@ -1,4 +1,4 @@
-"""What is checked before anything is trained or written; each error names the field and the fix."""
+"""Checks before anything is trained or written; each error names the field and the fix."""
 
 import functools
 import json
@@ -14,17 +14,17 @@ from videoar_jax.text.tokenizers import TextEncoder
 
 
 def check_mixtures(stages: StageCheckpoints) -> None:
-  """Checks that a mesh that was changed leaves the batches of a stage that has begun as they were.
+  """Checks that a new mesh does not change the batches of a stage that has begun.
 
   Raises:
-    ValueError: it does not: its order of clips could not go on.
+    ValueError: it does, so the stage's order of clips could not be resumed.
   """
   path = stages.workdir / "run.json"
   if not path.exists():
     return
   facts = json.loads(path.read_text())
   for stage in stages.run.stages:
-    # Runs that began when all stages had one mesh say just that.
+    # Runs from before stages had their own meshes recorded a single one.
     mesh = facts["meshes"][stage.name] if "meshes" in facts else facts["mesh"]
     before = math.prod(mesh[axis] for axis in LOGICAL_AXIS_RULES["batch"])
     now = num_batch_shards(stages.on_mesh_of(stage).mesh)
@@ -40,12 +40,12 @@ def check_mixtures(stages: StageCheckpoints) -> None:
     ):
       raise ValueError(
         f"stage.{stage.name}.mixture began with mesh.slice x mesh.data x mesh.fsdp = {before}, and "
-        f"its batches would be others with {now}; keep the product until the stage ends"
+        f"its batches would differ with {now}; keep the product until the stage ends"
       )
 
 
 def check_batches(stages: StageCheckpoints) -> None:
-  """Checks that batches and networks divide over the meshes of their stages.
+  """Checks that the stages' meshes divide their batches and networks.
 
   Raises:
     ValueError: one does not; names the field.
@@ -53,51 +53,51 @@ def check_batches(stages: StageCheckpoints) -> None:
   run = stages.run
   for stage in run.stages:
     mesh = stages.on_mesh_of(stage).mesh
-    ways = num_batch_shards(mesh)
-    process_shard(mesh)  # Raises where processes would share some samples and not others.
+    shards = num_batch_shards(mesh)
+    process_shard(mesh)  # Raises if processes would share only some of their samples.
     if stage.kind == "generator":
       run.family.check_mesh(run, mesh)
     sizes, parts = {"loop": stage.loop.batch_size}, stage.loop.grad_accum_steps
     sizes |= {f"mixture.{part.name}": part.batch_size for part in stage.mixture if part.batch_size}
-    for section in (name for name, size in sizes.items() if size % (ways * parts)):
+    for section in (name for name, size in sizes.items() if size % (shards * parts)):
       in_parts = f" in {parts} grad_accum_steps" if parts > 1 else ""
       raise ValueError(
         f"stage.{stage.name}.{section}.batch_size={sizes[section]} does not divide over the "
-        f"{ways} devices of mesh.slice x mesh.data x mesh.fsdp{in_parts}; take a multiple of "
-        f"{ways * parts}, or make another axis of the mesh larger"
+        f"{shards} devices of mesh.slice x mesh.data x mesh.fsdp{in_parts}; take a multiple of "
+        f"{shards * parts}, or make another axis of the mesh larger"
       )
-  ways = num_batch_shards(stages.mesh)
+  shards = num_batch_shards(stages.mesh)
   for cache in run.caches:
-    if cache.config.batch_size % ways:
+    if cache.config.batch_size % shards:
       raise ValueError(
-        f"stage.{cache.name}.batch_size={cache.config.batch_size} does not divide over the {ways} "
-        f"devices of mesh.slice x mesh.data x mesh.fsdp; take a multiple of {ways}, or "
+        f"stage.{cache.name}.batch_size={cache.config.batch_size} does not divide over the "
+        f"{shards} devices of mesh.slice x mesh.data x mesh.fsdp; take a multiple of {shards}, or "
         "make another axis of the mesh larger"
       )
 
 
 def check_captions(source, encoder: TextEncoder) -> None:
-  """Raises ValueError if a caption of a source is not one of the text encoder's."""
+  """Raises ValueError if the text encoder cannot encode a caption of a source."""
   for caption in source.longest_captions():
     encoder.encode(caption)
 
 
 def check_cache(stages: StageCheckpoints, cache: Cache, source) -> None:
-  """Checks that a cache that was made before is of this config.
+  """Checks that an existing cache was made with this config.
 
   Raises:
-    ValueError: it is not; names the fields.
+    ValueError: it was not; names the fields.
   """
-  # The tokenizer is perhaps not trained yet.
+  # The tokenizer may not be trained yet.
   index = cache.index(stages.run.tokenizer, "", source)
   check_fits(cache.folder(stages.workdir), index, but=("fingerprint",))
 
 
 def check_init(stages: StageCheckpoints) -> None:
-  """Checks that the weights that stages are to start from are there and fit.
+  """Checks that the initial weights of stages exist and fit.
 
   Raises:
-    ValueError: they are not, or do not; names the field.
+    ValueError: they do not; names the field.
   """
   for stage in stages.run.stages:
     path = stage.init.from_
@@ -113,10 +113,10 @@ def check_init(stages: StageCheckpoints) -> None:
 
 
 def check_frozen(stages: StageCheckpoints) -> None:
-  """Checks that the weights that losses need are there, before anything is trained.
+  """Checks that the weights of the losses' frozen networks exist, before anything is trained.
 
   Raises:
-    ValueError: they are not; names the field and the command that makes them.
+    ValueError: they do not; names the field and the command that makes them.
   """
   for stage in stages.run.stages:
     if stage.kind == "tokenizer" and not stages.is_finished(stage):

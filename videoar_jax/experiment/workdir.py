@@ -1,4 +1,4 @@
-"""A run's folder: one run at a time, of one config, seen by all processes."""
+"""A run's folder: for one config and one run at a time, shared by all processes."""
 
 import fcntl
 import importlib.metadata
@@ -25,10 +25,10 @@ from videoar_jax.train.overview import count_by_module
 
 log = logging.getLogger(__name__)
 
-_locks: dict = {}  # Files that are held open, by path.
+_locks: dict = {}  # Open lock files, by path.
 
-# Fields that may change while a run goes on: where it runs, how fast it reads, what it does beside
-# its steps. Sections of data are those of the run, of stages, and of parts of mixtures.
+# Fields that may change when a run resumes: where it runs, how fast it reads, what it does besides
+# training steps. Data sections are those of the run, of stages, and of parts of mixtures.
 _FREE = re.compile(
   r"config\.((stage\.\w+\.)?mesh\.\w+"
   rf"|(stage\.\w+\.)?(data|mixture\.\w+)\.({'|'.join(READING_FIELDS)})"
@@ -45,7 +45,7 @@ def check_shared(workdir: pathlib.Path) -> None:
   sign = workdir / "shared"
   if processes.is_first():
     sign.touch()
-  processes.wait_for_all("the workdir is made")
+  processes.wait_for_all("the workdir is created")
   is_shared = sign.exists()
   processes.wait_for_all("the workdir is seen")
   if not is_shared:
@@ -80,10 +80,10 @@ def lock(workdir: pathlib.Path) -> None:
 
 
 def check_same_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
-  """Returns how a workdir's config differs from what a run is given, in fields that may.
+  """Returns the differences between a workdir's config and a new one, in fields that may change.
 
   Raises:
-    ValueError: it differs in others, or the workdir is none.
+    ValueError: other fields differ, or the workdir is not a folder.
   """
   path = workdir / "config.json"
   if workdir.exists() and not workdir.is_dir():
@@ -96,14 +96,14 @@ def check_same_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
   if different:
     text = "\n  ".join(different)
     raise ValueError(
-      f"--workdir={workdir} was made by another config (there -> now):\n  {text}\n"
-      "Name another workdir, or set these fields back. Nothing was changed"
+      f"--workdir={workdir} was made with another config (there -> now):\n  {text}\n"
+      "Name another workdir, or restore these fields. Nothing was changed"
     )
   return lines
 
 
 def _without_repeats(values: dict) -> dict:
-  """Returns a config whose stages do not say what is as in the run, nor mixtures what is as there.
+  """Returns a config without the values of stages and mixtures that equal inherited ones.
 
   So a stage that repeats a value and one that inherits it do not differ.
   """
@@ -121,7 +121,7 @@ def _without_repeats(values: dict) -> dict:
 
 
 def _differing(section: dict, around: dict) -> dict:
-  """Returns a section with None for each field that is as in the section around."""
+  """Returns a section with None for each field that equals the one of the parent section."""
   return {
     name: None if name in around and value == around[name] else value
     for name, value in section.items()
@@ -129,7 +129,7 @@ def _differing(section: dict, around: dict) -> dict:
 
 
 def write_facts(stages: StageCheckpoints) -> None:
-  """Writes what the run found: versions, devices, numbers of parameters."""
+  """Writes `run.json`: versions, devices, numbers of parameters."""
   run = stages.run
   facts = {
     "command": sys.argv,

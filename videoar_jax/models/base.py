@@ -1,6 +1,7 @@
-"""What a model family brings. Trainer, data, checkpoints, evaluation and launchers are shared.
+"""The interface of a model family. Trainer, data, checkpoints, evaluation and launchers are shared.
 
-A family is an object with these methods, and an entry of `families.FAMILIES`: no base class.
+A family is an object with the methods of `Family` and an entry in `families.FAMILIES`; there is no
+base class.
 """
 
 import dataclasses
@@ -26,12 +27,12 @@ class ClipShape(NamedTuple):
 
 
 class Curves(NamedTuple):
-  """What a report draws of training, beside the loss.
+  """Training curves that a report draws beside the loss.
 
   Attributes:
-    title: of the drawing.
-    labels: of each metric, by its name in `metrics.jsonl`; "" for a metric that is alone.
-    chance: what a blind guess has, if that means something.
+    title: of the figure.
+    labels: label of each metric, by its name in `metrics.jsonl`; "" for a single metric.
+    chance: value of a random guess; None if there is no such value.
   """
 
   title: str
@@ -40,22 +41,22 @@ class Curves(NamedTuple):
 
 
 class Data(Protocol):
-  """The clips of a run or a stage, as far as families read `data`."""
+  """The fields of `data` that families read: the clips of a run or a stage."""
 
   num_frames: int
   resolution: tuple[int, int]
 
 
 class Stage(Protocol):
-  """A stage of training, as far as families read it; see `experiment.schema.StageConfig`.
+  """The fields of a training stage that families read; see `experiment.schema.StageConfig`.
 
   Attributes:
     name: of its section.
-    data: its clips; of several shapes, what a batch costs.
-    shapes: of all its clips.
-    loss: of the family's `loss`.
+    data: its clips; if there are several shapes, the one that sets the cost of a batch.
+    shapes: the shapes of all its clips.
+    loss: an instance of the family's `loss`.
     loop: how long it trains.
-    cache: what it reads in place of clips; None for clips.
+    cache: latents that it reads instead of clips; None if it reads clips.
   """
 
   name: str
@@ -67,14 +68,14 @@ class Stage(Protocol):
 
 
 class Run(Protocol):
-  """A run, as far as families read it; see `experiment.schema.RunConfig`.
+  """The fields of a run that families read; see `experiment.schema.RunConfig`.
 
   Attributes:
     data: its clips.
     text: prompts: `length`, `attention`, and `encoder`, with `encode` and `null`.
-    tokenizer: of the tokenizer family's `network`.
-    generator: of the family's `network`.
-    sampling: of the family's `sampling`.
+    tokenizer: an instance of the tokenizer family's `network`.
+    generator: an instance of the family's `network`.
+    sampling: an instance of the family's `sampling`.
     generator_stages: the stages that train the generator.
   """
 
@@ -88,16 +89,16 @@ class Run(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class StepWork:
-  """What a generator's training step takes, without the tokenizer, its parameters and optimizer.
+  """Costs of a generator's training step, without tokenizer, parameters and optimizer.
 
   Attributes:
-    flops: operations of a clip.
-    executed_flops: with what is computed again in the backward pass.
+    flops: FLOPs of a clip.
+    executed_flops: the same with rematerialization in the backward pass.
     passes: how often parameters are read, or gathered.
-    activation_bytes: that a device keeps for the backward pass.
-    moved_bytes: that a device reads and writes.
-    sent_bytes: that a device sends to others, parameters aside.
-    live_share: share of the parameters that a device has whole at a time.
+    activation_bytes: bytes that a device keeps for the backward pass.
+    moved_bytes: bytes that a device reads and writes.
+    sent_bytes: bytes that a device sends to others, without parameters.
+    live_share: share of the parameters that a device holds unsharded at a time.
   """
 
   flops: float
@@ -111,11 +112,11 @@ class StepWork:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingWork:
-  """What generating clips takes, without their pixels; bytes are of one device.
+  """Costs of generating clips' latents, without decoding pixels; bytes are per device.
 
   Attributes:
-    num_steps: runs of the network.
-    flops: operations over all devices.
+    num_steps: calls of the network.
+    flops: FLOPs over all devices.
     memory_traffic: bytes of weights and cache that are read.
     link_traffic: bytes sent to other devices.
     cache_bytes: of keys and values.
@@ -130,16 +131,16 @@ class SamplingWork:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingProgram:
-  """The largest program that sampling runs, for a mesh of devices that may not be there.
+  """The largest program of sampling, for a mesh that may be abstract.
 
   Attributes:
-    program: jitted.
-    arguments: shapes, with their shardings.
-    settings: the same, by name.
-    params: of the arguments, the generator's parameters.
-    work: of whole clips.
-    description: what is sampled, for people.
-    num_parts: parts of a clip that the program runs for: latent frames.
+    program: a jitted function.
+    arguments: shapes of its positional arguments, with their shardings.
+    settings: shapes of its keyword arguments, with their shardings.
+    params: the generator's parameters among the arguments.
+    work: costs of whole clips.
+    description: what is sampled, for display.
+    num_parts: how often the program runs for a clip: once per latent frame.
   """
 
   program: Callable
@@ -152,15 +153,15 @@ class SamplingProgram:
 
 
 class Model(Protocol):
-  """A trained generator with its tokenizer and prompts, for use.
+  """A trained generator with its tokenizer and text encoder.
 
-  `sample` and its relatives take the settings of the family's `sampling` by name; what is not
-  named is as in the run's config.
+  `sample`, `extend` and `stream` take the fields of the family's `sampling` as keyword arguments;
+  their defaults are the run's config.
 
   Attributes:
-    tokenizer: that it was trained on.
+    tokenizer: the one it was trained on.
     text_encoder: maps prompts to tokens, with `encode`.
-    num_frames: of the clips of training.
+    num_frames: of the training clips.
     resolution: (H, W) of its clips.
   """
 
@@ -191,15 +192,15 @@ class Model(Protocol):
   def stream(
     self, prompts: list[str], num_frames: float | None = None, seed: int = 0
   ) -> Iterator[UInt8[np.ndarray, "b f H W 3"]]:
-    """Generates clips and yields their frames as they are ready."""
+    """Generates clips and yields their frames as soon as they are ready."""
 
   def score(
     self, prompts: list[str], video: UInt8[np.ndarray, "b f H W 3"]
   ) -> dict[str, Float[np.ndarray, "b"]]:
-    """Returns teacher-forced measures of given clips, by name."""
+    """Returns teacher-forced metrics of given clips, by name."""
 
   def num_steps(self, num_frames: int | None = None) -> int:
-    """Returns how often the network runs for a clip."""
+    """Returns how often the network is called for a clip."""
 
 
 class Family(Protocol):
@@ -211,9 +212,9 @@ class Family(Protocol):
     loss: dataclass of a generator stage's `loss`.
     sampling: dataclass of `config.sampling`; its fields are flags of `sample`.
     sizes: settings of `network` by name, for configs and `bench`.
-    derived: fields of `network` that follow from the rest, which configs must not set.
-    batch_fields: of a batch that its task reads, beside video or latents, and text.
-    headline: how the main metrics beside the loss are written, by name: {"psnr": "{:.2f} dB"}.
+    derived: fields of `network` that follow from other settings, which configs must not set.
+    batch_fields: fields of a batch that its task reads besides video or latents, and text.
+    headline: format of the main metrics besides the loss, by name: {"psnr": "{:.2f} dB"}.
   """
 
   tokenizer: str
@@ -226,30 +227,30 @@ class Family(Protocol):
   headline: dict[str, str]
 
   def network_config(self, values: dict, tokenizer: TokenizerConfig, text: Any) -> dict:
-    """Returns the settings of `network`, with those that follow from the rest."""
+    """Returns the settings of `network`, derived ones included."""
 
   def check(self, run: Run) -> None:
-    """Raises ValueError if one network cannot serve all stages, or sampling fits none of them."""
+    """Raises ValueError if one network cannot serve all stages, or sampling fits no stage."""
 
   def check_mesh(self, run: Run, mesh: Any) -> None:
-    """Raises ShardingError if the network does not divide over a mesh."""
+    """Raises ShardingError if the network cannot be sharded over a mesh."""
 
   def num_tokens(self, run: Run, shape: ClipShape) -> int:
-    """Returns what a clip costs: batches of several shapes have about as many of them."""
+    """Returns the tokens of a clip; batches of different shapes have about equally many."""
 
   def describe(self, run: Run) -> dict[str, Any]:
     """Returns facts for `run.json`."""
 
   def curves(self, run: Run) -> Curves:
-    """Returns what the report draws of training."""
+    """Returns the training curves that the report draws."""
 
   def make_module(self, run: Run) -> Callable[[jax.Array], nnx.Module]:
-    """Returns what makes the network from a key."""
+    """Returns a function from a random key to the network."""
 
   def make_task(
     self, run: Run, stage: Stage, tokenizer: Template | None, tokenizer_params: dict
   ) -> Task:
-    """Returns what a stage trains on a frozen tokenizer."""
+    """Returns the training task of a stage, with a frozen tokenizer."""
 
   def make_model(
     self,
@@ -262,23 +263,23 @@ class Family(Protocol):
     mesh: Mesh | None = None,
     dtype: Any = None,
   ) -> Model:
-    """Returns a trained network for use."""
+    """Wraps a trained network for sampling and scoring."""
 
   def flops(self, run: Run, stage: Stage) -> tuple[float, float] | None:
-    """Returns the operations of a clip's forward pass and of its training; None if not counted."""
+    """Returns the FLOPs of a clip's forward pass and of its training; None if not counted."""
 
   def step_work(self, run: Run, stage: Stage, mesh: Any) -> StepWork | None:
-    """Counts a training step; None where that is not counted: it is compiled only."""
+    """Estimates a training step; None if the family has no estimate, only the compiler's."""
 
   def sample_latents(
     self, run: Run, stage: Stage, module: nnx.Module, text: Array, seed: Array
   ) -> Float[Array, "b t h w d"]:
-    """Generates clips' latents inside jit, as `bench sample` measures it."""
+    """Generates clips' latents; called inside jit by `bench sample`."""
 
   def sampling_work(self, run: Run, stage: Stage, batch_size: int) -> tuple[int, float] | None:
-    """Returns the steps and operations of `sample_latents`; None where they are not counted."""
+    """Returns the steps and FLOPs of `sample_latents`; None if they are not counted."""
 
   def sampling_program(
     self, run: Run, stage: Stage, template: Template, mesh: Any, num_clips: int, dtype: Any
   ) -> SamplingProgram | None:
-    """Returns what `plan --decode` compiles; None where there is no such plan."""
+    """Returns what `plan --decode` compiles; None if it is not supported."""

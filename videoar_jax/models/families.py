@@ -1,4 +1,4 @@
-"""The model families there are: `config.family` names one."""
+"""The model families; `config.family` names one."""
 
 from videoar_jax.models.base import Family
 from videoar_jax.models.videoar.family import VideoAR
@@ -10,7 +10,7 @@ def family_of(name: str) -> Family:
   """Returns a family.
 
   Raises:
-    ValueError: there is none of that name; lists those there are.
+    ValueError: there is none of that name; lists the known ones.
   """
   if name not in FAMILIES:
     raise ValueError(f"config.family={name!r} is unknown; families are {', '.join(FAMILIES)}")

@@ -1,4 +1,4 @@
-"""What every family checks of a request: prompts, frames, sizes, devices, seeds."""
+"""Checks of a sampling request that all families share: prompts, frames, sizes, devices, seeds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from videoar_jax.models.base import ClipShape
 from videoar_jax.tokenizers.base import TokenizerConfig
 
-BATCH_SIZE = 16  # Prompts that are sampled together; more go through in turns.
+BATCH_SIZE = 16  # Prompts that are sampled together; more take several batches.
 
 
 class ClipRequests:
@@ -18,7 +18,7 @@ class ClipRequests:
     text_encoder: maps prompts to tokens, with `encode`.
     config: of the tokenizer.
     shape: of the clips that the model was trained on.
-    defaults: of the family's settings, for requests that name none.
+    defaults: values of the family's settings that a request does not set.
     num_shards: devices that share a batch.
   """
 
@@ -36,26 +36,26 @@ class ClipRequests:
     self.defaults, self.num_shards = defaults, num_shards
 
   def check_prompts(self, prompts: list[str]) -> None:
-    """Raises ValueError if there is no list of prompts."""
+    """Raises ValueError unless prompts are a list that is not empty."""
     if isinstance(prompts, str):
       raise ValueError("prompts: needs a list of texts, got one text; put it into [...]")
     if not prompts:
       raise ValueError("prompts: the list is empty")
 
   def with_defaults(self, settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns all settings; those that are None are not named.
+    """Returns all settings, with defaults in place of None.
 
     Raises:
-      ValueError: there is no such setting; lists those there are.
+      ValueError: there is no such setting; lists the known ones.
     """
     for name in settings:
       if name not in self.defaults:
         raise ValueError(f"{name}: no such setting; there are {', '.join(self.defaults)}")
-    asked = {name: value for name, value in settings.items() if value is not None}
-    return self.defaults | asked
+    changes = {name: value for name, value in settings.items() if value is not None}
+    return self.defaults | changes
 
   def check_sample_ids(self, sample_ids: Sequence[int] | None, num: int) -> np.ndarray:
-    """Returns the numbers of clips under the seed, counted from 0 where there are none."""
+    """Returns the clips' numbers under the seed; counts from 0 if there are none."""
     sample_ids = np.arange(num) if sample_ids is None else np.asarray(sample_ids)
     if sample_ids.shape != (num,):
       raise ValueError(f"sample_ids: needs one for each of {num} prompts")
@@ -74,18 +74,18 @@ class ClipRequests:
     return self.config.latent_shape(num_frames, self.resolution)[0]
 
   def check_overlap_frames(self, overlap_frames: int) -> None:
-    """Raises ValueError if a window of the trained length cannot start from so many frames."""
+    """Raises ValueError if a window of the trained length cannot start from that many frames."""
     tau = self.config.temporal_stride
     if not 1 <= overlap_frames < self.num_frames or (overlap_frames - 1) % tau:
       raise ValueError(
         f"overlap_frames={overlap_frames} must be 1 + {tau} k, from 1 to {self.num_frames - tau} "
         f"frames: the rest of the trained {self.num_frames} is new"
         if self.num_frames > 1
-        else "overlap_frames: the model was trained on single frames; it has no next ones"
+        else "overlap_frames: the model was trained on single frames and cannot continue a clip"
       )
 
   def check_conditioning(self, conditioning: np.ndarray, num: int, name: str) -> np.ndarray:
-    """Returns given frames with their batch axis; raises ValueError if they do not fit."""
+    """Returns conditioning frames with a batch axis; raises ValueError if they do not fit."""
     if conditioning.dtype != np.uint8:
       raise ValueError(f"{name}: needs uint8 pixels, got {conditioning.dtype}")
     if conditioning.ndim == 4:
@@ -102,7 +102,7 @@ class ClipRequests:
     return conditioning
 
   def check_conditioning_length(self, num_conditioning: int, num_latents: float) -> None:
-    """Raises ValueError if given frames do not fit, or leave nothing to generate."""
+    """Raises ValueError if conditioning frames do not fit, or leave nothing to generate."""
     tau = self.config.temporal_stride
     num_frames = 1 + tau * (num_latents - 1)
     if num_conditioning < 1 or (num_conditioning - 1) % tau:
@@ -116,7 +116,7 @@ class ClipRequests:
 
 
 def first_frames(image, video) -> np.ndarray | None:
-  """Returns what is given of a clip, as a video."""
+  """Returns the conditioning frames as a video; None without any."""
   if image is not None and video is not None:
     raise ValueError("image and video: give one of them; an image is a video of one frame")
   if image is None:

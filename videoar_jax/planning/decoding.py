@@ -1,4 +1,4 @@
-"""The sampling of clips on a pod: its largest program, and what it takes."""
+"""Plans the sampling of clips on a pod: its largest program and its estimated cost."""
 
 import dataclasses
 import pathlib
@@ -17,7 +17,7 @@ from videoar_jax.planning.pod import Pod
 from videoar_jax.planning.step_plan import Memory, compile_program
 from videoar_jax.train.state import Template
 
-_MENDS = (
+_FIXES = (
   "decode fewer clips together (--decode=N), split heads (--mesh=tensor:N), or take "
   "--dtype=bfloat16"
 )
@@ -25,17 +25,17 @@ _MENDS = (
 
 @dataclasses.dataclass(frozen=True)
 class DecodePlan:
-  """The decoding of some clips together, of the length that a stage trains.
+  """Decoding of several clips together, with the length of a stage's clips.
 
   Attributes:
     run: the run.
-    stage: the generator's.
-    pod: where.
+    stage: a generator stage.
+    pod: the pod.
     mesh: its devices.
-    num_clips: that are decoded together.
+    num_clips: clips that are decoded together.
     dtype: of the weights and the cache.
-    template: of the generator.
-    sampling: its program, and what it takes.
+    template: structure of the generator.
+    sampling: the program and its cost.
   """
 
   run: RunConfig
@@ -57,24 +57,24 @@ class DecodePlan:
     num_clips: int,
     dtype: str,
   ) -> "DecodePlan":
-    """Makes it.
+    """Makes the plan.
 
     Raises:
-      ValueError: the stage trains no generator, or the mesh does not fit the clips or the heads.
+      ValueError: the stage trains no generator, or the mesh does not divide the clips or the heads.
     """
     if stage.kind != "generator":
       raise ValueError(f"--decode: stage {stage.name} trains a {stage.kind}; name a generator's")
     mesh = pod.mesh(mesh_config)
     if num_clips < 1 or num_clips % num_batch_shards(mesh):
       raise ShardingError(
-        f"--decode={num_clips} clips do not divide over the {num_batch_shards(mesh)} ways of "
+        f"--decode={num_clips} clips do not divide over the {num_batch_shards(mesh)} shards of "
         "mesh.slice x mesh.data x mesh.fsdp; take a multiple"
       )
     template = StageCheckpoints(run, pathlib.Path(), mesh).module_template(stage)
     dtype = jnp.dtype(dtype)
     sampling = run.family.sampling_program(run, stage, template, mesh, num_clips, dtype)
     if sampling is None:
-      raise ValueError("--decode: this family has no plan of its sampling; leave it out")
+      raise ValueError("--decode: this family cannot plan its sampling; leave it out")
     return cls(run, stage, pod, mesh, num_clips, dtype, template, sampling)
 
   @property
@@ -84,7 +84,7 @@ class DecodePlan:
     return device_bytes(params, jax.tree.map(lambda x: x.sharding, params))
 
   def compile(self) -> Memory:
-    """Compiles the largest program of a clip's sampling.
+    """Compiles the largest program of sampling.
 
     Raises:
       DoesNotFit: it does not fit into the chip's memory; says by how much.
@@ -92,5 +92,5 @@ class DecodePlan:
     """
     sampling = self.sampling
     return compile_program(
-      sampling.program, sampling.arguments, self.mesh, _MENDS, **sampling.settings
+      sampling.program, sampling.arguments, self.mesh, _FIXES, **sampling.settings
     )

@@ -1,11 +1,10 @@
-"""What a training step costs on a mesh, by counting alone: memory, arithmetic, bytes moved, time.
+"""Estimates a training step on a mesh without compiling it: memory, FLOPs, bytes moved, time.
 
-Counted is a step of the transformer, or of the autoencoder, and the frozen encoder in front of a
-transformer. Left out are LPIPS, discriminators, norms and activations, and of memory what a
-tokenizer keeps for its backward pass. The time is the longest of
-what products, memory, links and the network between slices take, each at the share of its maker's
-number below, as if they went on side by side. Of decoding the transformer is counted, and its small
-steps as if they went on one after the other.
+The estimate covers the transformer or the autoencoder, and the frozen encoder of a transformer's
+stage. It leaves out LPIPS, discriminators, norms and activations, and the memory that a tokenizer
+keeps for its backward pass. Products, memory, links and the network between slices are assumed to
+overlap fully, each at the share of its datasheet value below; the slowest sets the time. For
+decoding, the estimate covers the transformer only, and assumes that nothing overlaps.
 """
 
 import dataclasses
@@ -20,24 +19,24 @@ from videoar_jax.parallel.mesh import AXES, num_batch_shards
 from videoar_jax.parallel.traffic import device_bytes, gathered_bytes
 from videoar_jax.train.state import State
 
-# Shares of the makers' numbers that large programs reach; an assumption.
+# Shares of the datasheet values that large programs reach; an assumption.
 SHARE_OF_FLOPS = 0.6
 SHARE_OF_BANDWIDTH = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """A training step; all numbers but `flops` and `executed_flops` are of one device.
+  """Cost of a training step; per device, except for `flops` and `executed_flops`.
 
   Attributes:
-    parameter_bytes: of the parameters that it holds.
-    state_bytes: of those, their average, and the optimizer.
-    frozen_bytes: of what the step reads and does not train.
-    activation_bytes: the most that a transformer's step holds beside that: what is kept for the
-      backward pass, and of one block the parameters from all devices and gradients; or what the
-      frozen encoder holds before. None where that is not counted.
+    parameter_bytes: bytes of the parameters.
+    state_bytes: bytes of the parameters, their average, and the optimizer.
+    frozen_bytes: bytes of frozen parameters.
+    activation_bytes: the most that a transformer's step holds besides these: activations kept for
+      the backward pass, with gathered parameters and gradients of one block; or the activations of
+      the frozen encoder, which runs before. None if not estimated.
     flops: of the step, over all devices.
-    executed_flops: with what is computed anew.
+    executed_flops: the same with rematerialization.
     memory_traffic: bytes read and written.
     link_traffic: bytes sent to devices of its slice; it receives as many.
     network_traffic: bytes sent to other slices.
@@ -55,12 +54,12 @@ class Cost:
 
   @property
   def memory(self) -> float:
-    """Bytes that a device holds at once, as far as is counted."""
+    """Estimated bytes that a device holds at once."""
     held = self.state_bytes + self.frozen_bytes + self.parameter_bytes
     return held + (self.activation_bytes or 0)
 
   def seconds(self, chip: Chip, num_devices: int) -> dict[str, float]:
-    """Returns how long each of the four takes."""
+    """Returns the seconds that each of the four parts takes."""
     share = SHARE_OF_BANDWIDTH / chip.num_devices
     return {
       "products": self.executed_flops / (num_devices * chip.device_flops * SHARE_OF_FLOPS),
@@ -73,15 +72,15 @@ class Cost:
 def estimate(
   run: RunConfig, stage: StageConfig, abstract: State, shardings, frozen: dict, mesh: Mesh
 ) -> Cost | None:
-  """Counts a step; None where the family does not count its own.
+  """Estimates a step; returns None if the family does not support it.
 
   Args:
     run: the run.
-    stage: of it.
+    stage: of the run.
     abstract: shapes of the stage's state.
-    shardings: of every leaf of it, on the mesh.
-    frozen: shapes of what it reads and does not train, which each device has whole.
-    mesh: devices, or an abstract one.
+    shardings: of every leaf of the state, on the mesh.
+    frozen: shapes of frozen parameters, which are replicated.
+    mesh: devices, or an abstract mesh.
   """
   own = device_bytes(abstract["params"], shardings["params"])
   gathered, sent = gathered_bytes(abstract["params"], shardings["params"])
@@ -96,16 +95,16 @@ def estimate(
     encoder = 0 if stage.cache is not None else run.tokenizer_family.flops(*clip)[0]
     flops, executed = work.flops + encoder, work.executed_flops + encoder
     kept = work.activation_bytes / stage.loop.grad_accum_steps
-    # A block's parameters and their gradients are whole for as long as it is at work.
+    # A block's parameters and gradients are unsharded while it runs.
     kept = round(max(kept + 2 * others * work.live_share, _encoder_bytes(run, stage, clips)))
     passes, moved = work.passes, work.moved_bytes
-    # Parameters are gathered on the way there and back, and their gradients scattered.
+    # Parameters are gathered in the forward and backward pass, and gradients are reduce-scattered.
     sent = 3 * sent + work.sent_bytes
   else:
     flops = 3 * sum(run.tokenizer_family.flops(*clip))
     executed, passes, kept, moved, sent = flops, 3, None, 0.0, 3 * sent
   replicas = mesh.shape["data"]
-  # Sums of gradients: sent around and back.
+  # All-reduce of gradients: reduce-scatter and all-gather.
   sent += 2 * own * (replicas - 1) / replicas
   slices = mesh.shape["slice"]
   return Cost(
@@ -122,7 +121,7 @@ def estimate(
 
 
 def sampling_seconds(work: SamplingWork, chip: Chip, num_devices: int) -> dict[str, float]:
-  """Returns how long each part of sampling takes; the clips take their sum."""
+  """Returns the seconds of each part of sampling; the total is their sum."""
   share = SHARE_OF_BANDWIDTH / chip.num_devices
   return {
     "products": work.flops / (num_devices * chip.device_flops * SHARE_OF_FLOPS),
@@ -132,7 +131,7 @@ def sampling_seconds(work: SamplingWork, chip: Chip, num_devices: int) -> dict[s
 
 
 def _encoder_bytes(run: RunConfig, stage: StageConfig, clips: float) -> float:
-  """Returns what the frozen encoder holds while it encodes a device's clips."""
+  """Returns the bytes that the frozen encoder holds while it encodes a device's clips."""
   if stage.cache is not None:
     return 0.0
   shape = (max(1, round(clips)), stage.data.num_frames, *stage.data.resolution)

@@ -1,4 +1,4 @@
-"""A pod that is not there: its devices as TPU's compiler knows them, and meshes over them."""
+"""TPU topologies for ahead-of-time compilation without the hardware, and meshes over them."""
 
 import dataclasses
 import importlib.util
@@ -14,13 +14,13 @@ from videoar_jax.parallel.mesh import AXES, MeshConfig, make_mesh, mesh_sizes
 
 @dataclasses.dataclass(frozen=True)
 class Pod:
-  """Where to plan for; of several slices, each is such a pod.
+  """A pod to plan for; with several slices, each of them is such a pod.
 
   Attributes:
-    name: as `v5p:4x4x4`.
-    chip: what it is made of.
-    num_chips: how many of them.
-    is_compiled: whether to ask the compiler, or to count alone.
+    name: such as `v5p:4x4x4`.
+    chip: type of its chips.
+    num_chips: number of chips.
+    is_compiled: whether to compile programs, or only to estimate them.
   """
 
   name: str
@@ -29,10 +29,10 @@ class Pod:
   is_compiled: bool
 
   def mesh(self, config: MeshConfig) -> Mesh | AbstractMesh:
-    """Returns the mesh over its devices, where the compiler is asked; else one without devices.
+    """Returns the mesh of its devices to compile for, or an abstract mesh to estimate for.
 
     Raises:
-      ValueError: the sizes do not fit, there is no such topology, or no compiler.
+      ValueError: the sizes do not fit, the topology is unknown, or libtpu is not installed.
     """
     slices = max(1, config.slice)
     if self.is_compiled:
@@ -42,10 +42,10 @@ class Pod:
 
 
 def parse_mesh(text: str) -> MeshConfig:
-  """Reads `axis:size,axis:size`; what is left out is 1.
+  """Parses `axis:size,axis:size`; the size of other axes is 1.
 
   Raises:
-    ValueError: it is not of that form.
+    ValueError: it does not have that form.
   """
   sizes = dict.fromkeys(AXES, 1)
   for part in text.split(","):
@@ -63,12 +63,12 @@ def _devices(topology: str, num_slices: int):
     ValueError: there is none of that name, or libtpu is not installed.
   """
   if importlib.util.find_spec("libtpu") is None:
-    raise ValueError("TPU's compiler is missing; pip install 'videoar_jax[plan]', or add --count")
+    raise ValueError("libtpu is not installed; pip install 'videoar_jax[plan]', or add --count")
   try:
-    more = {"num_slices": num_slices} if num_slices > 1 else {}
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices
+    options = {"num_slices": num_slices} if num_slices > 1 else {}
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
   except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
     raise ValueError(
-      f"--topology={topology}: the compiler knows no such pod ({error}); known are for instance "
-      "v5e:2x2 to 16x16, v5p:2x2x1 to 16x16x16, v6e:2x2 to 16x16"
+      f"--topology={topology}: the compiler does not know this topology ({error}); known are for "
+      "instance v5e:2x2 to 16x16, v5p:2x2x1 to 16x16x16, v6e:2x2 to 16x16"
     ) from error

@@ -1,4 +1,4 @@
-"""Looks for the meshes and remat policies that make a step fast and let it fit."""
+"""Searches for meshes and remat policies with which a step is fast and fits into memory."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ REMAT = ("none", "dots", "full")
 
 
 class Found(NamedTuple):
-  """A mesh that divides a stage, with the policy of its run, and what is counted of a step."""
+  """A mesh that divides a stage, the run with a remat policy, and the estimate of a step."""
 
   seconds: float
   product_seconds: float
@@ -27,19 +27,19 @@ class Found(NamedTuple):
 
 
 def search(run: RunConfig, stage: StageConfig, pod: Pod, slices: int, num: int) -> str:
-  """Returns the fastest meshes and remat policies that fit, by estimate.
+  """Returns the fastest meshes and remat policies that fit, by estimated time.
 
-  The memory of TPUs is the compiler's, of candidates from the fastest on, until enough fit.
+  For TPUs, the compiler checks the memory of the candidates, fastest first, until enough fit.
 
   Raises:
-    ValueError: none fits, or the family does not count its step.
+    ValueError: none fits, or the family has no estimate of its step.
   """
-  found = rank(run, stage, pod, slices)
+  candidates = rank(run, stage, pod, slices)
   lines = []
-  for seconds, _, memory, mesh, other in found:
+  for seconds, _, memory, mesh, other in candidates:
     if len(lines) == num:
       break
-    note = f"counted {bytes_text(memory)}"
+    note = f"estimated {bytes_text(memory)}"
     if pod.is_compiled:
       try:
         note = f"peak {bytes_text(StepPlan.of(other, stage, pod, mesh).compile().peak)}"
@@ -51,23 +51,24 @@ def search(run: RunConfig, stage: StageConfig, pod: Pod, slices: int, num: int) 
     lines.append(f"--mesh={sizes}  remat={remat}  {seconds:.3g} s a step, {days:.3g} days, {note}")
   if not lines:
     raise ValueError(
-      f"nothing fits on {pod.name}, of {len(found)} meshes that divide and may fit; take more "
+      f"nothing fits on {pod.name}, of {len(candidates)} meshes that might fit; take more "
       "chips or a smaller batch_size"
     )
   return "\n".join(lines)
 
 
 def rank(run: RunConfig, stage: StageConfig, pod: Pod, slices: int) -> list[Found]:
-  """Returns the meshes that divide a stage and fit, as far as is counted, the fastest first."""
-  counted = dataclasses.replace(pod, is_compiled=False)
-  # Shapes are the same on every mesh, and take seconds to find.
-  one = dataclasses.replace(counted, num_chips=1, chip=dataclasses.replace(pod.chip, num_devices=1))
-  draft = StepPlan.of(run, stage, one, MeshConfig(data=1))
-  trainer = draft.trainer
+  """Returns the meshes that divide a stage and fit by estimate, the fastest first."""
+  abstract = dataclasses.replace(pod, is_compiled=False)
+  # Shapes are the same on every mesh, and take seconds to compute.
+  one_chip = dataclasses.replace(pod.chip, num_devices=1)
+  one = dataclasses.replace(abstract, num_chips=1, chip=one_chip)
+  step_plan = StepPlan.of(run, stage, one, MeshConfig(data=1))
+  trainer = step_plan.trainer
   num_devices = pod.num_chips * pod.chip.num_devices
   found = []
   for mesh_config in _candidates(num_devices, slices):
-    mesh = counted.mesh(mesh_config)
+    mesh = abstract.mesh(mesh_config)
     try:
       check_divides(run, stage, pod, mesh)
       shardings = state_shardings(trainer.abstract_state, trainer.templates, mesh)
@@ -75,18 +76,18 @@ def rank(run: RunConfig, stage: StageConfig, pod: Pod, slices: int) -> list[Foun
       continue
     largest = with_largest_shape(run, stage, num_batch_shards(mesh))
     for other in _policies(run, stage):
-      cost = estimate(other, largest, trainer.abstract_state, shardings, draft.frozen, mesh)
+      cost = estimate(other, largest, trainer.abstract_state, shardings, step_plan.frozen, mesh)
       if cost is None:
-        raise ValueError("--search: this family's step is not counted; name a mesh: --mesh=...")
+        raise ValueError("--search: this family has no step estimate; name a mesh: --mesh=...")
       if cost.memory < pod.chip.memory / pod.chip.num_devices:
         parts = cost.seconds(pod.chip, mesh.size)
         found.append(Found(max(parts.values()), parts["products"], cost.memory, mesh_config, other))
-  # Of those as fast, that of the least work, and then of the least memory.
+  # Ties go to the least arithmetic, then to the least memory.
   return sorted(found, key=lambda item: item[:3])
 
 
 def _policies(run: RunConfig, stage: StageConfig) -> Iterator[RunConfig]:
-  """Yields the run with each policy of what its generator computes anew."""
+  """Yields the run with each remat policy of its generator."""
   if stage.kind != "generator" or not hasattr(run.generator, "remat"):
     yield run
     return
@@ -95,7 +96,7 @@ def _policies(run: RunConfig, stage: StageConfig) -> Iterator[RunConfig]:
 
 
 def _candidates(num_devices: int, slices: int) -> Iterator[MeshConfig]:
-  """Yields meshes over slices of so many devices; heads and sequences over 16 at most."""
+  """Yields meshes for slices of `num_devices`; tensor and sequence axes of 16 at most."""
   powers = [2**i for i in range(5)]
   for tensor in powers:
     for sequence in powers:

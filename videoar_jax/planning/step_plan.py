@@ -1,6 +1,6 @@
-"""A stage's training step on a pod, before anything is compiled; and what the compiler says of it.
+"""A stage's training step on a pod: abstract, estimated, or compiled ahead of time.
 
-Of a stage with batches of several shapes, the largest is planned: it has to fit, too.
+If batches have several shapes, the largest is planned, since all have to fit.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class DoesNotFit(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes that a device needs for a program, by the compiler."""
+  """Bytes that a program needs on a device, according to the compiler."""
 
   arguments: int
   temporaries: int
@@ -43,11 +43,11 @@ class StepPlan:
 
   Attributes:
     run: the run.
-    stage: of it, with the data and the batch of its largest shape, and no other.
-    pod: where.
+    stage: of the run, with only the largest shape of its batches.
+    pod: the pod.
     mesh: its devices.
-    trainer: whose step it is.
-    frozen: shapes of what the step reads and does not train.
+    trainer: has the step.
+    frozen: shapes of frozen parameters.
   """
 
   run: RunConfig
@@ -59,7 +59,7 @@ class StepPlan:
 
   @classmethod
   def of(cls, run: RunConfig, stage: StageConfig, pod: Pod, mesh_config: MeshConfig) -> "StepPlan":
-    """Makes the abstract step.
+    """Makes the plan.
 
     Raises:
       ValueError: the mesh does not fit the devices, the network or the batch.
@@ -74,11 +74,11 @@ class StepPlan:
 
   @property
   def state_bytes(self) -> int:
-    """Bytes of the parameters, their average, and the optimizer on a device."""
+    """Bytes per device of the parameters, their average, and the optimizer."""
     return device_bytes(self.trainer.abstract_state, self.trainer.shardings)
 
   def estimate(self) -> Cost | None:
-    """Counts the step."""
+    """Estimates the step."""
     state, shardings = self.trainer.abstract_state, self.trainer.shardings
     return estimate(self.run, self.stage, state, shardings, self.frozen, self.mesh)
 
@@ -91,43 +91,43 @@ class StepPlan:
     """
     batch = _abstract_batch(self.run, self.stage, self.mesh)
     arguments = (self.trainer.abstract_state, self.frozen, batch, abstract_key(self.mesh))
-    return compile_program(self.trainer.step, arguments, self.mesh, _MENDS)
+    return compile_program(self.trainer.step, arguments, self.mesh, _FIXES)
 
 
-_MENDS = (
+_FIXES = (
   "split parameters further (--mesh=fsdp:N), take a smaller batch_size, or set "
   "generator.remat='full'; --search=3 tries"
 )
 
 
 def check_divides(run: RunConfig, stage: StageConfig, pod: Pod, mesh) -> None:
-  """Checks that a stage's batches and heads divide over a mesh.
+  """Checks that a mesh divides a stage's batches and heads.
 
   Raises:
-    ShardingError: one does not.
+    ShardingError: it does not.
   """
-  ways = num_batch_shards(mesh)
-  if not stage.mixture and stage.loop.batch_size % ways:
+  shards = num_batch_shards(mesh)
+  if not stage.mixture and stage.loop.batch_size % shards:
     raise ShardingError(
       f"stage.{stage.name}.loop.batch_size={stage.loop.batch_size} does not divide over the "
-      f"{ways} ways of mesh.slice x mesh.data x mesh.fsdp; take a multiple"
+      f"{shards} shards of mesh.slice x mesh.data x mesh.fsdp; take a multiple"
     )
   if stage.kind == "generator":
     run.family.check_mesh(run, mesh)
 
 
 def with_largest_shape(run: RunConfig, stage: StageConfig, num_shards: int) -> StageConfig:
-  """Returns a stage with the data and the batch of its largest shape.
+  """Returns a stage with only the largest shape of its batches.
 
   Args:
     run: the run.
-    stage: of it.
+    stage: of the run.
     num_shards: parts that batches are split into.
   """
   own = ClipShape(stage.data.num_frames, stage.data.resolution)
-  found = {own: stage.loop.batch_size}
+  batch_sizes = {own: stage.loop.batch_size}
   if stage.mixture:
-    found = {
+    batch_sizes = {
       shape: run.batch_size_of(stage, part, shape, num_shards)
       for part in stage.mixture
       for shape in part.shapes
@@ -136,32 +136,32 @@ def with_largest_shape(run: RunConfig, stage: StageConfig, num_shards: int) -> S
   def size(shape: ClipShape) -> tuple[int, int]:
     tokens = run.num_tokens(stage, shape) if stage.kind == "generator" else 0
     num_frames, (height, width) = shape
-    return found[shape] * tokens, found[shape] * num_frames * height * width
+    return batch_sizes[shape] * tokens, batch_sizes[shape] * num_frames * height * width
 
-  largest = max(found, key=size)
+  largest = max(batch_sizes, key=size)
   return dataclasses.replace(
     stage,
     data=dataclasses.replace(
       stage.data, num_frames=largest.num_frames, resolution=largest.resolution
     ),
-    loop=dataclasses.replace(stage.loop, batch_size=found[largest]),
+    loop=dataclasses.replace(stage.loop, batch_size=batch_sizes[largest]),
   )
 
 
-# How near to its best the compiler wants to come with a convolution before it stops looking for a
-# faster way. By default that takes twice as long; what the program holds is the same.
+# The compiler stops tuning a convolution at this share of its best performance. The default takes
+# twice as long to compile; the program's memory is the same.
 _OPTIONS = {"xla_jf_convolution_performance_target": 0.1}
 
 
-def compile_program(program, arguments: tuple, mesh: Mesh, mends: str, **settings) -> Memory:
-  """Compiles a jitted function for a mesh of devices that are not there.
+def compile_program(program, arguments: tuple, mesh: Mesh, fixes: str, **settings) -> Memory:
+  """Compiles a jitted function ahead of time for a TPU topology.
 
   Args:
     program: the function.
     arguments: shapes with their shardings.
-    mesh: the devices.
-    mends: what would make it fit, for the error.
-    **settings: of the function, by name.
+    mesh: over the topology's devices.
+    fixes: how to make it fit, for the error.
+    **settings: keyword arguments of the function.
   Raises:
     DoesNotFit: it does not fit into the chip's memory; says by how much.
     ValueError: it does not compile.
@@ -170,21 +170,21 @@ def compile_program(program, arguments: tuple, mesh: Mesh, mends: str, **setting
     with jax.set_mesh(mesh):
       compiled = program.lower(*arguments, **settings).compile(_OPTIONS)
   except jax.errors.JaxRuntimeError as error:
-    raise _describe(error, mends) from error
-  found = compiled.memory_analysis()
-  peak = found.argument_size_in_bytes + found.temp_size_in_bytes
-  peak += found.output_size_in_bytes - found.alias_size_in_bytes
-  return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes, peak)
+    raise _describe(error, fixes) from error
+  memory = compiled.memory_analysis()
+  peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+  peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
+  return Memory(memory.argument_size_in_bytes, memory.temp_size_in_bytes, peak)
 
 
 _TOO_LARGE = (
   r"Used ([\d.]+)G of ([\d.]+)G hbm",
-  # Found before memory is given out: of arguments or temporaries alone.
+  # Raised before memory is assigned, for arguments or temporaries alone.
   r"required for HLO \w+ \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)",
 )
 
 
-def _describe(error: Exception, mends: str) -> ValueError:
+def _describe(error: Exception, fixes: str) -> ValueError:
   text = str(error)
   match = next(filter(None, (re.search(pattern, text) for pattern in _TOO_LARGE)), None)
   if not match:
@@ -192,12 +192,12 @@ def _describe(error: Exception, mends: str) -> ValueError:
   used, memory = map(float, match.groups())
   return DoesNotFit(
     f"the step does not fit: it needs {used:.2f}G of {memory:.2f}G of a chip's memory, "
-    f"{used - memory:.2f}G too much; {mends}"
+    f"{used - memory:.2f}G too much; {fixes}"
   )
 
 
 def _abstract_task(run: RunConfig, stage: StageConfig, mesh) -> tuple[Task, dict]:
-  """Returns a stage's task, and the shapes of what it needs and does not train."""
+  """Returns a stage's task, and the shapes of its frozen parameters."""
   if stage.kind == "tokenizer":
     family, resolution = run.tokenizer_family, stage.data.resolution
     frozen = family.frozen_shapes(stage.loss)
@@ -226,6 +226,6 @@ def _abstract_batch(run: RunConfig, stage: StageConfig, mesh: Mesh) -> dict:
 
 
 def abstract_key(mesh: Mesh) -> jax.ShapeDtypeStruct:
-  """Returns the shape of a key, which every device has."""
+  """Returns the shape of a random key, replicated."""
   key = jax.eval_shape(lambda: jax.random.key(0))
   return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))

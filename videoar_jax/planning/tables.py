@@ -1,4 +1,4 @@
-"""What a plan says, as text."""
+"""Formats plans as text."""
 
 import jax
 
@@ -11,46 +11,46 @@ from videoar_jax.planning.decoding import DecodePlan
 from videoar_jax.planning.step_plan import Memory, StepPlan
 
 _RATES = (
-  f"Times are counted at {estimate.SHARE_OF_FLOPS:.0%} of the maker's bfloat16 operations and "
+  f"Times are estimated at {estimate.SHARE_OF_FLOPS:.0%} of the datasheet's bfloat16 FLOP/s and "
   f"{estimate.SHARE_OF_BANDWIDTH:.0%} of its bandwidths"
 )
 
 
-def table(draft: StepPlan, memory: Memory | None) -> str:
-  """Returns a step's memory, work and time.
+def table(plan: StepPlan, memory: Memory | None) -> str:
+  """Returns a step's memory, FLOPs and time.
 
   Args:
-    draft: the step.
-    memory: by the compiler; None to count it.
+    plan: the step.
+    memory: from the compiler; None to estimate it.
   """
-  stage, chip, trainer = draft.stage, draft.pod.chip, draft.trainer
-  cost, clips = draft.estimate(), stage.loop.batch_size
+  stage, chip, trainer = plan.stage, plan.pod.chip, plan.trainer
+  cost, clips = plan.estimate(), stage.loop.batch_size
   shape = "x".join(map(str, (stage.data.num_frames, *stage.data.resolution)))
   rows = [
     ("stage", f"{stage.name}, batches of {clips} clips of {shape}"),
-    ("devices", f"{draft.mesh.size} ({draft.pod.name}), mesh {estimate.mesh_name(draft.mesh)}"),
+    ("devices", f"{plan.mesh.size} ({plan.pod.name}), mesh {estimate.mesh_name(plan.mesh)}"),
     ("parameters", f"{count_parameters(trainer.template.shapes):,}"),
-    ("state a device", bytes_text(draft.state_bytes)),
+    ("state a device", bytes_text(plan.state_bytes)),
   ]
   if cost is None:
     rows += _memory_rows(memory, None, chip)
-    return "\n".join([*_aligned(rows), "This family's step is compiled only, not counted."])
+    return "\n".join([*_aligned(rows), "This family has no step estimate."])
   rows += _memory_rows(memory, None if cost.activation_bytes is None else cost.memory, chip)
-  lines = [*_aligned(rows + _time_rows(draft, cost))]
-  lines.append(f"{_RATES}, all at once; the slowest part counts.")
+  lines = [*_aligned(rows + _time_rows(plan, cost))]
+  lines.append(f"{_RATES}; parts overlap, so the slowest counts.")
   if stage.mixture:
-    lines.append("Of the stage's shapes this is the largest; others take as long, or less.")
+    lines.append("This is the largest of the stage's shapes; others take at most as long.")
   return "\n".join(lines)
 
 
-def _time_rows(draft: StepPlan, cost: estimate.Cost) -> list[tuple[str, str]]:
-  """Returns what a step does, and how long it takes."""
-  run, stage, chip, devices = draft.run, draft.stage, draft.pod.chip, draft.mesh.size
+def _time_rows(plan: StepPlan, cost: estimate.Cost) -> list[tuple[str, str]]:
+  """Returns a step's FLOPs, traffic and time."""
+  run, stage, chip, devices = plan.run, plan.stage, plan.pod.chip, plan.mesh.size
   seconds = cost.seconds(chip, devices)
   slowest = max(seconds, key=seconds.get)
   time, clips = seconds[slowest], stage.loop.batch_size
   rows = [
-    ("operations a step", f"{cost.flops:.3g}, executed {cost.executed_flops:.3g}"),
+    ("FLOPs a step", f"{cost.flops:.3g}, executed {cost.executed_flops:.3g}"),
     ("memory traffic a device", bytes_text(cost.memory_traffic)),
     ("sent between devices", bytes_text(cost.link_traffic)),
     ("sent between slices", bytes_text(cost.network_traffic)),
@@ -67,38 +67,38 @@ def _time_rows(draft: StepPlan, cost: estimate.Cost) -> list[tuple[str, str]]:
   return [*rows, (f"{stage.loop.num_steps} steps", f"{days:.3g} days")]
 
 
-def decode_table(draft: DecodePlan, memory: Memory | None) -> str:
-  """Returns the memory, work and time of decoding clips, without the pixels' decoder.
+def decode_table(plan: DecodePlan, memory: Memory | None) -> str:
+  """Returns memory, FLOPs and time of decoding clips, without the tokenizer's decoder.
 
   Args:
-    draft: the decoding.
-    memory: by the compiler; None to count it.
+    plan: the decoding.
+    memory: from the compiler; None to estimate it.
   """
-  chip, cost, clips = draft.pod.chip, draft.sampling.work, draft.num_clips
-  seconds = estimate.sampling_seconds(cost, chip, draft.mesh.size)
-  time, held = sum(seconds.values()), draft.parameter_bytes + cost.cache_bytes
-  shape = "x".join(map(str, (draft.stage.data.num_frames, *draft.stage.data.resolution)))
-  what = draft.sampling.description
+  chip, cost, clips = plan.pod.chip, plan.sampling.work, plan.num_clips
+  seconds = estimate.sampling_seconds(cost, chip, plan.mesh.size)
+  time, held = sum(seconds.values()), plan.parameter_bytes + cost.cache_bytes
+  shape = "x".join(map(str, (plan.stage.data.num_frames, *plan.stage.data.resolution)))
+  what = plan.sampling.description
   rows = [
-    ("decode", f"{clips} clips of {shape}, {what}, {draft.dtype.name}, {cost.num_steps} steps"),
-    ("devices", f"{draft.mesh.size} ({draft.pod.name}), mesh {estimate.mesh_name(draft.mesh)}"),
-    ("parameters", f"{count_parameters(draft.template.shapes):,}"),
-    ("parameters a device", bytes_text(draft.parameter_bytes)),
+    ("decode", f"{clips} clips of {shape}, {what}, {plan.dtype.name}, {cost.num_steps} steps"),
+    ("devices", f"{plan.mesh.size} ({plan.pod.name}), mesh {estimate.mesh_name(plan.mesh)}"),
+    ("parameters", f"{count_parameters(plan.template.shapes):,}"),
+    ("parameters a device", bytes_text(plan.parameter_bytes)),
     ("cache a device", bytes_text(cost.cache_bytes)),
     *_memory_rows(memory, held, chip),
-    ("operations", f"{cost.flops:.3g}"),
+    ("FLOPs", f"{cost.flops:.3g}"),
     ("memory traffic a device", bytes_text(cost.memory_traffic)),
     ("sent between devices", bytes_text(cost.link_traffic)),
     ("time by part", ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())),
-    ("all clips", f"{time:.3g} s, {time / draft.sampling.num_parts:.3g} s a latent frame"),
+    ("all clips", f"{time:.3g} s, {time / plan.sampling.num_parts:.3g} s a latent frame"),
     ("clips a second", f"{clips / time:.3g}"),
   ]
-  return "\n".join([*_aligned(rows), f"{_RATES}, one after the other."])
+  return "\n".join([*_aligned(rows), f"{_RATES}; parts do not overlap."])
 
 
-def parameters_table(draft: StepPlan) -> str:
-  """Returns each parameter's name, shape, split, and bytes on a device."""
-  shapes, shardings = draft.trainer.abstract_state["params"], draft.trainer.shardings["params"]
+def parameters_table(plan: StepPlan) -> str:
+  """Returns each parameter's name, shape, sharding, and bytes per device."""
+  shapes, shardings = plan.trainer.abstract_state["params"], plan.trainer.shardings["params"]
   rows = [("parameter", "shape", "split over", "bytes a device")]
   for (path, x), sharding in zip(
     jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(shardings), strict=True
@@ -113,7 +113,7 @@ def parameters_table(draft: StepPlan) -> str:
 
 
 def bytes_text(number: float) -> str:
-  """Returns a number of bytes, for people."""
+  """Formats a number of bytes with a unit."""
   for unit in ("B", "KiB", "MiB", "GiB"):
     if number < 1024:
       return f"{number:.3g} {unit}"
@@ -121,13 +121,13 @@ def bytes_text(number: float) -> str:
   return f"{number:.3g} TiB"
 
 
-def _memory_rows(memory: Memory | None, counted: float | None, chip: Chip) -> list:
-  """Returns what a device needs: by the compiler, else what is counted, if it is."""
+def _memory_rows(memory: Memory | None, estimated: float | None, chip: Chip) -> list:
+  """Returns memory per device: from the compiler, or the estimate if there is one."""
   if memory is None:
-    if counted is None:
+    if estimated is None:
       return []
-    share = counted / chip.device_memory
-    return [("memory a device, counted", f"{bytes_text(counted)}, {share:.0%} of its memory")]
+    share = estimated / chip.device_memory
+    return [("memory a device, estimated", f"{bytes_text(estimated)}, {share:.0%} of its memory")]
   share = memory.peak / chip.device_memory
   return [
     ("arguments a device", bytes_text(memory.arguments)),
@@ -137,7 +137,7 @@ def _memory_rows(memory: Memory | None, counted: float | None, chip: Chip) -> li
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-  """Returns lines with columns below each other."""
+  """Returns lines with aligned columns."""
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   lines = ("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)) for row in rows)
   return [line.rstrip() for line in lines]

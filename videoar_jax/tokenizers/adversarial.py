@@ -1,4 +1,4 @@
-"""Adversarial losses: of the autoencoder, of the discriminator, and what keeps the latter tame.
+"""Adversarial losses of autoencoder and discriminator, with the R1 and LeCAM regularizers.
 
 Source: VIDEOAR section 2.5.
 """
@@ -14,7 +14,7 @@ LecamEma = dict  # {"real", "fake"}: running means of the discriminator's logits
 
 
 def autoencoder_loss(kind: str, fake: Float[Array, "..."]) -> Float[Array, ""]:
-  """Returns what the autoencoder pays for logits of its reconstructions."""
+  """Returns the autoencoder's loss, from the logits of its reconstructions."""
   if kind == "hinge":
     return -jnp.mean(fake)
   return jnp.mean(jax.nn.softplus(-fake))
@@ -23,7 +23,7 @@ def autoencoder_loss(kind: str, fake: Float[Array, "..."]) -> Float[Array, ""]:
 def discriminator_loss(
   kind: str, real: Float[Array, "..."], fake: Float[Array, "..."]
 ) -> Float[Array, ""]:
-  """Returns what the discriminator pays for logits of real clips and of reconstructions."""
+  """Returns the discriminator's loss, from the logits of real clips and of reconstructions."""
   if kind == "hinge":
     return jnp.mean(jax.nn.relu(1.0 - real)) + jnp.mean(jax.nn.relu(1.0 + fake))
   return jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake))
@@ -32,7 +32,7 @@ def discriminator_loss(
 def r1_penalty(
   discriminate: Callable[[Array], Array], video: Float[Array, "b f H W 3"]
 ) -> Float[Array, ""]:
-  """Returns the mean over clips of `|d D / d clip|^2`, D the mean over a clip's logits."""
+  """Returns the mean over clips of `|d D / d clip|^2`, where D is the mean of a clip's logits."""
 
   def total(x):
     logits = discriminate(x)
@@ -42,7 +42,7 @@ def r1_penalty(
 
 
 def init_lecam_ema() -> LecamEma:
-  """Returns running means before the first step."""
+  """Returns the initial running means."""
   return {"real": jnp.zeros(()), "fake": jnp.zeros(())}
 
 
@@ -57,7 +57,7 @@ def update_lecam_ema(
 def lecam_penalty(
   lecam_ema: LecamEma, real: Float[Array, "..."], fake: Float[Array, "..."]
 ) -> Float[Array, ""]:
-  """Returns LeCAM's penalty, which holds logits near the running mean of the other side.
+  """Returns LeCAM's penalty on the distance of logits from the running mean of the other kind.
 
   Source: Tseng et al., Regularizing Generative Adversarial Networks under Limited Data, 2021.
   """
@@ -69,11 +69,11 @@ def lecam_penalty(
 def adaptive_weight(
   reconstruction: Float[Array, "..."], adversarial: Float[Array, "..."], *, limit: float = 1e4
 ) -> Float[Array, ""]:
-  """Returns the ratio of two gradients' norms, by which both losses pull equally hard.
+  """Returns the weight of the adversarial loss that makes both gradients equally large.
 
   Args:
-    reconstruction: gradient of the other losses by the decoder's last kernel.
-    adversarial: gradient of the adversarial loss by the same.
+    reconstruction: gradient of the other losses with respect to the decoder's last kernel.
+    adversarial: gradient of the adversarial loss with respect to it.
     limit: largest weight.
   Source: Esser et al., Taming Transformers for High-Resolution Image Synthesis, 2021.
   """

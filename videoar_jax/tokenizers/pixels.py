@@ -1,4 +1,4 @@
-"""Pixels as networks have them, and back."""
+"""Converts pixels between uint8 and the floats of the networks."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
@@ -10,5 +10,5 @@ def to_float(video: UInt8[Array, "*b"]) -> Float[Array, "*b"]:
 
 
 def to_uint8(video: Float[Array, "*b"]) -> UInt8[Array, "*b"]:
-  """Maps [-1, 1] to pixels 0..255, rounded; what is outside is cut."""
+  """Maps [-1, 1] to pixels 0..255, rounded; values outside are clipped."""
   return jnp.round((jnp.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)

@@ -1,4 +1,4 @@
-"""Cross-frame error correction against the public image model's, and the drawn ratios."""
+"""Cross-frame error correction against the public image model, and the drawn ratios."""
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def test_formula_frame_by_frame():
 
 
 def test_labels_undo_flips():
-  """After a flip the recomputed labels bring the sum nearer than stale ones would."""
+  """After a flip, recomputed labels bring the sum closer than the original ones would."""
   latents = jax.random.normal(jax.random.key(1), (16, 1, 4, 4, 8))
   flips = [jnp.full((16, 1, *grid, 8), s == 0) for s, grid in enumerate(SCHEDULE)]
   clean = quantizer.quantize(latents, SCHEDULE)

@@ -1,4 +1,4 @@
-"""Decoding frame by frame: the ring against a full mask, given frames, halves, types, devices."""
+"""Frame-by-frame decoding: ring cache against full mask, given frames, guidance, types, devices."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ TABLE = np.linspace(0.5, 4.0, 10, dtype=np.float32).reshape(5, 2)
 
 
 def make_model(config=CONFIG, layout=LAYOUT):
-  """A model whose every parameter is random, the zero-initialised head included."""
+  """A model with only random parameters, the zero-initialised head included."""
 
   def make():
     leaves, tree = jax.tree.flatten(Generator(nnx.Rngs(params=0), config, layout))
@@ -57,12 +57,12 @@ def decoded(model, layout=LAYOUT, table=TABLE, **settings) -> Decoded:
 
 @pytest.fixture(scope="module")
 def free(model):
-  """A clip of the model, on one device."""
+  """A clip from the model, on one device."""
   return decoded(model)
 
 
 def inputs_of(bits):
-  """Returns the inputs and latents of the frames with these bits, which corruption can tell."""
+  """Returns the inputs and latents of frames with these bits, computed by `corrupt`."""
   from videoar_jax.nn.resize import area_resize, linear_resize
   from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes
 
@@ -79,7 +79,7 @@ def inputs_of(bits):
 @pytest.mark.parametrize("context", ["scales", "full_frame"])
 @pytest.mark.parametrize("window", [1, 2])
 def test_ring_equals_the_full_cache_with_a_mask(context, window):
-  """With frames given or not: each slot is overwritten when its frame leaves the window."""
+  """With given frames and without: each slot is overwritten when its frame leaves the window."""
   layout = dataclasses.replace(LAYOUT, context=context)
   model = make_model(layout=layout)
   given, num_given = None, 0
@@ -101,7 +101,7 @@ def test_ring_equals_the_full_cache_with_a_mask(context, window):
 
 
 def test_ring_does_not_grow(model):
-  """A state is as large as its window, and stays so; the frame's number goes on."""
+  """A state's size is that of its window and does not grow; the frame number increases."""
   keys = sample_keys(0, jnp.arange(2))
   state = start(model, LAYOUT, TEXT, NULL, keys, slots=2)
   shape = state.cache.keys.shape
@@ -146,7 +146,7 @@ def test_guidance_of_one_needs_no_second_half(model):
 
 
 def test_bfloat16_is_near_float32(model, free):
-  """Where both have sampled the same so far: at the first scale of the frame after given ones."""
+  """Compared where both have sampled the same bits: at the first scale after the given frames."""
   small = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
   state = start(small, LAYOUT, TEXT, NULL, sample_keys(0, jnp.arange(2)), slots=1)
   assert {x.dtype for x in jax.tree.leaves(state.cache)} == {jnp.dtype(jnp.bfloat16)}
@@ -159,7 +159,7 @@ def test_bfloat16_is_near_float32(model, free):
 
 
 def test_two_devices_equal_one(model, free):
-  """Heads, MLP and cache split over two devices; parameters are where their axes say."""
+  """Heads, MLP and cache are sharded over two devices, parameters by their logical axes."""
   template = Template.of(lambda key: Generator(nnx.Rngs(params=key), CONFIG, LAYOUT))
   mesh = make_mesh(MeshConfig(data=1, tensor=2))
   params = jax.device_put(nnx.to_pure_dict(nnx.split(model)[1]), template.shardings(mesh))

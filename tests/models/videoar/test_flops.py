@@ -1,4 +1,4 @@
-"""Counted arithmetic against the products that a program has, and against parameters."""
+"""Estimated FLOPs against the products in the program, and against the number of parameters."""
 
 import dataclasses
 import math
@@ -40,7 +40,7 @@ def abstract_model(layout, config=CONFIG):
 
 
 def products(jaxpr) -> int:
-  """Returns the operations of all matrix products in a program."""
+  """Returns the FLOPs of all matrix products in a program."""
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == "dot_general":
@@ -73,7 +73,7 @@ def program(layout, config=CONFIG, *, has_gradient):
 @pytest.mark.parametrize("config", [CONFIG, FEATURES], ids=["tokens", "features"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["paper", "final"])
 def test_flops_are_those_of_the_program(layout, config):
-  """The dense program multiplies all pairs; the count has those that see each other."""
+  """The dense program multiplies all pairs; the estimate has those that the mask allows."""
   pairs = flops.visible_pairs(layout.mask())
   attention = 2 * 2 * CONFIG.num_layers * CONFIG.num_heads * CONFIG.head_dim
   hidden = attention * (layout.length**2 - pairs)
@@ -105,7 +105,7 @@ def test_bytes_are_those_of_the_parameters(layout, change):
 
 @pytest.mark.parametrize(("size", "total"), [("l", 926e6), ("xl", 2.0e9), ("4b", 4.0e9)])
 def test_named_sizes_are_the_papers(size, total):
-  """With an embedding of about 1.5e5 rows of text, as the paper's totals have."""
+  """With a text embedding of about 1.5e5 rows, as in the paper's totals."""
   fields = {"num_bits": 48, "vocabulary_size": 150_000}
   config = GeneratorConfig(**generator_size(size).to_dict(), **fields)
   layout = Layout(64, 5, ((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8)))

@@ -46,7 +46,7 @@ NULL = jnp.array([1, 0, 0, 0, 0])
 
 
 def make_model(config=CONFIG, layout=LAYOUT):
-  """A model whose every parameter is random, the zero-initialised head included."""
+  """A model with only random parameters, the zero-initialised head included."""
   model = Generator(nnx.Rngs(params=0), config, layout)
   leaves, tree = jax.tree.flatten(model)
   keys = jax.random.split(jax.random.key(9), len(leaves))
@@ -168,7 +168,7 @@ def forward(model, batch, **kwargs):
 
 
 def test_no_token_sees_the_future(model, batch):
-  """Changing the input of one block changes the logits of what may see it, and of nothing else."""
+  """Changing one block's input changes exactly the logits that see it."""
   logits = forward(model, batch)
   changed_features = batch.features.at[:, 1, LAYOUT.scale_slice(1)].add(1.0)
   changed = model(TEXT, changed_features, LAYOUT)
@@ -252,7 +252,7 @@ def test_gradients_with_remat_or_unrolled_equal_those_without(layout):
 
 @pytest.mark.parametrize(("sequence", "layout"), [(2, LAYOUTS[0]), (1, LAYOUTS[1])], ids=NAMES[:2])
 def test_a_sequence_that_is_filled_up_for_the_kernel_gives_the_same(sequence, layout):
-  """To 128 tokens, of whatever meaning; the interpreted kernel against all scores at once."""
+  """Padded to 128 tokens of any content; the interpreted kernel against dense attention."""
   batch = make_batch(layout)
 
   def run(attention, mesh):
@@ -275,7 +275,7 @@ def test_a_sequence_that_is_filled_up_for_the_kernel_gives_the_same(sequence, la
 
 @pytest.mark.parametrize("attention", ["dense", "blocked"])
 def test_bfloat16_activations_are_near(batch, attention):
-  """All float32 outside: logits, parameters and their gradients, which point the same way."""
+  """Logits, parameters and gradients are float32; the gradients point in the same direction."""
 
   def gradient(dtype):
     model = make_model(dataclasses.replace(CONFIG, dtype=dtype, attention=attention))
@@ -291,7 +291,7 @@ def test_bfloat16_activations_are_near(batch, attention):
 
 
 def check_split(attention, num_kv_heads, slack, **sizes):
-  """Compares a gradient on a mesh with one device's, and each device's share of the work."""
+  """Compares a gradient on a mesh with one device's, and checks each device's share of the work."""
   layout = dataclasses.replace(LAYOUT, text_length=6)
   batch, text = make_batch(layout), jnp.pad(TEXT, ((0, 0), (0, 1)))
   config = dataclasses.replace(CONFIG, attention=attention, num_kv_heads=num_kv_heads)
@@ -326,7 +326,7 @@ def test_a_sequence_is_split_over_devices_and_attention_by_heads(attention, num_
 
 
 def test_a_sequence_and_heads_are_split_together():
-  """On four devices, which this process does not have."""
+  """On four devices, in another process."""
   folder = pathlib.Path(__file__).parent
   lines = (
     f"import sys; sys.path.insert(0, {str(folder)!r})",
@@ -354,7 +354,7 @@ def test_heads_that_do_not_divide_over_a_sequence_are_named():
 
 
 def test_remat_saves_memory():
-  """Each policy keeps less for the backward pass than the one before."""
+  """Each policy keeps less for the backward pass than the previous one."""
   text = jax.ShapeDtypeStruct((8, 5), jnp.int32)
   features = jax.ShapeDtypeStruct((8, 3, 17, 6), jnp.float32)
 
@@ -418,7 +418,7 @@ def test_cached_decoding_equals_full_forward(positions, window, layout):
 
 
 def features_of(bits, prev_frame_input):
-  """The inputs that the decoder built from its own bits, by the formula."""
+  """The decoder's inputs, computed from its own bits by the formula."""
   from videoar_jax.nn.resize import area_resize, linear_resize
   from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes
 
@@ -493,7 +493,7 @@ def test_guidance_schedules(tmp_path):
 
 
 def test_guidance_of_a_clip_of_another_length(tmp_path):
-  """Its beginning is that of a clip of the trained length; what is beyond keeps the last row."""
+  """The first rows are those of the trained length; further frames repeat the last row."""
   (tmp_path / "g.json").write_text("[[1, 2], [3, 4], [5, 6]]")
   for spec in ("ucf101", "t2v", tmp_path / "g.json"):
     trained = guidance.guidance_table(spec, 3, 2)
@@ -507,7 +507,7 @@ def test_guidance_of_a_clip_of_another_length(tmp_path):
 
 
 def test_features_of_text_are_as_good_as_tokens():
-  """A linear layer of one-hot features is a lookup; with it, logits and bits are the same."""
+  """A linear layer on one-hot features is a lookup; it gives the same logits and bits."""
   tokens = make_model()
   features = Generator(
     nnx.Rngs(params=0), dataclasses.replace(CONFIG, vocabulary_size=0, text_dim=11), LAYOUT
@@ -529,7 +529,7 @@ def test_features_of_text_are_as_good_as_tokens():
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
 def test_wide_tokens_are_never_parted_into_frames(layout):
-  """TPU's compiler takes minutes for a reshape of `[b, t n, m]` where n is no multiple of 8."""
+  """TPU's compiler takes minutes to reshape `[b, t n, m]` if n is not a multiple of 8."""
   inputs = make_batch(layout)
 
   def logits(features, latents):

@@ -1,4 +1,4 @@
-"""The model in use: batches, streams, given frames, windows and re-encoding."""
+"""Sampling: batches, streams, given frames, windows and re-encoding."""
 
 import dataclasses
 import itertools
@@ -26,7 +26,7 @@ PROMPTS = ["a", "bc", ""]
 
 @pytest.fixture(scope="module")
 def model(random_autoencoder):
-  """Random weights: 9 frames of 16x16 pixels, 5 latent ones of 2x2, tau 2."""
+  """A model with random weights: 9 frames of 16x16 pixels, 5 latent frames of 2x2, tau 2."""
   config = AutoencoderConfig(
     num_bits=4,
     base_channels=4,
@@ -76,14 +76,14 @@ def video():
 
 
 def near(one, other):
-  """Says whether clips are equal, but for values that round to either side."""
+  """Returns whether clips are equal, up to rounding."""
   assert one.shape == other.shape and one.dtype == other.dtype == np.uint8
   difference = np.abs(one.astype(int) - other.astype(int))
   return difference.max() <= 1 and (difference > 0).mean() < 0.01
 
 
 def coded(model, video):
-  """What the tokenizer makes of frames."""
+  """Reconstructs frames with the tokenizer."""
   codes = model.tokenizer.quantize(model.tokenizer.encode(to_float(video)))
   return np.asarray(to_uint8(model.tokenizer.decode(codes.quantized)))
 
@@ -147,7 +147,7 @@ def test_given_frames_come_back_coded_and_lead_on(model, clips, video):
 
 
 def test_window_and_length_leave_the_beginning_as_it_is(model, clips, video):
-  """The first frames see the same in a window; nor do they depend on how many more follow."""
+  """The first frames see the same with a window, and do not depend on how many more follow."""
   longer = model.sample(PROMPTS, 13, seed=3, window=2)
   assert near(longer[:, :5], clips[:, :5])
   assert not near(longer[:, 5:9], clips[:, 5:])
@@ -237,7 +237,7 @@ def test_learned_positions_have_no_end(model):
 
 
 def test_foretold_bits_are_counted_clip_by_clip(model, video):
-  """Against a loop over bits; clips of fewer frames than trained, prompts of several lengths."""
+  """Against a loop over bits, with clips shorter than trained and prompts of several lengths."""
   found = model.score(PROMPTS, video)
   layout = dataclasses.replace(model.layout, num_frames=3)
   text = np.stack([model.text_encoder.encode(prompt) for prompt in PROMPTS])

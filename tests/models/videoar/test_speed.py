@@ -1,4 +1,4 @@
-"""A training step beside that of the same network in PyTorch, where that is installed."""
+"""Speed of a training step, compared with the same network in PyTorch, if that is installed."""
 
 import contextlib
 import statistics
@@ -22,7 +22,7 @@ BATCH, BITS = 4, 48
 
 
 def llama(torch, config, visible):
-  """Returns a decoder of LLaMA's blocks over the same tokens, with a dense mask."""
+  """Returns a LLaMA decoder over the same tokens, with a dense mask."""
   from torch import nn
   from torch.nn import functional
 
@@ -80,9 +80,9 @@ def optimized():
 
 @pytest.mark.slow
 def test_gradient_beside_torch(monkeypatch, capsys):
-  """Forward and gradient of `small` at 17x128x128 pixels, in turns; the median counts.
+  """Medians of alternating forward and gradient runs of `small` at 17x128x128 pixels.
 
-  To be as fast is the goal; on two cores it takes 1.3 times as long. The bound keeps it from more.
+  The goal is to be as fast; on two cores it takes 1.3 times as long. The bound guards against more.
   """
   torch = pytest.importorskip("torch")
   monkeypatch.setattr(conv, "REWRITE", True)

@@ -19,26 +19,25 @@ class GeneratorConfig:
     num_kv_heads: heads of keys and values; divides `num_heads`.
     head_dim: width of a head.
     mlp_dim: hidden width of the gated MLP.
-    num_bits: bits of a token.
+    num_bits: bits per token.
     vocabulary_size: rows of the text embedding; 0 with features.
     text_dim: width of a text feature; 0 with tokens.
     has_qk_norm: normalize queries and keys.
     positions: "rope" for rotary positions, or "learned" for absolute ones, as in the ablation.
     rope_base: base of the rotary wavelengths.
-    rope_fractions: shares of the rotary frequencies of time, height and width.
-    rope_is_interleaved: give each axis frequencies of the whole range; otherwise each has one
-      contiguous section of them.
-    context: what a frame attends to of earlier frames: the tokens of their "scales", or their
-      complete latent, "full_frame".
-    prev_frame_input: which inputs carry the frame before: those of the "first_scale", or of
-      "all_scales".
-    rope_grid: positions of a scale's cells: in its own grid, "scale", or in the grid of the last
-      scale, "latent".
+    rope_fractions: shares of the rotary frequencies for time, height and width.
+    rope_is_interleaved: give each axis frequencies from the whole range; otherwise each axis has
+      one contiguous section of it.
+    context: which tokens of earlier frames a frame attends to: "scales", all their scales, or
+      "full_frame", their complete latent.
+    prev_frame_input: which inputs include the previous frame: "first_scale" or "all_scales".
+    rope_grid: grid in which a scale's positions are counted: "scale", its own, or "latent", that of
+      the last scale.
     scan_layers: scan over the stacked blocks, so that compile time does not grow with depth;
       without it each block is compiled separately, which runs a quarter faster on CPU.
     dtype: of activations in training, "float32" or "bfloat16"; parameters, gradients and logits are
-      float32. Sampling has a setting of its own.
-    remat: rematerialization of a block's activations in the backward pass: "none"; "dots", all but
+      float32. `load_model` sets the type for sampling.
+    remat: which of a block's activations the backward pass recomputes: "none"; "dots", all but
       products with weights (`dots_with_no_batch_dims_saveable`); or "full", all but its input.
     attention: "dense", "blocked" or "splash"; "auto" is "splash" on TPU and "blocked" elsewhere.
   """
@@ -96,7 +95,7 @@ class GeneratorConfig:
 
 
 def check_heads(config: GeneratorConfig, mesh: Mesh | AbstractMesh) -> None:
-  """Checks that the heads divide over a mesh: within attention, both axes split them.
+  """Checks that a mesh divides the heads: attention shards them over `tensor` and `sequence`.
 
   Raises:
     ShardingError: they do not.

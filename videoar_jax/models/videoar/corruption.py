@@ -20,12 +20,12 @@ from videoar_jax.tokenizers.bsq.schedules import Schedule
 
 @dataclasses.dataclass(frozen=True)
 class CorruptionConfig:
-  """How many bits of the inputs are flipped; the switches of the paper's ablation.
+  """How many bits of the inputs are flipped; the settings that the paper ablates.
 
   Attributes:
     p_min: lowest share of flipped bits, at the first frame.
     p_max: highest share of flipped bits, at the first frame; 0 for no corruption.
-    delta: rise of both shares from frame to frame; 0 is Infinity's constant corruption.
+    delta: increase of both shares per frame; 0 is Infinity's constant corruption.
     has_inheritance: the first scale of a frame is at least as corrupted as the last scale of the
       frame before.
   """
@@ -48,9 +48,9 @@ class Corrupted(NamedTuple):
   """Inputs and labels of a training step.
 
   Attributes:
-    labels: a scale each, uint8 `[b, t, h_s, w_s, d]`.
-    features: input of each predicted token `[b, t, n, c]`, d wide, or 2 d where each carries the
-      frame before beside it; zeros where the start token stands.
+    labels: one array per scale, uint8 `[b, t, h_s, w_s, d]`.
+    features: input of each predicted token `[b, t, n, c]`; c is d, or 2 d if each also has the
+      previous frame; zeros at the start token.
     quantized: the accumulated corrupted codes `[b, t, h, w, d]`.
   """
 
@@ -65,14 +65,14 @@ def draw_ratios(
   """Draws the share of bits to flip, per sample, frame and scale.
 
   `p[t,s] ~ U(p_min + delta t, p_max + delta t)`; with inheritance `p[t,0] ~ U(p[t-1,K-1], p_max +
-  delta t)`. Shares are cut at 1.
+  delta t)`. Shares are clipped at 1.
   """
   uniform = jax.random.uniform(key, (batch_size, num_frames, num_scales))
   rise = config.delta * jnp.arange(num_frames)[:, None]
   low, high = config.p_min + rise, config.p_max + rise
   ratios = low + uniform * (high - low)
   if config.has_inheritance and num_frames > 1:
-    # The last scale of a frame is never inherited itself unless it is also the first one.
+    # A frame's last scale inherits nothing itself, unless it is also the first one.
     def inherit(last, frame):
       ratio, draw, top = frame
       first = last + draw * (top - last)
@@ -106,14 +106,14 @@ def corrupt(
 ) -> Corrupted:
   """Quantizes latents while flipping bits, so that later scales correct earlier errors.
 
-  Frames are independent of each other but for the input of a frame's first scale, which is the
-  corrupted feature of the frame before. Without flips it is plain teacher forcing.
+  Frames are independent, except that the input of a frame's first scale is the corrupted feature
+  of the previous frame. Without flips this is plain teacher forcing.
 
   Args:
     latents: unquantized.
     schedule: scales, ending at (h, w).
     flips: which bits to flip; None for none.
-    prev_frame_input: scales whose inputs carry the frame before, see `Layout`.
+    prev_frame_input: scales whose inputs include the previous frame, see `Layout`.
   """
   b, t, h, w, d = latents.shape
   total = jnp.zeros_like(latents)
@@ -126,12 +126,12 @@ def corrupt(
     if flips is not None:
       bits = bits ^ flips[s].astype(bits.dtype)
     total = total + linear_resize(bits_to_codes(bits, latents.dtype), (h, w))
-  before = jnp.pad(total[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
-  first = area_resize(before, schedule[0]).reshape(b, t, -1, d)
+  previous_frames = jnp.pad(total[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
+  first = area_resize(previous_frames, schedule[0]).reshape(b, t, -1, d)
   inputs = jnp.concatenate([first, *features], axis=2)
   if prev_frame_input == "all_scales":
-    beside = [area_resize(before, grid).reshape(b, t, -1, d) for grid in schedule]
-    inputs = jnp.concatenate([inputs, jnp.concatenate(beside, axis=2)], axis=3)
+    resized = [area_resize(previous_frames, grid).reshape(b, t, -1, d) for grid in schedule]
+    inputs = jnp.concatenate([inputs, jnp.concatenate(resized, axis=2)], axis=3)
   return Corrupted(labels, inputs, total)
 
 
@@ -146,6 +146,6 @@ def draw_frame_keep(
     num_frames: `t`.
     p_mask: probability that an earlier frame is hidden.
   Returns:
-    `keep[b, i, j]`: frame i may see the earlier frame j. Entries with j >= i carry no meaning.
+    `keep[b, i, j]`: frame i may see the earlier frame j. Entries with j >= i are not read.
   """
   return jax.random.bernoulli(key, 1.0 - p_mask, (batch_size, num_frames, num_frames))

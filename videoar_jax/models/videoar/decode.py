@@ -1,13 +1,13 @@
 """Cached decoding over frames and scales: one program, static shapes.
 
-A state goes from frame to frame. `start` reads the prompt, `decode_frame` generates a latent frame,
-`write_frame` reads a given one instead, and `decode` is all of a clip, as one loop. Each step
-samples the bits of one scale in parallel; guidance runs both halves in one batch.
+A state is passed from frame to frame. `start` reads the prompt, `decode_frame` generates a latent
+frame, `write_frame` reads a given one instead, and `decode` does a whole clip in one loop. Each
+step samples the bits of one scale in parallel; guidance runs both halves in one batch.
 
-The cache has the prompt first and then a ring of slots, each with what later frames see of a frame:
-its scales or, with `context="full_frame"`, its complete latent. As many slots as a window has
-frames make memory and time a frame constant, however long the video. A frame's own scales stay
-beside the cache until it is whole.
+The cache holds the prompt, then a ring of slots, each with the tokens of one frame that later
+frames see: its scales or, with `context="full_frame"`, its complete latent. With one slot per frame
+of a window, memory and time per frame are constant, however long the video. The scales of the
+current frame are kept outside the cache until the frame is complete.
 
 Source: VIDEOAR section 4.
 """
@@ -28,12 +28,12 @@ from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes
 
 
 class Decoded(NamedTuple):
-  """What decoding gives.
+  """The result of decoding.
 
   Attributes:
-    bits: a scale each, uint8 `[b, t, h_s, w_s, d]`; without `t` for one frame.
+    bits: one array per scale, uint8 `[b, t, h_s, w_s, d]`; without `t` for one frame.
     quantized: the accumulated codes `[b, t, h, w, d]`.
-    logits: guided logits of each generated token `[b, t, n, d]`; none of given frames.
+    logits: guided logits of each generated token `[b, t, n, d]`; given frames have none.
   """
 
   bits: list[UInt8[Array, "b t y x d"]]
@@ -48,11 +48,11 @@ class Decoded(NamedTuple):
 )
 @dataclasses.dataclass(frozen=True)
 class State:
-  """What the next frame needs of the prompt and of earlier frames.
+  """What the next frame needs from the prompt and from earlier frames.
 
   Attributes:
-    cache: of the prompt and of the frames in the ring, of all layers; `rows` is `b`, or `2 b` with
-      the unconditional half behind.
+    cache: keys and values of the prompt and the frames in the ring, for all layers; `rows` is `b`,
+      or `2 b` with the unconditional half last.
     text_mask: false on padding.
     keys: a key for each sample.
     before: the last frame's accumulated codes.
@@ -72,7 +72,7 @@ class State:
 
 
 def sample_keys(seed: int, sample_ids: Int[Array, "b"]) -> Array:
-  """Returns a key for each sample, a function of the seed and the sample's number alone."""
+  """Returns a key for each sample, which depends only on the seed and the sample's number."""
   return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(sample_ids)
 
 
@@ -89,7 +89,7 @@ def sample_bits(
     keys: a key for each sample.
     logits: of p(bit = 1).
     temperature: divides the logits; 0 takes the likelier value.
-    top_p: a value of probability <= 1 - top_p is dropped; 1 keeps both.
+    top_p: values of probability <= 1 - top_p are never drawn; 1 keeps both.
   """
   safe = jnp.where(temperature > 0, temperature, 1.0)
   p = jax.nn.sigmoid(logits / safe)
@@ -100,7 +100,7 @@ def sample_bits(
 
 
 def num_slots(num_frames: int, window: int | None) -> int:
-  """Returns how many earlier frames the cache must hold for a clip."""
+  """Returns the number of earlier frames that the cache holds for a clip."""
   return num_frames - 1 if window is None else min(window, num_frames - 1)
 
 
@@ -117,13 +117,13 @@ def start(
   """Reads the prompt.
 
   Args:
-    model: the transformer; its parameters' type is the cache's.
-    layout: the sequence; how many frames it has is not read.
+    model: the transformer; the cache has the type of its parameters.
+    layout: the sequence; its number of frames is not used.
     text: tokens, or features, of each prompt.
     null_text: those of the empty prompt, for guidance.
     keys: a key for each sample.
     slots: earlier frames that a frame sees, see `num_slots`.
-    is_guided: false leaves the unconditional half out: what guidance of 1 everywhere is.
+    is_guided: false leaves the unconditional half out, as for a guidance of 1 everywhere.
   """
   b, p, *_ = text.shape
   if is_guided:
@@ -154,9 +154,9 @@ def decode_frame(
 
   Args:
     model: the transformer.
-    layout: the sequence; how many frames it has is not read.
-    state: from `start` or the frame before.
-    guidance: `g * conditional + (1 - g) * unconditional`, on logits; not read without guidance.
+    layout: the sequence; its number of frames is not used.
+    state: from `start` or the previous frame.
+    guidance: `g * conditional + (1 - g) * unconditional`, on logits; unused if not guided.
     temperature: see `sample_bits`.
     top_p: see `sample_bits`.
   """
@@ -189,10 +189,10 @@ def decode_frame(
 def write_frame(
   model: Generator, layout: Layout, state: State, bits: list[UInt8[Array, "b y x d"]]
 ) -> tuple[State, Float[Array, "b h w d"]]:
-  """Reads the bits of the next frame, which are given; returns its accumulated codes, too.
+  """Appends a given frame's bits to the state; also returns its accumulated codes.
 
-  All scales go through at once. With `context="full_frame"` none do: later frames see the sum
-  alone.
+  All scales are processed at once. With `context="full_frame"` none are: later frames only see
+  their sum.
   """
   state = _write_final(model, layout, state)
   features, total = [], jnp.zeros_like(state.before)
@@ -230,11 +230,11 @@ def decode(
     text: tokens, or features, of each prompt.
     null_text: those of the empty prompt, for guidance.
     keys: a key for each sample.
-    guidance: see `decode_frame`; None for 1 everywhere, at half the work.
+    guidance: see `decode_frame`; None for 1 everywhere, at half the cost.
     temperature: see `sample_bits`.
     top_p: see `sample_bits`.
     window: number of earlier frames a frame sees; None for all.
-    conditioning: bits of the clip's first frames, to go on from.
+    conditioning: bits of the clip's first frames, which it continues.
   Raises:
     ValueError: the layout is longer than the model's learned positions, or the given frames leave
       nothing to generate.
@@ -275,7 +275,7 @@ def check_positions(model: Generator, layout: Layout) -> None:
 
 
 def _slot_size(layout: Layout) -> int:
-  """Returns how many tokens later frames see of a frame."""
+  """Returns how many tokens of a frame later frames see."""
   return layout.final_size or layout.frame_size
 
 
@@ -285,7 +285,7 @@ def _slots(layout: Layout, state: State) -> int:
 
 
 def _past_mask(layout: Layout, state: State, frame: Array | None = None) -> Bool[Array, "rows 1 l"]:
-  """Returns what a frame, by default the next one, sees of the cache."""
+  """Returns which tokens of the cache a frame, by default the next one, sees."""
   frame = state.frame if frame is None else frame
   is_written = jnp.repeat(jnp.arange(_slots(layout, state)) < frame, _slot_size(layout))
   is_written = jnp.broadcast_to(is_written, (len(state.text_mask), len(is_written)))
@@ -293,7 +293,7 @@ def _past_mask(layout: Layout, state: State, frame: Array | None = None) -> Bool
 
 
 def _scale_features(layout: Layout, total, before, s: int) -> Float[Array, "b q c"]:
-  """Returns the inputs of a scale's tokens: the scales so far, or the frame before."""
+  """Returns the inputs of a scale's tokens: the sum of earlier scales, or the previous frame."""
   grid = layout.schedule[s]
   inputs = area_resize(before, grid) if s == 0 else linear_resize(total, grid)
   if layout.prev_frame_input == "all_scales":
@@ -304,7 +304,7 @@ def _scale_features(layout: Layout, total, before, s: int) -> Float[Array, "b q 
 def _step(
   model: Generator, layout: Layout, state: State, features, tokens, seen, masks, frame=None
 ):
-  """Runs some of a frame's tokens, by default of the next one, in both halves."""
+  """Runs the network on some tokens of a frame, by default the next one, in both halves."""
   frame = state.frame if frame is None else frame
   features = features.astype(model.feature_in.kernel.dtype)
   x = model.embed_features(features, layout, frame == 0, tokens)
@@ -319,7 +319,7 @@ def _step(
 
 
 def _end_frame(layout: Layout, state: State, own, total) -> State:
-  """Returns the state after a frame; its scales go to the ring if later frames see them."""
+  """Returns the state after a frame; its scales enter the ring if later frames see them."""
   cache = state.cache
   if layout.context == "scales":
     cache = _write_slot(layout, state, own, state.frame)
@@ -327,7 +327,7 @@ def _end_frame(layout: Layout, state: State, own, total) -> State:
 
 
 def _write_final(model: Generator, layout: Layout, state: State) -> State:
-  """With `context="full_frame"`, runs the complete latent of the frame before, now in the past."""
+  """With `context="full_frame"`, adds the previous frame's complete latent to the cache."""
   if layout.context == "scales" or not _slots(layout, state):
     return state
   tokens = slice(layout.frame_size, layout.frame_stride)
@@ -339,7 +339,7 @@ def _write_final(model: Generator, layout: Layout, state: State) -> State:
     masks = (_past_mask(layout, state, before), None)
     return _step(model, layout, state, features, tokens, (state.cache,), masks, before)[1]
 
-  # Nothing is before the first frame, but a slot that no frame sees yet.
+  # The first frame has no previous one: zeros go to a slot that no frame sees yet.
   empty = lambda state: jax.tree.map(jnp.zeros_like, jax.eval_shape(run, state))  # noqa: E731
   own = jax.lax.cond(state.frame > 0, run, empty, state)
   return dataclasses.replace(state, cache=_write_slot(layout, state, own, before))

@@ -72,10 +72,10 @@ class VideoAR:
     for layout in layouts or [layout_of(run, run.data)]:
       guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
     if network.positions == "learned" and len({layout.length for layout in layouts}) > 1:
-      raise ValueError("generator.positions='learned' has one length of clips; set 'rope'")
+      raise ValueError("generator.positions='learned' needs clips of one length; set 'rope'")
     if network.context == "full_frame" and len({layout.num_scales for layout in layouts}) > 1:
       raise ValueError(
-        "generator.context='full_frame' has one number of scales, but stages have several; set "
+        "generator.context='full_frame' needs one number of scales, but stages have several; set "
         "'scales'"
       )
 
@@ -96,7 +96,7 @@ class VideoAR:
     """See `Family`."""
     scales = layout_of(run, run.data).schedule
     labels = {f"bit_accuracy/scale_{s}": f"{h}x{w}" for s, (h, w) in enumerate(scales)}
-    return Curves("share of right bits, by scale", labels, chance=0.5)
+    return Curves("bit accuracy, by scale", labels, chance=0.5)
 
   def make_module(self, run: Run):
     """See `Family`."""
@@ -178,10 +178,10 @@ class VideoAR:
 
 
 def _sampled_layout(run: Run, stage: Stage, resolution: tuple[int, int] | None) -> Layout:
-  """Returns the sequence of a stage's clips at a resolution; None for the stage's own.
+  """Returns the layout of a stage's clips at a resolution; None for the stage's own.
 
   Raises:
-    ValueError: the tokenizer or the generator makes no such clips.
+    ValueError: the tokenizer or the generator cannot make such clips.
   """
   own = layout_of(run, stage.data)
   if resolution is None:
@@ -193,10 +193,10 @@ def _sampled_layout(run: Run, stage: Stage, resolution: tuple[int, int] | None) 
     raise ValueError(str(error).removeprefix("data.")) from None
   where = "resolution={}x{}".format(*resolution)
   if run.generator.positions == "learned" and layout.schedule != own.schedule:
-    raise ValueError(f"{where}: learned positions are of one shape of clips; leave it out")
-  is_alike = layout.num_scales == known.num_scales
+    raise ValueError(f"{where}: learned positions serve clips of one shape; leave it out")
+  has_same_scales = layout.num_scales == known.num_scales
   if layout.num_scales > known.num_scales or (
-    run.generator.context == "full_frame" and not is_alike
+    run.generator.context == "full_frame" and not has_same_scales
   ):
     raise ValueError(
       f"{where} has {layout.num_scales} scales, but the network was made for {known.num_scales}; "

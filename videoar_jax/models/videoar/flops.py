@@ -1,7 +1,7 @@
-"""Counts the arithmetic of the transformer, two operations a multiply-add.
+"""Counts the FLOPs of the transformer, two per multiply-add.
 
-Products with weights, and of attention the pairs of tokens that the rule of visibility lets see
-each other; norms, rotations, softmax and lookups are not counted, nor is what is recomputed.
+Counted are products with weights, and attention over the pairs of tokens that the mask allows;
+norms, rotations, softmax, lookups and rematerialization are not counted.
 """
 
 from videoar_jax.models.videoar.config import GeneratorConfig
@@ -10,12 +10,12 @@ from videoar_jax.nn.mask import BlockCausalMask
 
 
 def forward_flops(config: GeneratorConfig, layout: Layout, window: int | None = None) -> int:
-  """Returns the operations of one clip's teacher-forced logits."""
+  """Returns the FLOPs of one clip's teacher-forced logits."""
   m, k = config.d_model, config.head_dim
   n, g = config.num_heads, config.num_kv_heads
   weights = m * k * (2 * n + 2 * g) + 3 * m * config.mlp_dim
   pairs = visible_pairs(layout.mask(window))
-  # A pair of tokens takes a product of query and key, and one of weight and value.
+  # Each pair of tokens costs a product of query and key, and one of weight and value.
   blocks = config.num_layers * (layout.length * weights + 2 * pairs * n * k)
   num_video = layout.length - layout.text_length
   num_features = config.num_bits * (2 if layout.prev_frame_input == "all_scales" else 1)
@@ -25,9 +25,9 @@ def forward_flops(config: GeneratorConfig, layout: Layout, window: int | None = 
 
 
 def training_flops(config: GeneratorConfig, layout: Layout, window: int | None = None) -> int:
-  """Returns the operations of one clip in a training step.
+  """Returns the FLOPs of one clip in a training step.
 
-  Every product has two more in its gradient, but for the features' own, which nothing needs.
+  Every product takes two more in the backward pass; gradients of input features are not needed.
   """
   num_video = layout.length - layout.text_length
   num_features = config.num_bits * (2 if layout.prev_frame_input == "all_scales" else 1)
@@ -49,12 +49,12 @@ def parameter_bytes(config: GeneratorConfig, layout: Layout) -> int:
   return 4 * (config.num_layers * block + rows * m)
 
 
-def visible_pairs(rule: BlockCausalMask) -> int:
-  """Returns how many pairs (query, key) see each other, padding and dropped frames included."""
-  first, end = rule.own
+def visible_pairs(mask: BlockCausalMask) -> int:
+  """Returns how many pairs (query, key) a mask allows, padding and dropped frames included."""
+  first, end = mask.own
   pairs = int((end - first).sum())
-  for group in range(rule.num_groups):
-    own = rule.slice_of(group)
-    seen = (group - rule.first_seen(group)) * rule.shown_size
-    pairs += (own.stop - own.start) * (rule.prefix + seen)
+  for group in range(mask.num_groups):
+    own = mask.slice_of(group)
+    seen = (group - mask.first_seen(group)) * mask.shown_size
+    pairs += (own.stop - own.start) * (mask.prefix + seen)
   return pairs

@@ -12,13 +12,13 @@ from jaxtyping import Float
 
 
 def ucf101(num_frames: int, num_scales: int) -> Float[np.ndarray, "t s"]:
-  """First scale: 1 to 5, linear over frames; then linear over the scales of the frame up to 10."""
+  """Rises linearly: over frames from 1 to 5 at the first scale, then over scales up to 10."""
   first = np.linspace(1.0, 5.0, num_frames)
   return np.stack([np.linspace(start, 10.0, num_scales) for start in first])
 
 
 def t2v(num_frames: int, num_scales: int) -> Float[np.ndarray, "t s"]:
-  """5 to 3, linear along frames and scales together."""
+  """Falls linearly from 5 to 3 over all frames and scales."""
   return np.linspace(5.0, 3.0, num_frames * num_scales).reshape(num_frames, num_scales)
 
 
@@ -28,16 +28,16 @@ SCHEDULES = {"ucf101": ucf101, "t2v": t2v}
 def guidance_table(
   spec: str | float, num_frames: int, num_scales: int, num_trained: int | None = None
 ) -> Float[np.ndarray, "t s"]:
-  """Returns the guidance `g[t, s]` that a setting names.
+  """Returns the guidance `g[t, s]` of a setting.
 
-  Schedules and tables are for clips of the trained length. A shorter clip takes the first rows, and
-  in a longer one later frames keep the last row: a clip's beginning does not depend on its length.
+  Schedules and tables are for clips of the trained length. A shorter clip takes the first rows, a
+  longer one repeats the last row: a clip's beginning does not depend on its length.
 
   Args:
     spec: "ucf101", "t2v", "constant:3" or a number, or the path of a JSON file with a table, which
       may also have a row for each frame of this clip.
     num_frames: latent frames.
-    num_scales: scales a frame.
+    num_scales: scales per frame.
     num_trained: latent frames of the clips of training; None for `num_frames`.
   Raises:
     ValueError: the setting is unknown, or the table's shape does not fit.
@@ -55,7 +55,7 @@ def guidance_table(
 
 
 def check_guidance(spec: str) -> None:
-  """Checks a setting, but for the shape of a table, which depends on the clips.
+  """Checks a setting, except for the shape of a table, which depends on the clips.
 
   Raises:
     ValueError: it is unknown, or its file cannot be read.
@@ -84,7 +84,7 @@ def _read_table(path: str, lengths: list[int], num_scales: int) -> Float[np.ndar
       f"{num_scales} scales need {wanted}"
     )
   if not np.isfinite(table).all():
-    raise ValueError(f"guidance: the table in {path} holds what is not a finite number")
+    raise ValueError(f"guidance: the table in {path} holds values that are not finite")
   return table
 
 

@@ -1,20 +1,20 @@
 """The sequence: text, then frame after frame, scale after scale, each scale row-major.
 
 `[text (P) | t=0: s=0..K-1 | t=1: s=0..K-1 | ...]`. The layout is static: numpy arrays and Python
-integers, and the one place that knows who sees whom.
+integers. It alone defines the attention mask.
 
-In the paper, `context="scales"`, later frames see the scales of earlier ones. But the token at
-scale s carries the sum of the scales before it, so of a frame's last scale they see next to
-nothing. With `context="full_frame"`, ours, each frame but the last is followed by a block of its
-complete latent, which later frames see instead of its scales.
+In the paper, `context="scales"`, later frames see the scales of earlier ones. But the input of a
+token at scale s is the sum of the scales before it, so they see almost nothing of a frame's last
+scale. With `context="full_frame"`, ours, a block with its complete latent follows each frame but
+the last, and later frames see this block instead of the scales.
 
-In the paper, a frame's first scale alone takes the frame before as its input, resized to that
-scale, often one cell. With `prev_frame_input="all_scales"`, ours, every token has beside its input
-what the frame before shows at its place: attention need not find what hardly moved.
+In the paper, only a frame's first scale takes the previous frame as input, resized to that scale,
+often one cell. With `prev_frame_input="all_scales"`, ours, every token's input also contains the
+previous frame at the same place, so attention need not find what hardly moved.
 
-Rotary positions count a scale's cells in its own grid. With `rope_grid="latent"`, as in Infinity's
-code, a cell lies where its centre is in the latent's grid: a way across the picture is as long at
-every scale.
+Rotary positions count cells in each scale's own grid. With `rope_grid="latent"`, as in Infinity's
+code, a cell's position is its centre in the latent grid, so the distance across a frame is the same
+at every scale.
 
 Source: VIDEOAR sections 3.1 to 3.3.
 """
@@ -37,11 +37,10 @@ class Layout:
     text_length: `P`, the padded length of the text.
     num_frames: `t`, latent frames.
     schedule: grids (h, w) of the scales.
-    text_attention: "causal", or "full" for text that sees all of itself.
-    context: what is seen of earlier frames, their "scales", or their complete latent: "full_frame".
-    prev_frame_input: which inputs carry the frame before, those of the "first_scale" or of
-      "all_scales".
-    rope_grid: cells of a scale lie in its own grid, "scale", or in the "latent" one.
+    text_attention: "causal", or "full" for bidirectional attention within the text.
+    context: tokens of earlier frames that are seen: "scales", or "full_frame", the complete latent.
+    prev_frame_input: inputs that include the previous frame: "first_scale" or "all_scales".
+    rope_grid: grid in which positions are counted: "scale", each scale's own, or "latent".
   """
 
   text_length: int
@@ -78,17 +77,17 @@ class Layout:
 
   @property
   def frame_size(self) -> int:
-    """Tokens of a frame that are predicted, all scales together: `n`."""
+    """Predicted tokens of a frame, over all scales: `n`."""
     return sum(self.scale_sizes)
 
   @property
   def final_size(self) -> int:
-    """Tokens of the block that follows a frame, 0 without one."""
+    """Tokens of the complete latent that follows a frame; 0 if there is none."""
     return self.scale_sizes[-1] if self.context == "full_frame" else 0
 
   @property
   def frame_stride(self) -> int:
-    """Tokens from a frame's first one to the next frame's."""
+    """Tokens from the start of a frame to the start of the next."""
     return self.frame_size + self.final_size
 
   @property
@@ -102,13 +101,13 @@ class Layout:
     return self.schedule[-1]
 
   def scale_slice(self, scale: int) -> slice:
-    """Returns where a scale's tokens lie within their frame."""
+    """Returns the slice of a scale's tokens within their frame."""
     start = sum(self.scale_sizes[:scale])
     return slice(start, start + self.scale_sizes[scale])
 
   @functools.cached_property
   def frame_scale_ids(self) -> Int[np.ndarray, "n+final"]:
-    """Scale of each token from a frame's first one to the next frame's."""
+    """Scale of each token of a frame; the complete latent counts as one more scale."""
     final = np.full(self.final_size, self.num_scales)
     return np.concatenate([np.repeat(np.arange(self.num_scales), self.scale_sizes), final])
 
@@ -134,10 +133,10 @@ class Layout:
     return np.concatenate([text, video.reshape(-1, 3)])[: self.length].astype(np.float32)
 
   def mask(self, window: int | None = None) -> BlockCausalMask:
-    """Returns who sees whom, before what depends on the sample.
+    """Returns the attention mask that all samples share.
 
-    A video token sees the text, the past, and scales up to its own in its own frame. A frame's
-    complete latent sees the text, those of earlier frames, and itself.
+    A video token sees the text, earlier frames, and scales up to its own in its own frame. A
+    frame's complete latent sees the text, those of earlier frames, and itself.
 
     Args:
       window: earlier frames that a frame sees; None for all.
@@ -152,5 +151,5 @@ class Layout:
     )
 
   def visible(self, queries: slice = slice(None)) -> Bool[np.ndarray, "q l"]:
-    """Returns `visibility` written out: which tokens each query sees."""
+    """Returns `mask` as a dense array: which tokens each query sees."""
     return self.mask().visible(queries)

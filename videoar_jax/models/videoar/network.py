@@ -1,4 +1,4 @@
-"""The transformer: LLaMA blocks over text, frames and scales, one logit a bit.
+"""The transformer: LLaMA blocks over text, frames and scales, one logit per bit.
 
 Source: VIDEOAR sections 3.1 to 3.4.
 """
@@ -21,7 +21,7 @@ from videoar_jax.nn.rope import rope_angles, rotate
 from videoar_jax.nn.splash import filled_length
 from videoar_jax.parallel.rules import constrain, is_for_tpu, num_shards
 
-# Tokens, or features of text that another network has made.
+# Tokens, or text features from another network.
 Text = Int[Array, "b P"] | Float[Array, "b P c"]
 
 _REMAT_POLICIES = {
@@ -31,12 +31,12 @@ _REMAT_POLICIES = {
 
 
 def is_text(text: Text) -> Bool[Array, "b P"]:
-  """Returns where there is text: what is 0, a token or all of a feature, is padding."""
+  """Returns the mask of text; a token of 0, or a feature of zeros, is padding."""
   return text != 0 if text.ndim == 2 else jnp.any(text != 0, axis=-1)
 
 
 def _sequence_axis(seen: tuple[Cache, ...] | None) -> str | None:
-  """Returns the name of the sequence's axis: a decoder's step may be one token, never split."""
+  """Returns the sequence's logical axis; None when decoding, where a step may be a single token."""
   return "sequence" if seen is None else None
 
 
@@ -49,7 +49,7 @@ class Attention(nnx.Module):
     self.query = layers.Linear(rngs, m, n * k, ("embed", "heads"))
     self.key = layers.Linear(rngs, m, g * k, ("embed", "kv_heads"))
     self.value = layers.Linear(rngs, m, g * k, ("embed", "kv_heads"))
-    # Outputs of residual branches start small, by depth, so that deep stacks start near identity.
+    # Outputs of residual branches start small, scaled by depth: deep stacks start near identity.
     init = layers.fan_in((n * k, m), 1.0 / (2 * config.num_layers))
     self.out = layers.Linear(rngs, n * k, m, ("heads", "embed"), init=init)
     self.query_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
@@ -78,17 +78,17 @@ class Attention(nnx.Module):
     return self.out(y.reshape(b, l, -1)), new
 
   def _attend(self, query, key, value, mask):
-    """Attends within a whole sequence, over a split one by heads.
+    """Attends within a whole sequence; if the sequence is sharded, heads are sharded instead.
 
-    Devices that have parts of the tokens exchange them for parts of the heads, and back: each then
-    has all queries of its heads, and as much to do as the others, whatever the mask leaves out.
-    (DeepSpeed Ulysses, arXiv 2309.14509.)
+    An all-to-all exchanges parts of the tokens for parts of the heads, and back. Each device then
+    has all queries of its heads, and the same work as the others whatever the mask hides (DeepSpeed
+    Ulysses, arXiv 2309.14509).
     """
-    ways = num_shards("attended_heads")
-    copies = ways // math.gcd(ways, key.shape[2])
+    num_parts = num_shards("attended_heads")
+    copies = num_parts // math.gcd(num_parts, key.shape[2])
     if copies > 1:
-      # Keys' heads are too few for all devices: those of a sequence get what all of them have, and
-      # each takes one that others have too.
+      # There are fewer key heads than devices: the devices of a sequence gather all its keys, and
+      # heads are repeated so that several devices share one.
       heads = "kv_heads" if key.shape[2] % num_shards("kv_heads") == 0 else None
       key, value = (constrain(x, ("batch", None, heads, None)) for x in (key, value))
       key, value = (jnp.repeat(x, copies, axis=2) for x in (key, value))
@@ -113,7 +113,7 @@ class GatedMLP(nnx.Module):
 
 
 class Block(nnx.Module):
-  """Attention and MLP, each behind a norm and around a residual."""
+  """Attention and MLP, each with a pre-norm and a residual connection."""
 
   def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig):
     self.attention_norm = layers.RMSNorm(rngs, config.d_model)
@@ -164,14 +164,14 @@ class Generator(nnx.Module):
 
     Args:
       text: tokens, or features `[b, P, c]`; 0 is padding.
-      features: input of each video token, from `corruption.corrupt`; what stands at the first scale
-        of the first frame is not read.
+      features: input of each video token, from `corruption.corrupt`; the first scale of the first
+        frame is not read.
       layout: the sequence.
       quantized: the frames' complete latents, read with `context="full_frame"` only.
       frame_keep: whether frame i (axis 1) may see the earlier frame j (axis 2); None for all.
       window: earlier frames that a frame may see; None for all.
     Raises:
-      ValueError: the layout has complete latents in it, and none are given.
+      ValueError: the layout has complete latents, but `quantized` is None.
     """
     b, t, n, _ = features.shape
     weights = self.feature_in.kernel.dtype
@@ -185,8 +185,8 @@ class Generator(nnx.Module):
       final = quantized.reshape(b, t, layout.final_size, -1).astype(dtype)
       final = self.final_features(final)
       features = jnp.concatenate([features, final], axis=2)
-    # Frames are joined while tokens are narrow, and parted so below: their tokens are seldom a
-    # multiple of TPU's 8 rows, and its compiler takes minutes for such a copy of wide ones.
+    # Frames are merged while tokens are narrow, and split below after the head: a frame's tokens
+    # are seldom a multiple of TPU's 8 rows, and its compiler takes minutes to reshape wide ones.
     stride = layout.frame_stride
     video = self._embed(
       features.reshape(b, t * stride, -1),
@@ -203,13 +203,13 @@ class Generator(nnx.Module):
     return logits.reshape(b, t, stride, -1)[:, :, :n]
 
   def embed_text(self, text: Text, dtype) -> Float[Array, "b P m"]:
-    """Looks text tokens up, or brings features of text to the blocks' width."""
+    """Embeds text tokens, or projects text features to the model's width."""
     if self.config.text_dim:
       return self.text_embedding(text.astype(dtype))
     return self.text_embedding(text).astype(dtype)
 
   def final_features(self, latents: Float[Array, "*b n d"]) -> Float[Array, "*b n c"]:
-    """Returns the inputs of a frame's complete latent; no frame before stands beside it."""
+    """Returns the inputs of a frame's complete latent, with zeros for the previous frame."""
     rest = self.feature_in.kernel.shape[0] - latents.shape[-1]
     return jnp.pad(latents, [(0, 0)] * (latents.ndim - 1) + [(0, rest)])
 
@@ -220,7 +220,7 @@ class Generator(nnx.Module):
       features: `[b, ..., q, c]`.
       layout: the sequence.
       is_first_frame: bool, broadcast against `[..., q]`.
-      tokens: which of a frame's tokens the features are; its complete latent follows its scales.
+      tokens: which tokens of a frame they are; the complete latent follows the scales.
     """
     return self._embed(features, layout.frame_scale_ids[tokens], is_first_frame)
 
@@ -228,7 +228,7 @@ class Generator(nnx.Module):
     is_start = is_first_frame & (scales == 0)
     x = self.feature_in(features)
     x = jnp.where(is_start[..., None], self.start[...].astype(x.dtype), x)
-    # Whole on every device: else each would look its part of all rows up, to exchange them.
+    # Replicated: otherwise each device would look up its part of all rows and exchange them.
     table = constrain(self.scale_embedding.table[...], (None, None))
     return x + table[scales].astype(x.dtype)
 
@@ -246,18 +246,18 @@ class Generator(nnx.Module):
     )
 
   def attention_backend(self) -> str:
-    """Returns which code attends without a cache."""
+    """Returns the attention backend for sequences without a cache."""
     if self.config.attention != "auto":
       return self.config.attention
     return "splash" if is_for_tpu() else "blocked"
 
   def run(self, x: Float[Array, "b l m"], angles, mask: AttentionMask) -> Float[Array, "b l m"]:
     """Runs the blocks on a whole sequence."""
-    length, ways = x.shape[1], num_shards("sequence")
-    # So that devices have equal parts; attention leaves what is added out.
-    added = -length % ways
+    length, num_parts = x.shape[1], num_shards("sequence")
+    # Padding gives devices equal parts; attention masks it out.
+    added = -length % num_parts
     if mask.backend == "splash":
-      added = filled_length(length, ways) - length
+      added = filled_length(length, num_parts) - length
     x = jnp.pad(x, ((0, 0), (0, added), (0, 0)))
     if angles is not None:
       angles = jnp.pad(angles, ((0, added), (0, 0)))
@@ -279,10 +279,10 @@ class Generator(nnx.Module):
     Args:
       x: the tokens.
       angles: their rotary angles.
-      seen: what steps before returned of tokens to attend to.
+      seen: keys and values from earlier steps to attend to.
       masks: `[#b, #q, l]` for each of `seen`, and for the tokens themselves; None for all true.
     Returns:
-      `[b, q, m]`, and the tokens' keys and values: stacked, or a list where layers are unrolled.
+      `[b, q, m]`, and the tokens' keys and values: stacked, or a list if layers are unrolled.
     """
 
     def body(x, layer):
@@ -301,5 +301,5 @@ class Generator(nnx.Module):
     return jax.tree.map(lambda weight: weight[i], self.blocks)
 
   def logits(self, x: Float[Array, "b q m"]) -> Float[Array, "b q d"]:
-    """Returns float32 logits, one a bit."""
+    """Returns float32 logits, one per bit."""
     return self.head(self.norm_out(x)).astype(jnp.float32)

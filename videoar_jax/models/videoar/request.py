@@ -1,4 +1,4 @@
-"""What a trained model is asked for: checked, and completed by its defaults."""
+"""Sampling requests, checked and completed with defaults."""
 
 import dataclasses
 import math
@@ -24,14 +24,14 @@ class Request:
 
   Attributes:
     texts: tokens `[b, P]` of the prompts.
-    seed: of the draws.
-    sample_ids: of the clips under the seed.
-    layout: the sequence; a stream's is the trained one.
+    seed: random seed.
+    sample_ids: numbers of the clips under the seed.
+    layout: the sequence; streams have the trained one.
     window: earlier frames that a frame sees; None for all.
-    table: guidance, None for 1 everywhere; later frames take its last row.
+    table: guidance, None for 1 everywhere; further frames repeat its last row.
     temperature, top_p: see `decode.sample_bits`.
-    conditioning: frames to go on from `[b, f, H, W, 3]`, if any.
-    epoch: frames before this clip's own, which make its draws others than theirs.
+    conditioning: frames to continue, `[b, f, H, W, 3]`, if any.
+    epoch: frames that precede this window of a longer clip; makes its random draws differ.
   """
 
   texts: np.ndarray
@@ -52,16 +52,16 @@ class Request:
 
 
 class Requests(ClipRequests):
-  """Checks what is asked for.
+  """Checks and completes sampling requests.
 
   Args:
     text_encoder: maps prompts to tokens, with `encode`.
     config: of the tokenizer.
     layout: the sequence that the model was trained on.
-    defaults: `guidance`, `temperature` and `top_p` for requests that name none.
+    defaults: `guidance`, `temperature` and `top_p` of requests that do not set them.
     window: earlier latent frames that a frame sees; None for all.
     num_shards: devices that share a batch.
-    has_end: whether the model knows no positions beyond the trained ones.
+    has_end: whether the model has no positions beyond the trained ones.
   """
 
   def __init__(
@@ -94,7 +94,7 @@ class Requests(ClipRequests):
     is_endless: bool = False,
     **settings: Any,
   ) -> Request:
-    """Checks what is asked for, and fills in the defaults."""
+    """Returns a checked request with defaults filled in."""
     self.check_prompts(prompts)
     settings = self.with_defaults(settings)
     if not (math.isfinite(settings["temperature"]) and settings["temperature"] >= 0):
@@ -139,7 +139,7 @@ class Requests(ClipRequests):
       if window is None:
         raise ValueError(
           f"num_frames={num_frames} is more than the {self.num_frames} trained ones: set window= "
-          f"to the latent frames that a frame is to see ({self.layout.num_frames - 1} at most in "
-          f"training, {frames} for all), or overlap_frames= to go on in clips of the trained length"
+          f"to the latent frames that a frame sees ({self.layout.num_frames - 1} at most in "
+          f"training, {frames} for all), or overlap_frames= to use windows of trained length"
         )
     return dataclasses.replace(self.layout, num_frames=frames)

@@ -1,4 +1,4 @@
-"""The trained model, for use: prompts, images and clips to clips."""
+"""The trained model: generates clips from prompts, images and clips."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ from videoar_jax.parallel.mesh import num_batch_shards
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
 from videoar_jax.tokenizers.pixels import to_float, to_uint8
 
-_PIXEL_BYTES = 2**28  # Of the largest array when pixels are made; more clips or frames take turns.
+_PIXEL_BYTES = 2**28  # Largest array when decoding pixels; more clips or frames are chunked.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,8 @@ class SamplingConfig:
   Attributes:
     guidance: scale of classifier-free guidance: a number, constant:NUMBER, ucf101 or t2v for the
       paper's schedules, or a .json file with a table [latent frame, scale].
-    temperature: of the distribution of each bit; 0 takes the likelier value.
-    top_p: a value of a bit is never drawn if its probability is 1 - top_p or less.
+    temperature: of each bit's distribution; 0 takes the likelier value.
+    top_p: a bit's value is never drawn if its probability is 1 - top_p or less.
     window: earlier latent frames that a frame attends to, also in longer clips than those of
       training; by default, as many as in training.
   """
@@ -58,11 +58,11 @@ class Model:
   """A generator with its tokenizer and prompt encoder.
 
   Args:
-    generator: the trained transformer; over a mesh, with its parameters there already.
+    generator: the trained transformer; with a mesh, its parameters must already be on it.
     tokenizer: the tokenizer it was trained on.
     text_encoder: maps prompts to tokens, with `encode` and `null`.
-    layout: the sequence of its clips: of as many frames as in training.
-    defaults: `guidance`, `temperature` and `top_p` for calls that name none.
+    layout: the sequence of the training clips.
+    defaults: `guidance`, `temperature` and `top_p` of calls that do not set them.
     window: earlier latent frames that a frame sees; None for all.
     mesh: devices that share the work: heads are split over `tensor`, clips over `data` and `fsdp`.
     dtype: of the generator's weights and cache.
@@ -109,7 +109,7 @@ class Model:
     return self.requests.resolution
 
   def num_steps(self, num_frames: int | None = None) -> int:
-    """Returns how often the transformer runs for a clip, once for the prompt included.
+    """Returns how often the transformer runs for a clip, including once for the prompt.
 
     Args:
       num_frames: pixel frames of the clip; None for as many as trained.
@@ -135,22 +135,22 @@ class Model:
   ) -> UInt8[np.ndarray, "b f H W 3"]:
     """Generates a clip for each prompt.
 
-    A clip is a function of the seed, its number, and its prompt: batches do not change it.
+    A clip depends on the seed, its number and its prompt, but not on its batch.
 
     Args:
       prompts: texts.
-      num_frames: 1 + tau k pixel frames, given ones included; None for as many as trained.
-      seed: of the draws.
-      image: the first frame, one for all prompts or one each. Given frames come back as the
-        tokenizer codes them, so that they join on to what follows.
+      num_frames: 1 + tau k pixel frames, given ones included; None for as many as in training.
+      seed: random seed.
+      image: the first frame, one for all prompts or one each. Given frames are returned as
+        reconstructed by the tokenizer, so that the transition to later frames is seamless.
       video: instead, the first 1 + tau k frames.
-      window: earlier latent frames that a frame sees; None for as in training.
-      overlap_frames: beyond the trained length, see `extend`; else that needs a window.
-      sample_ids: of the clips under the seed; None counts them from 0.
+      window: earlier latent frames that a frame sees; None for the training setting.
+      overlap_frames: for clips beyond the trained length, see `extend`; these need it or a window.
+      sample_ids: numbers of the clips under the seed; None counts from 0.
       **settings: `guidance`, see `guidance.guidance_table`; `temperature` of the bits, 0 takes the
-        likelier value; `top_p`, see `decode.sample_bits`. As in the run's config, if not named.
+        likelier value; `top_p`, see `decode.sample_bits`. Defaults are in the run's config.
     Raises:
-      ValueError: a prompt is too long, a number is out of its range, or frames do not fit.
+      ValueError: a prompt is too long, a number is out of range, or frames do not fit.
     """
     if overlap_frames is not None:
       self.requests.check_overlap_frames(overlap_frames)
@@ -179,15 +179,15 @@ class Model:
     sample_ids: Sequence[int] | None = None,
     **settings: Any,
   ) -> UInt8[np.ndarray, "b f H W 3"]:
-    """Goes on from clips of any length: their last frames are encoded anew, as a clip's first.
+    """Continues clips of any length: their last frames are encoded again, as the first of a window.
 
-    The sequence never gets longer than in training. Other prompts than before make the next shot.
+    The sequence never gets longer than in training. New prompts make the next shot.
 
     Args:
-      clips: what to go on from, one for each prompt; comes back as it is, with more frames behind.
+      clips: clips to continue, one for each prompt; returned unchanged with new frames appended.
       prompts: texts.
-      num_frames: tau k more frames than the clips have.
-      seed: of the draws.
+      num_frames: length of the result, tau k frames more than the clips have.
+      seed: random seed.
       overlap_frames: how many last frames each window starts from, 1 + tau k.
       window: see `sample`.
       sample_ids: see `sample`.
@@ -229,20 +229,20 @@ class Model:
     window: int | None = None,
     **settings: Any,
   ) -> Iterator[UInt8[np.ndarray, "b f H W 3"]]:
-    """Generates clips and hands out their frames as they are ready: one first, then tau each time.
+    """Generates clips and yields frames as soon as they are ready: first one, then tau at a time.
 
-    They are the frames of `sample`, but for the rounding of float sums. All prompts go together.
+    They are the frames of `sample`, up to floating-point rounding. All prompts are one batch.
 
     Args:
       prompts: texts.
-      num_frames: see `sample`; `math.inf` for no end, which needs a window.
+      num_frames: see `sample`; `math.inf` for an endless stream, which needs a window.
       seed: see `sample`.
       image: see `sample`.
-      video: see `sample`; comes first, in one piece.
-      window: see `sample`. With one, memory and time a frame do not grow.
+      video: see `sample`; yielded first, in one piece.
+      window: see `sample`. With one, memory and time per frame do not grow.
       **settings: see `sample`.
     Raises:
-      ValueError: as `sample`, before the first frame is asked for.
+      ValueError: as `sample`; raised by the call, not by the first frame.
     """
     is_endless = num_frames == math.inf
     window = self.window if window is None else window
@@ -262,13 +262,13 @@ class Model:
   def score(
     self, prompts: list[str], video: UInt8[np.ndarray, "b f H W 3"]
   ) -> dict[str, Float[np.ndarray, "b"]]:
-    """Measures how well given clips are foretold, each bit from the true ones before it.
+    """Scores given clips, teacher-forced: each bit is predicted from the true ones before it.
 
     Args:
       prompts: texts.
       video: a clip for each, of 1 + tau k frames.
     Returns:
-      Loss and accuracies of each clip by name, see `scoreion.score`.
+      Loss and accuracies of each clip by name, see `score.score`.
     Raises:
       ValueError: a prompt is too long, or clips do not fit.
     """
@@ -317,11 +317,11 @@ class Model:
       t += 1
 
   def _generate(self, request: Request) -> UInt8[np.ndarray, "b f H W 3"]:
-    """Generates clips, a batch after the other."""
+    """Generates clips, one batch after the other."""
     num, clips = len(request.texts), []
     size = min(BATCH_SIZE, num)
     for start in range(0, num, size):
-      # The last batch is filled up, so that one program serves all.
+      # The last batch is padded, so that all batches share one compiled program.
       rows = np.minimum(np.arange(start, start + size), num - 1)
       batch = self._run(
         self._sample,
@@ -339,13 +339,13 @@ class Model:
     return np.concatenate(clips)
 
   def _pixels(self, latents: Float[Array, "b t h w d"]) -> UInt8[np.ndarray, "b f H W 3"]:
-    """Decodes clips, in memory that does not grow with their number or length."""
+    """Decodes clips in memory that does not grow with their number or length."""
     b, t, *_ = latents.shape
     config, (height, width) = self.tokenizer.config, self.resolution
     channels = config.base_channels * config.multipliers[0]
     frame_bytes = 4 * config.temporal_stride * height * width * channels // config.patch_size**2
     num = max(1, _PIXEL_BYTES // frame_bytes)  # Latent frames, of one clip or of several.
-    # All alike, so that one program serves them.
+    # Equal groups, so that all share one compiled program.
     rows = (
       b if self.mesh is not None else max(n for n in range(1, b + 1) if b % n == 0 and n <= num)
     )

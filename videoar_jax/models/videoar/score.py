@@ -1,4 +1,4 @@
-"""How well a generator foretells the bits of given clips, from all that comes before them."""
+"""Teacher-forced loss and bit accuracy of a generator on given clips."""
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,17 @@ def cross_entropy(logits: Float[Array, "*b"], labels: Float[Array, "*b"]) -> Flo
 
 
 def accuracies(is_right: Bool[Array, "b t n d"], layout: Layout) -> dict[str, Float[Array, "b"]]:
-  """Returns the share of right bits of each clip: of all, of each scale and of each frame.
+  """Returns each clip's share of correct bits: overall, by scale and by frame.
 
-  Their names are `bit_accuracy`, `bit_accuracy/scale_0` and so on, `bit_accuracy/frame_0` and so
-  on.
+  The names are `bit_accuracy`, `bit_accuracy/scale_0` and so on, `bit_accuracy/frame_0` and so on.
   """
   share = jnp.mean(is_right, axis=3)
-  found = {"bit_accuracy": jnp.mean(share, axis=(1, 2))}
+  result = {"bit_accuracy": jnp.mean(share, axis=(1, 2))}
   for s in range(layout.num_scales):
-    found[f"bit_accuracy/scale_{s}"] = jnp.mean(share[:, :, layout.scale_slice(s)], axis=(1, 2))
+    result[f"bit_accuracy/scale_{s}"] = jnp.mean(share[:, :, layout.scale_slice(s)], axis=(1, 2))
   for frame in range(is_right.shape[1]):
-    found[f"bit_accuracy/frame_{frame}"] = jnp.mean(share[:, frame], axis=1)
-  return found
+    result[f"bit_accuracy/frame_{frame}"] = jnp.mean(share[:, frame], axis=1)
+  return result
 
 
 def score(
@@ -37,7 +36,7 @@ def score(
   *,
   window: int | None = None,
 ) -> dict[str, Float[Array, "b"]]:
-  """Measures a generator on given clips, teacher-forced: nothing is corrupted, hidden or sampled.
+  """Scores given clips, teacher-forced: nothing is corrupted, hidden or sampled.
 
   Args:
     model: the transformer.
@@ -46,7 +45,7 @@ def score(
     latents: of the clips, unquantized.
     window: earlier frames that a frame sees; None for all.
   Returns:
-    For each clip `loss`, nats a bit with all bits of a clip weighted alike, and `accuracies`.
+    For each clip `loss`, in nats per bit with all bits weighted equally, and `accuracies`.
   """
   b, t, *_, d = latents.shape
   inputs = corrupt(latents, layout.schedule, prev_frame_input=layout.prev_frame_input)

@@ -1,4 +1,4 @@
-"""The sequences of a run's clips."""
+"""Sequence layouts of a run's clips."""
 
 from collections.abc import Iterable
 
@@ -7,10 +7,10 @@ from videoar_jax.models.videoar.layout import Layout
 
 
 def layout_of(run: Run, clip: ClipShape | Data) -> Layout:
-  """Returns the sequence of a clip.
+  """Returns the layout of a clip.
 
   Raises:
-    ValueError: the tokenizer makes no such clips.
+    ValueError: the tokenizer cannot code such clips.
   """
   num_latents, *_ = run.tokenizer.latent_shape(clip.num_frames, clip.resolution)
   return Layout(
@@ -25,22 +25,22 @@ def layout_of(run: Run, clip: ClipShape | Data) -> Layout:
 
 
 def stage_layouts(run: Run, stage: Stage) -> tuple[Layout, ...]:
-  """Returns the sequences of all clips of a stage."""
+  """Returns the layouts of all clip shapes of a stage."""
   return tuple(layout_of(run, shape) for shape in stage.shapes)
 
 
 def all_layouts(run: Run) -> list[Layout]:
-  """Returns the sequences of all stages."""
+  """Returns the layouts of all stages."""
   stages = run.generator_stages
   own = [layout_of(run, stage.data) for stage in stages]
   return [*own, *(layout for stage in stages for layout in stage_layouts(run, stage))]
 
 
 def widest_layout(run: Run) -> Layout:
-  """Returns the sequence of the most scales of all stages, by which they have one network."""
+  """Returns the layout with the most scales of all stages, for which the network is made."""
   return widest(all_layouts(run))
 
 
 def widest(layouts: Iterable[Layout]) -> Layout:
-  """Returns the layout of the most scales, by which the network has rows for each of them."""
+  """Returns the layout with the most scales; the network has an embedding for each of them."""
   return max(layouts, key=lambda layout: layout.num_scales)

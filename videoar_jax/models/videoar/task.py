@@ -27,10 +27,10 @@ class GeneratorLossConfig:
 
   Attributes:
     corruption: bits that are flipped in the inputs, the paper's cross-frame error correction.
-    p_frame_mask: probability that an earlier frame is hidden from a frame.
+    p_frame_mask: probability that a frame does not see a given earlier frame.
     window: earlier latent frames that a frame attends to; None for all.
     text_dropout: share of prompts that are replaced by the empty one, for classifier-free guidance.
-    scale_weighting: "none" weighs every token the same; "sqrt" divides the weight of a scale by the
+    scale_weighting: "none" weights every token equally; "sqrt" divides the weight of a scale by the
       square root of its number of tokens, so that coarse scales count for more.
   """
 
@@ -61,12 +61,12 @@ def token_weights(layout: Layout, scale_weighting: str) -> np.ndarray:
 
 
 def widest(layouts: Iterable[Layout]) -> Layout:
-  """Returns the layout of the most scales, by which the network has rows for each of them."""
+  """Returns the layout with the most scales; the network has an embedding for each of them."""
   return max(layouts, key=lambda layout: layout.num_scales)
 
 
 class GeneratorTask:
-  """The transformer as a trainable thing, on a frozen tokenizer.
+  """The training task of the transformer, with a frozen tokenizer.
 
   Args:
     config: its network.
@@ -76,7 +76,7 @@ class GeneratorTask:
     tokenizer_params: its parameters.
     text_encoder: with `null`.
     sampling: `guidance` (a table `[t, s]`), `temperature` and `top_p` of the samples to show.
-    others: sequences of batches of other shapes, if there are any.
+    others: layouts of batches of other shapes, if any.
   """
 
   def __init__(
@@ -101,11 +101,10 @@ class GeneratorTask:
     return Generator(nnx.Rngs(params=key), self.config, widest(self.layouts.values()))
 
   def loss(self, module: Generator, frozen, batch, key, is_training: bool):
-    """Returns the binary cross-entropy a bit, and the accuracy by scale and by frame.
+    """Returns the binary cross-entropy per bit, and the accuracy by scale and by frame.
 
-    The batch needs `text`, `[b, P]` or `[b, P, c]`, and `video`, uint8 `[b, f, H, W, 3]`, or what
-    the tokenizer's encoder makes of it, `latents`, `[b, t, h, w, d]`. Outside training nothing is
-    corrupted, hidden or dropped.
+    The batch needs `text`, `[b, P]` or `[b, P, c]`, and `video`, uint8 `[b, f, H, W, 3]`, or its
+    encoded `latents`, `[b, t, h, w, d]`. Outside training nothing is corrupted, hidden or dropped.
     """
     settings = self.settings
     if "latents" in batch:
@@ -146,9 +145,9 @@ class GeneratorTask:
     return jnp.mean(losses * weights[:, None]), metrics
 
   def rates(self, clips_per_s: float) -> dict[str, float]:
-    """Returns tokens a second, and the share of the devices' peak where that is known.
+    """Returns tokens per second, and the share of the devices' peak FLOP/s if that is known.
 
-    What the frozen tokenizer does for them is not counted.
+    The frozen tokenizer's FLOPs are not counted.
     """
     rates = {"tokens_per_s": clips_per_s * self.layout.length}
     peak = peak_flops()

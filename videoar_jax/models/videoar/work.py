@@ -1,4 +1,4 @@
-"""What VideoAR's training step and sampling take, by counting alone."""
+"""Analytic costs of VideoAR's training step and sampling: FLOPs, memory and traffic."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ _BYTES = {"float32": 4, "bfloat16": 2}  # Of an activation.
 
 
 def step_work(config: GeneratorConfig, layout: Layout, stage: Stage, mesh) -> StepWork:
-  """Counts the transformer's part of a training step.
+  """Estimates the transformer's part of a training step.
 
   Args:
     config: the network's.
@@ -35,12 +35,12 @@ def step_work(config: GeneratorConfig, layout: Layout, stage: Stage, mesh) -> St
   flops = training_flops(config, layout, window)
   pairs = visible_pairs(layout.mask(window))
   attention = 4 * pairs * config.num_heads * config.head_dim * config.num_layers
-  again = {"none": 0, "dots": attention, "full": flops / 3}[config.remat]
+  recomputed = {"none": 0, "dots": attention, "full": flops / 3}[config.remat]
   passes = 4 if config.remat == "full" else 3
   kept, moved = _activations(config, layout, mesh, clips)
   return StepWork(
     flops=flops,
-    executed_flops=flops + again,
+    executed_flops=flops + recomputed,
     passes=passes,
     activation_bytes=kept,
     moved_bytes=moved,
@@ -50,7 +50,7 @@ def step_work(config: GeneratorConfig, layout: Layout, stage: Stage, mesh) -> St
 
 
 def _activations(config: GeneratorConfig, layout: Layout, mesh, clips: float):
-  """Returns bytes that the backward pass holds at most, and bytes read and written in a step."""
+  """Returns peak bytes kept for the backward pass, and bytes read and written in a step."""
   tokens = clips * layout.length / mesh.shape["sequence"]
   k = config.head_dim
   split = (2 * config.num_heads + 2 * config.num_kv_heads) * k + 3 * config.mlp_dim
@@ -62,23 +62,23 @@ def _activations(config: GeneratorConfig, layout: Layout, mesh, clips: float):
     "dots": config.num_layers * (residual + tokens * products * _BYTES[config.dtype]),
     "full": config.num_layers * residual + block,
   }[config.remat]
-  # On the way back there are gradients of a block's widest arrays beside them.
+  # The backward pass also holds gradients of a block's widest arrays.
   widest = tokens * 3 * config.mlp_dim / mesh.shape["tensor"] * _BYTES[config.dtype]
-  # Written and read on the way there, and twice that on the way back.
+  # Written and read in the forward pass, and twice that in the backward pass.
   return kept + widest, 6 * config.num_layers * block
 
 
 def _activations_sent(
   config: GeneratorConfig, layout: Layout, mesh, clips: float, passes: int
 ) -> float:
-  """Returns bytes that splitting heads, the MLP and the sequence sends, a device and step."""
+  """Returns bytes sent per device and step because heads, MLP and sequence are sharded."""
   sizes = mesh.shape
   tokens = clips * layout.length / sizes["sequence"]
-  # Each block sums its two outputs over the devices that share it, there and back.
+  # Each block sums its two outputs over the devices that share it, forward and backward.
   sums = 2 * passes * tokens * config.d_model * _BYTES[config.dtype]
   sums *= 2 * (sizes["tensor"] - 1) / sizes["tensor"]
-  # Queries and results are exchanged for heads, but for each device's own part, and so are keys and
-  # values, of which each device gets all of a sequence's where their heads are too few.
+  # All-to-all of queries and results, without each device's own part, and of keys and values; where
+  # these have too few heads, each device gathers all of a sequence's.
   tensor, sequence = sizes["tensor"], sizes["sequence"]
   queries, keys = (
     2 * heads * config.head_dim / tensor for heads in (config.num_heads, config.num_kv_heads)
@@ -94,13 +94,13 @@ def _activations_sent(
 
 
 def num_decoding_steps(layout: Layout) -> int:
-  """Returns how often the transformer runs for a clip, beside once for the prompt."""
+  """Returns how often the transformer runs for a clip, not counting the prompt."""
   finals = (layout.num_frames - 1) * (layout.final_size > 0)
   return layout.num_frames * layout.num_scales + finals
 
 
 def is_guided(run: Run, layout: Layout) -> bool:
-  """Says whether each clip is decoded with its prompt and without."""
+  """Returns whether clips are decoded with classifier-free guidance."""
   table = guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
   return bool((table != 1).any())
 
@@ -108,10 +108,10 @@ def is_guided(run: Run, layout: Layout) -> bool:
 def sampling_program(
   run: Run, stage: Stage, template: Template, mesh, num_clips: int, dtype: jnp.dtype
 ) -> SamplingProgram:
-  """Returns the sampler's program for one frame, the longest part of a clip's, with a full cache.
+  """Returns the sampler's program for one frame, its most expensive, with a full cache.
 
   Raises:
-    ShardingError: heads do not divide over the mesh.
+    ShardingError: the mesh does not divide the heads.
   """
   layout, text = layout_of(run, stage.data), run.text.encoder.null()
   guided = is_guided(run, layout)
@@ -161,12 +161,12 @@ def sampling_program(
 def _sampling_work(
   config: GeneratorConfig, layout: Layout, num_rows: int, params: dict, cache, mesh
 ) -> SamplingWork:
-  """Counts the decoding of clips; attention goes over all of the cache, written or not.
+  """Estimates the decoding of clips; attention runs over the whole cache, written or not.
 
   Args:
     config: the network's.
     layout: a clip's sequence.
-    num_rows: clips, counted twice where they are guided.
+    num_rows: clips, counted twice if guided.
     params: shapes of the parameters, with their shardings.
     cache: shapes of the keys and values, with their shardings.
     mesh: devices, or an abstract one.
@@ -178,8 +178,8 @@ def _sampling_work(
   num_steps = num_decoding_steps(layout)
   num_tokens = layout.length - layout.text_length
   length = jax.tree.leaves(cache)[0].shape[-2]
-  beside = sum(size * sum(sizes[: s + 1]) for s, size in enumerate(sizes))
-  pairs = num_tokens * length + layout.num_frames * beside + finals * layout.final_size**2
+  own_pairs = sum(size * sum(sizes[: s + 1]) for s, size in enumerate(sizes))
+  pairs = num_tokens * length + layout.num_frames * own_pairs + finals * layout.final_size**2
   heads = config.num_heads * config.head_dim
   seen = visible_pairs(layout.mask())
   attention = 4 * config.num_layers * heads * (pairs - seen)

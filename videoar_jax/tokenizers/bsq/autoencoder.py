@@ -1,8 +1,8 @@
 """The causal 3-D convolutional autoencoder.
 
 Its 2-D slice is Infinity's public image tokenizer: names of levels and blocks follow that
-checkpoint's keys. Extras that the paper does not have, off by default: `patch_size` folds pixels
-into channels before the first convolution, so that small machines skip the costly full resolution.
+checkpoint's keys. Not in the paper, and off by default: `patch_size` folds pixels into channels
+before the first convolution, so that small machines skip the costly full resolution.
 
 Source: VIDEOAR section 2.1.
 """
@@ -20,7 +20,7 @@ from videoar_jax.nn.conv import CausalConv3d
 from videoar_jax.nn.layers import GroupNorm
 from videoar_jax.tokenizers.bsq.schedules import Schedule, default_schedule, parse_schedule
 
-# The last inputs of each convolution by module, as deep as modules are: arrays in nested dicts.
+# The last inputs of each convolution: arrays in dicts that are nested like the modules.
 State = dict
 
 
@@ -29,7 +29,7 @@ class AutoencoderConfig:
   """The network.
 
   Attributes:
-    num_bits: bits of a token, which are the channels of the latent.
+    num_bits: bits per token, which are the channels of the latent.
     base_channels: channels at full resolution.
     multipliers: channels of each level, in units of `base_channels`.
     num_encoder_blocks: residual blocks of each level of the encoder.
@@ -39,8 +39,8 @@ class AutoencoderConfig:
     patch_size: side in pixels of the patches that are folded into channels before the first
       convolution; 1 in the paper.
     schedule: scales of the quantizer, such as "1 2 4 8" or "2x3 4x6", ending with the latent grid
-      of the run's clips. Where it is "", and for clips of other sizes, a default one: that of
-      Infinity's tables, or growing steps for small grids.
+      of the run's clips. If it is "", and for clips of other sizes, the default is Infinity's
+      table, or growing steps for small grids.
   """
 
   num_bits: int = 48
@@ -76,23 +76,23 @@ class AutoencoderConfig:
 
   @property
   def num_channels(self) -> int:
-    """Numbers of a latent cell: one a bit."""
+    """Channels of a latent cell: one per bit."""
     return self.num_bits
 
   def scales(self, resolution: tuple[int, int]) -> Schedule:
-    """Returns the scales of a picture of (H, W) pixels."""
+    """Returns the scales for frames of (H, W) pixels."""
     _, *grid = self.latent_shape(1, resolution)
     own = parse_schedule(self.schedule)
     return own if own and own[-1] == tuple(grid) else default_schedule(tuple(grid))
 
   @property
   def spatial_stride(self) -> int:
-    """Pixels a latent cell covers, a side."""
+    """Side of a latent cell in pixels."""
     return self.patch_size * math.prod(space for _, space in self.strides)
 
   @property
   def temporal_stride(self) -> int:
-    """Frames a latent frame covers, `tau`."""
+    """Frames per latent frame, `tau`."""
     return math.prod(time for time, _ in self.strides)
 
   def latent_shape(self, num_frames: int, resolution: tuple[int, int]) -> tuple[int, int, int]:
@@ -122,7 +122,7 @@ class AutoencoderConfig:
 
 
 class ResidualBlock(nnx.Module):
-  """Norm, swish, convolution, twice, around a shortcut."""
+  """Residual block: norm, swish and convolution, twice."""
 
   def __init__(self, rngs: nnx.Rngs, num_in: int, num_out: int, num_groups: int):
     self.norm1 = GroupNorm(rngs, num_in, num_groups)
@@ -140,7 +140,7 @@ class ResidualBlock(nnx.Module):
     past, last = past or {}, {}
     y, last["conv1"] = self.conv1(jax.nn.silu(self.norm1(x)), past.get("conv1"), is_start)
     y, last["conv2"] = self.conv2(jax.nn.silu(self.norm2(y)), past.get("conv2"), is_start)
-    # The shortcut sees the current frame alone: nothing to keep.
+    # The shortcut sees only the current frame, so it has no state.
     return y + (x if self.nin_shortcut is None else self.nin_shortcut(x)[0]), last
 
 
@@ -216,9 +216,9 @@ class Encoder(nnx.Module):
 
     Args:
       video: the frames.
-      past: what the chunk before left.
-      is_start: whether the clip starts at the last of these frames, see `CausalConv3d`; it may be
-        known at run time only.
+      past: state after the chunk before.
+      is_start: whether the clip starts at the last of these frames, see `CausalConv3d`; may be
+        traced.
     """
     p = self.config.patch_size
     x = rearrange(video, "b f (h p) (w q) c -> b f h w (p q c)", p=p, q=p)
@@ -230,7 +230,7 @@ class Encoder(nnx.Module):
     return x, last
 
   def _names(self) -> list[str]:
-    """Returns the modules that see several frames, in their order."""
+    """Returns the names of the modules that have a state, in order."""
     levels = range(len(self.config.multipliers))
     pairs = [name for level in levels for name in (f"down_{level}", f"downsample_{level}")]
     return ["conv_in", *pairs[:-1], "mid", "conv_out"]
@@ -266,15 +266,15 @@ class Decoder(nnx.Module):
     return self.unfold(x), last
 
   def hidden(self, latents: Float[Array, "b t h w d"]) -> Float[Array, "b f y x c"]:
-    """Returns what the last convolution, `pixels`, is given."""
+    """Returns the input of the last convolution, which `pixels` applies."""
     return self._hidden(latents, {})[0]
 
   def pixels(self, hidden: Float[Array, "b f y x c"]) -> Float[Array, "b f H W 3"]:
-    """Returns the clip of what `hidden` returned."""
+    """Applies the last convolution to the result of `hidden`."""
     return self.unfold(self.conv_out(hidden)[0])
 
   def unfold(self, x: Float[Array, "b f y x c"]) -> Float[Array, "b f H W 3"]:
-    """Lays channels out as the pixels that they are."""
+    """Unfolds channels to pixels."""
     p = self.config.patch_size
     return rearrange(x, "b f h w (p q c) -> b f (h p) (w q) c", p=p, q=p)
 

@@ -1,10 +1,10 @@
-"""Encodes a step's clips a few at a time and a few frames at a time.
+"""Encodes a batch a few clips and a few frames at a time.
 
-Of one clip of 33 frames of 384x672 pixels the encoder's activations at full resolution are 4 GiB
-each; and TPU's compiler takes long for arrays of that size. So a device goes through its clips, and
-through each one's frames as a stream does, in parts of a bounded number of pixels: neither memory
-nor the program grows with the batch or the clip. Nothing is kept for a backward pass: the encoder
-in front of a generator is frozen.
+For one clip of 33 frames of 384x672 pixels, each of the encoder's activations at full resolution
+takes 4 GiB, and TPU's compiler is slow for arrays of that size. So each device loops over its
+clips, and over each clip's frames as in streaming, in parts with a bounded number of pixels:
+neither memory nor the program grows with the batch or the clip. Nothing is kept for a backward
+pass: the encoder is frozen while a generator trains.
 """
 
 import jax
@@ -16,7 +16,7 @@ from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, num_shards
 from videoar_jax.tokenizers.bsq.autoencoder import Encoder
 from videoar_jax.tokenizers.pixels import to_float
 
-# That a device encodes at once, where the clips and the network let it: 0.5 GiB for each activation
+# Most pixels that a device encodes at once, if clips and network allow: 0.5 GiB for each activation
 # of 128 channels. Batches of fewer pixels are encoded whole.
 MAX_PIXELS = 2**20
 
@@ -24,25 +24,25 @@ MAX_PIXELS = 2**20
 def encode(
   encoder: Encoder, video: UInt8[Array, "b f H W 3"], max_pixels: int = MAX_PIXELS
 ) -> Float[Array, "b t h w d"]:
-  """Encodes clips; inside jit on a mesh, each device its own.
+  """Encodes clips; inside jit on a mesh, each device encodes its own.
 
   Args:
     encoder: the network, whole on every device.
     video: clips of 1 + tau k frames.
-    max_pixels: that a device encodes at once; at least one clip's next tau frames are.
+    max_pixels: most pixels that a device encodes at once, but at least tau frames of one clip.
   """
-  ways = num_shards("batch")
-  if video[..., 0].size <= ways * max_pixels:
+  num_parts = num_shards("batch")
+  if video[..., 0].size <= num_parts * max_pixels:
     return encoder(to_float(video))
 
   def encode_own(encoder, video):
     return _in_groups(encoder, video, max_pixels)
 
-  if ways == 1:
+  if num_parts == 1:
     return encode_own(encoder, video)
   batch = PartitionSpec(LOGICAL_AXIS_RULES["batch"])
   specs = PartitionSpec(), batch
-  # Left to the compiler, a loop over clips would go over all devices' clips on each of them.
+  # Without shard_map, the compiler would make each device loop over the clips of all devices.
   return jax.shard_map(encode_own, in_specs=specs, out_specs=batch, check_vma=False)(encoder, video)
 
 
@@ -65,7 +65,7 @@ def part_of(
 
 
 def _in_groups(encoder, video, max_pixels: int):
-  """Encodes as many clips at a time as may be, in equal groups."""
+  """Encodes clips in equal groups, as large as `max_pixels` allows."""
   size, _ = part_of(encoder.config.temporal_stride, video.shape, max_pixels)
   groups = video.reshape(-1, size, *video.shape[1:])
   latents = jax.lax.map(lambda group: _in_chunks(encoder, group), groups)
@@ -73,10 +73,10 @@ def _in_groups(encoder, video, max_pixels: int):
 
 
 def _in_chunks(encoder, video):
-  """Encodes the frames of each latent frame after those of the one before.
+  """Encodes one latent frame after the other.
 
-  The first latent frame is of one frame, the others of tau. That it comes at the end of tau, too,
-  which are not looked at but for the last, costs some arithmetic, and halves the program.
+  The first latent frame covers one frame, the others tau. The first frame is padded to tau frames
+  too, of which only the last is used: this wastes some arithmetic, but halves the program.
   """
   tau = encoder.config.temporal_stride
   if video.shape[1] == 1:

@@ -22,8 +22,8 @@ from videoar_jax.tokenizers.bsq.task import (
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
 from videoar_jax.train.adversary import Adversary
 
-# Arrays of the encoder's first width that encoding holds at once, with what it remembers of earlier
-# frames: as TPU's compiler has it, of clips of 384x672 pixels.
+# Arrays with the encoder's first width that encoding holds at once, cached earlier frames included:
+# taken from TPU's compiler, for clips of 384x672 pixels.
 _ENCODER_ARRAYS = 7
 
 
@@ -98,8 +98,8 @@ class BSQ:
     """See `TokenizerFamily`."""
     saved, params = read_params(folder)
     params, fresh = inflate(params, saved.config, config, temporal, key)
-    lines = [f"starts from {folder} ({saved.source}), taps of earlier frames are {temporal}"]
+    lines = [f"starts from {folder} ({saved.source}), kernels of earlier frames are {temporal}"]
     if fresh:
       bits = f"{config.num_bits} bits instead of {saved.config.num_bits}"
-      lines.append(f"random, for {bits}: {', '.join(fresh)}")
+      lines.append(f"random, because of {bits}: {', '.join(fresh)}")
     return params, lines

@@ -1,4 +1,4 @@
-"""A tokenizer in a folder of its own: `tokenizer.json` and `tokenizer.safetensors`."""
+"""Saves and loads a tokenizer as a folder with `tokenizer.json` and `tokenizer.safetensors`."""
 
 import dataclasses
 import json
@@ -18,11 +18,11 @@ CONFIG_FILE, WEIGHTS_FILE = "tokenizer.json", "tokenizer.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-  """What a folder says of its tokenizer.
+  """The contents of `tokenizer.json`.
 
   Attributes:
-    config: of the network, with the scales that it was trained with.
-    source: where it came from, for people.
+    config: the network's, with the scales that it was trained with.
+    source: where it came from, for display.
   """
 
   config: AutoencoderConfig
@@ -30,7 +30,7 @@ class Saved:
 
 
 def is_saved(folder: str | os.PathLike) -> bool:
-  """Says whether a folder is one of these."""
+  """Returns whether a folder holds a saved tokenizer."""
   return (pathlib.Path(folder) / CONFIG_FILE).is_file()
 
 
@@ -38,11 +38,11 @@ def check_new(folder: str | os.PathLike) -> None:
   """Checks that a tokenizer can be written to a folder.
 
   Raises:
-    ValueError: it holds something already, is a file, or cannot be made.
+    ValueError: it is not empty, is a file, or cannot be created.
   """
   folder = pathlib.Path(folder).absolute()
   if folder.is_dir() and any(folder.iterdir()):
-    raise ValueError(f"{folder} holds something already; name a new or an empty folder")
+    raise ValueError(f"{folder} is not empty; name a new or an empty folder")
   place = folder
   while not place.exists():
     place = place.parent
@@ -53,7 +53,7 @@ def check_new(folder: str | os.PathLike) -> None:
 
 
 def save_tokenizer(folder: str | os.PathLike, saved: Saved, params: dict) -> None:
-  """Writes a tokenizer, whole or not at all.
+  """Writes a tokenizer atomically.
 
   Raises:
     ValueError: the folder is not empty.
@@ -74,7 +74,7 @@ def save_tokenizer(folder: str | os.PathLike, saved: Saved, params: dict) -> Non
 
 
 def read_saved(folder: str | os.PathLike) -> Saved:
-  """Reads what a folder says of its tokenizer, without the weights.
+  """Reads a tokenizer's description, without its weights.
 
   Raises:
     FileNotFoundError: there is no tokenizer in it.
@@ -88,13 +88,13 @@ def read_saved(folder: str | os.PathLike) -> Saved:
   try:
     values = json.loads(path.read_text())
     config = AutoencoderConfig(**values["config"])
-    # Files of the first versions have the scales beside the network's settings.
+    # The first versions stored the scales beside the network's settings.
     if scales := values.get("schedule"):
       text = " ".join(f"{int(h)}x{int(w)}" for h, w in scales)
       config = dataclasses.replace(config, schedule=text)
     return Saved(config, values["source"])
   except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(f"{path} is damaged ({error!r}); convert the checkpoint anew") from error
+    raise ValueError(f"{path} is damaged ({error!r}); convert the checkpoint again") from error
 
 
 def read_params(folder: str | os.PathLike) -> tuple[Saved, dict]:
@@ -108,8 +108,8 @@ def read_params(folder: str | os.PathLike) -> tuple[Saved, dict]:
   try:
     weights = load_file(path)
   except SafetensorError as error:
-    raise ValueError(f"{path} is damaged ({error}); convert the checkpoint anew") from error
+    raise ValueError(f"{path} is damaged ({error}); convert the checkpoint again") from error
   wanted = {name: leaf.shape for name, leaf in flatten(abstract_params(saved.config)).items()}
   if wanted != {name: leaf.shape for name, leaf in weights.items()}:
-    raise ValueError(f"{path} does not fit {CONFIG_FILE} beside it; convert the checkpoint anew")
+    raise ValueError(f"{path} does not fit {CONFIG_FILE} beside it; convert the checkpoint again")
   return saved, unflatten(weights)

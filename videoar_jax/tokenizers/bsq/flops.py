@@ -1,13 +1,13 @@
-"""Counts the arithmetic of the autoencoder: its convolutions, two operations a multiply-add.
+"""Counts the FLOPs of the autoencoder's convolutions, two per multiply-add.
 
-Taps that meet the zero frames before a clip are not counted, nor are norms and activations.
+Products with the zero frames before a clip are not counted, nor are norms and activations.
 """
 
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 
 
 def encoder_flops(config: AutoencoderConfig, num_frames: int, resolution: tuple[int, int]) -> int:
-  """Returns the operations that encode one clip."""
+  """Returns the FLOPs of encoding one clip."""
   counter = _Counter(config, num_frames, resolution, is_encoder=True)
   widths = [config.base_channels * multiplier for multiplier in config.multipliers]
   counter.conv(3 * config.patch_size**2, widths[0])
@@ -21,7 +21,7 @@ def encoder_flops(config: AutoencoderConfig, num_frames: int, resolution: tuple[
 
 
 def decoder_flops(config: AutoencoderConfig, num_frames: int, resolution: tuple[int, int]) -> int:
-  """Returns the operations that decode one clip of that length and size."""
+  """Returns the FLOPs of decoding one clip of that length and size."""
   counter = _Counter(config, num_frames, resolution, is_encoder=False)
   widths = [config.base_channels * multiplier for multiplier in config.multipliers]
   counter.conv(config.num_bits, widths[-1])
@@ -37,7 +37,7 @@ def decoder_flops(config: AutoencoderConfig, num_frames: int, resolution: tuple[
 
 
 class _Counter:
-  """Walks through a network's layers, with the shape of what is between them."""
+  """Walks through a network's layers and tracks the shape of the activations."""
 
   def __init__(self, config, num_frames, resolution, *, is_encoder: bool):
     t, h, w = config.latent_shape(num_frames, resolution)
@@ -49,11 +49,11 @@ class _Counter:
   def conv(self, num_in: int, num_out: int, *, size: int = 3, stride=(1, 1)) -> None:
     time, space = stride
     outputs = range(0, self.frames, time)
-    # Output of frame u has u + 1 frames at most to look at.
-    taps = sum(min(size, frame + 1) for frame in outputs)
+    # The output at frame u sees at most u + 1 frames.
+    num_inputs = sum(min(size, frame + 1) for frame in outputs)
     self.frames = len(outputs)
     self.cells = tuple(side // space for side in self.cells)
-    self.total += 2 * taps * size**2 * num_in * num_out * self.cells[0] * self.cells[1]
+    self.total += 2 * num_inputs * size**2 * num_in * num_out * self.cells[0] * self.cells[1]
 
   def blocks(self, num_in: int, num_out: int, num: int) -> None:
     for block in range(num):

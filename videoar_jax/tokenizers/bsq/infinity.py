@@ -1,7 +1,7 @@
 """Imports Infinity's public image tokenizer: its keys, its sizes, its weights.
 
-An image convolution becomes the last temporal tap of ours and the taps of earlier frames are zero,
-so that every frame of a clip is coded as the image network codes it.
+An image kernel becomes the last temporal slice of ours and the slices of earlier frames are zero,
+so every frame of a clip is coded as the image network codes it.
 
 Source: VIDEOAR sections 2.1 and 2.2.
 """
@@ -18,19 +18,18 @@ from videoar_jax.train.state import flatten, unflatten
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Both name the same constant of the quantizer, powers of two: our bits need no integer of them.
+# One constant of the quantizer under two names: powers of two, which ours needs no integers for.
 NOT_NEEDED = ("quantizer.lfq.mask", "quantize.lfq.mask")
-NUM_GROUPS = 32  # The public network's; no shape tells it.
+NUM_GROUPS = 32  # As in the public network; shapes do not show it.
 
 
 def recognise(shapes: Shapes) -> AutoencoderConfig:
   """Returns the settings of the network that a checkpoint holds, from its shapes alone.
 
-  A width is what most of the tensors that have it say, so that a single wrong one is found later
-  and named.
+  A width is the one that most tensors of its level have; `check_keys` names those that differ.
 
   Raises:
-    ValueError: there is no such network among the keys, or it is one that ours cannot be.
+    ValueError: the keys are of no such network, or ours cannot represent it.
   """
   widths = []
   for level in range(_count(shapes, r"(?:encoder\.down|decoder\.up)\.(\d+)\.")):
@@ -85,7 +84,7 @@ def public_key(name: str) -> str:
       parts += [kind, number]
     else:
       parts.append(module)
-  # The public layers are wrapped, each in a module of their own.
+  # Each public layer is wrapped in a module.
   parts.append("norm" if "norm" in parts[-1] else "conv")
   return ".".join([*parts, "bias" if leaf == "bias" else "weight"])
 
@@ -111,8 +110,8 @@ def check_keys(config: AutoencoderConfig, shapes: Shapes) -> dict[str, str]:
       wrong.append(f"unexpected {key} {tuple(shape)}")
   if wrong:
     raise ValueError(
-      f"it is not the tokenizer that most of it looks like ({summary(config)}); "
-      f"{len(wrong)} keys are wrong: {'; '.join(wrong)}"
+      f"it looks like a tokenizer of {summary(config)}, but {len(wrong)} keys are wrong: "
+      f"{'; '.join(wrong)}"
     )
   return {name: key for key, (name, _) in wanted.items()}
 
@@ -137,7 +136,7 @@ def import_params(tensors: Mapping[str, np.ndarray]) -> tuple[AutoencoderConfig,
 
 
 def _inflated(weight: np.ndarray) -> np.ndarray:
-  """Turns `[out, in, kh, kw]` to `[kt, kh, kw, in, out]`, the image kernel on the last tap."""
+  """Maps `[out, in, kh, kw]` to `[kt, kh, kw, in, out]`, with the image kernel as last slice."""
   image = weight.transpose(2, 3, 1, 0)
   kernel = np.zeros((image.shape[0], *image.shape), np.float32)
   kernel[-1] = image
@@ -160,7 +159,7 @@ def _first_keys(shapes: Shapes) -> str:
 
 
 def summary(config: AutoencoderConfig) -> str:
-  """Returns a network's size in words."""
+  """Describes a network's size."""
   return (
     f"{config.num_bits} bits, stride {config.spatial_stride}, base {config.base_channels}, "
     f"multipliers {list(config.multipliers)}, {config.num_encoder_blocks} and "

@@ -1,8 +1,8 @@
-"""Starts a video tokenizer from an image tokenizer.
+"""Initializes a video tokenizer from an image tokenizer.
 
-The last temporal tap of every kernel takes the image kernel, in the convolutions that halve or
-double time too. The padding in front is zeros, so the first frame is coded as the image network
-codes it whatever the other taps are; with zeros in them, so is every frame.
+The last temporal slice of every kernel is the image kernel, also in the convolutions that halve or
+double time. Time is padded with zeros in front, so the first frame is always coded as the image
+network codes it; if the other slices start at zero, so is every frame.
 
 Source: VIDEOAR section 2.2.
 """
@@ -17,25 +17,25 @@ from videoar_jax.nn.conv import image_start
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig, abstract_params
 from videoar_jax.train.state import flatten, unflatten
 
-# The convolutions at the latent, whose channels are bits.
+# Convolutions next to the latent, with one channel per bit.
 _BIT_WIDE = ("encoder.conv_out", "decoder.conv_in")
 
 
 def check_inflatable(image: AutoencoderConfig, video: AutoencoderConfig) -> None:
-  """Checks that one network can start from the other: bits and temporal strides may differ.
+  """Checks that one network can initialize the other; bits and temporal strides may differ.
 
   Raises:
     ValueError: names every field that differs.
   """
   ours, theirs = _fixed_fields(video), _fixed_fields(image)
   wrong = [
-    f"tokenizer.{name}={ours[name]!r} here, {theirs[name]!r} there"
+    f"tokenizer.{name}={ours[name]!r}, but {theirs[name]!r} in the image tokenizer"
     for name in ours
     if ours[name] != theirs[name]
   ]
   if wrong:
     raise ValueError(
-      f"the image tokenizer is of another shape: {'; '.join(wrong)}. Set the fields to its values"
+      f"the image tokenizer has other settings: {'; '.join(wrong)}. Set the fields to its values"
     )
 
 
@@ -47,11 +47,11 @@ def inflate(
   Args:
     params: the image tokenizer's.
     image: its settings.
-    video: the settings of the network to start.
-    temporal: "zeros" or "random", what the taps of earlier frames start with.
-    key: of what is drawn.
+    video: settings of the network to initialize.
+    temporal: "zeros" or "random", initial kernel slices of earlier frames.
+    key: random key.
   Returns:
-    (parameters, names of those that could not be taken over, since the number of bits differs).
+    (parameters, names of those that are random because the number of bits differs).
   Raises:
     ValueError: the networks differ in more than bits and temporal strides.
   """
@@ -75,7 +75,7 @@ def inflate(
 
 
 def _fixed_fields(config: AutoencoderConfig) -> dict:
-  """Returns what inflation keeps: all but bits, scales and strides in time."""
+  """Returns the settings that must match: all but bits, scales and temporal strides."""
   values = dataclasses.asdict(config)
   del values["num_bits"], values["schedule"]
   values["strides"] = tuple(("any", space) for _, space in config.strides)

@@ -1,7 +1,7 @@
 """Multi-scale binary spherical quantizer, one frame at a time.
 
-A latent is the sum of one code a scale; a code is a corner `+-1/sqrt(d)` of the unit sphere's cube.
-Frames are quantized in isolation: every function takes any leading axes before `h w d`.
+A latent is the sum of one code per scale; a code is a corner `+-1/sqrt(d)` of the cube in the unit
+sphere. Frames are quantized independently: every function takes any leading axes before `h w d`.
 
 Source: VIDEOAR section 2.3.
 """
@@ -18,13 +18,13 @@ from videoar_jax.tokenizers.bsq.schedules import Schedule
 
 
 class Quantized(NamedTuple):
-  """What quantizing gives.
+  """The result of `quantize`.
 
   Attributes:
-    bits: a scale each, uint8 `[..., h_s, w_s, d]`.
-    normalized: the normalised residuals that the bits are the signs of, `[..., h_s, w_s, d]`.
+    bits: one array per scale, uint8 `[..., h_s, w_s, d]`.
+    normalized: residuals of norm 1, whose signs are the bits, `[..., h_s, w_s, d]`.
     quantized: the accumulated codes `[..., h, w, d]`; gradients pass straight through to the input.
-    quantization_error: what the codes of all scales leave of the input, `[..., h, w, d]`.
+    quantization_error: the input minus the codes of all scales, `[..., h, w, d]`.
   """
 
   bits: list[UInt8[Array, "*b y x d"]]
@@ -40,7 +40,7 @@ def bits_to_codes(bits: Array, dtype=jnp.float32) -> Float[Array, "*b d"]:
 
 def unit_sphere(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
   """Divides by the norm over bits; the zero vector stays zero."""
-  # The square root's gradient at zero is not finite, so zero norms are kept out of it.
+  # The gradient of sqrt at zero is not finite, so zero norms skip it.
   squared = jnp.sum(jnp.square(x), -1, keepdims=True)
   norm = jnp.sqrt(jnp.where(squared > 0, squared, 1.0)) * (squared > 0)
   return x / jnp.maximum(norm, 1e-12)
@@ -55,12 +55,12 @@ def residual_bits(residual: Float[Array, "*b h w d"], size: tuple[int, int]):
 def quantize(
   latents: Float[Array, "*b h w d"], schedule: Schedule, num_scales: Int[Array, "*#b"] | None = None
 ) -> Quantized:
-  """Quantizes latents scale by scale, each scale coding what the ones before left over.
+  """Quantizes latents scale by scale, each scale coding the residual of the scales before.
 
   Args:
     latents: unquantized.
     schedule: scales, ending at (h, w).
-    num_scales: how many scales are accumulated; None for all. Bits are made of all scales anyway.
+    num_scales: how many scales are accumulated; None for all. Bits are returned for all scales.
   """
   size = tuple(latents.shape[-3:-1])
   residual, total = latents, jnp.zeros_like(latents)
@@ -93,9 +93,9 @@ def commitment_loss(quantized: Quantized) -> Float[Array, ""]:
 
 
 def quantization_error_loss(quantized: Quantized) -> Float[Array, ""]:
-  """Returns the mean square of what the codes leave over: `mean((x - sg(sum of codes))^2)`.
+  """Returns the mean squared quantization error: `mean((x - sg(sum of codes))^2)`.
 
-  The commitment loss sees directions alone. Without this one a latent may grow longer than the
+  The commitment loss only sees directions. Without this loss a latent may grow longer than all
   scales together can reach; then each scale repeats the same bits and none refines or corrects.
   """
   return jnp.mean(jnp.square(quantized.quantization_error))
@@ -114,7 +114,7 @@ def bit_entropies(normalized: Float[Array, "*b d"], *, sharpness: float = 100.0)
     sharpness: inverse temperature of the soft assignment.
   Returns:
     (mean entropy of a token's bits, entropy of the batch's mean bits). Good codes have a small
-    first and a large second. Under `jax.jit` over a mesh the mean is over the global batch.
+    first and a large second value. Under `jax.jit` over a mesh the mean is over the global batch.
   """
   d = normalized.shape[-1]
   p = jax.nn.sigmoid(-4.0 * normalized.astype(jnp.float32) * sharpness / math.sqrt(d))

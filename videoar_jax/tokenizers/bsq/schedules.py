@@ -20,7 +20,7 @@ _TABLES = {
 
 
 def parse_schedule(text: str) -> Schedule:
-  """Parses `"1x1 2x2 4x4"` (height x width; a single number is a square) to a schedule.
+  """Parses `"1x1 2x2 4x4"` (height x width; a single number is a square) into a schedule.
 
   Raises:
     ValueError: a word is not a grid.
@@ -54,7 +54,7 @@ def public_schedule(grid: tuple[int, int]) -> Schedule | None:
 
 
 def default_schedule(grid: tuple[int, int]) -> Schedule:
-  """Returns a schedule that ends at `grid`: the public one, else one of growing steps.
+  """Returns a schedule that ends at `grid`: the public one, or one of growing steps.
 
   For 8x8 it is 1 2 3 4 6 8, the choice for UCF-101 at 128 pixels.
   """

@@ -29,7 +29,7 @@ class AdversarialConfig:
     is_adaptive: also multiply by the ratio of the gradient norms of the other losses and the
       adversarial one at the decoder's last kernel, so that weight 1 makes them equally strong.
     kind: "non_saturating" or "hinge".
-    start_step: step of the stage at which the discriminator begins.
+    start_step: step of the stage at which the discriminator begins to train.
     r1: weight of the R1 penalty, on the discriminator's gradient at real clips.
     lecam: weight of the LeCAM regularization.
     lecam_decay: decay of LeCAM's moving averages.
@@ -70,8 +70,8 @@ class TokenizerLossConfig:
     lpips: LPIPS, the perceptual distance between frames.
     lpips_frames: frames of a clip, drawn at random at each step, that LPIPS is computed on; None
       for all.
-    lpips_weights: file that `python -m videoar_jax.convert lpips` made; None for the place where
-      that command puts it.
+    lpips_weights: file made by `python -m videoar_jax.convert lpips`; None for that command's
+      default path.
     adversarial: the adversarial loss.
     commitment: commitment loss: pulls each scale's direction to its code.
     quantization_error: pulls the latents to the sum of their codes.
@@ -102,7 +102,7 @@ class TokenizerLossConfig:
 
 
 def adversary_of(loss: TokenizerLossConfig) -> Adversary | None:
-  """Returns the discriminator that a loss trains, if it does."""
+  """Returns the discriminator that a loss uses; None without one."""
   if loss.adversarial.weight == 0:
     return None
   return Adversary(
@@ -115,13 +115,13 @@ def adversary_of(loss: TokenizerLossConfig) -> Adversary | None:
 
 
 class TokenizerTask:
-  """The autoencoder as a trainable thing.
+  """The training task of the autoencoder.
 
   Args:
     config: its network.
     schedule: scales to quantize with.
     loss: weights.
-    frozen: what the loss needs and does not train; None for `load_frozen`.
+    frozen: parameters of the loss's frozen networks; None to load them.
   Raises:
     ValueError: the weights of the perceptual loss are not there; says how to get them.
   """
@@ -153,7 +153,10 @@ class TokenizerTask:
   def adversarial_loss(
     self, module: Autoencoder, discriminator: Discriminator, lecam_ema, frozen, batch, key, step
   ):
-    """Returns a sum whose gradient by each network is its own, scalars, and new LeCAM averages."""
+    """Returns the sum of both networks' losses, metrics, and new LeCAM averages.
+
+    The gradient of the sum with respect to each network is that of its own loss.
+    """
     settings = self.weights.adversarial
     video = to_float(batch["video"])
     is_started = (step >= settings.start_step).astype(jnp.float32)
@@ -162,8 +165,8 @@ class TokenizerTask:
     pixels = module.decoder.pixels(hidden)
     made = jax.lax.stop_gradient(pixels)
 
-    # Gradients by the pixels, each taken once: what the adaptive weight compares, and what the
-    # autoencoder is then trained by.
+    # Gradients with respect to the pixels, each computed once: the adaptive weight compares them,
+    # and they are then backpropagated through the autoencoder.
     frozen_discriminator = jax.lax.stop_gradient(discriminator)
     (reconstruction, metrics), grad_rec = jax.value_and_grad(
       lambda x: self.reconstruction(frozen, x, video, key), has_aux=True
@@ -196,14 +199,14 @@ class TokenizerTask:
     return by_pixels + regularisation + is_started * separation_loss, metrics, lecam_ema
 
   def quantize(self, module: Autoencoder, video, key, is_training: bool) -> quantizer.Quantized:
-    """Encodes and quantizes; in training, some clips by fewer scales."""
+    """Encodes and quantizes; in training, some clips with fewer scales."""
     num_scales = None
     if is_training and self.weights.scale_dropout > 0:
       num_scales = self.draw_num_scales(key, video.shape[0])[:, None]
     return quantizer.quantize(module.encoder(video), self.schedule, num_scales)
 
   def reconstruction(self, frozen, pixels, video, key):
-    """Returns the weighted sum of the losses by pixels, and each."""
+    """Returns the weighted sum of the losses on pixels, and each loss."""
     difference = pixels - video
     l1, l2 = jnp.mean(jnp.abs(difference)), jnp.mean(jnp.square(difference))
     loss = self.weights.l1 * l1 + self.weights.l2 * l2
@@ -223,7 +226,7 @@ class TokenizerTask:
     return loss, metrics
 
   def regularisation(self, quantized: quantizer.Quantized):
-    """Returns the weighted sum of the quantizer's losses, and each."""
+    """Returns the weighted sum of the quantizer's losses, and each loss."""
     metrics = {
       "commitment": quantizer.commitment_loss(quantized),
       "quantization_error": quantizer.quantization_error_loss(quantized),
@@ -233,7 +236,7 @@ class TokenizerTask:
 
   @staticmethod
   def adaptive_weight(decoder: Decoder, hidden, grad_rec, grad_adv):
-    """Returns by how much the reconstruction pulls harder at the decoder's last kernel."""
+    """Returns the ratio of both losses' gradient norms at the decoder's last kernel."""
     hidden = jax.lax.stop_gradient(hidden)
     graphdef, params = nnx.split(jax.lax.stop_gradient(decoder.conv_out))
 
@@ -251,7 +254,7 @@ class TokenizerTask:
     return jnp.where(is_dropped, fewer, len(self.schedule))
 
   def rates(self, clips_per_s: float) -> dict[str, float]:
-    """Returns nothing: clips say it all."""
+    """Returns nothing: clips per second say it all."""
     return {}
 
   def media(self, module: Autoencoder, frozen, batch):
@@ -263,7 +266,7 @@ class TokenizerTask:
 
 
 def load_frozen(loss: TokenizerLossConfig) -> dict:
-  """Loads what the loss needs and does not train: LPIPS, where it has a weight.
+  """Loads the frozen networks of the loss: LPIPS, if its weight is not 0.
 
   Raises:
     ValueError: its file is missing or damaged; names the command that makes it.

@@ -1,4 +1,4 @@
-"""The trained tokenizer, for use: video to latents to bits and back."""
+"""The trained tokenizer: video to latents to bits and back."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ class Codes:
   """A quantized clip.
 
   Attributes:
-    bits: a scale each, uint8 `[b, t, h_s, w_s, d]`.
+    bits: one array per scale, uint8 `[b, t, h_s, w_s, d]`.
     quantized: the accumulated codes `[b, t, h, w, d]`, what the decoder takes.
   """
 
@@ -28,22 +28,22 @@ class Codes:
 class Tokenizer:
   """An autoencoder with its schedule of scales.
 
-  A long clip goes through in chunks, with what later frames need of earlier ones in a state:
+  A long clip is coded in chunks; a state carries what later frames need from earlier ones:
 
     latents, state = tokenizer.encode_chunk(video[:, :9])
     more, state = tokenizer.encode_chunk(video[:, 9:17], state)
 
-  A state is arrays in nested dicts: it can be saved, and the clip gone on with later.
+  A state is arrays in nested dicts: it can be saved, and the clip continued later.
 
   Args:
     autoencoder: the trained module.
-    schedule: scales to use at its own latent grid; other grids take the public or default one.
+    schedule: scales for the latent grid it ends with; other grids take the public or default one.
   """
 
   def __init__(self, autoencoder: Autoencoder, schedule: Schedule | None = None):
     self.autoencoder = autoencoder
     self.schedule = schedule
-    # A whole clip is a chunk whose state nobody wants, which leaves it out of the program.
+    # A whole clip is one chunk; its state is not returned, so the compiler removes it.
     self._encode = jax.jit(lambda module, video: module.encoder(video))
     self._decode = jax.jit(lambda module, latents: _decode(module, latents, None)[0])
     self._encode_chunk = jax.jit(lambda module, video, past: module.encoder.chunk(video, past))
@@ -63,7 +63,7 @@ class Tokenizer:
     Args:
       video: of 1 + tau k frames.
       chunk: latent frames to encode at a time, so that memory does not grow with the clip; the
-        result is in host memory then. None for all at once.
+        result is then in host memory. None for all at once.
     Raises:
       ValueError: the clip is not `[b, f, H, W, 3]` of floats, or its frames or size do not fit.
     """
@@ -78,10 +78,10 @@ class Tokenizer:
   def encode_chunk(
     self, video: Float[Array, "b f H W 3"], state: State | None = None
   ) -> tuple[Float[Array, "b t h w d"], State]:
-    """Encodes the next frames of a clip: together, chunks make what the whole clip makes.
+    """Encodes the next frames of a clip; all chunks together give the latents of the whole clip.
 
     Args:
-      video: 1 + tau k frames where a clip starts, tau k later.
+      video: 1 + tau k frames at the start of a clip, tau k later.
       state: from the chunk before; None starts a clip.
     Raises:
       ValueError: the frames do not fit, or the state is of clips of another size or number.
@@ -112,8 +112,8 @@ class Tokenizer:
     """
     grid = tuple(latents.shape[-3:-1])
     if schedule is None:
-      fits = self.schedule is not None and self.schedule[-1] == grid
-      schedule = self.schedule if fits else default_schedule(grid)
+      is_trained_grid = self.schedule is not None and self.schedule[-1] == grid
+      schedule = self.schedule if is_trained_grid else default_schedule(grid)
     schedule = tuple((int(h), int(w)) for h, w in schedule)
     check_schedule(schedule, grid)
     quantized = self._quantize(jnp.asarray(latents), schedule)
@@ -140,7 +140,7 @@ class Tokenizer:
   def decode_chunk(
     self, latents: Float[Array, "b t h w d"], state: State | None = None
   ) -> tuple[Float[Array, "b f H W 3"], State]:
-    """Decodes the next latent frames of a clip; each makes tau frames, the clip's first makes one.
+    """Decodes the next latent frames of a clip; each becomes tau frames, the first of a clip one.
 
     Args:
       latents: any number of frames.
@@ -189,4 +189,4 @@ def _check_state(state: State | None, wanted: tuple[int, int, int]) -> None:
     return
   b, _, height, width, _ = state["conv_in"].shape
   if (b, height, width) != wanted:
-    raise ValueError(f"state: is of [b, height, width] = {(b, height, width)}, needs {wanted}")
+    raise ValueError(f"state: has [b, height, width] = {(b, height, width)}, needs {wanted}")
