@@ -83,7 +83,7 @@ def test_batches_are_those_of_the_source_and_resume(folder):
   coded, _ = batches(latents.LatentsSource(folder, INDEX), count)
   for one, other in zip(live, coded, strict=True):
     assert other.keys() == one.keys() - {"video"} | {"latents"}
-    for name in ("id", "text", "class_id"):
+    for name in ("id", "text"):
       np.testing.assert_array_equal(one[name], other[name])
     np.testing.assert_array_equal(other["latents"], [code(i) for i in other["id"]])
   first, state = batches(latents.LatentsSource(folder, INDEX), 2)

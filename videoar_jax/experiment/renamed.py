@@ -91,7 +91,7 @@ def with_new_names(values: dict) -> dict:
 def _with_parts(section: dict) -> dict:
   """Returns a stage's section without the former subsections `images` and `inflate`.
 
-  Single frames that were trained on alongside clips become a part of a mixture, and so do the clips.
+  Single frames that were trained on alongside clips become a part of a mixture, as do the clips.
   """
   section = dict(section)
   images, inflate = section.pop("images", {}), section.pop("inflate", {})
