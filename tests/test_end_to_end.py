@@ -355,7 +355,7 @@ def adversarial_command(workdir, *extra):
   return [*main, f"--config={config}", *ADVERSARIAL, *extra]
 
 
-@pytest.mark.slow  # What must always hold of it is in train/test_contest.py.
+@pytest.mark.slow  # What must always hold of it is in train/test_adversary.py.
 def test_adversarial_training_on_images_and_clips_resumes(tmp_path):
   """One step in five is on images; an interrupted run ends like an uninterrupted one."""
 

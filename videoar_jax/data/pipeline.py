@@ -165,6 +165,7 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
     return TfdsSource(data.path, split, **clip)
   if data.source == "index":
     return IndexSource(data.path, split, filter=data.filter, **clip)
+  assert data.source == "folder", f"make_source has no branch for {data.source!r}"
   return FolderSource(
     data.path, split, cache_bytes=data.cache_bytes, split_file=data.split_file, **clip
   )

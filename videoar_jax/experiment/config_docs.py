@@ -23,7 +23,7 @@ from videoar_jax.experiment.token_cache import CacheConfig
 from videoar_jax.models.families import FAMILIES
 from videoar_jax.parallel.mesh import MeshConfig
 from videoar_jax.tokenizers.families import TOKENIZERS
-from videoar_jax.train.config import LoopConfig
+from videoar_jax.train.config import FREE_FIELDS, LoopConfig
 
 INTRODUCTION = """\
 # Settings of a run
@@ -61,8 +61,9 @@ set are inherited from the run's `data` and `mesh`, those of a part of a mixture
 its stage. There `""` unsets a path or another text that the run sets.
 
 The workdir stores all fields in `config.json`. A run that resumes in it must have the same values,
-except for where it runs, how fast it reads, and what it saves and logs: `mesh`, `num_threads`,
-`prefetch`, and fields of `loop` that do not affect the steps.
+except for where it runs, how it reads, and what it saves, logs and tolerates: `mesh`; `num_threads`,
+`prefetch`, `cache_bytes` and `max_bad_share` of `data`; and, of `loop`,
+{free_fields}.
 
 This page is generated: `python -m videoar_jax.experiment.config_docs > docs/config.md`.
 """
@@ -70,7 +71,8 @@ This page is generated: `python -m videoar_jax.experiment.config_docs > docs/con
 
 def render() -> str:
   """Returns the page."""
-  blocks = [INTRODUCTION, *_run(), *_stages(), *_families()]
+  names = ", ".join(f"`{name}`" for name in FREE_FIELDS)
+  blocks = [INTRODUCTION.replace("{free_fields}", names), *_run(), *_stages(), *_families()]
   return "\n".join(blocks)
 
 

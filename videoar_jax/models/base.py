@@ -185,12 +185,26 @@ class Model(Protocol):
     """Generates a clip for each prompt."""
 
   def extend(
-    self, clips: UInt8[np.ndarray, "b f H W 3"], prompts: list[str], num_frames: int, seed: int = 0
+    self,
+    clips: UInt8[np.ndarray, "b f H W 3"],
+    prompts: list[str],
+    num_frames: int,
+    seed: int = 0,
+    *,
+    overlap_frames: int = 1,
+    **settings: Any,
   ) -> UInt8[np.ndarray, "b g H W 3"]:
     """Continues clips."""
 
   def stream(
-    self, prompts: list[str], num_frames: float | None = None, seed: int = 0
+    self,
+    prompts: list[str],
+    num_frames: float | None = None,
+    seed: int = 0,
+    *,
+    image: UInt8[np.ndarray, "*b H W 3"] | None = None,
+    video: UInt8[np.ndarray, "*b f H W 3"] | None = None,
+    **settings: Any,
   ) -> Iterator[UInt8[np.ndarray, "b f H W 3"]]:
     """Generates clips and yields their frames as soon as they are ready."""
 

@@ -62,6 +62,8 @@ class ClipSource:
     bad_samples: list of the samples that cannot be read.
   """
 
+  has_test_split = True  # False where both splits have the same samples.
+
   def __init__(
     self,
     files: list[str],
@@ -89,6 +91,10 @@ class ClipSource:
     other = copy.copy(self)
     other.num_frames, other.resolution = num_frames, tuple(resolution)
     return other
+
+  def longest_captions(self) -> list[str]:
+    """Returns captions that need the most room, so that a text that is too long shows early."""
+    return []
 
   def aspect_ratios(self) -> list[float]:
     """Returns height / width of each sample, in the order of `files`.
