@@ -61,8 +61,8 @@ set are inherited from the run's `data` and `mesh`, those of a part of a mixture
 its stage. There `""` unsets a path or another text that the run sets.
 
 The workdir stores all fields in `config.json`. A run that resumes in it must have the same values,
-except for where it runs, how it reads, and what it saves, logs and tolerates: `mesh`; `num_threads`,
-`prefetch`, `cache_bytes` and `max_bad_share` of `data`; and, of `loop`,
+except for where it runs, how it reads, and what it saves, logs and tolerates: `mesh`;
+`num_threads`, `prefetch`, `cache_bytes` and `max_bad_share` of `data`; and, of `loop`,
 {free_fields}.
 
 This page is generated: `python -m videoar_jax.experiment.config_docs > docs/config.md`.
