@@ -170,3 +170,18 @@ def test_old_values_are_told_their_new_names():
   old = {"generator": {"past": "final", "previous": "first"}}
   new = {"context": "full_frame", "prev_frame_input": "first_scale"}
   assert with_new_names(old)["generator"] == new
+
+
+def test_none_unset_a_text_of_the_run_in_earlier_versions():
+  """Today it means that a field is inherited, and "" unsets it."""
+  old = {
+    "data": {"source": "folder", "path": "/d", "split_file": "train.txt"},
+    "stage": {
+      "a": {"data": {"split_file": None, "num_frames": 5}},
+      "b": {"mixture": {"shapes": {"source": "sprites", "path": None, "weight": 1.0}}},
+    },
+  }
+  new = with_new_names(old)
+  assert new["stage"]["a"]["data"] == {"split_file": "", "num_frames": 5}
+  assert new["stage"]["b"]["mixture"]["shapes"]["path"] == ""
+  assert with_new_names(old | {"family": "videoar"})["stage"]["a"]["data"]["split_file"] is None

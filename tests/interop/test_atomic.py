@@ -122,3 +122,10 @@ def test_what_a_kill_left_is_removed(tmp_path):
 
 def test_the_longest_names_of_clips_leave_room(tmp_path):
   write_text(tmp_path / ("x" * 200 + "_99999.mp4"), "text")
+
+
+def test_partial_files_of_other_programs_stay(tmp_path):
+  for name in ("film.partial", "a.json.partial", "a.json.0123abcd.partial"):
+    (tmp_path / name).touch()
+  remove_partials(tmp_path)
+  assert names(tmp_path) == ["a.json.partial", "film.partial"]

@@ -69,7 +69,10 @@ def check_renamed(values: dict) -> None:
 
 def with_new_names(values: dict) -> dict:
   """Converts a config that an earlier version saved to today's names and sections."""
-  values = {**values, "stage": {k: _with_parts(x) for k, x in values.get("stage", {}).items()}}
+  stages = {k: _with_parts(x) for k, x in values.get("stage", {}).items()}
+  if "family" not in values:  # Earlier versions did not save it.
+    stages = {name: _with_unset_texts(section) for name, section in stages.items()}
+  values = {**values, "stage": stages}
   flat = _flatten(values)
   result: dict = {}
   for name, value in flat.items():
@@ -107,6 +110,21 @@ def _with_parts(section: dict) -> dict:
   if adversarial.get("weight"):
     optimizer = _ADVERSARIAL_OPTIMIZER | adversarial.get("optimizer", {})
     section["loss"] = section["loss"] | {"adversarial": adversarial | {"optimizer": optimizer}}
+  return section
+
+
+def _with_unset_texts(section: dict) -> dict:
+  """Returns a stage's section in which "" unsets a text of the run's data, as None once did."""
+
+  def unset(data: dict) -> dict:
+    texts = ("path", "filter", "split_file")
+    return {k: "" if x is None and k in texts else x for k, x in data.items()}
+
+  section = dict(section)
+  if "data" in section:
+    section["data"] = unset(section["data"])
+  if "mixture" in section:
+    section["mixture"] = {name: unset(part) for name, part in section["mixture"].items()}
   return section
 
 

@@ -113,7 +113,7 @@ class Stages(StageCheckpoints):
     network.
     """
     before = self.stage_before(stage, stage.kind)
-    if stage.kind != "tokenizer" or stage.init.from_ is not None or before is None:
+    if stage.kind != "tokenizer" or self.is_inflated(stage) or before is None:
       return {}
     own, other = (self.run.tokenizer_family.make_adversary(each.loss) for each in (stage, before))
     if own is None:

@@ -34,7 +34,8 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 def remove_partials(folder: str | os.PathLike) -> None:
   """Removes what killed `replacing` blocks left in a folder; none may be running."""
-  for partial in pathlib.Path(folder).glob(f"*{_SUFFIX}"):
+  # Files of other programs may end with the suffix, too.
+  for partial in pathlib.Path(folder).glob("*." + 8 * "[0-9a-f]" + _SUFFIX):
     _remove(partial)
 
 

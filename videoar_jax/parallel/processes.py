@@ -54,7 +54,15 @@ def _check_versions() -> None:
   place = "videoar_jax/versions/"
   own = json.dumps(shared_versions())
   state.client.key_value_set(f"{place}{state.process_id}", own, allow_overwrite=True)
-  state.client.wait_at_barrier("videoar_jax/versions", 1000 * BARRIER_TIMEOUT_S)
+  try:
+    state.client.wait_at_barrier("videoar_jax/versions", 1000 * BARRIER_TIMEOUT_S)
+  except jax.errors.JaxRuntimeError as error:
+    published = state.client.key_value_dir_get(place)
+    known = ", ".join(sorted(name.rpartition("/")[2] for name, _ in published))
+    raise ValueError(
+      f"only processes {known} of the run published their versions within {BARRIER_TIMEOUT_S} s; "
+      "install the same version of videoar_jax everywhere"
+    ) from error
   published = state.client.key_value_dir_get(place)
   found = {int(name.rpartition("/")[2]): json.loads(text) for name, text in published}
   if lines := differences(found):

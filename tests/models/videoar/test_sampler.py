@@ -146,6 +146,16 @@ def test_given_frames_come_back_coded_and_lead_on(model, clips, video):
   assert near(out[:, :1], np.repeat(first, 3, axis=0))
 
 
+def test_a_window_of_samples_leaves_scores_as_in_training(model):
+  other = sampler.Model(
+    *(model.generator, model.tokenizer, model.text_encoder, model.layout),
+    defaults=model.requests.defaults,
+    window=3,
+    sampling_window=1,
+  )
+  assert other.window == 3 and other.requests.window == 1
+
+
 def test_window_and_length_leave_the_beginning_as_it_is(model, clips, video):
   """The first frames see the same with a window, and do not depend on how many more follow."""
   longer = model.sample(PROMPTS, 13, seed=3, window=2)

@@ -17,6 +17,7 @@ from videoar_jax.models.videoar.sampler import Model, SamplingConfig
 from videoar_jax.models.videoar.sequences import (
   all_layouts,
   layout_of,
+  sampling_window,
   stage_layouts,
   widest_layout,
 )
@@ -116,7 +117,7 @@ class VideoAR:
       tokenizer,
       tokenizer_params,
       run.text.encoder,
-      dataclasses.asdict(run.sampling) | {"guidance": table},
+      dataclasses.asdict(run.sampling) | {"guidance": table, "window": sampling_window(run, stage)},
       others=(*stage_layouts(run, stage), widest_layout(run)),
     )
 
@@ -126,14 +127,15 @@ class VideoAR:
     """See `Family`."""
     layout = _sampled_layout(run, stage, resolution)
     defaults = dataclasses.asdict(run.sampling)
-    window = defaults.pop("window")
+    del defaults["window"]
     return Model(
       module,
       Tokenizer(tokenizer_module, layout.schedule),
       run.text.encoder,
       layout,
       defaults=defaults,
-      window=stage.loss.window if window is None else window,
+      window=stage.loss.window,
+      sampling_window=sampling_window(run, stage),
       mesh=mesh,
       dtype=dtype,
     )
@@ -162,7 +164,7 @@ class VideoAR:
       table,
       temperature=run.sampling.temperature,
       top_p=run.sampling.top_p,
-      window=stage.loss.window,
+      window=sampling_window(run, stage),
     ).quantized
 
   def sampling_work(self, run: Run, stage: Stage, batch_size: int) -> tuple[int, float]:

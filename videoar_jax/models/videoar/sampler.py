@@ -63,7 +63,8 @@ class Model:
     text_encoder: maps prompts to tokens, with `encode` and `null`.
     layout: the sequence of the training clips.
     defaults: `guidance`, `temperature` and `top_p` of calls that do not set them.
-    window: earlier latent frames that a frame sees; None for all.
+    window: earlier latent frames that a frame sees in training; None for all.
+    sampling_window: the same in samples; None for as many as in training.
     mesh: devices that share the work: heads are split over `tensor`, clips over `data` and `fsdp`.
     dtype: of the generator's weights and cache.
   """
@@ -77,6 +78,7 @@ class Model:
     *,
     defaults: dict,
     window: int | None = None,
+    sampling_window: int | None = None,
     mesh: Mesh | None = None,
     dtype=jnp.float32,
   ):
@@ -88,7 +90,7 @@ class Model:
       tokenizer.config,
       layout,
       defaults=defaults,
-      window=window,
+      window=window if sampling_window is None else sampling_window,
       num_shards=1 if mesh is None else num_batch_shards(mesh),
       has_end=generator.position_embedding is not None,
     )
@@ -245,7 +247,7 @@ class Model:
       ValueError: as `sample`; raised by the call, not by the first frame.
     """
     is_endless = num_frames == math.inf
-    window = self.window if window is None else window
+    window = self.requests.window if window is None else window
     if is_endless and window is None:
       raise ValueError("num_frames=inf: without a window the cache has no end; set window=")
     if is_endless and self.generator.position_embedding is not None:

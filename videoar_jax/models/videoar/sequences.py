@@ -29,6 +29,12 @@ def stage_layouts(run: Run, stage: Stage) -> tuple[Layout, ...]:
   return tuple(layout_of(run, shape) for shape in stage.shapes)
 
 
+def sampling_window(run: Run, stage: Stage) -> int | None:
+  """Returns how many earlier latent frames a frame attends to in samples; None for all."""
+  window = run.sampling.window
+  return stage.loss.window if window is None else window
+
+
 def all_layouts(run: Run) -> list[Layout]:
   """Returns the layouts of all stages."""
   stages = run.generator_stages

@@ -167,7 +167,7 @@ class GeneratorTask:
       self.sampling["guidance"],
       temperature=self.sampling["temperature"],
       top_p=self.sampling["top_p"],
-      window=self.settings.window,
+      window=self.sampling["window"],
     )
     decoder = self.tokenizer.module(frozen).decoder
     return {"samples": to_uint8(decoder(decoded.quantized))}

@@ -12,7 +12,7 @@ from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.flops import forward_flops, training_flops, visible_pairs
 from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.sequences import layout_of
+from videoar_jax.models.videoar.sequences import layout_of, sampling_window
 from videoar_jax.parallel.mesh import num_batch_shards
 from videoar_jax.parallel.rules import replicated, sharding_of
 from videoar_jax.parallel.traffic import device_bytes, gathered_bytes
@@ -120,7 +120,7 @@ def sampling_program(
   model = template.module(params)
   start = functools.partial(
     decode.start,
-    slots=decode.num_slots(layout.num_frames, stage.loss.window),
+    slots=decode.num_slots(layout.num_frames, sampling_window(run, stage)),
     is_guided=guided,
   )
   state = jax.eval_shape(
