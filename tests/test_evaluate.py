@@ -19,19 +19,21 @@ from videoar_jax.interop import weights
 from videoar_jax.tokenizers import lpips
 from videoar_jax.tokenizers.bsq import files
 from videoar_jax.tokenizers.bsq.quantizer import quantize
-from videoar_jax.tokenizers.bsq.tokenizer import Codes
+from videoar_jax.tokenizers.bsq.tokenizer import Codes, Tokenizer
 
 OFFSET = 10  # By which the fake tokenizer brightens.
 SCHEDULE = ((1, 1), (2, 2))
 
 
-class BrighteningTokenizer:
+class BrighteningTokenizer(Tokenizer):
   """Returns clips a little brighter; its bits have nothing to do with them."""
+
+  config = None
 
   def __init__(self, config):
     self.config = config
 
-  def latents(self, video):
+  def encode(self, video):
     self._video = video
     rng = np.random.default_rng(0)
     return jnp.asarray(rng.standard_normal((len(video), 3, 2, 2, 4)), jnp.float32)

@@ -8,34 +8,39 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from type_checks import stand_in
 
 from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.evals import curves, report, scores
+from videoar_jax.experiment.schema import RunConfig
+from videoar_jax.experiment.stages import Stages
+from videoar_jax.models.videoar.sampler import Model
 from videoar_jax.text.tokenizers import ByteTokenizer
+from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
 
 NUM_FRAMES = 9
 OFFSET = 5  # Pixel steps that the fake tokenizer adds: the PSNR is known.
 PSNR = 20 * np.log10(255 / OFFSET)
 
 
-class BrighteningTokenizer:
+class BrighteningTokenizer(Tokenizer):
   """Codes nothing, and returns clips a little brighter. Remembers the shapes it was given."""
 
   def __init__(self):
     self.shapes = []
 
-  def latents(self, video):
+  def encode(self, video):
     self.shapes.append(video.shape)
     return video
 
   def quantize(self, latents):
-    return types.SimpleNamespace(latents=latents, bits=[])
+    return types.SimpleNamespace(quantized=latents, bits=[])
 
   def decode(self, latents):
     return latents + OFFSET / 127.5
 
 
-class ForgetfulModel:
+class ForgetfulModel(Model):
   """Shows what is asked for, but for the first prompts, which get an empty clip."""
 
   def __init__(self, source, num_wrong):
@@ -48,8 +53,11 @@ class ForgetfulModel:
     return np.stack(clips)
 
 
-class FakeStages:
+class FakeStages(Stages):
   """Stages that are finished, of 7 parameters."""
+
+  def __init__(self):
+    pass
 
   def latest_step(self, stage):
     return stage.loop.num_steps
@@ -83,7 +91,8 @@ def make_run(source, kinds, num_clips=5, num_prompts=20):
   stages = [
     types.SimpleNamespace(name=f"my_{kind}", kind=kind, loop=loop, data=data) for kind in kinds
   ]
-  return types.SimpleNamespace(
+  return stand_in(
+    RunConfig,
     data=data,
     text=types.SimpleNamespace(encoder=ByteTokenizer(100)),
     stages=stages,

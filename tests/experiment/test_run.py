@@ -17,6 +17,7 @@ from videoar_jax.interop import weights
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.tokenizers.bsq.files import flatten
 from videoar_jax.train.checkpoint import Checkpointer
+from videoar_jax.train.loop import Trainer
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_weights_are_handed_over_in_parts(tmp_path):
   template, params = stages.module_template(first), save_random(stages, first)
   weights.save(tmp_path / "file", {name: np.asarray(x) for name, x in flatten(params).items()})
 
-  class Catching:
+  class Catching(Trainer):
     """Has the parameters that a trainer would begin with."""
 
     def __init__(self):

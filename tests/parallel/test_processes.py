@@ -5,6 +5,8 @@ import types
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from type_checks import stand_in
 
 from videoar_jax.parallel import processes as hosts
 from videoar_jax.parallel.mesh import process_shard
@@ -71,7 +73,7 @@ def test_to_stop_is_asked_by_calls_of_the_whole_process(monkeypatch):
   asked = []
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(
-    hosts.multihost_utils, "reached_preemption_sync_point", lambda call: asked.append(call)
+    hosts.multihost_utils, "reached_preemption_sync_point", lambda call: bool(asked.append(call))
   )
   for _ in range(3):
     hosts.is_preemption_agreed()
@@ -102,7 +104,7 @@ def mesh_of(processes, **sizes):
   """Returns a mesh whose devices know their process alone."""
   sizes = {"slice": 1, "data": 1, "fsdp": 1, "sequence": 1, "tensor": 1} | sizes
   devices = np.array([types.SimpleNamespace(process_index=p) for p in processes], object)
-  return types.SimpleNamespace(devices=devices.reshape(tuple(sizes.values())), shape=sizes)
+  return stand_in(Mesh, devices=devices.reshape(tuple(sizes.values())), shape=sizes)
 
 
 @pytest.mark.parametrize(

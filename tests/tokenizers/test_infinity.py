@@ -151,7 +151,7 @@ def test_one_frame_equals_the_image_network(tensors, golden):
 
   schedule = tuple((int(h), int(w)) for _, h, w in arrays["schedule"])
   quantized = quantizer.quantize(latents, schedule)
-  for s, (bits, units) in enumerate(zip(quantized.bits, quantized.units, strict=True)):
+  for s, (bits, units) in enumerate(zip(quantized.bits, quantized.normalized, strict=True)):
     differs = np.asarray(bits) != arrays[f"bits_{s}"]
     assert not differs[np.abs(units) > 1e-6].any(), f"scale {s}: {differs.sum()} bits differ"
   check("z", quantized.quantized)

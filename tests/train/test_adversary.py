@@ -20,6 +20,7 @@ from videoar_jax.tokenizers.bsq.task import AdversarialConfig, TokenizerLossConf
 from videoar_jax.tokenizers.bsq.tokenizer import to_float
 from videoar_jax.tokenizers.discriminator import DiscriminatorConfig
 from videoar_jax.train.checkpoint import Checkpointer
+from videoar_jax.train.logging import RunLog
 from videoar_jax.train.loop import LoopConfig, Trainer
 from videoar_jax.train.optimizer import OptimizerConfig
 
@@ -151,7 +152,7 @@ def test_adaptive_weight_makes_both_pull_equally_hard(networks, batch):
   np.testing.assert_allclose(metrics["adversarial_weight"], pull / (push + 1e-4), rtol=1e-4)
 
 
-class Log:
+class Log(RunLog):
   """Keeps what the loop reports."""
 
   def __init__(self):

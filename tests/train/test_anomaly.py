@@ -1,10 +1,10 @@
 """Steps whose loss is not finite, or far above its average: stopped or skipped, and noted."""
 
+import collections.abc
 import json
 import logging
 import threading
 import time
-import types
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,9 @@ from flax import nnx
 from videoar_jax.nn import layers
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.runtime.input_stall import InputStallMeter
-from videoar_jax.train import anomaly, loop
+from videoar_jax.train import anomaly, loop, task
 from videoar_jax.train.checkpoint import Checkpointer
+from videoar_jax.train.logging import RunLog
 from videoar_jax.train.optimizer import OptimizerConfig
 
 
@@ -25,10 +26,10 @@ class Weights(nnx.Module):
     self.w = layers.param(nnx.Rngs(params=key), layers.normal(1.0), (2,), (None,))
 
 
-class Task:
+class Task(task.Task):
   """Fits weights to the batch."""
 
-  frozen, discriminator = types.MappingProxyType({}), None
+  adversary = None
 
   def __init__(self):
     self.frozen = {}
@@ -46,7 +47,7 @@ class Task:
     return {}
 
 
-class Batches:
+class Batches(collections.abc.Iterator):
   """Batch i is about 1; some are something else."""
 
   def __init__(self, values):
@@ -62,7 +63,7 @@ class Batches:
     return {"position": self.position}
 
 
-class Log:
+class Log(RunLog):
   def __init__(self):
     self.records = {}
 
@@ -150,15 +151,17 @@ def test_skipping_ends_after_too_many_steps_in_a_row(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["loss", "gradient_norm", "discriminator_gradient_norm"])
 def test_numbers_that_are_not_finite_are_bad(name):
   good = {"loss": 1.0, "gradient_norm": 1.0, "discriminator_gradient_norm": 1.0, "psnr": np.inf}
+  good = jax.tree.map(jnp.float32, good)
   assert not anomaly.update(anomaly.init(), good, None)[0]
-  bad = good | {name: np.nan}
-  assert anomaly.update(anomaly.init(), bad, None)[0] and anomaly.reason(bad) == name
+  bad = good | {name: jnp.float32(np.nan)}
+  assert anomaly.update(anomaly.init(), bad, None)[0]
+  assert anomaly.reason({k: float(v) for k, v in bad.items()}) == name
 
 
 def test_a_loss_below_0_is_no_spike_but_one_far_above_its_average_is():
   guard = anomaly.init() | {"count": jnp.int32(200), "loss": jnp.float32(-1)}
   for loss, expected in ((-1.0, False), (-0.5, False), (0.9, False), (1.1, True)):
-    is_bad, _ = anomaly.update(guard, {"loss": loss}, 3.0)
+    is_bad, _ = anomaly.update(guard, {"loss": jnp.float32(loss)}, 3.0)
     assert bool(is_bad) == expected, loss
 
 

@@ -141,7 +141,7 @@ def measure(
         matches[kind] += scores.oracle_matches(clips, prompts, oracle_rate)
       if i3d_params is not None:
         features[kind].append(fvd.features(i3d_params, clips))
-    if hasattr(model, "predict"):
+    if hasattr(model, "score"):
       foretold.append(_score(model, prompts, real, size))
     captions += prompts
   gfvd, real_fvd = None, None

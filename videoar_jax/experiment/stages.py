@@ -9,7 +9,6 @@ from typing import Self
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from videoar_jax.data.sources.base import EncodedSource
 from videoar_jax.data.sources.latents import Index, LatentsSource
@@ -22,7 +21,7 @@ from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.task import GeneratorTask
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import processes
-from videoar_jax.parallel.mesh import make_mesh, place, replicated
+from videoar_jax.parallel.mesh import AnyMesh, make_mesh, place, replicated
 from videoar_jax.runtime.watch import GoodputTracker
 from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder
 from videoar_jax.tokenizers.bsq.files import flatten, read_params, read_saved, unflatten
@@ -44,7 +43,7 @@ class Stages:
 
   run: RunConfig
   workdir: pathlib.Path
-  mesh: Mesh
+  mesh: AnyMesh
 
   def on_mesh_of(self, stage: StageConfig) -> Self:
     """Returns the stages on the mesh of one of them, onto which it reads what others left.

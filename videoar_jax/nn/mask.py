@@ -131,6 +131,9 @@ class AttentionMask:
     backend: see `attention.attend`.
   """
 
+  # JAX puts what is no array into the fields as well: shardings, placeholders.
+  __no_type_check__ = True
+
   rule: BlockCausalMask
   prefix_mask: Bool[Array, "b p"]
   keep: Bool[Array, "b t t"] | None = None
@@ -161,7 +164,9 @@ class AttentionMask:
       mask = mask & (self.keep[:, groups[:, None], groups] | ~is_earlier)
     return mask
 
-  def part(self, query: Int[Array, ""], key: Int[Array, ""], size: int) -> Bool[Array, "b q k"]:
+  def part(
+    self, query: int | Int[Array, ""], key: int | Int[Array, ""], size: int
+  ) -> Bool[Array, "b q k"]:
     """Returns a square of it, from a query and a key on; beyond the sequence nothing is seen."""
     rule = self.rule
     length = -(-rule.length // size) * size

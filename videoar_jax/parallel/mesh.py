@@ -6,10 +6,13 @@ import math
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 # From the slowest network to the fastest: slices are joined by the data centre's own.
 AXES = ("slice", "data", "fsdp", "sequence", "tensor")
+
+# Of devices, or of their numbers alone, for plans.
+AnyMesh = Mesh | AbstractMesh
 
 # Logical axis -> mesh axes. Of slices, each has all parameters.
 LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
@@ -97,13 +100,13 @@ def _split_slices(devices: list, num_slices: int) -> list[list]:
   return [by_slice[index] for index in sorted(by_slice)]
 
 
-def _arrange(devices: list, sizes: list[int]) -> np.ndarray:
+def _arrange(devices: list, sizes: tuple[int, ...]) -> np.ndarray:
   """Returns one slice's devices in the shape of its axes, neighbours beside each other."""
   # Where no axis is as long as sides of the pod, an axis is a part of a side.
   return mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
 
 
-def spec_of(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def spec_of(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
   """Returns how an array is split.
 
   Args:
@@ -134,7 +137,7 @@ def spec_of(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) ->
   return PartitionSpec(*parts)
 
 
-def sharding_of(axes, shape, mesh: Mesh) -> NamedSharding:
+def sharding_of(axes, shape, mesh: AnyMesh) -> NamedSharding:
   """Returns `spec_of` on the mesh."""
   return NamedSharding(mesh, spec_of(axes, shape, mesh))
 
@@ -171,7 +174,7 @@ def _platform() -> str:
   return "tpu" if "TPU" in device.device_kind else device.device_kind
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
   """Returns the sharding of what every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
@@ -184,7 +187,7 @@ def place(x, sharding: NamedSharding) -> jax.Array:
   return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def num_batch_shards(mesh: Mesh) -> int:
+def num_batch_shards(mesh: AnyMesh) -> int:
   """Returns how many parts a batch is split into over the devices."""
   return math.prod(mesh.shape[axis] for axis in LOGICAL_AXIS_RULES["batch"])
 

@@ -2,11 +2,11 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh
 
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
@@ -14,6 +14,7 @@ from videoar_jax.models.videoar import decode
 from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.parallel.mesh import (
+  AnyMesh,
   MeshConfig,
   ShardingError,
   num_batch_shards,
@@ -48,7 +49,7 @@ class DecodePlan:
   run: RunConfig
   stage: StageConfig
   pod: Pod
-  mesh: Mesh | AbstractMesh
+  mesh: AnyMesh
   num_clips: int
   dtype: jnp.dtype
   template: Template
@@ -76,7 +77,7 @@ class DecodePlan:
         f"--decode={num_clips} clips do not divide over the {num_batch_shards(mesh)} ways of "
         "mesh.slice x mesh.data x mesh.fsdp; take a multiple"
       )
-    template = Stages(run, None, mesh).module_template(stage)
+    template = Stages(run, pathlib.Path(), mesh).module_template(stage)
     draft = cls(run, stage, pod, mesh, num_clips, jnp.dtype(dtype), template)
     draft.abstract_state  # noqa: B018  Raises where heads do not divide.
     return draft

@@ -12,14 +12,13 @@ import dataclasses
 import math
 
 import jax
-from jax.sharding import Mesh
 
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.videoar.flops import forward_flops, training_flops, visible_pairs
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import GeneratorConfig
 from videoar_jax.parallel.hardware import Chip
-from videoar_jax.parallel.mesh import AXES, num_batch_shards
+from videoar_jax.parallel.mesh import AXES, AnyMesh, num_batch_shards
 from videoar_jax.tokenizers.bsq.encoding import part_of
 from videoar_jax.tokenizers.bsq.flops import decoder_flops, encoder_flops
 from videoar_jax.train.state import State
@@ -79,7 +78,7 @@ class Cost:
 
 
 def estimate(
-  run: RunConfig, stage: StageConfig, abstract: State, shardings, frozen: dict, mesh: Mesh
+  run: RunConfig, stage: StageConfig, abstract: State, shardings, frozen: dict, mesh: AnyMesh
 ) -> Cost:
   """Counts a step.
 
@@ -156,7 +155,7 @@ class DecodeCost:
 
 
 def estimate_decoding(
-  config: GeneratorConfig, layout: Layout, num_rows: int, params: dict, cache, mesh: Mesh
+  config: GeneratorConfig, layout: Layout, num_rows: int, params: dict, cache, mesh: AnyMesh
 ) -> DecodeCost:
   """Counts the decoding of clips; attention goes over all of the cache, written or not.
 

@@ -10,12 +10,12 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh
 
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.videoar.network import check_heads
 from videoar_jax.parallel.mesh import (
+  AnyMesh,
   MeshConfig,
   ShardingError,
   num_batch_shards,
@@ -60,7 +60,7 @@ class StepPlan:
   run: RunConfig
   stage: StageConfig
   pod: Pod
-  mesh: Mesh | AbstractMesh
+  mesh: AnyMesh
   trainer: Trainer
   frozen: dict
 
@@ -154,7 +154,7 @@ def with_largest_shape(run: RunConfig, stage: StageConfig, ways: int) -> StageCo
 _OPTIONS = {"xla_jf_convolution_performance_target": 0.1}
 
 
-def compile_program(program, arguments: tuple, mesh: Mesh, mends: str, **settings) -> Memory:
+def compile_program(program, arguments: tuple, mesh: AnyMesh, mends: str, **settings) -> Memory:
   """Compiles a jitted function for a mesh of devices that are not there.
 
   Args:
@@ -211,7 +211,7 @@ def _abstract_task(run: RunConfig, stage: StageConfig, mesh) -> tuple[Task, dict
   return stages.make_generator_task(stage, template, template.shapes), template.shapes
 
 
-def _abstract_batch(run: RunConfig, stage: StageConfig, mesh: Mesh) -> dict:
+def _abstract_batch(run: RunConfig, stage: StageConfig, mesh: AnyMesh) -> dict:
   """Returns the shapes of a global batch."""
   b, data = stage.loop.batch_size, stage.data
   text = run.text.encoder.null()
@@ -229,7 +229,7 @@ def _abstract_batch(run: RunConfig, stage: StageConfig, mesh: Mesh) -> dict:
   }
 
 
-def abstract_key(mesh: Mesh) -> jax.ShapeDtypeStruct:
+def abstract_key(mesh: AnyMesh) -> jax.ShapeDtypeStruct:
   """Returns the shape of a key, which every device has."""
   key = jax.eval_shape(lambda: jax.random.key(0))
   return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))

@@ -191,7 +191,7 @@ class Checkpointer:
   def _read_item(self, name: str, abstract: dict, step: int) -> dict:
     return self._restore(step, **{name: ocp.args.StandardRestore(abstract)})[name]
 
-  def _restore(self, step: int, **items) -> dict:
+  def _restore(self, step: int, **items) -> ocp.args.Composite:
     # Who cannot read it leaves nobody waiting.
     with contextlib.closing(self._manager_alone()) as manager:
       return manager.restore(step, args=ocp.args.Composite(**items))

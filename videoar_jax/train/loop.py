@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 from videoar_jax.parallel import processes
-from videoar_jax.parallel.mesh import replicated, shard_batch
+from videoar_jax.parallel.mesh import AnyMesh, replicated, shard_batch
 from videoar_jax.runtime.input_stall import InputStallMeter
 from videoar_jax.runtime.preemption import Preempted, handle_preemption
 from videoar_jax.runtime.watch import GoodputTracker, Profiler, Watchdog, report_at_exit
@@ -137,7 +136,7 @@ class Trainer:
     self,
     task: Task,
     config: LoopConfig,
-    mesh: Mesh,
+    mesh: AnyMesh,
     seed: int,
     *,
     before: int = 0,

@@ -14,7 +14,7 @@ import json
 import os
 import tarfile
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from videoar_jax.data.bad_samples import BadSamples
 from videoar_jax.data.sources import records, remote, splits
@@ -30,6 +30,7 @@ def prepared_name(shard: int, num_shards: int) -> str:
   return f"clips-{shard:05d}-of-{num_shards:05d}{records.SUFFIX}"
 
 
+@runtime_checkable
 class Shard(Protocol):
   """A file of samples."""
 

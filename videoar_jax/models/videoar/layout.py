@@ -121,13 +121,13 @@ class Layout:
     return np.concatenate([np.full(self.text_length, TEXT), video])[: self.length]
 
   @functools.cached_property
-  def frame_scale_ids(self) -> Int[np.ndarray, "n+final"]:
+  def frame_scale_ids(self) -> Int[np.ndarray, "n_final"]:
     """Scale of each token from a frame's first one to the next frame's."""
     final = np.full(self.final_size, self.num_scales)
     return np.concatenate([np.repeat(np.arange(self.num_scales), self.scale_sizes), final])
 
   @functools.cached_property
-  def frame_positions(self) -> Float[np.ndarray, "n+final 3"]:
+  def frame_positions(self) -> Float[np.ndarray, "n_final 3"]:
     """Offsets (0, y, x) of a frame's tokens, in cells of their own or of the latent's grid."""
     schedule = (*self.schedule, self.grid) if self.final_size else self.schedule
     scales = []

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from videoar_jax.models.videoar.layout import Layout
@@ -20,10 +19,10 @@ from videoar_jax.nn.cache import Cache, attend_cached
 from videoar_jax.nn.mask import AttentionMask
 from videoar_jax.nn.rope import rope_angles, rotate
 from videoar_jax.nn.splash import filled_length
-from videoar_jax.parallel.mesh import ShardingError, constrain, is_for_tpu, num_shards
+from videoar_jax.parallel.mesh import AnyMesh, ShardingError, constrain, is_for_tpu, num_shards
 
 # Tokens, or features of text that another network has made.
-Text = Int[Array, "b P"] | Float[Array, "b P c"]
+Text = Int[Array | np.ndarray, "b P"] | Float[Array | np.ndarray, "b P e"]
 
 _REMAT_POLICIES = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -31,7 +30,7 @@ _REMAT_POLICIES = {
 }
 
 
-def is_text(text: Text) -> Bool[Array, "b P"]:
+def is_text(text: Text) -> Bool[Array | np.ndarray, "b P"]:
   """Returns where there is text: what is 0, a token or all of a feature, is padding."""
   return text != 0 if text.ndim == 2 else jnp.any(text != 0, axis=-1)
 
@@ -120,7 +119,7 @@ class GeneratorConfig:
         raise ValueError(f"generator.{name}={getattr(self, name)!r} must be in {known}")
 
 
-def check_heads(config: GeneratorConfig, mesh: Mesh | AbstractMesh) -> None:
+def check_heads(config: GeneratorConfig, mesh: AnyMesh) -> None:
   """Checks that the heads divide over a mesh: within attention, both axes split them.
 
   Raises:
@@ -331,7 +330,7 @@ class Generator(nnx.Module):
     table = constrain(self.scale_embedding.table[...], (None, None))
     return x + table[scales].astype(x.dtype)
 
-  def angles(self, positions: Int[Array, "l 3"]) -> Float[Array, "l p"] | None:
+  def angles(self, positions: Float[Array | np.ndarray, "l 3"]) -> Float[Array, "l p"] | None:
     """Returns rotary angles, or None with learned positions."""
     config = self.config
     if config.positions != "rope":

@@ -96,7 +96,7 @@ class Model:
     seed: int = 0,
     *,
     image: UInt8[np.ndarray, "*b H W 3"] | None = None,
-    video: UInt8[np.ndarray, "*b f H W 3"] | None = None,
+    video: UInt8[np.ndarray, "*b u H W 3"] | None = None,
     window: int | None = None,
     overlap_frames: int | None = None,
     sample_ids: Sequence[int] | None = None,
@@ -138,7 +138,7 @@ class Model:
 
   def extend(
     self,
-    clips: UInt8[np.ndarray, "b f H W 3"],
+    clips: UInt8[np.ndarray, "b u H W 3"],
     prompts: list[str],
     num_frames: int,
     seed: int = 0,
@@ -194,7 +194,7 @@ class Model:
     seed: int = 0,
     *,
     image: UInt8[np.ndarray, "*b H W 3"] | None = None,
-    video: UInt8[np.ndarray, "*b f H W 3"] | None = None,
+    video: UInt8[np.ndarray, "*b u H W 3"] | None = None,
     window: int | None = None,
     **settings: Any,
   ) -> Iterator[UInt8[np.ndarray, "b f H W 3"]]:

@@ -117,12 +117,19 @@ def read_saved(folder: str | os.PathLike) -> Saved:
     values = json.loads(path.read_text())
     schedule = values["schedule"]
     return Saved(
-      AutoencoderConfig(**values["config"]),
+      AutoencoderConfig(**_as_tuples(values["config"])),
       schedule and tuple((int(h), int(w)) for h, w in schedule),
       values["source"],
     )
   except (ValueError, TypeError, KeyError) as error:
     raise ValueError(f"{path} is damaged ({error!r}); convert the checkpoint anew") from error
+
+
+def _as_tuples(value):
+  """Makes JSON's lists tuples again."""
+  if isinstance(value, dict):
+    return {name: _as_tuples(each) for name, each in value.items()}
+  return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def read_params(folder: str | os.PathLike) -> tuple[Saved, dict]:
