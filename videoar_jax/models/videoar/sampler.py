@@ -127,7 +127,7 @@ class Model:
     seed: int = 0,
     *,
     image: UInt8[np.ndarray, "*b H W 3"] | None = None,
-    video: UInt8[np.ndarray, "*b f H W 3"] | None = None,
+    video: UInt8[np.ndarray, "*b u H W 3"] | None = None,
     window: int | None = None,
     overlap_frames: int | None = None,
     sample_ids: Sequence[int] | None = None,
@@ -169,7 +169,7 @@ class Model:
 
   def extend(
     self,
-    clips: UInt8[np.ndarray, "b f H W 3"],
+    clips: UInt8[np.ndarray, "b u H W 3"],
     prompts: list[str],
     num_frames: int,
     seed: int = 0,
@@ -225,7 +225,7 @@ class Model:
     seed: int = 0,
     *,
     image: UInt8[np.ndarray, "*b H W 3"] | None = None,
-    video: UInt8[np.ndarray, "*b f H W 3"] | None = None,
+    video: UInt8[np.ndarray, "*b u H W 3"] | None = None,
     window: int | None = None,
     **settings: Any,
   ) -> Iterator[UInt8[np.ndarray, "b f H W 3"]]:
