@@ -1,5 +1,7 @@
 """Shared fixtures: golden vectors, real clips, tiny models."""
 
+# ruff: noqa: E402 (variables and the import hook come before what reads them)
+
 import os
 import pathlib
 
@@ -8,6 +10,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 ).strip()
+
+import jaxtyping
+
+# Annotations of shapes and types are checked at every call of the package's functions.
+jaxtyping.install_import_hook("videoar_jax", "type_checks.check")
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +97,12 @@ def trained(tmp_path_factory):
   done = run(command(workdir))
   assert done.returncode == 0, done.stderr[-3000:]
   return workdir
+
+
+@pytest.fixture
+def wrong_types(monkeypatch):
+  """Turns the checks off, for tests that expect the package's own errors for wrong types."""
+  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 # A file is one worker's work. Those that take longest begin first, so that none is left to the end.

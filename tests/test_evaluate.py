@@ -19,14 +19,16 @@ from videoar_jax.interop import weights
 from videoar_jax.tokenizers import lpips
 from videoar_jax.tokenizers.bsq import files
 from videoar_jax.tokenizers.bsq.quantizer import quantize
-from videoar_jax.tokenizers.bsq.tokenizer import Codes
+from videoar_jax.tokenizers.bsq.tokenizer import Codes, Tokenizer
 
 OFFSET = 10  # By which the fake tokenizer brightens.
 SCHEDULE = ((1, 1), (2, 2))
 
 
-class BrighteningTokenizer:
+class BrighteningTokenizer(Tokenizer):
   """Returns slightly brighter clips; its bits are unrelated to them."""
+
+  config = None
 
   def __init__(self, config):
     self.config = config

@@ -394,14 +394,14 @@ def test_official_lists_tell_splits_and_classes(ucf):
 def test_wrong_lists_name_the_line(ucf, name, text, message):
   (ucf / name).write_text(text)
   with pytest.raises(ValueError, match=message):
-    open_folder(ucf / "videos", num_frames=1, split_file=ucf / "trainlist01.txt")
+    open_folder(ucf / "videos", num_frames=1, split_file=str(ucf / "trainlist01.txt"))
 
 
 def test_missing_lists_are_named(ucf):
   with pytest.raises(ValueError, match=r"data\.split_file is .*set it to the list to train on"):
-    open_folder(ucf / "videos", num_frames=1, split_file=ucf / "testlist01.txt")
+    open_folder(ucf / "videos", num_frames=1, split_file=str(ucf / "testlist01.txt"))
   (ucf / "testlist01.txt").unlink()
   with pytest.raises(ValueError, match=r"testlist01\.txt is missing"):
-    open_folder(ucf / "videos", num_frames=1, split_file=ucf / "trainlist01.txt")
+    open_folder(ucf / "videos", num_frames=1, split_file=str(ucf / "trainlist01.txt"))
   with pytest.raises(ValueError, match=r"data\.split_file applies to a folder"):
     DataConfig(split_file="trainlist01.txt")

@@ -45,7 +45,7 @@ def ids(batches):
 
 
 def test_batch_holds_what_it_says():
-  source = make_source(DataConfig(num_frames=5, resolution=[32, 48], num_objects=[1, 2]), "train")
+  source = make_source(DataConfig(num_frames=5, resolution=(32, 48), num_objects=(1, 2)), "train")
   batch = next(iterator(source))
   kinds = {name: (array.shape, array.dtype.name) for name, array in batch.items()}
   assert kinds == {
@@ -150,7 +150,7 @@ def test_batches_that_cannot_be_made_are_refused():
     ({"cache_bytes": -1}, r"data\.cache_bytes"),
   ],
 )
-def test_config_names_the_field_and_the_mend(options, message):
+def test_config_names_the_field_and_the_mend(options, message, wrong_types):
   with pytest.raises(ValueError, match=message):
     DataConfig(**options)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from media_files import frame_numbers, write_video
 from PIL import Image
+from type_checks import stand_in
 
 from videoar_jax.data.bad_samples import BadSamples, write_bad_samples
 from videoar_jax.data.mixture import Mixture, make_buckets
@@ -18,6 +19,8 @@ from videoar_jax.data.pipeline import DataConfig, make_iterator, make_source
 from videoar_jax.data.sources import records, shards
 from videoar_jax.evals import report
 from videoar_jax.experiment import inputs, stages
+from videoar_jax.experiment.schema import RunConfig
+from videoar_jax.experiment.token_cache import Cache
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.text.tokenizers import ByteTokenizer
 
@@ -193,19 +196,18 @@ def test_captions_that_cannot_be_encoded_are_neither_shown_nor_cached(captions, 
   texts = ("one", "three", "three", "one")
   np.testing.assert_array_equal(media["text"], [encoder.encode(text) for text in texts])
   report_config = types.SimpleNamespace(num_clips=3, num_prompts=3)
-  run = types.SimpleNamespace(report=report_config, text=types.SimpleNamespace(encoder=encoder))
+  text = types.SimpleNamespace(encoder=encoder)
+  run = stand_in(RunConfig, report=report_config, text=text, tokenizer_family=None)
   assert sorted(report._examples(run, captions)[1]) == ["one", "three", "three"]
   # What is encoded once for all, with its caption.
   encoded = []
   monkeypatch.setattr(stages, "encode", lambda folder, index, source, *_: encoded.append(source))
   index = types.SimpleNamespace(missing=lambda folder: [0], num_clips=3)
-  run.tokenizer_family = None
-  fake = types.SimpleNamespace(run=run, workdir=None, mesh=mesh)
-  fake._encoder_of = lambda cache, source: (None, None, index)
-  cache = types.SimpleNamespace(
-    name="cache", folder=lambda _: None, config=types.SimpleNamespace(batch_size=1)
-  )
-  stages.Stages.encode(fake, cache, captions)
+  encoder_of = lambda cache, source: (None, None, index)  # noqa: E731
+  fake = stand_in(stages.Stages, run=run, workdir=None, mesh=mesh, _encoder_of=encoder_of)
+  config = types.SimpleNamespace(batch_size=1)
+  cache = stand_in(Cache, name="cache", folder=lambda _: None, config=config)
+  fake.encode(cache, captions)
   assert [encoded[0][i]["caption"] for i in range(3)] == ["one", "three", "three"]
 
 
@@ -223,7 +225,8 @@ def test_each_process_checks_its_share_of_bad_samples(captions):
           errors.append(str(error))
     assert bool(errors) == is_stopped
     assert not errors or "2 of 80 samples (this process reads 1 in 8) cannot" in errors[0]
-  make_iterator(captions, batch_size=2, seed=0, tokenize=None, process_count=2).close()
+  encode = ByteTokenizer(8).encode
+  make_iterator(captions, batch_size=2, seed=0, tokenize=encode, process_count=2).close()
   assert captions.bad_samples.num_parts == 2
 
 

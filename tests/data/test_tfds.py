@@ -11,9 +11,11 @@ import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
+from type_checks import stand_in
 
 from videoar_jax.data.pipeline import DataConfig, make_source
 from videoar_jax.evals import report
+from videoar_jax.experiment.schema import RunConfig
 
 NUM_EXAMPLES, NUM_FRAMES = 4, 7
 
@@ -84,7 +86,7 @@ def test_clips_are_the_stored_frames(folder):
 
 
 def test_the_report_names_the_builder(folder):
-  run = types.SimpleNamespace(data=types.SimpleNamespace(source="tfds"))
+  run = stand_in(RunConfig, data=types.SimpleNamespace(source="tfds"))
   facts = report._data_facts(run, make(folder), make(folder, "test"))
   assert facts["path"] == str(folder) and facts["num_train_files"] == NUM_EXAMPLES
 

@@ -1,6 +1,7 @@
 """The Frechet distance against closed forms, and the protocol around it."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -69,20 +70,21 @@ def test_features_are_logits_of_enlarged_frames(monkeypatch):
 
   def logits(params, video):
     seen.append(video.shape)
-    return video[:, 0, ::75, 0, 0] * params["gain"]
+    shown = video[:, 0, ::75, 0, 0] * params["gain"]
+    return jnp.pad(shown, ((0, 0), (0, i3d.NUM_CLASSES - 3)))
 
   monkeypatch.setattr(i3d, "logits", logits)
   fvd._jitted_features.cache_clear()
   clips = np.zeros((3, 9, 2, 2, 3), np.uint8)
   clips[1, :, 1] = 255
   try:
-    result = fvd.features({"gain": np.float32(2)}, clips)
+    result = fvd.features({"gain": np.array(2, np.float32)}, clips)
   finally:
     fvd._jitted_features.cache_clear()
   assert seen == [(1, 9, 224, 224, 3)]  # One program serves all clips.
   # From a row at -1 to one at 1: half of a row of 112 pixels is flat at either end.
   ramp = np.interp((np.arange(0, 224, 75) + 0.5) / 112, [0.5, 1.5], [-1, 1])
-  np.testing.assert_allclose(result, 2 * np.array([[-1] * 3, ramp, [-1] * 3]), atol=1e-5)
+  np.testing.assert_allclose(result[:, :3], 2 * np.array([[-1] * 3, ramp, [-1] * 3]), atol=1e-5)
 
 
 def test_real_clips_are_nearer_to_real_ones_than_noise_is(weights_of):

@@ -50,9 +50,12 @@ def darken(clips):
   return clips // 2
 
 
+GAIN = {"gain": np.array(2, np.float32)}
+
+
 def mean_colour(params, clips):
   """Replaces the features of I3D."""
-  return params * clips.mean((1, 2, 3))
+  return params["gain"] * clips.mean((1, 2, 3))
 
 
 def test_fvd_is_of_the_captions_own_clips(source, monkeypatch):
@@ -60,7 +63,7 @@ def test_fvd_is_of_the_captions_own_clips(source, monkeypatch):
   monkeypatch.setattr(fvd, "features", mean_colour)
   monkeypatch.setattr(scores, "BATCH_SIZE", 3)
   model = Painter(source, darken)
-  found = generation.measure(model, source, NUM_CLIPS, i3d_params=2.0).scores()
+  found = generation.measure(model, source, NUM_CLIPS, i3d_params=GAIN).scores()
   order = scores.draw(source, 2 * NUM_CLIPS)
   features = np.stack([2.0 * source[i]["video"].mean((0, 1, 2)) for i in order])
   real, others = features[:NUM_CLIPS], features[NUM_CLIPS:]
@@ -73,7 +76,7 @@ def test_fvd_is_of_the_captions_own_clips(source, monkeypatch):
   assert model.calls == [(3, None, seed, {}) for seed in (0, 3, 6, 0)]
   assert found["seconds_a_clip"] > 0
   # Clips that are the real ones, and no other real ones beside.
-  found = generation.measure(Painter(source), source, len(source), i3d_params=2.0).scores()
+  found = generation.measure(Painter(source), source, len(source), i3d_params=GAIN).scores()
   assert found["gfvd"] == {
     "value": pytest.approx(0, abs=1e-6),
     "real_against_other_real_clips": None,

@@ -1,6 +1,7 @@
 """I3D against its package, and its parts against simple reference operations."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -36,6 +37,7 @@ def test_size_of_the_network():
 )
 def test_max_pool_equals_lax(window, stride, num_frames):
   x = np.random.default_rng(0).standard_normal((2, num_frames, 7, 6, 3)).astype(np.float32)
+  x = jnp.asarray(x)
   expected = jax.lax.reduce_window(
     x, -np.inf, jax.lax.max, (1, *window, 1), (1, *stride, 1), "SAME"
   )
@@ -43,6 +45,6 @@ def test_max_pool_equals_lax(window, stride, num_frames):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 224, 224, 3), (1, 16, 112, 112, 3)])
-def test_what_it_cannot_take_is_refused(shape):
+def test_what_it_cannot_take_is_refused(shape, wrong_types):
   with pytest.raises(ValueError, match=r"f >= 9, got \[1, "):
     i3d.logits({}, np.zeros(shape, np.float32))

@@ -1,5 +1,6 @@
 """PSNR and SSIM against known values and a slow reference; LPIPS over clips."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -62,7 +63,7 @@ def test_lpips_of_a_clip_is_the_mean_of_its_frames(noisy):
   rng = np.random.default_rng(0)
   params = {key: rng.random(shape, np.float32) for key, shape in lpips.shapes().items()}
   result = metrics.lpips_of_clips(params, *noisy)
-  pictures = [clips.astype(np.float32) / 127.5 - 1 for clips in noisy]
+  pictures = [jnp.asarray(clips, jnp.float32) / 127.5 - 1 for clips in noisy]
   expected = np.asarray(lpips.lpips(params, *pictures)).mean(1)
   assert result.shape == (2,)
   np.testing.assert_allclose(result, expected, rtol=1e-4)

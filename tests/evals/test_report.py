@@ -8,11 +8,16 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from type_checks import stand_in
 
 from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.evals import curves, report, scores
+from videoar_jax.experiment.schema import RunConfig
+from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.base import Curves
+from videoar_jax.models.videoar.sampler import Model
 from videoar_jax.text.tokenizers import ByteTokenizer
+from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
 
 GENERATOR_CURVES = Curves("bits", {"bit_accuracy/scale_0": "1x1"}, chance=0.5)
 NUM_FRAMES = 9
@@ -20,7 +25,7 @@ OFFSET = 5  # Pixel steps that the fake tokenizer adds: the PSNR is known.
 PSNR = 20 * np.log10(255 / OFFSET)
 
 
-class BrighteningTokenizer:
+class BrighteningTokenizer(Tokenizer):
   """Encodes nothing and returns slightly brighter clips. Records the input shapes."""
 
   def __init__(self):
@@ -37,7 +42,7 @@ class BrighteningTokenizer:
     return latents + OFFSET / 127.5
 
 
-class ForgetfulModel:
+class ForgetfulModel(Model):
   """Shows what prompts ask for, except for the first ones, which get an empty clip."""
 
   def __init__(self, source, num_wrong):
@@ -50,8 +55,11 @@ class ForgetfulModel:
     return np.stack(clips)
 
 
-class FakeStages:
+class FakeStages(Stages):
   """Finished stages with 7 parameters."""
+
+  def __init__(self):
+    pass
 
   def latest_step(self, stage):
     return stage.loop.num_steps
@@ -85,7 +93,8 @@ def make_run(source, kinds, num_clips=5, num_prompts=20):
   stages = [
     types.SimpleNamespace(name=f"my_{kind}", kind=kind, loop=loop, data=data) for kind in kinds
   ]
-  return types.SimpleNamespace(
+  return stand_in(
+    RunConfig,
     data=data,
     text=types.SimpleNamespace(encoder=ByteTokenizer(100)),
     stages=stages,

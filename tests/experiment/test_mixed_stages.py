@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import types
 
 import jax
 import numpy as np
@@ -10,7 +9,9 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 from tiny_runs import make_config, make_mixed_config, save_tokenizer
+from type_checks import stand_in
 
+from videoar_jax.data.mixture import Mixture
 from videoar_jax.experiment import parse, run
 from videoar_jax.experiment.inputs import Batches
 from videoar_jax.experiment.load import find_stage, load_model, load_tokenizer
@@ -160,7 +161,7 @@ def test_batches_that_cost_more_are_told(caplog):
   budget = 4 * layout_of(settings, stage.data).length
   shapes = {(1, 16, 16): 0, (5, 16, 16): 4}
   shapes[1, 16, 16] = round(budget * 1.2 / layout_of(settings, ClipShape(1, (16, 16))).length)
-  mixture = types.SimpleNamespace(shapes=list(shapes.items()))
+  mixture = stand_in(Mixture, shapes=list(shapes.items()))
   batches.warn_of_uneven(stage, mixture)
   [record] = caplog.records
   share = shapes[1, 16, 16] * layout_of(settings, ClipShape(1, (16, 16))).length / budget

@@ -19,6 +19,7 @@ from videoar_jax.interop import weights
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.state import flatten
+from videoar_jax.train.trainer import Trainer
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_weights_are_handed_over_in_parts(tmp_path):
   template, params = stages.module_template(first), save_random(stages, first)
   weights.save(tmp_path / "file", {name: np.asarray(x) for name, x in flatten(params).items()})
 
-  class Catching:
+  class Catching(Trainer):
     """A trainer whose state is its initial parameters."""
 
     def __init__(self):

@@ -1,12 +1,14 @@
 """A task that trains almost instantly, with its batches and its log."""
 
-import types
+import collections.abc
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from videoar_jax.nn import layers
+from videoar_jax.train import task
+from videoar_jax.train.logging import RunLog
 
 
 class Weights(nnx.Module):
@@ -14,10 +16,10 @@ class Weights(nnx.Module):
     self.w = layers.param(nnx.Rngs(params=key), layers.normal(1.0), (2,), (None,))
 
 
-class Task:
+class Task(task.Task):
   """Fits its weights to the batch."""
 
-  frozen, adversary = types.MappingProxyType({}), None
+  adversary = None
 
   def __init__(self):
     self.frozen = {}
@@ -35,7 +37,7 @@ class Task:
     return {}
 
 
-class Batches:
+class Batches(collections.abc.Iterator):
   """Batch i is about 1; some differ."""
 
   def __init__(self, values):
@@ -51,7 +53,7 @@ class Batches:
     return {"position": self.position}
 
 
-class Log:
+class Log(RunLog):
   def __init__(self):
     self.records = {}
 

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 from commands import start_two
+from jax.sharding import Mesh
+from type_checks import stand_in
 
 from videoar_jax.parallel import processes as hosts
 from videoar_jax.parallel.mesh import process_shard
@@ -148,7 +150,7 @@ def test_to_stop_is_asked_by_calls_of_the_whole_process(monkeypatch):
   asked = []
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(
-    hosts.multihost_utils, "reached_preemption_sync_point", lambda call: asked.append(call)
+    hosts.multihost_utils, "reached_preemption_sync_point", lambda call: bool(asked.append(call))
   )
   for _ in range(3):
     hosts.is_preemption_agreed()
@@ -179,7 +181,7 @@ def mesh_of(processes, **sizes):
   """Returns a mesh of fake devices that only have a process index."""
   sizes = {"slice": 1, "data": 1, "fsdp": 1, "sequence": 1, "tensor": 1} | sizes
   devices = np.array([types.SimpleNamespace(process_index=p) for p in processes], object)
-  return types.SimpleNamespace(devices=devices.reshape(tuple(sizes.values())), shape=sizes)
+  return stand_in(Mesh, devices=devices.reshape(tuple(sizes.values())), shape=sizes)
 
 
 @pytest.mark.parametrize(

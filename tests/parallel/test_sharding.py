@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
+from type_checks import stand_in
 
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
+from videoar_jax.models.videoar.task import GeneratorTask
 from videoar_jax.parallel.mesh import (
   MeshConfig,
   _arrange,
@@ -75,7 +77,7 @@ def test_an_axis_may_be_a_part_of_a_side_of_a_pod():
     for y in range(4)
     for z in range(4)
   ]
-  arranged = _arrange(devices, [1, 1, 32, 2, 1])
+  arranged = _arrange(devices, (1, 1, 32, 2, 1))
   assert arranged.shape == (1, 1, 32, 2, 1)
   assert sorted(device.id for device in arranged.flat) == list(range(64))
   for first, second in arranged.reshape(32, 2):
@@ -92,9 +94,8 @@ def test_parameters_and_optimizer_are_born_split(mesh):
   """A generator's state is initialized sharded: no device ever holds all of it."""
   config = GeneratorConfig(1, 8, 2, 2, 4, 16, num_bits=4, vocabulary_size=8)
   layout = Layout(2, 1, ((1, 1),))
-  task = types.SimpleNamespace(
-    init=lambda key: Generator(nnx.Rngs(params=key), config, layout), adversary=None, frozen={}
-  )
+  init = lambda key: Generator(nnx.Rngs(params=key), config, layout)  # noqa: E731
+  task = stand_in(GeneratorTask, init=init, adversary=None, frozen={})
   trainer = Trainer(task, LoopConfig(1, 2, OptimizerConfig(), ema_decay=0.9), mesh, seed=0)
   state = trainer.init()
   for path, x in jax.tree_util.tree_leaves_with_path(state):

@@ -90,7 +90,7 @@ def test_gradient_goes_down_hill_and_is_finite(params):
 
 def test_small_pictures_are_refused(params):
   with pytest.raises(ValueError, match="16 pixels a side, got 15x40"):
-    lpips.lpips(params, np.zeros((15, 40, 3)), np.zeros((15, 40, 3)))
+    lpips.lpips(params, jnp.zeros((15, 40, 3)), jnp.zeros((15, 40, 3)))
 
 
 def test_a_split_batch_stays_split():

@@ -22,6 +22,7 @@ from videoar_jax.tokenizers.discriminator import DiscriminatorConfig
 from videoar_jax.tokenizers.pixels import to_float
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.config import LoopConfig
+from videoar_jax.train.logging import RunLog
 from videoar_jax.train.loop import train
 from videoar_jax.train.optimizer import OptimizerConfig
 from videoar_jax.train.trainer import Trainer
@@ -154,7 +155,7 @@ def test_adaptive_weight_makes_both_pull_equally_hard(networks, batch):
   np.testing.assert_allclose(metrics["adversarial_weight"], pull / (push + 1e-4), rtol=1e-4)
 
 
-class Log:
+class Log(RunLog):
   """Records what the loop reports."""
 
   def __init__(self):

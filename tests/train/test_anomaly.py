@@ -98,15 +98,17 @@ def test_skipping_ends_after_too_many_steps_in_a_row(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["loss", "gradient_norm", "discriminator_gradient_norm"])
 def test_numbers_that_are_not_finite_are_bad(name):
   good = {"loss": 1.0, "gradient_norm": 1.0, "discriminator_gradient_norm": 1.0, "psnr": np.inf}
+  good = jax.tree.map(jnp.float32, good)
   assert not anomaly.update(anomaly.init(), good, None)[0]
-  bad = good | {name: np.nan}
-  assert anomaly.update(anomaly.init(), bad, None)[0] and anomaly.reason(bad) == name
+  bad = good | {name: jnp.float32(np.nan)}
+  assert anomaly.update(anomaly.init(), bad, None)[0]
+  assert anomaly.reason({k: float(v) for k, v in bad.items()}) == name
 
 
 def test_a_loss_below_0_is_no_spike_but_one_far_above_its_average_is():
   guard = anomaly.init() | {"count": jnp.int32(200), "loss": jnp.float32(-1)}
   for loss, expected in ((-1.0, False), (-0.5, False), (0.9, False), (1.1, True)):
-    is_bad, _ = anomaly.update(guard, {"loss": loss}, 3.0)
+    is_bad, _ = anomaly.update(guard, {"loss": jnp.float32(loss)}, 3.0)
     assert bool(is_bad) == expected, loss
 
 

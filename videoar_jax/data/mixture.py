@@ -39,7 +39,7 @@ class Bucket:
   """
 
   name: str
-  samples: Sequence[int]
+  samples: Sequence[int] | np.ndarray
   epoch_size: int
   readers: tuple
   shapes: tuple[Shape, ...]

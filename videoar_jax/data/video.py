@@ -58,11 +58,11 @@ class _Clock:
     ticks = (start_s + np.arange(num_frames) / frame_rate) / self.seconds_per_tick
     return np.floor(ticks + self._slack).astype(np.int64)
 
-  def count(self, last: int, frame_rate: float) -> int:
+  def count(self, last: int | np.integer, frame_rate: float) -> int:
     """Returns how many frames at a rate begin from tick 0 up to tick `last`."""
     return 1 + int((last + self._slack) * self.seconds_per_tick * frame_rate)
 
-  def check_end(self, wanted: int, last: int):
+  def check_end(self, wanted: int | np.integer, last: int | np.integer):
     """Raises ValueError if the last frame, at tick `last`, has ended by tick `wanted`."""
     if wanted > last + 1.5 * self.ticks_per_frame:
       times_s = [ticks * self.seconds_per_tick for ticks in (last, wanted)]

@@ -23,7 +23,11 @@ class CodebookUsage:
     self._num_tokens: list[int] = []
     self._squares = np.zeros(0)
 
-  def add(self, latents: Float[Array, "b t h w d"], bits: list[UInt8[Array, "b t y x d"]]) -> None:
+  def add(
+    self,
+    latents: Float[Array | np.ndarray, "b t h w d"],
+    bits: list[UInt8[Array | np.ndarray, "b t _y _x d"]],
+  ) -> None:
     """Counts a batch: unquantized latents, and the bits of each scale."""
     bits = [np.asarray(scale) for scale in bits]
     if not self._sizes:

@@ -33,7 +33,7 @@ class Drift:
   windows: list[tuple[int, int]]
   num_clips: int
   settings: dict
-  psnr: dict[str, Float[np.ndarray, "b f-1"]]
+  psnr: dict[str, Float[np.ndarray, "b later"]]
   accuracy: dict[str, list[dict[str, float]]] | None
 
   def scores(self) -> dict:
@@ -67,7 +67,7 @@ def windows_of(num_frames: int, size: int) -> list[tuple[int, int]]:
   return [(start, start + size - 1) for start in range(0, num_frames - size + 1, size - 1)]
 
 
-def psnr_to_first(clips: UInt8[np.ndarray, "b f H W 3"]) -> Float[np.ndarray, "b f-1"]:
+def psnr_to_first(clips: UInt8[np.ndarray, "b f H W 3"]) -> Float[np.ndarray, "b later"]:
   """Returns the PSNR of each later frame against the first one, in dB."""
   frames = range(1, clips.shape[1])
   return np.stack([metrics.psnr(clips[:, :1], clips[:, i : i + 1]) for i in frames], axis=1)

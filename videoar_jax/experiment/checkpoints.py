@@ -7,14 +7,13 @@ from typing import Self
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.token_cache import Cache
 from videoar_jax.interop import weights
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel.mesh import make_mesh
-from videoar_jax.parallel.rules import replicated
+from videoar_jax.parallel.rules import AnyMesh, replicated
 from videoar_jax.train.checkpoint import Checkpointer, Damaged
 from videoar_jax.train.state import Template, flatten, with_shardings
 
@@ -25,7 +24,7 @@ class StageCheckpoints:
 
   run: RunConfig
   workdir: pathlib.Path
-  mesh: Mesh
+  mesh: AnyMesh
 
   def on_mesh_of(self, stage: StageConfig) -> Self:
     """Returns the same on the mesh of a stage, onto which it loads the others' parameters.

@@ -6,7 +6,7 @@ base class.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -40,6 +40,7 @@ class Curves(NamedTuple):
   chance: float | None = None
 
 
+@runtime_checkable
 class Data(Protocol):
   """The fields of `data` that families read: the clips of a run or a stage."""
 
@@ -47,6 +48,7 @@ class Data(Protocol):
   resolution: tuple[int, int]
 
 
+@runtime_checkable
 class Stage(Protocol):
   """The fields of a training stage that families read; see `experiment.schema.StageConfig`.
 
@@ -67,6 +69,7 @@ class Stage(Protocol):
   cache: Any
 
 
+@runtime_checkable
 class Run(Protocol):
   """The fields of a run that families read; see `experiment.schema.RunConfig`.
 
@@ -152,6 +155,7 @@ class SamplingProgram:
   num_parts: int
 
 
+@runtime_checkable
 class Model(Protocol):
   """A trained generator with its tokenizer and text encoder.
 
@@ -217,6 +221,7 @@ class Model(Protocol):
     """Returns how often the network is called for a clip."""
 
 
+@runtime_checkable
 class Family(Protocol):
   """A kind of generator.
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from videoar_jax.nn.layers import product
@@ -28,6 +29,9 @@ class Cache:
     keys: rotated keys `[..., b, g, l, k]`.
     values: `[..., b, g, l, k]`.
   """
+
+  # JAX also puts other objects into the fields: shardings, placeholders.
+  __no_type_check__ = True
 
   keys: Float[Array, "*layers b g l k"]
   values: Float[Array, "*layers b g l k"]
@@ -62,7 +66,7 @@ def make_room(caches, length: int):
 def attend_cached(
   query: Float[Array, "b q n k"],
   seen: Sequence[Cache],
-  masks: Sequence[Bool[Array, "#b #q l"] | None],
+  masks: Sequence[Bool[Array | np.ndarray, "#b #q l"] | None],
 ) -> Float[Array, "b q n k"]:
   """Softmax attention to several caches of one layer, without concatenating them.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -86,7 +87,7 @@ class Embedding(nnx.Module):
   def __init__(self, rngs: nnx.Rngs, num: int, width: int, *, scale: float = 0.02):
     self.table = param(rngs, normal(scale), (num, width), ("vocabulary", "embed"))
 
-  def __call__(self, index: Int[Array, "*b"]) -> Float[Array, "*b m"]:
+  def __call__(self, index: Int[Array | np.ndarray, "*b"]) -> Float[Array, "*b m"]:
     return jnp.take(self.table[...], index, axis=0)
 
 

@@ -132,6 +132,9 @@ class AttentionMask:
     backend: see `attention.attend`.
   """
 
+  # JAX also puts other objects into the fields: shardings, placeholders.
+  __no_type_check__ = True
+
   rule: BlockCausalMask
   prefix_mask: Bool[Array, "b p"]
   keep: Bool[Array, "b t t"] | None = None
@@ -162,7 +165,9 @@ class AttentionMask:
       mask = mask & (self.keep[:, groups[:, None], groups] | ~is_earlier)
     return mask
 
-  def part(self, query: Int[Array, ""], key: Int[Array, ""], size: int) -> Bool[Array, "b q k"]:
+  def part(
+    self, query: int | Int[Array, ""], key: int | Int[Array, ""], size: int
+  ) -> Bool[Array, "b q k"]:
     """Returns a tile of the dense mask that starts at (query, key); false beyond the sequence."""
     rule = self.rule
     length = -(-rule.length // size) * size

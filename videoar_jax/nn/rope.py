@@ -38,7 +38,7 @@ def frequency_axes(
 
 
 def rope_angles(
-  positions: Float[Array, "*b a"],
+  positions: Float[Array | np.ndarray, "*b a"] | Int[Array | np.ndarray, "*b a"],
   head_dim: int,
   *,
   base: float,

@@ -195,7 +195,7 @@ class _RuleMask:
       ends = -self.q_sequence[queries]
       is_full = ends.min() >= keys.stop
       if is_full or ends.max() <= keys.start:
-        return _constant(is_full, (len(ends), keys.stop - keys.start))
+        return _constant(bool(is_full), (len(ends), keys.stop - keys.start))
     return super().__getitem__(index)
 
   def __eq__(self, other):

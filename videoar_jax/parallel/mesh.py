@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES
+from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, AnyMesh
 
 # From the slowest network to the fastest: the data-centre network connects slices.
 AXES = ("slice", "data", "fsdp", "sequence", "tensor")
@@ -83,13 +83,13 @@ def _split_slices(devices: list, num_slices: int) -> list[list]:
   return [by_slice[index] for index in sorted(by_slice)]
 
 
-def _arrange(devices: list, sizes: list[int]) -> np.ndarray:
+def _arrange(devices: list, sizes: tuple[int, ...]) -> np.ndarray:
   """Returns one slice's devices in the shape of the mesh, with physical neighbours adjacent."""
   # Mesh axes may split a physical axis, for sizes that are not products of physical axes.
   return mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
 
 
-def num_batch_shards(mesh: Mesh) -> int:
+def num_batch_shards(mesh: AnyMesh) -> int:
   """Returns the number of shards that the mesh splits a batch into."""
   return math.prod(mesh.shape[axis] for axis in LOGICAL_AXIS_RULES["batch"])
 

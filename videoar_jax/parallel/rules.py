@@ -4,7 +4,10 @@ import math
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+# Of devices, or only of their number, for plans.
+AnyMesh = Mesh | AbstractMesh
 
 # Logical axis -> mesh axes. Each slice has all parameters.
 LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
@@ -27,7 +30,7 @@ class ShardingError(ValueError):
   """A mesh axis does not divide the array axis that it shards."""
 
 
-def spec_of(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def spec_of(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
   """Returns the partition spec of an array.
 
   Args:
@@ -58,7 +61,7 @@ def spec_of(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) ->
   return PartitionSpec(*parts)
 
 
-def sharding_of(axes, shape, mesh: Mesh) -> NamedSharding:
+def sharding_of(axes, shape, mesh: AnyMesh) -> NamedSharding:
   """Returns the sharding of an array on the mesh; see `spec_of`."""
   return NamedSharding(mesh, spec_of(axes, shape, mesh))
 
@@ -95,7 +98,7 @@ def _platform() -> str:
   return "tpu" if "TPU" in device.device_kind else device.device_kind
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
   """Returns the sharding of an array that is replicated on every device."""
   return NamedSharding(mesh, PartitionSpec())
 

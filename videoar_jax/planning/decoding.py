@@ -5,13 +5,12 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
 
 from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.base import SamplingProgram
 from videoar_jax.parallel.mesh import MeshConfig, num_batch_shards
-from videoar_jax.parallel.rules import ShardingError
+from videoar_jax.parallel.rules import AnyMesh, ShardingError
 from videoar_jax.parallel.traffic import device_bytes
 from videoar_jax.planning.pod import Pod
 from videoar_jax.planning.step_plan import Memory, compile_program
@@ -41,7 +40,7 @@ class DecodePlan:
   run: RunConfig
   stage: StageConfig
   pod: Pod
-  mesh: Mesh | AbstractMesh
+  mesh: AnyMesh
   num_clips: int
   dtype: jnp.dtype
   template: Template

@@ -10,12 +10,12 @@ decoding, the estimate covers the transformer only, and assumes that nothing ove
 import dataclasses
 
 import jax
-from jax.sharding import Mesh
 
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.base import SamplingWork
 from videoar_jax.parallel.hardware import Chip
 from videoar_jax.parallel.mesh import AXES, num_batch_shards
+from videoar_jax.parallel.rules import AnyMesh
 from videoar_jax.parallel.traffic import device_bytes, gathered_bytes
 from videoar_jax.train.state import State
 
@@ -70,7 +70,7 @@ class Cost:
 
 
 def estimate(
-  run: RunConfig, stage: StageConfig, abstract: State, shardings, frozen: dict, mesh: Mesh
+  run: RunConfig, stage: StageConfig, abstract: State, shardings, frozen: dict, mesh: AnyMesh
 ) -> Cost | None:
   """Estimates a step; returns None if the family does not support it.
 

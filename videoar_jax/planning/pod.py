@@ -6,10 +6,11 @@ import re
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh
 
 from videoar_jax.parallel.hardware import Chip
 from videoar_jax.parallel.mesh import AXES, MeshConfig, make_mesh, mesh_sizes
+from videoar_jax.parallel.rules import AnyMesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Pod:
   num_chips: int
   is_compiled: bool
 
-  def mesh(self, config: MeshConfig) -> Mesh | AbstractMesh:
+  def mesh(self, config: MeshConfig) -> AnyMesh:
     """Returns the mesh of its devices to compile for, or an abstract mesh to estimate for.
 
     Raises:

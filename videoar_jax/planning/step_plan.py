@@ -9,13 +9,12 @@ import re
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
 
 from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.base import ClipShape
 from videoar_jax.parallel.mesh import MeshConfig, num_batch_shards
-from videoar_jax.parallel.rules import ShardingError, replicated, sharding_of
+from videoar_jax.parallel.rules import AnyMesh, ShardingError, replicated, sharding_of
 from videoar_jax.parallel.traffic import device_bytes
 from videoar_jax.planning.estimate import Cost, estimate
 from videoar_jax.planning.pod import Pod
@@ -53,7 +52,7 @@ class StepPlan:
   run: RunConfig
   stage: StageConfig
   pod: Pod
-  mesh: Mesh | AbstractMesh
+  mesh: AnyMesh
   trainer: Trainer
   frozen: dict
 
@@ -153,7 +152,7 @@ def with_largest_shape(run: RunConfig, stage: StageConfig, num_shards: int) -> S
 _OPTIONS = {"xla_jf_convolution_performance_target": 0.1}
 
 
-def compile_program(program, arguments: tuple, mesh: Mesh, fixes: str, **settings) -> Memory:
+def compile_program(program, arguments: tuple, mesh: AnyMesh, fixes: str, **settings) -> Memory:
   """Compiles a jitted function ahead of time for a TPU topology.
 
   Args:
@@ -207,7 +206,7 @@ def _abstract_task(run: RunConfig, stage: StageConfig, mesh) -> tuple[Task, dict
   return run.family.make_task(run, stage, template, template.shapes), template.shapes
 
 
-def _abstract_batch(run: RunConfig, stage: StageConfig, mesh: Mesh) -> dict:
+def _abstract_batch(run: RunConfig, stage: StageConfig, mesh: AnyMesh) -> dict:
   """Returns the shapes of a global batch."""
   b, data = stage.loop.batch_size, stage.data
   text = run.text.encoder.null()
@@ -225,7 +224,7 @@ def _abstract_batch(run: RunConfig, stage: StageConfig, mesh: Mesh) -> dict:
   }
 
 
-def abstract_key(mesh: Mesh) -> jax.ShapeDtypeStruct:
+def abstract_key(mesh: AnyMesh) -> jax.ShapeDtypeStruct:
   """Returns the shape of a random key, replicated."""
   key = jax.eval_shape(lambda: jax.random.key(0))
   return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))

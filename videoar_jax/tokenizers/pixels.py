@@ -1,14 +1,15 @@
 """Converts pixels between uint8 and the floats of the networks."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 
-def to_float(video: UInt8[Array, "*b"]) -> Float[Array, "*b"]:
+def to_float(video: UInt8[Array | np.ndarray, "*b"]) -> Float[Array, "*b"]:
   """Maps pixels 0..255 to [-1, 1]."""
   return jnp.asarray(video, jnp.float32) / 127.5 - 1.0
 
 
-def to_uint8(video: Float[Array, "*b"]) -> UInt8[Array, "*b"]:
+def to_uint8(video: Float[Array | np.ndarray, "*b"]) -> UInt8[Array, "*b"]:
   """Maps [-1, 1] to pixels 0..255, rounded; values outside are clipped."""
   return jnp.round((jnp.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)

@@ -101,7 +101,7 @@ def make_optimizer(
   return optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), step)
 
 
-def _muon_axes(names: tuple, param: jax.Array):
+def _muon_axes(names: tuple, param: jax.Array | optax.MaskedNode):
   """Returns which axes of a kernel are inputs and outputs; None for parameters of AdamW."""
   if len(names) < 2 or "vocabulary" in names:
     return None

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from videoar_jax.parallel.rules import replicated, sharding_of
+from videoar_jax.parallel.rules import AnyMesh, replicated, sharding_of
 
 # {"params", "opt_state", "ema", "step", "discriminator", "anomaly"}, plain arrays; see
 # `adversary.py` and `anomaly.py` for the last two.
@@ -50,7 +50,7 @@ class Template:
     """Returns the module with these parameters."""
     return nnx.merge(self.graphdef, params)
 
-  def shardings(self, mesh: Mesh) -> dict:
+  def shardings(self, mesh: AnyMesh) -> dict:
     """Returns the sharding of each parameter."""
     return jax.tree.map(lambda x, names: sharding_of(names, x.shape, mesh), self.shapes, self.axes)
 
@@ -72,7 +72,7 @@ def make_state(params: dict, optimizer: optax.GradientTransformation, has_ema: b
   }
 
 
-def state_shardings(abstract: State, templates: dict[str, Template], mesh: Mesh) -> State:
+def state_shardings(abstract: State, templates: dict[str, Template], mesh: AnyMesh) -> State:
   """Returns the sharding of every leaf; leaves that mirror a parameter are sharded like it.
 
   Args:
@@ -100,7 +100,7 @@ def state_shardings(abstract: State, templates: dict[str, Template], mesh: Mesh)
   return jax.tree_util.tree_map_with_path(find, abstract)
 
 
-def with_shardings(abstract: State, shardings: State) -> State:
+def with_shardings(abstract: PyTree, shardings: PyTree) -> PyTree:
   """Returns abstract arrays that carry their sharding: the target of a restore."""
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

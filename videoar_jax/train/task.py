@@ -1,6 +1,6 @@
 """The interface of what the loop trains: a module, its loss, and media to show."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 from flax import nnx
@@ -11,13 +11,14 @@ from videoar_jax.train.adversary import Adversary
 Metrics = dict[str, jax.Array]
 
 
+@runtime_checkable
 class Task(Protocol):
   """A training task; the loop uses nothing else of a model.
 
   Attributes:
     frozen: tree of parameters that the loss needs but that are not trained.
-    adversary: a second network that trains against the module, or None. With one, training calls
-      `adversarial_loss` instead of `loss`.
+    adversary: a second network that trains against the module, or None. With one, the task is an
+      `AdversarialTask`.
   """
 
   frozen: dict
@@ -30,6 +31,17 @@ class Task(Protocol):
     self, module: nnx.Module, frozen: dict, batch: dict, key: Array, is_training: bool
   ) -> tuple[Float[Array, ""], Metrics]:
     """Returns the loss and scalars to log."""
+
+  def rates(self, clips_per_s: float) -> dict[str, float]:
+    """Returns further rates to log, given the clips per second over all devices."""
+
+  def media(self, module: nnx.Module, frozen: dict, batch: dict) -> dict[str, Array]:
+    """Returns videos to show, uint8 [b, f, H, W, 3], by name."""
+
+
+@runtime_checkable
+class AdversarialTask(Task, Protocol):
+  """A task with an adversary; training calls its `adversarial_loss` instead of `loss`."""
 
   def adversarial_loss(
     self,
@@ -46,9 +58,3 @@ class Task(Protocol):
     The loss is a sum whose gradient with respect to each network is that of the network's own
     loss. In the scalars, `loss` is the module's own.
     """
-
-  def rates(self, clips_per_s: float) -> dict[str, float]:
-    """Returns further rates to log, given the clips per second over all devices."""
-
-  def media(self, module: nnx.Module, frozen: dict, batch: dict) -> dict[str, Array]:
-    """Returns videos to show, uint8 [b, f, H, W, 3], by name."""

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from clu.metrics import Average
-from jax.sharding import Mesh
 
 from videoar_jax.parallel import processes
-from videoar_jax.parallel.rules import replicated
+from videoar_jax.parallel.rules import AnyMesh, replicated
 from videoar_jax.train import anomaly
 from videoar_jax.train import state as train_state
 from videoar_jax.train.adversary import AdversaryTrainer
@@ -32,7 +31,7 @@ class Trainer:
     self,
     task: Task,
     config: LoopConfig,
-    mesh: Mesh,
+    mesh: AnyMesh,
     seed: int,
     *,
     before: int = 0,

@@ -209,7 +209,7 @@ def test_learned_positions_end():
     ("attention", "flash"),
   ],
 )
-def test_impossible_settings_are_named(field, value):
+def test_impossible_settings_are_named(field, value, wrong_types):
   with pytest.raises(ValueError, match=field):
     if field in ("context", "prev_frame_input", "rope_grid"):
       dataclasses.replace(LAYOUT, **{field: value})
@@ -482,28 +482,28 @@ def test_guidance_schedules(tmp_path):
   assert (guidance.guidance_table("constant:3", 2, 2) == 3).all()
   assert (guidance.guidance_table(1.5, 2, 2) == 1.5).all()
   (tmp_path / "g.json").write_text("[[1, 2], [3, 4]]")
-  assert guidance.guidance_table(tmp_path / "g.json", 2, 2)[1, 0] == 3
+  assert guidance.guidance_table(str(tmp_path / "g.json"), 2, 2)[1, 0] == 3
   with pytest.raises(ValueError, match=r"\(2, 2\).*\(3, 2\)"):
-    guidance.guidance_table(tmp_path / "g.json", 3, 2)
+    guidance.guidance_table(str(tmp_path / "g.json"), 3, 2)
   with pytest.raises(ValueError, match="unknown"):
     guidance.guidance_table("strong", 3, 2)
   (tmp_path / "bad.json").write_text('{"1": [2]}')
   with pytest.raises(ValueError, match=r"bad\.json holds no table of numbers"):
-    guidance.guidance_table(tmp_path / "bad.json", 3, 2)
+    guidance.guidance_table(str(tmp_path / "bad.json"), 3, 2)
 
 
 def test_guidance_of_a_clip_of_another_length(tmp_path):
   """The first rows are those of the trained length; further frames repeat the last row."""
   (tmp_path / "g.json").write_text("[[1, 2], [3, 4], [5, 6]]")
-  for spec in ("ucf101", "t2v", tmp_path / "g.json"):
+  for spec in ("ucf101", "t2v", str(tmp_path / "g.json")):
     trained = guidance.guidance_table(spec, 3, 2)
     np.testing.assert_array_equal(guidance.guidance_table(spec, 2, 2, 3), trained[:2])
     longer = guidance.guidance_table(spec, 5, 2, 3)
     np.testing.assert_array_equal(longer, trained[[0, 1, 2, 2, 2]])
   # A table for this very clip counts, too; others do not.
-  assert guidance.guidance_table(tmp_path / "g.json", 3, 2, 5)[2, 1] == 6
+  assert guidance.guidance_table(str(tmp_path / "g.json"), 3, 2, 5)[2, 1] == 6
   with pytest.raises(ValueError, match=r"need \(4, 2\) or \(5, 2\)"):
-    guidance.guidance_table(tmp_path / "g.json", 4, 2, 5)
+    guidance.guidance_table(str(tmp_path / "g.json"), 4, 2, 5)
 
 
 def test_features_of_text_are_as_good_as_tokens():

@@ -14,7 +14,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from videoar_jax.data.bad_samples import BadSamples
 from videoar_jax.data.sources import records, remote, splits
@@ -31,6 +31,7 @@ def prepared_name(shard: int, num_shards: int) -> str:
   return f"clips-{shard:05d}-of-{num_shards:05d}{records.SUFFIX}"
 
 
+@runtime_checkable
 class Shard(Protocol):
   """A file of samples."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 
 _STAR_INNER = 0.5  # Radius of a star's inner corners over that of its points.
 
@@ -30,7 +30,7 @@ EXTENTS = {
 
 
 def coverage(
-  shape: str, radius: float, centres: Float32[np.ndarray, "f 2"]
+  shape: str, radius: float, centres: Float[np.ndarray, "f 2"]
 ) -> tuple[Float32[np.ndarray, "f bh bw"], Int[np.ndarray, "f 2"]]:
   """Renders a shape at each centre, in a box just large enough to hold it.
 

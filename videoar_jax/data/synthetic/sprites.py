@@ -10,6 +10,7 @@ Lengths are in units of the frame's short side, times in frames at `FRAME_RATE`.
 import copy
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -61,7 +62,7 @@ class Path:
     is_bouncing: bounces at the bounds; else it leaves at one and comes back at the other.
   """
 
-  radius: Float[np.ndarray, "..."]
+  radius: float | Float[np.ndarray, "..."]
   start: Float[np.ndarray, "... 2"]
   velocity: Float[np.ndarray, "... 2"]
   low: Float[np.ndarray, "... 2"]
@@ -217,7 +218,9 @@ def _draw_paths(rng, sprites, resolution) -> tuple[list[Sprite], list[Path]]:
   return best
 
 
-def smallest_gap(sprites: list[Sprite], paths: list[Path]) -> Float[np.ndarray, "..."]:
+def smallest_gap(
+  sprites: Sequence[Sprite], paths: Sequence[Path]
+) -> float | Float[np.ndarray, "..."]:
   """Returns the least distance between two objects' boxes in frames 0 to 16; negative if they meet.
 
   For a single object it is infinite.

@@ -2,10 +2,8 @@
 
 import dataclasses
 
-from jax.sharding import AbstractMesh, Mesh
-
 from videoar_jax.nn.attention import BACKENDS
-from videoar_jax.parallel.rules import ShardingError
+from videoar_jax.parallel.rules import AnyMesh, ShardingError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +92,7 @@ class GeneratorConfig:
         raise ValueError(f"generator.{name}={getattr(self, name)!r} must be in {known}")
 
 
-def check_heads(config: GeneratorConfig, mesh: Mesh | AbstractMesh) -> None:
+def check_heads(config: GeneratorConfig, mesh: AnyMesh) -> None:
   """Checks that a mesh divides the heads: attention shards them over `tensor` and `sequence`.
 
   Raises:

@@ -54,7 +54,7 @@ class Corrupted(NamedTuple):
     quantized: the accumulated corrupted codes `[b, t, h, w, d]`.
   """
 
-  labels: list[UInt8[Array, "b t y x d"]]
+  labels: list[UInt8[Array, "b t _y _x d"]]
   features: Float[Array, "b t n c"]
   quantized: Float[Array, "b t h w d"]
 
@@ -87,7 +87,7 @@ def draw_ratios(
 
 def draw_flips(
   key: Array, ratios: Float[Array, "b t s"], schedule: Schedule, num_bits: int
-) -> list[Bool[Array, "b t y x d"]]:
+) -> list[Bool[Array, "b t _y _x d"]]:
   """Draws which bits flip, each with its frame's and scale's probability."""
   b, t, _ = ratios.shape
   return [
@@ -101,7 +101,7 @@ def draw_flips(
 def corrupt(
   latents: Float[Array, "b t h w d"],
   schedule: Schedule,
-  flips: list[Bool[Array, "b t y x d"]] | None = None,
+  flips: list[Bool[Array, "b t _y _x d"]] | None = None,
   prev_frame_input: str = "first_scale",
 ) -> Corrupted:
   """Quantizes latents while flipping bits, so that later scales correct earlier errors.

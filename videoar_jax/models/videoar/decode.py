@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from videoar_jax.models.videoar.layout import Layout
@@ -36,7 +37,7 @@ class Decoded(NamedTuple):
     logits: guided logits of each generated token `[b, t, n, d]`; given frames have none.
   """
 
-  bits: list[UInt8[Array, "b t y x d"]]
+  bits: list[UInt8[Array, "b t _y _x d"]]
   quantized: Float[Array, "b t h w d"]
   logits: Float[Array, "b t n d"]
 
@@ -58,6 +59,9 @@ class State:
     before: the last frame's accumulated codes.
     frame: number of the next frame.
   """
+
+  # JAX also puts other objects into the fields: shardings, placeholders.
+  __no_type_check__ = True
 
   cache: Any
   text_mask: Bool[Array, "rows P"]
@@ -108,7 +112,7 @@ def start(
   model: Generator,
   layout: Layout,
   text: Text,
-  null_text: Array,
+  null_text: Array | np.ndarray,
   keys: Array,
   *,
   slots: int,
@@ -187,7 +191,7 @@ def decode_frame(
 
 
 def write_frame(
-  model: Generator, layout: Layout, state: State, bits: list[UInt8[Array, "b y x d"]]
+  model: Generator, layout: Layout, state: State, bits: list[UInt8[Array, "b _y _x d"]]
 ) -> tuple[State, Float[Array, "b h w d"]]:
   """Appends a given frame's bits to the state; also returns its accumulated codes.
 
@@ -213,14 +217,14 @@ def decode(
   model: Generator,
   layout: Layout,
   text: Text,
-  null_text: Array,
+  null_text: Array | np.ndarray,
   keys: Array,
-  guidance: Float[Array, "t s"] | None,
+  guidance: Float[Array | np.ndarray, "t s"] | None,
   *,
   temperature: float | Array = 1.0,
   top_p: float | Array = 1.0,
   window: int | None = None,
-  conditioning: list[UInt8[Array, "b u y x d"]] | None = None,
+  conditioning: list[UInt8[Array | np.ndarray, "b u _y _x d"]] | None = None,
 ) -> Decoded:
   """Generates the bits of a clip.
 

@@ -106,13 +106,13 @@ class Layout:
     return slice(start, start + self.scale_sizes[scale])
 
   @functools.cached_property
-  def frame_scale_ids(self) -> Int[np.ndarray, "n+final"]:
+  def frame_scale_ids(self) -> Int[np.ndarray, "n_final"]:
     """Scale of each token of a frame; the complete latent counts as one more scale."""
     final = np.full(self.final_size, self.num_scales)
     return np.concatenate([np.repeat(np.arange(self.num_scales), self.scale_sizes), final])
 
   @functools.cached_property
-  def frame_positions(self) -> Float[np.ndarray, "n+final 3"]:
+  def frame_positions(self) -> Float[np.ndarray, "n_final 3"]:
     """Offsets (0, y, x) of a frame's tokens, in cells of their own or of the latent's grid."""
     schedule = (*self.schedule, self.grid) if self.final_size else self.schedule
     scales = []

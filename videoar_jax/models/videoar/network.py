@@ -22,7 +22,7 @@ from videoar_jax.nn.splash import filled_length
 from videoar_jax.parallel.rules import constrain, is_for_tpu, num_shards
 
 # Tokens, or text features from another network.
-Text = Int[Array, "b P"] | Float[Array, "b P c"]
+Text = Int[Array | np.ndarray, "b P"] | Float[Array | np.ndarray, "b P e"]
 
 _REMAT_POLICIES = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -30,7 +30,7 @@ _REMAT_POLICIES = {
 }
 
 
-def is_text(text: Text) -> Bool[Array, "b P"]:
+def is_text(text: Text) -> Bool[Array | np.ndarray, "b P"]:
   """Returns the mask of text; a token of 0, or a feature of zeros, is padding."""
   return text != 0 if text.ndim == 2 else jnp.any(text != 0, axis=-1)
 
@@ -232,7 +232,7 @@ class Generator(nnx.Module):
     table = constrain(self.scale_embedding.table[...], (None, None))
     return x + table[scales].astype(x.dtype)
 
-  def angles(self, positions: Int[Array, "l 3"]) -> Float[Array, "l p"] | None:
+  def angles(self, positions: Float[Array | np.ndarray, "l 3"]) -> Float[Array, "l p"] | None:
     """Returns rotary angles, or None with learned positions."""
     config = self.config
     if config.positions != "rope":

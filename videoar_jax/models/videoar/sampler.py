@@ -129,7 +129,7 @@ class Model:
     seed: int = 0,
     *,
     image: UInt8[np.ndarray, "*b H W 3"] | None = None,
-    video: UInt8[np.ndarray, "*b f H W 3"] | None = None,
+    video: UInt8[np.ndarray, "*b u H W 3"] | None = None,
     window: int | None = None,
     overlap_frames: int | None = None,
     sample_ids: Sequence[int] | None = None,
@@ -171,7 +171,7 @@ class Model:
 
   def extend(
     self,
-    clips: UInt8[np.ndarray, "b f H W 3"],
+    clips: UInt8[np.ndarray, "b u H W 3"],
     prompts: list[str],
     num_frames: int,
     seed: int = 0,
@@ -227,7 +227,7 @@ class Model:
     seed: int = 0,
     *,
     image: UInt8[np.ndarray, "*b H W 3"] | None = None,
-    video: UInt8[np.ndarray, "*b f H W 3"] | None = None,
+    video: UInt8[np.ndarray, "*b u H W 3"] | None = None,
     window: int | None = None,
     **settings: Any,
   ) -> Iterator[UInt8[np.ndarray, "b f H W 3"]]:

@@ -2,14 +2,16 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt8
 
 from videoar_jax.models.videoar.corruption import corrupt
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator, Text
 
 
-def cross_entropy(logits: Float[Array, "*b"], labels: Float[Array, "*b"]) -> Float[Array, "*b"]:
+def cross_entropy(
+  logits: Float[Array, "*b"], labels: Float[Array, "*b"] | UInt8[Array, "*b"]
+) -> Float[Array, "*b"]:
   """Returns the cross-entropy of each bit, in nats: `log(1 + e^x) - x y`."""
   return jax.nn.softplus(logits) - logits * labels
 

@@ -84,7 +84,7 @@ class GeneratorTask:
     config: GeneratorConfig,
     layout: Layout,
     loss: GeneratorLossConfig,
-    tokenizer: Template,
+    tokenizer: Template | None,
     tokenizer_params: dict,
     text_encoder,
     sampling: dict,

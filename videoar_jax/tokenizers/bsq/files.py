@@ -87,7 +87,7 @@ def read_saved(folder: str | os.PathLike) -> Saved:
     )
   try:
     values = json.loads(path.read_text())
-    config = AutoencoderConfig(**values["config"])
+    config = AutoencoderConfig(**_as_tuples(values["config"]))
     # The first versions stored the scales beside the network's settings.
     if scales := values.get("schedule"):
       text = " ".join(f"{int(h)}x{int(w)}" for h, w in scales)
@@ -95,6 +95,13 @@ def read_saved(folder: str | os.PathLike) -> Saved:
     return Saved(config, values["source"])
   except (ValueError, TypeError, KeyError) as error:
     raise ValueError(f"{path} is damaged ({error!r}); convert the checkpoint again") from error
+
+
+def _as_tuples(value):
+  """Turns JSON's lists back into tuples."""
+  if isinstance(value, dict):
+    return {name: _as_tuples(each) for name, each in value.items()}
+  return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def read_params(folder: str | os.PathLike) -> tuple[Saved, dict]:

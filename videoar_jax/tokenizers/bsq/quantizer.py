@@ -27,8 +27,8 @@ class Quantized(NamedTuple):
     quantization_error: the input minus the codes of all scales, `[..., h, w, d]`.
   """
 
-  bits: list[UInt8[Array, "*b y x d"]]
-  normalized: list[Float[Array, "*b y x d"]]
+  bits: list[UInt8[Array, "*b _y _x d"]]
+  normalized: list[Float[Array, "*b _y _x d"]]
   quantized: Float[Array, "*b h w d"]
   quantization_error: Float[Array, "*b h w d"]
 
@@ -77,7 +77,7 @@ def quantize(
   return Quantized(all_bits, all_normalized, total, residual)
 
 
-def dequantize(bits: list[UInt8[Array, "*b y x d"]]) -> Float[Array, "*b h w d"]:
+def dequantize(bits: list[UInt8[Array, "*b _y _x d"]]) -> Float[Array, "*b h w d"]:
   """Returns the accumulated codes of all scales on the grid of the last one."""
   size = tuple(bits[-1].shape[-3:-1])
   return sum(linear_resize(bits_to_codes(scale), size) for scale in bits)

@@ -244,7 +244,7 @@ class TokenizerTask:
       return decoder.unfold(nnx.merge(graphdef, {**params, "kernel": kernel})(hidden)[0])
 
     _, by_kernel = jax.vjp(pixels, params["kernel"])
-    return adversarial.adaptive_weight(by_kernel(grad_rec)[0], by_kernel(grad_adv)[0])
+    return adversarial.adaptive_weight(by_kernel(grad_rec)[0][...], by_kernel(grad_adv)[0][...])
 
   def draw_num_scales(self, key, batch_size: int):
     """Draws how many scales each clip is decoded from, `[b]`: all, or a random number."""

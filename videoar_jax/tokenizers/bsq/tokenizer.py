@@ -21,7 +21,7 @@ class Codes:
     quantized: the accumulated codes `[b, t, h, w, d]`, what the decoder takes.
   """
 
-  bits: list[UInt8[Array, "b t y x d"]]
+  bits: list[UInt8[Array, "b t _y _x d"]]
   quantized: Float[Array, "b t h w d"]
 
 
@@ -56,8 +56,8 @@ class Tokenizer:
     return self.autoencoder.config
 
   def encode(
-    self, video: Float[Array, "b f H W 3"], chunk: int | None = None
-  ) -> Float[Array, "b t h w d"]:
+    self, video: Float[Array | np.ndarray, "b f H W 3"], chunk: int | None = None
+  ) -> Float[Array | np.ndarray, "b t h w d"]:
     """Encodes a clip in [-1, 1], without quantizing.
 
     Args:
@@ -76,7 +76,7 @@ class Tokenizer:
     return _in_chunks(self.encode_chunk, video, ends, num_latents)
 
   def encode_chunk(
-    self, video: Float[Array, "b f H W 3"], state: State | None = None
+    self, video: Float[Array | np.ndarray, "b f H W 3"], state: State | None = None
   ) -> tuple[Float[Array, "b t h w d"], State]:
     """Encodes the next frames of a clip; all chunks together give the latents of the whole clip.
 
@@ -91,7 +91,7 @@ class Tokenizer:
     tau, p = self.config.temporal_stride, self.config.patch_size
     if state is not None and (num_frames < tau or num_frames % tau):
       raise ValueError(f"video: a later chunk has {tau} k frames, got {num_frames}")
-    self.config.latent_shape(num_frames + (state is not None), size)
+    self.config.latent_shape(num_frames + (state is not None), tuple(size))
     _check_state(state, (b, size[0] // p, size[1] // p))
     return self._encode_chunk(self.autoencoder, jnp.asarray(video), state)
 
@@ -101,7 +101,9 @@ class Tokenizer:
     if not jnp.issubdtype(video.dtype, jnp.floating):
       raise ValueError(f"video: needs floats in [-1, 1], got {video.dtype}; use pixels / 127.5 - 1")
 
-  def quantize(self, latents: Float[Array, "b t h w d"], schedule: Schedule | None = None) -> Codes:
+  def quantize(
+    self, latents: Float[Array | np.ndarray, "b t h w d"], schedule: Schedule | None = None
+  ) -> Codes:
     """Quantizes latents, each frame alone.
 
     Args:
@@ -120,8 +122,8 @@ class Tokenizer:
     return Codes(quantized.bits, quantized.quantized)
 
   def decode(
-    self, latents: Float[Array, "b t h w d"], chunk: int | None = None
-  ) -> Float[Array, "b f H W 3"]:
+    self, latents: Float[Array | np.ndarray, "b t h w d"], chunk: int | None = None
+  ) -> Float[Array | np.ndarray, "b f H W 3"]:
     """Decodes accumulated codes to a clip in [-1, 1].
 
     Args:
@@ -138,7 +140,7 @@ class Tokenizer:
     return _in_chunks(self.decode_chunk, latents, _chunk_ends(num_latents, chunk), num_frames)
 
   def decode_chunk(
-    self, latents: Float[Array, "b t h w d"], state: State | None = None
+    self, latents: Float[Array | np.ndarray, "b t h w d"], state: State | None = None
   ) -> tuple[Float[Array, "b f H W 3"], State]:
     """Decodes the next latent frames of a clip; each becomes tau frames, the first of a clip one.
 
