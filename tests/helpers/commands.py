@@ -18,14 +18,21 @@ TINY_TOKENIZER = [
   "--config.data.num_frames=5",
   "--config.tokenizer.patch_size=2",
   "--config.tokenizer.base_channels=4",
-  "--config.tokenizer.multipliers=(1,2,2)",
+  "--config.tokenizer.multipliers=(1,2)",
+  "--config.tokenizer.strides=((2,2),)",
   "--config.tokenizer.num_groups=2",
   "--config.tokenizer.schedule=1 2 4",
   "--config.report.num_clips=4",
 ]
-# The quickstart at that size.
+# The quickstart at that size. Images keep Muon, whose program is the larger one.
 TINY = [
   *TINY_TOKENIZER,
+  "--config.generator.num_layers=2",
+  "--config.generator.d_model=32",
+  "--config.generator.head_dim=16",
+  "--config.generator.mlp_dim=64",
+  "--config.stage.tokenizer.loop.optimizer.kind=adamw",
+  "--config.stage.generator.loop.optimizer.kind=adamw",
   "--config.tokenizer.num_bits=8",
   "--config.report.num_prompts=4",
   "--config.stage.images.loop.num_steps=4",
@@ -73,6 +80,19 @@ def run(arguments, num_devices=1, **kwargs):
     timeout=600,
     **kwargs,
   )
+
+
+def run_until(text, arguments):
+  """Runs a command until it prints a text, and kills it; returns the line."""
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+  with subprocess.Popen(arguments, cwd=REPOSITORY, env=environment(), **pipes) as process:
+    lines = []
+    for line in process.stdout:
+      lines.append(line)
+      if text in line:
+        process.kill()
+        return line
+  raise AssertionError("".join(lines)[-3000:])
 
 
 def losses(workdir):

@@ -66,7 +66,7 @@ def make_room(caches, length: int):
 def attend_cached(
   query: Float[Array, "b q n k"],
   seen: Sequence[Cache],
-  masks: Sequence[Bool[Array | np.ndarray, "#b #q l"] | None],
+  masks: Sequence[Bool[Array | np.ndarray, "#b #q _l"] | None],
 ) -> Float[Array, "b q n k"]:
   """Softmax attention to several caches of one layer, without concatenating them.
 

@@ -71,7 +71,7 @@ def lpips(
   return total.reshape(batch)
 
 
-def _features(params: Params, x: Float[Array, "n H W 3"]) -> list[Float[Array, "n h w c"]]:
+def _features(params: Params, x: Float[Array, "n H W 3"]) -> list[Float[Array, "n _h _w _c"]]:
   """Returns the output of each block of VGG16."""
   result, i = [], 0
   for block in _BLOCKS:
