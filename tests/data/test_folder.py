@@ -268,7 +268,7 @@ def test_another_video_stands_in_for_one_that_fails_later(tmp_path, caplog, cach
     shown = [frame_numbers(source[i]["video"])[0] for i in range(6)]
   assert shown == [0, 2, 2, 0, 2, 2]
   assert [source[i]["caption"] for i in range(3)] == [tmp_path.name] * 3
-  assert [file for file, _ in source.skipped] == ["b.mp4"] and caplog.text.count("stand in") == 1
+  assert [file for file, _ in source.skipped] == ["b.mp4"] and caplog.text.count("replaced by") == 1
   if cache_bytes == 0:
     for name in "ac":
       (tmp_path / f"{name}.mp4").unlink()

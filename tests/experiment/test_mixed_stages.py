@@ -196,7 +196,7 @@ def test_networks_that_cannot_serve_all_stages_are_named():
   for name, value in (("context", "full_frame"), ("positions", "learned")):
     values = make_mixed_config()
     values.generator[name] = value
-    with pytest.raises(ValueError, match=rf"generator\.{name}='{value}' has one"):
+    with pytest.raises(ValueError, match=rf"generator\.{name}='{value}' needs"):
       parse.finalize(values)
 
 

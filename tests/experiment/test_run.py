@@ -76,11 +76,11 @@ def test_a_mesh_that_would_change_the_batches_of_a_mixture_is_named(tmp_path, mo
   (tmp_path / "run.json").write_text(json.dumps({"meshes": dict.fromkeys(names, mesh)}))
   check_mixtures(stages)  # No stage has begun.
   monkeypatch.setattr(Stages, "latest_step", lambda self, stage: 4)
-  with pytest.raises(ValueError, match=r"stage\.I\.mixture began with .* = 8, .* others with 1"):
+  with pytest.raises(ValueError, match=r"stage\.I\.mixture began with .* = 8, .* differ with 1"):
     check_mixtures(stages)
   # As it was when all stages had one mesh.
   (tmp_path / "run.json").write_text(json.dumps({"mesh": mesh}))
-  with pytest.raises(ValueError, match=r"stage\.I\.mixture began with .* = 8, .* others with 1"):
+  with pytest.raises(ValueError, match=r"stage\.I\.mixture began with .* = 8, .* differ with 1"):
     check_mixtures(stages)
   (tmp_path / "run.json").write_text(json.dumps({"meshes": dict.fromkeys(names, mesh | other)}))
   check_mixtures(stages)
@@ -90,7 +90,11 @@ def test_a_mesh_that_would_change_the_batches_of_a_mixture_is_named(tmp_path, mo
   ("section", "settings", "message"),
   [
     ("generator", {"num_heads": 3, "num_kv_heads": 3}, r"generator\.num_heads=3 does not divide"),
-    ("stage.II.mesh", {"fsdp": 3}, r"stage\.II\.mesh: .*needs a multiple of .* as in config\.mesh"),
+    (
+      "stage.II.mesh",
+      {"fsdp": 3},
+      r"stage\.II\.mesh: .*needs a multiple .* from config\.mesh",
+    ),
     ("stage.II.mesh", {"fsdp": -1, "data": -1}, r"stage\.II\.mesh: .*one may be -1"),
   ],
 )

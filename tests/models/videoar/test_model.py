@@ -328,8 +328,9 @@ def test_a_sequence_is_split_over_devices_and_attention_by_heads(attention, num_
 def test_a_sequence_and_heads_are_split_together():
   """On four devices, in another process."""
   folder = pathlib.Path(__file__).parent
+  paths = [str(folder.parents[1] / "helpers"), str(folder)]
   lines = (
-    f"import sys; sys.path.insert(0, {str(folder)!r})",
+    f"import sys; sys.path[:0] = {paths!r}",
     "from test_model import check_split",
     "check_split('blocked', 2, 1.5, sequence=2, tensor=2)",
   )
