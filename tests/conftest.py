@@ -13,8 +13,8 @@ os.environ["XLA_FLAGS"] = (
 
 import jaxtyping
 
-# Annotations of shapes and types are checked at every call of the package's functions.
-jaxtyping.install_import_hook("videoar_jax", "type_checks.check")
+# Annotations of shapes and types are checked at every call of these packages' functions.
+jaxtyping.install_import_hook(["videoar_jax.parallel"], "type_checks.check")
 
 import jax
 import jax.numpy as jnp

@@ -17,9 +17,10 @@ from videoar_jax.evals.media import write_mp4
 from videoar_jax.experiment import load, parse
 from videoar_jax.interop import weights
 from videoar_jax.tokenizers import lpips
+from videoar_jax.tokenizers.base import Tokenizer
 from videoar_jax.tokenizers.bsq import files
 from videoar_jax.tokenizers.bsq.quantizer import quantize
-from videoar_jax.tokenizers.bsq.tokenizer import Codes, Tokenizer
+from videoar_jax.tokenizers.bsq.tokenizer import Codes
 
 OFFSET = 10  # By which the fake tokenizer brightens.
 SCHEDULE = ((1, 1), (2, 2))
@@ -27,8 +28,6 @@ SCHEDULE = ((1, 1), (2, 2))
 
 class BrighteningTokenizer(Tokenizer):
   """Returns slightly brighter clips; its bits are unrelated to them."""
-
-  config = None
 
   def __init__(self, config):
     self.config = config

@@ -15,9 +15,8 @@ from videoar_jax.evals import curves, report, scores
 from videoar_jax.experiment.schema import RunConfig
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.base import Curves
-from videoar_jax.models.videoar.sampler import Model
 from videoar_jax.text.tokenizers import ByteTokenizer
-from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
+from videoar_jax.tokenizers.base import Tokenizer
 
 GENERATOR_CURVES = Curves("bits", {"bit_accuracy/scale_0": "1x1"}, chance=0.5)
 NUM_FRAMES = 9
@@ -42,7 +41,7 @@ class BrighteningTokenizer(Tokenizer):
     return latents + OFFSET / 127.5
 
 
-class ForgetfulModel(Model):
+class ForgetfulModel:
   """Shows what prompts ask for, except for the first ones, which get an empty clip."""
 
   def __init__(self, source, num_wrong):

@@ -10,6 +10,7 @@ from configs import ablation, quickstart, tokenizer_ucf101, videoar_t2v, videoar
 from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.experiment.defaults import complete, default_config, mixture_part
 from videoar_jax.experiment.parse import finalize
+from videoar_jax.models.base import Family
 from videoar_jax.models.families import FAMILIES
 from videoar_jax.tokenizers.bsq.task import AdversarialConfig
 from videoar_jax.train.config import LoopConfig
@@ -200,7 +201,7 @@ class OtherLoss:
   noise: float = 0.1
 
 
-class Other:
+class Other(Family):
   """A family with what configs need."""
 
   tokenizer = "bsq"

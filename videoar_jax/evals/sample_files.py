@@ -13,7 +13,7 @@ _SHEET_ROWS = 64  # The first clips only, so that the image does not get too lar
 
 
 def write_frames(
-  folders: list[pathlib.Path], parts: Iterable[UInt8[np.ndarray, "n f H W 3"]]
+  folders: list[pathlib.Path], parts: Iterable[UInt8[np.ndarray, "n _f H W 3"]]
 ) -> UInt8[np.ndarray, "n f H W 3"]:
   """Writes the frames of clips as they arrive, a folder per clip; returns all frames.
 

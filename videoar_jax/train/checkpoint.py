@@ -198,7 +198,7 @@ class Checkpointer:
   def _read_item(self, name: str, abstract: dict, step: int) -> dict:
     return self._restore(step, {name: abstract})[name]
 
-  def _restore(self, step: int, abstract: dict[str, dict], **others) -> ocp.args.Composite:
+  def _restore(self, step: int, abstract: dict[str, dict], **others) -> dict:
     """Returns parts of a checkpoint, by their current names."""
     stored = {name: self._stored_name(name, step) for name in abstract}
     items = {}

@@ -1,6 +1,7 @@
 """Loss and metrics on held-out batches during training."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ class Evaluator:
     batches: this process's shard of each batch, all of one shape.
   """
 
-  def __init__(self, trainer: Trainer, batches: list[dict[str, np.ndarray]]):
+  def __init__(self, trainer: Trainer, batches: Sequence[dict[str, np.ndarray]]):
     self._trainer = trainer
     key = jax.random.fold_in(trainer.key, 4)
     self._batches = [
