@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on(folder, prepared, tmp_path, monkeypatch):
     make_source(DataConfig(source="shards", path=str(out), num_frames=1), "train")
   kept = {path: path.stat().st_mtime_ns for path in done if path.is_file()}
   done.clear()
-  (out / "clips-00002-of-00004.array_record.0a.partial").write_text("left by SIGKILL")
+  (out / "clips-00002-of-00004.array_record.0000000a.partial").write_text("left by SIGKILL")
   assert command.main(arguments) == 0
   assert not list(out.glob("*.partial"))
   assert len(done) == 2 and kept == {path: path.stat().st_mtime_ns for path in kept}

@@ -29,7 +29,7 @@ def test_a_config_that_leaves_fields_out_is_the_same_as_one_that_sets_their_defa
   (tmp_path / "config.json").write_text(json.dumps(config))
   assert check_same_config(complete(config), tmp_path) == []
   saved = complete(config).to_dict()
-  del saved["family"], saved["stage"]["I"]["loop"]["log_every"], saved["stage"]["II"]["init"]
+  del saved["stage"]["I"]["loop"]["log_every"], saved["stage"]["II"]["init"]
   (tmp_path / "config.json").write_text(json.dumps(saved))
   assert check_same_config(complete(config), tmp_path) == []
   config["stage"]["I"]["init"] = {"temporal": "random"}
