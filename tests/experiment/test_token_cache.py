@@ -182,7 +182,8 @@ def test_an_encoding_that_was_killed_goes_on(encoding, stages, tmp_path):
   assert index.missing(tmp_path / "cut") == [2, 3, 4]
   first = index.path(tmp_path / "cut", 0)
   written = first.stat().st_mtime_ns
-  (tmp_path / "cut" / f"{index.path(tmp_path, 2).name}.0000000a.partial").write_text("left by SIGKILL")
+  left = tmp_path / "cut" / f"{index.path(tmp_path, 2).name}.0000000a.partial"
+  left.write_text("left by SIGKILL")
   token_cache.encode(tmp_path / "cut", index, source, *rest)
   assert first.stat().st_mtime_ns == written
   files = sorted(path.name for path in (tmp_path / "whole").iterdir())

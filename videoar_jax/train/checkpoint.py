@@ -28,9 +28,7 @@ _OPTIONAL = ("ema", "discriminator", "anomaly")
 # Names that parts, and entries of parts, had in checkpoints of the first versions.
 _FORMER = {"discriminator": "rival", "anomaly": "guard", "lecam_ema": "averages"}
 _DAMAGED = "CHECKPOINT OF STEP %d IN %s IS DAMAGED (%s); falling back to step %d"
-
 T = TypeVar("T")
-
 _opened = itertools.count(1)  # Counts folders opened for writing; the same in all processes.
 
 
