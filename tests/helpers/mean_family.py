@@ -29,8 +29,10 @@ class MeanLoss:
 
 @dataclasses.dataclass(frozen=True)
 class MeanSampling:
-  """Attributes:
-  brightness: factor of the latents.
+  """Settings of sampling.
+
+  Attributes:
+    brightness: factor of the latents.
   """
 
   brightness: float = 1.0

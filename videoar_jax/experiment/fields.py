@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 import re
 import types
 import typing
@@ -97,14 +98,14 @@ def check_names(values: dict, known: tuple[str, ...], path: str) -> None:
 
 def attribute_docs(cls: type) -> dict[str, str]:
   """Returns the attributes' descriptions in a dataclass's docstring, by their names in configs."""
-  _, _, text = (cls.__doc__ or "").partition("Attributes:\n")
+  _, _, text = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
   docs: dict[str, str] = {}
   names: list[str] = []
   for line in text.splitlines():
-    entry = re.match(r"    (\w+(?:, \w+)*): (.+)", line)
+    entry = re.match(r"  (\w+(?:, \w+)*): (.+)", line)
     if entry:
       names = entry[1].split(", ")
       docs |= dict.fromkeys(names, entry[2])
-    elif line.startswith("      "):
+    elif line.startswith("    "):
       docs |= {name: f"{docs[name]} {line.strip()}" for name in names}
   return {name.rstrip("_"): text for name, text in docs.items()}
