@@ -171,8 +171,7 @@ class VideoAR:
     """See `Family`."""
     layout = layout_of(run, stage.data)
     halves = 2 if work.is_guided(run, layout) else 1
-    num_steps = 1 + work.num_decoding_steps(layout)
-    return num_steps, halves * batch_size * forward_flops(run.generator, layout)
+    return 1 + layout.num_steps, halves * batch_size * forward_flops(run.generator, layout)
 
   def sampling_program(self, run, stage, template, mesh, num_clips: int, dtype) -> SamplingProgram:
     """See `Family`."""

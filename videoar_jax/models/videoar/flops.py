@@ -35,20 +35,6 @@ def training_flops(config: GeneratorConfig, layout: Layout, window: int | None =
   return 3 * forward_flops(config, layout, window) - 2 * unneeded * config.d_model
 
 
-def parameter_bytes(config: GeneratorConfig, layout: Layout) -> int:
-  """Returns the bytes of the float32 parameters, which a step reads at least once."""
-  m, k = config.d_model, config.head_dim
-  n, g = config.num_heads, config.num_kv_heads
-  norms = 2 * m + (2 * k if config.has_qk_norm else 0)
-  block = m * k * (2 * n + 2 * g) + 3 * m * config.mlp_dim + norms
-  num_kinds = layout.num_scales + (layout.final_size > 0)
-  num_features = config.num_bits * (2 if layout.prev_frame_input == "all_scales" else 1)
-  positions = layout.length if config.positions == "learned" else 0
-  inputs = config.vocabulary_size + config.text_dim + num_features
-  rows = inputs + num_kinds + 1 + positions + 1 + config.num_bits
-  return 4 * (config.num_layers * block + rows * m)
-
-
 def visible_pairs(mask: BlockCausalMask) -> int:
   """Returns how many pairs (query, key) a mask allows, padding and dropped frames included."""
   first, end = mask.own

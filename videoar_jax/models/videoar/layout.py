@@ -86,6 +86,12 @@ class Layout:
     return self.scale_sizes[-1] if self.context == "full_frame" else 0
 
   @property
+  def num_steps(self) -> int:
+    """Calls of the transformer that decode a clip: one per block of tokens, without the text."""
+    num_latents = self.num_frames - 1 if self.final_size else 0
+    return self.num_frames * self.num_scales + num_latents
+
+  @property
   def frame_stride(self) -> int:
     """Tokens from the start of a frame to the start of the next."""
     return self.frame_size + self.final_size

@@ -116,11 +116,10 @@ class Model:
     Args:
       num_frames: pixel frames of the clip; None for as many as trained.
     """
-    frames = self.layout.num_frames
-    if num_frames is not None:
-      frames = self.requests.check_frames(num_frames)
-    num_finals = frames - 1 if self.layout.final_size else 0
-    return 1 + frames * self.layout.num_scales + num_finals
+    if num_frames is None:
+      return 1 + self.layout.num_steps
+    num_latents = self.requests.check_frames(num_frames)
+    return 1 + dataclasses.replace(self.layout, num_frames=num_latents).num_steps
 
   def sample(
     self,

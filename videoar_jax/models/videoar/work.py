@@ -93,12 +93,6 @@ def _activations_sent(
   return config.num_layers * (sums + passes * tokens * parts * _BYTES[config.dtype])
 
 
-def num_decoding_steps(layout: Layout) -> int:
-  """Returns how often the transformer runs for a clip, not counting the prompt."""
-  finals = (layout.num_frames - 1) * (layout.final_size > 0)
-  return layout.num_frames * layout.num_scales + finals
-
-
 def is_guided(run: Run, layout: Layout) -> bool:
   """Returns whether clips are decoded with classifier-free guidance."""
   table = guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
@@ -174,12 +168,12 @@ def _sampling_work(
   split, cached = (jax.tree.map(lambda x: x.sharding, tree) for tree in (params, cache))
   cache_bytes = device_bytes(cache, cached)
   used, gathered = gathered_bytes(params, split)
-  sizes, finals = layout.scale_sizes, (layout.num_frames - 1) * (layout.final_size > 0)
-  num_steps = num_decoding_steps(layout)
+  sizes, num_steps = layout.scale_sizes, layout.num_steps
+  num_latents = num_steps - layout.num_frames * layout.num_scales  # Complete ones, after frames.
   num_tokens = layout.length - layout.text_length
   length = jax.tree.leaves(cache)[0].shape[-2]
   own_pairs = sum(size * sum(sizes[: s + 1]) for s, size in enumerate(sizes))
-  pairs = num_tokens * length + layout.num_frames * own_pairs + finals * layout.final_size**2
+  pairs = num_tokens * length + layout.num_frames * own_pairs + num_latents * layout.final_size**2
   heads = config.num_heads * config.head_dim
   seen = visible_pairs(layout.mask())
   attention = 4 * config.num_layers * heads * (pairs - seen)
