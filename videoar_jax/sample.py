@@ -19,8 +19,9 @@ from videoar_jax.data.conditioning import read_image, read_video
 from videoar_jax.data.sources.folder import class_names
 from videoar_jax.evals.sample_files import Out, file_stems, write_frames
 from videoar_jax.experiment.command_line import Parser, check_out, parse_resolution, print_result
-from videoar_jax.experiment.fields import attribute_docs
+from videoar_jax.experiment.fields import attribute_docs, fields_of
 from videoar_jax.experiment.load import find_stage, load_model
+from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.base import Family
 from videoar_jax.models.families import FAMILIES
 from videoar_jax.models.request import BATCH_SIZE
@@ -40,10 +41,9 @@ def _run(options: argparse.Namespace) -> str:
     ValueError, FileNotFoundError: there is no model, or it does not support the request.
     OSError: a file cannot be written.
   """
-  prompts = _check(options)
   features = getattr(options, "text_features", None)
   run, stage = find_stage(options.workdir, "generator", features)
-  _check_family(options, run.family)
+  prompts = _check(options, run, stage)
   frame_rate = stage.data.frame_rate
   use_compilation_cache()
   resolution = getattr(options, "resolution", None)
@@ -165,18 +165,15 @@ def _is_of(hint, kind: type) -> bool:
 
 def _settings_of(options: argparse.Namespace) -> dict[str, Any]:
   """Returns the settings that flags set."""
-  names = {
-    field.name for family in FAMILIES.values() for field in dataclasses.fields(family.sampling)
-  }
+  names = {name for family in FAMILIES.values() for name in fields_of(family.sampling)}
   return {name: value for name, value in vars(options).items() if name in names}
 
 
 def _check_family(options: argparse.Namespace, family: Family) -> None:
   """Raises ValueError if a flag belongs to another family, or its value is invalid."""
-  known = {field.name for field in dataclasses.fields(family.sampling)}
-  for name in _settings_of(options).keys() - known:
+  for name in _settings_of(options).keys() - fields_of(family.sampling).keys():
     own = next(key for key, other in FAMILIES.items() if other is family)
-    owner = next(key for key, other in FAMILIES.items() if hasattr(other.sampling, name))
+    owner = next(key for key, other in FAMILIES.items() if name in fields_of(other.sampling))
     raise ValueError(f"--{name} is a setting of {owner}, but the run's family is {own}; remove it")
   try:
     family.sampling(**_settings_of(options))
@@ -184,8 +181,8 @@ def _check_family(options: argparse.Namespace, family: Family) -> None:
     raise ValueError(f"--{error}") from error
 
 
-def _check(options: argparse.Namespace) -> list[str]:
-  """Checks flags before a model is loaded, which takes seconds; returns the prompts.
+def _check(options: argparse.Namespace, run: RunConfig, stage: StageConfig) -> list[str]:
+  """Checks flags before the model is loaded, which takes seconds; returns the prompts.
 
   Raises:
     ValueError: names the flag and the fix.
@@ -194,18 +191,14 @@ def _check(options: argparse.Namespace) -> list[str]:
     raise ValueError(f"--num_samples={options.num_samples} must be at least 1")
   if not 0 <= options.seed < 2**32:
     raise ValueError(f"--seed={options.seed} must be in [0, 2^32)")
-  settings = _settings_of(options)
-  for family in FAMILIES.values():
-    if settings.keys() <= {field.name for field in dataclasses.fields(family.sampling)}:
-      _check_family(options, family)
+  _check_family(options, run.family)
   if options.resize and not (hasattr(options, "image") or hasattr(options, "video")):
     raise ValueError("--resize: there is nothing to resize; add --image or --video")
   if options.multi_shot and options.stream:
     raise ValueError("--multi_shot and --stream exclude each other; leave one out")
   check_out(pathlib.Path(options.out))
   if hasattr(options, "class_id"):
-    features = getattr(options, "text_features", None)
-    return [_class_name(options.workdir, number, features) for number in options.class_id]
+    return [_class_name(options.workdir, run, stage, number) for number in options.class_id]
   if hasattr(options, "prompts_file"):
     return _read_prompts(options.prompts_file)
   return options.prompt
@@ -235,13 +228,12 @@ def _read_prompts(path: str) -> list[str]:
   return prompts
 
 
-def _class_name(workdir: str, number: int, text_features: str | None) -> str:
+def _class_name(workdir: str, run: RunConfig, stage: StageConfig, number: int) -> str:
   """Returns the prompt of a class: a name in the config, or a folder of the data.
 
   Raises:
     ValueError: there are no classes, or not that many.
   """
-  run, stage = find_stage(workdir, "generator", text_features)
   names, data = list(run.text.classes), stage.data
   if not names and data.source != "folder":
     raise ValueError(f"--class_id: the run in {workdir} has no classes; use --prompt")

@@ -1,6 +1,7 @@
 """A minimal family: from a prompt it predicts each frame's mean latent, and decodes that."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +101,7 @@ class Model:
 class Mean:
   tokenizer, network, loss, sampling = "bsq", MeanConfig, MeanLoss, MeanSampling
   sizes, derived, batch_fields = {}, ("vocabulary_size", "shape"), ()
-  headline = {"mean_error": "error {:.3f}"}  # noqa: RUF012
+  headline = types.MappingProxyType({"mean_error": "error {:.3f}"})
 
   def network_config(self, values, tokenizer, text):
     return values | {"vocabulary_size": text.encoder.vocabulary_size, "shape": (3, 4)}

@@ -13,7 +13,6 @@ from videoar_jax.experiment.command_line import parse_resolution, read_config
 from videoar_jax.experiment.inputs import Batches
 from videoar_jax.experiment.load import load_tokenizer
 from videoar_jax.experiment.parse import finalize
-from videoar_jax.models.base import ClipShape
 from videoar_jax.models.families import FAMILIES
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import roofline
@@ -31,9 +30,7 @@ def tokenizer_table(options: argparse.Namespace) -> str:
     ValueError: a flag is impossible, or there is no tokenizer.
   """
   resolution = parse_resolution(options.resolution)
-  for name in ("batch_size", "repeats", "num_frames"):
-    if getattr(options, name) < 1:
-      raise ValueError(f"--{name}={getattr(options, name)} must be at least 1")
+  _check_counts(options, "num_frames")
   if hasattr(options, "tokenizer"):
     module = load_tokenizer(options.tokenizer).autoencoder
   else:
@@ -136,8 +133,8 @@ def sample_table(options: argparse.Namespace) -> str:
   return "\n".join(lines)
 
 
-def _check_counts(options: argparse.Namespace) -> None:
-  for name in ("batch_size", "repeats"):
+def _check_counts(options: argparse.Namespace, *more: str) -> None:
+  for name in ("batch_size", "repeats", *more):
     if getattr(options, name) < 1:
       raise ValueError(f"--{name}={getattr(options, name)} must be at least 1")
 
@@ -183,7 +180,7 @@ def training_table(options: argparse.Namespace) -> str:
   with jax.set_mesh(mesh):
     seconds = roofline.interleave(calls, options.repeats)
   limit = calls["product"].amount / seconds["product"]
-  num_tokens = run.family.num_tokens(run, ClipShape(stage.data.num_frames, stage.data.resolution))
+  num_tokens = run.num_tokens(stage, stage.shape)
   num_bytes = sum(x.nbytes for x in jax.tree.leaves(state["params"]))
   lines = [
     f"{grid[0]} latent frames, {num_tokens} tokens, batches of {b}, {config.dtype}, "

@@ -28,13 +28,22 @@ class Batches:
   run: RunConfig
   mesh: Mesh
 
-  def iterator(self, stage: StageConfig, sources: list, seed: int, **reading):
+  def iterator(
+    self,
+    stage: StageConfig,
+    sources: list,
+    seed: int,
+    mixture: Mixture | None = None,
+    **reading: int,
+  ):
     """Returns an iterator over this process's part of a stage's batches.
 
     Args:
       stage: the stage.
       sources: one for each of `stage.source_data`, or only the latents of a cache.
       seed: of the order.
+      mixture: as `mixture` returns it for the same arguments; None makes one if there are several
+        shapes or sources.
       **reading: `num_threads` or `prefetch`, instead of the config's.
     Raises:
       ValueError: batches cannot be made, or a shape would never get one.
@@ -42,7 +51,7 @@ class Batches:
     reading = {name: getattr(stage.data, name) for name in ("num_threads", "prefetch")} | reading
     part, num_parts = process_shard(self.mesh)
     processes = {"process_index": part, "process_count": num_parts}
-    mixture = self.mixture(stage, sources, seed)
+    mixture = self.mixture(stage, sources, seed) if mixture is None else mixture
     if mixture is not None:
       return mixture.iterator(**processes, **reading)
     return make_iterator(
@@ -118,17 +127,14 @@ class Batches:
       batches = [next(iterator) for _ in range(num_batches)]
     return [{name: batch[name] for name in batch if name != "id"} for batch in batches]
 
-  def tell_of(self, stage: StageConfig, mixture: Mixture) -> None:
+  def log_mixture(self, stage: StageConfig, mixture: Mixture) -> None:
     """Logs what a stage draws from its mixture, and which of its shapes have uneven batches."""
     _log_drawn(stage.name, mixture.drawn(0, stage.loop.num_steps))
     self.warn_of_uneven(stage, mixture)
 
   def warn_of_uneven(self, stage: StageConfig, mixture: Mixture) -> None:
     """Warns about shapes with more or fewer tokens per batch than the stage asks for."""
-    if not stage.mixture:
-      return
-    own = ClipShape(stage.data.num_frames, stage.data.resolution)
-    budget = stage.loop.batch_size * self.run.num_tokens(stage, own)
+    budget = stage.loop.batch_size * self.run.num_tokens(stage, stage.shape)
     fixed = {shape for part in stage.mixture if part.batch_size for shape in part.shapes}
     for (frames, height, width), rows in mixture.shapes:
       shape = ClipShape(frames, (height, width))

@@ -67,19 +67,17 @@ def _find(config: ConfigDict, name: str) -> tuple[ConfigDict, str]:
   """
   if new_name(name) is not None:
     raise ValueError(f"config.{name} is now config.{new_name(name)}")
-  *sections, field = parts = name.split(".")
-  section = config
+  parts = name.split(".")
+  found, section = config, config
   for i, part in enumerate(parts):
     path = ".".join(("config", *parts[:i]))
-    if not isinstance(section, ConfigDict):
+    if not isinstance(found, ConfigDict):
       raise ValueError(f"{path} is a value and has no fields; set it or another field")
-    check_names({part: None}, tuple(section), path)
-    section = section[part]
-  if isinstance(section, ConfigDict):
+    check_names({part: None}, tuple(found), path)
+    section, found = found, found[part]
+  if isinstance(found, ConfigDict):
     raise ValueError(f"config.{name} is a section; set its fields, config.{name}.FIELD")
-  for part in sections:
-    config = config[part]
-  return config, field
+  return section, parts[-1]
 
 
 def _raw(section: ConfigDict, field: str):

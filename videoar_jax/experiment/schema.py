@@ -164,10 +164,15 @@ class StageConfig:
   mixture: tuple[PartConfig, ...] = ()
 
   @property
+  def shape(self) -> ClipShape:
+    """That of the clips of `data`."""
+    return ClipShape(self.data.num_frames, self.data.resolution)
+
+  @property
   def shapes(self) -> tuple[ClipShape, ...]:
     """Those of its clips."""
     shapes = [shape for part in self.mixture for shape in part.shapes]
-    return tuple(shapes) or (ClipShape(self.data.num_frames, self.data.resolution),)
+    return tuple(shapes) or (self.shape,)
 
   @property
   def source_data(self) -> list[DataConfig]:
@@ -234,8 +239,7 @@ class RunConfig:
     """
     if part.batch_size is not None:
       return part.batch_size
-    own = ClipShape(stage.data.num_frames, stage.data.resolution)
-    tokens = stage.loop.batch_size * self.num_tokens(stage, own)
+    tokens = stage.loop.batch_size * self.num_tokens(stage, stage.shape)
     rows = tokens // self.num_tokens(stage, shape)
     return max(rows // num_shards, 1) * num_shards
 

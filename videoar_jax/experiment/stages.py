@@ -173,10 +173,10 @@ class Stages(StageCheckpoints):
       check_fits(folder, index)
       train_sources = [LatentsSource(folder, index)]
     batches = Batches(self.run, self.mesh)
-    iterator = batches.iterator(stage, train_sources, seed)
     mixture = batches.mixture(stage, train_sources, seed)
     if mixture is not None:
-      batches.tell_of(stage, mixture)
+      batches.log_mixture(stage, mixture)
+    iterator = batches.iterator(stage, train_sources, seed, mixture)
     checkpointer = Checkpointer(
       self.checkpoints(stage),
       max_to_keep=loop.max_to_keep,

@@ -131,6 +131,7 @@ def _differing(section: dict, around: dict) -> dict:
 def write_facts(stages: StageCheckpoints) -> None:
   """Writes `run.json`: versions, devices, numbers of parameters."""
   run = stages.run
+  shapes = {stage.name: stages.module_template(stage).shapes for stage in run.stages}
   facts = {
     "command": sys.argv,
     "python": platform.python_version(),
@@ -138,17 +139,9 @@ def write_facts(stages: StageCheckpoints) -> None:
     "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     "devices": [str(device) for device in jax.devices()],
     "processes": jax.process_count(),
-    "meshes": {
-      stage.name: dict(stages.on_mesh_of(stage).mesh.shape) for stage in stages.run.stages
-    },
-    "parameters": {
-      stage.name: count_parameters(stages.module_template(stage).shapes)
-      for stage in stages.run.stages
-    },
-    "parameters_by_module": {
-      stage.name: count_by_module(stages.module_template(stage).shapes)
-      for stage in stages.run.stages
-    },
+    "meshes": {stage.name: dict(stages.on_mesh_of(stage).mesh.shape) for stage in run.stages},
+    "parameters": {name: count_parameters(tree) for name, tree in shapes.items()},
+    "parameters_by_module": {name: count_by_module(tree) for name, tree in shapes.items()},
     "latent_shape": run.tokenizer.latent_shape(run.data.num_frames, run.data.resolution),
   }
   if run.generator is not None:

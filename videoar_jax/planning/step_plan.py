@@ -123,8 +123,7 @@ def with_largest_shape(run: RunConfig, stage: StageConfig, num_shards: int) -> S
     stage: of the run.
     num_shards: parts that batches are split into.
   """
-  own = ClipShape(stage.data.num_frames, stage.data.resolution)
-  batch_sizes = {own: stage.loop.batch_size}
+  batch_sizes = {stage.shape: stage.loop.batch_size}
   if stage.mixture:
     batch_sizes = {
       shape: run.batch_size_of(stage, part, shape, num_shards)

@@ -2,7 +2,6 @@
 
 import jax
 
-from videoar_jax.models.base import ClipShape
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel.hardware import Chip
 from videoar_jax.parallel.traffic import axes_of, device_bytes
@@ -60,8 +59,7 @@ def _time_rows(plan: StepPlan, cost: estimate.Cost) -> list[tuple[str, str]]:
     ("clips a second", f"{clips / time:.3g}"),
   ]
   if stage.kind == "generator":
-    shape = ClipShape(stage.data.num_frames, stage.data.resolution)
-    tokens = clips * run.num_tokens(stage, shape)
+    tokens = clips * run.num_tokens(stage, stage.shape)
     rows.append(("tokens a second", f"{tokens / time:,.0f}"))
   days = stage.loop.num_steps * time / 86400
   return [*rows, (f"{stage.loop.num_steps} steps", f"{days:.3g} days")]

@@ -165,11 +165,11 @@ class Trainer:
       "discriminator": discriminator,
       "anomaly": state["anomaly"],
     }
-    is_bad, guard = anomaly.update(state["anomaly"], metrics, self.config.spike)
+    is_bad, bad_steps = anomaly.update(state["anomaly"], metrics, self.config.spike)
     if self.config.on_nan == "skip":
       kept = state | {"step": state["step"] + 1}
       new_state = jax.tree.map(lambda new, old: jnp.where(is_bad, old, new), new_state, kept)
-    return new_state | {"anomaly": guard}, metrics | {"num_bad": guard["num_bad"]}
+    return new_state | {"anomaly": bad_steps}, metrics | {"num_bad": bad_steps["num_bad"]}
 
   def _media(self, params, frozen, batch):
     return self.task.media(self.template.module(params), frozen, batch)

@@ -1,7 +1,9 @@
-"""Settings of the transformer."""
+"""Settings of the transformer and of sampling."""
 
 import dataclasses
+import math
 
+from videoar_jax.models.videoar.guidance import check_guidance
 from videoar_jax.nn.attention import BACKENDS
 from videoar_jax.parallel.rules import AnyMesh, ShardingError
 
@@ -90,6 +92,34 @@ class GeneratorConfig:
     for name, known in choices.items():
       if getattr(self, name) not in known:
         raise ValueError(f"generator.{name}={getattr(self, name)!r} must be in {known}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+  """Defaults of sampling.
+
+  Attributes:
+    guidance: scale of classifier-free guidance: a number, constant:NUMBER, ucf101 or t2v for the
+      paper's schedules, or a .json file with a table [latent frame, scale].
+    temperature: of each bit's distribution; 0 takes the likelier value.
+    top_p: a bit's value is never drawn if its probability is 1 - top_p or less.
+    window: earlier latent frames that a frame attends to, also in longer clips than those of
+      training; by default, as many as in training.
+  """
+
+  guidance: str = "constant:1"
+  temperature: float = 1.0
+  top_p: float = 1.0
+  window: int | None = None
+
+  def __post_init__(self):
+    if not (math.isfinite(self.temperature) and self.temperature >= 0):
+      raise ValueError(f"temperature={self.temperature} must be a number, 0 or more")
+    if not 0 < self.top_p <= 1:
+      raise ValueError(f"top_p={self.top_p} must be in (0, 1]")
+    if self.window is not None and self.window < 1:
+      raise ValueError(f"window={self.window} must be at least 1")
+    check_guidance(self.guidance)
 
 
 def check_heads(config: GeneratorConfig, mesh: AnyMesh) -> None:

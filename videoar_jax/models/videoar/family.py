@@ -1,19 +1,19 @@
 """VideoAR as a family; see `models.base.Family`."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 
 from videoar_jax.models.base import ClipShape, Curves, Run, SamplingProgram, Stage, StepWork
 from videoar_jax.models.videoar import decode, work
-from videoar_jax.models.videoar.config import GeneratorConfig, check_heads
+from videoar_jax.models.videoar.config import GeneratorConfig, SamplingConfig, check_heads
 from videoar_jax.models.videoar.flops import forward_flops, training_flops
 from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
-from videoar_jax.models.videoar.sampler import Model, SamplingConfig
+from videoar_jax.models.videoar.sampler import Model
 from videoar_jax.models.videoar.sequences import (
   all_layouts,
   layout_of,
@@ -46,7 +46,7 @@ class VideoAR:
   loss = GeneratorLossConfig
   sampling = SamplingConfig
   # `l`, `xl` and `4b` as in the paper, for accelerators.
-  sizes = {  # noqa: RUF012
+  sizes: ClassVar[dict[str, dict[str, Any]]] = {
     "tiny": _size(4, 128, 2, 2, 64, 384),
     "small": _size(6, 256, 4, 4, 64, 768),
     "base": _size(12, 768, 12, 12, 64, 2048),
@@ -56,7 +56,7 @@ class VideoAR:
   }
   derived = ("num_bits", "vocabulary_size", "text_dim")
   batch_fields = ()
-  headline = {"bit_accuracy": "bits {:.1%}"}  # noqa: RUF012
+  headline: ClassVar[dict[str, str]] = {"bit_accuracy": "bits {:.1%}"}
 
   def network_config(self, values: dict, tokenizer, text) -> dict:
     """See `Family`."""

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from videoar_jax.models.base import ClipShape
 from videoar_jax.models.request import BATCH_SIZE, ClipRequests
+from videoar_jax.models.videoar.config import SamplingConfig
 from videoar_jax.models.videoar.decode import sample_keys
 from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
@@ -97,33 +98,28 @@ class Requests(ClipRequests):
     """Returns a checked request with defaults filled in."""
     self.check_prompts(prompts)
     settings = self.with_defaults(settings)
-    if not (math.isfinite(settings["temperature"]) and settings["temperature"] >= 0):
-      raise ValueError(f"temperature={settings['temperature']} must not be negative")
-    if not 0 < settings["top_p"] <= 1:
-      raise ValueError(f"top_p={settings['top_p']} must be in (0, 1]")
-    window = self.window if window is None else window
-    if window is not None and window < 1:
-      raise ValueError(f"window={window} must be at least 1 latent frame")
+    settings["guidance"] = str(settings["guidance"])  # Callers may give a number.
+    sampling = SamplingConfig(**settings, window=self.window if window is None else window)
     sample_ids = self.check_sample_ids(sample_ids, len(prompts))
     self.check_devices(len(prompts) if is_stream else min(BATCH_SIZE, len(prompts)))
-    layout = self.layout_of(num_frames, window)
+    layout = self.layout_of(num_frames, sampling.window)
     if conditioning is not None:
       conditioning = self.check_conditioning(conditioning, len(prompts), "image or video")
       self.check_conditioning_length(
         conditioning.shape[1], math.inf if is_endless else layout.num_frames
       )
     table = guidance_table(
-      settings["guidance"], layout.num_frames, layout.num_scales, self.layout.num_frames
+      sampling.guidance, layout.num_frames, layout.num_scales, self.layout.num_frames
     )
     return Request(
       np.stack([self.text_encoder.encode(prompt) for prompt in prompts]),
       seed,
       sample_ids,
       layout,
-      window,
+      sampling.window,
       None if (table == 1).all() else table,
-      settings["temperature"],
-      settings["top_p"],
+      sampling.temperature,
+      sampling.top_p,
       conditioning,
     )
 
