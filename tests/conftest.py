@@ -106,7 +106,7 @@ def wrong_types(monkeypatch):
 
 
 # A file is one worker's work. Those that take longest begin first, so that none is left to the end.
-_LONGEST = ("test_end_to_end.py", "test_adversary.py", "test_model.py", "test_mixed_stages.py")
+_LONGEST = ("test_end_to_end.py", "test_adversary.py", "test_network.py", "test_mixed_stages.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -5,29 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from tiny_networks import DEEP_AUTOENCODER
 
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizers.bsq.encoding import encode
 from videoar_jax.tokenizers.pixels import to_float
 
-CONFIG = AutoencoderConfig(
-  num_bits=6,
-  base_channels=4,
-  multipliers=(1, 2, 2),
-  num_encoder_blocks=1,
-  num_decoder_blocks=1,
-  strides=((2, 2), (2, 1)),
-  num_groups=2,
-  patch_size=2,
-)
 FRAME = 8 * 12
 
 
 @pytest.fixture(scope="module")
 def encoder(random_autoencoder):
-  return random_autoencoder(CONFIG).encoder
+  return random_autoencoder(DEEP_AUTOENCODER).encoder
 
 
 def draw(num_clips, num_frames):

@@ -5,27 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from tiny_networks import DEEP_AUTOENCODER
 
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
 
-CONFIG = AutoencoderConfig(
-  num_bits=6,
-  base_channels=4,
-  multipliers=(1, 2, 2),
-  num_encoder_blocks=1,
-  num_decoder_blocks=1,
-  strides=((2, 2), (2, 1)),
-  num_groups=2,
-  patch_size=2,
-)
 TAU, NUM_LATENTS = 4, 17  # 65 frames.
 LENGTHS = (1, 2, 5)  # Of chunks, in latent frames; each compiles two programs.
 
 
 @pytest.fixture(scope="module")
 def tokenizer(random_autoencoder):
-  return Tokenizer(random_autoencoder(CONFIG))
+  return Tokenizer(random_autoencoder(DEEP_AUTOENCODER))
 
 
 @pytest.fixture(scope="module")

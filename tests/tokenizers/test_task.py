@@ -6,28 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_networks import AUTOENCODER
 
 from videoar_jax.tokenizers.bsq import quantizer
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizers.bsq.task import TokenizerLossConfig, TokenizerTask
 from videoar_jax.tokenizers.pixels import to_float
 
-CONFIG = AutoencoderConfig(
-  num_bits=4,
-  base_channels=4,
-  multipliers=(1, 2),
-  num_encoder_blocks=1,
-  num_decoder_blocks=1,
-  strides=((2, 2),),
-  num_groups=2,
-)
 SCHEDULE = ((1, 1), (2, 2), (4, 4))
 PARTS = ("l1", "l2", "commitment", "quantization_error", "entropy")
 NOTHING = TokenizerLossConfig(**dict.fromkeys(PARTS, 0.0))
 
 
 def make_task(**weights):
-  return TokenizerTask(CONFIG, SCHEDULE, dataclasses.replace(NOTHING, **weights))
+  return TokenizerTask(AUTOENCODER, SCHEDULE, dataclasses.replace(NOTHING, **weights))
 
 
 @pytest.fixture(scope="module")

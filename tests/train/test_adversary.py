@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_networks import AUTOENCODER
 
 from videoar_jax.experiment.parse import finalize
 from videoar_jax.experiment.stages import Stages
@@ -16,7 +17,6 @@ from videoar_jax.parallel.mesh import MeshConfig, make_mesh, shard_batch
 from videoar_jax.parallel.rules import place
 from videoar_jax.tokenizers import adversarial
 from videoar_jax.tokenizers.bsq import quantizer
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizers.bsq.task import AdversarialConfig, TokenizerLossConfig, TokenizerTask
 from videoar_jax.tokenizers.discriminator import DiscriminatorConfig
 from videoar_jax.tokenizers.pixels import to_float
@@ -27,15 +27,6 @@ from videoar_jax.train.loop import train
 from videoar_jax.train.optimizer import OptimizerConfig
 from videoar_jax.train.trainer import Trainer
 
-CONFIG = AutoencoderConfig(
-  num_bits=4,
-  base_channels=4,
-  multipliers=(1, 2),
-  num_encoder_blocks=1,
-  num_decoder_blocks=1,
-  strides=((2, 2),),
-  num_groups=2,
-)
 SCHEDULE = ((1, 1), (4, 4))
 ADVERSARIAL = AdversarialConfig(
   weight=0.5,
@@ -50,7 +41,7 @@ ADVERSARIAL = AdversarialConfig(
 
 def make_task(**settings):
   loss = dataclasses.replace(ADVERSARIAL, **settings)
-  return TokenizerTask(CONFIG, SCHEDULE, TokenizerLossConfig(adversarial=loss))
+  return TokenizerTask(AUTOENCODER, SCHEDULE, TokenizerLossConfig(adversarial=loss))
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +124,7 @@ def test_each_network_gets_the_gradient_of_its_own_loss(networks, batch, kind):
 
 def test_before_its_start_the_discriminator_changes_nothing(networks, batch):
   (by_module, by_rival), (metrics, _) = adversarial_loss(make_task(), networks, batch, step=1)
-  plain = TokenizerTask(CONFIG, SCHEDULE, TokenizerLossConfig())
+  plain = TokenizerTask(AUTOENCODER, SCHEDULE, TokenizerLossConfig())
   gradient = jax.grad(lambda module: plain.loss(module, {}, batch, jax.random.key(5), True)[0])
   assert_close(by_module, jax.jit(gradient)(networks[0]))
   assert all((x == 0).all() for x in jax.tree.leaves(by_rival))
@@ -212,7 +203,7 @@ def test_resumed_from_any_step_it_is_the_same_bit_for_bit(tmp_path):
 def test_without_the_weights_of_lpips_it_says_how_to_make_them(tmp_path):
   loss = TokenizerLossConfig(lpips=1.0, lpips_weights=str(tmp_path / "no"))
   with pytest.raises(ValueError, match=r"python -m videoar_jax\.convert lpips"):
-    TokenizerTask(CONFIG, SCHEDULE, loss)
+    TokenizerTask(AUTOENCODER, SCHEDULE, loss)
 
 
 def test_perceptual_loss_is_lpips_between_frames(weights_of, monkeypatch):
@@ -225,7 +216,7 @@ def test_perceptual_loss_is_lpips_between_frames(weights_of, monkeypatch):
 
   def reconstruction(**settings):
     loss = TokenizerLossConfig(l1=0.0, lpips=2.0, **settings)
-    return TokenizerTask(CONFIG, SCHEDULE, loss).reconstruction(frozen, *video, key)
+    return TokenizerTask(AUTOENCODER, SCHEDULE, loss).reconstruction(frozen, *video, key)
 
   expected = [float(lpips.lpips(frozen["lpips"], *video[:, 0, i])) for i in range(2)]
   loss, metrics = reconstruction()
@@ -292,7 +283,7 @@ def two_stages(discriminator, num_steps=1, settings=(), **second_stage):
   return finalize(
     {
       "data": {"num_frames": 3, "resolution": (8, 8)},
-      "tokenizer": dataclasses.asdict(CONFIG),
+      "tokenizer": dataclasses.asdict(AUTOENCODER),
       "stages": ("first", "second"),
       "stage": {
         "first": stage | {"loss": {"adversarial": first}},
@@ -384,7 +375,7 @@ def test_accumulated_gradients_are_those_of_the_batch():
   On one device and on two, as on one at once.
   """
   optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
-  task = TokenizerTask(CONFIG, SCHEDULE, TokenizerLossConfig(entropy=0.0))
+  task = TokenizerTask(AUTOENCODER, SCHEDULE, TokenizerLossConfig(entropy=0.0))
   video = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8, 3), np.uint8)
   states, found = [], []
   for num_devices, grad_accum_steps in ((1, 1), (1, 2), (2, 2)):

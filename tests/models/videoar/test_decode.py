@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from sequences import keep_of_window
+from tiny_networks import make_model
 
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.decode import Decoded, decode, sample_keys, start, write_frame
@@ -33,21 +34,9 @@ NULL = jnp.array([1, 0, 0, 0])
 TABLE = np.linspace(0.5, 4.0, 10, dtype=np.float32).reshape(5, 2)
 
 
-def make_model(config=CONFIG, layout=LAYOUT):
-  """A model with only random parameters, the zero-initialised head included."""
-
-  def make():
-    leaves, tree = jax.tree.flatten(Generator(nnx.Rngs(params=0), config, layout))
-    keys = jax.random.split(jax.random.key(9), len(leaves))
-    drawn = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, drawn)
-
-  return jax.jit(make)()
-
-
 @pytest.fixture(scope="module")
 def model():
-  return make_model()
+  return make_model(CONFIG, LAYOUT, noise=0.3)
 
 
 def decoded(model, layout=LAYOUT, table=TABLE, **settings) -> Decoded:
@@ -81,7 +70,7 @@ def inputs_of(bits):
 def test_ring_equals_the_full_cache_with_a_mask(context, window):
   """With given frames and without: each slot is overwritten when its frame leaves the window."""
   layout = dataclasses.replace(LAYOUT, context=context)
-  model = make_model(layout=layout)
+  model = make_model(CONFIG, layout, noise=0.3)
   given, num_given = None, 0
   if window == 2:
     num_given = 3
@@ -128,7 +117,7 @@ def test_attention_to_parts_is_attention_to_the_whole():
 
 
 def test_unrolled_layers_equal_scanned_ones(free):
-  unrolled = decoded(make_model(dataclasses.replace(CONFIG, scan_layers=False)))
+  unrolled = decoded(make_model(dataclasses.replace(CONFIG, scan_layers=False), LAYOUT, noise=0.3))
   np.testing.assert_allclose(unrolled.logits, free.logits, atol=1e-5)
 
 

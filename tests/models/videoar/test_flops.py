@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_networks import GENERATOR, LAYOUT
 
 from configs.common import generator_size
 from videoar_jax.models.videoar import flops
@@ -16,21 +17,8 @@ from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.nn.layers import count_parameters
 
-LAYOUT = Layout(text_length=5, num_frames=3, schedule=((1, 1), (2, 2), (3, 4)))
 LAYOUTS = (LAYOUT, dataclasses.replace(LAYOUT, context="full_frame", prev_frame_input="all_scales"))
-CONFIG = GeneratorConfig(
-  num_layers=2,
-  d_model=32,
-  num_heads=4,
-  num_kv_heads=2,
-  head_dim=16,
-  mlp_dim=48,
-  num_bits=6,
-  vocabulary_size=11,
-  scan_layers=False,
-  remat="none",
-  attention="dense",
-)
+CONFIG = dataclasses.replace(GENERATOR, scan_layers=False, remat="none", attention="dense")
 
 FEATURES = dataclasses.replace(CONFIG, vocabulary_size=0, text_dim=9)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_networks import AUTOENCODER
 
 from videoar_jax.models.videoar import sampler
 from videoar_jax.models.videoar.config import GeneratorConfig
@@ -16,7 +17,6 @@ from videoar_jax.models.videoar.corruption import corrupt
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.text.tokenizers import ByteTokenizer
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
 from videoar_jax.tokenizers.pixels import to_float, to_uint8
 
@@ -27,16 +27,7 @@ PROMPTS = ["a", "bc", ""]
 @pytest.fixture(scope="module")
 def model(random_autoencoder):
   """A model with random weights: 9 frames of 16x16 pixels, 5 latent frames of 2x2, tau 2."""
-  config = AutoencoderConfig(
-    num_bits=4,
-    base_channels=4,
-    multipliers=(1, 2),
-    num_encoder_blocks=1,
-    num_decoder_blocks=1,
-    strides=((2, 2),),
-    num_groups=2,
-    patch_size=4,
-  )
+  config = dataclasses.replace(AUTOENCODER, patch_size=4)
   layout = Layout(5, 5, SCHEDULE, context="full_frame")
   generator_config = GeneratorConfig(
     num_layers=1,

@@ -1,0 +1,40 @@
+"""Schedules and tables of guidance."""
+
+import numpy as np
+import pytest
+
+from videoar_jax.models.videoar import guidance
+
+
+def test_guidance_schedules(tmp_path):
+  table = guidance.guidance_table("ucf101", 5, 6)
+  np.testing.assert_allclose(table[:, 0], [1, 2, 3, 4, 5])
+  np.testing.assert_allclose(table[:, -1], 10)
+  np.testing.assert_allclose(np.diff(table[1]), 8 / 5, rtol=1e-5)
+  t2v = guidance.guidance_table("t2v", 5, 6)
+  assert t2v[0, 0] == 5 and t2v[-1, -1] == 3 and (np.diff(t2v.reshape(-1)) < 0).all()
+  assert (guidance.guidance_table("constant:3", 2, 2) == 3).all()
+  assert (guidance.guidance_table(1.5, 2, 2) == 1.5).all()
+  (tmp_path / "g.json").write_text("[[1, 2], [3, 4]]")
+  assert guidance.guidance_table(str(tmp_path / "g.json"), 2, 2)[1, 0] == 3
+  with pytest.raises(ValueError, match=r"\(2, 2\).*\(3, 2\)"):
+    guidance.guidance_table(str(tmp_path / "g.json"), 3, 2)
+  with pytest.raises(ValueError, match="unknown"):
+    guidance.guidance_table("strong", 3, 2)
+  (tmp_path / "bad.json").write_text('{"1": [2]}')
+  with pytest.raises(ValueError, match=r"bad\.json holds no table of numbers"):
+    guidance.guidance_table(str(tmp_path / "bad.json"), 3, 2)
+
+
+def test_guidance_of_a_clip_of_another_length(tmp_path):
+  """The first rows are those of the trained length; further frames repeat the last row."""
+  (tmp_path / "g.json").write_text("[[1, 2], [3, 4], [5, 6]]")
+  for spec in ("ucf101", "t2v", str(tmp_path / "g.json")):
+    trained = guidance.guidance_table(spec, 3, 2)
+    np.testing.assert_array_equal(guidance.guidance_table(spec, 2, 2, 3), trained[:2])
+    longer = guidance.guidance_table(spec, 5, 2, 3)
+    np.testing.assert_array_equal(longer, trained[[0, 1, 2, 2, 2]])
+  # A table for this very clip counts, too; others do not.
+  assert guidance.guidance_table(str(tmp_path / "g.json"), 3, 2, 5)[2, 1] == 6
+  with pytest.raises(ValueError, match=r"need \(4, 2\) or \(5, 2\)"):
+    guidance.guidance_table(str(tmp_path / "g.json"), 4, 2, 5)
