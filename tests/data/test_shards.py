@@ -203,7 +203,10 @@ def test_captions_that_cannot_be_encoded_are_neither_shown_nor_cached(captions, 
   encoded = []
   monkeypatch.setattr(stages, "encode", lambda folder, index, source, *_: encoded.append(source))
   index = types.SimpleNamespace(missing=lambda folder: [0], num_clips=3)
-  encoder_of = lambda cache, source: (None, None, index)  # noqa: E731
+
+  def encoder_of(cache, source):
+    return (None, None, index)
+
   fake = stand_in(stages.Stages, run=run, workdir=None, mesh=mesh, _encoder_of=encoder_of)
   config = types.SimpleNamespace(batch_size=1)
   cache = stand_in(Cache, name="cache", folder=lambda _: None, config=config)

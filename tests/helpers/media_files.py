@@ -1,9 +1,10 @@
-"""Video and audio files for tests; each frame of a video shows its number."""
+"""Video, audio and image files for tests; each frame of a video shows its number."""
 
 from fractions import Fraction
 
 import av
 import numpy as np
+from PIL import Image
 
 CELL = 16  # Pixels of a cell that shows one bit of a frame's number.
 
@@ -47,3 +48,9 @@ def write_audio(path):
       frame.sample_rate = 16000
       container.mux(stream.encode(frame))
     container.mux(stream.encode())
+
+
+def write_image(path, value, size=(32, 64), **options):
+  """Writes an image of one grey value; `size` is (width, height)."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.new("RGB", size, (value, value, value)).save(path, **options)

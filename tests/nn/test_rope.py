@@ -12,7 +12,10 @@ def test_rope_depends_on_differences_per_axis():
   settings = {"base": 10000.0, "fractions": (0.25, 0.375, 0.375)}
 
   def score(p, q):
-    turn = lambda z, position: rotate(z, rope_angles(np.array([position]), 16, **settings))  # noqa: E731
+
+    def turn(z, position):
+      return rotate(z, rope_angles(np.array([position]), 16, **settings))
+
     return float(jnp.sum(turn(x, p) * turn(y, q)))
 
   assert abs(score((3, 4, 5), (1, 1, 1)) - score((5, 7, 9), (3, 4, 5))) < 1e-4

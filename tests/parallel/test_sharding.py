@@ -94,7 +94,10 @@ def test_parameters_and_optimizer_are_born_split(mesh):
   """A generator's state is initialized sharded: no device ever holds all of it."""
   config = GeneratorConfig(1, 8, 2, 2, 4, 16, num_bits=4, vocabulary_size=8)
   layout = Layout(2, 1, ((1, 1),))
-  init = lambda key: Generator(nnx.Rngs(params=key), config, layout)  # noqa: E731
+
+  def init(key):
+    return Generator(nnx.Rngs(params=key), config, layout)
+
   task = stand_in(GeneratorTask, init=init, adversary=None, frozen={})
   trainer = Trainer(task, LoopConfig(1, 2, OptimizerConfig(), ema_decay=0.9), mesh, seed=0)
   state = trainer.init()

@@ -56,7 +56,10 @@ def test_downsampling_keeps_even_pictures_and_drops_checkerboards():
 
 
 def test_losses_by_hand():
-  log = lambda x: np.log1p(np.exp(x))  # noqa: E731
+
+  def log(x):
+    return np.log1p(np.exp(x))
+
   np.testing.assert_allclose(
     adversarial.discriminator_loss("non_saturating", REAL, FAKE),
     np.mean([log(-2.0), log(1.0)]) + np.mean([log(0.5), log(-3.0)]),
@@ -76,7 +79,10 @@ def test_losses_by_hand():
 
 def test_gradient_penalty_of_a_linear_judge():
   weight = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
-  score = lambda x: jnp.einsum("bfhwc,fhwc->b", x, weight)[:, None]  # noqa: E731
+
+  def score(x):
+    return jnp.einsum("bfhwc,fhwc->b", x, weight)[:, None]
+
   penalty = adversarial.r1_penalty(score, video(3, 2, 4))
   np.testing.assert_allclose(penalty, jnp.sum(weight**2), rtol=1e-5)
 

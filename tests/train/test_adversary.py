@@ -54,7 +54,10 @@ def networks():
 
   # Away from the start, where some gradients are zero by chance of the initialisation.
   generator = np.random.default_rng(0)
-  draw = lambda x: x + 0.1 * generator.standard_normal(x.shape).astype(np.float32)  # noqa: E731
+
+  def draw(x):
+    return x + 0.1 * generator.standard_normal(x.shape).astype(np.float32)
+
   return jax.tree.map(draw, init(jax.random.key(0)))
 
 

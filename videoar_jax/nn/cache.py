@@ -59,7 +59,10 @@ def join(first, second):
 
 def make_room(caches, length: int):
   """Returns caches with `length` empty positions appended."""
-  pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, length), (0, 0)])  # noqa: E731
+
+  def pad(x):
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, length), (0, 0)])
+
   return jax.tree.map(pad, caches)
 
 

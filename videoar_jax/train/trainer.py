@@ -125,7 +125,9 @@ class Trainer:
       return (jax.tree.map(jnp.add, total, gradients), lecam_ema), metrics
 
     # Interleaved, so that every microbatch has rows of every device.
-    split = lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)  # noqa: E731
+    def split(x):
+      return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+
     start = jax.tree.map(jnp.zeros_like, params), lecam_ema
     batches = jax.tree.map(split, batch), jnp.arange(parts)
     (total, lecam_ema), metrics = jax.lax.scan(add, start, batches)

@@ -103,7 +103,10 @@ def test_bit_sampling():
   keys = sample_keys(0, jnp.arange(512))
   logits = jnp.broadcast_to(jnp.array([-1.0, 0.5, 2.0]), (512, 4, 3))
   p = np.asarray(jax.nn.sigmoid(logits[0, 0]))
-  draw = lambda **kwargs: np.asarray(sample_bits(keys, logits, **kwargs)).mean((0, 1))  # noqa: E731
+
+  def draw(**kwargs):
+    return np.asarray(sample_bits(keys, logits, **kwargs)).mean((0, 1))
+
   np.testing.assert_allclose(draw(temperature=1.0, top_p=1.0), p, atol=0.04)
   halved = np.asarray(jax.nn.sigmoid(logits[0, 0] / 2))
   np.testing.assert_allclose(draw(temperature=2.0, top_p=1.0), halved, atol=0.04)

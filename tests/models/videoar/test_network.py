@@ -145,7 +145,10 @@ def test_bfloat16_activations_are_near(batch, attention):
 
   def gradient(dtype):
     model = make_model(dataclasses.replace(GENERATOR, dtype=dtype, attention=attention))
-    loss = lambda model: jnp.sum(jnp.square(forward(model, batch)))  # noqa: E731
+
+    def loss(model):
+      return jnp.sum(jnp.square(forward(model, batch)))
+
     return jax.jit(lambda model: (forward(model, batch), jax.grad(loss)(model)))(model)
 
   (logits, exact), (rounded, found) = gradient("float32"), gradient("bfloat16")
@@ -268,7 +271,10 @@ def test_features_of_text_are_as_good_as_tokens():
   for name in ("scale_embedding", "start", "feature_in", "blocks", "norm_out", "head"):
     setattr(features, name, getattr(tokens, name))
   batch = make_batch(LAYOUT)
-  one_hot = lambda text: jax.nn.one_hot(text, 11) * (text != 0)[..., None]  # noqa: E731
+
+  def one_hot(text):
+    return jax.nn.one_hot(text, 11) * (text != 0)[..., None]
+
   logits = tokens(TEXT, batch.features, LAYOUT)
   np.testing.assert_allclose(features(one_hot(TEXT), batch.features, LAYOUT), logits, atol=1e-5)
   table, keys = jnp.full((3, 3), 2.0), sample_keys(0, jnp.arange(2))

@@ -254,9 +254,15 @@ def decode(
   state = start(model, layout, text, null_text, keys, slots=slots, is_guided=is_guided)
   if not is_guided:
     guidance = jnp.ones((layout.num_frames, layout.num_scales))
-  first = lambda x: jnp.moveaxis(x, 1, 0)  # noqa: E731
+
+  def first(x):
+    return jnp.moveaxis(x, 1, 0)
+
   if num_conditioning:
-    read = lambda state, bits: write_frame(model, layout, state, bits)  # noqa: E731
+
+    def read(state, bits):
+      return write_frame(model, layout, state, bits)
+
     state, latents = jax.lax.scan(read, state, jax.tree.map(first, conditioning))
 
   def next_frame(state, row):
@@ -344,7 +350,9 @@ def _write_final(model: Generator, layout: Layout, state: State) -> State:
     return _step(model, layout, state, features, tokens, (state.cache,), masks, before)[1]
 
   # The first frame has no previous one: zeros go to a slot that no frame sees yet.
-  empty = lambda state: jax.tree.map(jnp.zeros_like, jax.eval_shape(run, state))  # noqa: E731
+  def empty(state):
+    return jax.tree.map(jnp.zeros_like, jax.eval_shape(run, state))
+
   own = jax.lax.cond(state.frame > 0, run, empty, state)
   return dataclasses.replace(state, cache=_write_slot(layout, state, own, before))
 
