@@ -13,8 +13,8 @@ os.environ["XLA_FLAGS"] = (
 
 import jaxtyping
 
-# Annotations of shapes and types are checked at every call of these packages' functions.
-jaxtyping.install_import_hook(["videoar_jax.parallel"], "type_checks.check")
+# Annotations of shapes and types are checked at every call of the package's functions.
+jaxtyping.install_import_hook("videoar_jax", "type_checks.check")
 
 import jax
 import jax.numpy as jnp
@@ -100,8 +100,8 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def wrong_types(monkeypatch):
-  """Turns the checks off, for tests that expect the package's own errors for wrong types."""
+def without_type_checks(monkeypatch):
+  """For tests that expect the package's own errors for wrong types, and for those of speed."""
   monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 

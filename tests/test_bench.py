@@ -151,7 +151,7 @@ def test_sample_table(monkeypatch, capsys):
   assert "--batch_size=0 must be at least 1" in capsys.readouterr().err
 
 
-def test_data_table(tmp_path, capsys):
+def test_data_table(tmp_path, capsys, without_type_checks):
   """With small sprites, with and without a simulated step time."""
   path = tmp_path / "config.py"
   path.write_text(

@@ -10,8 +10,11 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from type_checks import stand_in
 
 from videoar_jax import sample
+from videoar_jax.data.pipeline import DataConfig
+from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.families import FAMILIES
 from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.text.tokenizers import ByteTokenizer, make_text_encoder
@@ -61,8 +64,8 @@ def model(monkeypatch):
     return fake
 
   monkeypatch.setattr(sample, "load_model", load_model)
-  stage = types.SimpleNamespace(data=types.SimpleNamespace(frame_rate=8.0))
-  run = types.SimpleNamespace(family=FAMILIES["videoar"])
+  stage = stand_in(StageConfig, data=stand_in(DataConfig, frame_rate=8.0))
+  run = stand_in(RunConfig, family=FAMILIES["videoar"])
   monkeypatch.setattr(sample, "find_stage", lambda *_: (run, stage))
   return fake
 

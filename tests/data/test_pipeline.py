@@ -150,7 +150,7 @@ def test_batches_that_cannot_be_made_are_refused():
     ({"cache_bytes": -1}, r"data\.cache_bytes"),
   ],
 )
-def test_config_names_the_field_and_the_mend(options, message, wrong_types):
+def test_config_names_the_field_and_the_mend(options, message, without_type_checks):
   with pytest.raises(ValueError, match=message):
     DataConfig(**options)
 

@@ -149,7 +149,7 @@ def test_colours_are_exact_inside_and_mixed_at_edges():
 
 
 @pytest.mark.parametrize("num_objects", [1, 2])
-def test_makes_300_clips_a_second(num_objects):
+def test_makes_300_clips_a_second(num_objects, without_type_checks):
   clips, times = source(num_objects=num_objects), []
   for repeat in range(7):
     start = time.thread_time()  # Not the wall clock: others use this machine too.

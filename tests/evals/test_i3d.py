@@ -45,6 +45,6 @@ def test_max_pool_equals_lax(window, stride, num_frames):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 224, 224, 3), (1, 16, 112, 112, 3)])
-def test_what_it_cannot_take_is_refused(shape, wrong_types):
+def test_what_it_cannot_take_is_refused(shape, without_type_checks):
   with pytest.raises(ValueError, match=r"f >= 9, got \[1, "):
     i3d.logits({}, np.zeros(shape, np.float32))

@@ -36,7 +36,7 @@ def runnable():
   return config
 
 
-def test_defaults_are_those_of_the_dataclasses():
+def test_defaults_are_those_of_the_dataclasses(without_type_checks):
   config = default_config(STAGES)
   assert finalize(runnable()).data == DataConfig()
   values = config.stage.tokenizer.loss.adversarial.to_dict()

@@ -90,6 +90,15 @@ class Model:
     latents = jnp.broadcast_to(means[:, :, None, None], (*means.shape[:2], h, w, means.shape[2]))
     return np.asarray(to_uint8(self.tokenizer.decode(latents)))
 
+  def extend(self, clips, prompts, num_frames, seed=0, *, overlap_frames=1, **settings):
+    raise ValueError("num_frames: clips have one length")
+
+  def stream(self, prompts, num_frames=None, seed=0, **settings):
+    yield self.sample(prompts, num_frames, seed, **settings)
+
+  def num_steps(self, num_frames=None):
+    return 1
+
   def score(self, prompts, video):
     means = self.tokenizer.encode(to_float(video)).mean((2, 3))
     return {"mean_error": np.asarray(jnp.abs(self._means(prompts) - means).mean((1, 2)))}

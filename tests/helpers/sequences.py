@@ -1,5 +1,6 @@
 """Reference implementation of sequence layouts, independent of the package."""
 
+import jax.numpy as jnp
 import numpy as np
 
 TEXT = -1
@@ -23,4 +24,4 @@ def keep_of_window(batch_size, num_frames, window):
   """Returns which earlier frames are in each frame's window, `[b, t, t]`; None is all of them."""
   frames = np.arange(num_frames)
   keep = frames[:, None] - frames <= (num_frames if window is None else window)
-  return np.broadcast_to(keep, (batch_size, num_frames, num_frames))
+  return jnp.broadcast_to(keep, (batch_size, num_frames, num_frames))

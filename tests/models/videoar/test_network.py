@@ -75,7 +75,7 @@ def test_later_frames_see_the_complete_latent(batch):
     ("attention", "flash"),
   ],
 )
-def test_impossible_settings_are_named(field, value, wrong_types):
+def test_impossible_settings_are_named(field, value, without_type_checks):
   with pytest.raises(ValueError, match=field):
     if field in ("context", "prev_frame_input", "rope_grid"):
       dataclasses.replace(LAYOUT, **{field: value})

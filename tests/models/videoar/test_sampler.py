@@ -208,7 +208,7 @@ def test_weights_and_cache_in_bfloat16(model):
     ({"temperature": math.nan}, "temperature=nan"),
   ],
 )
-def test_bad_input_is_named(model, settings, wanted, wrong_types):
+def test_bad_input_is_named(model, settings, wanted, without_type_checks):
   with pytest.raises(ValueError, match=wanted):
     model.sample(PROMPTS, **settings)
 

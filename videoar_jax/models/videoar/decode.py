@@ -75,7 +75,7 @@ class State:
     return self.text_mask.shape[0] // self.before.shape[0]
 
 
-def sample_keys(seed: int, sample_ids: Int[Array, "b"]) -> Array:
+def sample_keys(seed: int | Int[Array, ""], sample_ids: Int[Array, "b"]) -> Array:
   """Returns a key for each sample, which depends only on the seed and the sample's number."""
   return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(sample_ids)
 
