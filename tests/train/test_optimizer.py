@@ -1,9 +1,12 @@
 """Weight decay, parameters for Muon, and the learning rate."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from videoar_jax.train.muon import orthogonalize, scale_by_muon
 from videoar_jax.train.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 
 PARAMS = {
@@ -45,6 +48,53 @@ def test_muon_orthogonalises_each_layer():
   table = np.asarray(updates["table"])
   np.testing.assert_allclose(table, table[0, 0], rtol=1e-3)
   assert -0.02 < table[0, 0] < -0.005
+
+
+@pytest.mark.parametrize("shape", [(2, 40, 8), (8, 40), (7, 8), (3, 3, 3, 4, 8)])
+def test_orthogonalization_is_that_of_optax(shape):
+  """Tall matrices, which are iterated on by their Gram matrix, wide and nearly square ones."""
+  names = (None,) * (len(shape) - 2) + ("a", "b") if len(shape) == 5 else ("a", "b")
+  first = len(shape) - len(names)
+  numbers = optax.contrib.MuonDimensionNumbers(tuple(range(first, len(shape) - 1)), -1)
+  theirs = optax.contrib.muon(
+    0.1, ns_steps=4, weight_decay=0.01, muon_weight_dimension_numbers={"x": numbers}
+  )
+  ours = optax.chain(
+    scale_by_muon({"x": names}, 4),
+    optax.add_decayed_weights(0.01),
+    optax.scale_by_learning_rate(0.1),
+  )
+  params = ({"x": jnp.ones(shape)}, {"x": jnp.ones(shape)})
+  states = [ours.init(params[0]), theirs.init(params[1])]
+  rng = np.random.default_rng(0)
+  for _ in range(3):
+    gradient = {"x": jnp.asarray(rng.normal(size=shape), jnp.float32)}
+    updates = []
+    for i, optimizer in enumerate((ours, theirs)):
+      update, states[i] = optimizer.update(gradient, states[i], params[i])
+      updates.append(update["x"])
+    np.testing.assert_allclose(updates[0], updates[1], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("num_steps", [4, 5, 8])
+def test_singular_values_near_zero_do_not_run_away(num_steps):
+  """Those of momentum fall over orders of magnitude; rounding must not make them grow."""
+  rng = np.random.default_rng(0)
+  left, _ = np.linalg.qr(rng.normal(size=(64, 64)))
+  right, _ = np.linalg.qr(rng.normal(size=(576, 64)))
+  skewed = (right * np.logspace(0, -4, 64)) @ left
+  made = np.linalg.svd(orthogonalize(jnp.asarray(skewed, jnp.float32), num_steps))[1]
+  assert 1.0 < made.max() < 1.3
+
+
+def test_checkpoints_of_optax_have_the_same_tree():
+  config = OptimizerConfig(kind="muon")
+  numbers = {"kernel": optax.contrib.MuonDimensionNumbers((1,), (2,)), "norm": None, "table": None}
+  theirs = optax.contrib.muon(lambda count: 0.1, muon_weight_dimension_numbers=numbers)
+  theirs = optax.chain(optax.clip_by_global_norm(1.0), theirs).init(PARAMS)
+  ours = make_optimizer(config, 10, AXES).init(PARAMS)
+  places = [jax.tree_util.tree_flatten_with_path(state)[0] for state in (ours, theirs)]
+  assert [path for path, _ in places[0]] == [path for path, _ in places[1]]
 
 
 def test_number_of_newton_schulz_steps_matters():

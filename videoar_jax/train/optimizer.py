@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import optax
 
+from videoar_jax.train.muon import scale_by_muon
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -86,30 +88,30 @@ def make_optimizer(
       mask=is_matrix,
     )
   else:
-    step = optax.contrib.muon(
-      schedule,
-      ns_steps=config.muon_steps,
-      weight_decay=config.weight_decay,
-      weight_decay_mask=is_matrix,
-      adam_b1=config.b1,
-      adam_b2=config.b2,
-      adam_learning_rate=lambda count: config.adamw_share * schedule(count),
-      muon_weight_dimension_numbers=lambda params: jax.tree.map(
-        _muon_axes, axes, params, is_leaf=_is_axes
-      ),
+    labels = jax.tree.map(
+      lambda names: "muon" if _is_of_muon(names) else "adam", axes, is_leaf=_is_axes
     )
+    # Named and nested like those of `optax.contrib.muon`, so that checkpoints of both load.
+    kernels = optax.chain(
+      scale_by_muon(axes, config.muon_steps),
+      optax.identity(),
+      optax.add_decayed_weights(config.weight_decay, is_matrix),
+      optax.scale_by_learning_rate(schedule),
+    )
+    rest = optax.adamw(
+      lambda count: config.adamw_share * schedule(count),
+      b1=config.b1,
+      b2=config.b2,
+      weight_decay=0.0,
+      nesterov=True,
+    )
+    step = optax.partition({"muon": kernels, "adam": rest}, labels)
   return optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), step)
 
 
-def _muon_axes(names: tuple, param: jax.Array | optax.MaskedNode):
-  """Returns which axes of a kernel are inputs and outputs; None for parameters of AdamW."""
-  if len(names) < 2 or "vocabulary" in names:
-    return None
-  # Axes before the named ones are stacked layers, each with its own matrix.
-  first = param.ndim - len(names)
-  return optax.contrib.MuonDimensionNumbers(
-    reduction_axis=tuple(range(first, param.ndim - 1)), output_axis=(param.ndim - 1,)
-  )
+def _is_of_muon(names: tuple) -> bool:
+  """Returns whether Muon trains a parameter: matrices and convolutions, but no embeddings."""
+  return len(names) > 1 and "vocabulary" not in names
 
 
 def _is_axes(x) -> bool:
