@@ -40,6 +40,7 @@ AUTOENCODER = AutoencoderConfig(
   multipliers=(1, 2),
   num_encoder_blocks=1,
   num_decoder_blocks=1,
+  num_mid_blocks=1,
   strides=((2, 2),),
   num_groups=2,
 )

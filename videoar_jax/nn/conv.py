@@ -65,9 +65,9 @@ def conv3d(
   return _sum_over_taps(x, kernel, stride, time_pads, pads)
 
 
-def num_past(size: int, stride: int) -> int:
+def num_past(num_taps: int, stride: int) -> int:
   """Returns how many earlier frames a chunk needs, if chunk lengths are multiples of the stride."""
-  return max(0, size - stride)
+  return max(0, num_taps - stride)
 
 
 def _sum_over_taps(x, kernel, stride, time_pads, pads):
@@ -120,7 +120,9 @@ def image_start(gain: float = 1.0) -> Callable:
 
 
 class CausalConv3d(nnx.Module):
-  """3x3x3 (or 1x1x1) convolution that sees the current and two earlier frames.
+  """Convolution with a kernel of `num_taps` frames by `size` x `size`; 3x3x3 by default.
+
+  It sees the current frame and the `num_taps - 1` before it.
 
   It is initialized as an image convolution: the taps of earlier frames are zero. So a video network
   starts as an image network that encodes every frame alone, with new or imported weights.
@@ -144,10 +146,12 @@ class CausalConv3d(nnx.Module):
     num_out: int,
     *,
     size: int = 3,
+    num_taps: int | None = None,
     stride: tuple[int, int, int] = (1, 1, 1),
     gain: float = 1.0,
   ):
-    shape = (size, size, size, num_in, num_out)
+    num_taps = size if num_taps is None else num_taps
+    shape = (num_taps, size, size, num_in, num_out)
     axes = (None, None, None, "conv_in", "conv_out")
     self.kernel = layers.param(rngs, image_start(gain), shape, axes)
     self.bias = layers.param(rngs, layers.zeros, (num_out,), ("conv_out",))
@@ -159,14 +163,14 @@ class CausalConv3d(nnx.Module):
     past: Float[Array, "b p h w i"] | None = None,
     is_start: Bool[Array, ""] | None = None,
   ) -> tuple[Float[Array, "b u y x o"], Float[Array, "b p h w i"]]:
-    size = self.kernel.shape[0]
+    num_taps, size = self.kernel.shape[:2]
     if is_start is not None:
       is_before = is_start & (jnp.arange(x.shape[1]) < x.shape[1] - 1)
       x = jnp.where(is_before[:, None, None, None], 0.0, x)
     half = size // 2
     pads = tuple((half, half) if step == 1 else (0, half) for step in self.stride[1:])
     y = conv3d(x, self.kernel[...].astype(x.dtype), stride=self.stride, pads=pads, past=past)
-    last = _last_frames(x, past, num_past(size, self.stride[0]))
+    last = _last_frames(x, past, num_past(num_taps, self.stride[0]))
     return y + self.bias[...].astype(x.dtype), last
 
 

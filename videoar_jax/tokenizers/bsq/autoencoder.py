@@ -1,8 +1,10 @@
 """The causal 3-D convolutional autoencoder.
 
 Its 2-D slice is Infinity's public image tokenizer: names of levels and blocks follow that
-checkpoint's keys. Not in the paper, and off by default: `patch_size` folds pixels into channels
-before the first convolution, so that small machines skip the costly full resolution.
+checkpoint's keys. Not in the paper, and off by default, are settings for small machines:
+`patch_size` folds pixels into channels before the first convolution, which skips the costly full
+resolution; `refine_channels` puts a convolution at half of it back at the end;
+`upsampling="subpixel"` and `temporal_kernels="half"` leave out arithmetic that brings little.
 
 Source: VIDEOAR section 2.1.
 """
@@ -34,10 +36,17 @@ class AutoencoderConfig:
     multipliers: channels of each level, in units of `base_channels`.
     num_encoder_blocks: residual blocks of each level of the encoder.
     num_decoder_blocks: residual blocks of each level of the decoder.
+    num_mid_blocks: residual blocks between the last level and the latent, of both.
     strides: (time, space) stride from each level to the next, each 1 or 2.
     num_groups: groups of the group normalization.
     patch_size: side in pixels of the patches that are folded into channels before the first
       convolution; 1 in the paper.
+    upsampling: "nearest", repetition and then a convolution; or "subpixel", a convolution to more
+      channels, which are then unfolded to frames and pixels.
+    temporal_kernels: convolutions that see earlier frames: "all"; or "half", all but the first
+      convolution of each residual block, the encoder's first and the decoder's last.
+    refine_channels: channels of a last convolution at half of the full resolution, for sharper
+      edges; 0 for none. It needs an even `patch_size`.
     schedule: scales of the quantizer, such as "1 2 4 8" or "2x3 4x6", ending with the latent grid
       of the run's clips. If it is "", and for clips of other sizes, the default is Infinity's
       table, or growing steps for small grids.
@@ -48,9 +57,13 @@ class AutoencoderConfig:
   multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
   num_encoder_blocks: int = 2
   num_decoder_blocks: int = 3
+  num_mid_blocks: int = 2
   strides: tuple[tuple[int, int], ...] = ((1, 2), (1, 2), (2, 2), (2, 2))
   num_groups: int = 32
   patch_size: int = 1
+  upsampling: str = "nearest"
+  temporal_kernels: str = "all"
+  refine_channels: int = 0
   schedule: str = ""
 
   def __post_init__(self):
@@ -59,6 +72,25 @@ class AutoencoderConfig:
     for field in ("num_bits", "base_channels", "num_encoder_blocks", "num_groups", "patch_size"):
       if getattr(self, field) < 1:
         raise ValueError(f"tokenizer.{field}={getattr(self, field)} must be at least 1")
+    for field in ("num_mid_blocks", "refine_channels"):
+      if getattr(self, field) < 0:
+        raise ValueError(f"tokenizer.{field}={getattr(self, field)} must not be negative")
+    for field, known in (
+      ("upsampling", ("nearest", "subpixel")),
+      ("temporal_kernels", ("all", "half")),
+    ):
+      if getattr(self, field) not in known:
+        raise ValueError(f"tokenizer.{field}={getattr(self, field)!r} must be in {known}")
+    if self.refine_channels and self.patch_size % 2:
+      raise ValueError(
+        f"tokenizer.refine_channels={self.refine_channels} needs an even tokenizer.patch_size, got "
+        f"{self.patch_size}; set it to 2 or 4, or leave refine_channels at 0"
+      )
+    if self.refine_channels % self.num_groups:
+      raise ValueError(
+        f"tokenizer.num_groups={self.num_groups} does not divide tokenizer.refine_channels="
+        f"{self.refine_channels}"
+      )
     if len(self.strides) != len(self.multipliers) - 1:
       raise ValueError(
         f"tokenizer.strides has {len(self.strides)} entries, but {len(self.multipliers)} levels "
@@ -73,6 +105,11 @@ class AutoencoderConfig:
           f"{self.base_channels * multiplier} channels (base_channels x multiplier)"
         )
     parse_schedule(self.schedule)
+
+  @property
+  def num_taps(self) -> int:
+    """Frames that a kernel sees which `temporal_kernels="half"` leaves without earlier ones."""
+    return 1 if self.temporal_kernels == "half" else 3
 
   @property
   def num_channels(self) -> int:
@@ -124,10 +161,10 @@ class AutoencoderConfig:
 class ResidualBlock(nnx.Module):
   """Residual block: norm, swish and convolution, twice."""
 
-  def __init__(self, rngs: nnx.Rngs, num_in: int, num_out: int, num_groups: int):
-    self.norm1 = GroupNorm(rngs, num_in, num_groups)
-    self.conv1 = CausalConv3d(rngs, num_in, num_out)
-    self.norm2 = GroupNorm(rngs, num_out, num_groups)
+  def __init__(self, rngs: nnx.Rngs, num_in: int, num_out: int, config: AutoencoderConfig):
+    self.norm1 = GroupNorm(rngs, num_in, config.num_groups)
+    self.conv1 = CausalConv3d(rngs, num_in, num_out, num_taps=config.num_taps)
+    self.norm2 = GroupNorm(rngs, num_out, config.num_groups)
     self.conv2 = CausalConv3d(rngs, num_out, num_out, gain=0.1)
     self.nin_shortcut = CausalConv3d(rngs, num_in, num_out, size=1) if num_in != num_out else None
 
@@ -147,10 +184,12 @@ class ResidualBlock(nnx.Module):
 class Blocks(nnx.Module):
   """Residual blocks in a row, named `block_0`, `block_1` and so on."""
 
-  def __init__(self, rngs: nnx.Rngs, num_in: int, num_out: int, num: int, num_groups: int):
+  def __init__(
+    self, rngs: nnx.Rngs, num_in: int, num_out: int, num: int, config: AutoencoderConfig
+  ):
     self.num = num
     for i in range(num):
-      block = ResidualBlock(rngs, num_in if i == 0 else num_out, num_out, num_groups)
+      block = ResidualBlock(rngs, num_in if i == 0 else num_out, num_out, config)
       setattr(self, f"block_{i}", block)
 
   def __call__(self, x, past: State | None = None, is_start=None):
@@ -162,25 +201,33 @@ class Blocks(nnx.Module):
 
 
 class Upsample(nnx.Module):
-  """Nearest repetition by a stride, then a convolution.
+  """Nearest repetition by a stride and a convolution, or a convolution to unfolded channels.
 
   In time the first frame stays one frame and every other becomes two.
   """
 
-  def __init__(self, rngs: nnx.Rngs, channels: int, stride: tuple[int, int]):
-    self.conv = CausalConv3d(rngs, channels, channels)
-    self.stride = stride
+  def __init__(
+    self, rngs: nnx.Rngs, num_in: int, num_out: int, stride: tuple[int, int], is_subpixel: bool
+  ):
+    copies = stride[0] * stride[1] ** 2 if is_subpixel else 1
+    self.conv = CausalConv3d(rngs, num_in, num_out * copies)
+    self.stride, self.is_subpixel = stride, is_subpixel
 
   def __call__(
-    self, x: Float[Array, "b t h w c"], past: State | None = None
-  ) -> tuple[Float[Array, "b u y x c"], State]:
+    self, x: Float[Array, "b t h w i"], past: State | None = None
+  ) -> tuple[Float[Array, "b u y x o"], State]:
     time, space = self.stride
+    state = None if past is None else past["conv"]
+    if self.is_subpixel:
+      y, last = self.conv(x, state)
+      y = rearrange(y, "b t h w (u p q c) -> b (t u) (h p) (w q) c", u=time, p=space, q=space)
+      return y if past is not None else y[:, time - 1 :], {"conv": last}
     if space > 1:
       x = jnp.repeat(jnp.repeat(x, space, axis=2), space, axis=3)
     if time > 1:
       x = jnp.repeat(x, time, axis=1)
       x = x[:, time - 1 :] if past is None else x
-    y, last = self.conv(x, None if past is None else past["conv"])
+    y, last = self.conv(x, state)
     return y, {"conv": last}
 
 
@@ -190,16 +237,16 @@ class Encoder(nnx.Module):
   def __init__(self, rngs: nnx.Rngs, config: AutoencoderConfig):
     widths = [config.base_channels * multiplier for multiplier in config.multipliers]
     self.config = config
-    self.conv_in = CausalConv3d(rngs, 3 * config.patch_size**2, widths[0])
+    self.conv_in = CausalConv3d(rngs, 3 * config.patch_size**2, widths[0], num_taps=config.num_taps)
     for level, width in enumerate(widths):
       previous = widths[max(0, level - 1)]
-      blocks = Blocks(rngs, previous, width, config.num_encoder_blocks, config.num_groups)
+      blocks = Blocks(rngs, previous, width, config.num_encoder_blocks, config)
       setattr(self, f"down_{level}", blocks)
       if level + 1 < len(widths):
         time, space = config.strides[level]
         conv = CausalConv3d(rngs, width, width, stride=(time, space, space))
         setattr(self, f"downsample_{level}", conv)
-    self.mid = Blocks(rngs, widths[-1], widths[-1], 2, config.num_groups)
+    self.mid = Blocks(rngs, widths[-1], widths[-1], config.num_mid_blocks, config)
     self.norm_out = GroupNorm(rngs, widths[-1], config.num_groups)
     self.conv_out = CausalConv3d(rngs, widths[-1], config.num_bits)
 
@@ -243,15 +290,26 @@ class Decoder(nnx.Module):
     widths = [config.base_channels * multiplier for multiplier in config.multipliers]
     self.config = config
     self.conv_in = CausalConv3d(rngs, config.num_bits, widths[-1])
-    self.mid = Blocks(rngs, widths[-1], widths[-1], 2, config.num_groups)
+    self.mid = Blocks(rngs, widths[-1], widths[-1], config.num_mid_blocks, config)
+    is_subpixel = config.upsampling == "subpixel"
+    previous = widths[-1]
     for level in reversed(range(len(widths))):
-      previous = widths[min(len(widths) - 1, level + 1)]
-      blocks = Blocks(rngs, previous, widths[level], config.num_decoder_blocks, config.num_groups)
+      width = widths[level]
+      blocks = Blocks(rngs, previous, width, config.num_decoder_blocks, config)
       setattr(self, f"up_{level}", blocks)
       if level > 0:
-        setattr(self, f"upsample_{level}", Upsample(rngs, widths[level], config.strides[level - 1]))
+        # Subpixels go straight to the next level's width.
+        previous = widths[level - 1] if is_subpixel else width
+        upsample = Upsample(rngs, width, previous, config.strides[level - 1], is_subpixel)
+        setattr(self, f"upsample_{level}", upsample)
     self.norm_out = GroupNorm(rngs, widths[0], config.num_groups)
-    self.conv_out = CausalConv3d(rngs, widths[0], 3 * config.patch_size**2)
+    p, fine = config.patch_size, config.refine_channels
+    num_out = 4 * fine if fine else 3 * p**2
+    self.conv_out = CausalConv3d(rngs, widths[0], num_out, num_taps=config.num_taps)
+    self.norm_refine = GroupNorm(rngs, fine, config.num_groups) if fine else None
+    self.refine = (
+      CausalConv3d(rngs, fine, 3 * (p // 2) ** 2, num_taps=config.num_taps) if fine else None
+    )
 
   def __call__(self, latents: Float[Array, "b t h w d"]) -> Float[Array, "b f H W 3"]:
     return self.chunk(latents)[0]
@@ -262,8 +320,18 @@ class Decoder(nnx.Module):
     """Decodes the next latent frames of a clip; without a past, the first ones."""
     past = past or {}
     hidden, last = self._hidden(latents, past)
-    x, last["conv_out"] = self.conv_out(hidden, past.get("conv_out"))
+    x, last[self.last_name] = self.last_conv(hidden, past.get(self.last_name))
     return self.unfold(x), last
+
+  @property
+  def last_name(self) -> str:
+    """Name of the last convolution."""
+    return "conv_out" if self.refine is None else "refine"
+
+  @property
+  def last_conv(self) -> CausalConv3d:
+    """The last convolution."""
+    return getattr(self, self.last_name)
 
   def hidden(self, latents: Float[Array, "b t h w d"]) -> Float[Array, "b f y x c"]:
     """Returns the input of the last convolution, which `pixels` applies."""
@@ -271,19 +339,28 @@ class Decoder(nnx.Module):
 
   def pixels(self, hidden: Float[Array, "b f y x c"]) -> Float[Array, "b f H W 3"]:
     """Applies the last convolution to the result of `hidden`."""
-    return self.unfold(self.conv_out(hidden)[0])
+    return self.unfold(self.last_conv(hidden)[0])
 
   def unfold(self, x: Float[Array, "b f y x c"]) -> Float[Array, "b f H W 3"]:
     """Unfolds channels to pixels."""
-    p = self.config.patch_size
-    return rearrange(x, "b f h w (p q c) -> b f (h p) (w q) c", p=p, q=p)
+    p = self.config.patch_size if self.refine is None else self.config.patch_size // 2
+    return _unfold(x, p)
 
   def _hidden(self, x, past: State):
     levels, last = reversed(range(len(self.config.multipliers))), {}
     pairs = [name for level in levels for name in (f"up_{level}", f"upsample_{level}")]
     for name in ["conv_in", "mid", *pairs[:-1]]:
       x, last[name] = getattr(self, name)(x, past.get(name))
-    return jax.nn.silu(self.norm_out(x)), last
+    x = jax.nn.silu(self.norm_out(x))
+    if self.refine is not None:
+      x, last["conv_out"] = self.conv_out(x, past.get("conv_out"))
+      x = jax.nn.silu(self.norm_refine(_unfold(x, 2)))
+    return x, last
+
+
+def _unfold(x: Float[Array, "b f y x c"], side: int) -> Float[Array, "b f H W i"]:
+  """Unfolds channels to squares of cells."""
+  return rearrange(x, "b f h w (p q c) -> b f (h p) (w q) c", p=side, q=side)
 
 
 class Autoencoder(nnx.Module):

@@ -1,7 +1,8 @@
 """Initializes a video tokenizer from an image tokenizer.
 
 The last temporal slice of every kernel is the image kernel, also in the convolutions that halve or
-double time. Time is padded with zeros in front, so the first frame is always coded as the image
+double time; where channels are unfolded to several frames, each frame's are the image's. Time is
+padded with zeros in front, so the first frame is always coded as the image
 network codes it; if the other slices start at zero, so is every frame.
 
 Source: VIDEOAR section 2.2.
@@ -64,7 +65,9 @@ def inflate(
       start = layers.zeros if name.endswith("bias") else image_start()
       value = start(keys[0], leaf.shape)
     else:
+      # Subpixels of further frames start as those of the image.
       value = jnp.asarray(old[name])
+      value = jnp.tile(value, leaf.shape[-1] // value.shape[-1])
     if value.ndim == 5:
       earlier = jnp.zeros_like(value[:-1])
       if temporal == "random":

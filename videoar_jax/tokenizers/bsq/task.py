@@ -238,7 +238,7 @@ class TokenizerTask:
   def adaptive_weight(decoder: Decoder, hidden, grad_rec, grad_adv):
     """Returns the ratio of both losses' gradient norms at the decoder's last kernel."""
     hidden = jax.lax.stop_gradient(hidden)
-    graphdef, params = nnx.split(jax.lax.stop_gradient(decoder.conv_out))
+    graphdef, params = nnx.split(jax.lax.stop_gradient(decoder.last_conv))
 
     def pixels(kernel):
       return decoder.unfold(nnx.merge(graphdef, {**params, "kernel": kernel})(hidden)[0])
