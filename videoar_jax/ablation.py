@@ -148,6 +148,7 @@ def seconds_a_step(path: pathlib.Path, first: int) -> float | None:
 
 def _score(folder: pathlib.Path, run, options: argparse.Namespace) -> dict:
   """Measures a trained generator on test clips."""
+  from videoar_jax.evals import scores
   from videoar_jax.evals.generation import long_clips_of, measure
   from videoar_jax.experiment.load import load_model
 
@@ -156,7 +157,7 @@ def _score(folder: pathlib.Path, run, options: argparse.Namespace) -> dict:
     model,
     run.test_source,
     min(options.num_clips, len(run.test_source)),
-    oracle_rate=data.frame_rate if data.source == "sprites" else None,
+    oracle=scores.oracle_of(data),
     long_clips=long_clips_of(model, data, options.num_long_clips),
   ).scores()
   return result | {"drift_points": drift_points(result["drift"]["accuracy"])}

@@ -178,7 +178,7 @@ def _generation(options: argparse.Namespace) -> list[pathlib.Path]:
     source,
     num_clips,
     num_frames=data.num_frames,
-    oracle_rate=data.frame_rate if data.source == "sprites" else None,
+    oracle=scores.oracle_of(data),
     i3d_params=params.get("i3d"),
     long_clips=long_clips,
   )

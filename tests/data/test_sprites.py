@@ -13,6 +13,22 @@ def source(split="train", num_frames=17, resolution=(64, 64), num_objects=1, see
   )
 
 
+def test_versions_differ_in_the_sizes_of_objects():
+  """The scenes are the same, but for how large objects are and where they therefore start."""
+  old, new = (
+    SpritesSource("train", num_frames=1, resolution=(64, 64), version=version) for version in (1, 2)
+  )
+  radii = {"small": [], "large": []}
+  for index in range(200):
+    (scene, (path,)), (before, _) = new.scene(index), old.scene(index)
+    assert scene == before
+    radii[scene.objects[0].size].append(float(path.radius))
+  for size, (low, high) in {"small": (0.14, 0.155), "large": (0.20, 0.215)}.items():
+    assert low <= min(radii[size]) < low + 0.002 and high - 0.002 < max(radii[size]) <= high
+  with pytest.raises(ValueError, match="version is 3; the versions are 1, 2"):
+    SpritesSource("train", num_frames=1, resolution=(64, 64), version=3)
+
+
 @pytest.mark.parametrize("num_objects", [1, 2, (1, 2)])
 def test_a_shorter_clip_is_the_beginning_of_a_longer_one(num_objects):
   short, long = (

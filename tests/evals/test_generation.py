@@ -11,6 +11,7 @@ from videoar_jax.evals import drift, fvd, generation, metrics, scores
 
 SIZE = 9  # Frames of the clips of "training".
 RATE = 4.0
+ORACLE = scores.Oracle(RATE)
 NUM_CLIPS = 7
 
 
@@ -102,9 +103,9 @@ def test_the_oracle_tells_seen_combinations_from_held_out_ones(source, monkeypat
   lost = chosen.index(True)
   model = Painter(source)
   model.clips[captions[lost]] = np.full_like(model.clips[captions[lost]], 255)
-  found = generation.measure(model, source, NUM_CLIPS, oracle_rate=RATE).scores()["prompts"]
+  found = generation.measure(model, source, NUM_CLIPS, oracle=ORACLE).scores()["prompts"]
   assert found["count"] == {"all": 7, "seen": 3, "held_out": 4}
-  real = scores.oracle_matches(np.stack([source[i]["video"] for i in order]), captions, RATE)
+  real = ORACLE.matches(np.stack([source[i]["video"] for i in order]), captions)
   assert found["real"]["all"] == scores.accuracy(real)
   assert found["generated"]["seen"] == found["real"]["seen"]
   wanted = found["real"]["held_out"]["colour"] - 1 / 4
@@ -160,7 +161,7 @@ def test_drift_shows_when_clips_go_wrong(source, long_source):
 
   model.sample = sample_either
   long_clips = generation.LongClips(5, SIZE, {"overlap_frames": 5}, long_source)
-  found = generation.measure(model, source, 6, oracle_rate=RATE, long_clips=long_clips)
+  found = generation.measure(model, source, 6, oracle=ORACLE, long_clips=long_clips)
   assert model.long.calls == [(5, 33, 0, {"overlap_frames": 5})]
   result = found.scores()["drift"]
   assert result["num_frames"] == 33 and result["num_clips"] == 5
@@ -168,7 +169,7 @@ def test_drift_shows_when_clips_go_wrong(source, long_source):
   captions = [source[i]["caption"] for i in order]
   real = np.stack([long_source[i]["video"] for i in order])
   for (first, last), row in zip(result["windows"], result["accuracy"]["real"], strict=True):
-    matches = scores.oracle_matches(real[:, first : last + 1], captions, RATE)
+    matches = ORACLE.matches(real[:, first : last + 1], captions)
     assert row == scores.accuracy(matches)
   generated = result["accuracy"]["generated"]
   assert generated[:2] == result["accuracy"]["real"][:2]

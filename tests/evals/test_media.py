@@ -6,7 +6,14 @@ import pytest
 from PIL import Image
 
 from videoar_jax.evals import media
-from videoar_jax.evals.media import contact_sheet, slug, write_mp4, write_png
+from videoar_jax.evals.media import (
+  contact_sheet,
+  moving_sheet,
+  slug,
+  write_mp4,
+  write_png,
+  write_webp,
+)
 
 COLOURS = np.array([(220, 30, 30), (30, 200, 40), (30, 40, 220), (240, 240, 240)], np.uint8)
 
@@ -95,3 +102,45 @@ def test_slug_is_a_file_name():
   assert slug("../../etc") == "etc"
   assert slug("?!") == "empty"
   assert len(slug("word " * 100)) <= 80
+
+
+def is_red(picture):
+  r, g, b = np.moveaxis(np.asarray(picture).astype(int), -1, 0)
+  return (r - np.maximum(g, b)) > 100
+
+
+def test_wrong_words_are_red_and_only_they():
+  clips = np.zeros((2, 3, 48, 48, 3), np.uint8)
+  notes = [[("a", True), ("circle", False)], []]
+  sheet = contact_sheet(clips, ["one", "two"], notes=notes)
+  plain = contact_sheet(clips, ["one", "two"])
+  assert sheet.height == plain.height + 15 and not is_red(plain).any()
+  rows = np.flatnonzero(is_red(sheet).any(1))
+  assert rows.min() > 15 and rows.max() < 35  # In the second line of the first clip.
+
+
+def test_moving_sheet_has_every_clip_at_its_place(tmp_path):
+  clips = plain_clips(5, 4, 32, 48)
+  notes = [[("seen:", True), ("a very wrong thing", False)], *[[]] * 4]
+  frames = moving_sheet(clips, ["some words to break"] * 5, notes, num_columns=3, side=96)
+  assert len(frames) == 4 and len({frame.size for frame in frames}) == 1
+  assert frames[0].width == 3 * (96 + 8) and is_red(frames[0]).any()
+  for t, frame in enumerate(frames):
+    picture = np.asarray(frame)
+    for i in range(5):
+      top = picture.shape[0] // 2 * (i // 3 + 1) - 4 - 32
+      left = (i % 3) * 104 + 4 + 48
+      np.testing.assert_array_equal(picture[top, left], clips[i, t, 0, 0])
+  write_webp(tmp_path / "moving.webp", frames, 8.0)
+  with Image.open(tmp_path / "moving.webp") as moving:
+    assert moving.n_frames == 4 and moving.info["loop"] == 0
+    durations, shown = [], []
+    for t in range(4):
+      moving.seek(t)
+      moving.load()
+      durations.append(moving.info["duration"])
+      shown.append(np.asarray(moving.convert("RGB")).astype(int))
+  assert durations[:3] == [125] * 3 and durations[3] == 825
+  for t in range(4):
+    assert np.abs(shown[t] - np.asarray(frames[t])).mean() < 4
+  assert [path.name for path in tmp_path.iterdir()] == ["moving.webp"]

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from type_checks import stand_in
 
+from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.evals import curves, report, scores
-from videoar_jax.experiment.schema import RunConfig
+from videoar_jax.experiment.schema import ReportConfig, RunConfig
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.base import Curves
 from videoar_jax.text.tokenizers import ByteTokenizer
@@ -84,10 +85,9 @@ class Folder:
     return {"video": video, "caption": self.captions[index]}
 
 
-def make_run(source, kinds, num_clips=5, num_prompts=20):
-  data = types.SimpleNamespace(
-    source=source, num_frames=NUM_FRAMES, frame_rate=8.0, resolution=(64, 64), num_objects=1
-  )
+def make_run(source, kinds, num_clips=5, num_prompts=20, **settings):
+  path = None if source == "sprites" else "clips"
+  data = DataConfig(source=source, path=path, num_frames=NUM_FRAMES)
   loop = types.SimpleNamespace(num_steps=40, batch_size=3)
   stages = [
     types.SimpleNamespace(name=f"my_{kind}", kind=kind, loop=loop, data=data) for kind in kinds
@@ -100,7 +100,7 @@ def make_run(source, kinds, num_clips=5, num_prompts=20):
     family=types.SimpleNamespace(
       headline={"bit_accuracy": "bits {:.1%}"}, curves=lambda run: GENERATOR_CURVES
     ),
-    report=types.SimpleNamespace(num_clips=num_clips, num_prompts=num_prompts),
+    report=ReportConfig(num_clips=num_clips, num_prompts=num_prompts, **settings),
     generator_stages=tuple(s for s in stages if s.kind == "generator"),
   )
 
@@ -188,7 +188,8 @@ def test_page_of_sprites(sprites_report, shown):
   page = (workdir / "report.md").read_text()
   for picture in re.findall(r"\]\(([^)]+)\)", page):
     assert Image.open(workdir / picture).size[0] > 300
-  assert len(re.findall(r"!\[", page)) == 3
+  assert len(re.findall(r"!\[", page)) == 4
+  assert "Note" not in page
   assert f"{result['reconstruction']['psnr']['mean']:.2f} dB" in page
   assert "1 h 2 min 5 s" in page
   assert "| **generated** | 75 | 75 | 75 | 75 |" in page
@@ -208,6 +209,37 @@ def test_samples_can_be_played(sprites_report, shown):
   assert len(frames) == NUM_FRAMES
   expected = shown[7]["video"].repeat(4, axis=1).repeat(4, axis=2)
   assert np.abs(np.stack(frames).astype(float) - expected).mean() < 4
+
+
+def test_a_last_stage_may_have_clips_of_another_shape(tmp_path, monkeypatch, sprites, shown):
+  """Then no real clips are shown below the samples."""
+
+  class Longer(ForgetfulModel):
+    def sample(self, prompts):
+      return np.repeat(super().sample(prompts), 2, axis=1)
+
+  run = make_run("sprites", ["tokenizer", "generator"])
+  for stage in run.stages:
+    write_metrics(tmp_path, stage)
+  fake_loading(monkeypatch, Longer(shown, num_wrong=0))
+  report.write_report(tmp_path, run, FakeStages(), sprites, sprites)
+  assert Image.open(tmp_path / "report" / "samples.png").height > 1000
+
+
+def test_a_run_far_below_earlier_ones_says_so(tmp_path, monkeypatch, sprites, shown):
+  expected = {"expected_psnr": (PSNR + 2, PSNR + 3), "expected_all": (0.9, 0.95)}
+  monkeypatch.setattr(report, "FAR_PROMPTS", 20)
+  run = make_run("sprites", ["tokenizer", "generator"], **expected)
+  for stage in run.stages:
+    write_metrics(tmp_path, stage)
+  fake_loading(monkeypatch, ForgetfulModel(shown, num_wrong=5))
+  report.write_report(tmp_path, run, FakeStages(), sprites, sprites)
+  page = (tmp_path / "report.md").read_text()
+  assert "75% of the generated clips are right in everything" in page
+  assert "earlier runs had 90% to 95%" in page
+  assert re.search(r"reconstructions have 3\d\.\d dB, where earlier runs had 36\.2 to 37\.2", page)
+  with pytest.raises(ValueError, match="expected_all"):
+    ReportConfig(expected_all=(0.5, 0.4))
 
 
 def test_folder_without_test_split(tmp_path, monkeypatch):
@@ -321,10 +353,10 @@ def test_accuracy_leaves_out_what_is_not_asked():
 def test_oracle_judges_only_what_is_asked(sprites):
   item = sprites[0]
   sprite = item["attributes"].objects[0]
-  (match,) = scores.oracle_matches(item["video"][None], [f"a {sprite.colour} {sprite.shape}"])
+  (match,) = scores.Oracle().matches(item["video"][None], [f"a {sprite.colour} {sprite.shape}"])
   assert match == {"colour": True, "shape": True}
   other = "white" if item["attributes"].background != "white" else "black"
-  (match,) = scores.oracle_matches(
+  (match,) = scores.Oracle().matches(
     item["video"][None], [f"a {sprite.size} {sprite.shape} on a {other} background"]
   )
   assert match == {"size": True, "shape": True, "background": False}

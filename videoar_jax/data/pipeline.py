@@ -19,7 +19,8 @@ from videoar_jax.data.sources.folder import FolderSource
 from videoar_jax.data.sources.index import IndexSource
 from videoar_jax.data.sources.shards import ShardsSource
 from videoar_jax.data.sources.tfds import TfdsSource
-from videoar_jax.data.synthetic.sprites import SPLITS, SpritesSource
+from videoar_jax.data.synthetic.sprites import RADIUS, SPLITS, SpritesSource
+from videoar_jax.data.windows import Windows
 
 SOURCES = ("sprites", "folder", "shards", "index", "tfds")
 
@@ -41,7 +42,11 @@ class DataConfig:
     num_frames: frames per clip.
     frame_rate: frames per second at which clips are read.
     resolution: (height, width) in pixels; frames are resized and cropped to it.
+    crop_from: (height, width) at which clips are read to train a tokenizer on windows of
+      `resolution`; None for whole frames.
+    num_crops: windows to draw of each clip, of which the one with the most contrast is taken.
     num_objects: objects in a sprites clip: 1, 2, or (1, 2) for either.
+    version: of the sprites: 1, or 2 with larger objects, whose shapes 64x64 pixels can show.
     seed: seed of the sprites, and of where in a video each clip begins.
     clips_per_file: clips per video in an epoch.
     cache_bytes: memory for a folder's decoded frames; a folder that needs more is decoded at every
@@ -65,7 +70,10 @@ class DataConfig:
   num_frames: int = 17
   frame_rate: float = 8.0
   resolution: tuple[int, int] = (64, 64)
+  crop_from: tuple[int, int] | None = None
+  num_crops: int = 1
   num_objects: int | tuple[int, ...] = 1
+  version: int = 1
   seed: int = 0
   clips_per_file: int = 1
   cache_bytes: int = 2**30
@@ -106,6 +114,7 @@ class DataConfig:
       ("seed", 0),
       ("num_threads", 0),
       ("prefetch", 1),
+      ("num_crops", 1),
     ):
       if getattr(self, name) < least:
         raise ValueError(f"data.{name} is {getattr(self, name)}; set it to {least} or more.")
@@ -123,9 +132,26 @@ class DataConfig:
       raise ValueError(
         f"data.resolution is {self.resolution}; set it to (height, width), both positive."
       )
+    if self.crop_from is not None:
+      object.__setattr__(self, "crop_from", _as_tuple("crop_from", self.crop_from))
+      if len(self.crop_from) != 2 or any(
+        whole < part for whole, part in zip(self.crop_from, self.resolution, strict=True)
+      ):
+        raise ValueError(
+          f"data.crop_from is {self.crop_from}, smaller than data.resolution {self.resolution}, "
+          "which is cut out of it; set a smaller resolution, or leave crop_from unset."
+        )
+    elif self.num_crops > 1:
+      raise ValueError(
+        f"data.num_crops is {self.num_crops}, but data.crop_from is not set; set it, or leave both."
+      )
     objects = (self.num_objects,) if isinstance(self.num_objects, int) else self.num_objects
     if not objects or not set(objects) <= {1, 2}:
       raise ValueError(f"data.num_objects is {self.num_objects}; set it to 1, 2 or (1, 2).")
+    if self.version not in RADIUS:
+      raise ValueError(
+        f"data.version is {self.version}; set it to {' or '.join(map(str, RADIUS))}."
+      )
 
 
 def _as_tuple(name: str, value) -> tuple:
@@ -148,9 +174,16 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
   """
   if split not in SPLITS:
     raise ValueError(f"split is {split!r}; the splits are {', '.join(SPLITS)}.")
-  clip = {"num_frames": data.num_frames, "resolution": data.resolution, "seed": data.seed}
+  size = data.crop_from or data.resolution
+  clip = {"num_frames": data.num_frames, "resolution": size, "seed": data.seed}
   if data.source == "sprites":
-    return SpritesSource(split, frame_rate=data.frame_rate, num_objects=data.num_objects, **clip)
+    return SpritesSource(
+      split,
+      frame_rate=data.frame_rate,
+      num_objects=data.num_objects,
+      version=data.version,
+      **clip,
+    )
   clip |= {
     "frame_rate": data.frame_rates if split == "train" and data.frame_rates else data.frame_rate,
     "is_flipped": data.is_flipped,
@@ -171,6 +204,13 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
   )
 
 
+def windows_of(data: DataConfig) -> Windows | None:
+  """Returns the windows that are cut out of the clips of `make_source`; None for whole frames."""
+  if data.crop_from is None:
+    return None
+  return Windows(data.resolution, data.num_crops, data.seed)
+
+
 # Fields that affect how clips are read, but not what they contain.
 READING_FIELDS = ("cache_bytes", "max_bad_share", "num_threads", "prefetch")
 
@@ -182,6 +222,7 @@ def make_iterator(
   seed: int,
   tokenize: Callable[[str], np.ndarray],
   fields: tuple[str, ...] = (),
+  windows: Windows | None = None,
   shuffle: bool = True,
   num_epochs: int | None = None,
   process_index: int = 0,
@@ -200,6 +241,7 @@ def make_iterator(
       takes the place of this one.
     fields: further fields of items to put into batches, beside clips, texts and ids, such as
       "class_id".
+    windows: to cut out of clips; None for whole frames.
     shuffle: visit an epoch's items in random order. Sprites are independent without it.
     num_epochs: None for endless; else an incomplete last batch is dropped.
     process_index, process_count: this process, and the number of processes.
@@ -220,7 +262,7 @@ def make_iterator(
     )
   if isinstance(source, ClipSource):
     source.bad_samples.num_parts = process_count
-  length, encoded = len(source), EncodedSource(source, tokenize)
+  length, encoded = len(source), EncodedSource(source, tokenize, windows)
   dataset = grain.MapDataset.range(length)
   dataset = dataset.shuffle(seed % 2**32) if shuffle else dataset
   dataset = dataset.repeat(num_epochs)

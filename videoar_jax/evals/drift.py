@@ -78,7 +78,7 @@ def measure(
   prompts: list[str],
   size: int,
   *,
-  oracle_rate: float | None,
+  oracle: scores.Oracle | None,
   settings: dict,
 ) -> Drift:
   """Measures long clips.
@@ -87,21 +87,21 @@ def measure(
     clips: a clip for each prompt, by kind: "generated", possibly "real".
     prompts: of the clips.
     size: frames of a window.
-    oracle_rate: frames per second, for the sprites' oracle; None for clips of other data.
+    oracle: of sprites; None for clips of other data.
     settings: sampling settings.
   """
   windows = windows_of(clips["generated"].shape[1], size)
 
   def accuracies(videos) -> list[dict[str, float]]:
     parts = [videos[:, first : last + 1] for first, last in windows]
-    return [scores.accuracy(scores.oracle_matches(x, prompts, oracle_rate)) for x in parts]
+    return [scores.accuracy(oracle.matches(x, prompts)) for x in parts]
 
   return Drift(
     windows=windows,
     num_clips=len(prompts),
     settings=settings,
     psnr={kind: psnr_to_first(videos) for kind, videos in clips.items()},
-    accuracy=None if oracle_rate is None else {k: accuracies(x) for k, x in clips.items()},
+    accuracy=None if oracle is None else {k: accuracies(x) for k, x in clips.items()},
   )
 
 

@@ -105,7 +105,7 @@ def measure(
   num_clips: int,
   *,
   num_frames: int | None = None,
-  oracle_rate: float | None = None,
+  oracle: scores.Oracle | None = None,
   i3d_params: i3d.Params | None = None,
   long_clips: LongClips | None = None,
 ) -> Generation:
@@ -118,7 +118,7 @@ def measure(
     source: of real clips; FVD between real clips reads as many others.
     num_clips: number of clips, at most the size of the source.
     num_frames: of a clip, as in the source; None for the model's training length.
-    oracle_rate: frames per second, for the sprites' oracle; None for clips of other data.
+    oracle: of sprites; None for clips of other data.
     i3d_params: converted weights; None leaves FVD out.
     long_clips: to measure drift; None leaves it out.
   Raises:
@@ -129,7 +129,7 @@ def measure(
   # Drift first, since it may turn out to be impossible.
   measured_drift = None
   if long_clips is not None:
-    measured_drift = _measure_drift(model, source, order, long_clips, oracle_rate)
+    measured_drift = _measure_drift(model, source, order, long_clips, oracle)
   size = min(scores.BATCH_SIZE, num_clips)
   shown, captions, teacher_forced = {"generated": [], "real": []}, [], []
   matches, features = ({kind: [] for kind in shown} for _ in range(2))
@@ -137,8 +137,8 @@ def measure(
     made = _sample(model, prompts, num_frames, size, seed=len(captions))
     for kind, clips in (("generated", made), ("real", real)):
       shown[kind].extend(clips[: NUM_SHOWN - len(shown[kind])])
-      if oracle_rate is not None:
-        matches[kind] += scores.oracle_matches(clips, prompts, oracle_rate)
+      if oracle is not None:
+        matches[kind] += oracle.matches(clips, prompts)
       if i3d_params is not None:
         features[kind].append(fvd.features(i3d_params, clips))
     if hasattr(model, "score"):
@@ -154,7 +154,7 @@ def measure(
     generated=np.stack(shown["generated"]),
     gfvd=gfvd,
     real_fvd=real_fvd,
-    prompts=None if oracle_rate is None else scores.accuracy_by_novelty(captions, matches),
+    prompts=None if oracle is None else scores.accuracy_by_novelty(captions, matches),
     teacher_forced=_joined(teacher_forced) if teacher_forced else None,
     seconds_a_clip=_time(model, captions, num_frames, size),
     steps_a_clip=model.num_steps(num_frames) if hasattr(model, "num_steps") else None,
@@ -200,7 +200,7 @@ def _distances(source, features: dict, others: list[int] | None, params: i3d.Par
 
 
 def _measure_drift(
-  model, source, order: list[int], long: LongClips, oracle_rate: float | None
+  model, source, order: list[int], long: LongClips, oracle: scores.Oracle | None
 ) -> drift.Drift:
   order, clips, captions = order[: long.num_clips], {"generated": []}, []
   num_frames = drift.long_length(long.window_size)
@@ -215,7 +215,7 @@ def _measure_drift(
     {kind: np.concatenate(parts) for kind, parts in clips.items()},
     captions,
     long.window_size,
-    oracle_rate=oracle_rate,
+    oracle=oracle,
     settings=long.settings,
   )
 

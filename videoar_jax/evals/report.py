@@ -4,7 +4,8 @@ report.md                    the page
 scores.json                  every number, unrounded
 report/curves.png            loss and quality by step
 report/reconstructions.png   test clips and their reconstructions
-report/samples.png           generated clips, frame by frame
+report/samples.png           generated clips, frame by frame, and reconstructed real ones
+report/samples.webp          the same generated clips as a moving picture
 samples/*.mp4                the same as videos
 """
 
@@ -22,10 +23,12 @@ from videoar_jax.evals import metrics, scores
 from videoar_jax.evals.curves import TOKENIZER_CURVES, draw_curves
 from videoar_jax.evals.media import (
   contact_sheet,
+  moving_sheet,
   reconstruction_sheet,
   slug,
   write_mp4,
   write_png,
+  write_webp,
 )
 from videoar_jax.experiment.load import load_model, load_tokenizer
 from videoar_jax.experiment.schema import RunConfig
@@ -36,7 +39,10 @@ from videoar_jax.train.logging import read_metrics
 
 NUM_SHOWN = 8  # Samples that become mp4 files and rows of the image.
 NUM_RECONSTRUCTIONS_SHOWN = 4
+NUM_REAL_SHOWN = 3  # Real clips below the samples.
 MAX_SKIPPED_SHOWN = 20  # Lines of skipped files on the page; scores.json has all.
+FAR_PSNR, FAR_SHARE = 1.0, 0.1  # Below the lowest of earlier runs, in dB and as a share.
+FAR_PROMPTS = 64  # Fewer prompts do not determine a share well enough.
 LAST_SHARE = 0.05  # A stage's final metrics are means over this share of its last steps.
 
 
@@ -79,13 +85,13 @@ def write_report(
     "resources": {"seconds": seconds, "peak_memory_bytes": _peak_memory_bytes()},
   }
   matches = None
-  if run.data.source == "sprites":
+  oracle = scores.oracle_of(run.data)
+  if oracle is not None:
     n = len(prompts)
     shown = {"reconstructed": reconstructions[:n], "real": clips[:n]}
     if generated is not None:
       shown = {"generated": generated} | shown
-    rate = run.data.frame_rate
-    matches = {name: scores.oracle_matches(c, prompts, rate) for name, c in shown.items()}
+    matches = {name: oracle.matches(c, prompts) for name, c in shown.items()}
     result["prompts"] = _prompt_scores(run, prompts, matches)
 
   folder = workdir / "report"
@@ -103,8 +109,7 @@ def write_report(
   sheet = reconstruction_sheet(clips[:k], reconstructions[:k], captions[:k], psnr[:k])
   write_png(folder / "reconstructions.png", sheet)
   if generated is not None:
-    generated_matches = matches["generated"] if matches else None
-    _write_samples(workdir, run, generated[:NUM_SHOWN], prompts[:NUM_SHOWN], generated_matches)
+    _write_samples(workdir, run, generated[:NUM_SHOWN], prompts, reconstructions, captions)
   write_text(workdir / "scores.json", json.dumps(result, indent=2) + "\n")
   write_text(workdir / "report.md", _page(workdir, run, result, prompts))
   return result
@@ -177,22 +182,41 @@ def _prompt_scores(run: RunConfig, prompts: list[str], matches: dict[str, list[d
   return result | ({"chance": scores.CHANCE} if run.data.num_objects == 1 else {})
 
 
-def _write_samples(workdir: pathlib.Path, run: RunConfig, clips, prompts, matches) -> None:
-  """Writes generated clips as mp4 and as one image, which names what the oracle does not see."""
+def _write_samples(workdir: pathlib.Path, run: RunConfig, clips, prompts, real, captions) -> None:
+  """Writes generated clips as mp4, and as images that say what the oracle reads in them.
+
+  Args:
+    workdir: of the run.
+    run: the run.
+    clips: generated.
+    prompts: of the clips.
+    real: reconstructed test clips, of which the image shows a few: what the generator learns from.
+    captions: of the test clips.
+  """
   folder = workdir / "samples"
   folder.mkdir(exist_ok=True)
-  lines = []
+  prompts, oracle = prompts[: len(clips)], scores.oracle_of(run.data)
   for i, (clip, prompt) in enumerate(zip(clips, prompts, strict=True)):
     write_mp4(folder / f"{i:02d}_{slug(prompt)}.mp4", clip, run.data.frame_rate)
-    wrong = [name for name, is_right in matches[i].items() if not is_right] if matches else []
-    lines.append(f"{prompt}   [not seen: {', '.join(wrong)}]" if wrong else prompt)
-  write_png(workdir / "report" / "samples.png", contact_sheet(clips, lines))
+  notes = [[]] * len(clips)
+  if oracle is not None:
+    pairs = zip(clips, prompts, strict=True)
+    notes = [[("read from its pixels:", True), *oracle.reading(*pair)] for pair in pairs]
+  frames = moving_sheet(clips, prompts, [note and [("→", True), *note[1:]] for note in notes])
+  write_webp(workdir / "report" / "samples.webp", frames, run.data.frame_rate)
+  # The last stage may have clips of another shape than the run.
+  k = min(NUM_REAL_SHOWN, len(real)) if real.shape[1:] == clips.shape[1:] else 0
+  rows = np.concatenate([clips, real[:k]]) if k else clips
+  lines = prompts + [f"reconstructed real clip: {caption}" for caption in captions[:k]]
+  sheet = contact_sheet(rows, lines, notes=notes + [[]] * k)
+  write_png(workdir / "report" / "samples.png", sheet)
 
 
 def _page(workdir: pathlib.Path, run: RunConfig, result: dict, prompts: list[str]) -> str:
-  parts = [f"# {workdir.name}", _summary(run, result)]
+  parts = [f"# {workdir.name}", _summary(run, result), *_shortfalls(run, result)]
   if run.generator_stages:
-    parts += ["## Samples", "![Samples, a row each](report/samples.png)"]
+    parts += ["## Samples", "![Samples, as they move](report/samples.webp)"]
+    parts += ["![Samples, a row each](report/samples.png)"]
     parts += [_sampling_command(workdir, prompts[0])]
   if "prompts" in result:
     title = "Do clips show what the prompt asks for?"
@@ -225,6 +249,33 @@ def _summary(run: RunConfig, result: dict) -> str:
   if seconds is not None:
     text += f" This run took {_duration(seconds)}."
   return f"{text} Peak memory: {peak / 2**30:.1f} GiB."
+
+
+def _shortfalls(run: RunConfig, result: dict) -> list[str]:
+  """Returns a note for each score that is far below what earlier runs of the config had."""
+  psnr, everything = run.report.expected_psnr, run.report.expected_all
+  found: list[str] = []
+  if run.data.source != "sprites":
+    return found
+  if psnr is not None:
+    own = result["reconstruction"]["psnr"]["mean"]
+    if own < psnr[0] - FAR_PSNR:
+      found.append(
+        f"reconstructions have {own:.1f} dB, where earlier runs had {psnr[0]:.1f} to {psnr[1]:.1f}"
+      )
+  generated = result.get("prompts", {}).get("generated")
+  if everything is not None and generated is not None:
+    own = generated["all"]["all"]
+    if own < everything[0] - FAR_SHARE and result["prompts"]["count"]["all"] >= FAR_PROMPTS:
+      low, high = everything
+      found.append(
+        f"{own:.0%} of the generated clips are right in everything, where earlier runs had "
+        f"{low:.0%} to {high:.0%}"
+      )
+  return [
+    f"**Note:** {text}. If nothing but the seed was changed, something went wrong in training."
+    for text in found
+  ]
 
 
 def _duration(seconds: float) -> str:

@@ -1,11 +1,13 @@
 """Shared by all evaluations: drawing and coding clips, the oracle's accuracy, table rows."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
+from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.data.synthetic import captions as sprite_captions
 from videoar_jax.data.synthetic.captions import Scene, parse_caption
 from videoar_jax.data.synthetic.sprites import FRAME_RATE
@@ -87,16 +89,38 @@ def reconstruct(
   return np.concatenate([code_batch(tokenizer, clips[i : i + BATCH_SIZE])[2] for i in starts])
 
 
-def oracle_matches(
-  clips: UInt8[np.ndarray, "b f H W 3"], captions: list[str], frame_rate: float = FRAME_RATE
-) -> list[dict[str, bool]]:
-  """Returns, for each sprites clip, whether it shows each attribute that its caption names."""
-  result = []
-  for clip, caption in zip(clips, captions, strict=True):
-    asked = _asked(parse_caption(caption))
-    right = sprites_oracle.matches(clip, caption, frame_rate)
-    result.append({name: bool(right[name]) for name in right if name in asked})
-  return result
+@dataclasses.dataclass(frozen=True)
+class Oracle:
+  """Reads sprites clips.
+
+  Attributes:
+    frame_rate: of the clips, in frames per second.
+    version: of the sprites.
+  """
+
+  frame_rate: float = FRAME_RATE
+  version: int = 1
+
+  def matches(
+    self, clips: UInt8[np.ndarray, "b f H W 3"], captions: list[str]
+  ) -> list[dict[str, bool]]:
+    """Returns, for each clip, whether it shows each attribute that its caption names."""
+    result = []
+    for clip, caption in zip(clips, captions, strict=True):
+      asked = _asked(parse_caption(caption))
+      right = sprites_oracle.matches(clip, caption, self.frame_rate, self.version)
+      result.append({name: bool(right[name]) for name in right if name in asked})
+    return result
+
+  def reading(self, clip: UInt8[np.ndarray, "f H W 3"], caption: str) -> list[tuple[str, bool]]:
+    """Returns what a clip shows, in words, each with whether it agrees with the caption."""
+    seen = sprites_oracle.describe(clip, self.frame_rate, self.version)
+    return sprites_oracle.reading(parse_caption(caption), seen)
+
+
+def oracle_of(data: DataConfig) -> Oracle | None:
+  """Returns the oracle of some data; None if they are not sprites."""
+  return Oracle(data.frame_rate, data.version) if data.source == "sprites" else None
 
 
 def _asked(scene: Scene) -> set[str]:

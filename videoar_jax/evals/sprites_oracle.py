@@ -23,8 +23,7 @@ _FOREGROUND = 36.0  # 4.5 sigma for noise of 8 steps.
 _EDGE = 0.25  # Lower coverage counts as noise.
 
 # Lengths and areas are in units of the short side.
-_MIN_AREA = 0.4 * math.pi * RADIUS["small"][0] ** 2
-_SIZE_BORDER = (RADIUS["small"][1] + RADIUS["large"][0]) / 2
+_MIN_AREA = 0.4 * math.pi  # Of the square of the smallest radius.
 _MIN_TRAVEL = 0.05
 _JITTER = 0.01  # Deviations from a path that are ignored.
 _BOUNCE_PENALTY = 4.0
@@ -53,25 +52,34 @@ class _Track:
   is_whole: np.ndarray
 
 
-def describe(clip: UInt8[np.ndarray, "f H W 3"], frame_rate: float = FRAME_RATE) -> Scene:
+def describe(
+  clip: UInt8[np.ndarray, "f H W 3"], frame_rate: float = FRAME_RATE, version: int = 1
+) -> Scene:
   """Returns the scene in the first two seconds of a clip.
 
+  Args:
+    clip: of sprites.
+    frame_rate: of the clip, in frames per second.
+    version: of the sprites, which sets what is small and what is large.
   Returns:
     Up to two objects, the larger one first, and the background. Attributes that cannot be
     determined are None; a clip without objects has one whose attributes are all None.
   """
   clip = clip[: int(_MAX_TIME * frame_rate / FRAME_RATE) + 1]
-  side = min(clip.shape[1:3])
+  side, radii = min(clip.shape[1:3]), RADIUS[version]
   colour = np.median(clip[:, ::2, ::2].reshape(-1, 3), axis=0).astype(np.float32)
   objects = [
-    Sprite(_size(track, side), name, _shape(track), _motion(track, side))
-    for name, track in _find_objects(clip, colour, side)
+    Sprite(_size(track, side, radii), name, _shape(track), _motion(track, side))
+    for name, track in _find_objects(clip, colour, side, radii)
   ]
   return Scene(tuple(objects) or (Sprite(),), _nearest_background(colour))
 
 
 def matches(
-  clip: UInt8[np.ndarray, "f H W 3"], caption: str, frame_rate: float = FRAME_RATE
+  clip: UInt8[np.ndarray, "f H W 3"],
+  caption: str,
+  frame_rate: float = FRAME_RATE,
+  version: int = 1,
 ) -> dict[str, bool]:
   """Returns whether each attribute of a clip agrees with the prompt.
 
@@ -79,13 +87,14 @@ def matches(
     clip: the generated clip.
     caption: the prompt. Attributes that it omits count as correct.
     frame_rate: of the clip, in frames per second.
+    version: of the sprites.
   Returns:
     {size, colour, shape, motion, background: is correct}. With two objects in the prompt, an
     attribute is correct if it is for both.
   Raises:
     ValueError: the prompt is not a caption of sprites.
   """
-  return compare(captions.parse_caption(caption), describe(clip, frame_rate))
+  return compare(captions.parse_caption(caption), describe(clip, frame_rate, version))
 
 
 def compare(asked: Scene, seen: Scene) -> dict[str, bool]:
@@ -95,6 +104,22 @@ def compare(asked: Scene, seen: Scene) -> dict[str, bool]:
     name: all(getattr(a, name) in (None, getattr(s, name)) for a, s in pairs) for name in ATTRIBUTES
   }
   return result | {"background": asked.background in (None, seen.background)}
+
+
+def reading(asked: Scene, seen: Scene) -> list[tuple[str, bool]]:
+  """Returns what is seen as words of a caption, each with whether it agrees with the request."""
+  words = []
+  for i, (a, s) in enumerate(_pair_up(asked.objects, seen.objects)):
+    words += [("and", True)] if i else []
+    if s == Sprite():
+      words.append(("nothing", a == Sprite()))
+      continue
+    for name in ATTRIBUTES:
+      value = getattr(s, name)
+      text = captions.MOTION_PHRASES.get(value, value) if value is not None else f"no {name}"
+      words.append((text, getattr(a, name) in (None, value)))
+  background = seen.background or "no background"
+  return [*words, (f"on {background}", asked.background in (None, seen.background))]
 
 
 def _pair_up(asked, seen) -> list[tuple[Sprite, Sprite]]:
@@ -114,7 +139,7 @@ def _nearest_background(colour) -> str | None:
   return name if distances[name] < _BACKGROUND_TOLERANCE else None
 
 
-def _find_objects(clip, background, side) -> list[tuple[str, _Track]]:
+def _find_objects(clip, background, side, radii) -> list[tuple[str, _Track]]:
   """Assigns each pixel to the colour that, mixed with the background, explains it best."""
   offsets = clip.astype(np.float32) - background
   where = np.nonzero(np.einsum("fhwc,fhwc->fhw", offsets, offsets) > _FOREGROUND**2)
@@ -132,7 +157,7 @@ def _find_objects(clip, background, side) -> list[tuple[str, _Track]]:
     picture = np.zeros(clip.shape[:3], np.float32)
     picture[tuple(axis[chosen] for axis in where)] = coverage[chosen, k]
     area = picture.sum() / (len(clip) * side**2)
-    if area > _MIN_AREA:
+    if area > _MIN_AREA * radii["small"][0] ** 2:
       found.append((area, name, picture))
   found.sort(key=lambda item: -item[0])
   return [(name, _track(picture)) for _, name, picture in found[:2]]
@@ -157,9 +182,10 @@ def _best_frames(track: _Track) -> np.ndarray:
   return whole if len(whole) else np.argsort(-track.area)[:3]
 
 
-def _size(track: _Track, side: int) -> str:
+def _size(track: _Track, side: int, radii: dict[str, tuple[float, float]]) -> str:
   area = np.median(track.area[_best_frames(track)])
-  return "small" if math.sqrt(area / math.pi) / side < _SIZE_BORDER else "large"
+  border = (radii["small"][1] + radii["large"][0]) / 2
+  return "small" if math.sqrt(area / math.pi) / side < border else "large"
 
 
 def _shape(track: _Track) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from videoar_jax.data.mixture import Mixture, make_buckets
-from videoar_jax.data.pipeline import make_iterator
+from videoar_jax.data.pipeline import DataConfig, make_iterator, windows_of
 from videoar_jax.data.sources.base import EncodedSource
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.base import ClipShape
@@ -60,6 +60,7 @@ class Batches:
       seed=seed,
       tokenize=self.run.text.encoder.encode,
       fields=self._fields(stage),
+      windows=windows_of(stage.data),
       **processes,
       **reading,
     )
@@ -118,6 +119,7 @@ class Batches:
       seed=self.run.seed,
       tokenize=self.run.text.encoder.encode,
       fields=self._fields(stage),
+      windows=windows_of(stage.data),
       process_index=part,
       process_count=num_parts,
       num_threads=stage.data.num_threads,
@@ -165,11 +167,13 @@ def _log_drawn(name: str, drawn: dict[str, dict[str, int]]) -> None:
     )
 
 
-def media_batch(source, text_encoder: TextEncoder, mesh: Mesh) -> dict[str, np.ndarray]:
+def media_batch(
+  data: DataConfig, source, text_encoder: TextEncoder, mesh: Mesh
+) -> dict[str, np.ndarray]:
   """Returns the first clips of a source, to show during training."""
   shards = num_batch_shards(mesh)
   num = -(-NUM_MEDIA_CLIPS // shards) * shards
-  source = EncodedSource(source, text_encoder.encode)
+  source = EncodedSource(source, text_encoder.encode, windows_of(data))
   items = [source[i % len(source)] for i in range(num)]
   return {
     "video": np.stack([item["video"] for item in items]),

@@ -26,7 +26,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
   """Loads a tokenizer that a run trained, or that `python -m videoar_jax.convert` made.
 
   Args:
-    path: a workdir, a checkpoint in one (`WORKDIR/tokenizer/checkpoints/220`; a generator's
+    path: a workdir, a checkpoint in one (`WORKDIR/tokenizer/checkpoints/680`; a generator's
       checkpoint stands for the tokenizer that it was trained with), or a folder with a converted
       tokenizer.
   Raises:
@@ -56,7 +56,7 @@ def load_model(
   """Loads the generator that a run trained, with its tokenizer.
 
   Args:
-    path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/2100`).
+    path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/2400`).
     mesh: devices that share the work; each reads its part of the parameters. None for one device.
     dtype: of the generator's weights and cache, "float32" or "bfloat16".
     text_features: file of the prompts' features, for a model that was trained on features; None

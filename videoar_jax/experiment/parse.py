@@ -28,6 +28,26 @@ from videoar_jax.tokenizers.families import TOKENIZERS
 from videoar_jax.train.config import LoopConfig
 
 
+def _check_windows(run: RunConfig) -> None:
+  """Checks that windows are cut out of clips only to train a tokenizer on.
+
+  Raises:
+    ValueError: names the section.
+  """
+  sections = {"data": run.data}
+  sections |= {f"stage.{cache.name}.data": cache.data for cache in run.caches}
+  for stage in run.stages:
+    if stage.kind == "generator" or stage.mixture:
+      sections[f"stage.{stage.name}.data"] = stage.data
+      sections |= {f"stage.{stage.name}.mixture.{part.name}": part.data for part in stage.mixture}
+  for name, data in sections.items():
+    if data.crop_from is not None:
+      raise ValueError(
+        f"{name}.crop_from={data.crop_from}: windows are for tokenizer stages without a mixture; "
+        "set it in the `data` of such a stage"
+      )
+
+
 def finalize(config: ConfigDict | dict) -> RunConfig:
   """Checks a config and returns the run that it describes.
 
@@ -61,6 +81,7 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
     stages=stages,
     caches=caches,
   )
+  _check_windows(run)
   tokenizer_family.check(tokenizer, None, data.resolution)
   for cache in run.caches:
     tokenizer.latent_shape(cache.data.num_frames, cache.data.resolution)

@@ -48,15 +48,27 @@ class ReportConfig:
   Attributes:
     num_clips: test clips that the tokenizer reconstructs.
     num_prompts: test prompts for which the generator makes clips.
+    expected_psnr: lowest and highest PSNR of reconstructed sprites, in dB, in earlier runs of the
+      config; the report says so if a run is far below. None if they are not known.
+    expected_all: the same for the share of generated sprites clips that are right in everything.
   """
 
   num_clips: int = 64
   num_prompts: int = 64
+  expected_psnr: tuple[float, float] | None = None
+  expected_all: tuple[float, float] | None = None
 
   def __post_init__(self):
     for name in ("num_clips", "num_prompts"):
       if getattr(self, name) < 1:
         raise ValueError(f"report.{name}={getattr(self, name)} must be at least 1")
+    for name in ("expected_psnr", "expected_all"):
+      values = getattr(self, name)
+      if values is None:
+        continue
+      object.__setattr__(self, name, tuple(values))
+      if len(values) != 2 or values[0] > values[1]:
+        raise ValueError(f"report.{name}={values}: needs the lowest and the highest value")
 
 
 @dataclasses.dataclass(frozen=True)

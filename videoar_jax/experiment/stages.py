@@ -170,7 +170,7 @@ class Stages(StageCheckpoints):
     if stage.cache is not None:
       _, _, index = self._encoder_of(stage.cache, train_sources[0])
       folder = stage.cache.folder(self.workdir)
-      check_fits(folder, index)
+      check_fits(folder, index, self.run.tokenizer_family.network)
       train_sources = [LatentsSource(folder, index)]
     batches = Batches(self.run, self.mesh)
     mixture = batches.mixture(stage, train_sources, seed)
@@ -193,7 +193,7 @@ class Stages(StageCheckpoints):
       log.info("stage %s: resumes from step %d", stage.name, step)
     run_log = self._open_log(stage, step)
     try:
-      media = media_batch(test_source, text_encoder, self.mesh)
+      media = media_batch(stage.data, test_source, text_encoder, self.mesh)
       held_out = batches.held_out(stage, test_source)
       clock.count_rest("start")
       clock.lose(run_log.lost_s)

@@ -127,6 +127,12 @@ def _encoder_facts(config: TokenizerConfig) -> dict:
   return facts
 
 
+def _defaults(cls: type) -> dict:
+  """Returns the defaults of a dataclass's fields."""
+  fields = dataclasses.fields(cls)
+  return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+
+
 def encoder_fingerprint(params: dict) -> str:
   """Returns a hash of the weights of a tokenizer's encoder."""
   digest = hashlib.sha256()
@@ -137,12 +143,15 @@ def encoder_fingerprint(params: dict) -> str:
   return digest.hexdigest()[:16]
 
 
-def check_fits(folder: pathlib.Path, wanted: latents.Index, *, but: tuple[str, ...] = ()) -> None:
+def check_fits(
+  folder: pathlib.Path, wanted: latents.Index, network: type, *, but: tuple[str, ...] = ()
+) -> None:
   """Checks that a folder's latents, if any, are the wanted ones.
 
   Args:
     folder: of the shards.
     wanted: index of the wanted latents.
+    network: class of the tokenizer's settings.
     but: fields that are not known yet.
   Raises:
     ValueError: they are not; names the fields that differ, and the fix.
@@ -152,6 +161,14 @@ def check_fits(folder: pathlib.Path, wanted: latents.Index, *, but: tuple[str, .
     return
   known = {name: getattr(found, name) for name in but}
   wanted = dataclasses.replace(wanted, **known)
+  # What a field that did not exist yet does by default is what was done.
+  added = {
+    name: {k: v for k, v in _defaults(cls).items() if k in getattr(wanted, name)}
+    for name, cls in (("data", DataConfig), ("encoder", network))
+  }
+  found = dataclasses.replace(
+    found, **{name: defaults | getattr(found, name) for name, defaults in added.items()}
+  )
   different = differing_fields(dataclasses.asdict(found), dataclasses.asdict(wanted))
   if different:
     lines = "\n  ".join(different)
@@ -189,7 +206,7 @@ def encode(
     ValueError: the folder holds other latents.
     Preempted: SIGTERM came to one of several processes; complete shards are kept.
   """
-  check_fits(folder, index)
+  check_fits(folder, index, family.network)
   is_missing = np.isin(np.arange(index.num_shards), index.missing(folder))
   # Other processes may see new files late.
   missing = np.flatnonzero(processes.broadcast(is_missing)).tolist()

@@ -90,7 +90,8 @@ def check_cache(stages: StageCheckpoints, cache: Cache, source) -> None:
   """
   # The tokenizer may not be trained yet.
   index = cache.index(stages.run.tokenizer, "", source)
-  check_fits(cache.folder(stages.workdir), index, but=("fingerprint",))
+  network = stages.run.tokenizer_family.network
+  check_fits(cache.folder(stages.workdir), index, network, but=("fingerprint",))
 
 
 def check_init(stages: StageCheckpoints) -> None:

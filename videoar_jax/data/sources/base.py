@@ -11,6 +11,7 @@ import numpy as np
 from videoar_jax.data import video as clips
 from videoar_jax.data.bad_samples import BadSamples, bad_sample
 from videoar_jax.data.synthetic.sprites import SPLITS
+from videoar_jax.data.windows import Windows
 
 log = logging.getLogger(__name__)
 
@@ -228,10 +229,11 @@ class EncodedSource:
   Args:
     source: from `make_source`, or a `LatentsSource`.
     encode: maps a caption to an array; raises ValueError if it cannot.
+    windows: to cut out of clips; None for whole frames.
   """
 
-  def __init__(self, source, encode: Callable[[str], np.ndarray]):
-    self._source, self._encode = source, encode
+  def __init__(self, source, encode: Callable[[str], np.ndarray], windows: Windows | None = None):
+    self._source, self._encode, self._windows = source, encode, windows
 
   def __len__(self) -> int:
     return len(self._source)
@@ -239,9 +241,13 @@ class EncodedSource:
   def __getitem__(self, index: int) -> dict:
     """Returns item `index`."""
     if isinstance(self._source, ClipSource):
-      return self._source.read(index, self._encode)
-    item = self._source[index]
-    return item | {"text": self._encode(item["caption"])}
+      item = self._source.read(index, self._encode)
+    else:
+      item = self._source[index]
+      item = item | {"text": self._encode(item["caption"])}
+    if self._windows is not None:
+      item = item | {"video": self._windows.cut(item["video"], index)}
+    return item
 
 
 def _encode_caption(caption: str, encode: Callable[[str], np.ndarray]) -> np.ndarray:

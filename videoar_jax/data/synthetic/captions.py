@@ -14,16 +14,16 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
 SIZES = ("small", "large")
 MOTIONS = ("left", "right", "up", "down", "diagonal", "bounce")
 BACKGROUNDS = ("grey", "black", "white", "brown")
-NUM_CLASSES = len(SHAPES) * len(COLOURS) * len(MOTIONS)
-
-_MOTION_WORDS = {
-  "left": ("moves", "left"),
-  "right": ("moves", "right"),
-  "up": ("moves", "up"),
-  "down": ("moves", "down"),
-  "diagonal": ("moves", "diagonally"),
-  "bounce": ("bounces", "off", "the", "walls"),
+# What a caption says of a motion.
+MOTION_PHRASES = {
+  "left": "moves left",
+  "right": "moves right",
+  "up": "moves up",
+  "down": "moves down",
+  "diagonal": "moves diagonally",
+  "bounce": "bounces off the walls",
 }
+NUM_CLASSES = len(SHAPES) * len(COLOURS) * len(MOTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +67,8 @@ def to_caption(scene: Scene) -> str:
 
 
 def _object_phrase(sprite: Sprite) -> str:
-  motion = _MOTION_WORDS.get(sprite.motion, ())
-  words = ("a", sprite.size, sprite.colour, sprite.shape, *motion)
+  motion = MOTION_PHRASES.get(sprite.motion)
+  words = ("a", sprite.size, sprite.colour, sprite.shape, motion)
   return " ".join(word for word in words if word)
 
 
@@ -110,7 +110,9 @@ def _parse_motion(words: _Words) -> str | None:
       words.need(("the",))
       words.need(("walls",))
     return "bounce"
-  directions = {phrase[1]: name for name, phrase in _MOTION_WORDS.items() if phrase[0] == "moves"}
+  directions = {
+    phrase.split()[1]: name for name, phrase in MOTION_PHRASES.items() if name != "bounce"
+  }
   return directions[words.need(directions)]
 
 

@@ -21,7 +21,11 @@ from videoar_jax.data.synthetic.captions import Scene, Sprite
 
 SPLITS = ("train", "test")
 FRAME_RATE = 8.0  # Frames per second; at a lower rate, objects move further between frames.
-RADIUS = {"small": (0.10, 0.115), "large": (0.165, 0.18)}
+# By version of the data; those of version 1 are too small to show their shape at 64x64 pixels.
+RADIUS = {
+  1: {"small": (0.10, 0.115), "large": (0.165, 0.18)},
+  2: {"small": (0.14, 0.155), "large": (0.20, 0.215)},
+}
 SPEED = (0.025, 0.03)
 PALETTE = {
   "red": (226, 44, 48),
@@ -90,6 +94,7 @@ class SpritesSource:
     resolution: (H, W) in pixels.
     frame_rate: frames per second.
     num_objects: 1, 2, or (1, 2) to draw either.
+    version: of the data, which sets how large small and large objects are, see `RADIUS`.
     seed: each seed gives another data set.
   """
 
@@ -101,15 +106,19 @@ class SpritesSource:
     resolution: tuple[int, int],
     frame_rate: float = FRAME_RATE,
     num_objects: int | tuple[int, ...] = 1,
+    version: int = 1,
     seed: int = 0,
   ):
     if split not in SPLITS:
       raise ValueError(f"split is {split!r}; the splits are {', '.join(SPLITS)}.")
+    if version not in RADIUS:
+      raise ValueError(f"version is {version}; the versions are {', '.join(map(str, RADIUS))}.")
     self.split = split
     self.num_frames = num_frames
     self.resolution = tuple(resolution)
     self.frame_rate = frame_rate
     self.num_objects = (num_objects,) if isinstance(num_objects, int) else tuple(num_objects)
+    self.version = version
     self.seed = seed
 
   @property
@@ -140,7 +149,7 @@ class SpritesSource:
     count = self.num_objects[rng.integers(len(self.num_objects))]
     sprites = _draw_sprites(rng, _COMBINATIONS[self.split], count)
     background = captions.BACKGROUNDS[rng.integers(len(captions.BACKGROUNDS))]
-    sprites, paths = _draw_paths(rng, sprites, self.resolution)
+    sprites, paths = _draw_paths(rng, sprites, self.resolution, RADIUS[self.version])
     return Scene(tuple(sprites), background), paths
 
   def __getitem__(self, index: int) -> dict:
@@ -200,14 +209,14 @@ def _draw_sprites(rng, combinations, count: int) -> list[Sprite]:
   return sprites
 
 
-def _draw_paths(rng, sprites, resolution) -> tuple[list[Sprite], list[Path]]:
+def _draw_paths(rng, sprites, resolution, radii) -> tuple[list[Sprite], list[Path]]:
   """Draws sizes and paths; returns the first where no objects meet, or else the best."""
   best, best_gap = None, -np.inf
   for _ in range(_SIZE_DRAWS if len(sprites) > 1 else 1):
     sizes = [captions.SIZES[i] for i in rng.integers(len(captions.SIZES), size=len(sprites))]
     sized = [dataclasses.replace(s, size=size) for s, size in zip(sprites, sizes, strict=True)]
     candidates = _CANDIDATES if len(sprites) > 1 else 1
-    paths = [_draw_path(rng, sprite, resolution, candidates) for sprite in sized]
+    paths = [_draw_path(rng, sprite, resolution, radii, candidates) for sprite in sized]
     gaps = smallest_gap(sized, paths)
     # Not the one with the largest gap, which would put objects near the walls.
     choice = int(np.argmax(np.where(gaps > 0, np.inf, gaps)))
@@ -244,9 +253,9 @@ def _reach(shape: str, radius) -> tuple[np.ndarray, np.ndarray]:
   return radius * (left, up), radius * (right, down)
 
 
-def _draw_path(rng, sprite: Sprite, resolution, candidates: int) -> Path:
+def _draw_path(rng, sprite: Sprite, resolution, radii, candidates: int) -> Path:
   """Draws paths for an object of given size and motion."""
-  radius = rng.uniform(*RADIUS[sprite.size], candidates)
+  radius = rng.uniform(*radii[sprite.size], candidates)
   speed = rng.uniform(*SPEED, (candidates, 1))
   height, width = (length / min(resolution) for length in resolution)
   first, last = _reach(sprite.shape, radius)
