@@ -17,6 +17,8 @@ from jaxtyping import Array, Bool, Float
 from videoar_jax.nn.layers import product
 from videoar_jax.parallel.rules import constrain
 
+_AXES = ("batch", "kv_heads", None, None)
+
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("keys", "values"), meta_fields=())
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,7 @@ class Cache:
   @classmethod
   def of(cls, keys: Float[Array, "b l g k"], values: Float[Array, "b l g k"]) -> "Cache":
     """Makes the cache of one layer from the keys and values of a step."""
-    axes = ("batch", "kv_heads", None, None)
-    return cls(*(constrain(x.transpose(0, 2, 1, 3), axes) for x in (keys, values)))
+    return cls(*(constrain(x.transpose(0, 2, 1, 3), _AXES) for x in (keys, values)))
 
 
 def write(caches, new, offset: Array):
@@ -57,13 +58,14 @@ def join(first, second):
   return jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=-2), first, second)
 
 
-def make_room(caches, length: int):
-  """Returns caches with `length` empty positions appended."""
+def make_ring(caches, length: int):
+  """Returns empty caches of `length` positions that are otherwise like `caches`."""
 
-  def pad(x):
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, length), (0, 0)])
+  def empty(x):
+    axes = (None,) * (x.ndim - 4) + _AXES  # Layers are not sharded.
+    return constrain(jnp.zeros((*x.shape[:-2], length, x.shape[-1]), x.dtype), axes)
 
-  return jax.tree.map(pad, caches)
+  return jax.tree.map(empty, caches)
 
 
 def attend_cached(

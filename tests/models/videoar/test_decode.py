@@ -11,7 +11,14 @@ from sequences import keep_of_window
 from tiny_networks import make_model
 
 from videoar_jax.models.videoar.config import GeneratorConfig
-from videoar_jax.models.videoar.decode import Decoded, decode, sample_keys, start, write_frame
+from videoar_jax.models.videoar.decode import (
+  Decoded,
+  decode,
+  decode_frame,
+  sample_keys,
+  start,
+  write_frame,
+)
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.nn.cache import Cache, attend_cached
@@ -94,14 +101,45 @@ def test_ring_does_not_grow(model):
   keys = sample_keys(0, jnp.arange(2))
   state = start(model, LAYOUT, TEXT, NULL, keys, slots=2)
   shape = state.cache.keys.shape
-  assert shape == (2, 4, 2, 4 + 2 * 5, 8)
+  assert shape == (2, 4, 2, 2 * 5, 8) and state.text.keys.shape == (2, 4, 2, 4, 8)
   bits = [jnp.ones((2, *grid, 6), jnp.uint8) for grid in LAYOUT.schedule]
   step = jax.jit(lambda state: write_frame(model, LAYOUT, state, bits)[0])
   for _ in range(3):
     last, state = state, step(state)
   assert state.cache.keys.shape == shape and int(state.frame) == 3
   changed = np.abs(state.cache.keys - last.cache.keys).max((0, 1, 2, 4)) > 0
-  np.testing.assert_array_equal(changed, [False] * 4 + [True] * 5 + [False] * 5)
+  np.testing.assert_array_equal(changed, [True] * 5 + [False] * 5)
+
+
+@pytest.mark.parametrize("context", ["scales", "full_frame"])
+@pytest.mark.parametrize("is_scanned", [True, False])
+def test_later_frames_are_as_far_from_the_prompt_as_the_last_trained_one(context, is_scanned):
+  """A window of given frames leads to the same logits wherever it stands in a clip."""
+  layout = dataclasses.replace(LAYOUT, context=context)
+  model = make_model(dataclasses.replace(CONFIG, scan_layers=is_scanned), layout, noise=0.3)
+  draw = np.random.default_rng(0).integers
+  frames = [
+    [jnp.asarray(draw(2, size=(2, *grid, 6), dtype=np.uint8)) for grid in layout.schedule]
+    for _ in range(2)
+  ]
+  # A frame's keys depend on what it saw itself: the earlier ones, and those by earlier frames.
+  given = [frames[0]] * 2 + [frames[1]]
+
+  @jax.jit
+  def after(state, trained):
+    logits, settings = [], {"temperature": 0.0, "trained_frames": trained}
+    for bits in [*given, *given]:
+      state, _ = write_frame(model, layout, state, bits, trained_frames=trained)
+      _, out = decode_frame(model, layout, state, jnp.ones(2), **settings)
+      logits.append(out.logits)
+    return logits
+
+  state = start(model, layout, TEXT, NULL, sample_keys(0, jnp.arange(2)), slots=1)
+  moved, still = after(state, 2), after(state, 100)
+  # With one slot and repeated frames, the second and the fifth frame see the same.
+  np.testing.assert_allclose(moved[0], still[0], atol=1e-6)
+  np.testing.assert_allclose(moved[5], moved[2], atol=1e-5)
+  assert np.abs(np.asarray(still[5]) - np.asarray(still[2])).max() > 1e-2
 
 
 def test_attention_to_parts_is_attention_to_the_whole():

@@ -17,7 +17,10 @@ from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.nn.layers import count_parameters
 
-LAYOUTS = (LAYOUT, dataclasses.replace(LAYOUT, context="full_frame", prev_frame_input="all_scales"))
+FULL = dataclasses.replace(LAYOUT, context="full_frame", prev_frame_input="all_scales")
+PATCHES = Layout(5, 3, ((1, 1), (2, 2), (4, 4)), patch_sizes=(1, 2, 2))
+LAYOUTS = (LAYOUT, FULL, PATCHES)
+NAMES = ("paper", "full_frame", "patches")
 CONFIG = dataclasses.replace(GENERATOR, scan_layers=False, remat="none", attention="dense")
 
 FEATURES = dataclasses.replace(CONFIG, vocabulary_size=0, text_dim=9)
@@ -49,7 +52,7 @@ def program(layout, config=CONFIG, *, has_gradient):
     return jnp.sum(model(text, features, layout, quantized=latents))
 
   num_features = 12 if layout.prev_frame_input == "all_scales" else 6
-  shapes = (2, 3, 17, num_features), (2, 3, 3, 4, 6)
+  shapes = (2, 3, layout.num_cells, num_features), (2, 3, *layout.grid, 6)
   arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
   function = jax.grad(loss) if has_gradient else loss
   text = jax.ShapeDtypeStruct((2, 5), jnp.int32)
@@ -59,7 +62,7 @@ def program(layout, config=CONFIG, *, has_gradient):
 
 
 @pytest.mark.parametrize("config", [CONFIG, FEATURES], ids=["tokens", "features"])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["paper", "final"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
 def test_flops_are_those_of_the_program(layout, config):
   """The dense program multiplies all pairs; the estimate has those that the mask allows."""
   pairs = flops.visible_pairs(layout.mask())
@@ -76,7 +79,7 @@ def test_flops_are_those_of_the_program(layout, config):
   assert products(program(layout, config, has_gradient=True)) == 2 * step
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["paper", "final"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
 @pytest.mark.parametrize("window", [None, 1])
 def test_pairs_are_those_of_the_rule(layout, window):
   rule = layout.mask(window)

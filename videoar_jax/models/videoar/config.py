@@ -24,6 +24,8 @@ class GeneratorConfig:
     text_dim: width of a text feature; 0 with tokens.
     has_qk_norm: normalize queries and keys.
     positions: "rope" for rotary positions, or "learned" for absolute ones, as in the ablation.
+    has_place_embedding: also add a learned embedding of each token's place in its frame to rotary
+      positions, which needs clips of one resolution.
     rope_base: base of the rotary wavelengths.
     rope_fractions: shares of the rotary frequencies for time, height and width.
     rope_is_interleaved: give each axis frequencies from the whole range; otherwise each axis has
@@ -33,6 +35,8 @@ class GeneratorConfig:
     prev_frame_input: which inputs include the previous frame: "first_scale" or "all_scales".
     rope_grid: grid in which a scale's positions are counted: "scale", its own, or "latent", that of
       the last scale.
+    patch_sizes: side of a token in latent cells: one for all scales, 2 in Infinity's 8B model, or
+      one for each scale. A token of 2x2 cells has all their bits.
     scan_layers: scan over the stacked blocks, so that compile time does not grow with depth;
       without it each block is compiled separately, which runs a quarter faster on CPU.
     dtype: of activations in training, "float32" or "bfloat16"; parameters, gradients and logits are
@@ -53,12 +57,14 @@ class GeneratorConfig:
   text_dim: int = 0
   has_qk_norm: bool = True
   positions: str = "rope"
+  has_place_embedding: bool = False
   rope_base: float = 10000.0
   rope_fractions: tuple[float, ...] = (0.25, 0.375, 0.375)
   rope_is_interleaved: bool = False
   context: str = "scales"
   prev_frame_input: str = "first_scale"
   rope_grid: str = "scale"
+  patch_sizes: tuple[int, ...] = (1,)
   scan_layers: bool = True
   dtype: str = "float32"
   remat: str = "full"
@@ -81,6 +87,9 @@ class GeneratorConfig:
       raise ValueError(
         f"generator.rope_fractions={shares}: needs 3 shares, of time, height and width"
       )
+    object.__setattr__(self, "patch_sizes", tuple(self.patch_sizes))
+    if not self.patch_sizes or min(self.patch_sizes) < 1:
+      raise ValueError(f"generator.patch_sizes={self.patch_sizes}: needs numbers of at least 1")
     if self.rope_base <= 0:
       raise ValueError(f"generator.rope_base={self.rope_base} must be positive")
     choices = {

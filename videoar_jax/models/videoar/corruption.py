@@ -49,13 +49,15 @@ class Corrupted(NamedTuple):
 
   Attributes:
     labels: one array per scale, uint8 `[b, t, h_s, w_s, d]`.
-    features: input of each predicted token `[b, t, n, c]`; c is d, or 2 d if each also has the
+    features: input of each cell of a frame `[b, t, q, c]`; c is d, or 2 d if each also has the
       previous frame; zeros at the start token.
+    residuals: what each scale codes, whose signs are the labels, `[b, t, h_s, w_s, d]`.
     quantized: the accumulated corrupted codes `[b, t, h, w, d]`.
   """
 
   labels: list[UInt8[Array, "b t _y _x d"]]
-  features: Float[Array, "b t n c"]
+  features: Float[Array, "b t q c"]
+  residuals: list[Float[Array, "b t _y _x d"]]
   quantized: Float[Array, "b t h w d"]
 
 
@@ -117,12 +119,13 @@ def corrupt(
   """
   b, t, h, w, d = latents.shape
   total = jnp.zeros_like(latents)
-  labels, features = [], []
+  labels, features, residuals = [], [], []
   for s, grid in enumerate(schedule):
     if s > 0:
       features.append(linear_resize(total, grid).reshape(b, t, -1, d))
     bits, _ = residual_bits(latents - total, grid)
     labels.append(bits)
+    residuals.append(area_resize(latents - total, grid))
     if flips is not None:
       bits = bits ^ flips[s].astype(bits.dtype)
     total = total + linear_resize(bits_to_codes(bits, latents.dtype), (h, w))
@@ -132,7 +135,7 @@ def corrupt(
   if prev_frame_input == "all_scales":
     resized = [area_resize(previous_frames, grid).reshape(b, t, -1, d) for grid in schedule]
     inputs = jnp.concatenate([inputs, jnp.concatenate(resized, axis=2)], axis=3)
-  return Corrupted(labels, inputs, total)
+  return Corrupted(labels, inputs, residuals, total)
 
 
 def draw_frame_keep(

@@ -4,10 +4,13 @@ A state is passed from frame to frame. `start` reads the prompt, `decode_frame` 
 frame, `write_frame` reads a given one instead, and `decode` does a whole clip in one loop. Each
 step samples the bits of one scale in parallel; guidance runs both halves in one batch.
 
-The cache holds the prompt, then a ring of slots, each with the tokens of one frame that later
-frames see: its scales or, with `context="full_frame"`, its complete latent. With one slot per frame
-of a window, memory and time per frame are constant, however long the video. The scales of the
-current frame are kept outside the cache until the frame is complete.
+Beside the prompt's keys and values, the cache is a ring of slots, each with the tokens of one frame
+that later frames see: its scales or, with `context="full_frame"`, its complete latent. With one
+slot per frame of a window, memory and time per frame are constant, however long the video. The
+scales of the current frame are kept outside the cache until the frame is complete.
+
+In clips longer than those of training, the prompt moves along in time (`trained_frames`): a later
+frame is as far from it as the last frame was in training.
 
 Source: VIDEOAR section 4.
 """
@@ -21,10 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from videoar_jax.models.videoar import patches
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator, Text, is_text
-from videoar_jax.nn.cache import join, make_room, write
+from videoar_jax.nn.cache import Cache, join, make_ring, write
 from videoar_jax.nn.resize import area_resize, linear_resize
+from videoar_jax.nn.rope import rotate
 from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes
 
 
@@ -34,17 +39,17 @@ class Decoded(NamedTuple):
   Attributes:
     bits: one array per scale, uint8 `[b, t, h_s, w_s, d]`; without `t` for one frame.
     quantized: the accumulated codes `[b, t, h, w, d]`.
-    logits: guided logits of each generated token `[b, t, n, d]`; given frames have none.
+    logits: guided logits of each generated cell `[b, t, q, d]`; given frames have none.
   """
 
   bits: list[UInt8[Array, "b t _y _x d"]]
   quantized: Float[Array, "b t h w d"]
-  logits: Float[Array, "b t n d"]
+  logits: Float[Array, "b t q d"]
 
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=("cache", "text_mask", "keys", "before", "frame"),
+  data_fields=("text", "cache", "text_mask", "keys", "before", "frame"),
   meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +57,9 @@ class State:
   """What the next frame needs from the prompt and from earlier frames.
 
   Attributes:
-    cache: keys and values of the prompt and the frames in the ring, for all layers; `rows` is `b`,
-      or `2 b` with the unconditional half last.
+    text: keys and values of the prompt, for all layers; `rows` is `b`, or `2 b` with the
+      unconditional half last.
+    cache: keys and values of the frames in the ring.
     text_mask: false on padding.
     keys: a key for each sample.
     before: the last frame's accumulated codes.
@@ -63,6 +69,7 @@ class State:
   # JAX also puts other objects into the fields: shardings, placeholders.
   __no_type_check__ = True
 
+  text: Any
   cache: Any
   text_mask: Bool[Array, "rows P"]
   keys: Array
@@ -139,10 +146,10 @@ def start(
   x = model.embed_text(text, model.feature_in.kernel.dtype)
   if model.position_embedding is not None:
     x = x + model.position_embedding(jnp.arange(p)).astype(x.dtype)
-  _, cache = model.step(x, model.angles(layout.positions[:p]), (), (mask,))
-  cache = make_room(cache, slots * _slot_size(layout))
+  _, own = model.step(x, model.angles(layout.positions[:p]), (), (mask,))
+  cache = make_ring(own, slots * _slot_size(layout))
   before = jnp.zeros((b, *layout.grid, model.config.num_bits))
-  return State(cache, text_mask, keys, before, jnp.zeros((), jnp.int32))
+  return State(own, cache, text_mask, keys, before, jnp.zeros((), jnp.int32))
 
 
 def decode_frame(
@@ -153,6 +160,7 @@ def decode_frame(
   *,
   temperature: float | Array = 1.0,
   top_p: float | Array = 1.0,
+  trained_frames: int | Int[Array, ""] | None = None,
 ) -> tuple[State, Decoded]:
   """Generates the bits of the next frame.
 
@@ -163,20 +171,21 @@ def decode_frame(
     guidance: `g * conditional + (1 - g) * unconditional`, on logits; unused if not guided.
     temperature: see `sample_bits`.
     top_p: see `sample_bits`.
+    trained_frames: frames after which the prompt moves along in time; None for never.
   """
-  state = _write_final(model, layout, state)
-  past_mask = _past_mask(layout, state)
+  state = _write_final(model, layout, state, trained_frames)
+  past, past_masks = _past(model, layout, state, trained_frames)
   b, *_, d = state.before.shape
   keys = jax.vmap(lambda key: jax.random.fold_in(key, state.frame))(state.keys)
   total, own = jnp.zeros_like(state.before), None
   all_bits, all_logits = [], []
   for s, grid in enumerate(layout.schedule):
-    features = _scale_features(layout, total, state.before, s)
-    seen = (state.cache,) if own is None else (state.cache, own)
-    masks = (past_mask, *[None] * len(seen))
+    features = _scale_features(model, layout, total, state.before, s)
+    seen = past if own is None else (*past, own)
+    masks = (*past_masks, *[None] * (len(seen) + 1 - len(past)))
     y, new = _step(model, layout, state, features, layout.scale_slice(s), seen, masks)
     own = new if own is None else join(own, new)
-    logits = model.logits(y)
+    logits = patches.to_cells(model.logits(y), layout, s, d)
     if state.num_halves == 2:
       conditional, unconditional = jnp.split(logits, 2)
       logits = guidance[s] * conditional + (1 - guidance[s]) * unconditional
@@ -191,25 +200,31 @@ def decode_frame(
 
 
 def write_frame(
-  model: Generator, layout: Layout, state: State, bits: list[UInt8[Array, "b _y _x d"]]
+  model: Generator,
+  layout: Layout,
+  state: State,
+  bits: list[UInt8[Array, "b _y _x d"]],
+  *,
+  trained_frames: int | Int[Array, ""] | None = None,
 ) -> tuple[State, Float[Array, "b h w d"]]:
   """Appends a given frame's bits to the state; also returns its accumulated codes.
 
   All scales are processed at once. With `context="full_frame"` none are: later frames only see
-  their sum.
+  their sum. `trained_frames` is as in `decode_frame`.
   """
-  state = _write_final(model, layout, state)
+  state = _write_final(model, layout, state, trained_frames)
   features, total = [], jnp.zeros_like(state.before)
   for s, scale_bits in enumerate(bits):
-    features.append(_scale_features(layout, total, state.before, s))
+    features.append(_scale_features(model, layout, total, state.before, s))
     total = total + linear_resize(bits_to_codes(scale_bits), layout.grid)
   own = None
   if layout.context == "scales":
     tokens = slice(0, layout.frame_size)
     scales = layout.frame_scale_ids[tokens]
-    masks = (_past_mask(layout, state), (scales[None] <= scales[:, None])[None])
+    past, past_masks = _past(model, layout, state, trained_frames)
+    masks = (*past_masks, (scales[None] <= scales[:, None])[None])
     features = jnp.concatenate(features, axis=1)
-    _, own = _step(model, layout, state, features, tokens, (state.cache,), masks)
+    _, own = _step(model, layout, state, features, tokens, past, masks)
   return _end_frame(layout, state, own, total), total
 
 
@@ -224,6 +239,7 @@ def decode(
   temperature: float | Array = 1.0,
   top_p: float | Array = 1.0,
   window: int | None = None,
+  trained_frames: int | Int[Array, ""] | None = None,
   conditioning: list[UInt8[Array | np.ndarray, "b u _y _x d"]] | None = None,
 ) -> Decoded:
   """Generates the bits of a clip.
@@ -238,6 +254,7 @@ def decode(
     temperature: see `sample_bits`.
     top_p: see `sample_bits`.
     window: number of earlier frames a frame sees; None for all.
+    trained_frames: see `decode_frame`.
     conditioning: bits of the clip's first frames, which it continues.
   Raises:
     ValueError: the layout is longer than the model's learned positions, or the given frames leave
@@ -261,12 +278,14 @@ def decode(
   if num_conditioning:
 
     def read(state, bits):
-      return write_frame(model, layout, state, bits)
+      return write_frame(model, layout, state, bits, trained_frames=trained_frames)
 
     state, latents = jax.lax.scan(read, state, jax.tree.map(first, conditioning))
 
+  settings = {"temperature": temperature, "top_p": top_p, "trained_frames": trained_frames}
+
   def next_frame(state, row):
-    return decode_frame(model, layout, state, row, temperature=temperature, top_p=top_p)
+    return decode_frame(model, layout, state, row, **settings)
 
   _, out = jax.lax.scan(next_frame, state, jnp.asarray(guidance)[num_conditioning:])
   out = jax.tree.map(first, out)
@@ -290,25 +309,56 @@ def _slot_size(layout: Layout) -> int:
 
 
 def _slots(layout: Layout, state: State) -> int:
-  length = jax.tree.leaves(state.cache)[0].shape[-2]
-  return (length - layout.text_length) // _slot_size(layout)
+  return jax.tree.leaves(state.cache)[0].shape[-2] // _slot_size(layout)
 
 
-def _past_mask(layout: Layout, state: State, frame: Array | None = None) -> Bool[Array, "rows 1 l"]:
-  """Returns which tokens of the cache a frame, by default the next one, sees."""
-  frame = state.frame if frame is None else frame
+def _past(
+  model: Generator,
+  layout: Layout,
+  state: State,
+  trained_frames: int | Int[Array, ""] | None,
+  frame: Array | None = None,
+):
+  """Returns what a frame, by default the next one, sees: prompt and ring, and the mask of each."""
+  frame, text = state.frame if frame is None else frame, state.text
+  if trained_frames is not None:
+    text = _moved(model, layout, text, jnp.maximum(frame - (trained_frames - 1), 0))
+  if not _slots(layout, state):
+    return (text,), (state.text_mask[:, None],)
   is_written = jnp.repeat(jnp.arange(_slots(layout, state)) < frame, _slot_size(layout))
-  is_written = jnp.broadcast_to(is_written, (len(state.text_mask), len(is_written)))
-  return jnp.concatenate([state.text_mask, is_written], axis=1)[:, None]
+  return (text, state.cache), (state.text_mask[:, None], is_written[None, None])
 
 
-def _scale_features(layout: Layout, total, before, s: int) -> Float[Array, "b q c"]:
+def _moved(model: Generator, layout: Layout, text, num_frames: Array):
+  """Returns the prompt's cache as if it stood so many frames later; nothing moves by none."""
+  angles = model.angles(jnp.array([[1.0, 0.0, 0.0]]) * num_frames)
+  if angles is None:
+    return text
+
+  angles = jnp.broadcast_to(angles, (layout.text_length, angles.shape[-1]))
+
+  def turn(keys: Float[Array, "b g l k"]) -> Float[Array, "b g l k"]:
+    return rotate(keys.swapaxes(1, 2), angles).swapaxes(1, 2)
+
+  def move(cache: Cache) -> Cache:
+    # Keys of scanned layers are stacked.
+    keys = jax.vmap(turn)(cache.keys) if cache.keys.ndim == 5 else turn(cache.keys)
+    # Exactly the same keys within the trained length.
+    return dataclasses.replace(cache, keys=jnp.where(num_frames > 0, keys, cache.keys))
+
+  return jax.tree.map(move, text, is_leaf=lambda x: isinstance(x, Cache))
+
+
+def _scale_features(
+  model: Generator, layout: Layout, total, before, s: int
+) -> Float[Array, "b n c"]:
   """Returns the inputs of a scale's tokens: the sum of earlier scales, or the previous frame."""
   grid = layout.schedule[s]
   inputs = area_resize(before, grid) if s == 0 else linear_resize(total, grid)
   if layout.prev_frame_input == "all_scales":
     inputs = jnp.concatenate([inputs, area_resize(before, grid)], axis=-1)
-  return inputs.reshape(len(inputs), grid[0] * grid[1], -1)
+  inputs = inputs.reshape(len(inputs), grid[0] * grid[1], -1)
+  return patches.to_tokens(inputs, layout, s, model.feature_in.kernel.shape[0])
 
 
 def _step(
@@ -336,7 +386,9 @@ def _end_frame(layout: Layout, state: State, own, total) -> State:
   return dataclasses.replace(state, cache=cache, before=total, frame=state.frame + 1)
 
 
-def _write_final(model: Generator, layout: Layout, state: State) -> State:
+def _write_final(
+  model: Generator, layout: Layout, state: State, trained_frames: int | Int[Array, ""] | None
+) -> State:
   """With `context="full_frame"`, adds the previous frame's complete latent to the cache."""
   if layout.context == "scales" or not _slots(layout, state):
     return state
@@ -345,9 +397,9 @@ def _write_final(model: Generator, layout: Layout, state: State) -> State:
   before = state.frame - 1
 
   def run(state):
-    features = model.final_features(state.before.reshape(b, -1, d))
-    masks = (_past_mask(layout, state, before), None)
-    return _step(model, layout, state, features, tokens, (state.cache,), masks, before)[1]
+    features = model.final_features(state.before.reshape(b, -1, d), layout)
+    past, masks = _past(model, layout, state, trained_frames, before)
+    return _step(model, layout, state, features, tokens, past, (*masks, None), before)[1]
 
   # The first frame has no previous one: zeros go to a slot that no frame sees yet.
   def empty(state):
@@ -361,4 +413,4 @@ def _write_slot(layout: Layout, state: State, own, frame):
   slots = _slots(layout, state)
   if not slots:
     return state.cache
-  return write(state.cache, own, layout.text_length + (frame % slots) * _slot_size(layout))
+  return write(state.cache, own, (frame % slots) * _slot_size(layout))

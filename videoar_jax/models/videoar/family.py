@@ -79,6 +79,10 @@ class VideoAR:
         "generator.context='full_frame' needs one number of scales, but stages have several; set "
         "'scales'"
       )
+    if network.has_place_embedding and len({layout.schedule for layout in layouts}) > 1:
+      raise ValueError(
+        "generator.has_place_embedding=True needs clips of one resolution; set it to False"
+      )
 
   def check_mesh(self, run: Run, mesh) -> None:
     """See `Family`."""
@@ -195,6 +199,8 @@ def _sampled_layout(run: Run, stage: Stage, resolution: tuple[int, int] | None) 
   where = "resolution={}x{}".format(*resolution)
   if run.generator.positions == "learned" and layout.schedule != own.schedule:
     raise ValueError(f"{where}: learned positions serve clips of one shape; leave it out")
+  if run.generator.has_place_embedding and layout.schedule != own.schedule:
+    raise ValueError(f"{where}: an embedding of places serves one resolution; leave it out")
   has_same_scales = layout.num_scales == known.num_scales
   if layout.num_scales > known.num_scales or (
     run.generator.context == "full_frame" and not has_same_scales

@@ -18,9 +18,9 @@ def forward_flops(config: GeneratorConfig, layout: Layout, window: int | None = 
   # Each pair of tokens costs a product of query and key, and one of weight and value.
   blocks = config.num_layers * (layout.length * weights + 2 * pairs * n * k)
   num_video = layout.length - layout.text_length
-  num_features = config.num_bits * (2 if layout.prev_frame_input == "all_scales" else 1)
   text = layout.text_length * config.text_dim * m
-  ends = num_video * num_features * m + layout.num_frames * layout.frame_size * m * config.num_bits
+  ends = num_video * layout.feature_width(config.num_bits) * m
+  ends += layout.num_frames * layout.frame_size * m * layout.logit_width(config.num_bits)
   return 2 * (blocks + text + ends)
 
 
@@ -30,8 +30,9 @@ def training_flops(config: GeneratorConfig, layout: Layout, window: int | None =
   Every product takes two more in the backward pass; gradients of input features are not needed.
   """
   num_video = layout.length - layout.text_length
-  num_features = config.num_bits * (2 if layout.prev_frame_input == "all_scales" else 1)
-  unneeded = num_video * num_features + layout.text_length * config.text_dim
+  unneeded = (
+    num_video * layout.feature_width(config.num_bits) + layout.text_length * config.text_dim
+  )
   return 3 * forward_flops(config, layout, window) - 2 * unneeded * config.d_model
 
 

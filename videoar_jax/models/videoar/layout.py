@@ -16,6 +16,8 @@ Rotary positions count cells in each scale's own grid. With `rope_grid="latent"`
 code, a cell's position is its centre in the latent grid, so the distance across a frame is the same
 at every scale.
 
+A token is one cell of its scale's grid or, with a patch size of 2, a square of 2x2 cells.
+
 Source: VIDEOAR sections 3.1 to 3.3.
 """
 
@@ -41,6 +43,7 @@ class Layout:
     context: tokens of earlier frames that are seen: "scales", or "full_frame", the complete latent.
     prev_frame_input: inputs that include the previous frame: "first_scale" or "all_scales".
     rope_grid: grid in which positions are counted: "scale", each scale's own, or "latent".
+    patch_sizes: side in cells of the tokens of each scale; a single one serves all scales.
   """
 
   text_length: int
@@ -50,9 +53,24 @@ class Layout:
   context: str = "scales"
   prev_frame_input: str = "first_scale"
   rope_grid: str = "scale"
+  patch_sizes: tuple[int, ...] = (1,)
 
   def __post_init__(self):
     object.__setattr__(self, "schedule", tuple(tuple(grid) for grid in self.schedule))
+    sizes = tuple(self.patch_sizes)
+    sizes = sizes * len(self.schedule) if len(sizes) == 1 else sizes
+    object.__setattr__(self, "patch_sizes", sizes)
+    if len(sizes) != len(self.schedule):
+      raise ValueError(
+        f"generator.patch_sizes={sizes} are {len(sizes)}, but the schedule has "
+        f"{len(self.schedule)} scales; set one for each, or a single one for all"
+      )
+    for size, (h, w) in zip(sizes, self.schedule, strict=True):
+      if h % size or w % size:
+        raise ValueError(
+          f"generator.patch_sizes={sizes}: {size} does not divide the scale {h}x{w}; set other "
+          "patch sizes or another tokenizer.schedule"
+        )
     if self.text_attention not in ("causal", "full"):
       raise ValueError(f"text.attention={self.text_attention!r} must be 'causal' or 'full'")
     if self.context not in ("scales", "full_frame"):
@@ -71,9 +89,39 @@ class Layout:
     return len(self.schedule)
 
   @property
+  def max_patch_size(self) -> int:
+    """The largest patch size."""
+    return max(self.patch_sizes)
+
+  @property
+  def token_grids(self) -> Schedule:
+    """Grids (h, w) of the scales' tokens."""
+    pairs = zip(self.schedule, self.patch_sizes, strict=True)
+    return tuple((h // p, w // p) for (h, w), p in pairs)
+
+  @property
   def scale_sizes(self) -> tuple[int, ...]:
     """Tokens of each scale."""
+    return tuple(h * w for h, w in self.token_grids)
+
+  @property
+  def cell_sizes(self) -> tuple[int, ...]:
+    """Cells of each scale."""
     return tuple(h * w for h, w in self.schedule)
+
+  @property
+  def num_cells(self) -> int:
+    """Cells of a frame, over all scales: `q`."""
+    return sum(self.cell_sizes)
+
+  def feature_width(self, num_bits: int) -> int:
+    """Returns the width of a token's input: its cells' codes, perhaps with the previous frame."""
+    inputs = 2 if self.prev_frame_input == "all_scales" else 1
+    return inputs * self.logit_width(num_bits)
+
+  def logit_width(self, num_bits: int) -> int:
+    """Returns the number of bits of the largest tokens."""
+    return self.max_patch_size**2 * num_bits
 
   @property
   def frame_size(self) -> int:
@@ -111,6 +159,11 @@ class Layout:
     start = sum(self.scale_sizes[:scale])
     return slice(start, start + self.scale_sizes[scale])
 
+  def cell_slice(self, scale: int) -> slice:
+    """Returns the slice of a scale's cells within their frame."""
+    start = sum(self.cell_sizes[:scale])
+    return slice(start, start + self.cell_sizes[scale])
+
   @functools.cached_property
   def frame_scale_ids(self) -> Int[np.ndarray, "n_final"]:
     """Scale of each token of a frame; the complete latent counts as one more scale."""
@@ -120,9 +173,10 @@ class Layout:
   @functools.cached_property
   def frame_positions(self) -> Float[np.ndarray, "n_final 3"]:
     """Offsets (0, y, x) of a frame's tokens, in cells of their own or of the latent's grid."""
-    schedule = (*self.schedule, self.grid) if self.final_size else self.schedule
+    grids = self.token_grids
+    grids = (*grids, grids[-1]) if self.final_size else grids
     scales = []
-    for h, w in schedule:
+    for h, w in grids:
       cells = np.stack(np.mgrid[:1, :h, :w], -1).reshape(-1, 3).astype(np.float32)
       if self.rope_grid == "latent":
         size = np.array([1, self.grid[0] / h, self.grid[1] / w], np.float32)

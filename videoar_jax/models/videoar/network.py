@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from videoar_jax.models.videoar import patches
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.nn import layers
@@ -140,32 +141,36 @@ class Generator(nnx.Module):
       self.text_embedding = layers.Embedding(rngs, config.vocabulary_size, m)
     num_kinds = layout.num_scales + (layout.final_size > 0)
     self.scale_embedding = layers.Embedding(rngs, num_kinds, m)
+    self.place_embedding = (
+      layers.Embedding(rngs, layout.frame_stride, m) if config.has_place_embedding else None
+    )
     self.start = layers.param(rngs, layers.normal(0.02), (m,), ("embed",))
-    num_features = config.num_bits * (2 if layout.prev_frame_input == "all_scales" else 1)
-    self.feature_in = layers.Linear(rngs, num_features, m, (None, "embed"))
+    self.feature_in = layers.Linear(rngs, layout.feature_width(config.num_bits), m, (None, "embed"))
     self.position_embedding = (
       layers.Embedding(rngs, layout.length, m) if config.positions == "learned" else None
     )
     self.blocks = layers.stack_layers(lambda r: Block(r, config), rngs.params(), config.num_layers)
     self.norm_out = layers.RMSNorm(rngs, m)
-    self.head = layers.Linear(rngs, m, config.num_bits, ("embed", None), init=layers.zeros)
+    self.head = layers.Linear(
+      rngs, m, layout.logit_width(config.num_bits), ("embed", None), init=layers.zeros
+    )
 
   def __call__(
     self,
     text: Text,
-    features: Float[Array, "b t n c"],
+    features: Float[Array, "b t q c"],
     layout: Layout,
     *,
     quantized: Float[Array, "b t h w d"] | None = None,
     frame_keep: Bool[Array, "b t t"] | None = None,
     window: int | None = None,
-  ) -> Float[Array, "b t n d"]:
+  ) -> Float[Array, "b t q d"]:
     """Returns the logits of every bit, teacher-forced.
 
     Args:
       text: tokens, or features `[b, P, c]`; 0 is padding.
-      features: input of each video token, from `corruption.corrupt`; the first scale of the first
-        frame is not read.
+      features: input of each cell of a frame, from `corruption.corrupt`; the first token of the
+        first frame is not read.
       layout: the sequence.
       quantized: the frames' complete latents, read with `context="full_frame"` only.
       frame_keep: whether frame i (axis 1) may see the earlier frame j (axis 2); None for all.
@@ -173,17 +178,17 @@ class Generator(nnx.Module):
     Raises:
       ValueError: the layout has complete latents, but `quantized` is None.
     """
-    b, t, n, _ = features.shape
+    b, t, *_ = features.shape
+    n, d, width = layout.frame_size, self.config.num_bits, self.feature_in.kernel.shape[0]
     weights = self.feature_in.kernel.dtype
     dtype = self.config.dtype if weights == jnp.float32 else weights
-    features = features.astype(dtype)
+    features = patches.frame_to_tokens(features.astype(dtype), layout, width)
     if layout.final_size:
       if quantized is None:
         raise ValueError(
           "quantized: generator.context='full_frame' needs the frames' complete latents"
         )
-      final = quantized.reshape(b, t, layout.final_size, -1).astype(dtype)
-      final = self.final_features(final)
+      final = self.final_features(quantized.reshape(b, t, -1, d).astype(dtype), layout)
       features = jnp.concatenate([features, final], axis=2)
     # Frames are merged while tokens are narrow, and split below after the head: a frame's tokens
     # are seldom a multiple of TPU's 8 rows, and its compiler takes minutes to reshape wide ones.
@@ -192,6 +197,7 @@ class Generator(nnx.Module):
       features.reshape(b, t * stride, -1),
       np.tile(layout.frame_scale_ids, t),
       np.arange(t * stride) < stride,
+      np.tile(np.arange(stride), t),
     )
     x = jnp.concatenate([self.embed_text(text, dtype), video], 1)[:, : layout.length]
     if self.position_embedding is not None:
@@ -200,7 +206,8 @@ class Generator(nnx.Module):
     x = self.run(x, self.angles(layout.positions), mask)
     logits = self.logits(x[:, layout.text_length :])
     logits = jnp.pad(logits, ((0, 0), (0, layout.final_size), (0, 0)))
-    return logits.reshape(b, t, stride, -1)[:, :, :n]
+    logits = logits.reshape(b, t, stride, -1)[:, :, :n]
+    return patches.frame_to_cells(logits, layout, d)
 
   def embed_text(self, text: Text, dtype) -> Float[Array, "b P m"]:
     """Embeds text tokens, or projects text features to the model's width."""
@@ -208,29 +215,36 @@ class Generator(nnx.Module):
       return self.text_embedding(text.astype(dtype))
     return self.text_embedding(text).astype(dtype)
 
-  def final_features(self, latents: Float[Array, "*b n d"]) -> Float[Array, "*b n c"]:
+  def final_features(
+    self, latents: Float[Array, "*b q d"], layout: Layout
+  ) -> Float[Array, "*b n c"]:
     """Returns the inputs of a frame's complete latent, with zeros for the previous frame."""
-    rest = self.feature_in.kernel.shape[0] - latents.shape[-1]
-    return jnp.pad(latents, [(0, 0)] * (latents.ndim - 1) + [(0, rest)])
+    width = self.feature_in.kernel.shape[0]
+    return patches.to_tokens(latents, layout, layout.num_scales - 1, width)
 
   def embed_features(self, features, layout: Layout, is_first_frame, tokens: slice = slice(None)):
     """Embeds features of a frame's `tokens`; the first frame's first scale is the start token.
 
     Args:
-      features: `[b, ..., q, c]`.
+      features: of tokens, `[b, ..., n, c]`.
       layout: the sequence.
-      is_first_frame: bool, broadcast against `[..., q]`.
+      is_first_frame: bool, broadcast against `[..., n]`.
       tokens: which tokens of a frame they are; the complete latent follows the scales.
     """
-    return self._embed(features, layout.frame_scale_ids[tokens], is_first_frame)
+    places = np.arange(layout.frame_stride)[tokens]
+    return self._embed(features, layout.frame_scale_ids[tokens], is_first_frame, places)
 
-  def _embed(self, features, scales, is_first_frame):
+  def _embed(self, features, scales, is_first_frame, places):
     is_start = is_first_frame & (scales == 0)
     x = self.feature_in(features)
     x = jnp.where(is_start[..., None], self.start[...].astype(x.dtype), x)
     # Replicated: otherwise each device would look up its part of all rows and exchange them.
     table = constrain(self.scale_embedding.table[...], (None, None))
-    return x + table[scales].astype(x.dtype)
+    x = x + table[scales].astype(x.dtype)
+    if self.place_embedding is not None:
+      table = constrain(self.place_embedding.table[...], (None, None))
+      x = x + table[places].astype(x.dtype)
+    return x
 
   def angles(self, positions: Float[Array | np.ndarray, "l 3"]) -> Float[Array, "l p"] | None:
     """Returns rotary angles, or None with learned positions."""
@@ -300,6 +314,6 @@ class Generator(nnx.Module):
   def _block(self, i: int) -> Block:
     return jax.tree.map(lambda weight: weight[i], self.blocks)
 
-  def logits(self, x: Float[Array, "b q m"]) -> Float[Array, "b q d"]:
-    """Returns float32 logits, one per bit."""
+  def logits(self, x: Float[Array, "b n m"]) -> Float[Array, "b n i"]:
+    """Returns float32 logits, one per bit of the tokens."""
     return self.head(self.norm_out(x)).astype(jnp.float32)

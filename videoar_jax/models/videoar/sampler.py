@@ -236,6 +236,9 @@ class Model:
   ) -> dict[str, Float[np.ndarray, "b"]]:
     """Scores given clips, teacher-forced: each bit is predicted from the true ones before it.
 
+    Longer clips than those of training are scored as one sequence, in which the prompt does not
+    move along as it does in samples, see `decode`.
+
     Args:
       prompts: texts.
       video: a clip for each, of 1 + tau k frames.
@@ -256,8 +259,12 @@ class Model:
     )
     return {name: np.asarray(values) for name, values in found.items()}
 
+  def _trained_frames(self, num_latents: float) -> int | None:
+    """Returns after how many latent frames of a clip the prompt moves; None if it is no longer."""
+    return None if num_latents <= self.layout.num_frames else self.layout.num_frames
+
   def _stream(self, request: Request, num_latents: float, slots: int):
-    table, layout = request.table, self.layout
+    table, layout, trained = request.table, self.layout, self._trained_frames(num_latents)
     state = self._run(
       self._start,
       self.generator,
@@ -274,7 +281,9 @@ class Model:
       t, latents = bits[0].shape[1], []
       for i in range(t):
         frame_bits = [scale[:, i] for scale in bits]
-        state, total = self._run(self._write_frame, self.generator, layout, state, frame_bits)
+        state, total = self._run(
+          self._write_frame, self.generator, layout, state, frame_bits, trained_frames=trained
+        )
         latents.append(total)
       frames, pixels = self.tokenizer.decode_chunk(jnp.stack(latents, 1))
       yield np.asarray(to_uint8(frames))
@@ -283,7 +292,9 @@ class Model:
         np.ones(layout.num_scales, np.float32) if table is None else table[min(t, len(table) - 1)]
       )
       draws = {"temperature": request.temperature, "top_p": request.top_p}
-      state, out = self._run(self._decode_frame, self.generator, layout, state, row, **draws)
+      state, out = self._run(
+        self._decode_frame, self.generator, layout, state, row, trained_frames=trained, **draws
+      )
       frames, pixels = self.tokenizer.decode_chunk(out.quantized[:, None], pixels)
       yield np.asarray(to_uint8(frames))
       t += 1
@@ -314,8 +325,10 @@ class Model:
     """Decodes clips in memory that does not grow with their number or length."""
     b, t, *_ = latents.shape
     config, (height, width) = self.tokenizer.config, self.resolution
-    channels = config.base_channels * config.multipliers[0]
-    frame_bytes = 4 * config.temporal_stride * height * width * channels // config.patch_size**2
+    # Of the decoder's largest array, for each pixel.
+    channels = config.base_channels * config.multipliers[0] / config.patch_size**2
+    channels = max(channels, config.refine_channels / 4)
+    frame_bytes = round(4 * config.temporal_stride * height * width * channels)
     num = max(1, _PIXEL_BYTES // frame_bytes)  # Latent frames, of one clip or of several.
     # Equal groups, so that all share one compiled program.
     rows = (
@@ -345,6 +358,7 @@ class Model:
       temperature=temperature,
       top_p=top_p,
       window=window,
+      trained_frames=self._trained_frames(layout.num_frames),
       conditioning=conditioning,
     )
     return decoded.quantized

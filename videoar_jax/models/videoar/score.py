@@ -16,7 +16,7 @@ def cross_entropy(
   return jax.nn.softplus(logits) - logits * labels
 
 
-def accuracies(is_right: Bool[Array, "b t n d"], layout: Layout) -> dict[str, Float[Array, "b"]]:
+def accuracies(is_right: Bool[Array, "b t q d"], layout: Layout) -> dict[str, Float[Array, "b"]]:
   """Returns each clip's share of correct bits: overall, by scale and by frame.
 
   The names are `bit_accuracy`, `bit_accuracy/scale_0` and so on, `bit_accuracy/frame_0` and so on.
@@ -24,7 +24,7 @@ def accuracies(is_right: Bool[Array, "b t n d"], layout: Layout) -> dict[str, Fl
   share = jnp.mean(is_right, axis=3)
   result = {"bit_accuracy": jnp.mean(share, axis=(1, 2))}
   for s in range(layout.num_scales):
-    result[f"bit_accuracy/scale_{s}"] = jnp.mean(share[:, :, layout.scale_slice(s)], axis=(1, 2))
+    result[f"bit_accuracy/scale_{s}"] = jnp.mean(share[:, :, layout.cell_slice(s)], axis=(1, 2))
   for frame in range(is_right.shape[1]):
     result[f"bit_accuracy/frame_{frame}"] = jnp.mean(share[:, frame], axis=1)
   return result

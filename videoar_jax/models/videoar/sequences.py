@@ -21,6 +21,7 @@ def layout_of(run: Run, clip: ClipShape | Data) -> Layout:
     context=run.generator.context,
     prev_frame_input=run.generator.prev_frame_input,
     rope_grid=run.generator.rope_grid,
+    patch_sizes=run.generator.patch_sizes,
   )
 
 

@@ -1,12 +1,12 @@
 """Trains the transformer on corrupted inputs to predict bits. Source: VIDEOAR 3.5 to 3.7."""
 
 import dataclasses
-from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from videoar_jax.models.videoar import corruption as corrupting
 from videoar_jax.models.videoar.config import GeneratorConfig
@@ -15,6 +15,7 @@ from videoar_jax.models.videoar.flops import training_flops
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.score import accuracies, cross_entropy
+from videoar_jax.models.videoar.sequences import widest
 from videoar_jax.parallel.hardware import peak_flops
 from videoar_jax.tokenizers.bsq.encoding import encode
 from videoar_jax.tokenizers.pixels import to_uint8
@@ -31,7 +32,9 @@ class GeneratorLossConfig:
     window: earlier latent frames that a frame attends to; None for all.
     text_dropout: share of prompts that are replaced by the empty one, for classifier-free guidance.
     scale_weighting: "none" weights every token equally; "sqrt" divides the weight of a scale by the
-      square root of its number of tokens, so that coarse scales count for more.
+      square root of its number of cells, so that coarse scales count for more.
+    bit_weighting: "none" weights every bit equally; "residual" by how far the latent is from the
+      border between both values, relative to the mean of its scale and clip. Not in the paper.
   """
 
   corruption: corrupting.CorruptionConfig = dataclasses.field(
@@ -41,6 +44,7 @@ class GeneratorLossConfig:
   window: int | None = None
   text_dropout: float = 0.1
   scale_weighting: str = "none"
+  bit_weighting: str = "none"
 
   def __post_init__(self):
     for name in ("p_frame_mask", "text_dropout"):
@@ -50,19 +54,27 @@ class GeneratorLossConfig:
       raise ValueError(f"window={self.window} must be at least 1, or None for all frames")
     if self.scale_weighting not in ("none", "sqrt"):
       raise ValueError(f"scale_weighting={self.scale_weighting!r} must be 'none' or 'sqrt'")
+    if self.bit_weighting not in ("none", "residual"):
+      raise ValueError(f"bit_weighting={self.bit_weighting!r} must be 'none' or 'residual'")
 
 
-def token_weights(layout: Layout, scale_weighting: str) -> np.ndarray:
-  """Returns the weight of each token of a frame in the loss, `[n]`, with mean 1."""
-  sizes = np.array(layout.scale_sizes, np.float32)
+def cell_weights(layout: Layout, scale_weighting: str) -> np.ndarray:
+  """Returns the weight of each cell of a frame in the loss, `[q]`, with mean 1."""
+  sizes = np.array(layout.cell_sizes, np.float32)
   scale = np.ones_like(sizes) if scale_weighting == "none" else 1.0 / np.sqrt(sizes)
-  weights = np.repeat(scale, layout.scale_sizes)
+  weights = np.repeat(scale, layout.cell_sizes)
   return weights / weights.mean()
 
 
-def widest(layouts: Iterable[Layout]) -> Layout:
-  """Returns the layout with the most scales; the network has an embedding for each of them."""
-  return max(layouts, key=lambda layout: layout.num_scales)
+def bit_weights(residuals: list[Float[Array, "b t _y _x d"]]) -> Float[Array, "b t q d"]:
+  """Returns the weight of each bit in the loss: its residual's size, with mean 1 in each scale."""
+  weights = []
+  for residual in residuals:
+    size = jnp.abs(residual)
+    mean = jnp.mean(size, axis=(1, 2, 3, 4), keepdims=True)
+    size = size / jnp.maximum(mean, 1e-6)
+    weights.append(size.reshape(*size.shape[:2], -1, size.shape[-1]))
+  return jnp.concatenate(weights, axis=2)
 
 
 class GeneratorTask:
@@ -121,7 +133,7 @@ class GeneratorTask:
         ratios = corrupting.draw_ratios(keys[0], b, t, layout.num_scales, settings.corruption)
         flips = corrupting.draw_flips(keys[1], ratios, layout.schedule, d)
         flipped = sum(jnp.sum(scale) for scale in flips)
-        metrics["corrupted_share"] = flipped / (b * t * layout.frame_size * d)
+        metrics["corrupted_share"] = flipped / (b * t * layout.num_cells * d)
       each = (b,) + (1,) * (text.ndim - 1)
       is_dropped = jax.random.bernoulli(keys[2], settings.text_dropout, each)
       text = jnp.where(is_dropped, jnp.asarray(self.text_encoder.null()), text)
@@ -139,7 +151,9 @@ class GeneratorTask:
     )
     labels = jnp.concatenate([scale.reshape(b, t, -1, d) for scale in inputs.labels], axis=2)
     losses = cross_entropy(logits, labels)
-    weights = token_weights(layout, settings.scale_weighting)
+    if settings.bit_weighting == "residual":
+      losses = losses * bit_weights(inputs.residuals)
+    weights = cell_weights(layout, settings.scale_weighting)
     right = accuracies((logits > 0) == (labels > 0), layout)
     metrics |= {name: jnp.mean(share) for name, share in right.items()}
     return jnp.mean(losses * weights[:, None]), metrics

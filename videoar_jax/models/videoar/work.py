@@ -125,6 +125,7 @@ def sampling_program(
     jax.ShapeDtypeStruct((num_clips, *text.shape), text.dtype),
   )
   axes = {
+    "text": ("batch", "kv_heads", None, None),
     "cache": ("batch", "kv_heads", None, None),
     "text_mask": ("batch", None),
     "keys": ("batch",),
@@ -146,7 +147,9 @@ def sampling_program(
     arguments=(model, layout, state, row),
     settings={"temperature": number, "top_p": number},
     params=params,
-    work=_sampling_work(run.generator, layout, len(state.text_mask), params, state.cache, mesh),
+    work=_sampling_work(
+      run.generator, layout, len(state.text_mask), params, (state.text, state.cache), mesh
+    ),
     description="guided" if guided else "not guided",
     num_parts=layout.num_frames,
   )
@@ -162,7 +165,7 @@ def _sampling_work(
     layout: a clip's sequence.
     num_rows: clips, counted twice if guided.
     params: shapes of the parameters, with their shardings.
-    cache: shapes of the keys and values, with their shardings.
+    cache: shapes of the keys and values of the prompt and the frames, with their shardings.
     mesh: devices, or an abstract one.
   """
   split, cached = (jax.tree.map(lambda x: x.sharding, tree) for tree in (params, cache))
@@ -171,7 +174,7 @@ def _sampling_work(
   sizes, num_steps = layout.scale_sizes, layout.num_steps
   num_latents = num_steps - layout.num_frames * layout.num_scales  # Complete ones, after frames.
   num_tokens = layout.length - layout.text_length
-  length = jax.tree.leaves(cache)[0].shape[-2]
+  length = sum(jax.tree.leaves(part)[0].shape[-2] for part in cache)
   own_pairs = sum(size * sum(sizes[: s + 1]) for s, size in enumerate(sizes))
   pairs = num_tokens * length + layout.num_frames * own_pairs + num_latents * layout.final_size**2
   heads = config.num_heads * config.head_dim
