@@ -12,11 +12,11 @@ variant is a config like any other:
 from ml_collections import ConfigDict
 
 from configs.common import (
-  generator_size,
   parse_arg,
+  set_small_generator,
+  set_small_tokenizer,
+  small_generator_loss,
   small_loop,
-  small_tokenizer,
-  small_tokenizer_loss,
 )
 from videoar_jax.experiment.defaults import default_config
 
@@ -27,7 +27,7 @@ VARIANTS = {
   "time": "+ corruption that rises with time",
   "inheritance": "+ inheritance: the paper's",
   "frame_mask": "the paper's, with a random frame mask",
-  "final": "the paper's, with context=full_frame",
+  "full_frame": "the paper's, with context=full_frame",
 }
 
 
@@ -45,10 +45,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg,
     variant="inheritance",
     size="tiny",
-    image_steps=550,
-    tokenizer_steps=270,
-    generator_steps=1000,
-    cache_clips=4096,
+    image_steps=900,
+    tokenizer_steps=680,
+    generator_steps=2500,
+    cache_clips=8192,
     quick=False,
   )
   if args.variant not in VARIANTS:
@@ -58,27 +58,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
   )
   config.data.num_frames = 9
   config.data.frame_rate = 4.0
-  config.text.length = 16
+  config.data.version = 2
+  config.text.length = 13
   config.text.tokenizer = "words"
-  config.tokenizer.update(small_tokenizer("1 2 4 8"))
-  config.generator.update(generator_size(args.size))
-  config.generator.remat = "none"
-  config.generator.scan_layers = False
-  config.sampling.guidance = "constant:2"
-  config.sampling.temperature = 0.7
-
-  config.stage.images.data.num_frames = 1
+  set_small_tokenizer(config, args.image_steps, args.tokenizer_steps)
+  set_small_generator(config, args.size)
+  config.sampling.guidance = "constant:3"
+  config.sampling.temperature = 0.5
   config.stage.cache.num_clips = args.cache_clips
-  loops = {
-    "images": (args.image_steps, 16, 3e-2),
-    "tokenizer": (args.tokenizer_steps, 4, 1e-2),
-    "generator": (args.generator_steps, 4, 1.5e-2),
-  }
-  for name, loop in loops.items():
-    config.stage[name].loop.update(small_loop(*loop, media_every=1000))
-    if name != "generator":
-      config.stage[name].loss.update(small_tokenizer_loss())
-  config.stage.generator.loss.scale_weighting = "sqrt"
+  generator = config.stage.generator
+  generator.loop.update(small_loop(args.generator_steps, 8, 1.5e-2, media_every=1000))
+  generator.loss.update(small_generator_loss())
+  generator.loss.corruption.p_max = 0.1
   _vary(config, args.variant)
   if args.quick:
     _shrink(config)
@@ -91,7 +82,7 @@ def _vary(config: ConfigDict, variant: str) -> None:
   # Variants outside table 4 start from its last row.
   row = table_4.index(variant) if variant in table_4 else len(table_4) - 1
   config.generator.positions = "rope" if row >= 1 else "learned"
-  config.generator.context = "full_frame" if variant == "final" else "scales"
+  config.generator.context = "full_frame" if variant == "full_frame" else "scales"
   loss = config.stage.generator.loss
   loss.corruption.delta = 0.01 if row >= 2 else 0.0
   loss.corruption.has_inheritance = row >= 3
@@ -107,6 +98,7 @@ def _shrink(config: ConfigDict) -> None:
   config.tokenizer.strides = ((2, 2),)
   config.tokenizer.num_groups = 1
   config.tokenizer.num_bits = 4
+  config.generator.patch_sizes = (1, 2)
   sizes = {"num_layers": 1, "d_model": 16, "num_heads": 1, "num_kv_heads": 1, "head_dim": 16}
   config.generator.update(sizes | {"mlp_dim": 16})
   config.stages = ("tokenizer", "cache", "generator")

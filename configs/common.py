@@ -20,13 +20,17 @@ def generator_size(name: str, family: str = "videoar") -> ConfigDict:
 def small_tokenizer(schedule: str) -> dict:
   """Returns the `tokenizer` settings for clips of 64x64 pixels."""
   return {
-    "num_bits": 16,
+    "num_bits": 24,
     "patch_size": 4,
     "base_channels": 16,
-    "multipliers": (3, 4, 4),
+    "multipliers": (2, 4, 4),
     "strides": ((2, 2), (2, 1)),
     "num_encoder_blocks": 1,
     "num_decoder_blocks": 1,
+    "num_mid_blocks": 1,
+    "upsampling": "subpixel",
+    "temporal_kernels": "half",
+    "refine_channels": 16,
     "num_groups": 4,
     "schedule": schedule,
   }
@@ -40,7 +44,51 @@ def small_tokenizer_loss() -> dict:
     "commitment": 0.02,
     "quantization_error": 0.05,
     "entropy": 0.0,
-    "scale_dropout": 0.4,
+    "scale_dropout": 0.0,
+  }
+
+
+def set_small_tokenizer(config: ConfigDict, image_steps: int, tokenizer_steps: int) -> None:
+  """Sets network and stages `images` and `tokenizer` of a tokenizer for clips of 64x64 pixels.
+
+  Cells of latents see little of a frame, so single frames are learned from windows of a quarter.
+  Who trains at another `data.resolution` sets those of `stage.images.data`, too.
+  """
+  config.tokenizer.update(small_tokenizer("1 2 4 8"))
+  images = config.stage.images
+  images.data.update(num_frames=1, resolution=(32, 32), crop_from=(64, 64))
+  images.data.num_crops = 4  # Most windows of a sprites clip show only background.
+  images.loop.update(small_loop(image_steps, 16, 3e-2, media_every=1000))
+  config.stage.tokenizer.loop.update(small_loop(tokenizer_steps, 4, 1.5e-2, media_every=1000))
+  for stage in (images, config.stage.tokenizer):
+    stage.loss.update(small_tokenizer_loss())
+
+
+def set_small_generator(config: ConfigDict, size: str) -> None:
+  """Sets the network of a generator for a small grid and short training.
+
+  Tokens of 2x2 cells cost a quarter. Rotary frequencies of the whole range serve every axis, and
+  distances are the same at every scale. Every input has the previous frame.
+  """
+  config.generator.update(generator_size(size))
+  config.generator.update(
+    remat="none",
+    scan_layers=False,
+    patch_sizes=(1, 2, 2, 2),
+    rope_is_interleaved=True,
+    rope_base=1000.0,
+    rope_grid="latent",
+    prev_frame_input="all_scales",
+  )
+
+
+def small_generator_loss() -> dict:
+  """Returns the `loss` settings of a small generator."""
+  return {
+    # Coarse scales have few tokens but decide what moves where.
+    "scale_weighting": "sqrt",
+    # Bits whose residual is near zero are noise, and flipping them changes little.
+    "bit_weighting": "residual",
   }
 
 

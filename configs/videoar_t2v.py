@@ -91,8 +91,8 @@ def _sprites(args: ConfigDict) -> ConfigDict:
     config[section] = small[section]
   for name in ("images", "tokenizer"):
     config.stage[name] = small.stage[name]
-  # Stages of different resolutions have different numbers of scales.
-  config.generator.context = "scales"
+  # Stages have different numbers of scales, some of which 2 does not divide.
+  config.generator.patch_sizes, config.generator.has_place_embedding = (1,), False
   shapes = {
     "I": (9, (32, 32), 600, 8),
     "II": (9, (64, 64), 700, 4),
@@ -100,7 +100,8 @@ def _sprites(args: ConfigDict) -> ConfigDict:
   }
   for name, (num_frames, size, num_steps, batch_size) in shapes.items():
     stage = config.stage[name]
-    stage.loss.update(small.stage.generator.loss.to_dict())
+    stage.loss.scale_weighting = "sqrt"
+    stage.loss.corruption.p_max = 0.1
     stage.data.num_frames, stage.data.resolution = num_frames, size
     stage.loop.update(small.stage.generator.loop.to_dict())
     stage.loop.num_steps, stage.loop.batch_size = args.steps or num_steps, batch_size

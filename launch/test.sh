@@ -13,8 +13,6 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 set_up test
 
 "$venv_python" -m ruff check .
-# Large pages for malloc, which glibc reads before Python starts: half the time in the kernel.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 # Tests run in parallel: most of their time is compilation, which is single-threaded. Their order is
 # that of tests/conftest.py: the longest files first.
 exec "$venv_python" -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"

@@ -37,7 +37,7 @@ def test_variants_differ_in_what_the_papers_tables_say():
     ("rope", "time"): [f"{corruption}.delta: 0.0 -> 0.01"],
     ("time", "inheritance"): [f"{corruption}.has_inheritance: False -> True"],
     ("inheritance", "frame_mask"): ["stage.generator.loss.p_frame_mask: 0.0 -> 0.2"],
-    ("inheritance", "final"): ["generator.context: 'scales' -> 'full_frame'"],
+    ("inheritance", "full_frame"): ["generator.context: 'scales' -> 'full_frame'"],
   }
   assert set(VARIANTS) == {name for pair in steps for name in pair}
   for (one, other), wanted in steps.items():

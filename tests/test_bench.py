@@ -1,5 +1,6 @@
 """Estimated FLOPs against those of the program, and the tables."""
 
+import dataclasses
 import math
 
 import jax
@@ -41,25 +42,36 @@ def convolutions(jaxpr) -> int:
   return total
 
 
+CHEAPER = dataclasses.replace(
+  CONFIG,
+  num_mid_blocks=1,
+  upsampling="subpixel",
+  temporal_kernels="half",
+  refine_channels=6,
+  patch_size=4,
+)
+
+
+@pytest.mark.parametrize("config", [CONFIG, CHEAPER], ids=["default", "cheaper"])
 @pytest.mark.parametrize("num_frames", [1, 3, 9])
-def test_flops_are_those_of_the_program(num_frames, monkeypatch):
+def test_flops_are_those_of_the_program(config, num_frames, monkeypatch):
   """The program skips the zero frames before a clip, as the estimate does."""
   monkeypatch.setattr(conv, "REWRITE", True)
-  size = (16, 24)
+  size = (32, 48)
 
   def encode(params, video):
-    return autoencoder_of(CONFIG, params).encoder(video)
+    return autoencoder_of(config, params).encoder(video)
 
   def decode(params, latents):
-    return autoencoder_of(CONFIG, params).decoder(latents)
+    return autoencoder_of(config, params).decoder(latents)
 
   video = jax.ShapeDtypeStruct((1, num_frames, *size, 3), jnp.float32)
-  latents = jax.ShapeDtypeStruct((1, *CONFIG.latent_shape(num_frames, size), 6), jnp.float32)
-  params = abstract_params(CONFIG)
+  latents = jax.ShapeDtypeStruct((1, *config.latent_shape(num_frames, size), 6), jnp.float32)
+  params = abstract_params(config)
   counted = convolutions(jax.make_jaxpr(encode)(params, video).jaxpr)
-  assert encoder_flops(CONFIG, num_frames, size) == counted > 0
+  assert encoder_flops(config, num_frames, size) == counted > 0
   counted = convolutions(jax.make_jaxpr(decode)(params, latents).jaxpr)
-  assert decoder_flops(CONFIG, num_frames, size) == counted > 0
+  assert decoder_flops(config, num_frames, size) == counted > 0
 
 
 SMALLEST = {"num_layers": 1, "d_model": 8, "num_heads": 1, "num_kv_heads": 1}
@@ -160,6 +172,7 @@ def test_data_table(tmp_path, capsys, without_type_checks):
     "  config = quickstart.get_config()\n"
     "  config.data.resolution = (16, 16)\n"
     "  config.tokenizer.schedule = '1 2'\n"
+    "  config.generator.patch_sizes = (1,)\n"
     "  return config\n"
   )
   flags = ["data", f"--config={path}", "--seconds=0.3", "--threads", "0", "2"]
@@ -175,6 +188,8 @@ def test_data_table(tmp_path, capsys, without_type_checks):
   assert bench.main([*flags, "--stage=images"]) == 0
   assert "waiting" not in capsys.readouterr().out
   assert bench.main([*flags, "--stage=none"]) == 2
-  assert "--stage=none is not one of images, tokenizer, generator" in capsys.readouterr().err
+  assert (
+    "--stage=none is not one of images, tokenizer, frames, generator" in capsys.readouterr().err
+  )
   assert bench.main(["data", f"--config={path}", "--seconds=0"]) == 2
   assert "--seconds=0.0 must be more than 0" in capsys.readouterr().err

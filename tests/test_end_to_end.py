@@ -296,6 +296,10 @@ def image_tokenizer(folder):
     num_encoder_blocks=1,
     num_decoder_blocks=1,
     strides=((1, 2),),
+    num_mid_blocks=1,
+    upsampling="subpixel",
+    temporal_kernels="half",
+    refine_channels=4,
   )
   generator = np.random.default_rng(0)
   params = files.flatten(files.abstract_params(config))

@@ -85,7 +85,7 @@ def test_numbers_and_files(tmp_path, workdir, fake_networks, capsys):
   assert sorted(out.iterdir()) == sorted(files)
 
   result = json.loads(files[0].read_text())
-  source = SpritesSource("test", num_frames=9, resolution=(64, 64), frame_rate=4.0)
+  source = SpritesSource("test", num_frames=9, resolution=(64, 64), frame_rate=4.0, version=2)
   clips = np.stack([source[i]["video"] for i in scores.draw(source, 40)])
   real, others = clips[:20], clips[20:]
   decoded = np.clip(real.astype(int) + OFFSET, 0, 255).astype(np.uint8)

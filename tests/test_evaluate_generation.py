@@ -38,7 +38,9 @@ class Copyist:
   def sample(self, prompts, num_frames=None, seed=0, **settings):
     num_frames = num_frames or 9
     self.settings.append(settings)
-    source = SpritesSource("test", num_frames=num_frames, resolution=(64, 64), frame_rate=4.0)
+    source = SpritesSource(
+      "test", num_frames=num_frames, resolution=(64, 64), frame_rate=4.0, version=2
+    )
     known = {source[i]["caption"]: source[i]["video"] for i in scores.draw(source, 8)}
     blank = np.zeros((num_frames, 64, 64, 3), np.uint8)
     return np.stack([known.get(prompt, blank) // 2 for prompt in prompts])
@@ -81,7 +83,7 @@ def test_numbers_and_files(tmp_path, workdir, model, monkeypatch, capsys):
   assert sorted(out.iterdir()) == sorted(out / name for name in names)
   result = json.loads((out / "generation.json").read_text())
 
-  source = SpritesSource("test", num_frames=9, resolution=(64, 64), frame_rate=4.0)
+  source = SpritesSource("test", num_frames=9, resolution=(64, 64), frame_rate=4.0, version=2)
   clips = np.stack([source[i]["video"] for i in scores.draw(source, 8)])
   features = [2 * x.mean((1, 2, 3)) for x in (clips[:4], clips[:4] // 2, clips[4:])]
   value, chance = (fvd.frechet_distance(features[0], features[i]) for i in (1, 2))

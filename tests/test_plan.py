@@ -103,8 +103,8 @@ T2V = "configs/videoar_t2v.py:data=x,images=y"
 TOKENIZER, UCF101 = "configs/tokenizer_ucf101.py:data=x", "configs/videoar_ucf101.py:data=x"
 # Config, stage, pod, mesh, and GiB that a device's part of the step may be counted at.
 GOLDEN = {
-  "quickstart": ("configs/quickstart.py", "generator", "v5e:2x2", "data:4", 0.0485),
-  "ablation": ("configs/ablation.py", "generator", "v5e:2x2", "data:4", 0.0433),
+  "quickstart": ("configs/quickstart.py", "generator", "v5e:2x2", "data:4", 0.0365),
+  "ablation": ("configs/ablation.py", "generator", "v5e:2x2", "data:4", 0.0365),
   "tokenizer": (TOKENIZER, "tokenizer", "v5e:4x4", "fsdp:16", 6.33),
   "ucf101": (UCF101, "generator", "v5e:4x4", "fsdp:16", 3.78),
   "I": (T2V, "I", "v5e:16x16", "fsdp:256", 4.13),
@@ -171,7 +171,7 @@ def test_the_largest_shape_of_a_mixture_is_planned():
     (["--topology=h100:4", "--mesh=width:4"], "axes are slice, data"),
     (["--topology=h100:16", "--mesh=fsdp:16"], "batch_size=8 does not divide"),
     (["--topology=h100:8", "--mesh=data:2,tensor:4", "--config.generator.head_dim=65"], "even"),
-    (["--topology=h100:4", "--stage=third"], "it has images, tokenizer, generator"),
+    (["--topology=h100:4", "--stage=third"], "it has images, tokenizer, frames, generator"),
     (["--topology=h100:4", "--config.generator.dpeth=3"], "dpeth"),
   ],
 )
@@ -211,16 +211,16 @@ def test_decoding_is_counted(capsys):
   one, split, _ = tables
   cache = [mebibytes(table["cache a device"]) for table in tables]
   assert cache[1] == pytest.approx(cache[0] / 2, rel=0.01) == cache[2]
-  # 3 frames of 4 scales, and the complete latents of two; two halves by guidance; float32.
-  assert "14 steps" in " ".join(one["decode"]) and "guided," in one["decode"]
+  # 3 frames of 4 scales; two halves by guidance; float32.
+  assert "12 steps" in " ".join(one["decode"]) and "guided," in one["decode"]
   run = finalize(quickstart.get_config())
   layout, config = layout_of(run, run.stages[-1].data), run.generator
-  positions = layout.text_length + 2 * layout.final_size
+  positions = layout.text_length + 2 * layout.frame_size
   keys = 2 * 2 * 1 * config.num_kv_heads * config.head_dim * positions * 2 * 4
   assert cache[0] == pytest.approx(keys / 2**20, rel=0.01)
   held = [mebibytes(table["parameters a device"]) for table in tables]
   reads = [mebibytes(table["memory traffic a device"]) for table in tables]
-  assert reads[0] == pytest.approx(14 * (held[0] + cache[0]), rel=0.02)
+  assert reads[0] == pytest.approx(12 * (held[0] + cache[0]), rel=0.02)
   assert held[2] == pytest.approx(held[0] / 2, rel=0.01) and split["sent between devices"] != ["0"]
 
 

@@ -103,6 +103,8 @@ def test_learned_positions_are_of_one_shape():
   changes = {
     "data.resolution": (16, 24),
     "tokenizer.schedule": "",
+    "generator.patch_sizes": (1,),
+    "generator.has_place_embedding": False,
     "generator.positions": "learned",
   }
   settings = parse.finalize(make_config(**changes))
@@ -110,6 +112,16 @@ def test_learned_positions_are_of_one_shape():
   with pytest.raises(ValueError, match=r"resolution=24x16: learned positions serve clips of one"):
     family._sampled_layout(settings, stage, (24, 16))
   assert family._sampled_layout(settings, stage, (16, 24)) == layout_of(settings, stage.data)
+
+
+def test_an_embedding_of_places_is_of_one_resolution():
+  with pytest.raises(ValueError, match="has_place_embedding=True needs clips of one resolution"):
+    parse.finalize(make_mixed_config(**{"generator.has_place_embedding": True}))
+  changes = {"data.resolution": (16, 24), "tokenizer.schedule": "", "generator.patch_sizes": (1,)}
+  settings = parse.finalize(make_config(**changes))
+  stage = settings.stages[-1]
+  with pytest.raises(ValueError, match=r"resolution=24x16: an embedding of places serves one"):
+    family._sampled_layout(settings, stage, (24, 16))
 
 
 def test_checkpoint_of_a_tokenizer_is_no_model(trained):

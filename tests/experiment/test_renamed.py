@@ -129,7 +129,20 @@ def test_a_discriminator_keeps_the_optimizer_that_it_had():
   assert values.stage.images.loss.adversarial.optimizer.b2 == 0.9  # There is none.
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["quickstart", "ablation"])
+def test_a_recipe_that_is_another_today_still_loads(name, tmp_path):
+  """Its own settings count, not today's."""
+  old, today = RECIPES[name]
+  (tmp_path / "config.json").write_text(json.dumps(old))
+  run = finalize(load_config(tmp_path / "config.json"))
+  assert run == finalize(with_new_names(old)) != finalize(today())
+  assert run.data.version == 1 and run.tokenizer.num_bits == 16
+  assert run.generator.patch_sizes == (1,) and run.tokenizer.upsampling == "nearest"
+  save_config(complete(with_new_names(old)), tmp_path / "config.json")
+  assert finalize(load_config(tmp_path / "config.json")) == run
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "t2v"])
 def test_a_config_of_the_first_version_is_todays(name, tmp_path):
   old, today = RECIPES[name]
   assert finalize(with_new_names(old)) == finalize(today())

@@ -64,7 +64,7 @@ def records(trained, tmp_path_factory):
 
     def few_sprites(data, split):
       clip = {"num_frames": data.num_frames, "resolution": data.resolution, "seed": data.seed}
-      return FewSprites(split, frame_rate=data.frame_rate, **clip)
+      return FewSprites(split, frame_rate=data.frame_rate, version=data.version, **clip)
 
     call = Encoder.__call__
     patch.setattr(
@@ -128,7 +128,7 @@ def stages(trained):
 def encoding(stages):
   """Arguments of `token_cache.encode` after the folder and before the mesh."""
   (stage,) = stages.run.caches
-  source = SpritesSource("train", num_frames=5, resolution=(16, 16), frame_rate=4.0)
+  source = SpritesSource("train", num_frames=5, resolution=(16, 16), frame_rate=4.0, version=2)
   template, params, index = stages._encoder_of(stage, source)
   return index, source, template, params
 
@@ -229,12 +229,25 @@ def test_a_stale_cache_is_named_before_anything_is_written(records, trained, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_a_cache_from_before_a_field_was_there_fits(records, trained, tmp_path):
+  """If the field has the default by which the cache was made."""
+  shutil.copytree(trained / "cache", tmp_path / "cache")
+  path = next(path for path in (tmp_path / "cache").iterdir() if path.suffix == ".json")
+  facts = json.loads(path.read_text())
+  assert facts["data"].pop("num_crops") == 1 and facts["encoder"].pop("num_mid_blocks") == 1
+  path.write_text(json.dumps(facts))
+  changes = {"stage.cache.path": str(tmp_path / "cache")}
+  with pytest.raises(ValueError, match=r"there -> now(.|\n)*num_mid_blocks: 2 -> 1") as raised:
+    run.Run(make_config(**changes), tmp_path / "run")
+  assert "num_crops" not in str(raised.value)
+
+
 def test_a_tokenizer_of_other_weights_is_found_out(records, trained, tmp_path):
   values = make_config(**{"stage.cache.path": str(trained / "cache")})
   save_tokenizer(values, tmp_path, seed=1)
   settings = parse.finalize(values)
   others = Stages(settings, tmp_path, make_mesh(settings.mesh))
-  source = SpritesSource("train", num_frames=5, resolution=(16, 16), frame_rate=4.0)
+  source = SpritesSource("train", num_frames=5, resolution=(16, 16), frame_rate=4.0, version=2)
   check_cache(others, settings.caches[0], source)  # As far as can be known before the training.
   with pytest.raises(ValueError, match=r"stale(.|\n)*fingerprint: '\w+' -> '\w+'"):
     others.encode(settings.caches[0], source)

@@ -24,9 +24,15 @@ TINY_TOKENIZER = [
   "--config.tokenizer.schedule=1 2 4",
   "--config.report.num_clips=4",
 ]
-# The quickstart at that size. Images keep Muon, whose program is the larger one.
+# The quickstart at that size, with one generator stage. Images keep Muon, whose program is the
+# larger one.
 TINY = [
   *TINY_TOKENIZER,
+  "--config.stages=('images','tokenizer','generator')",
+  "--config.stage.images.data.crop_from=(16,16)",
+  "--config.stage.images.data.resolution=(8,8)",
+  "--config.tokenizer.refine_channels=4",
+  "--config.generator.patch_sizes=(1,1,2)",
   "--config.generator.num_layers=2",
   "--config.generator.d_model=32",
   "--config.generator.head_dim=16",

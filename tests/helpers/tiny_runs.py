@@ -23,6 +23,7 @@ def make_config(**changes):
     "tokenizer.multipliers": (1, 1),
     "tokenizer.strides": ((2, 1),),
     "tokenizer.num_groups": 1,
+    "tokenizer.refine_channels": 0,
     "tokenizer.num_bits": 4,
     "tokenizer.schedule": "1 4",
     "generator.num_layers": 1,
@@ -31,6 +32,7 @@ def make_config(**changes):
     "generator.num_kv_heads": 1,
     "generator.head_dim": 16,
     "generator.mlp_dim": 16,
+    "generator.patch_sizes": (1, 2),
     "stages": ("tokenizer", "cache", "generator"),
     "stage.cache": {
       "kind": "cache",
@@ -39,6 +41,7 @@ def make_config(**changes):
       "clips_per_shard": 4,
     },
     "stage.generator.loop.num_steps": 4,
+    "stage.generator.loop.batch_size": 4,
     "stage.generator.loop.save_every": 2,
     "stage.generator.loop.eval_every": 2,
     "stage.generator.loop.optimizer.kind": "adamw",
@@ -64,6 +67,8 @@ def make_mixed_config(**changes):
   settings = {
     "stages": ("tokenizer", "I", "II"),
     "tokenizer.schedule": "1 2 4",
+    "generator.patch_sizes": (1,),
+    "generator.has_place_embedding": False,
     "generator.context": "scales",
     "generator.prev_frame_input": "first_scale",
     "stage.I": {"kind": "generator", "mixture": small, "loop": loop},
