@@ -17,7 +17,8 @@ from tiny_networks import (
   make_model,
 )
 
-from videoar_jax.models.videoar.decode import decode, sample_bits, sample_keys
+from videoar_jax.models.videoar.decode import decode
+from videoar_jax.models.videoar.draws import sample_bits, sample_keys
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from videoar_jax.models.videoar.decode import (
   Decoded,
   decode,
   decode_frame,
-  sample_keys,
   start,
   write_frame,
 )
+from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.nn.cache import Cache, attend_cached

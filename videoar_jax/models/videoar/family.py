@@ -9,6 +9,7 @@ from flax import nnx
 from videoar_jax.models.base import ClipShape, Curves, Run, SamplingProgram, Stage, StepWork
 from videoar_jax.models.videoar import decode, work
 from videoar_jax.models.videoar.config import GeneratorConfig, SamplingConfig, check_heads
+from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.flops import forward_flops, training_flops
 from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
@@ -157,7 +158,7 @@ class VideoAR:
     """See `Family`."""
     layout, null = layout_of(run, stage.data), jnp.asarray(run.text.encoder.null())
     table = guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
-    keys = decode.sample_keys(seed, jnp.arange(len(text)))
+    keys = sample_keys(seed, jnp.arange(len(text)))
     table = None if (table == 1).all() else jnp.asarray(table)
     return decode.decode(
       module,

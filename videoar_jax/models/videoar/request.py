@@ -13,7 +13,7 @@ from jaxtyping import Array
 from videoar_jax.models.base import ClipShape
 from videoar_jax.models.request import BATCH_SIZE, ClipRequests
 from videoar_jax.models.videoar.config import SamplingConfig
-from videoar_jax.models.videoar.decode import sample_keys
+from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
@@ -30,7 +30,7 @@ class Request:
     layout: the sequence; streams have the trained one.
     window: earlier frames that a frame sees; None for all.
     table: guidance, None for 1 everywhere; further frames repeat its last row.
-    temperature, top_p: see `decode.sample_bits`.
+    temperature, top_p: see `draws.sample_bits`.
     conditioning: frames to continue, `[b, f, H, W, 3]`, if any.
     epoch: frames that precede this window of a longer clip; makes its random draws differ.
   """

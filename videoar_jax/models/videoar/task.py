@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from videoar_jax.models.videoar import corruption as corrupting
 from videoar_jax.models.videoar.config import GeneratorConfig
-from videoar_jax.models.videoar.decode import decode, sample_keys
+from videoar_jax.models.videoar.decode import decode
+from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.flops import training_flops
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator

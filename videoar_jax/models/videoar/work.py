@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from videoar_jax.models.base import Run, SamplingProgram, SamplingWork, Stage, StepWork
 from videoar_jax.models.videoar import decode
 from videoar_jax.models.videoar.config import GeneratorConfig
+from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.flops import forward_flops, training_flops, visible_pairs
 from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
@@ -118,9 +119,7 @@ def sampling_program(
     is_guided=guided,
   )
   state = jax.eval_shape(
-    lambda model, texts: start(
-      model, layout, texts, text, decode.sample_keys(0, jnp.arange(num_clips))
-    ),
+    lambda model, texts: start(model, layout, texts, text, sample_keys(0, jnp.arange(num_clips))),
     model,
     jax.ShapeDtypeStruct((num_clips, *text.shape), text.dtype),
   )
