@@ -112,13 +112,12 @@ def _reconstruction(options: argparse.Namespace) -> list[pathlib.Path]:
   """
   started = time.perf_counter()
   from videoar_jax.evals.reconstruction import measure, table, write
-  from videoar_jax.experiment.load import find_stage, load_tokenizer
+  from videoar_jax.experiment.load import converted_family, find_stage, load_tokenizer
   from videoar_jax.runtime.compilation_cache import use_compilation_cache
   from videoar_jax.runtime.log_files import quiet_libraries
-  from videoar_jax.tokenizers.bsq.files import is_saved
 
   quiet_libraries()
-  if is_saved(options.workdir):
+  if converted_family(options.workdir) is not None:
     data = _data_of_flags(options)
   else:
     data = _data(options, find_stage(options.workdir, "tokenizer")[1].data)
@@ -204,9 +203,9 @@ def _check_generation(options: argparse.Namespace) -> None:
   Raises:
     ValueError: names the flag and the fix.
   """
-  from videoar_jax.tokenizers.bsq.files import is_saved
+  from videoar_jax.experiment.load import converted_family
 
-  if is_saved(options.workdir):
+  if converted_family(options.workdir) is not None:
     raise ValueError(
       f"--workdir={options.workdir} is a converted tokenizer, which generates nothing; name a run "
       "with a generator, or use --suite=reconstruction"

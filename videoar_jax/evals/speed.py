@@ -18,7 +18,6 @@ from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import roofline
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
-from videoar_jax.tokenizers.bsq.flops import decoder_flops, encoder_flops
 from videoar_jax.tokenizers.families import TOKENIZERS
 from videoar_jax.train.trainer import Trainer
 
@@ -66,7 +65,7 @@ def tokenizer_table(options: argparse.Namespace) -> str:
     "",
     "          s a clip      pixels/s   GFLOP a clip   GFLOP/s  of the limit",
   ]
-  flops = (encoder_flops(config, f, resolution), decoder_flops(config, f, resolution))
+  flops = TOKENIZERS["bsq"].flops(config, f, resolution)
   parts = {
     "encode": (encode / b, flops[0]),
     "decode": (decode / b, flops[1]),

@@ -14,12 +14,16 @@ from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.base import Model
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
-from videoar_jax.tokenizers.base import Tokenizer
-from videoar_jax.tokenizers.bsq.autoencoder import autoencoder_of
-from videoar_jax.tokenizers.bsq.files import is_saved, read_params
+from videoar_jax.tokenizers.base import Tokenizer, TokenizerFamily
 from videoar_jax.tokenizers.families import TOKENIZERS
 
 log = logging.getLogger(__name__)
+
+
+def converted_family(path: str | os.PathLike) -> TokenizerFamily | None:
+  """Returns the family of the converted tokenizer in a folder; None if it holds none."""
+  folder = pathlib.Path(path)
+  return next((family for family in TOKENIZERS.values() if family.is_converted(folder)), None)
 
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
@@ -33,10 +37,9 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     FileNotFoundError: the path is none of these, or the run has no tokenizer checkpoint yet.
     ValueError: the converted tokenizer is damaged.
   """
-  if is_saved(path):
-    saved, params = read_params(path)
-    params = jax.tree.map(jnp.asarray, params)
-    return TOKENIZERS["bsq"].make_tokenizer(autoencoder_of(saved.config, params))
+  family = converted_family(path)
+  if family is not None:
+    return family.load_converted(pathlib.Path(path))
   # A tokenizer needs no text: files of the text encoder may be missing.
   stages, wanted, step = _open(path, needs_text=False)
   stage = _stage(stages.run, "tokenizer", wanted)

@@ -109,6 +109,12 @@ class TokenizerFamily(Protocol):
   def frozen_shapes(self, loss: Any) -> dict:
     """Returns the shapes of what `load_frozen` loads."""
 
+  def is_converted(self, folder: pathlib.Path) -> bool:
+    """Returns whether a folder holds a converted tokenizer of this family."""
+
+  def load_converted(self, folder: pathlib.Path) -> Tokenizer:
+    """Loads a converted tokenizer; ValueError says how it is damaged."""
+
   def check_init(self, folder: pathlib.Path, config: TokenizerConfig) -> None:
     """Raises ValueError or OSError if a network cannot start from a converted tokenizer."""
 

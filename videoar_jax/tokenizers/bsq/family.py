@@ -3,13 +3,14 @@
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from videoar_jax.tokenizers import lpips
-from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder, AutoencoderConfig
+from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_of
 from videoar_jax.tokenizers.bsq.encoding import encode, part_of
-from videoar_jax.tokenizers.bsq.files import read_params, read_saved
+from videoar_jax.tokenizers.bsq.files import is_saved, read_params, read_saved
 from videoar_jax.tokenizers.bsq.flops import decoder_flops, encoder_flops
 from videoar_jax.tokenizers.bsq.inflation import check_inflatable, inflate
 from videoar_jax.tokenizers.bsq.schedules import check_schedule, parse_schedule
@@ -89,6 +90,16 @@ class BSQ:
     if loss.lpips == 0:
       return {}
     return {"lpips": {k: jax.ShapeDtypeStruct(v, np.float32) for k, v in lpips.shapes().items()}}
+
+  def is_converted(self, folder: pathlib.Path) -> bool:
+    """See `TokenizerFamily`."""
+    return is_saved(folder)
+
+  def load_converted(self, folder: pathlib.Path) -> Tokenizer:
+    """See `TokenizerFamily`."""
+    saved, params = read_params(folder)
+    params = jax.tree.map(jnp.asarray, params)
+    return self.make_tokenizer(autoencoder_of(saved.config, params))
 
   def check_init(self, folder: pathlib.Path, config: AutoencoderConfig) -> None:
     """See `TokenizerFamily`."""
