@@ -1,4 +1,4 @@
-"""The whole system at a small size: tokenizer, then generator; 6 to 7 minutes on two CPU cores.
+"""The whole system at a small size: tokenizer, then generator; about 7 minutes on two CPU cores.
 
   python -m videoar_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 

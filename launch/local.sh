@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up this machine and trains the quickstart: a tokenizer, a generator, a report.
 #
-#   bash launch/local.sh                          6 to 7 minutes on two idle CPU cores
+#   bash launch/local.sh                          about 7 minutes on two idle CPU cores
 #   WORKDIR=runs/mine bash launch/local.sh        another folder for what it writes
 #   bash launch/local.sh --config.seed=1          flags are passed to videoar_jax.main
 #   bash launch/local.sh --config=configs/quickstart.py:data=/my/clips
