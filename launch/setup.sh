@@ -10,8 +10,8 @@
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit 1
 venv_python=".venv/bin/python"
 
-# Large pages for malloc, which glibc reads before Python starts. Without them, a CPU step of the
-# quickstart takes up to 1.6 times as long: temporary arrays are faulted in again at each step.
+# Large pages for malloc, which glibc reads before Python starts. Without them temporary arrays are
+# faulted in again at each step, and the quickstart's backward pass takes 1.6 times as long on CPU.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 
 fail() {

@@ -17,7 +17,7 @@ from videoar_jax.experiment.inputs import Batches
 from videoar_jax.experiment.load import find_stage, load_model, load_tokenizer
 from videoar_jax.models.base import ClipShape
 from videoar_jax.models.videoar import family
-from videoar_jax.models.videoar.sequences import layout_of, widest_layout
+from videoar_jax.models.videoar.sequences import layout_of, trained_frames, widest_layout
 from videoar_jax.models.videoar.task import GeneratorTask
 from videoar_jax.train.trainer import Trainer
 
@@ -112,6 +112,16 @@ def test_learned_positions_are_of_one_shape():
   with pytest.raises(ValueError, match=r"resolution=24x16: learned positions serve clips of one"):
     family._sampled_layout(settings, stage, (24, 16))
   assert family._sampled_layout(settings, stage, (16, 24)) == layout_of(settings, stage.data)
+
+
+def test_the_longest_clips_of_a_mixture_count_as_trained():
+  """A prompt moves along in longer clips than these, not than those of the stage's own data."""
+  clips = {"weight": 1.0, "num_frames": (1, 9)}
+  values = make_mixed_config(**{"stage.I.mixture": {"clips": clips}})
+  settings = parse.finalize(values)
+  stage = settings.stages[1]
+  assert layout_of(settings, stage.data).num_frames == 3
+  assert trained_frames(settings, stage) == 5 and trained_frames(settings, settings.stages[2]) == 1
 
 
 def test_an_embedding_of_places_is_of_one_resolution():

@@ -20,6 +20,7 @@ from videoar_jax.models.videoar.sequences import (
   layout_of,
   sampling_window,
   stage_layouts,
+  trained_frames,
   widest_layout,
 )
 from videoar_jax.models.videoar.task import GeneratorLossConfig, GeneratorTask
@@ -141,6 +142,7 @@ class VideoAR:
       defaults=defaults,
       window=stage.loss.window,
       sampling_window=sampling_window(run, stage),
+      trained_frames=trained_frames(run, stage),
       mesh=mesh,
       dtype=dtype,
     )

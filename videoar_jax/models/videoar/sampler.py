@@ -36,6 +36,7 @@ class Model:
     defaults: `guidance`, `temperature` and `top_p` of calls that do not set them.
     window: earlier latent frames that a frame sees in training; None for all.
     sampling_window: the same in samples; None for as many as in training.
+    trained_frames: latent frames of the longest training clips; None for those of the layout.
     mesh: devices that share the work: heads are split over `tensor`, clips over `data` and `fsdp`.
     dtype: of the generator's weights and cache.
   """
@@ -50,12 +51,14 @@ class Model:
     defaults: dict,
     window: int | None = None,
     sampling_window: int | None = None,
+    trained_frames: int | None = None,
     mesh: Mesh | None = None,
     dtype=jnp.float32,
   ):
     self.generator = jax.tree.map(lambda x: x.astype(dtype), generator)
     self.tokenizer, self.layout, self.mesh = tokenizer, layout, mesh
     self.text_encoder, self.window = text_encoder, window
+    self.trained_frames = layout.num_frames if trained_frames is None else trained_frames
     self.requests = Requests(
       text_encoder,
       tokenizer.config,
@@ -261,7 +264,7 @@ class Model:
 
   def _trained_frames(self, num_latents: float) -> int | None:
     """Returns after how many latent frames of a clip the prompt moves; None if it is no longer."""
-    return None if num_latents <= self.layout.num_frames else self.layout.num_frames
+    return None if num_latents <= self.trained_frames else self.trained_frames
 
   def _stream(self, request: Request, num_latents: float, slots: int):
     table, layout, trained = request.table, self.layout, self._trained_frames(num_latents)

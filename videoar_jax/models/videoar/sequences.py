@@ -36,6 +36,12 @@ def sampling_window(run: Run, stage: Stage) -> int | None:
   return stage.loss.window if window is None else window
 
 
+def trained_frames(run: Run, stage: Stage) -> int:
+  """Returns the latent frames of a stage's longest clips, those of its mixture included."""
+  layouts = (layout_of(run, stage.data), *stage_layouts(run, stage))
+  return max(layout.num_frames for layout in layouts)
+
+
 def all_layouts(run: Run) -> list[Layout]:
   """Returns the layouts of all stages."""
   stages = run.generator_stages
