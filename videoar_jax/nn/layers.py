@@ -104,6 +104,26 @@ class RMSNorm(nnx.Module):
     return (x32 * inverse * self.scale[...]).astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+  """Normalisation to mean 0 and variance 1 over the last axis, with scale and bias by default."""
+
+  def __init__(
+    self, rngs: nnx.Rngs, width: int, *, epsilon: float = 1e-5, is_affine: bool = True
+  ):
+    self.scale = param(rngs, ones, (width,), (None,)) if is_affine else None
+    self.bias = param(rngs, zeros, (width,), (None,)) if is_affine else None
+    self.epsilon = epsilon
+
+  def __call__(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
+    x32 = x.astype(jnp.float32)
+    centred = x32 - jnp.mean(x32, -1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), -1, keepdims=True)
+    y = centred * jax.lax.rsqrt(variance + self.epsilon)
+    if self.scale is not None:
+      y = y * self.scale[...] + self.bias[...]
+    return y.astype(x.dtype)
+
+
 class GroupNorm(nnx.Module):
   """Group normalisation with per-frame statistics, so that no frame depends on a later one.
 

@@ -1,0 +1,263 @@
+"""Public checkpoints of NOVA's transformer as parameters of this package.
+
+Source: NOVA sections 2 and 3.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from videoar_jax.models.nova.config import NovaConfig
+from videoar_jax.models.nova.network import Nova
+from videoar_jax.train.state import Template, flatten, unflatten
+
+# Heads of the public widths; a checkpoint does not say.
+_NUM_HEADS = {768: 12, 1024: 16, 1536: 16}
+
+
+class Tensors:
+  """Tensors of a checkpoint; remembers which were used, and collects what is wrong.
+
+  Args:
+    tensors: by the public name.
+  """
+
+  def __init__(self, tensors: Mapping[str, np.ndarray]):
+    self._tensors, self.used, self.wrong = tensors, set(), []
+
+  def get(self, name: str) -> np.ndarray | None:
+    """Returns a tensor; None if it is missing."""
+    if name not in self._tensors:
+      self.wrong.append(f"missing: {name}")
+      return None
+    self.used.add(name)
+    return np.asarray(self._tensors[name])
+
+  def check(self) -> None:
+    """Raises ValueError if anything is wrong, or a tensor was not used."""
+    wrong = self.wrong + [f"unexpected: {name}" for name in self._tensors if name not in self.used]
+    if wrong:
+      raise ValueError(f"not a NOVA transformer as its config says: {'; '.join(wrong)}")
+
+
+def config_of(
+  values: dict, tensors: Mapping[str, np.ndarray], num_heads: int | None = None
+) -> NovaConfig:
+  """Returns the settings of a checkpoint.
+
+  Args:
+    values: of its `transformer/config.json`.
+    tensors: by the public name; layers, widths and the mixer's rank are read off their shapes.
+    num_heads: attention heads; None for those of the public width.
+  Raises:
+    ValueError: a tensor that says a width is missing, or the heads are not known.
+  """
+
+  def shape(name: str) -> tuple[int, ...]:
+    if name not in tensors:
+      raise ValueError(f"this is not a NOVA transformer: {name} is missing")
+    return tuple(tensors[name].shape)
+
+  def count(stack: str) -> int:
+    found = [re.fullmatch(rf"{stack}\.(\d+)\..*", name) for name in tensors]
+    return len({match[1] for match in found if match})
+
+  width, channels, patch, _ = shape("image_encoder.patch_embed.proj.weight")
+  if num_heads is None and width not in _NUM_HEADS:
+    known = ", ".join(map(str, _NUM_HEADS))
+    raise ValueError(f"the heads of a transformer of width {width} are not known, only of {known}")
+  rank = None
+  if "video_encoder.mixer.proj.weight" in tensors:
+    is_low = "video_encoder.mixer.lora.weight" in tensors
+    rank = shape("video_encoder.mixer.lora.weight")[0] if is_low else 0
+  has_text = values.get("text_token_dim") is not None
+  return NovaConfig(
+    d_model=width,
+    num_heads=num_heads or _NUM_HEADS[width],
+    num_video_layers=count("video_encoder.blocks"),
+    num_image_layers=count("image_encoder.blocks"),
+    mlp_ratio=shape("video_encoder.blocks.0.mlp.fc1.weight")[0] // width,
+    head_width=shape("image_decoder.patch_embed.proj.weight")[0],
+    num_head_layers=count("image_decoder.blocks"),
+    patch_size=patch,
+    video_patch_size=shape("video_encoder.patch_embed.proj.weight")[-1],
+    time_base=values["video_base_size"][0],
+    mixer_rank=rank,
+    positions="absolute" if "video_pos_embed.norm.weight" in tensors else "rope",
+    has_motion="motion_embed.flow_proj.0.weight" in tensors,
+    num_channels=channels,
+    vocabulary_size=0 if has_text else shape("label_embed.weight")[0],
+    text_dim=values["text_token_dim"] if has_text else 0,
+    text_length=values.get("text_token_len", 256) if has_text else 1,
+  )
+
+
+def import_params(tensors: Mapping[str, np.ndarray], config: NovaConfig) -> dict:
+  """Returns the network's parameters, as a nested dict.
+
+  Raises:
+    ValueError: lists every missing, unexpected or misshapen tensor.
+  """
+  reader, params = Tensors(tensors), {}
+  for name, make in _parameters(config):
+    params[name] = make(reader)
+  shapes = flatten(Template.of(lambda key: _network(key, config)).shapes)
+  for name, leaf in shapes.items():
+    found = params[name]
+    if found is not None and found.shape != leaf.shape:
+      reader.wrong.append(f"shape: {name} would be {found.shape}, should be {leaf.shape}")
+  reader.check()
+  return unflatten({name: params[name] for name in shapes})
+
+
+def _network(key, config: NovaConfig) -> Nova:
+  from flax import nnx
+
+  return Nova(nnx.Rngs(params=key), config)
+
+
+Make = Callable[[Tensors], np.ndarray | None]
+
+
+def _parameters(config: NovaConfig) -> Iterator[tuple[str, Make]]:
+  """Yields the name of each parameter, and what makes it from public tensors."""
+  yield from _stack("temporal.blocks", "video_encoder.blocks", range(config.num_video_layers), config)
+  half = config.num_image_layers // 2
+  yield from _stack("spatial.encoder", "image_encoder.blocks", range(half), config)
+  yield from _stack("spatial.decoder", "image_encoder.blocks", range(half, 2 * half), config)
+  yield from _patch("temporal.patch", "video_encoder.patch_embed.proj")
+  yield from _patch("spatial.patch", "image_encoder.patch_embed.proj")
+  yield from _norm("temporal.norm", "video_encoder.norm")
+  yield from _norm("spatial.norm", "image_encoder.norm")
+  yield "temporal.start", lambda t: _first_row(t.get("mask_embed.bos_token"))
+  yield "spatial.unknown", lambda t: _first_row(t.get("mask_embed.mask_token"))
+  yield from _text(config)
+  if config.positions == "absolute":
+    yield from _waves("temporal.time", "video_pos_embed.time_proj", ("0", "2"))
+    yield from _norm("temporal.time_norm", "video_pos_embed.norm")
+  if config.has_motion:
+    yield from _waves("temporal.motion.flow", "motion_embed.flow_proj", ("0", "2"))
+    yield from _waves("temporal.motion.frame_rate", "motion_embed.fps_proj", ("0", "2"))
+  if config.mixer_rank is not None:
+    if config.mixer_rank:
+      yield "temporal.mixer.down.kernel", _transposed("video_encoder.mixer.lora.weight")
+    yield from _linear("temporal.mixer.up", "video_encoder.mixer.proj")
+  yield from _head(config)
+
+
+def _text(config: NovaConfig) -> Iterator[tuple[str, Make]]:
+  if not config.text_dim:
+    yield "temporal.text.table.table", lambda t: t.get("label_embed.weight")
+    yield from _norm("temporal.text.norm", "label_embed.norm")
+    return
+  yield "temporal.text.padding", lambda t: _rows(t.get("text_embed.weight"), config.text_length)
+  yield from _linear("temporal.text.project", "text_embed.proj")
+  yield from _norm("temporal.text.norm", "text_embed.norm")
+
+
+def _head(config: NovaConfig) -> Iterator[tuple[str, Make]]:
+  yield from _patch("head.embed", "image_decoder.patch_embed.proj")
+  condition = "image_decoder.time_cond_embed"
+  yield from _waves("head.time", f"{condition}.timestep_proj", ("fc1", "fc2"))
+  yield from _linear("head.condition_in", f"{condition}.condition_proj.fc1")
+  yield from _linear("head.condition_out", f"{condition}.condition_proj.fc2")
+  linear = {"modulated.project": "norm1.proj", "up": "proj.fc1", "down": "proj.fc2"}
+  stacked = _stacker("image_decoder.blocks", range(config.num_head_layers))
+  yield from _stacked("head.blocks", stacked, linear, {"norm": "norm2"})
+  yield from _linear("head.modulated.project", "image_decoder.norm.proj")
+  yield from _linear("head.out", "image_decoder.head")
+
+
+def _stack(
+  ours: str, theirs: str, numbers: range, config: NovaConfig
+) -> Iterator[tuple[str, Make]]:
+  """Yields the parameters of stacked transformer blocks."""
+  stacked = _stacker(theirs, numbers)
+  for place, part in enumerate(("query", "key", "value")):
+
+    def third(x, place=place):
+      x = np.split(x, 3)[place]
+      return x if place == 2 or config.positions == "absolute" else _halves(x, config.num_heads)
+
+    yield (
+      f"{ours}.attention.{part}.kernel",
+      stacked("attn.qkv.weight", lambda x, third=third: third(x).T),
+    )
+    yield f"{ours}.attention.{part}.bias", stacked("attn.qkv.bias", third)
+  linear = {"attention.out": "attn.proj", "up": "mlp.fc1", "down": "mlp.fc2"}
+  yield from _stacked(ours, stacked, linear, {"attention_norm": "norm1", "mlp_norm": "norm2"})
+
+
+def _stacker(theirs: str, numbers: range) -> Callable[..., Make]:
+  """Returns a function from a name in each block, and a transform, to the stacked parameter."""
+
+  def stacked(name: str, transform: Callable[[np.ndarray], np.ndarray]) -> Make:
+    def make(tensors: Tensors) -> np.ndarray | None:
+      found = [tensors.get(f"{theirs}.{i}.{name}") for i in numbers]
+      return None if any(x is None for x in found) else np.stack([transform(x) for x in found])
+
+    return make
+
+  return stacked
+
+
+def _stacked(
+  ours: str, stacked: Callable[..., Make], linear: dict[str, str], norms: dict[str, str]
+) -> Iterator[tuple[str, Make]]:
+  for own, other in linear.items():
+    yield f"{ours}.{own}.kernel", stacked(f"{other}.weight", np.transpose)
+    yield f"{ours}.{own}.bias", stacked(f"{other}.bias", np.asarray)
+  for own, other in norms.items():
+    yield f"{ours}.{own}.scale", stacked(f"{other}.weight", np.asarray)
+    yield f"{ours}.{own}.bias", stacked(f"{other}.bias", np.asarray)
+
+
+def _halves(x: np.ndarray, num_heads: int) -> np.ndarray:
+  """Moves pairs of neighbours, which public rotary heads rotate, to a head's two halves."""
+  pairs = x.reshape(num_heads, -1, 2, *x.shape[1:])
+  return np.swapaxes(pairs, 1, 2).reshape(x.shape)
+
+
+def _linear(ours: str, theirs: str) -> Iterator[tuple[str, Make]]:
+  yield f"{ours}.kernel", _transposed(f"{theirs}.weight")
+  yield f"{ours}.bias", lambda t: t.get(f"{theirs}.bias")
+
+
+def _norm(ours: str, theirs: str) -> Iterator[tuple[str, Make]]:
+  yield f"{ours}.scale", lambda t: t.get(f"{theirs}.weight")
+  yield f"{ours}.bias", lambda t: t.get(f"{theirs}.bias")
+
+
+def _waves(ours: str, theirs: str, names: tuple[str, str]) -> Iterator[tuple[str, Make]]:
+  for own, name in zip(("into", "out"), names, strict=True):
+    yield from _linear(f"{ours}.{own}", f"{theirs}.{name}")
+
+
+def _patch(ours: str, theirs: str) -> Iterator[tuple[str, Make]]:
+  """A convolution over patches is a product with patches in the order (row, column, channel)."""
+
+  def make(tensors: Tensors) -> np.ndarray | None:
+    kernel = tensors.get(f"{theirs}.weight")
+    if kernel is None or kernel.ndim != 4:
+      return kernel
+    return kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0])
+
+  yield f"{ours}.kernel", make
+  yield f"{ours}.bias", lambda t: t.get(f"{theirs}.bias")
+
+
+def _transposed(name: str) -> Make:
+  def make(tensors: Tensors) -> np.ndarray | None:
+    found = tensors.get(name)
+    return None if found is None else found.T
+
+  return make
+
+
+def _first_row(x: np.ndarray | None) -> np.ndarray | None:
+  return None if x is None else x.reshape(-1)
+
+
+def _rows(x: np.ndarray | None, num: int) -> np.ndarray | None:
+  return None if x is None else x[:num]

@@ -1,0 +1,18 @@
+"""NOVA's network: temporal encoder, spatial encoder and decoder, diffusion head (arXiv 2412.14169)."""
+
+from flax import nnx
+
+from videoar_jax.models.nova.config import NovaConfig
+from videoar_jax.models.nova.head import Head
+from videoar_jax.models.nova.spatial import SpatialTransformer
+from videoar_jax.models.nova.temporal import TemporalEncoder
+
+
+class Nova(nnx.Module):
+  """The whole network; its parts are called one by one, since sampling runs them unequally often."""
+
+  def __init__(self, rngs: nnx.Rngs, config: NovaConfig):
+    self.config = config
+    self.temporal = TemporalEncoder(rngs, config)
+    self.spatial = SpatialTransformer(rngs, config)
+    self.head = Head(rngs, config)
