@@ -70,13 +70,13 @@ class SpatialTransformer(nnx.Module):
     x = jnp.concatenate([condition, x.at[rows, order].set(shown)], axis=1)
     return self.norm(self._run(self.decoder, x, angles, None)[:, v:])
 
-  def _angles(self, num_conditions: int, grid: tuple[int, int]) -> Float[np.ndarray, "l p"] | None:
+  def _angles(self, num_conditions: int, grid: tuple[int, int]) -> Float[Array, "l p"] | None:
     if self.config.positions == "absolute":
       return None
     row, column = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     own = np.stack([np.zeros_like(row), row, column], axis=1)
     positions = np.concatenate([np.zeros((num_conditions, 3)), own]).astype(np.float32)
-    return rotary_angles(positions, self.config.head_dim)
+    return rotary_angles(jnp.asarray(positions), self.config.head_dim)
 
   def _run(self, stack, x, angles, is_seen: Bool[Array, "l"] | None):
     mask = jnp.ones((1, x.shape[1], x.shape[1]), bool)
@@ -87,9 +87,9 @@ class SpatialTransformer(nnx.Module):
     )[0]
 
 
-def _take(angles: Float[np.ndarray, "l p"], order: Int[Array, "b k"], num_conditions: int):
+def _take(angles: Float[Array, "l p"], order: Int[Array, "b k"], num_conditions: int):
   """Returns the angles of a condition and of tokens in a frame's order, `[b, v + k, p]`."""
   first = jnp.broadcast_to(
     angles[:num_conditions], (order.shape[0], num_conditions, angles.shape[1])
   )
-  return jnp.concatenate([first, jnp.asarray(angles)[num_conditions:][order]], axis=1)
+  return jnp.concatenate([first, angles[num_conditions:][order]], axis=1)

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from videoar_jax.models.nova import blocks
 from videoar_jax.models.nova.config import NovaConfig
 from videoar_jax.models.nova.tokens import WaveMLP, patchify, places, rotary_angles
 from videoar_jax.nn import layers
 from videoar_jax.nn.attention import attend
-from videoar_jax.nn.cache import Cache, attend_cached, join
+from videoar_jax.nn.cache import Cache, attend_cached
 from videoar_jax.nn.mask import AttentionMask, BlockCausalMask
 from videoar_jax.parallel.rules import is_for_tpu
 
@@ -137,17 +137,16 @@ class TemporalEncoder(nnx.Module):
     times = self.time_norm(self.time(times))[:, None]
     return tokens + (times + places(grid, tokens.shape[-1])).astype(dtype)
 
-  def angles(self, num_prefix: int, first: int, num_slots: int, grid: tuple[int, int]):
+  def angles(self, num_prefix: int, first: int | Array, num_slots: int, grid: tuple[int, int]):
     """Returns the rotary angles of a prefix and slots; None with absolute positions."""
     if self.config.positions == "absolute":
       return None
     t, row, column = (
       x.reshape(-1) for x in np.meshgrid(*map(np.arange, (num_slots, *grid)), indexing="ij")
     )
-    own = np.stack([first + t, row, column], axis=1)
-    return rotary_angles(
-      np.concatenate([np.zeros((num_prefix, 3)), own]).astype(np.float32), self.config.head_dim
-    )
+    own = jnp.stack([first + t, jnp.asarray(row), jnp.asarray(column)], axis=1)
+    positions = jnp.concatenate([jnp.zeros((num_prefix, 3), own.dtype), own])
+    return rotary_angles(positions.astype(jnp.float32), self.config.head_dim)
 
   def __call__(
     self, prefix: Float[Array, "b n m"], latents: Float[Array, "b t h w c"]
@@ -180,24 +179,34 @@ class TemporalEncoder(nnx.Module):
       return "dense"  # Every token sees every other one.
     return "splash" if is_for_tpu() else "blocked"
 
-  def step(self, x: Float[Array, "b l m"], angles, seen: Cache | None, num_prefix: int = 0):
+  def step(
+    self,
+    x: Float[Array, "b l m"],
+    angles,
+    seen: Cache | None = None,
+    is_seen: Bool[Array, "s"] | None = None,
+    num_prefix: int = 0,
+  ) -> tuple[Float[Array, "b v m"], Cache]:
     """Encodes the prefix and slot 0 of a clip, or its next slot.
 
     Args:
       x: tokens.
       angles: their rotary angles, or None.
-      seen: keys and values of all tokens before, with a leading layer axis; None for the first.
+      seen: keys and values of earlier tokens, with a leading layer axis; None for the first.
+      is_seen: which of them there are so far; None for all.
       num_prefix: tokens of the prefix among `x`.
     Returns:
-      The slot's output `[b, v, m]`, and keys and values with those of `x`.
+      The slot's output, and keys and values of `x`.
     """
+    mask = None if is_seen is None else is_seen[None, None]
 
     def attend_to_all(query, key, value, *earlier):
       new = Cache.of(key, value)
-      return attend_cached(query, (*earlier, new), (None,) * (1 + len(earlier))), new
+      masks = (*(mask for _ in earlier), None)
+      return attend_cached(query, (*earlier, new), masks), new
 
     x, new = blocks.run(self.blocks, x, angles, attend_to_all, self.config, seen)
-    return self.norm(x[:, num_prefix:]), new if seen is None else join(seen, new)
+    return self.norm(x[:, num_prefix:]), new
 
   def conditions(self, outputs: Float[Array, "b t v m"]) -> Float[Array, "b t v m"]:
     """Returns the condition of each frame, given the outputs of all slots."""

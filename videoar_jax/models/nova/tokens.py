@@ -65,9 +65,7 @@ def places(grid: tuple[int, int], width: int) -> Float[np.ndarray, "l m"]:
   return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def rotary_angles(
-  positions: Float[np.ndarray, "l 3"], head_dim: int
-) -> Float[np.ndarray, "l p"]:
+def rotary_angles(positions: Float[Array, "l 3"], head_dim: int) -> Float[Array, "l p"]:
   """Returns the angle of each pair of a head, for the variant with rotary positions.
 
   Args:
@@ -78,8 +76,9 @@ def rotary_angles(
   sizes = (time, (head_dim - time) // 2, (head_dim - time) // 2)
   parts = []
   for position, size in zip(positions.T, sizes, strict=True):
-    parts.append(position[:, None] * 10000.0 ** (-np.arange(0, size, 2) / size))
-  return np.concatenate(parts, axis=1).astype(np.float32)
+    frequencies = 10000.0 ** (-np.arange(0, size, 2) / size)
+    parts.append(position[:, None] * frequencies.astype(np.float32))
+  return jnp.concatenate(parts, axis=1)
 
 
 class WaveMLP(nnx.Module):

@@ -1,0 +1,280 @@
+"""Generates latents: frame by frame, each set by set, each token by diffusion.
+
+The whole clip is one program of static shapes: sets of tokens, which differ in size, are padded to
+the largest, and the tokens that the spatial encoder sees to the most of a few groups of steps.
+
+Source: NOVA sections 8 to 12.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from videoar_jax.models.nova import orders
+from videoar_jax.models.nova.network import Nova
+from videoar_jax.models.nova.noise import NoiseProcess
+from videoar_jax.models.nova.tokens import patchify, unpatchify
+from videoar_jax.nn.cache import make_ring, write
+
+_NUM_GROUPS = 4  # Of steps with the same static shapes.
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+  """Classifier-free guidance.
+
+  Attributes:
+    scale: weight of the difference between conditional and unconditional prediction; 1 for none.
+    min_scale: weight at the first set of a frame, from which it rises linearly; None for constant.
+    trunc: noise level below which there is no guidance.
+    renorm: least factor by which a guided prediction is scaled back to the conditional one's norm;
+      1 for none.
+    image_scale: weight of the difference that earlier frames make; 0 for none.
+  """
+
+  scale: float = 5.0
+  min_scale: float | None = None
+  trunc: float = 0.0
+  renorm: float = 1.0
+  image_scale: float = 0.0
+
+  @property
+  def num_passes(self) -> int:
+    """How many predictions are mixed."""
+    if max(self.scale, self.min_scale or 0) <= 1:
+      return 1
+    return 3 if self.image_scale else 2
+
+  def mix(
+    self, predictions: Float[Array, "g*b l p"], scale: Float[Array, ""]
+  ) -> Float[Array, "b l p"]:
+    """Returns the guided prediction, given those of all passes: conditional, unconditional, and
+    unconditional with earlier frames."""
+    cond, uncond, *rest = jnp.split(predictions, self.num_passes)
+    base = rest[0] if rest else uncond
+    mixed = uncond + scale * (cond - base)
+    if self.renorm < 1:
+      norms = [jnp.sqrt(jnp.sum(x**2, axis=(1, 2), keepdims=True)) for x in (cond, mixed)]
+      mixed = mixed * jnp.clip(norms[0] / norms[1], self.renorm, 1)
+    return mixed + self.image_scale * (base - uncond) if rest else mixed
+
+
+class Draws(Protocol):
+  """The random numbers of clips; frames, steps and sets may be traced."""
+
+  def order(self) -> Int[Array, "b l"]:
+    """Returns the order in which tokens become known, the same in every frame."""
+
+  def start(self, frame, step) -> Float[Array, "b l p"]:
+    """Returns the noise that a set of tokens starts from."""
+
+  def fresh(self, frame, step, level) -> Float[Array, "b l p"]:
+    """Returns the noise that is added at a diffusion step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyDraws:
+  """Draws from a key for each clip, so that a clip does not depend on the others of its batch.
+
+  Attributes:
+    keys: of each clip.
+    num_tokens, width: of a frame, and of a token.
+  """
+
+  keys: Array
+  num_tokens: int
+  width: int
+
+  def _normal(self, *numbers) -> Float[Array, "b l p"]:
+    def draw(key):
+      for number in numbers:
+        key = jax.random.fold_in(key, number)
+      return jax.random.normal(key, (self.num_tokens, self.width))
+
+    return jax.vmap(draw)(self.keys)
+
+  def order(self) -> Int[Array, "b l"]:
+    """See `Draws`."""
+    draw = lambda key: jax.random.uniform(jax.random.fold_in(key, 0), (self.num_tokens,))  # noqa: E731
+    return orders.order_of(jax.vmap(draw)(self.keys))
+
+  def start(self, frame, step) -> Float[Array, "b l p"]:
+    """See `Draws`."""
+    return self._normal(1, frame, step)
+
+  def fresh(self, frame, step, level) -> Float[Array, "b l p"]:
+    """See `Draws`."""
+    return self._normal(2, frame, step, level)
+
+
+class Plan(NamedTuple):
+  """How clips are sampled.
+
+  Attributes:
+    num_frames: latent frames of a clip.
+    size: (h, w) of a latent frame.
+    num_ar_steps: steps of the schedule that fills in a frame's tokens.
+    num_diffusion_steps: steps of the head for each set.
+    noise: the process that the head was trained on.
+    guidance: how predictions are mixed.
+  """
+
+  num_frames: int
+  size: tuple[int, int]
+  num_ar_steps: int
+  num_diffusion_steps: int
+  noise: NoiseProcess
+  guidance: Guidance
+
+
+def generate(
+  net: Nova,
+  plan: Plan,
+  text: Array,
+  null: Array,
+  flow: Float[Array, "b"] | None,
+  draws: Draws,
+  first: Float[Array, "b h w c"] | None = None,
+) -> Float[Array, "b t h w c"]:
+  """Returns latents of clips.
+
+  Args:
+    net: the network.
+    plan: what to sample.
+    text: tokens or features of the prompts.
+    null: the same for "no condition", broadcast against `text`.
+    flow: how much moves; None for the default.
+    draws: random numbers.
+    first: latents of the first frame, if it is given.
+  """
+  config, dtype = net.config, jnp.dtype(net.config.dtype)
+  passes, b = plan.guidance.num_passes, len(text)
+  nulls = jnp.broadcast_to(null, text.shape).astype(text.dtype)
+  text = jnp.concatenate([text, *[nulls] * (passes - 1)])
+  flow = None if flow is None else jnp.tile(flow, passes)
+  grid = tuple(side // config.patch_size for side in plan.size)
+  video_grid = tuple(side // config.video_patch_size for side in plan.size)
+  fill = functools.partial(_fill, net, plan, draws, draws.order(), grid)
+
+  prefix = net.temporal.prefix(text, flow, dtype)
+  n, v = prefix.shape[1], video_grid[0] * video_grid[1]
+  nothing = jnp.zeros((b, 1, *plan.size, config.num_channels), dtype)
+  slot = _slot(net, plan, nothing, 0)
+  anchor, cache = net.temporal.step(
+    jnp.concatenate([prefix, slot], axis=1),
+    net.temporal.angles(n, 0, 1, video_grid),
+    num_prefix=n,
+  )
+  x = fill(anchor, 0) if first is None else patchify(first.astype(dtype), config.patch_size)
+  if plan.num_frames == 1:
+    return unpatchify(x, grid, config.patch_size)[:, None]
+  cache = write(make_ring(cache, n + plan.num_frames * v), cache, 0)
+
+  def step(carry, t):
+    cache, x = carry
+    latents = unpatchify(x, grid, config.patch_size)[:, None]
+    is_seen = jnp.arange(n + plan.num_frames * v) < n + t * v
+    y, new = net.temporal.step(
+      _slot(net, plan, latents, t), net.temporal.angles(0, t, 1, video_grid), cache, is_seen
+    )
+    condition = y if net.temporal.mixer is None else net.temporal.mixer(anchor, y)
+    x = fill(condition, t)
+    return (write(cache, new, n + t * v), x), x
+
+  _, rest = jax.lax.scan(step, (cache, x), jnp.arange(1, plan.num_frames))
+  tokens = jnp.concatenate([x[:, None], jnp.moveaxis(rest, 0, 1)], axis=1)
+  return unpatchify(tokens, grid, config.patch_size)
+
+
+def _slot(net: Nova, plan: Plan, latents, t) -> Float[Array, "g*b v m"]:
+  """Returns a slot's tokens for all passes of guidance."""
+  tokens = net.temporal.slots(latents, t, plan.num_frames, latents.dtype)[:, 0]
+  copies = [tokens] * plan.guidance.num_passes
+  if len(copies) == 3:
+    # The unconditional pass sees no earlier frame.
+    copies[1] = jnp.broadcast_to(net.temporal.start[...].astype(tokens.dtype), tokens.shape)
+  return jnp.concatenate(copies)
+
+
+def _fill(net: Nova, plan: Plan, draws: Draws, order, grid, condition, frame):
+  """Returns a frame's tokens `[b, l, p]`, filled in set by set."""
+  b, l = order.shape
+  sizes = orders.set_sizes(plan.num_ar_steps, l)
+  known = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+  largest = int(sizes.max())
+  # Beyond the last token, where writes are dropped.
+  padded = jnp.pad(order, ((0, 0), (0, largest)), constant_values=l)
+  passes = plan.guidance.num_passes
+  x = jnp.zeros((b, l, net.config.token_width), condition.dtype)
+
+  def step(x, i, num_known, size, scale, capacity):
+    shown = jnp.tile(order[:, :capacity], (passes, 1))
+    z = net.spatial(condition, jnp.tile(x, (passes, 1, 1)), shown, num_known, grid)
+    chosen = jax.lax.dynamic_slice_in_dim(padded, num_known, largest, axis=1)
+    chosen = jnp.where(jnp.arange(largest) < size, chosen, l)
+    sample = _denoise(net, plan, draws, z, chosen, frame, i, scale)
+    values = jnp.take_along_axis(sample, jnp.minimum(chosen, l - 1)[..., None], axis=1)
+    return x.at[jnp.arange(b)[:, None], chosen].set(values, mode="drop")
+
+  scales = _scales(plan.guidance, len(sizes))
+  for part in np.array_split(np.arange(len(sizes)), min(_NUM_GROUPS, len(sizes))):
+    capacity = max(int(known[part].max()), 1)
+
+    def body(x, step_of, capacity=capacity):
+      return step(x, *step_of, capacity), None
+
+    each = (jnp.asarray(values[part]) for values in (np.arange(len(sizes)), known, sizes, scales))
+    x, _ = jax.lax.scan(body, x, tuple(each))
+  return x
+
+
+def _scales(guidance: Guidance, num: int) -> Float[np.ndarray, "n"]:
+  """Returns the weight of guidance at each set of a frame."""
+  low = guidance.scale if guidance.min_scale is None else guidance.min_scale
+  return (low + (guidance.scale - low) * np.arange(1, num + 1) / num).astype(np.float32)
+
+
+def _denoise(net: Nova, plan: Plan, draws: Draws, z, chosen, frame, step, scale):
+  """Returns tokens `[b, l, p]`, of which the chosen ones are samples.
+
+  All others are predicted as they are: no network runs on them, but renormalised guidance counts
+  them, as the public code does.
+  """
+  steps = plan.noise.steps(plan.num_diffusion_steps)
+  passes, b = plan.guidance.num_passes, len(chosen)
+  places = jnp.minimum(chosen, z.shape[1] - 1)[..., None]
+  condition = jnp.take_along_axis(z, jnp.tile(places, (passes, 1, 1)), axis=1)
+  x = draws.start(frame, step).astype(z.dtype)
+
+  def predict(x, time, num_passes):
+    own = jnp.take_along_axis(x, places, axis=1)
+    own = net.head(jnp.tile(own, (num_passes, 1, 1)), time, condition[: num_passes * b])
+    whole = jnp.tile(x, (num_passes, 1, 1))
+    whole = whole.at[jnp.arange(len(whole))[:, None], jnp.tile(chosen, (num_passes, 1))].set(
+      own, mode="drop"
+    )
+    return whole
+
+  def body(x, step_of, num_passes):
+    i, time, keep, add, noise = step_of
+    prediction = predict(x, time, num_passes)
+    if num_passes > 1:
+      prediction = plan.guidance.mix(prediction, scale)
+    x = keep * x + add * prediction
+    if steps.noise.any():
+      x = x + noise * draws.fresh(frame, step, i).astype(x.dtype)
+    return x, None
+
+  is_guided = (steps.times >= plan.guidance.trunc) & (passes > 1)
+  index = np.arange(len(steps.times))
+  # Noise levels fall, so that guidance ends once.
+  for part, num_passes in ((index[is_guided], passes), (index[~is_guided], 1)):
+    if len(part):
+      each = tuple(jnp.asarray(values[part]) for values in (index, *steps))
+      x, _ = jax.lax.scan(functools.partial(body, num_passes=num_passes), x, each)
+  return x
