@@ -1,0 +1,93 @@
+"""NOVA's training loss: diffusion of the tokens that are unknown. Source: NOVA section 11."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from videoar_jax.models.nova import orders
+from videoar_jax.models.nova.network import Nova
+from videoar_jax.models.nova.noise import NoiseProcess
+from videoar_jax.models.nova.tokens import patchify
+
+
+class Draws(NamedTuple):
+  """The random numbers of a training step; frames are those of clip 0, of clip 1, and so on.
+
+  Attributes:
+    order: in which each frame's tokens become known.
+    num_known: how many are, in all frames.
+    noise: of each token, `r` times.
+    level: noise level of each token.
+  """
+
+  order: Int[Array, "b*t l"]
+  num_known: Int[Array, ""]
+  noise: Float[Array, "r*b*t l p"]
+  level: Int[Array, "r*b*t l"]
+
+
+def draw(
+  key: Array, num_frames: int, num_tokens: int, width: int, repeats: int, process: NoiseProcess
+) -> Draws:
+  """Draws the random numbers of a step.
+
+  Args:
+    key: the key.
+    num_frames: of all clips.
+    num_tokens, width: of a frame, and of a token.
+    repeats: `r`, how often each token is noised.
+    process: draws the noise levels.
+  """
+  keys = jax.random.split(key, 4)
+  rows = repeats * num_frames
+  return Draws(
+    orders.order_of(jax.random.uniform(keys[0], (num_frames, num_tokens))),
+    orders.draw_num_known(keys[1], num_tokens),
+    jax.random.normal(keys[2], (rows, num_tokens, width)),
+    process.draw(keys[3], (rows, num_tokens)),
+  )
+
+
+def losses(
+  net: Nova,
+  latents: Float[Array, "b t h w c"],
+  prefix: Float[Array, "b n m"],
+  draws: Draws,
+  process: NoiseProcess,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """Returns the loss of first frames and that of later ones, which counts as much.
+
+  The second is 0 for images. All tokens of a frame have one shape, whatever is known of them: the
+  encoder's share of them is padded to the most that may be known.
+
+  Args:
+    net: the network.
+    latents: of clips.
+    prefix: of the prompts, see `TemporalEncoder.prefix`.
+    draws: random numbers.
+    process: how tokens get noisy.
+  """
+  b, t, h, w, _ = latents.shape
+  size = net.config.patch_size
+  conditions = net.temporal.conditions(net.temporal(prefix, latents))
+  conditions = conditions.reshape(b * t, *conditions.shape[2:])
+  tokens = patchify(latents, size).reshape(b * t, -1, net.config.token_width)
+  num_tokens = tokens.shape[1]
+  order = draws.order[:, : max(orders.most_known(num_tokens), 1)]
+  z = net.spatial(
+    conditions, tokens.astype(prefix.dtype), order, draws.num_known, (h // size, w // size)
+  )
+  repeats = len(draws.noise) // (b * t)
+  z, clean = (jnp.tile(x, (repeats, 1, 1)) for x in (z, tokens))
+  noisy = process.add(clean, draws.noise, draws.level)
+  prediction = net.head(noisy.tokens.astype(z.dtype), noisy.time, z).astype(jnp.float32)
+  # Place of each token in its frame's order: the first ones are known.
+  is_unknown = jnp.argsort(draws.order, axis=1) >= draws.num_known
+  error = jnp.mean(jnp.square(prediction - noisy.target), axis=-1).reshape(repeats, b, t, -1)
+  weights = is_unknown.reshape(b, t, -1).astype(jnp.float32)
+  by_frame = jnp.sum(error * weights, (0, 1, 3)) / (repeats * jnp.sum(weights) + 1e-5)
+  if t == 1:
+    return by_frame[0], jnp.zeros(())
+  return t * by_frame[0], t / (t - 1) * jnp.sum(by_frame[1:])
