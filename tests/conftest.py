@@ -36,10 +36,15 @@ jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def golden_root() -> pathlib.Path:
+  """Returns the folder of golden files, with a folder for each public model."""
+  return pathlib.Path(os.environ.get("VIDEOAR_GOLDEN", SHARED / "golden"))
+
+
 @pytest.fixture(scope="session")
 def golden_folder():
-  """Returns the folder of golden files."""
-  folder = SHARED / "golden" / "infinity"
+  """Returns the folder of golden files of Infinity's tokenizer."""
+  folder = golden_root() / "infinity"
   if not folder.is_dir():
     pytest.skip(f"golden vectors are not in {folder}")
   return folder
@@ -110,6 +115,9 @@ _LONGEST = ("test_end_to_end.py", "test_adversary.py", "test_network.py", "test_
 
 
 def pytest_collection_modifyitems(items):
-  """Sorts the longest files to the front."""
+  """Sorts the longest files to the front, and marks the tests that take reference numbers."""
+  for item in items:
+    if {"golden", "golden_folder"} & set(item.fixturenames):
+      item.add_marker("golden")
   order = {name: i for i, name in enumerate(_LONGEST)}
   items.sort(key=lambda item: order.get(item.path.name, len(order)))

@@ -107,9 +107,7 @@ class RMSNorm(nnx.Module):
 class LayerNorm(nnx.Module):
   """Normalisation to mean 0 and variance 1 over the last axis, with scale and bias by default."""
 
-  def __init__(
-    self, rngs: nnx.Rngs, width: int, *, epsilon: float = 1e-5, is_affine: bool = True
-  ):
+  def __init__(self, rngs: nnx.Rngs, width: int, *, epsilon: float = 1e-5, is_affine: bool = True):
     self.scale = param(rngs, ones, (width,), (None,)) if is_affine else None
     self.bias = param(rngs, zeros, (width,), (None,)) if is_affine else None
     self.epsilon = epsilon

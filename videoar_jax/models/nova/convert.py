@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from videoar_jax.models.nova.config import NovaConfig
-from videoar_jax.models.nova.network import Nova
-from videoar_jax.train.state import Template, flatten, unflatten
+from videoar_jax.models.nova.network import template_of
+from videoar_jax.train.state import flatten, unflatten
 
 # Heads of the public widths; a checkpoint does not say.
 _NUM_HEADS = {768: 12, 1024: 16, 1536: 16}
@@ -102,7 +102,7 @@ def import_params(tensors: Mapping[str, np.ndarray], config: NovaConfig) -> dict
   reader, params = Tensors(tensors), {}
   for name, make in _parameters(config):
     params[name] = make(reader)
-  shapes = flatten(Template.of(lambda key: _network(key, config)).shapes)
+  shapes = flatten(template_of(config).shapes)
   for name, leaf in shapes.items():
     found = params[name]
     if found is not None and found.shape != leaf.shape:
@@ -111,18 +111,14 @@ def import_params(tensors: Mapping[str, np.ndarray], config: NovaConfig) -> dict
   return unflatten({name: params[name] for name in shapes})
 
 
-def _network(key, config: NovaConfig) -> Nova:
-  from flax import nnx
-
-  return Nova(nnx.Rngs(params=key), config)
-
-
 Make = Callable[[Tensors], np.ndarray | None]
 
 
 def _parameters(config: NovaConfig) -> Iterator[tuple[str, Make]]:
   """Yields the name of each parameter, and what makes it from public tensors."""
-  yield from _stack("temporal.blocks", "video_encoder.blocks", range(config.num_video_layers), config)
+  yield from _stack(
+    "temporal.blocks", "video_encoder.blocks", range(config.num_video_layers), config
+  )
   half = config.num_image_layers // 2
   yield from _stack("spatial.encoder", "image_encoder.blocks", range(half), config)
   yield from _stack("spatial.decoder", "image_encoder.blocks", range(half, 2 * half), config)

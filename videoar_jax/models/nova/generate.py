@@ -8,7 +8,7 @@ Source: NOVA sections 8 to 12.
 
 import dataclasses
 import functools
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class Guidance:
     return 3 if self.image_scale else 2
 
   def mix(
-    self, predictions: Float[Array, "g*b l p"], scale: Float[Array, ""]
+    self, predictions: Float[Array, "_ l p"], scale: Float[Array, ""]
   ) -> Float[Array, "b l p"]:
     """Returns the guided prediction, given those of all passes: conditional, unconditional, and
     unconditional with earlier frames."""
@@ -64,6 +64,7 @@ class Guidance:
     return mixed + self.image_scale * (base - uncond) if rest else mixed
 
 
+@runtime_checkable
 class Draws(Protocol):
   """The random numbers of clips; frames, steps and sets may be traced."""
 
@@ -191,7 +192,7 @@ def generate(
   return unpatchify(tokens, grid, config.patch_size)
 
 
-def _slot(net: Nova, plan: Plan, latents, t) -> Float[Array, "g*b v m"]:
+def _slot(net: Nova, plan: Plan, latents, t) -> Float[Array, "_ v m"]:
   """Returns a slot's tokens for all passes of guidance."""
   tokens = net.temporal.slots(latents, t, plan.num_frames, latents.dtype)[:, 0]
   copies = [tokens] * plan.guidance.num_passes

@@ -72,7 +72,7 @@ class Head(nnx.Module):
       condition: the spatial decoder's output for each token.
     """
     hidden = self.condition_out(jax.nn.silu(self.condition_in(condition)))
-    condition = hidden + self.time(time).astype(hidden.dtype)
+    condition = hidden + self.time(time.astype(jax.numpy.float32)).astype(hidden.dtype)
     x = self.embed(noisy)
     x, _ = jax.lax.scan(lambda x, block: (block(x, condition), None), x, self.blocks)
     return self.out(self.modulated(x, condition)[0])

@@ -22,10 +22,10 @@ class Draws(NamedTuple):
     level: noise level of each token.
   """
 
-  order: Int[Array, "b*t l"]
+  order: Int[Array, "_frames l"]
   num_known: Int[Array, ""]
-  noise: Float[Array, "r*b*t l p"]
-  level: Int[Array, "r*b*t l"]
+  noise: Float[Array, "_rows l p"]
+  level: Int[Array, "_rows l"]
 
 
 def draw(

@@ -77,7 +77,9 @@ class DDPM:
 
   def __post_init__(self):
     if self.spacing not in SPACINGS:
-      raise ValueError(f"noise spacing {self.spacing!r} is unknown; known are {', '.join(SPACINGS)}")
+      raise ValueError(
+        f"noise spacing {self.spacing!r} is unknown; known are {', '.join(SPACINGS)}"
+      )
 
   @property
   def signal(self) -> Float[np.ndarray, "1000"]:

@@ -10,7 +10,7 @@ _SPREAD = 0.25  # Of the share's normal distribution, which is cut off at both e
 
 
 def set_sizes(num_steps: int, num_tokens: int) -> Int[np.ndarray, "n"]:
-  """Returns how many tokens each step of sampling fills in; steps that would fill none are left out.
+  """Returns how many tokens each step of sampling fills in, without steps that would fill none.
 
   Args:
     num_steps: of a cosine schedule.

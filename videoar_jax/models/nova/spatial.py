@@ -6,7 +6,6 @@ unknown ones as a learned token with their place. Frames do not see each other.
 Source: NOVA section 10.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx

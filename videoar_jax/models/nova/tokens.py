@@ -85,9 +85,7 @@ class WaveMLP(nnx.Module):
   """Embeds scalars: an MLP of their sines and cosines."""
 
   def __init__(self, rngs: nnx.Rngs, width: int, *, is_cosine_first: bool = False):
-    self.into = layers.Linear(
-      rngs, 2 * NUM_FREQUENCIES, width, (None, "embed"), use_bias=True
-    )
+    self.into = layers.Linear(rngs, 2 * NUM_FREQUENCIES, width, (None, "embed"), use_bias=True)
     self.out = layers.Linear(rngs, width, width, ("embed", None), use_bias=True)
     self.is_cosine_first = is_cosine_first
 
