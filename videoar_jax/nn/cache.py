@@ -44,7 +44,7 @@ class Cache:
     return cls(*(constrain(x.transpose(0, 2, 1, 3), _AXES) for x in (keys, values)))
 
 
-def write(caches, new, offset: Array):
+def write(caches, new, offset: Array | int):
   """Returns caches, stacked or a list of one per layer, with `new` written at a position."""
   return jax.tree.map(
     lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, offset, axis=old.ndim - 2),

@@ -115,7 +115,7 @@ class TemporalEncoder(nnx.Module):
     return jnp.concatenate([tokens, self.motion(flow).astype(dtype)], axis=1)
 
   def slots(
-    self, latents: Float[Array, "b t h w c"], first: int, num_frames: int, dtype
+    self, latents: Float[Array, "b t h w c"], first: int | Array, num_frames: int, dtype
   ) -> Float[Array, "b t v m"]:
     """Returns the tokens of slots that hold latent frames, with positions.
 
