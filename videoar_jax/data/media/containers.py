@@ -70,31 +70,19 @@ def opened(path: Media) -> Iterator[Film]:
   """
   with contextlib.ExitStack() as stack:
     with reported_as("cannot be opened as a video"):
-      container = stack.enter_context(_open(path, stack))
+      container = stack.enter_context(_open(path))
     with reported_as("cannot be decoded"):
       yield Film(container, _film_stream(container))
 
 
-def _open(path: Media, stack: contextlib.ExitStack) -> InputContainer:
+def _open(path: Media) -> InputContainer:
   if isinstance(path, io.BytesIO):
     path.seek(0)  # It may have been read before.
     file = path
-  elif _is_text(name := os.fspath(path)):
-    file = f"file:{name}"  # A name may look like a URL or a list of files.
   else:
-    file = stack.enter_context(io.FileIO(path))
+    file = f"file:{os.fspath(path)}"  # A name may look like a URL or a list of files.
   # A file that is a playlist must not reach the network.
-  options = {"protocol_whitelist": "file"}
-  return av.open(file, metadata_errors="replace", options=options)
-
-
-def _is_text(name: str) -> bool:
-  """Returns whether a name is UTF-8, as PyAV needs it."""
-  try:
-    name.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
+  return av.open(file, metadata_errors="replace", options={"protocol_whitelist": "file"})
 
 
 def _film_stream(container: InputContainer) -> VideoStream:

@@ -115,6 +115,11 @@ def frames_from(film: Film, tick: int) -> Iterator[TimedFrame]:
   """Yields frames in display order, beginning with one at or before `tick`."""
   origin = _origin(film)
   second, back = round(1 / film.stream.time_base), 0
+  if tick > 0 and not film.has_times:
+    # Only the first packet says whether MPEG-4 is packed; the decoder remembers it.
+    first = next(film.container.demux(film.stream))
+    if first.size > 1:
+      first.decode()
   while True:
     _seek(film, origin + tick - back)
     frames = _decoded(film)
