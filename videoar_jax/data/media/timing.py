@@ -16,7 +16,7 @@ from videoar_jax.data.bad_samples import bad_sample
 from videoar_jax.data.media.containers import Film
 
 _MAX_RATE = 480  # Readers guess 1000 where times are in milliseconds and no rate is stated.
-_DEFAULT_RATE = Fraction(25)
+_MIN_RATE, _DEFAULT_RATE = Fraction(1, 1001), Fraction(25)
 _MAX_GAP_S = 3600.0
 
 
@@ -78,28 +78,26 @@ def stated_rate(film: Film) -> Fraction | None:
 
 
 def duration_and_rate(film: Film) -> tuple[float, Fraction]:
-  """Returns the duration in seconds, and the average frame rate, from the headers if they have it.
+  """Returns the duration in seconds, and the average rate of all frames but the last.
 
-  Else all packets are read, but not decoded.
+  Where the headers do not have them, all packets are read, but not decoded.
   """
   stream, rate = film.stream, stated_rate(film)
-  if rate and stream.duration and _is_duration_right(film):
+  if rate and stream.duration and _is_duration_right(film) and _is_steady(film, rate):
     return float(stream.duration * stream.time_base), rate
   film.container.seek(0)
   packets = [
-    (packet.pts if film.has_times else packet.dts, packet.duration or 0)
+    (stamp, packet.duration or 0)
     for packet in film.container.demux(stream)
-    if (packet.pts if film.has_times else packet.dts) is not None
+    if (stamp := packet.pts if film.has_times else packet.dts) is not None
   ]
   if not packets:
     raise ValueError("no frame could be decoded")
   first, (last, last_duration) = min(packets)[0], max(packets)
   span_s = float((last - first) * stream.time_base)
-  if rate is None:
-    has_rate = span_s > 0 and len(packets) > 1
-    rate = (
-      Fraction((len(packets) - 1) / span_s).limit_denominator(1001) if has_rate else _DEFAULT_RATE
-    )
+  if span_s > 0 and not (rate and _is_steady(film, rate)):
+    rate = max(Fraction((len(packets) - 1) / span_s).limit_denominator(1001), _MIN_RATE)
+  rate = rate or _DEFAULT_RATE
   return span_s + max(float(last_duration * stream.time_base), 1 / float(rate)), rate
 
 
@@ -109,6 +107,12 @@ def _is_duration_right(film: Film) -> bool:
     return True
   index = film.stream.index_entries
   return len(index) > 0 and index[-1].timestamp + 1 == film.stream.duration
+
+
+def _is_steady(film: Film, rate: Fraction) -> bool:
+  """Returns whether an average rate is about that of most frames, not that of one long frame."""
+  common = film.stream.guessed_rate
+  return common is None or common > _MAX_RATE or rate > 0.9 * common
 
 
 def frames_from(film: Film, tick: int) -> Iterator[TimedFrame]:
