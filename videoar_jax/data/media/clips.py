@@ -2,8 +2,8 @@
 
 A clip's frame at time t is the one that a player shows at t: the last frame that does not begin
 after t. Times count from the first frame of the file, whatever its time stamp. Some formats round
-time stamps to milliseconds, so the comparison allows an error of one tick of such a fine time base:
-else a clip at the file's own rate would show some frames twice and skip others.
+time stamps to milliseconds, so the comparison allows an error of one tick of such a time base: else
+a clip at the file's own rate would show some frames twice and skip others.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jaxtyping import Int64, UInt8
 
 from videoar_jax.data.media import timing
 from videoar_jax.data.media.colour import WHITE, Colour
-from videoar_jax.data.media.containers import Media, opened
+from videoar_jax.data.media.containers import Film, Media, opened
 from videoar_jax.data.media.geometry import Picture, resize_and_crop, resize_and_crop_image
 from videoar_jax.data.media.images import is_image, read_image
 
@@ -218,6 +218,5 @@ def _decode_image(
   return DecodedVideo(frame[None], np.zeros(1, np.int64), 0, timing.Clock(1.0, 1.0))
 
 
-def _first(film) -> Picture:
-  first = next(timing.frames_from(film, 0))
-  return Picture(first.frame, film.pixel_aspect)
+def _first(film: Film) -> Picture:
+  return Picture(timing.first_frame(film), film.pixel_aspect)

@@ -37,8 +37,9 @@ class Clock:
 
   @property
   def _slack(self) -> float:
-    # A coarse time base counts frames exactly, so only our own rounding needs slack.
-    return 1 if self.ticks_per_frame > 8 else 1e-3
+    # Coarse time bases count frames exactly, and fine ones are nearly exact: only our own rounding
+    # needs slack, the same in all formats. Those between, of milliseconds, round.
+    return 1 if 8 < self.ticks_per_frame < 256 else 1e-3 * self.ticks_per_frame
 
   def wanted(self, start_s: float, num_frames: int, frame_rate: float) -> np.ndarray:
     """Returns the latest tick at which each of a clip's frames may begin."""
@@ -102,9 +103,12 @@ def duration_and_rate(film: Film) -> tuple[float, Fraction]:
 
 
 def _is_duration_right(film: Film) -> bool:
-  """Returns whether the duration may be trusted; that of an AVI from a pipe is a placeholder."""
+  """Returns whether the duration may be trusted.
+
+  That of an AVI from a pipe is a placeholder; that of an MPEG program stream is an estimate.
+  """
   if film.has_times:
-    return True
+    return film.container.format.name != "mpeg"
   index = film.stream.index_entries
   return len(index) > 0 and index[-1].timestamp + 1 == film.stream.duration
 
@@ -113,6 +117,18 @@ def _is_steady(film: Film, rate: Fraction) -> bool:
   """Returns whether an average rate is about that of most frames, not that of one long frame."""
   common = film.stream.guessed_rate
   return common is None or common > _MAX_RATE or rate > 0.9 * common
+
+
+def first_frame(film: Film) -> av.VideoFrame:
+  """Returns the first frame of a film of which nothing was read yet.
+
+  Raises:
+    ValueError: there is none.
+  """
+  first = next(_decoded(film), None)
+  if first is None:
+    raise ValueError("no frame could be decoded")
+  return first.frame
 
 
 def frames_from(film: Film, tick: int) -> Iterator[TimedFrame]:
