@@ -47,7 +47,7 @@ def encode(path, frames, rate=8, codec="libx264", pix_fmt="yuv420p", **settings)
 
 
 def film_packets(container, frames, rate=8, codec="libx264", pix_fmt="yuv420p", **settings):
-  """Encodes frames for a new stream of a container; returns the packets to mux."""
+  """Encodes frames for a new stream of a container; yields the packets to mux."""
   frames = [
     av.VideoFrame.from_ndarray(frame, format="rgb24") if isinstance(frame, np.ndarray) else frame
     for frame in frames
@@ -64,7 +64,8 @@ def film_packets(container, frames, rate=8, codec="libx264", pix_fmt="yuv420p", 
     setattr(stream.codec_context, name, value)
   for number, frame in enumerate(frames):
     frame.pts, frame.time_base = number, 1 / Fraction(rate)
-  return [packet for frame in [*frames, None] for packet in stream.encode(frame)]
+    yield from stream.encode(frame)
+  yield from stream.encode()
 
 
 def write_xvid(path, num_frames, rate=25, is_packed=False):

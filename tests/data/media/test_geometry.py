@@ -96,7 +96,7 @@ def test_a_cover_picture_is_not_the_film(tmp_path, cover_is_first):
     options = {"codec": "mjpeg", "pix_fmt": "yuvj420p", "disposition": Disposition.attached_pic}
     tracks = [([cover], {"rate": 1, **options}), (film, {})]
     tracks = tracks if cover_is_first else tracks[::-1]
-    for packets in [film_packets(container, track, **given) for track, given in tracks]:
+    for packets in [list(film_packets(container, track, **given)) for track, given in tracks]:
       container.mux(packets)
   assert clips.probe(path).num_frames == 8
   for frame in every_way(path, (64, 96)):
@@ -107,8 +107,8 @@ def test_the_default_track_is_the_film(tmp_path):
   with av.open(str(tmp_path / "a.mkv"), "w") as container:
     tracks = [(200, Disposition.dub), (90, Disposition.default)]
     films = [
-      film_packets(container, [np.full((64, 64, 3), grey, np.uint8)] * 8, disposition=disposition)
-      for grey, disposition in tracks
+      list(film_packets(container, [np.full((64, 64, 3), grey, np.uint8)] * 8, disposition=kind))
+      for grey, kind in tracks
     ]
     for packets in films:
       container.mux(packets)

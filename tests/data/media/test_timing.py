@@ -100,7 +100,7 @@ def test_a_folder_like_ucf101_is_read_whole_and_as_if_it_were_mp4(tmp_path, cach
 def test_frames_that_avi_leaves_out_are_shown_longer(tmp_path, codec, pix_fmt):
   shown_at = [0, 1, 2, 5, 6, 11, 12, 13]
   with av.open(str(tmp_path / "a.avi"), "w") as container:
-    packets = film_packets(container, map(numbered, range(8)), 25, codec, pix_fmt)
+    packets = list(film_packets(container, map(numbered, range(8)), 25, codec, pix_fmt))
     for packet, tick in zip(packets, shown_at, strict=True):
       packet.pts = packet.dts = tick
       container.mux(packet)
@@ -117,7 +117,7 @@ def test_the_last_frame_lasts_as_long_as_the_file_says(tmp_path, suffix):
   with av.open(str(path), "w") as container:
     codec = "libvpx" if suffix == "webm" else "libx264"
     options = {} if suffix == "webm" else {"bf": "0"}
-    packets = film_packets(container, map(numbered, range(30)), 30, codec, options=options)
+    packets = list(film_packets(container, map(numbered, range(30)), 30, codec, options=options))
     packets[-1].duration = round(6 / packets[-1].time_base)
     container.mux(packets)
   info = clips.probe(path)
@@ -198,7 +198,7 @@ def test_variable_rates(tmp_path, suffix):
 
 def test_a_frame_of_hours_is_damage(tmp_path):
   with av.open(str(tmp_path / "a.mkv"), "w") as container:
-    packets = film_packets(container, map(numbered, range(3)), 25, options={"bf": "0"})
+    packets = list(film_packets(container, map(numbered, range(3)), 25, options={"bf": "0"}))
     packets[-1].pts = packets[-1].dts = 25 * 10**7
     container.mux(packets)
   frames = clips.read_frames(tmp_path / "a.mkv", 1000.0)
