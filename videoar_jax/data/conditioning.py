@@ -21,7 +21,7 @@ def read_image(
   try:
     image = clips.read_image(path)
   except ValueError as error:
-    reason = getattr(error.__cause__, "strerror", None) or error.__cause__
+    reason = getattr(error.__cause__, "strerror", None) or error.__cause__ or error
     raise ValueError(f"{path} cannot be read as an image ({reason})") from error
   if not is_resized:
     _check_size(path, (image.height, image.width), resolution)

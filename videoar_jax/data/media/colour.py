@@ -128,7 +128,7 @@ def _deinterlaced(frame: av.VideoFrame) -> av.VideoFrame:
 
 def _reduced(frame: av.VideoFrame, cover: tuple[int, int]) -> UInt16[np.ndarray, "h w 3"]:
   """Returns a frame in 16 bits, with at most about twice the sides that are needed."""
-  scale = min(1.0, 2 * max(cover) / min(frame.height, frame.width))
+  scale = min(1.0, 2 * max(cover[0] / frame.height, cover[1] / frame.width))
   size = {"height": round(frame.height * scale), "width": round(frame.width * scale)}
   return frame.reformat(
     **size, format="rgb48le", src_colorspace=_matrix(frame), interpolation="AREA", threads=1

@@ -3,6 +3,7 @@
 Times are in ticks of the stream's time base, from the first frame.
 """
 
+import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Iterator
@@ -139,7 +140,8 @@ def frames_from(film: Film, tick: int) -> Iterator[TimedFrame]:
     # Only the first packet says whether MPEG-4 is packed; the decoder remembers it.
     first = next(film.container.demux(film.stream))
     if first.size > 1:
-      first.decode()
+      with contextlib.suppress(av.FFmpegError):  # It may be damaged, and not be needed.
+        first.decode()
   while True:
     _seek(film, origin + tick - back)
     frames = _decoded(film)
