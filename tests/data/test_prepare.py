@@ -11,7 +11,7 @@ from PIL import Image
 
 from videoar_jax import prepare as command
 from videoar_jax.data import prepare
-from videoar_jax.data import video as clips
+from videoar_jax.data.media import clips
 from videoar_jax.data.pipeline import DataConfig, make_source
 from videoar_jax.data.sources import records
 from videoar_jax.data.sources.shards import ShardsSource

@@ -26,7 +26,7 @@ import av
 from PIL import Image
 from tqdm import tqdm
 
-from videoar_jax.data import video as clips
+from videoar_jax.data.media import clips, colour
 from videoar_jax.data.sources import folder as sources
 from videoar_jax.data.sources import records, remote, shards
 from videoar_jax.data.sources.base import captions_of
@@ -222,18 +222,17 @@ def _size_facts(height: int, width: int) -> dict:
 
 
 def _encode_video(
-  frames: Iterator[av.VideoFrame], rate: Fraction, settings: Settings
+  frames: Iterator[clips.Picture], rate: Fraction, settings: Settings
 ) -> tuple[bytes, int, tuple[int, int]]:
   """Returns the frames as mp4, their number, and their size (H, W), with even sides."""
   buffer, count, stream = io.BytesIO(), 0, None
   with av.open(buffer, "w", format="mp4") as container:
     for frame in frames:
       if stream is None:
-        size = _bounded(frame.height, frame.width, settings.short_side)
+        size = _bounded(*frame.size, settings.short_side)
         size = tuple(max(side // 2 * 2, 2) for side in size)  # yuv420p needs even sides.
         stream = _add_stream(container, size, rate, settings)
-      # RGB input makes the colour conversion unambiguous.
-      small = av.VideoFrame.from_ndarray(clips.resize_and_crop(frame, size), format="rgb24")
+      small = colour.to_frame(clips.resize_and_crop(frame, size))
       small.pts, small.time_base = count, 1 / rate
       container.mux(stream.encode(small))
       count += 1
@@ -245,6 +244,7 @@ def _add_stream(container, size: tuple[int, int], rate: Fraction, settings: Sett
   stream = container.add_stream("libx264", rate=rate)
   stream.height, stream.width = size
   stream.pix_fmt = "yuv420p"
+  colour.tag(stream.codec_context)
   # No reordered frames, cheap decoding, and key frames exactly as often as configured.
   stream.options = {
     "crf": str(settings.quality),

@@ -8,8 +8,8 @@ from typing import Self
 
 import numpy as np
 
-from videoar_jax.data import video as clips
 from videoar_jax.data.bad_samples import BadSamples, bad_sample
+from videoar_jax.data.media import clips
 from videoar_jax.data.synthetic.sprites import SPLITS
 from videoar_jax.data.windows import Windows
 

@@ -12,8 +12,8 @@ from typing import Self
 
 import numpy as np
 
-from videoar_jax.data import video as clips
 from videoar_jax.data.bad_samples import BadSamples
+from videoar_jax.data.media import clips
 from videoar_jax.data.sources import remote, splits
 from videoar_jax.data.sources.base import ClipParams, ClipSource, choose
 

@@ -13,8 +13,8 @@ import io
 import json
 from pathlib import Path
 
-from videoar_jax.data import video as clips
 from videoar_jax.data.bad_samples import BadSamples, bad_sample
+from videoar_jax.data.media import clips
 from videoar_jax.data.sources import remote, splits
 from videoar_jax.data.sources.base import ClipParams, ClipSource
 from videoar_jax.data.sources.filters import parse_filter

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from videoar_jax.data import video as clips
 from videoar_jax.data.bad_samples import BadSamples, bad_sample
+from videoar_jax.data.media import clips
 from videoar_jax.data.sources import remote, splits
 from videoar_jax.data.sources.base import ClipParams, ClipSource
 from videoar_jax.data.sources.folder import MIN_FILES_TO_SPLIT
