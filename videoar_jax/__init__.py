@@ -1,13 +1,18 @@
 """Autoregressive video models in JAX."""
 
+import importlib
+
 __version__ = "0.1.0"
-__all__ = ["load_model", "load_tokenizer"]
+_MODULES = {
+  "load_model": "experiment.load",
+  "load_tokenizer": "experiment.load",
+  "open_data": "data.pipeline",
+}
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str):
-  # Imported lazily, because it imports JAX, which the data pipeline and `--help` do not need.
-  if name in __all__:
-    from videoar_jax.experiment import load
-
-    return getattr(load, name)
+  # Imported lazily: models need JAX, which the data pipeline and `--help` do not.
+  if name in _MODULES:
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
