@@ -27,20 +27,31 @@ def captions_of(facts: dict) -> list[str]:
   Raises:
     ValueError: there is none that is not blank, or one is not a text.
   """
-  found = _clean(facts.get("captions") or []) or _clean([facts.get("caption")])
+  found = _clean(facts.get("captions"), list) or _clean(facts.get("caption"), str)
   if not found:
     raise ValueError("no caption")
   return found
 
 
-def _clean(captions: list) -> list[str]:
-  """Returns the captions that are not blank; None and NaN, as in tables, count as blank."""
-  if not isinstance(captions, list):
-    raise ValueError("captions is not a list")
-  captions = [c for c in captions if c is not None and not (isinstance(c, float) and math.isnan(c))]
-  if not all(isinstance(caption, str) for caption in captions):
-    raise ValueError("a caption is not a text")
-  return [text for caption in captions if (text := clean_text(caption))]
+def _clean(value, kind: type) -> list[str]:
+  """Returns the captions that are not blank, of a list or of a text, as `kind` says.
+
+  Raises:
+    ValueError: the value is of another kind.
+  """
+  if _is_missing(value):
+    return []
+  if not isinstance(value, kind):
+    raise ValueError("a caption is not a text" if kind is str else "captions is not a list")
+  if kind is str:
+    text = clean_text(value)
+    return [text] if text else []
+  return [text for caption in value for text in _clean(caption, str)]
+
+
+def _is_missing(value) -> bool:
+  """Returns whether a value is None or NaN, as tables have them."""
+  return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def clean_text(text: str) -> str:
@@ -55,7 +66,7 @@ def class_id_of(facts: dict) -> int | None:
     ValueError: it is not a whole number of 0 or more.
   """
   value = facts.get("class_id")
-  if value is None or (isinstance(value, float) and math.isnan(value)):
+  if _is_missing(value):
     return None
   if isinstance(value, bool) or not isinstance(value, int | float) or value % 1:
     raise ValueError("class_id is not an integer")
@@ -80,9 +91,9 @@ def read_captions(folder: Path, listing: Listing) -> dict[str, list[str]]:
       for name, captions in _read_list(folder, file, names).items():
         found[name] = found.get(name) or captions
   texts = Names(file for file in listing.others if file.lower().endswith(".txt"))
-  for file in listing.media:
+  for file in listing.media if texts else ():
     if not found.get(file) and (text := texts.find(posixpath.splitext(file)[0] + ".txt")):
-      found[file] = _clean([_read_text(folder / text)])
+      found[file] = _clean(_read_text(folder / text), str)
   return found
 
 
@@ -137,9 +148,9 @@ def _entry(entry: dict, key: str, is_metadata: bool) -> tuple[str, list[str] | N
       return entry[key], None
     raise KeyError("caption")
   try:
-    variants = _clean(entry.get("captions") or [])
+    variants = _clean(entry.get("captions"), list)
     for field in fields[:-1]:
-      variants = variants or _clean([entry.get(field)])
+      variants = variants or _clean(entry.get(field), str)
   except ValueError:
     raise TypeError("both must be strings") from None
   return entry[key], variants

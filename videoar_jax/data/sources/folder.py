@@ -1,7 +1,9 @@
 """Clips from a folder of video files and images."""
 
 import dataclasses
+import functools
 import logging
+import posixpath
 import threading
 import unicodedata
 import weakref
@@ -115,7 +117,7 @@ class FolderSource(ClipSource):
     super().__init__(
       [], split, bad_samples=BadSamples(str(self.path), len(files), max_bad_share), **clip
     )
-    names = {file: folder_name(self.path, file) for file in listing.media}
+    names = folder_names(self.path, listing.media)
     self.class_names = classes or sorted(set(names.values()))
     usable, bad = self._open_files(files, read_captions(self.path, listing), names)
     if not usable:
@@ -141,7 +143,7 @@ class FolderSource(ClipSource):
     self._is_cached: bool | None = None
     self._lock = threading.Lock()
     self._cache: dict[str, clips.DecodedVideo] = {}
-    self._cache_locks = {file: threading.Lock() for file in self.files}
+    self._cache_locks: dict[str, threading.Lock] = {}
 
   @property
   def is_cached(self) -> bool:
@@ -165,7 +167,9 @@ class FolderSource(ClipSource):
     start_s, rate = self._place(video.info.last_s, params)
     if not self.is_cached:
       return clips.read_clip(path, start_s, self.num_frames, rate, self.resolution, params.crop)
-    with self._cache_locks[video.file]:
+    with self._lock:
+      lock = self._cache_locks.setdefault(video.file, threading.Lock())
+    with lock:
       if video.file not in self._cache:
         self._cache[video.file] = clips.decode_video(path, self.resolution)
     return clips.clip_of(self._cache[video.file], start_s, self.num_frames, rate)
@@ -220,14 +224,12 @@ def describe_files(folder: Path) -> list[tuple[str, dict]]:
     ValueError: a list of captions is wrong.
   """
   listing = list_files(folder)
-  captions, names = read_captions(folder, listing), class_names(folder, None)
-  numbers = {name: number for number, name in enumerate(names)}
-  found = []
-  for file in listing.media:
-    name = folder_name(folder, file)
-    facts = {"captions": captions.get(file, [name]), "class_id": numbers[name]}
-    found.append((file, facts))
-  return found
+  captions, names = read_captions(folder, listing), folder_names(folder, listing.media)
+  numbers = {name: number for number, name in enumerate(sorted(set(names.values())))}
+  return [
+    (file, {"captions": captions.get(file, [names[file]]), "class_id": numbers[names[file]]})
+    for file in listing.media
+  ]
 
 
 def class_names(folder: Path, split_file: str | None) -> list[str]:
@@ -239,10 +241,15 @@ def class_names(folder: Path, split_file: str | None) -> list[str]:
   found = find_media(folder)
   if split_file:
     return splits.read_official_split(split_file, found).class_names
-  return sorted({folder_name(folder, file) for file in found})
+  return sorted(set(folder_names(folder, found).values()))
 
 
-def folder_name(folder: Path, file: str) -> str:
-  """Returns the name of a file's own folder, which is its class; "?" for bytes beyond UTF-8."""
-  name = Path(file).parent.name or folder.resolve().name
-  return unicodedata.normalize("NFC", name).encode("utf-8", "replace").decode()
+def folder_names(folder: Path, files: list[str]) -> dict[str, str]:
+  """Returns the name of each file's own folder, its class; "?" stands for bytes beyond UTF-8."""
+
+  @functools.cache
+  def name_of(parent: str) -> str:
+    name = posixpath.basename(parent) or folder.resolve().name
+    return unicodedata.normalize("NFC", name).encode("utf-8", "replace").decode()
+
+  return {file: name_of(posixpath.dirname(file)) for file in files}

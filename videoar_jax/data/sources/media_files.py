@@ -7,6 +7,7 @@ followed, but each folder is listed only once, so that loops end and no file has
 
 import collections
 import dataclasses
+import functools
 import logging
 import os
 import posixpath
@@ -75,7 +76,7 @@ def list_files(folder: Path) -> Listing:
       log.warning("%s is left out: videoar_jax has written it", printable(str(path)))
       continue
     # A folder of data that became that of a run, too.
-    left_out = _FOLDERS_OF_RUN if _RUN <= {entry.name for entry in entries} else ()
+    left_out = _FOLDERS_OF_RUN if {entry.name for entry in entries} >= _RUN else ()
     for entry in entries:
       if is_hidden(entry.name) or entry.name in left_out:
         continue
@@ -154,7 +155,13 @@ class Names:
 
   def __init__(self, files: Iterable[str]):
     self._files = set(files)
-    self._by_normal = {normal(file): file for file in self._files}
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  @functools.cached_property
+  def _by_normal(self) -> dict[str, str]:
+    return {normal(file): file for file in self._files}
 
   def find(self, name: str) -> str | None:
     """Returns the file of a name; None if there is none."""

@@ -53,7 +53,7 @@ class _Probes:
   def of(self, files: list[str]) -> list[clips.VideoInfo | str]:
     if self._known is None:
       self._known = self._read()
-    stamps = {file: _stamp(self._folder / file) for file in files}
+    stamps = {file: _stamp(f"{self._folder}/{file}") for file in files}
     new = [f for f in files if f not in self._known or self._known[f][0] != stamps[f]]
     if new:
       try:
@@ -101,7 +101,7 @@ class _Probes:
       write_text(self._note, json.dumps({"reader": _reader(), "files": files}))
 
 
-def _stamp(path: Path) -> list[int]:
+def _stamp(path: str) -> list[int]:
   try:
     status = os.stat(path)
   except OSError:
@@ -111,11 +111,16 @@ def _stamp(path: Path) -> list[int]:
 
 def _encode(info: clips.VideoInfo) -> list:
   values = [getattr(info, field.name) for field in dataclasses.fields(info)]
-  return [{"/": x.as_integer_ratio()} if isinstance(x, Fraction) else x for x in values]
+  return [{"ratio": str(x)} if isinstance(x, Fraction) else x for x in values]
 
 
 def _decode(values: list) -> clips.VideoInfo:
-  return clips.VideoInfo(*(Fraction(*x["/"]) if isinstance(x, dict) else x for x in values))
+  return clips.VideoInfo(*[_ratio(x["ratio"]) if isinstance(x, dict) else x for x in values])
+
+
+@functools.lru_cache  # Many files share a few frame rates.
+def _ratio(text: str) -> Fraction:
+  return Fraction(text)
 
 
 @functools.cache

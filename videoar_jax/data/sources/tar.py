@@ -40,24 +40,25 @@ class TarShard:
   def __init__(self, path: Path):
     self.path = path
     index = _index_of(path)
-    if index["damage"]:
-      log.warning(
-        "%s is not complete (%s): only the samples before the damage are used; create it again",
-        *(path, index["damage"]),
-      )
+    damage, unused = index["damage"], index["unused"]
     samples = {key: parts for key, parts in index["samples"].items() if set(parts) & set(_MEDIA)}
-    if index["unused"]:
-      counts = ", ".join(f"{count} x {ending}" for ending, count in index["unused"].items())
-      log.warning("%s has media that belong to no sample: %s", path, counts)
     # Members without media are not samples, but files such as a README.
     self.keys, self._samples = list(samples), list(samples.values())
     self.videos = [f"{path.name}/{key}" for key in self.keys]
+    if not self.keys and damage:
+      raise ValueError(f"{path} is not a complete tar file ({damage}); create it again")
     if not self.keys:
       raise ValueError(
         f"{path} has no sample; its members should be named as in 0001.mp4, 0001.txt"
-        if not index["damage"]
-        else f"{path} is not a complete tar file ({index['damage']}); create it again"
       )
+    if damage:
+      log.warning(
+        "%s is not complete (%s): only the samples before the damage are used; create it again",
+        *(path, damage),
+      )
+    if unused:
+      counts = ", ".join(f"{count} x {ending}" for ending, count in unused.items())
+      log.warning("%s has media that belong to no sample: %s", path, counts)
 
   def read(self, position: int) -> tuple[dict, bytes]:
     """Returns a sample's metadata and media file."""
