@@ -36,6 +36,14 @@ jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_cache(tmp_path_factory):
+  """Keeps what is kept from one start to the next out of the user's own cache."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("VIDEOAR_JAX_DATA", str(tmp_path_factory.mktemp("data_cache")))
+    yield
+
+
 @pytest.fixture(scope="session")
 def golden_folder():
   """Returns the folder of golden files."""

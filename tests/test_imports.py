@@ -122,3 +122,13 @@ def test_checks_see_every_kind_of_import(tmp_path):
   )
   names = imported_modules(path, "videoar_jax.train")
   assert {"a.b", "c.d", "videoar_jax.nn.rope", "videoar_jax.train.x"} <= names
+
+
+def test_data_is_opened_without_models():
+  """JAX itself is imported by Grain, where it is installed."""
+  code = (
+    "import sys, videoar_jax; a = {*sys.modules}; videoar_jax.open_data; b = {*sys.modules};"
+    "print(sorted({'jax', 'grain'} & a), sorted({'flax', 'optax', 'videoar_jax.models'} & b))"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert done.stdout == "[] []\n"

@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 _MODULES = {
   "load_model": "videoar_jax.experiment.load",
   "load_tokenizer": "videoar_jax.experiment.load",
+  "open_data": "videoar_jax.data.pipeline",
   "read_clip": "videoar_jax.data.media.clips",
 }
 __all__ = list(_MODULES)

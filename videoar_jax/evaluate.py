@@ -155,9 +155,11 @@ def _generation(options: argparse.Namespace) -> list[pathlib.Path]:
   """
   started = time.perf_counter()
   _check_generation(options)
+  from videoar_jax.data.sources.base import EncodedSource
   from videoar_jax.evals import scores
   from videoar_jax.evals.generation import measure, table, write
   from videoar_jax.experiment.load import find_stage, load_model
+  from videoar_jax.experiment.validate import check_captions
   from videoar_jax.runtime.compilation_cache import use_compilation_cache
   from videoar_jax.runtime.log_files import quiet_libraries
 
@@ -167,14 +169,13 @@ def _generation(options: argparse.Namespace) -> list[pathlib.Path]:
   use_compilation_cache()
   model = load_model(options.workdir, text_features=features, resolution=data.resolution)
   source = _source(data, model.tokenizer)
-  for caption in source.longest_captions():
-    model.text_encoder.encode(caption)
+  check_captions(source, model.text_encoder)
   num_clips = min(options.num_clips, len(source))
   params, missing = _metric_weights(options, data, num_clips, {"i3d": "gfvd"})
   long_clips, reason = _long_clips(options, data, model)
   found = measure(
     model,
-    source,
+    EncodedSource(source, model.text_encoder.encode),  # Cuts captions that are too long.
     num_clips,
     num_frames=data.num_frames,
     oracle=scores.oracle_of(data),

@@ -4,7 +4,7 @@
   python -m videoar_jax.prepare clips.jsonl --filter="score > 5" --out=SHARDS
 
 Then train with --config.data.source=shards --config.data.path=SHARDS. Captions come from a folder
-(`captions.jsonl`, otherwise the folders' names) or from an index (.jsonl, .parquet), whose other
+(lists, text files, otherwise the folders' names) or from an index (.jsonl, .parquet), whose other
 fields are kept. The same command resumes after the last complete shard.
 """
 

@@ -231,7 +231,7 @@ def test_the_shortest_usable_video_is_one_frame_longer(tmp_path):
 def test_a_folder_without_usable_videos_is_an_error_that_says_why(tmp_path):
   with pytest.raises(ValueError, match="not a folder"):
     open_folder(tmp_path / "nowhere")
-  with pytest.raises(ValueError, match=r"\.mp4, \.webm, \.mov, \.mkv, \.avi.*no video was found"):
+  with pytest.raises(ValueError, match=r"\.mp4, \.m4v, \.mov, \.webm.*no video was found"):
     open_folder(tmp_path)
   for name in "abc":
     (tmp_path / f"{name}.mp4").write_bytes(b"")
@@ -266,8 +266,8 @@ def test_another_video_stands_in_for_one_that_fails_later(tmp_path, caplog, cach
   source = open_folder(tmp_path, cache_bytes=cache_bytes)
   (tmp_path / "b.mp4").write_bytes(b"gone")
   with caplog.at_level(logging.WARNING):
-    shown = [frame_numbers(source[i]["video"])[0] for i in range(6)]
-  assert shown == [0, 2, 2, 0, 2, 2]
+    shown = [frame_numbers(source[i]["video"])[0] for i in range(30)]
+  assert shown[::3] == [0] * 10 and shown[2::3] == [2] * 10 and set(shown[1::3]) == {0, 2}
   assert [source[i]["caption"] for i in range(3)] == [tmp_path.name] * 3
   assert [file for file, _ in source.skipped] == ["b.mp4"] and caplog.text.count("replaced by") == 1
   if cache_bytes == 0:

@@ -11,6 +11,7 @@ from PIL import Image
 from type_checks import stand_in
 
 from videoar_jax.data.pipeline import DataConfig
+from videoar_jax.data.sources.captions import CutCaptions
 from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.evals import curves, report, scores
 from videoar_jax.experiment.schema import ReportConfig, RunConfig
@@ -75,6 +76,8 @@ class Folder:
     self.bad_samples, self.split = types.SimpleNamespace(source="clips"), split
     self.captions, self.skipped, self.has_test_split = captions, skipped, has_test_split
     self.files = [f"{i}.mp4" for i in range(len(captions))]
+    self.cut_captions = CutCaptions("clips")
+    self.cut_captions.files.update(self.files[1:])
 
   def __len__(self):
     return len(self.captions)
@@ -275,7 +278,7 @@ def test_folder_without_test_split(tmp_path, monkeypatch):
   page = (tmp_path / "report.md").read_text()
   assert "`bad.mp4`: empty file" in page
   assert "`late.mkv`: cannot be decoded" in page
-  assert "too few" in page
+  assert "too few" in page and "2 have captions that were cut to text.length" in page
   assert "what the prompt" not in page
 
 

@@ -26,12 +26,20 @@ import av
 from PIL import Image
 from tqdm import tqdm
 
+from videoar_jax.data.bad_samples import cause_of
 from videoar_jax.data.media import clips, colour
-from videoar_jax.data.sources import folder as sources
 from videoar_jax.data.sources import records, remote, shards
-from videoar_jax.data.sources.base import captions_of
+from videoar_jax.data.sources.captions import captions_of
 from videoar_jax.data.sources.filters import parse_filter
-from videoar_jax.data.sources.index import open_media, read_entries
+from videoar_jax.data.sources.folder import describe_files
+from videoar_jax.data.sources.index import (
+  file_name,
+  open_media,
+  read_entries,
+  sample_name,
+  segment_of,
+)
+from videoar_jax.data.sources.media_files import printable
 from videoar_jax.interop.atomic import remove_partials, write_text
 
 DROPPED = "dropped.jsonl"
@@ -99,14 +107,7 @@ def _list_files(path: Path, filter: str | None) -> tuple[Path, list[tuple[str, d
   if path.is_dir():
     if filter:
       raise ValueError("--filter applies to an index; leave it out for a folder")
-    found = sources.find_media(path)
-    captions = sources.read_captions(path / sources.CAPTIONS, set(found))
-    classes = {file: sources.folder_name(path, file) for file in found}
-    numbers = {name: number for number, name in enumerate(sorted(set(classes.values())))}
-    files = [
-      (file, {"captions": captions.get(file, [classes[file]]), "class_id": numbers[classes[file]]})
-      for file in found
-    ]
+    files = describe_files(path)
   else:
     entries = read_entries(path)
     keep = parse_filter(filter) if filter else lambda entry: True
@@ -168,17 +169,22 @@ def _write_shard(root: Path, settings: Settings, job: tuple[Path, list]) -> int:
   keys, ratios, dropped = [], [], []
 
   def samples() -> Iterator[bytes]:
-    for file, facts in files:
+    for path, facts in files:
+      entry = facts | {"path": path}
+      sample, file = sample_name(entry), file_name(entry)
+      kept = {name: value for name, value in facts.items() if name not in ("path", "start", "end")}
       try:
         captions_of(facts)  # Raises for a sample without a caption, which is then dropped.
-        for number, (data, added) in enumerate(_prepare_file(remote.join(root, file), settings)):
-          header = {name: value for name, value in facts.items() if name != "path"} | added
-          yield records.pack(header, data)
-          keys.append(f"{file}#{number}")
+        found = _prepare_file(remote.join(root, path), settings, segment_of(entry))
+        for number, (data, added) in enumerate(found):
+          yield records.pack(kept | added, data)
+          keys.append(printable(shards.clip_name(sample, file, number)))
           ratios.append(added["height"] / added["width"])
-      except (ValueError, OSError) as error:
+      except MemoryError:
+        raise
+      except Exception as error:
         # The clips before the damage are complete and stay.
-        dropped.append({"key": file, "cause": getattr(error, "strerror", None) or str(error)})
+        dropped.append({"key": printable(sample), "cause": cause_of(error)[0]})
 
   found = samples()
   first = next(found, None)
@@ -189,8 +195,10 @@ def _write_shard(root: Path, settings: Settings, job: tuple[Path, list]) -> int:
   return len(files)
 
 
-def _prepare_file(path: str, settings: Settings) -> Iterator[tuple[bytes, dict]]:
-  """Yields each clip of a file, encoded, with its metadata.
+def _prepare_file(
+  path: str, settings: Settings, segment: tuple[float, float] = (0.0, math.inf)
+) -> Iterator[tuple[bytes, dict]]:
+  """Yields each clip of a file's segment, encoded, with its metadata.
 
   Raises:
     ValueError: the rest of the file cannot be decoded, or is too short.
@@ -202,7 +210,7 @@ def _prepare_file(path: str, settings: Settings) -> Iterator[tuple[bytes, dict]]
     yield _encode_image(media, settings.short_side)
     return
   rate = Fraction(settings.frame_rate or clips.probe(media).frame_rate).limit_denominator(1001)
-  frames = clips.read_frames(media, float(rate))
+  frames = _frames_of(media, rate, *segment)
   num_frames = max(round(settings.clip_s * rate), 1)
   for first in frames:
     clip = itertools.chain([first], itertools.islice(frames, num_frames - 1))
@@ -210,6 +218,18 @@ def _prepare_file(path: str, settings: Settings) -> Iterator[tuple[bytes, dict]]
     if count < settings.min_s * rate:
       raise ValueError(f"the file, or what is left after its clips, is under {settings.min_s:g} s")
     yield data, {"duration": count / float(rate), "frame_rate": float(rate)} | _size_facts(*size)
+
+
+def _frames_of(
+  media: clips.Media, rate: Fraction, start_s: float, end_s: float
+) -> Iterator[av.VideoFrame]:
+  """Yields the frames of a segment; raises ValueError if there are none."""
+  first, last = (math.ceil(s * rate - 1e-6) if s < math.inf else None for s in (start_s, end_s))
+  frames = itertools.islice(clips.read_frames(media, float(rate)), first, last)
+  frame = next(frames, None)
+  if frame is None:
+    raise ValueError("ends before its segment begins" if start_s else "no frame could be decoded")
+  yield from itertools.chain([frame], frames)
 
 
 def _bounded(height: int, width: int, short_side: int) -> tuple[int, int]:

@@ -166,6 +166,7 @@ def _data_facts(run: RunConfig, train_source, test_source) -> dict:
       "num_train_files": len(train_source.files),
       "num_test_files": len(test_source.files),
       "skipped": [{"file": file, "reason": skipped[file]} for file in sorted(skipped)],
+      "num_cut_captions": len(train_source.cut_captions.files | test_source.cut_captions.files),
     }
   return facts
 
@@ -328,9 +329,11 @@ def _data_text(data: dict) -> str:
     text = f"{data['num_train_files']} videos to train on, {data['num_test_files']} to test on."
   else:
     text = (
-      f"{data['num_train_files']} videos, too few for a test split: the test clips above were "
-      "trained on, too."
+      f"{data['num_train_files']} videos and no test split, since they are too few or none of the "
+      "test videos can be used: the test clips above were trained on, too."
     )
+  if data["num_cut_captions"]:
+    text += f" {data['num_cut_captions']} have captions that were cut to text.length."
   skipped = data["skipped"]
   if not skipped:
     return f"{text} None was skipped."

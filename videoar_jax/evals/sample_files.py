@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from videoar_jax.data.sources.media_files import mark_output
 from videoar_jax.evals.media import contact_sheet, slug, write_mp4, write_png
 
 _SHEET_ROWS = 64  # The first clips only, so that the image does not get too large.
@@ -21,7 +22,8 @@ def write_frames(
     OSError: a file cannot be written.
   """
   for folder in folders:
-    folder.mkdir(parents=True, exist_ok=True)
+    mark_output(folder.parent)
+    folder.mkdir(exist_ok=True)
     for old in folder.glob("[0-9]*.png"):
       old.unlink()  # Frames left over from a longer clip would seem to continue this one.
   clips, at = [], 0
@@ -48,7 +50,7 @@ class Out:
     Raises:
       OSError: a file cannot be written.
     """
-    self.folder.mkdir(parents=True, exist_ok=True)
+    mark_output(self.folder)
     files = [self.folder / f"{name}.mp4" for name in names]
     for file, clip in zip(files, clips, strict=True):
       write_mp4(file, clip, self.frame_rate)

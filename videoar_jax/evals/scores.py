@@ -187,7 +187,10 @@ def head_lines(result: dict) -> list[str]:
   place = data["path"] or data["source"]
   lines = [f"{data['num_clips']} clips of {place}: {size}; measured in {result['seconds']:.0f} s"]
   if not data["has_test_split"]:
-    lines.append("note: the folder is too small for a test split; these clips may be trained on")
+    lines.append(
+      "note: the folder is too small for a test split, or none of its test clips can be used; "
+      "these clips may be trained on"
+    )
   return lines
 
 

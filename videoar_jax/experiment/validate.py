@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 
+from videoar_jax.data.sources.base import ClipSource
 from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.token_cache import Cache, check_fits
 from videoar_jax.interop import weights
@@ -77,7 +78,14 @@ def check_batches(stages: StageCheckpoints) -> None:
 
 
 def check_captions(source, encoder: TextEncoder) -> None:
-  """Raises ValueError if the text encoder cannot encode a caption of a source."""
+  """Finds captions of a source that have to be cut, or cannot be encoded, before it is read.
+
+  Raises:
+    ValueError: too many cannot be encoded, or a caption of sprites does not fit.
+  """
+  if isinstance(source, ClipSource):
+    source.check_captions(encoder.encode)
+    return
   for caption in source.longest_captions():
     encoder.encode(caption)
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import BFloat16
 
 from videoar_jax.data.sources import records
+from videoar_jax.data.sources.captions import CutCaptions
 from videoar_jax.interop.atomic import write_text
 
 INDEX = "index.json"
@@ -120,7 +121,7 @@ class LatentsSource:
   """
 
   def __init__(self, folder: Path, index: Index):
-    self.index = index
+    self.index, self.cut_captions = index, CutCaptions(str(folder))
     missing = index.missing(folder)
     if missing:
       raise ValueError(

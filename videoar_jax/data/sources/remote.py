@@ -19,6 +19,11 @@ from videoar_jax.interop.atomic import replacing, write_text
 _COPIED = "copied.json"  # The checksum of each copied file.
 
 
+def cache_folder() -> Path:
+  """Returns the folder of what is kept from one run to the next."""
+  return Path(os.environ.get("VIDEOAR_JAX_DATA", "~/.cache/videoar_jax/data")).expanduser()
+
+
 def is_url(path: str | Path) -> bool:
   """Returns whether a path is a URL."""
   return "://" in str(path)
@@ -70,8 +75,7 @@ def local_folder(path: str | Path, suffixes: tuple[str, ...] = ("",)) -> Path:
 
 def _copy(url: str, is_wanted) -> Path:
   """Copies the wanted files of a folder that are new or changed; returns the local folder."""
-  cache = Path(os.environ.get("VIDEOAR_JAX_DATA", "~/.cache/videoar_jax/data")).expanduser()
-  folder = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
+  folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
   folder.mkdir(parents=True, exist_ok=True)
   note = folder / _COPIED
   copied = json.loads(note.read_text()) if note.is_file() else {}
