@@ -15,9 +15,9 @@ from videoar_jax.experiment.command_line import read_config
 from videoar_jax.experiment.parse import finalize
 from videoar_jax.models.videoar.sequences import layout_of
 from videoar_jax.parallel.hardware import parse_topology
-from videoar_jax.parallel.mesh import MeshConfig
+from videoar_jax.parallel.mesh import MeshConfig, parse_mesh
 from videoar_jax.planning import search, step_plan
-from videoar_jax.planning.pod import Pod, parse_mesh
+from videoar_jax.planning.pod import Pod
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = "--config=configs/quickstart.py"

@@ -17,6 +17,7 @@ from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.families import FAMILIES
 from videoar_jax.models.videoar.guidance import guidance_table
+from videoar_jax.parallel.mesh import MeshConfig
 from videoar_jax.text.tokenizers import ByteTokenizer, make_text_encoder
 
 ROOT = pathlib.Path(sample.__file__).parent.parent
@@ -28,6 +29,7 @@ class FakeModel:
 
   num_frames = 9
   resolution = (64, 64)
+  batch_size = 16
 
   def __init__(self):
     self.tokenizer = types.SimpleNamespace(config=types.SimpleNamespace(temporal_stride=4))
@@ -110,7 +112,13 @@ def test_writes_a_clip_a_sample_and_one_sheet(tmp_path, model, capsys):
 def test_what_the_model_is_loaded_with(tmp_path, model):
   flags = ["--resolution=32x48", "--dtype=bfloat16", "--text_features=f", f"--out={tmp_path}"]
   assert run("--workdir=w", f"--prompt={PROMPT}", *flags) == 0
-  assert model.loaded == {"resolution": (32, 48), "dtype": "bfloat16", "text_features": "f"}
+  assert model.loaded == {
+    "resolution": (32, 48),
+    "mesh": None,
+    "dtype": "bfloat16",
+    "batch_size": None,
+    "text_features": "f",
+  }
 
 
 def test_prompts_with_one_name_get_files_of_their_own(tmp_path, model):
@@ -275,9 +283,12 @@ def test_shots_go_on_from_each_other(tmp_path, model):
     assert sum(1 for _ in container.decode(video=0)) == 13
 
 
-def test_many_prompts_share_batches(tmp_path, model, monkeypatch):
-  monkeypatch.setattr(sample, "BATCH_SIZE", 3)
-  assert run("--workdir=w", "--prompt=a", "--prompt=b", "--num_samples=2", f"--out={tmp_path}") == 0
+def test_many_prompts_share_batches_and_devices(tmp_path, model, monkeypatch):
+  model.batch_size = 3
+  flags = ["--mesh=fsdp:3,tensor:2", "--dtype=bfloat16", "--batch_size=3", f"--out={tmp_path}"]
+  assert run("--workdir=w", "--prompt=a", "--prompt=b", "--num_samples=2", *flags) == 0
+  assert model.loaded["mesh"] == MeshConfig(data=1, fsdp=3, tensor=2)
+  assert (model.loaded["dtype"], model.loaded["batch_size"]) == ("bfloat16", 3)
   assert [call[0] for call in model.calls] == [["a", "a", "b"], ["b"]]
   for name, value in (("a_0_0", 0), ("a_0_1", 50), ("b_0_0", 0), ("b_0_1", 50)):
     with av.open(str(tmp_path / f"{name}.mp4")) as container:

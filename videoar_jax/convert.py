@@ -21,14 +21,20 @@ import sys
 
 import numpy as np
 
-from videoar_jax.experiment.command_line import Parser, one_line, print_result
+from videoar_jax.experiment.command_line import Parser, check_local, one_line, print_result
 from videoar_jax.interop import weights
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command line; returns the exit status: 2 for user errors."""
   options = _parser().parse_args(argv)
-  return print_result(lambda: options.run(options))
+  return print_result(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> str | pathlib.Path:
+  """Converts; returns what to print."""
+  check_local(options.out, "--out")
+  return options.run(options)
 
 
 def _parser() -> argparse.ArgumentParser:

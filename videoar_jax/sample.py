@@ -18,13 +18,19 @@ from jaxtyping import UInt8
 from videoar_jax.data.conditioning import read_image, read_video
 from videoar_jax.data.sources.folder import class_names
 from videoar_jax.evals.sample_files import Out, file_stems, write_frames
-from videoar_jax.experiment.command_line import Parser, check_out, parse_resolution, print_result
+from videoar_jax.experiment.command_line import (
+  Parser,
+  add_device_flags,
+  check_out,
+  device_settings,
+  parse_resolution,
+  print_result,
+)
 from videoar_jax.experiment.fields import attribute_docs, fields_of
 from videoar_jax.experiment.load import find_stage, load_model
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.base import Family
 from videoar_jax.models.families import FAMILIES
-from videoar_jax.models.request import BATCH_SIZE
 from videoar_jax.runtime.compilation_cache import use_compilation_cache
 
 
@@ -41,6 +47,7 @@ def _run(options: argparse.Namespace) -> str:
     ValueError, FileNotFoundError: there is no model, or it does not support the request.
     OSError: a file cannot be written.
   """
+  check_out(pathlib.Path(options.out))
   features = getattr(options, "text_features", None)
   run, stage = find_stage(options.workdir, "generator", features)
   prompts = _check(options, run, stage)
@@ -49,7 +56,7 @@ def _run(options: argparse.Namespace) -> str:
   resolution = getattr(options, "resolution", None)
   model = load_model(
     options.workdir,
-    dtype=options.dtype,
+    **device_settings(options),
     text_features=features,
     resolution=None if resolution is None else parse_resolution(resolution),
   )
@@ -134,12 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     default=unset,
     help="file of the prompts' features, for a model trained on features",
   )
-  add(
-    "--dtype",
-    choices=("float32", "bfloat16"),
-    default="float32",
-    help="of the generator's weights and cache",
-  )
+  add_device_flags(parser)
   _add_settings(parser)
   return parser
 
@@ -196,7 +198,6 @@ def _check(options: argparse.Namespace, run: RunConfig, stage: StageConfig) -> l
     raise ValueError("--resize: there is nothing to resize; add --image or --video")
   if options.multi_shot and options.stream:
     raise ValueError("--multi_shot and --stream exclude each other; leave one out")
-  check_out(pathlib.Path(options.out))
   if hasattr(options, "class_id"):
     return [_class_name(options.workdir, run, stage, number) for number in options.class_id]
   if hasattr(options, "prompts_file"):
@@ -298,7 +299,8 @@ def _clips(
     for prompt, stem in zip(prompts, stems, strict=True)
     for i in range(options.num_samples)
   ]
-  for batch in (wanted[i : i + BATCH_SIZE] for i in range(0, len(wanted), BATCH_SIZE)):
+  size = model.batch_size
+  for batch in (wanted[i : i + size] for i in range(0, len(wanted), size)):
     texts, numbers = [prompt for prompt, *_ in batch], [number for *_, number in batch]
     clips = model.sample(texts, num_frames, options.seed, sample_ids=numbers, **settings)
     yield (

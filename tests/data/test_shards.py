@@ -200,8 +200,8 @@ def test_captions_of_a_mixture_that_are_too_long_are_cut(captions):
 def test_captions_are_cut_where_they_are_shown_and_cached(captions, monkeypatch):
   encoder = ByteTokenizer(8)
   mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-  media = inputs.media_batch(DataConfig(), captions, encoder, mesh)
-  texts = (*CUT, "one")
+  media = inputs.media_batch(DataConfig(), captions, encoder)
+  texts = (*CUT, *CUT, *CUT[:2])
   np.testing.assert_array_equal(media["text"], [encoder.encode(text) for text in texts])
   report_config = types.SimpleNamespace(num_clips=3, num_prompts=3)
   text = types.SimpleNamespace(encoder=encoder)

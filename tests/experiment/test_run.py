@@ -216,6 +216,7 @@ def test_a_last_checkpoint_that_is_damaged_is_trained_again(tmp_path, monkeypatc
   [
     ({"stages": ("tokenizer", "tokenizer", "generator")}, "names 'tokenizer' twice"),
     ({"stage.tokenizer.loss.entropy": -1.0}, r"stage\.tokenizer\.loss: entropy=-1\.0 must not be"),
+    ({"stage.cache.path": "gs://a/b"}, r"stage\.cache.*path=gs://a/b is a URL.*mount the bucket"),
     ({"stage.tokenizer.loss.l1": -1.0}, r"stage\.tokenizer\.loss: l1=-1\.0 must not"),
   ],
 )

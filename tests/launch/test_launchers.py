@@ -335,6 +335,7 @@ def test_tpu_counts_anew_after_hours_of_work(tmp_path):
     (lambda options: [*options, "configs/quickstart.py"], "come after --"),
     (lambda options: [*options, "--", "--config.seed=1"], "--config=FILE.py"),
     (lambda options: [*options, "--", "--config=c.py", "--workdir=w"], "in front of --"),
+    (lambda options: [*options, "--workdir=gs://bucket/a"], "mount the bucket"),
   ],
 )
 def test_mistakes_are_named(name, change, message):

@@ -20,6 +20,7 @@ from videoar_jax.experiment.validate import (
   check_frozen,
   check_init,
   check_mixtures,
+  check_report,
 )
 from videoar_jax.experiment.workdir import check_same_config, check_shared, lock, write_facts
 from videoar_jax.parallel import processes
@@ -54,6 +55,7 @@ class Run:
     use_compilation_cache()
     self.stages = Stages(run, workdir, make_mesh(run.mesh))
     check_batches(self.stages)
+    check_report(self.stages)
     check_mixtures(self.stages)
     # Sources are opened before anything is written: a wrong folder leaves no workdir behind. So are
     # those of later stages: their errors should not show after days of training.

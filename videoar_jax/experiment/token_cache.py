@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from videoar_jax.data.pipeline import READING_FIELDS, DataConfig
 from videoar_jax.data.sources import latents
+from videoar_jax.experiment.command_line import check_local
 from videoar_jax.experiment.diff import differing_fields
 from videoar_jax.interop.atomic import remove_partials
 from videoar_jax.parallel import processes
@@ -59,6 +60,8 @@ class CacheConfig:
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f"{name}={value} must be at least 1")
+    if self.path is not None:
+      check_local(self.path, "path")
 
 
 @dataclasses.dataclass(frozen=True)

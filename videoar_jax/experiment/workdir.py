@@ -2,7 +2,6 @@
 
 import fcntl
 import importlib.metadata
-import json
 import logging
 import pathlib
 import platform
@@ -17,7 +16,7 @@ from videoar_jax.experiment import parse
 from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.defaults import complete, inherited
 from videoar_jax.experiment.diff import differing_fields
-from videoar_jax.interop.atomic import write_text
+from videoar_jax.interop.strict_json import write_json
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import processes
 from videoar_jax.train.config import FREE_FIELDS
@@ -146,4 +145,4 @@ def write_facts(stages: StageCheckpoints) -> None:
   }
   if run.generator is not None:
     facts |= run.family.describe(run)
-  write_text(stages.workdir / "run.json", json.dumps(facts, indent=2) + "\n")
+  write_json(stages.workdir / "run.json", facts)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import re
 
 import jax
 from jax.experimental import topologies
@@ -40,21 +39,6 @@ class Pod:
       return make_mesh(config, list(_devices(self.name, slices)))
     sizes = mesh_sizes(config, self.num_chips * self.chip.num_devices * slices)
     return AbstractMesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
-
-
-def parse_mesh(text: str) -> MeshConfig:
-  """Parses `axis:size,axis:size`; the size of other axes is 1.
-
-  Raises:
-    ValueError: it does not have that form.
-  """
-  sizes = dict.fromkeys(AXES, 1)
-  for part in text.split(","):
-    match = re.fullmatch(r"(\w+):(\d+)", part)
-    if not match or match[1] not in sizes:
-      raise ValueError(f"--mesh={text}: {part!r} is not AXIS:SIZE; axes are {', '.join(AXES)}")
-    sizes[match[1]] = int(match[2])
-  return MeshConfig(**sizes)
 
 
 def _devices(topology: str, num_slices: int):

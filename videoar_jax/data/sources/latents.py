@@ -20,7 +20,7 @@ from jaxtyping import BFloat16
 
 from videoar_jax.data.sources import records
 from videoar_jax.data.sources.captions import CutCaptions
-from videoar_jax.interop.atomic import write_text
+from videoar_jax.interop.strict_json import write_json
 
 INDEX = "index.json"
 DTYPE = np.dtype(ml_dtypes.bfloat16)
@@ -94,7 +94,7 @@ def read_index(folder: Path) -> Index | None:
 def write_index(folder: Path, index: Index) -> None:
   """Writes the index of a folder, atomically."""
   folder.mkdir(parents=True, exist_ok=True)
-  write_text(folder / INDEX, json.dumps(dataclasses.asdict(index), indent=2) + "\n")
+  write_json(folder / INDEX, dataclasses.asdict(index))
 
 
 def write_clips(path: Path, clips: Iterable[tuple[dict, BFloat16[np.ndarray, "t h w d"]]]) -> None:

@@ -128,7 +128,16 @@ class VideoAR:
     )
 
   def make_model(
-    self, run, stage, module, tokenizer_module, *, resolution=None, mesh=None, dtype=jnp.float32
+    self,
+    run,
+    stage,
+    module,
+    tokenizer_module,
+    *,
+    resolution=None,
+    mesh=None,
+    dtype=jnp.float32,
+    batch_size=None,
   ) -> Model:
     """See `Family`."""
     layout = _sampled_layout(run, stage, resolution)
@@ -145,6 +154,7 @@ class VideoAR:
       trained_frames=trained_frames(run, stage),
       mesh=mesh,
       dtype=dtype,
+      batch_size=batch_size,
     )
 
   def flops(self, run: Run, stage: Stage) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,9 @@ from videoar_jax.models.videoar.flops import forward_flops, training_flops, visi
 from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.sequences import layout_of, sampling_window
+from videoar_jax.nn.cache import cache_axes
 from videoar_jax.parallel.mesh import num_batch_shards
-from videoar_jax.parallel.rules import replicated, sharding_of
+from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, replicated, sharding_of
 from videoar_jax.parallel.traffic import device_bytes, gathered_bytes
 from videoar_jax.train.state import Template, with_shardings
 
@@ -123,9 +125,11 @@ def sampling_program(
     model,
     jax.ShapeDtypeStruct((num_clips, *text.shape), text.dtype),
   )
+  head_shards = math.prod(mesh.shape[axis] for axis in LOGICAL_AXIS_RULES["attended_heads"])
+  cached = cache_axes(run.generator.num_kv_heads, head_shards)
   axes = {
-    "text": ("batch", "kv_heads", None, None),
-    "cache": ("batch", "kv_heads", None, None),
+    "text": cached,
+    "cache": cached,
     "text_mask": ("batch", None),
     "keys": ("batch",),
     "before": ("batch", None, None, None),

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from videoar_jax.interop.atomic import replacing
+from videoar_jax.interop.strict_json import to_json
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig, abstract_params
 from videoar_jax.train.state import flatten, unflatten
 
@@ -69,7 +70,7 @@ def save_tokenizer(folder: str | os.PathLike, saved: Saved, params: dict) -> Non
       save_file(weights, partial / WEIGHTS_FILE)
     except SafetensorError as error:
       raise OSError(f"{partial / WEIGHTS_FILE} cannot be written ({error})") from error
-    text = json.dumps(dataclasses.asdict(saved), indent=2)
+    text = to_json(dataclasses.asdict(saved), indent=2)
     (partial / CONFIG_FILE).write_text(text + "\n")
 
 
