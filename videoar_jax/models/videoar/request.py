@@ -63,6 +63,7 @@ class Requests(ClipRequests):
     window: earlier latent frames that a frame sees; None for all.
     num_shards: devices that share a batch.
     has_end: whether the model has no positions beyond the trained ones.
+    guidance_shapes: further (latent frames, scales) that tables of guidance may be for.
   """
 
   def __init__(
@@ -75,12 +76,14 @@ class Requests(ClipRequests):
     window: int | None,
     num_shards: int,
     has_end: bool,
+    guidance_shapes: tuple[tuple[int, int], ...] = (),
   ):
     height, width = (n * config.spatial_stride for n in layout.grid)
     num_frames = 1 + (layout.num_frames - 1) * config.temporal_stride
     shape = ClipShape(num_frames, (height, width))
     super().__init__(text_encoder, config, shape, defaults=defaults, num_shards=num_shards)
     self.layout, self.window, self.has_end = layout, window, has_end
+    self.guidance_shapes = guidance_shapes
 
   def make(
     self,
@@ -109,7 +112,11 @@ class Requests(ClipRequests):
         conditioning.shape[1], math.inf if is_endless else layout.num_frames
       )
     table = guidance_table(
-      sampling.guidance, layout.num_frames, layout.num_scales, self.layout.num_frames
+      sampling.guidance,
+      layout.num_frames,
+      layout.num_scales,
+      self.layout.num_frames,
+      shapes=self.guidance_shapes,
     )
     return Request(
       np.stack([self.text_encoder.encode(prompt) for prompt in prompts]),

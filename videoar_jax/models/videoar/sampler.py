@@ -37,6 +37,7 @@ class Model:
     window: earlier latent frames that a frame sees in training; None for all.
     sampling_window: the same in samples; None for as many as in training.
     trained_frames: latent frames of the longest training clips; None for those of the layout.
+    guidance_shapes: further (latent frames, scales) that tables of guidance may be for.
     mesh: devices that share the work: heads are split over `tensor`, clips over `data` and `fsdp`.
     dtype: of the generator's weights and cache.
   """
@@ -52,6 +53,7 @@ class Model:
     window: int | None = None,
     sampling_window: int | None = None,
     trained_frames: int | None = None,
+    guidance_shapes: tuple[tuple[int, int], ...] = (),
     mesh: Mesh | None = None,
     dtype=jnp.float32,
   ):
@@ -67,6 +69,7 @@ class Model:
       window=window if sampling_window is None else sampling_window,
       num_shards=1 if mesh is None else num_batch_shards(mesh),
       has_end=generator.position_embedding is not None,
+      guidance_shapes=guidance_shapes,
     )
     self._sample = jax.jit(self._sample_batch, static_argnames=("layout", "window"))
     self._score = jax.jit(score, static_argnames=("layout", "window"))

@@ -11,9 +11,8 @@ from videoar_jax.models.videoar import decode
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.flops import forward_flops, training_flops, visible_pairs
-from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.sequences import layout_of, sampling_window
+from videoar_jax.models.videoar.sequences import guidance_of, layout_of, sampling_window
 from videoar_jax.parallel.mesh import num_batch_shards
 from videoar_jax.parallel.rules import replicated, sharding_of
 from videoar_jax.parallel.traffic import device_bytes, gathered_bytes
@@ -96,7 +95,7 @@ def _activations_sent(
 
 def is_guided(run: Run, layout: Layout) -> bool:
   """Returns whether clips are decoded with classifier-free guidance."""
-  table = guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
+  table = guidance_of(run, layout)
   return bool((table != 1).any())
 
 
