@@ -281,14 +281,15 @@ def _clips(
 
   Clip i of a prompt depends only on the prompt, the seed and i.
   """
-  num_frames, stems = getattr(options, "num_frames", None), file_stems(prompts)
+  num_frames, out = getattr(options, "num_frames", None), pathlib.Path(options.out)
+  stems = file_stems(prompts, out, options.seed, options.num_samples)
   if options.stream or options.multi_shot:
     groups = [prompts] if options.multi_shot else [[prompt] for prompt in prompts]
     for group, stem in zip(groups, stems, strict=False):
       names = [f"{stem}_{options.seed}_{i}" for i in range(options.num_samples)]
       if options.stream:
         frames = model.stream(group * options.num_samples, num_frames, options.seed, **settings)
-        clips = write_frames([pathlib.Path(options.out) / name for name in names], frames)
+        clips = write_frames([out / name for name in names], frames)
       else:
         clips = _shots(options, model, group, settings)
       yield names, [f"{' | '.join(group)}   #{i}" for i in range(options.num_samples)], clips

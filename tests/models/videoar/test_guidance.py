@@ -51,7 +51,9 @@ def test_a_table_serves_stages_of_several_lengths(tmp_path):
   config = make_mixed_config(**{"sampling.guidance": str(path)})
   shapes = [(1, 3), (1, 5), (3, 3)]
   path.write_text(json.dumps(np.zeros((2, 3)).tolist()))
-  with pytest.raises(ValueError, match=r"has shape \(2, 3\), but .* need \(1, 3\) or \(1, 5\) or \(3, 3\)"):
+  with pytest.raises(
+    ValueError, match=r"has shape \(2, 3\), but .* need \(1, 3\) or \(1, 5\) or \(3, 3\)"
+  ):
     finalize(config)
   table = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
   path.write_text(json.dumps(table))
