@@ -33,6 +33,9 @@ CONFIG = flags.DEFINE_string(
 DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "This is one of several processes, on Slurm, a TPU slice, or GKE."
 )
+ALLOW_CHANGED_DATA = flags.DEFINE_bool(
+  "allow_changed_data", False, "Resume on data that changed since the run began."
+)
 STAGE = flags.DEFINE_string("stage", None, "Train only this stage; earlier ones must be finished.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all output of the run.")
 REPORT_TIMEOUT_S = 24 * 3600  # How long other processes wait for the first one to write it.
@@ -65,7 +68,8 @@ def main(argv: list[str]) -> int:
 
   try:
     processes.start(DISTRIBUTED.value)
-    run = Run(config, pathlib.Path(WORKDIR.value).absolute())
+    workdir = pathlib.Path(WORKDIR.value).expanduser().absolute()
+    run = Run(config, workdir, is_changed_data_allowed=ALLOW_CHANGED_DATA.value)
     has_trained = run.train(STAGE.value)
     # Training is done: nothing polls for preemption any more, and there is nothing to save.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -18,9 +18,10 @@ from jaxtyping import UInt8
 from videoar_jax.data.conditioning import read_image, read_video
 from videoar_jax.data.sources.folder import class_names
 from videoar_jax.evals.sample_files import Out, file_stems, write_frames
+from videoar_jax.experiment import data_listing
 from videoar_jax.experiment.command_line import Parser, check_out, parse_resolution, print_result
 from videoar_jax.experiment.fields import attribute_docs, fields_of
-from videoar_jax.experiment.load import find_stage, load_model
+from videoar_jax.experiment.load import find_run, find_stage, load_model
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.base import Family
 from videoar_jax.models.families import FAMILIES
@@ -234,7 +235,8 @@ def _class_name(workdir: str, run: RunConfig, stage: StageConfig, number: int) -
   Raises:
     ValueError: there are no classes, or not that many.
   """
-  names, data = list(run.text.classes), stage.data
+  data = stage.data
+  names = list(run.text.classes) or data_listing.class_names(find_run(workdir)[0], run, data)
   if not names and data.source != "folder":
     raise ValueError(f"--class_id: the run in {workdir} has no classes; use --prompt")
   if not names:

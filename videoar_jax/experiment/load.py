@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from videoar_jax.experiment import parse
+from videoar_jax.experiment import copies, parse
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.base import Model
@@ -99,7 +99,7 @@ def find_run(
     FileNotFoundError: there is no run.
     ValueError: `text_features` is set, but the run was not trained on features.
   """
-  path = pathlib.Path(path).absolute()
+  path = _absolute(path)
   if not path.exists():
     raise FileNotFoundError(f"{path} does not exist; train with --workdir={path} first")
   for workdir in (path, *path.parents):
@@ -107,6 +107,7 @@ def find_run(
       config = parse.load_config(workdir / "config.json")
       if text_features is not None:
         config = _with_features(config, text_features)
+      config = copies.with_copies(config, workdir, is_training=False)
       if not needs_text:
         config = config | {"text": {}}
       return workdir, parse.finalize(config)
@@ -157,9 +158,13 @@ def _open(
   return Stages(run, workdir, mesh), *_named_in(path, workdir)
 
 
+def _absolute(path: str | os.PathLike) -> pathlib.Path:
+  return pathlib.Path(path).expanduser().absolute()
+
+
 def _named_in(path: str | os.PathLike, workdir: pathlib.Path) -> tuple[str | None, int | None]:
   """Returns the stage and step that a path in a workdir names, if any."""
-  parts = pathlib.Path(path).absolute().relative_to(workdir).parts
+  parts = _absolute(path).relative_to(workdir).parts
   step = int(parts[2]) if len(parts) > 2 and parts[2].isdigit() else None
   return parts[0] if parts else None, step
 

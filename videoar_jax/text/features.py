@@ -81,7 +81,9 @@ class TextFeatures:
     """
     if text not in self._files:
       near = difflib.get_close_matches(text, list(self._files)[:10_000], n=1)
-      hint = f"; did you mean {near[0][:60]!r}?" if near else ""
+      hint = f"; did you mean {near[0][:60]!r}?" if near and near[0] else ""
+      if len(self._files) == 1:  # As in the copy that a workdir keeps.
+        hint = ", but only those of the empty prompt; name a file of the prompts: --text_features"
       raise ValueError(f"text.tokenizer={self.path!r} has no features of {text[:60]!r}{hint}")
     found = np.asarray(_reader(self._files[text]).get_tensor(text), np.float32)
     return np.pad(found, ((0, self.length - len(found)), (0, 0)))
