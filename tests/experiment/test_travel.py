@@ -91,7 +91,9 @@ def test_a_workdir_is_sampled_and_resumed_elsewhere(tmp_path, begun, monkeypatch
   names["text.tokenizer"] = str(new / "features.safetensors")
   settings = {"sampling.guidance": "constant:2", "report.num_clips": 3}
   moved = config_of(new / "clips", **names, **settings)
+  (new / "w" / "report.md").touch()
   assert run.Run(moved, new / "w").stages.run.report.num_clips == 3
+  assert not (new / "w" / "report.md").exists()  # Another one is due.
   tensors.write(new / "others.safetensors", FEATURES | {"": 2 * FEATURES[""]})
   names["text.tokenizer"] = str(new / "others.safetensors")
   for other in (names, {"text.length": 3, "text.tokenizer": "bytes"}):
@@ -176,6 +178,10 @@ def test_data_may_move_but_not_be_other_data(tmp_path, begun):
   assert saved["data"]["path"] == str(tmp_path / "moved")
   with pytest.raises(ValueError, match=r"6 removed"):
     run.Run(config_of(make_folder(tmp_path / "other", 14)), tmp_path / "w")
+  for text in ("{", "[]", '{"data train": {}}'):
+    (tmp_path / "w" / "data.json").write_text(text)
+    with pytest.raises(ValueError, match=r"data\.json is damaged .*; remove it"):
+      run.Run(config_of(tmp_path / "moved"), tmp_path / "w")
   (tmp_path / "w" / "data.json").unlink()  # As in workdirs of earlier versions.
   with pytest.raises(ValueError, match=r"config\.data\.path: "):
     run.Run(config_of(tmp_path / "other"), tmp_path / "w")
@@ -186,6 +192,13 @@ def test_data_that_changes_before_training_is_no_fault(tmp_path):
   run.Run(config, tmp_path / "w")
   add(tmp_path / "clips")
   run.Run(config, tmp_path / "w")
+  # Nor are prompts that are encoded in another way.
+  tensors.write(tmp_path / "features.safetensors", FEATURES)
+  names = {"text.length": 3, "text.tokenizer": str(tmp_path / "features.safetensors")}
+  run.Run(config_of(tmp_path / "clips", **names), tmp_path / "x")
+  tensors.write(tmp_path / "others.safetensors", FEATURES | {"": 2 * FEATURES[""]})
+  names["text.tokenizer"] = str(tmp_path / "others.safetensors")
+  run.Run(config_of(tmp_path / "clips", **names), tmp_path / "x")
   samples = json.loads((tmp_path / "w" / "data.json").read_text())
   assert any("class3/new.png" in listing["samples"] for listing in samples.values())
 

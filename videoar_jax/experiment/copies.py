@@ -50,14 +50,18 @@ def with_copies(values: dict, workdir: pathlib.Path, *, is_training: bool) -> di
 
 
 def keep(values: dict, encoder, workdir: pathlib.Path) -> None:
-  """Copies the files that a config names into the workdir.
+  """Copies the files that a config names into the workdir; removes copies of others.
 
   Args:
     values: the config, complete.
     encoder: its text encoder.
     workdir: of the run.
   """
-  for _, _, path, copy in _fields(values, workdir):
+  fields = list(_fields(values, workdir))
+  for name in (_TOKENIZER, _FEATURES, _GUIDANCE):
+    if all(copy.name != name for *_, copy in fields):
+      (workdir / FOLDER / name).unlink(missing_ok=True)
+  for _, _, path, copy in fields:
     copy.parent.mkdir(exist_ok=True)
     if copy.name == _FEATURES:
       tensors.write(copy, {"": encoder.null()})

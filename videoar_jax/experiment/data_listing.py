@@ -16,6 +16,7 @@ from videoar_jax.interop.atomic import write_text
 FILE = "data.json"
 _MAX_LISTED = 100_000  # Of more samples, only a hash is kept.
 _NUM_SHOWN = 3
+_FIELDS = {"num_samples", "samples", "hash", "captions", "index", "class_names"}
 
 
 def sections_of(run: RunConfig) -> dict[DataConfig, str]:
@@ -58,11 +59,14 @@ def read(workdir: pathlib.Path) -> dict[str, dict]:
   """
   path = workdir / FILE
   try:
-    return json.loads(path.read_text())
+    found = json.loads(path.read_text())
+    if not all(listing.keys() == _FIELDS for listing in found.values()):
+      raise ValueError("a listing has other fields")
   except FileNotFoundError:
     return {}
-  except ValueError as error:
+  except (ValueError, AttributeError) as error:
     raise ValueError(f"{path} is damaged ({error}); remove it to go on unchecked") from error
+  return found
 
 
 def write(workdir: pathlib.Path, listings: dict[str, dict]) -> None:

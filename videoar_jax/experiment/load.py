@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 def converted_family(path: str | os.PathLike) -> TokenizerFamily | None:
   """Returns the family of the converted tokenizer in a folder; None if it holds none."""
-  folder = pathlib.Path(path)
+  folder = pathlib.Path(path).expanduser()
   return next((family for family in TOKENIZERS.values() if family.is_converted(folder)), None)
 
 
@@ -39,7 +39,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
   """
   family = converted_family(path)
   if family is not None:
-    return family.load_converted(pathlib.Path(path))
+    return family.load_converted(pathlib.Path(path).expanduser())
   # A tokenizer needs no text: files of the text encoder may be missing.
   stages, wanted, step = _open(path, needs_text=False)
   stage = _stage(stages.run, "tokenizer", wanted)

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -58,10 +59,12 @@ class Run:
     values_here = copies.with_copies(values, workdir, is_training=True)
     run = parse.finalize(values_here)
     changes = check_same_config(config, workdir)
-    copies.check_same_text(values_here, run.text.encoder, workdir)
     self.workdir = workdir
     use_compilation_cache()
     self.stages = Stages(run, workdir, make_mesh(run.mesh))
+    self.is_new = all(self.stages.latest_step(stage) == 0 for stage in run.stages)
+    if not self.is_new:
+      copies.check_same_text(values_here, run.text.encoder, workdir)
     check_batches(self.stages)
     check_mixtures(self.stages)
     # Sources are opened before anything is written: a wrong folder leaves no workdir behind. So are
@@ -76,7 +79,6 @@ class Run:
     check_frozen(self.stages)
     for cache in filter(self.stages.is_needed, run.caches):
       check_cache(self.stages, cache, self._source(cache.data))
-    self.is_new = all(self.stages.latest_step(stage) == 0 for stage in run.stages)
     listings, changed_data = self._listings(), []
     if not self.is_new:
       changed_data = data_listing.check_same(workdir, listings, is_allowed=is_changed_data_allowed)
@@ -88,6 +90,8 @@ class Run:
       copies.keep(values, run.text.encoder, workdir)
       data_listing.write(workdir, listings)
       write_facts(self.stages)
+      if any(re.match(r"config\.(report|sampling)\.", line) for line in changes):
+        (workdir / "report.md").unlink(missing_ok=True)  # It is of other settings.
     else:
       start_errors_log()
     check_shared(workdir)

@@ -26,9 +26,10 @@ def test_guidance_schedules(tmp_path):
     guidance.guidance_table(str(tmp_path / "g.json"), 3, 2)
   with pytest.raises(ValueError, match="unknown"):
     guidance.guidance_table("strong", 3, 2)
-  (tmp_path / "bad.json").write_text('{"1": [2]}')
-  with pytest.raises(ValueError, match=r"bad\.json holds no table of numbers"):
-    guidance.guidance_table(str(tmp_path / "bad.json"), 3, 2)
+  for text in ('{"1": [2]}', "[[1, 2], [3]]", f"[[{10**400}, 1]]"):
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(ValueError, match=r"bad\.json holds no table of numbers"):
+      guidance.guidance_table(str(tmp_path / "bad.json"), 1, 2)
 
 
 def test_guidance_of_a_clip_of_another_length(tmp_path):

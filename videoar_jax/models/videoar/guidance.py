@@ -86,7 +86,7 @@ def check_guidance(spec: str) -> None:
 def _read_table(path: str, shapes: list[tuple[int, int]]) -> Float[np.ndarray, "t s"]:
   try:
     table = np.asarray(json.loads(pathlib.Path(path).read_text()), np.float32)
-  except (TypeError, ValueError) as error:
+  except (TypeError, ValueError, OverflowError) as error:
     raise ValueError(f"guidance: {path} holds no table of numbers ({error})") from None
   if table.shape not in shapes:
     raise ValueError(
