@@ -187,6 +187,16 @@ def test_data_may_move_but_not_be_other_data(tmp_path, begun):
     run.Run(config_of(tmp_path / "other"), tmp_path / "w")
 
 
+def test_a_stage_that_inherited_its_data_does_not_get_others(tmp_path, begun):
+  config = config_of(make_folder(tmp_path / "clips"))
+  run.Run(config, tmp_path / "w")
+  saved = json.loads((tmp_path / "w" / "data.json").read_text())
+  assert saved["stage.generator.data train"] == saved["stage.tokenizer.data train"] == "data train"
+  config.stage.generator.data = {"path": str(make_folder(tmp_path / "others", 30))}
+  with pytest.raises(ValueError, match=r"\n  stage\.generator\.data train: \d+ added"):
+    run.Run(config, tmp_path / "w")
+
+
 def test_data_that_changes_before_training_is_no_fault(tmp_path):
   config = config_of(make_folder(tmp_path / "clips"))
   run.Run(config, tmp_path / "w")
@@ -199,7 +209,7 @@ def test_data_that_changes_before_training_is_no_fault(tmp_path):
   tensors.write(tmp_path / "others.safetensors", FEATURES | {"": 2 * FEATURES[""]})
   names["text.tokenizer"] = str(tmp_path / "others.safetensors")
   run.Run(config_of(tmp_path / "clips", **names), tmp_path / "x")
-  samples = json.loads((tmp_path / "w" / "data.json").read_text())
+  samples = data_listing.read(tmp_path / "w")
   assert any("class3/new.png" in listing["samples"] for listing in samples.values())
 
 

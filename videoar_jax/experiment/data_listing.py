@@ -2,7 +2,8 @@
 
 `WORKDIR/data.json` has, for each section of the config that names files and for each split, the
 samples with the sizes of their files, the names of the classes, and hashes of captions and of an
-index. Paths and times of modification do not count: data may be moved.
+index; or the name of another section with the same listing. Paths and times of modification do not
+count: data may be moved.
 """
 
 import hashlib
@@ -19,15 +20,14 @@ _NUM_SHOWN = 3
 _FIELDS = {"num_samples", "samples", "hash", "captions", "index", "class_names"}
 
 
-def sections_of(run: RunConfig) -> dict[DataConfig, str]:
-  """Returns the first section of a config that has each of its data settings."""
-  sections: dict[DataConfig, str] = {run.data: "data"}
-  for cache in run.caches:
-    sections.setdefault(cache.data, f"stage.{cache.name}.data")
+def sections_of(run: RunConfig) -> dict[str, DataConfig]:
+  """Returns the data settings of a config by the names of their sections."""
+  sections = {"data": run.data}
+  for stage in (*run.caches, *run.stages):
+    sections[f"stage.{stage.name}.data"] = stage.data
   for stage in run.stages:
-    sections.setdefault(stage.data, f"stage.{stage.name}.data")
     for part in stage.mixture:
-      sections.setdefault(part.data, f"stage.{stage.name}.mixture.{part.name}")
+      sections[f"stage.{stage.name}.mixture.{part.name}"] = part.data
   return sections
 
 
@@ -60,19 +60,24 @@ def read(workdir: pathlib.Path) -> dict[str, dict]:
   path = workdir / FILE
   try:
     found = json.loads(path.read_text())
+    found = {name: found[x] if isinstance(x, str) else x for name, x in found.items()}
     if not all(listing.keys() == _FIELDS for listing in found.values()):
       raise ValueError("a listing has other fields")
   except FileNotFoundError:
     return {}
-  except (ValueError, AttributeError) as error:
+  except (ValueError, AttributeError, KeyError) as error:
     raise ValueError(f"{path} is damaged ({error}); remove it to go on unchecked") from error
   return found
 
 
 def write(workdir: pathlib.Path, listings: dict[str, dict]) -> None:
   """Writes listings, in place of earlier ones of the same name."""
-  if listings:
-    write_text(workdir / FILE, json.dumps(read(workdir) | listings, indent=0) + "\n")
+  if not listings:
+    return
+  result: dict[str, dict | str] = {}
+  for name, listing in (read(workdir) | listings).items():
+    result[name] = next((other for other, x in result.items() if x == listing), listing)
+  write_text(workdir / FILE, json.dumps(result, indent=0) + "\n")
 
 
 def check_same(workdir: pathlib.Path, listings: dict[str, dict], *, is_allowed: bool) -> list[str]:
@@ -86,11 +91,12 @@ def check_same(workdir: pathlib.Path, listings: dict[str, dict], *, is_allowed: 
     ValueError: there are such lines, and it is not allowed.
   """
   before = read(workdir)
-  lines = []
+  found: dict[str, str] = {}  # The first source with each change.
   for name, now in listings.items():
     changes = _changes(before[name], now) if name in before else []
     if changes:
-      lines.append(f"{name}: {'; '.join(changes)}")
+      found.setdefault("; ".join(changes), name)
+  lines = [f"{name}: {changes}" for changes, name in found.items()]
   if lines and not is_allowed:
     text = "\n  ".join(lines)
     raise ValueError(
@@ -141,5 +147,6 @@ def _first(names: list[str]) -> str:
 
 def class_names(workdir: pathlib.Path, run: RunConfig, data: DataConfig) -> list[str]:
   """Returns the classes that a source had in training; empty if they are not known."""
-  section = sections_of(run).get(data)
-  return read(workdir).get(f"{section} train", {}).get("class_names", [])
+  found = read(workdir)
+  names = (f"{name} train" for name, other in sections_of(run).items() if other == data)
+  return next((found[name]["class_names"] for name in names if name in found), [])

@@ -173,12 +173,13 @@ class Run:
 
   def _listings(self) -> dict[str, dict]:
     """Returns what the opened sources list, by section and split."""
-    sections = data_listing.sections_of(self.stages.run)
-    listings = {
-      f"{sections[data]} {split}": data_listing.describe(source)
-      for (data, split), source in self._opened.items()
+    listings = {key: data_listing.describe(source) for key, source in self._opened.items()}
+    return {
+      f"{name} {split}": listing
+      for name, own in data_listing.sections_of(self.stages.run).items()
+      for (data, split), listing in listings.items()
+      if data == own and listing is not None
     }
-    return {name: listing for name, listing in listings.items() if listing is not None}
 
   def _source(self, data: DataConfig, split: str = "train"):
     """Opens a data set, once.
