@@ -34,7 +34,7 @@ from videoar_jax.train.trainer import Trainer
     ("stage.generator.data", {"num_threads": 2}, True),
     ("data.num_threads", 2, True),
     ("report.num_clips", 2, True),
-    ("sampling.temperature", 0.5, True),
+    ("sampling.temperature", 0.9, True),
     ("stage.cache.path", "elsewhere", True),
     ("stage.generator.loop.num_steps", 5, False),
     ("stage.generator.loop.optimizer.learning_rate", 1.0, False),
