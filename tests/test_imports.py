@@ -11,7 +11,7 @@ from package_imports import IDS, PACKAGE, ROOT, SOURCES, imported_modules
 ALLOWED = {
   "parallel": set(),
   "interop": set(),
-  "text": set(),
+  "text": {"interop"},
   "data": set(),
   "nn": {"parallel"},
   "runtime": {"parallel"},

@@ -25,13 +25,14 @@ def command(monkeypatch, tmp_path):
   """Returns a function that runs the command with another function in place of training."""
   monkeypatch.setattr(main, "configure", lambda arguments: None)
   handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-  for flag, value in (("WORKDIR", tmp_path), ("STAGE", "I"), ("DISTRIBUTED", 0)):
+  values = {"WORKDIR": tmp_path, "STAGE": "I", "DISTRIBUTED": 0, "ALLOW_CHANGED_DATA": 0}
+  for flag, value in values.items():
     monkeypatch.setattr(main, flag, types.SimpleNamespace(value=value))
   monkeypatch.setattr(processes, "start", lambda is_distributed: None)
 
   def give(train):
     fake = types.SimpleNamespace(train=train, workdir=tmp_path, is_finished=False)
-    monkeypatch.setattr(run, "Run", lambda config, workdir: fake)
+    monkeypatch.setattr(run, "Run", lambda config, workdir, **_: fake)
     return main.main([])
 
   yield give

@@ -90,8 +90,8 @@ def test_search_ranks_by_time(capsys):
 
 
 def test_search_knows_chips_of_two_devices_and_slices(capsys):
-  """A v4 chip has two devices; a search keeps the mesh's number of slices."""
-  flags = ["--topology=v4:2x2x2", "--mesh=slice:2", "--count", "--search=2"]
+  """A tpu7x chip has two devices; a search keeps the mesh's number of slices."""
+  flags = ["--topology=tpu7x:2x2x2", "--mesh=slice:2", "--count", "--search=2"]
   status, out, err = run_plan(capsys, *flags, "--config.stage.generator.loop.batch_size=32")
   assert status == 0, err
   for line in out.splitlines():

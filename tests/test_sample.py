@@ -121,6 +121,24 @@ def test_what_the_model_is_loaded_with(tmp_path, model):
   }
 
 
+def test_earlier_clips_are_kept(tmp_path, model):
+  """Clips of another seed have names of their own; others get the next free ones."""
+  flags = ["--workdir=w", "--prompt=a star", f"--out={tmp_path}"]
+  names = []
+  for more, stem in (
+    (["--num_samples=1"], "a_star_0"),
+    (["--num_samples=1", "--seed=1"], "a_star_1"),
+    (["--num_samples=2"], "a_star-2_0"),
+    (["--num_samples=1", "--temperature=0"], "a_star-3_0"),
+  ):
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert run(*flags, *more) == 0
+    assert before.items() <= {path: path.read_bytes() for path in tmp_path.iterdir()}.items()
+    names += [f"{stem}_{i}.mp4" for i in range(int(more[0][-1]))]
+    assert sorted(path.name for path in tmp_path.glob("*.mp4")) == sorted(names)
+  assert len(list(tmp_path.glob("contact_sheet*.png"))) == 4
+
+
 def test_prompts_with_one_name_get_files_of_their_own(tmp_path, model):
   prompts = ["--prompt=a star", "--prompt=A star!", "--prompt=a  star"]
   assert run("--workdir=w", *prompts, "--num_samples=1", f"--out={tmp_path}") == 0
@@ -211,12 +229,13 @@ def test_given_frames_are_passed_on(tmp_path, model):
 def test_stream_writes_frames(tmp_path, model):
   flags = ["--num_samples=2", "--seed=1", f"--out={tmp_path}", "--stream"]
   assert run("--workdir=w", "--prompt=a star", "--num_frames=13", *flags) == 0
-  assert run("--workdir=w", "--prompt=a star", *flags) == 0  # The frames of before are gone.
-  for i in range(2):
-    frames = sorted((tmp_path / f"a_star_1_{i}").iterdir())
-    assert [path.name for path in frames] == [f"{n:05}.png" for n in range(9)]
-    assert np.asarray(Image.open(frames[-1])).max() == 10 + 50 * i
-    assert (tmp_path / f"a_star_1_{i}.mp4").is_file()
+  assert run("--workdir=w", "--prompt=a star", *flags) == 0  # Shorter clips, beside those.
+  for stem, num_frames in (("a_star", 13), ("a_star-2", 9)):
+    for i in range(2):
+      frames = sorted((tmp_path / f"{stem}_1_{i}").iterdir())
+      assert [path.name for path in frames] == [f"{n:05}.png" for n in range(num_frames)]
+      assert np.asarray(Image.open(frames[-1])).max() == 10 + 50 * i
+      assert (tmp_path / f"{stem}_1_{i}.mp4").is_file()
 
 
 def test_prompts_of_a_file(tmp_path, model, capsys):

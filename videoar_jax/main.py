@@ -35,6 +35,9 @@ CONFIG = flags.DEFINE_string(
 DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "This is one of several processes, on Slurm, a TPU slice, or GKE."
 )
+ALLOW_CHANGED_DATA = flags.DEFINE_bool(
+  "allow_changed_data", False, "Resume on data that changed since the run began."
+)
 STAGE = flags.DEFINE_string("stage", None, "Train only this stage; earlier ones must be finished.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all output of the run.")
 REPORT_TIMEOUT_S = 24 * 3600  # How long other processes wait for the first one to write it.
@@ -70,7 +73,8 @@ def main(argv: list[str]) -> int:
   try:
     try:
       processes.start(DISTRIBUTED.value)
-      run = Run(config, pathlib.Path(WORKDIR.value).absolute())
+      workdir = pathlib.Path(WORKDIR.value).expanduser().absolute()
+      run = Run(config, workdir, is_changed_data_allowed=ALLOW_CHANGED_DATA.value)
     except (ConnectionError, TimeoutError):
       raise
     except (ImportError, ValueError, OSError) as error:

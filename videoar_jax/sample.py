@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from videoar_jax.data.conditioning import read_image, read_video
 from videoar_jax.data.sources.folder import class_names
 from videoar_jax.evals.sample_files import Out, file_stems, write_frames
+from videoar_jax.experiment import data_listing
 from videoar_jax.experiment.command_line import (
   Parser,
   add_device_flags,
@@ -27,7 +28,7 @@ from videoar_jax.experiment.command_line import (
   print_result,
 )
 from videoar_jax.experiment.fields import attribute_docs, fields_of
-from videoar_jax.experiment.load import find_stage, load_model
+from videoar_jax.experiment.load import find_run, find_stage, load_model
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.base import Family
 from videoar_jax.models.families import FAMILIES
@@ -235,7 +236,8 @@ def _class_name(workdir: str, run: RunConfig, stage: StageConfig, number: int) -
   Raises:
     ValueError: there are no classes, or not that many.
   """
-  names, data = list(run.text.classes), stage.data
+  data = stage.data
+  names = list(run.text.classes) or data_listing.class_names(find_run(workdir)[0], run, data)
   if not names and data.source != "folder":
     raise ValueError(f"--class_id: the run in {workdir} has no classes; use --prompt")
   if not names:
@@ -282,14 +284,15 @@ def _clips(
 
   Clip i of a prompt depends only on the prompt, the seed and i.
   """
-  num_frames, stems = getattr(options, "num_frames", None), file_stems(prompts)
+  num_frames, out = getattr(options, "num_frames", None), pathlib.Path(options.out)
+  stems = file_stems(prompts, out, options.seed, options.num_samples)
   if options.stream or options.multi_shot:
     groups = [prompts] if options.multi_shot else [[prompt] for prompt in prompts]
     for group, stem in zip(groups, stems, strict=False):
       names = [f"{stem}_{options.seed}_{i}" for i in range(options.num_samples)]
       if options.stream:
         frames = model.stream(group * options.num_samples, num_frames, options.seed, **settings)
-        clips = write_frames([pathlib.Path(options.out) / name for name in names], frames)
+        clips = write_frames([out / name for name in names], frames)
       else:
         clips = _shots(options, model, group, settings)
       yield names, [f"{' | '.join(group)}   #{i}" for i in range(options.num_samples)], clips

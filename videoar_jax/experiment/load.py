@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from videoar_jax.experiment import parse
+from videoar_jax.experiment import copies, parse
 from videoar_jax.experiment.command_line import check_local
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 def converted_family(path: str | os.PathLike) -> TokenizerFamily | None:
   """Returns the family of the converted tokenizer in a folder; None if it holds none."""
-  folder = pathlib.Path(path)
+  folder = pathlib.Path(path).expanduser()
   return next((family for family in TOKENIZERS.values() if family.is_converted(folder)), None)
 
 
@@ -44,7 +44,7 @@ def load_tokenizer(path: str | os.PathLike, *, mesh: MeshConfig | None = None) -
   if family is not None and mesh is not None:
     raise ValueError(f"{path} is a converted tokenizer, which runs on one device; name no mesh")
   if family is not None:
-    return family.load_converted(pathlib.Path(path))
+    return family.load_converted(pathlib.Path(path).expanduser())
   # A tokenizer needs no text: files of the text encoder may be missing.
   devices = None if mesh is None else make_mesh(mesh)
   stages, wanted, step = _open(path, devices, needs_text=False)
@@ -112,7 +112,7 @@ def find_run(
     ValueError: `text_features` is set, but the run was not trained on features.
   """
   check_local(path, "--workdir")
-  path = pathlib.Path(path).absolute()
+  path = _absolute(path)
   if not path.exists():
     raise FileNotFoundError(f"{path} does not exist; train with --workdir={path} first")
   for workdir in (path, *path.parents):
@@ -120,6 +120,7 @@ def find_run(
       config = parse.load_config(workdir / "config.json")
       if text_features is not None:
         config = _with_features(config, text_features)
+      config = copies.with_copies(config, workdir, is_training=False)
       if not needs_text:
         config = config | {"text": {}}
       return workdir, parse.finalize(config)
@@ -170,9 +171,13 @@ def _open(
   return Stages(run, workdir, mesh), *_named_in(path, workdir)
 
 
+def _absolute(path: str | os.PathLike) -> pathlib.Path:
+  return pathlib.Path(path).expanduser().absolute()
+
+
 def _named_in(path: str | os.PathLike, workdir: pathlib.Path) -> tuple[str | None, int | None]:
   """Returns the stage and step that a path in a workdir names, if any."""
-  parts = pathlib.Path(path).absolute().relative_to(workdir).parts
+  parts = _absolute(path).relative_to(workdir).parts
   step = int(parts[2]) if len(parts) > 2 and parts[2].isdigit() else None
   return parts[0] if parts else None, step
 

@@ -51,6 +51,9 @@ def _devices(topology: str, num_slices: int):
     raise ValueError("libtpu is not installed; pip install 'videoar_jax[plan]', or add --count")
   try:
     options = {"num_slices": num_slices} if num_slices > 1 else {}
+    if topology.startswith("v4:"):
+      # Else the two cores of a chip are devices of their own, which no v4 host shows.
+      options["chip_config_name"] = "megacore"
     return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
   except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
     raise ValueError(

@@ -5,6 +5,8 @@ import dataclasses
 import itertools
 import logging
 import math
+import os
+import stat
 from collections.abc import Callable, Iterator
 from typing import Self
 
@@ -146,6 +148,29 @@ class ClipSource:
           errors.append(error)
       if errors and len(errors) == len(captions):
         self._add_bad(position, _not_encoded(errors[0]))
+
+  def listing(self) -> dict[str, int | None]:
+    """Returns the size in bytes of each sample's file or shard; None where it is not known.
+
+    With it, a run notices that its data changed.
+    """
+    path = getattr(self, "path", None)
+    if path is None:
+      return dict.fromkeys(self.files)
+    root, sizes = path if path.is_dir() else path.parent, {}
+
+    def size_of(file: str) -> int | None:
+      if file not in sizes:
+        try:
+          status = os.stat(os.path.join(root, file))
+          sizes[file] = status.st_size if stat.S_ISREG(status.st_mode) else None
+        except (OSError, ValueError):
+          sizes[file] = None
+      return sizes[file]
+
+    # Samples of a shard are SHARD/KEY.
+    shards = {file: size_of(file.partition("/")[0]) for file in self.files}
+    return {file: size_of(file) if size is None else size for file, size in shards.items()}
 
   def aspect_ratios(self) -> list[float]:
     """Returns height / width of each sample, in the order of `files`.

@@ -39,6 +39,7 @@ class Index:
     epoch_size: clips in one epoch of the source.
     num_clips: clips in all shards, one or more epochs.
     clips_per_shard: clips in every shard but the last.
+    files: hash of the source's files and their sizes; "" for none, and in earlier versions.
   """
 
   encoder: dict
@@ -49,6 +50,7 @@ class Index:
   epoch_size: int
   num_clips: int
   clips_per_shard: int
+  files: str = ""
 
   @property
   def num_shards(self) -> int:

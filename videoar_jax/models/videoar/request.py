@@ -63,6 +63,7 @@ class Requests(ClipRequests):
     window: earlier latent frames that a frame sees; None for all.
     num_shards, batch_size: see `ClipRequests`.
     has_end: whether the model has no positions beyond the trained ones.
+    guidance_shapes: further (latent frames, scales) that tables of guidance may be for.
   """
 
   def __init__(
@@ -76,6 +77,7 @@ class Requests(ClipRequests):
     num_shards: int,
     has_end: bool,
     batch_size: int | None = None,
+    guidance_shapes: tuple[tuple[int, int], ...] = (),
   ):
     height, width = (n * config.spatial_stride for n in layout.grid)
     num_frames = 1 + (layout.num_frames - 1) * config.temporal_stride
@@ -87,6 +89,7 @@ class Requests(ClipRequests):
       batch_size=batch_size,
     )
     self.layout, self.window, self.has_end = layout, window, has_end
+    self.guidance_shapes = guidance_shapes
 
   def make(
     self,
@@ -116,7 +119,11 @@ class Requests(ClipRequests):
         conditioning.shape[1], math.inf if is_endless else layout.num_frames
       )
     table = guidance_table(
-      sampling.guidance, layout.num_frames, layout.num_scales, self.layout.num_frames
+      sampling.guidance,
+      layout.num_frames,
+      layout.num_scales,
+      self.layout.num_frames,
+      shapes=self.guidance_shapes,
     )
     return Request(
       np.stack([self.text_encoder.encode(prompt) for prompt in prompts]),

@@ -40,6 +40,7 @@ class Model:
     window: earlier latent frames that a frame sees in training; None for all.
     sampling_window: the same in samples; None for as many as in training.
     trained_frames: latent frames of the longest training clips; None for those of the layout.
+    guidance_shapes: further (latent frames, scales) that tables of guidance may be for.
     mesh: devices that share the work: heads are split over `tensor`, clips over `data` and `fsdp`.
     dtype: of the generator's weights and cache.
     batch_size: clips that are made or scored together; None for about 16.
@@ -58,6 +59,7 @@ class Model:
     window: int | None = None,
     sampling_window: int | None = None,
     trained_frames: int | None = None,
+    guidance_shapes: tuple[tuple[int, int], ...] = (),
     mesh: Mesh | None = None,
     dtype=jnp.float32,
     batch_size: int | None = None,
@@ -75,6 +77,7 @@ class Model:
       num_shards=1 if mesh is None else num_batch_shards(mesh),
       has_end=generator.position_embedding is not None,
       batch_size=batch_size,
+      guidance_shapes=guidance_shapes,
     )
     self._sample = jax.jit(self._sample_batch, static_argnames=("layout", "window"))
     self._score = jax.jit(score, static_argnames=("layout", "window"))

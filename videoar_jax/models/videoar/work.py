@@ -12,9 +12,8 @@ from videoar_jax.models.videoar import decode
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.flops import forward_flops, training_flops, visible_pairs
-from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.sequences import layout_of, sampling_window
+from videoar_jax.models.videoar.sequences import guidance_of, layout_of, sampling_window
 from videoar_jax.nn.cache import cache_axes
 from videoar_jax.parallel.mesh import num_batch_shards
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, replicated, sharding_of
@@ -98,7 +97,7 @@ def _activations_sent(
 
 def is_guided(run: Run, layout: Layout) -> bool:
   """Returns whether clips are decoded with classifier-free guidance."""
-  table = guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
+  table = guidance_of(run, layout)
   return bool((table != 1).any())
 
 
