@@ -14,11 +14,13 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import math
 import multiprocessing
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,12 +29,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from videoar_jax.data import video as clips
+from videoar_jax.data.output_folder import OutputFolder
 from videoar_jax.data.sources import folder as sources
-from videoar_jax.data.sources import records, remote, shards
+from videoar_jax.data.sources import listing, records, remote, shards
 from videoar_jax.data.sources.base import captions_of
 from videoar_jax.data.sources.filters import parse_filter
-from videoar_jax.data.sources.index import open_media, read_entries
-from videoar_jax.interop.atomic import remove_partials, write_text
+from videoar_jax.data.sources.index import CANNOT_BE_FETCHED, open_media, read_entries
+
+log = logging.getLogger(__name__)
 
 DROPPED = "dropped.jsonl"
 
@@ -70,28 +74,55 @@ class Settings:
       raise ValueError(f"--quality={self.quality} must be between 0 and 51")
 
 
-def prepare(
-  path: str, out: Path, settings: Settings, num_processes: int, filter: str | None = None
-) -> str:
-  """Prepares the shards of a folder or an index that are still missing; returns a report.
+Job = tuple[str, list]  # The name of a shard, and its files with their metadata.
+Write = Callable[[Job], int]  # Writes a shard; returns its number of files.
+# Writes the shards of some jobs in any order; yields the number of files of each finished one.
+Runner = Callable[[Write, list[Job], OutputFolder], Iterable[int]]
 
+
+def prepare(
+  path: str, out: str | Path, settings: Settings, runner: Runner, filter: str | None = None
+) -> str:
+  """Prepares the shards that are still missing; returns a report.
+
+  Args:
+    path: a folder, an index, or a pattern of files, local or at a URL.
+    out: folder for the shards, local or at a URL.
+    settings: how to prepare them.
+    runner: does the work: `local_runner`, or one of `beam.py`.
+    filter: selects entries of an index.
   Raises:
     ValueError: there is nothing to prepare, or `out` holds shards of other files or settings.
   """
-  if num_processes < 1:
-    raise ValueError(f"--num_processes={num_processes} must be at least 1")
-  root, files = _list_files(Path(path).expanduser(), filter)
+  folder = OutputFolder(out)
+  found = folder.sizes()
+  root, files = _list_input(path, filter)
   size = settings.files_per_shard
   groups = [files[start : start + size] for start in range(0, len(files), size)]
-  _check_same(out, settings, files, len(groups))
-  remove_partials(out)  # Large. Safe, because only one command at a time writes to a folder.
-  paths = [out / shards.prepared_name(i, len(groups)) for i in range(len(groups))]
-  missing = [(path, group) for path, group in zip(paths, groups, strict=True) if not _is_done(path)]
+  names = [shards.prepared_name(i, len(groups)) for i in range(len(groups))]
+  _check_same(folder, settings, files, len(groups))
+  folder.remove_partials()  # Large. Safe, because only one command at a time writes to a folder.
+  missing = [job for job in zip(names, groups, strict=True) if _note_name(job[0]) not in found]
+  write = functools.partial(write_shard, root, folder.place, settings)
   with tqdm(total=len(files), desc="prepare", unit="file", dynamic_ncols=True) as bar:
     bar.update(len(files) - sum(len(group) for _, group in missing))
-    for num_files in _work(functools.partial(_write_shard, root, settings), missing, num_processes):
+    for num_files in runner(write, missing, folder) if missing else ():
       bar.update(num_files)
-  return _report(out, paths, len(files))
+  return _report(folder, names, len(files))
+
+
+def _list_input(path: str, filter: str | None) -> tuple[str, list[tuple[str, dict]]]:
+  """Returns the root folder or URL, and each file's path relative to it with its metadata."""
+  if not listing.is_listed(path):
+    root, files = _list_files(remote.local_file(path), filter)
+    # Paths are relative to the original index, not to a local copy of it.
+    return path.rpartition("/")[0] if remote.is_url(path) else str(root.absolute()), files
+  if filter:
+    raise ValueError("--filter applies to an index; leave it out for a folder or a pattern")
+  root, files = listing.list_media(path)
+  if not files:
+    raise ValueError(f"{path} has nothing to prepare: no video or image")
+  return root, files
 
 
 def _list_files(path: Path, filter: str | None) -> tuple[Path, list[tuple[str, dict]]]:
@@ -128,46 +159,72 @@ def _is_kept(keep, place: str, entry: dict) -> bool:
     raise ValueError(f"{place}: {error}") from None
 
 
-def _check_same(out: Path, settings: Settings, files: list, num_shards: int) -> None:
+def _check_same(out: OutputFolder, settings: Settings, files: list, num_shards: int) -> None:
   """Records the settings and files in `out`, or checks that they equal those recorded there."""
   names = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
   wanted = dataclasses.asdict(settings) | {"files": names, "num_shards": num_shards}
-  noted = out / shards.PREPARED
-  if noted.is_file():
-    found = json.loads(noted.read_text())
-    different = sorted(name for name in wanted if found.get(name) != wanted[name])
-    if different:
-      changes = ", ".join(f"{name} {found.get(name)} -> {wanted[name]}" for name in different)
+  if not out.has(shards.PREPARED):
+    out.write(shards.PREPARED, json.dumps(wanted, indent=2) + "\n")
+    return
+  found = json.loads(out.read([shards.PREPARED])[0])
+  different = sorted(name for name in wanted if found.get(name) != wanted[name])
+  if different:
+    changes = ", ".join(f"{name} {found.get(name)} -> {wanted[name]}" for name in different)
+    raise ValueError(
+      f"--out={out} was prepared from other files or settings: {changes}. Use another folder, or "
+      "remove this one"
+    )
+
+
+def _note_name(shard: str) -> str:
+  return shard.removesuffix(records.SUFFIX) + ".json"
+
+
+def local_runner(num_processes: int) -> Runner:
+  """Returns a runner that uses processes on this machine.
+
+  Raises:
+    ValueError: there is no process.
+  """
+  if num_processes < 1:
+    raise ValueError(f"--num_processes={num_processes} must be at least 1")
+
+  def run(write: Write, jobs: list[Job], out: OutputFolder) -> Iterator[int]:
+    if num_processes == 1:
+      yield from map(write, jobs)
+      return
+    # A forked child could inherit a lock that a thread of the parent holds.
+    context = multiprocessing.get_context("spawn")
+    try:
+      with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+        yield from pool.map(write, jobs)
+    except BrokenProcessPool as error:
       raise ValueError(
-        f"--out={out} was prepared from other files or settings: {changes}. Use another folder, or "
-        "remove this one"
-      )
-    return
-  out.mkdir(parents=True, exist_ok=True)
-  write_text(noted, json.dumps(wanted, indent=2) + "\n")
+        "a process was killed, perhaps for want of memory; the same command resumes, with fewer "
+        "--num_processes if need be"
+      ) from error
+
+  return run
 
 
-def _is_done(path: Path) -> bool:
-  return path.with_suffix(".json").is_file()
+def write_shard(root: str, out: str, settings: Settings, job: Job) -> int:
+  """Writes a shard, then the .json file that marks it as done; returns its number of files.
 
+  It runs in other processes and on other machines, where it may run again for the same job: a
+  shard that is done is left as it is.
 
-def _work(write, missing: list, num_processes: int) -> Iterator[int]:
-  """Yields the number of files of each shard once it is written."""
-  if num_processes == 1:
-    yield from map(write, missing)
-    return
-  # A forked child could inherit a lock that a thread of the parent holds.
-  context = multiprocessing.get_context("spawn")
-  with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-    yield from pool.map(write, missing)
-
-
-def _write_shard(root: Path, settings: Settings, job: tuple[Path, list]) -> int:
-  """Writes a shard, then the .json file that marks it as done; returns its number of files."""
-  path, files = job
+  Raises:
+    ValueError: none of several files can be fetched, which is a fault of the storage.
+  """
+  name, files = job
+  folder = OutputFolder(out)
+  if folder.has(_note_name(name)):
+    return len(files)
   keys, ratios, dropped = [], [], []
+  num_unreachable = 0
 
   def samples() -> Iterator[bytes]:
+    nonlocal num_unreachable
     for file, facts in files:
       try:
         captions_of(facts)  # Raises for a sample without a caption, which is then dropped.
@@ -176,17 +233,39 @@ def _write_shard(root: Path, settings: Settings, job: tuple[Path, list]) -> int:
           yield records.pack(header, data)
           keys.append(f"{file}#{number}")
           ratios.append(added["height"] / added["width"])
-      except (ValueError, OSError) as error:
+      except Exception as error:
         # The clips before the damage are complete and stay.
-        dropped.append({"key": file, "cause": getattr(error, "strerror", None) or str(error)})
+        dropped.append({"key": file, "cause": _cause(file, error)})
+        num_unreachable += str(error) == CANNOT_BE_FETCHED
 
   found = samples()
   first = next(found, None)
+  if num_unreachable == len(files) > 1:
+    raise ValueError(f"{name}: none of {len(files)} files can be fetched, such as {files[0][0]}")
   if first is not None:
-    records.write_shard(path, itertools.chain([first], found))
-  note = json.dumps({"keys": keys, "aspect_ratios": ratios, "dropped": dropped}, ensure_ascii=False)
-  write_text(path.with_suffix(".json"), note + "\n")
+    with folder.writing(name) as path:
+      records.write_shard(path, itertools.chain([first], found))
+  note = {"keys": keys, "aspect_ratios": ratios, "dropped": dropped}
+  folder.write(_note_name(name), _as_line(note))
   return len(files)
+
+
+def _cause(file: str, error: Exception) -> str:
+  """Returns why a file was dropped; logs what nobody foresaw, which is a fault of this code."""
+  if isinstance(error, ValueError | OSError):
+    return getattr(error, "strerror", None) or str(error)
+  log.warning("%s is dropped", file, exc_info=error)
+  return f"{type(error).__name__}: {error}"
+
+
+def _as_line(value: dict) -> str:
+  """Returns a line of JSON; names that are no UTF-8 are escaped."""
+  line = json.dumps(value, ensure_ascii=False) + "\n"
+  try:
+    line.encode()
+  except UnicodeEncodeError:
+    return json.dumps(value) + "\n"
+  return line
 
 
 def _prepare_file(path: str, settings: Settings) -> Iterator[tuple[bytes, dict]]:
@@ -272,19 +351,29 @@ def _encode_image(media: clips.Media, short_side: int) -> tuple[bytes, dict]:
   return buffer.getvalue(), _size_facts(height, width)
 
 
-def _report(out: Path, paths: list[Path], num_files: int) -> str:
-  """Writes the list of everything that was dropped; returns a summary."""
-  notes = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
+def _report(out: OutputFolder, names: list[str], num_files: int) -> str:
+  """Writes the list of everything that was dropped; returns a summary.
+
+  Raises:
+    ValueError: shards are missing, or nothing could be prepared.
+  """
+  sizes = out.sizes()
+  missing = [name for name in names if _note_name(name) not in sizes]
+  if missing:
+    raise ValueError(
+      f"{out} lacks {len(missing)} of {len(names)} shards, such as {missing[0]}; it must be a "
+      "folder or a URL that all workers write to"
+    )
+  notes = [json.loads(text) for text in out.read(list(map(_note_name, names)))]
   dropped = [entry for note in notes for entry in note["dropped"]]
   num_clips = sum(len(note["keys"]) for note in notes)
-  text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
-  write_text(out / DROPPED, text)
-  size = sum(path.stat().st_size for path in paths if path.is_file())
+  out.write(DROPPED, "".join(map(_as_line, dropped)))
+  size = sum(sizes.get(name, 0) for name in names)
   lines = [f"{num_clips} samples of {num_files} files, {size / 2**20:.1f} MiB, in {out}"]
   causes = Counter(entry["cause"] for entry in dropped).most_common()
   lines += [f"dropped: {count} x {cause}" for cause, count in causes]
   if num_clips == 0:
     raise ValueError(f"nothing could be prepared: {'; '.join(lines[1:])}")
   if dropped:
-    lines.append(f"{out / DROPPED} lists the dropped files")
+    lines.append(f"{out}/{DROPPED} lists the dropped files")
   return "\n".join(lines)

@@ -21,6 +21,7 @@ from videoar_jax.data.sources.filters import parse_filter
 from videoar_jax.data.sources.folder import MIN_FILES_TO_SPLIT
 
 EXTENSIONS = (".jsonl", ".parquet")
+CANNOT_BE_FETCHED = "cannot be fetched"
 
 
 def read_entries(path: Path) -> list[tuple[str, dict]]:
@@ -152,7 +153,7 @@ def open_media(path: str) -> clips.Media:
       return io.BytesIO(remote.read(path))
     except ValueError as error:
       is_missing = isinstance(error.__cause__, FileNotFoundError)
-      raise bad_sample("no such file" if is_missing else "cannot be fetched", str(error)) from error
+      raise bad_sample("no such file" if is_missing else CANNOT_BE_FETCHED, str(error)) from error
   if not Path(path).is_file():
     raise ValueError("no such file")
   return path
