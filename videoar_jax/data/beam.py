@@ -49,8 +49,8 @@ def beam_runner(name: str, flags: list[str]) -> Runner:
     )
     try:
       state = pipeline.run().wait_until_finish()
-    except RuntimeError as error:  # Its text is the worker's traceback.
-      cause = str(error).strip().splitlines()[-1]
+    except Exception as error:  # Its text may be a worker's traceback.
+      cause = (str(error).strip() or repr(error)).splitlines()[-1]
       raise ValueError(f"--runner={name}: the pipeline failed: {cause}") from error
     if state != PipelineState.DONE:
       raise ValueError(f"--runner={name}: the pipeline ended as {state}; see the runner's log")
