@@ -1,11 +1,16 @@
 """Preparing from folders at URLs and patterns, and to URLs; faults of storage and of processes."""
 
+import contextlib
 import json
 import os
+import select
+import signal
+import subprocess
 import sys
 
 import fsspec
 import pytest
+from commands import REPOSITORY
 from media_files import write_image, write_video
 
 from videoar_jax import prepare as command
@@ -180,6 +185,31 @@ def test_a_killed_process_is_named(tmp_path, without_type_checks):
   runner = prepare.local_runner(2)
   with pytest.raises(ValueError, match=r"process was killed.*the same command resumes"):
     list(runner(os._exit, [1, 1], OutputFolder(tmp_path)))
+
+
+def test_processes_end_with_a_command_that_is_killed(tmp_path):
+  """They are asked for their parent's end by a pipe that only they and the parent hold."""
+  program = (
+    "import time, pathlib, sys\n"
+    "from videoar_jax.data import prepare\n"
+    "if __name__ == '__main__':\n"
+    "  runner = prepare.local_runner(2)\n"
+    "  for _ in runner(time.sleep, [0, 0, 1000], None): print('ready', flush=True)\n"
+  )
+  (tmp_path / "program.py").write_text(program)
+  arguments = [sys.executable, str(tmp_path / "program.py")]
+  environ = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+  pipes = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+  with subprocess.Popen(arguments, env=environ, **pipes) as process:
+    assert process.stdout.readline() == "ready\n"
+    process.kill()
+    process.wait()
+    try:
+      # Workers hold the other end: it closes when the last of them has ended.
+      assert select.select([process.stdout], [], [], 60)[0] and "ready" not in process.stdout.read()
+    finally:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_workers_that_write_elsewhere_are_noticed(media, tmp_path):

@@ -17,6 +17,8 @@ import json
 import logging
 import math
 import multiprocessing
+import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -196,7 +198,7 @@ def local_runner(num_processes: int) -> Runner:
     # A forked child could inherit a lock that a thread of the parent holds.
     context = multiprocessing.get_context("spawn")
     try:
-      with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+      with ProcessPoolExecutor(num_processes, context, _end_with_parent) as pool:
         yield from pool.map(write, jobs)
     except BrokenProcessPool as error:
       raise ValueError(
@@ -205,6 +207,15 @@ def local_runner(num_processes: int) -> Runner:
       ) from error
 
   return run
+
+
+def _end_with_parent() -> None:
+  # Otherwise the processes of a command that was killed wait for work forever.
+  def wait() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
 
 
 def write_shard(root: str, out: str, settings: Settings, job: Job) -> int:
