@@ -188,26 +188,26 @@ def test_a_killed_process_is_named(tmp_path, without_type_checks):
 
 
 def test_processes_end_with_a_command_that_is_killed(tmp_path):
-  """They are asked for their parent's end by a pipe that only they and the parent hold."""
   program = (
-    "import time, pathlib, sys\n"
+    "import time\n"
     "from videoar_jax.data import prepare\n"
     "if __name__ == '__main__':\n"
-    "  runner = prepare.local_runner(2)\n"
-    "  for _ in runner(time.sleep, [0, 0, 1000], None): print('ready', flush=True)\n"
+    "  for _ in prepare.local_runner(2)(time.sleep, [0, 1000, 1000], None):\n"
+    "    print('ready', flush=True)\n"
   )
   (tmp_path / "program.py").write_text(program)
   arguments = [sys.executable, str(tmp_path / "program.py")]
   environ = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-  pipes = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
-  with subprocess.Popen(arguments, env=environ, **pipes) as process:
-    assert process.stdout.readline() == "ready\n"
-    process.kill()
-    process.wait()
+  ours, theirs = os.pipe()
+  with subprocess.Popen(arguments, env=environ, stdout=theirs, start_new_session=True) as process:
+    os.close(theirs)
     try:
-      # Workers hold the other end: it closes when the last of them has ended.
-      assert select.select([process.stdout], [], [], 60)[0] and "ready" not in process.stdout.read()
+      assert os.read(ours, 100) == b"ready\n"
+      process.kill()
+      # The pipe is at its end once no process holds its other side.
+      assert select.select([ours], [], [], 60)[0] and not os.read(ours, 100)
     finally:
+      os.close(ours)
       with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
