@@ -102,15 +102,15 @@ def test_what_is_dropped_is_told(folder, prepared, capsys):
 
 def test_a_killed_run_goes_on(folder, prepared, tmp_path, monkeypatch):
   """Complete shards are kept; unfinished ones are written again; the result is the same."""
-  out, write, done = tmp_path / "out", prepare._write_shard, []
+  out, write, done = tmp_path / "out", prepare.write_shard, []
 
   def stop(*arguments):
     if len(done) == 2:
       raise KeyboardInterrupt
-    done.append(arguments[-1][0])
+    done.append(out / arguments[-1][0])
     return write(*arguments)
 
-  monkeypatch.setattr(prepare, "_write_shard", stop)
+  monkeypatch.setattr(prepare, "write_shard", stop)
   arguments = [str(folder), f"--out={out}", "--num_processes=1", *FLAGS]
   with pytest.raises(KeyboardInterrupt):
     command.main(arguments)

@@ -61,6 +61,7 @@ class DataConfig:
     is_flipped: mirror half of the training clips, left to right.
     is_randomly_cropped: train on random instead of center crops where a video's aspect ratio is not
       the resolution's.
+    background: RGB colour behind the transparent pixels of files.
     p_drop_caption: share of the training captions that are replaced by the empty one.
     num_threads: threads that read clips; 0 reads them in the training loop itself.
     prefetch: batches to read ahead.
@@ -85,6 +86,7 @@ class DataConfig:
   frame_rates: tuple[float, ...] = ()
   is_flipped: bool = False
   is_randomly_cropped: bool = False
+  background: tuple[int, int, int] = (255, 255, 255)
   p_drop_caption: float = 0.0
   num_threads: int = 4
   prefetch: int = 4
@@ -92,6 +94,11 @@ class DataConfig:
   def __post_init__(self):
     object.__setattr__(self, "frame_rates", tuple(self.frame_rates))
     object.__setattr__(self, "resolution", _as_tuple("resolution", self.resolution))
+    object.__setattr__(self, "background", _as_tuple("background", self.background))
+    if len(self.background) != 3 or not all(0 <= value < 256 for value in self.background):
+      raise ValueError(
+        f"data.background is {self.background}; set it to (red, green, blue), each 0 to 255."
+      )
     if not isinstance(self.num_objects, int):
       object.__setattr__(self, "num_objects", _as_tuple("num_objects", self.num_objects))
     if self.source not in SOURCES:
@@ -198,6 +205,7 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
     "frame_rate": data.frame_rates if split == "train" and data.frame_rates else data.frame_rate,
     "is_flipped": data.is_flipped,
     "is_randomly_cropped": data.is_randomly_cropped,
+    "background": data.background,
     "p_drop_caption": data.p_drop_caption,
     "clips_per_file": data.clips_per_file,
     "max_bad_share": data.max_bad_share,

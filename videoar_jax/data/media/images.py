@@ -9,6 +9,8 @@ from PIL import Image
 from videoar_jax.data.media import colour
 from videoar_jax.data.media.containers import Media, check_size, reported_as
 
+# JPEG, PNG, BMP and TIFF of either byte order.
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
 _ORIENTATION = 0x0112
 _TURNS = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -22,7 +24,7 @@ _TURNS = {
 
 
 def is_image(path: Media) -> bool:
-  """Returns whether a file has the signature of a JPEG, PNG or WebP image."""
+  """Returns whether a file has the signature of a still image that Pillow reads."""
   if isinstance(path, io.BytesIO):
     start = path.getvalue()[:12]
   else:
@@ -32,7 +34,7 @@ def is_image(path: Media) -> bool:
     except (OSError, ValueError):  # Reading it as a video will report the error.
       return False
   is_webp = start[:4] == b"RIFF" and start[8:] == b"WEBP"
-  return is_webp or start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
+  return is_webp or start[4:] == b"ftypavif" or start.startswith(_SIGNATURES)
 
 
 def read_image(path: Media, background: colour.Colour = colour.WHITE) -> Image.Image:

@@ -14,6 +14,7 @@ import numpy as np
 
 from videoar_jax.data.bad_samples import BadSamples, bad_sample, cause_of
 from videoar_jax.data.media import clips
+from videoar_jax.data.media.colour import WHITE, Colour
 from videoar_jax.data.sources.captions import CutCaptions
 from videoar_jax.data.sources.media_files import printable
 from videoar_jax.data.synthetic.sprites import SPLITS
@@ -83,6 +84,7 @@ class ClipSource:
     clips_per_file: how often the length counts each sample.
     is_flipped: mirror half of the clips.
     is_randomly_cropped: crop a clip of another aspect ratio at random; else at the centre.
+    background: RGB colour behind transparent pixels.
     p_drop_caption: share of the captions that are replaced by the empty one.
     bad_samples: list of the samples that cannot be read.
 
@@ -106,6 +108,7 @@ class ClipSource:
     clips_per_file: int = 1,
     is_flipped: bool = False,
     is_randomly_cropped: bool = False,
+    background: Colour = WHITE,
     p_drop_caption: float = 0.0,
   ):
     self.files, self.split, self.bad_samples = files, split, bad_samples
@@ -113,7 +116,7 @@ class ClipSource:
     self.frame_rates = frame_rate if isinstance(frame_rate, tuple) else (frame_rate,)
     self.seed, self.clips_per_file = seed, clips_per_file
     self.is_flipped, self.is_randomly_cropped = is_flipped, is_randomly_cropped
-    self.p_drop_caption = p_drop_caption
+    self.background, self.p_drop_caption = background, p_drop_caption
     self.class_names: list[str] = []
     self.cut_captions = CutCaptions(bad_samples.source)
 
@@ -334,9 +337,8 @@ class ClipSource:
     if last_s < 0:
       raise bad_sample("ends before its segment begins", f"at {info.last_s:g} s, not {start_s:g} s")
     offset_s, rate = self._place(last_s, params)
-    return clips.read_clip(
-      open_media(), start_s + offset_s, self.num_frames, rate, self.resolution, params.crop
-    )
+    size = self.num_frames, rate, self.resolution
+    return clips.read_clip(open_media(), start_s + offset_s, *size, params.crop, self.background)
 
   def _nothing_left(self, count: int) -> str:
     causes = self.bad_samples.causes()

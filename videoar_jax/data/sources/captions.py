@@ -85,10 +85,10 @@ def read_captions(folder: Path, listing: Listing) -> dict[str, list[str]]:
     ValueError: a line is wrong; the message names the file and line, and how to fix it.
   """
   names = Names(listing.media)
-  found = _read_list(folder, CAPTIONS, names)
+  found = read_list(folder, CAPTIONS, names)
   for file in listing.others:
     if posixpath.basename(file) == METADATA:
-      for name, captions in _read_list(folder, file, names).items():
+      for name, captions in read_list(folder, file, names).items():
         found[name] = found.get(name) or captions
   texts = Names(file for file in listing.others if file.lower().endswith(".txt"))
   for file in listing.media if texts else ():
@@ -105,7 +105,7 @@ def _read_text(path: Path) -> str:
     return ""
 
 
-def _read_list(folder: Path, file: str, names: Names) -> dict[str, list[str]]:
+def read_list(folder: Path, file: str, names: Names) -> dict[str, list[str]]:
   """Returns the captions of a list, if there is one; its paths are relative to its own folder."""
   is_metadata, below = file != CAPTIONS, posixpath.dirname(file)
   key = "file_name" if is_metadata else "file"

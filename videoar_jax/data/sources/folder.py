@@ -166,12 +166,15 @@ class FolderSource(ClipSource):
     path = self.path / video.file
     start_s, rate = self._place(video.info.last_s, params)
     if not self.is_cached:
-      return clips.read_clip(path, start_s, self.num_frames, rate, self.resolution, params.crop)
+      size = self.num_frames, rate, self.resolution
+      return clips.read_clip(path, start_s, *size, params.crop, self.background)
     with self._lock:
       lock = self._cache_locks.setdefault(video.file, threading.Lock())
     with lock:
       if video.file not in self._cache:
-        self._cache[video.file] = clips.decode_video(path, self.resolution)
+        self._cache[video.file] = clips.decode_video(
+          path, self.resolution, background=self.background
+        )
     return clips.clip_of(self._cache[video.file], start_s, self.num_frames, rate)
 
   def _open_files(
@@ -224,11 +227,18 @@ def describe_files(folder: Path) -> list[tuple[str, dict]]:
     ValueError: a list of captions is wrong.
   """
   listing = list_files(folder)
-  captions, names = read_captions(folder, listing), folder_names(folder, listing.media)
+  return describe(folder, listing.media, read_captions(folder, listing))
+
+
+def describe(
+  folder: Path, files: list[str], captions: dict[str, list[str]]
+) -> list[tuple[str, dict]]:
+  """Returns each file with its `captions`, otherwise its folder's name, and its `class_id`."""
+  names = folder_names(folder, files)
   numbers = {name: number for number, name in enumerate(sorted(set(names.values())))}
   return [
     (file, {"captions": captions.get(file, [names[file]]), "class_id": numbers[names[file]]})
-    for file in listing.media
+    for file in files
   ]
 
 

@@ -27,6 +27,7 @@ from videoar_jax.data.sources.media_files import normal
 
 EXTENSIONS = (".jsonl", ".parquet")
 _SIZES = ("width", "height", "aspect_ratio")
+CANNOT_BE_FETCHED = "cannot be fetched"
 
 
 def read_entries(path: Path) -> list[tuple[str, dict]]:
@@ -220,7 +221,7 @@ def open_media(path: str) -> clips.Media:
       return io.BytesIO(remote.read(path))
     except ValueError as error:
       is_missing = isinstance(error.__cause__, FileNotFoundError)
-      raise bad_sample("no such file" if is_missing else "cannot be fetched", str(error)) from error
+      raise bad_sample("no such file" if is_missing else CANNOT_BE_FETCHED, str(error)) from error
   # The index and the file system may spell accents differently.
   for spelling in (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))):
     if Path(spelling).is_file():

@@ -126,8 +126,7 @@ def _ratio(text: str) -> Fraction:
 @functools.cache
 def _reader() -> str:
   """Returns a hash of the code and the versions of the libraries that read files."""
-  path = Path(clips.__file__)
-  paths = sorted(path.parent.glob("*.py")) if path.stem == "__init__" else [path]
+  paths = sorted(Path(clips.__file__).parent.glob("*.py"))
   digest = hashlib.sha256(f"{av.__version__} {PIL.__version__}".encode())
   for path in paths:
     digest.update(path.read_bytes())

@@ -42,7 +42,7 @@ def read(url: str) -> bytes:
   Raises:
     ValueError: there is no such file, or it cannot be read.
   """
-  with _errors(url):
+  with errors(url):
     files, path = fsspec.core.url_to_fs(url)
     return files.cat_file(path)
 
@@ -79,7 +79,7 @@ def _copy(url: str, is_wanted) -> Path:
   folder.mkdir(parents=True, exist_ok=True)
   note = folder / _COPIED
   copied = json.loads(note.read_text()) if note.is_file() else {}
-  with _errors(url):
+  with errors(url):
     files, root = fsspec.core.url_to_fs(url)
     found = {
       posixpath.basename(info["name"]): info["name"]
@@ -105,13 +105,18 @@ def _copy(url: str, is_wanted) -> Path:
 
 
 @contextlib.contextmanager
-def _errors(url: str) -> Iterator[None]:
-  """Converts errors into a one-line ValueError that names the URL."""
+def errors(url: str, doing: str = "read") -> Iterator[None]:
+  """Converts errors, whose types differ by protocol, into a ValueError that names the URL.
+
+  Args:
+    url: the file or folder.
+    doing: what is done with it, as a participle.
+  """
   try:
     yield
   except ImportError as error:
     raise ValueError(f"{url} needs another package: {error}") from error
   except FileNotFoundError as error:
     raise ValueError(f"{url}: there is no such file") from error
-  except (OSError, ValueError) as error:
-    raise ValueError(f"{url} cannot be read ({type(error).__name__}: {error})") from error
+  except Exception as error:  # Such as botocore's, which are no OSError.
+    raise ValueError(f"{url} cannot be {doing} ({type(error).__name__}: {error})") from error
