@@ -6,7 +6,7 @@ import pytest
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from media_files import encode
 
-from videoar_jax.data import prepare
+from videoar_jax.data import clip_encoding
 from videoar_jax.data.media import clips, colour
 from videoar_jax.evals.media import write_mp4
 
@@ -66,8 +66,8 @@ def test_untagged_colours_follow_the_number_of_lines(tmp_path, lines, matrix):
 def test_what_we_write_is_tagged_and_reads_back(tmp_path, height):
   clip = np.stack([np.full((height, 64, 3), rgb, np.uint8) for rgb in COLOURS])
   write_mp4(tmp_path / "sample.mp4", clip, 8.0)
-  settings = prepare.Settings(min_s=0.1, short_side=768)
-  data, _ = next(prepare._prepare_file(str(tmp_path / "sample.mp4"), settings))
+  settings = clip_encoding.Settings(min_s=0.1, short_side=768)
+  data, _ = next(clip_encoding.encode_clips(str(tmp_path / "sample.mp4"), settings))
   (tmp_path / "prepared.mp4").write_bytes(data)
   for name in ("sample.mp4", "prepared.mp4"):
     with av.open(str(tmp_path / name)) as container:

@@ -8,7 +8,7 @@ import pytest
 from av.stream import Disposition
 from media_files import encode, film_packets
 
-from videoar_jax.data import conditioning, prepare
+from videoar_jax.data import clip_encoding, conditioning
 from videoar_jax.data.media import clips
 
 ONE = 1 << 16
@@ -58,7 +58,7 @@ def test_the_display_matrix_is_applied(tmp_path, name, suffix):
   # A crop is of what is shown, too.
   for frame in every_way(path, (32, 32), crop=(0.0, 1.0)):
     assert np.abs(frame[:14, -14:].astype(int) - expected[0, -1]).mean() < 6
-  data, facts = next(prepare._prepare_file(str(path), prepare.Settings(min_s=0.1)))
+  data, facts = next(clip_encoding.encode_clips(str(path), clip_encoding.Settings(min_s=0.1)))
   assert (facts["height"], facts["width"]) == expected.shape[:2]
   (tmp_path / "prepared.mp4").write_bytes(data)
   prepared = clips.read_clip(tmp_path / "prepared.mp4", 0.0, 1, 8.0, expected.shape[:2])[0]

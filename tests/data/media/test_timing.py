@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from media_files import encode, film_packets, frame_numbers, numbered, write_xvid
 
-from videoar_jax.data import conditioning, prepare
+from videoar_jax.data import clip_encoding, conditioning
 from videoar_jax.data.media import clips
 from videoar_jax.data.sources.folder import FolderSource
 
@@ -132,7 +132,7 @@ def test_the_last_frame_lasts_as_long_as_the_file_says(tmp_path, suffix):
   decoded = clips.decode_video(path, SIZE)
   assert frame_numbers(clips.clip_of(decoded, 5.5, 9, 8.0)) == [29] * 9
   assert sum(1 for _ in clips.read_frames(path, 10.0)) == pytest.approx(70, abs=1)
-  prepared = list(prepare._prepare_file(str(path), prepare.Settings(min_s=0.1)))
+  prepared = list(clip_encoding.encode_clips(str(path), clip_encoding.Settings(min_s=0.1)))
   assert sum(facts["duration"] for _, facts in prepared) == pytest.approx(29 / 30 + 6, abs=0.1)
 
 
@@ -170,7 +170,9 @@ def test_a_recording_without_a_rate_has_that_of_its_frames(tmp_path):
     clip = clips.read_clip(tmp_path / "a.webm", start, 9, 8.0, SIZE)
     expected = [int(np.searchsorted(times_s, time, side="right")) - 1 for time in wanted]
     assert frame_numbers(clip) == expected
-  _, facts = next(prepare._prepare_file(str(tmp_path / "a.webm"), prepare.Settings(min_s=0.1)))
+  _, facts = next(
+    clip_encoding.encode_clips(str(tmp_path / "a.webm"), clip_encoding.Settings(min_s=0.1))
+  )
   assert facts["frame_rate"] == pytest.approx(float(info.frame_rate))
 
 
