@@ -28,6 +28,8 @@ VARIANTS = {
   "inheritance": "+ inheritance: the paper's",
   "frame_mask": "the paper's, with a random frame mask",
   "full_frame": "the paper's, with context=full_frame",
+  "clean": "the paper's, without flipped bits",
+  "contiguous": "the paper's, with contiguous rotary sections",
 }
 
 
@@ -87,6 +89,10 @@ def _vary(config: ConfigDict, variant: str) -> None:
   loss.corruption.delta = 0.01 if row >= 2 else 0.0
   loss.corruption.has_inheritance = row >= 3
   loss.p_frame_mask = 0.2 if variant == "frame_mask" else 0.0
+  if variant == "clean":
+    loss.corruption.p_max = 0.0
+  if variant == "contiguous":
+    config.generator.rope_is_interleaved = False
 
 
 def _shrink(config: ConfigDict) -> None:

@@ -25,7 +25,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   Args:
     arg: `data=FOLDER` for your own clips; `version=1` for the smaller sprites of earlier numbers;
       `level=2` for two of them in a clip; `size=` of the generator; `image_steps=`,
-      `tokenizer_steps=`, `frame_steps=` and `generator_steps=` to train for longer or shorter.
+      `tokenizer_steps=`, `frame_steps=` and `generator_steps=` to train for longer or shorter;
+      `long_steps=600` for a last stage on clips of 33 frames, so that longer clips keep moving.
   """
   args = parse_arg(
     arg,
@@ -37,17 +38,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
     tokenizer_steps=680,
     frame_steps=2800,
     generator_steps=2400,
+    long_steps=0,
   )
   # Tokenizer and generator each begin with single frames: a step on many different ones costs less
   # than one on few clips.
-  config = default_config(
-    {
-      "images": "tokenizer",
-      "tokenizer": "tokenizer",
-      "frames": "generator",
-      "generator": "generator",
-    }
-  )
+  kinds = {
+    "images": "tokenizer",
+    "tokenizer": "tokenizer",
+    "frames": "generator",
+    "generator": "generator",
+  }
+  config = default_config(kinds | ({"long": "generator"} if args.long_steps else {}))
   config.data.num_frames = 9
   config.data.resolution = (64, 64)
   config.text.tokenizer = "words"
@@ -71,10 +72,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.report.expected_psnr, config.report.expected_all = (27.5, 27.9), (0.57, 0.64)
 
   config.stage.frames.data.num_frames = 1
-  loops = {"frames": (args.frame_steps, 16), "generator": (args.generator_steps, 8)}
+  loops = {
+    "frames": (args.frame_steps, 16, 1.5e-2),
+    "generator": (args.generator_steps, 8, 1.5e-2),
+  }
+  if args.long_steps:
+    loops["long"] = (args.long_steps, 8, 1e-2)
+    # Within 9 frames no object reaches the border on a straight path; later frames are of objects
+    # that leave and come back. The window is that of sampling: a clip may have any length.
+    clips = {"weight": 1.0, "num_frames": 33, "batch_size": 3}
+    config.stage.long.mixture = ConfigDict({"clips": clips})
+    config.stage.long.loss.window = 2
   for name, loop in loops.items():
     stage = config.stage[name]
-    stage.loop.update(small_loop(*loop, 1.5e-2, media_every=1000))
+    stage.loop.update(small_loop(*loop, media_every=1000))
     stage.loss.update(small_generator_loss())
     # In so short a training flipped bits cost shapes, see docs/ablation.md.
     stage.loss.corruption.p_max = 0.0

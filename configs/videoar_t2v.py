@@ -51,6 +51,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.generator.update(generator_size(args.size))
   config.sampling.guidance = "t2v"
   config.mesh.data, config.mesh.fsdp = 1, -1
+  # Made by one host of the pod, a clip at a time.
+  config.report.update({"num_clips": 16, "num_prompts": 8, "batch_size": 1})
+  config.report.mesh, config.report.dtype = "tensor:-1", "bfloat16"
 
   # The tokenizer is trained at 256 pixels; it is convolutional and works at larger sizes, too.
   ucf101 = tokenizer_ucf101.get_config(f"data={args.data},init={args.init}")

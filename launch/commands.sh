@@ -2,7 +2,7 @@
 # Sourced by the launchers: arguments, quoting, commands that --dry-run only prints, restarts.
 
 is_dry_run=""
-# Of a run that hung or lost a process: a bug in the code would recur each time.
+# Of a run that hung or lost a process: what does so each time needs a look.
 # shellcheck disable=SC2034 # For the scripts that source this one.
 max_restarts=20
 
@@ -79,9 +79,13 @@ read_switches() {
   done
 }
 
-# Fails unless the run's flags name a config and leave the workdir to the launcher.
+# Fails unless the run's flags name a config and leave the workdir to the launcher, and that is a
+# folder.
 check_flags() {
   local flag has_config=""
+  # shellcheck disable=SC2154 # `read_options` sets it.
+  [[ "$option_workdir" != *://* ]] ||
+    fail "--workdir=$option_workdir is a URL; mount the bucket, and name a folder in it"
   for flag in "${flags[@]}"; do
     case "$flag" in
       --config=*) has_config=1 ;;
@@ -94,8 +98,8 @@ check_flags() {
 # Prints which exit status of a run's processes explains how the run ended: nothing for none.
 #
 # If one process ends with an error, the others end by signals, and if one hangs, others may still be
-# told to stop. So errors, below 128, come first; then 134, of a step that hung, a lost process or an
-# unforeseen error, and signals; then 130 and 143, of processes that were told to stop; then 0.
+# told to stop. So errors, below 128, come first; then 134, of a step that hung, a lost process or
+# another failure of the runtime, and signals; then 130 and 143, of processes that were told to stop; then 0.
 telling_status() {
   local status rank found="" highest=0
   for status in "$@"; do

@@ -39,8 +39,8 @@ main="$(quote python -m videoar_jax.main --workdir="$option_workdir" --distribut
 create() {
   run docker build --file=launch/Dockerfile --build-arg=ACCELERATOR=tpu --tag="$image" .
   run docker push "$image"
-  # By default, xpk restarts after statuses 127 to 255: signals, and unforeseen errors. User errors, 1
-  # and 2, end the workload. Saving takes longer than the default grace period of 30 seconds.
+  # By default, xpk restarts after statuses 127 to 255: signals, hangs and lost processes. Errors, 1 and
+  # 2, end the workload. Saving takes longer than the default grace period of 30 seconds.
   run xpk workload create --workload="$name" "${place[@]}" --tpu-type="$option_type" \
     --num-slices="${option_slices:-1}" --docker-image="$image" --max-restarts=100 \
     --termination-grace-period-seconds=600 --command="$main"

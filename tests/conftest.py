@@ -41,6 +41,14 @@ def golden_root() -> pathlib.Path:
   return pathlib.Path(os.environ.get("VIDEOAR_GOLDEN", SHARED / "golden"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_cache(tmp_path_factory):
+  """Keeps what is kept from one start to the next out of the user's own cache."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("VIDEOAR_JAX_DATA", str(tmp_path_factory.mktemp("data_cache")))
+    yield
+
+
 @pytest.fixture(scope="session")
 def golden_folder():
   """Returns the folder of golden files of Infinity's tokenizer."""

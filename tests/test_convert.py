@@ -62,6 +62,30 @@ def test_pth_gives_the_same_tokenizer(is_nested, checkpoint, tmp_path, capsys):
     np.testing.assert_array_equal(ours[name], same[name])
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_prefix_that_all_keys_share_is_left_out(suffix, tmp_path):
+  """As DataParallel and torch.compile add them."""
+  path, arrays = tmp_path / f"vae.{suffix}", {"a.x": np.ones(2, np.float32), "b": np.zeros(3)}
+  named = {f"module._orig_mod.{key}": value for key, value in arrays.items()}
+  if suffix == "pth":
+    torch = pytest.importorskip("torch", reason="a .pth file needs PyTorch")
+    torch.save({"vae": {key: torch.from_numpy(value) for key, value in named.items()}}, path)
+  else:
+    save_file(named, path)
+  found, _ = convert.read_tensors(path, part="vae")
+  assert found.keys() == arrays.keys()
+  for key, value in arrays.items():
+    np.testing.assert_array_equal(found[key], value)
+
+
+def test_a_pth_of_float8_gets_a_sentence(tmp_path):
+  torch = pytest.importorskip("torch", reason="a .pth file needs PyTorch")
+  small = torch.zeros(2, 2).to(torch.float8_e4m3fn)
+  torch.save({"a": small, "b": torch.zeros(2)}, tmp_path / "vae.pth")
+  with pytest.raises(ValueError, match=r"tensor 'a' is of type torch\.float8_e4m3fn, as 1 of 2"):
+    convert.read_tensors(tmp_path / "vae.pth")
+
+
 class Code:
   """Code that a pickle could run."""
 
@@ -142,7 +166,7 @@ def test_a_damaged_folder_is_named(checkpoint, tmp_path, capsys):
   weights, text = folder / "tokenizer.safetensors", folder / "tokenizer.json"
   whole = weights.read_bytes()
   weights.write_bytes(whole[:-9])
-  with pytest.raises(ValueError, match="safetensors is damaged"):
+  with pytest.raises(ValueError, match="safetensors is cut off or damaged"):
     videoar_jax.load_tokenizer(folder)
   weights.write_bytes(whole)
   text.write_text(text.read_text().replace('"num_bits": 48', '"num_bits": 32'))

@@ -191,6 +191,31 @@ def test_python_interface(trained):
   np.testing.assert_array_equal(split.sample(prompts, seed=0), clips)
 
 
+@pytest.mark.slow  # Takes half a minute.
+@pytest.mark.parametrize("suite", ["generation", "reconstruction"])
+def test_two_processes_evaluate_together(trained, tmp_path, suite):
+  """With other batches, and over four devices in two processes: the numbers of one device."""
+  main = [sys.executable, "-m", "videoar_jax.evaluate", f"--workdir={trained}", f"--suite={suite}"]
+  main += ["--num_clips=6", *(["--num_long_clips=2"] if suite == "generation" else [])]
+  done = run([*main, f"--out={tmp_path / 'one'}"])
+  assert done.returncode == 0, done.stderr[-3000:]
+  processes = start_two(
+    [*main, f"--out={tmp_path / 'two'}", "--mesh=fsdp:4", "--batch_size=4", "--distributed"]
+  )
+  outputs = [process.communicate(timeout=300)[0] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], outputs
+  assert str(tmp_path / "two") in outputs[0] and str(tmp_path / "two") not in outputs[1]
+  one, two = (
+    json.loads((tmp_path / name / f"{suite}.json").read_text()) for name in ("one", "two")
+  )
+  if suite == "reconstruction":
+    assert two["psnr"] == pytest.approx(one["psnr"], abs=1e-3)
+    assert two["codebook_usage"]["flipping"] == one["codebook_usage"]["flipping"]
+  else:
+    assert two["teacher_forced"] == pytest.approx(one["teacher_forced"], abs=1e-4)
+    assert two["prompts"] == one["prompts"]
+
+
 def test_python_interface_names_bad_input(trained, without_type_checks):
   import videoar_jax
 
@@ -247,7 +272,7 @@ def test_bad_settings_are_named_and_write_nothing(tmp_path, flags, message):
 def test_workdir_of_another_config_is_refused(trained):
   before = (trained / "config.json").read_bytes()
   done = run(command(trained, "--config.seed=5"))
-  assert done.returncode == 1
+  assert done.returncode == 2
   assert "config.seed: 0 -> 5" in done.stderr
   assert (trained / "config.json").read_bytes() == before
 
@@ -277,7 +302,7 @@ def test_empty_folder(tmp_path):
   (tmp_path / "clips").mkdir()
   config = f"configs/quickstart.py:size=tiny,data={tmp_path / 'clips'}"
   done = run(command(tmp_path / "run", config=config))
-  assert done.returncode == 1 and "clips" in done.stderr and "mp4" in done.stderr
+  assert done.returncode == 2 and "clips" in done.stderr and "mp4" in done.stderr
   assert not (tmp_path / "run").exists()
 
 
@@ -331,5 +356,5 @@ def test_adversarial_training_on_images_and_clips_resumes(tmp_path):
 def test_a_size_that_the_discriminator_cannot_halve_is_named(tmp_path):
   levels = "--config.stage.tokenizer.loss.adversarial.discriminator.patch_size=3"
   done = run(adversarial_command(tmp_path / "new", levels))
-  assert done.returncode == 1 and "the discriminator's stride" in done.stderr
+  assert done.returncode == 2 and "the discriminator's stride" in done.stderr
   assert not (tmp_path / "new").exists()

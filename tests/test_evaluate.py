@@ -52,7 +52,7 @@ def workdir(tmp_path, monkeypatch):
   folder.mkdir()
   parse.save_config(quickstart.get_config(), folder / "config.json")
   config = load.find_run(folder)[1].tokenizer
-  monkeypatch.setattr(load, "load_tokenizer", lambda path: BrighteningTokenizer(config))
+  monkeypatch.setattr(load, "load_tokenizer", lambda path, **settings: BrighteningTokenizer(config))
   monkeypatch.setenv("VIDEOAR_JAX_WEIGHTS", str(tmp_path / "weights"))
   return folder
 
@@ -232,7 +232,7 @@ def test_shown_clips_are_those_first_drawn_of_several_batches(workdir, monkeypat
   items = [
     {"video": np.full((1, 16, 16, 3), 20 * i, np.uint8), "caption": str(i)} for i in range(7)
   ]
-  tokenizer = BrighteningTokenizer(types.SimpleNamespace())
+  tokenizer = BrighteningTokenizer(types.SimpleNamespace(temporal_stride=1))
   found = reconstruction.measure(tokenizer, items, 7)
   shown = [int(caption) for caption in found.captions]
   assert len(set(shown)) == 4

@@ -11,7 +11,7 @@ from package_imports import IDS, PACKAGE, ROOT, SOURCES, imported_modules
 ALLOWED = {
   "parallel": set(),
   "interop": set(),
-  "text": set(),
+  "text": {"interop"},
   "data": set(),
   "nn": {"parallel"},
   "runtime": {"parallel"},
@@ -27,7 +27,7 @@ ALLOWED = {
   "planning": {"parallel", "nn", "train", "tokenizers", "models", "experiment"},
 }
 # Every part may import these modules: they need nothing of the package, and no device.
-LEAVES = ("interop.atomic", "runtime.versions")
+LEAVES = ("interop.atomic", "interop.strict_json", "runtime.versions")
 # No lower part may need an entry point: `main`, `sample` and what else lies at the top.
 EXCEPTIONS = {"": {"experiment"}}  # The package's own `__init__` opens the door to `load`.
 # Opens foreign checkpoints, where PyTorch is installed.
@@ -122,3 +122,13 @@ def test_checks_see_every_kind_of_import(tmp_path):
   )
   names = imported_modules(path, "videoar_jax.train")
   assert {"a.b", "c.d", "videoar_jax.nn.rope", "videoar_jax.train.x"} <= names
+
+
+def test_data_is_opened_without_models():
+  """JAX itself is imported by Grain, where it is installed."""
+  code = (
+    "import sys, videoar_jax; a = {*sys.modules}; videoar_jax.open_data; b = {*sys.modules};"
+    "print(sorted({'jax', 'grain'} & a), sorted({'flax', 'optax', 'videoar_jax.models'} & b))"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert done.stdout == "[] []\n"

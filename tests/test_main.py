@@ -4,6 +4,7 @@ import os
 import signal
 import types
 
+import jax
 import pytest
 from absl.testing import flagsaver
 
@@ -24,13 +25,14 @@ def command(monkeypatch, tmp_path):
   """Returns a function that runs the command with another function in place of training."""
   monkeypatch.setattr(main, "configure", lambda arguments: None)
   handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-  for flag, value in (("WORKDIR", tmp_path), ("STAGE", "I"), ("DISTRIBUTED", 0)):
+  values = {"WORKDIR": tmp_path, "STAGE": "I", "DISTRIBUTED": 0, "ALLOW_CHANGED_DATA": 0}
+  for flag, value in values.items():
     monkeypatch.setattr(main, flag, types.SimpleNamespace(value=value))
   monkeypatch.setattr(processes, "start", lambda is_distributed: None)
 
   def give(train):
     fake = types.SimpleNamespace(train=train, workdir=tmp_path, is_finished=False)
-    monkeypatch.setattr(run, "Run", lambda config, workdir: fake)
+    monkeypatch.setattr(run, "Run", lambda config, workdir, **_: fake)
     return main.main([])
 
   yield give
@@ -56,13 +58,37 @@ def fail(error):
     (ImportError("a name of JAX is gone"), 1),
     (ConnectionError("the bucket is out of reach"), 134),
     (FloatingPointError("nan"), 1),
-    (RuntimeError("another process is gone"), 134),
-    (TypeError("nobody foresaw this"), 134),
+    (TimeoutError("the save hangs"), 134),
+    (jax.errors.JaxRuntimeError("UNAVAILABLE: another process is gone"), 134),
+    (jax.errors.JaxRuntimeError("INTERNAL: a device is lost"), 134),
+    # What would recur is not restarted twenty times.
+    (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 1),
+    (RuntimeError("nobody foresaw this"), 1),
+    (TypeError("nobody foresaw this"), 1),
   ],
 )
-def test_each_end_has_its_status(command, capsys, error, status):
+def test_each_end_has_its_status(command, monkeypatch, capsys, error, status):
+  monkeypatch.setattr(os, "_exit", lambda status: None)  # As what hangs ends.
   assert command(fail(error)) == status
   assert str(error) in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+  ("error", "status"),
+  [
+    (ValueError("a wrong field"), 2),
+    (FileNotFoundError("no clips"), 2),
+    (ConnectionError("the bucket is out of reach"), 134),
+    (TypeError("nobody foresaw this"), 1),
+  ],
+)
+def test_a_mistake_that_is_found_while_a_run_is_opened_has_the_status_of_a_wrong_flag(
+  command, monkeypatch, capsys, error, status
+):
+  monkeypatch.setattr(processes, "start", lambda is_distributed: fail(error)(None))
+  assert command(fail(error)) == status
+  lines = capsys.readouterr().err.strip().splitlines()
+  assert lines[-1].endswith(str(error)) and (len(lines) == 1) == (status != 1)
 
 
 def test_one_of_several_processes_ends_at_once_and_so_does_what_hangs(command, monkeypatch):
@@ -70,7 +96,8 @@ def test_one_of_several_processes_ends_at_once_and_so_does_what_hangs(command, m
   monkeypatch.setattr(os, "_exit", ends.append)
   command(fail(TimeoutError("the save hangs")))
   monkeypatch.setattr(processes, "name", lambda: "process 1 of 2")
-  for error in (RuntimeError("another process is gone"), ValueError(), KeyboardInterrupt()):
+  gone = jax.errors.JaxRuntimeError("UNAVAILABLE: another process is gone")
+  for error in (gone, ValueError(), KeyboardInterrupt()):
     command(fail(error))
   assert ends == [134, 134, 1, 130]
 

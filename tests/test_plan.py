@@ -15,9 +15,9 @@ from videoar_jax.experiment.command_line import read_config
 from videoar_jax.experiment.parse import finalize
 from videoar_jax.models.videoar.sequences import layout_of
 from videoar_jax.parallel.hardware import parse_topology
-from videoar_jax.parallel.mesh import MeshConfig
+from videoar_jax.parallel.mesh import MeshConfig, parse_mesh
 from videoar_jax.planning import search, step_plan
-from videoar_jax.planning.pod import Pod, parse_mesh
+from videoar_jax.planning.pod import Pod
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = "--config=configs/quickstart.py"
@@ -90,8 +90,8 @@ def test_search_ranks_by_time(capsys):
 
 
 def test_search_knows_chips_of_two_devices_and_slices(capsys):
-  """A v4 chip has two devices; a search keeps the mesh's number of slices."""
-  flags = ["--topology=v4:2x2x2", "--mesh=slice:2", "--count", "--search=2"]
+  """A tpu7x chip has two devices; a search keeps the mesh's number of slices."""
+  flags = ["--topology=tpu7x:2x2x2", "--mesh=slice:2", "--count", "--search=2"]
   status, out, err = run_plan(capsys, *flags, "--config.stage.generator.loop.batch_size=32")
   assert status == 0, err
   for line in out.splitlines():

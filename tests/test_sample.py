@@ -17,6 +17,7 @@ from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.families import FAMILIES
 from videoar_jax.models.videoar.guidance import guidance_table
+from videoar_jax.parallel.mesh import MeshConfig
 from videoar_jax.text.tokenizers import ByteTokenizer, make_text_encoder
 
 ROOT = pathlib.Path(sample.__file__).parent.parent
@@ -28,6 +29,7 @@ class FakeModel:
 
   num_frames = 9
   resolution = (64, 64)
+  batch_size = 16
 
   def __init__(self):
     self.tokenizer = types.SimpleNamespace(config=types.SimpleNamespace(temporal_stride=4))
@@ -110,7 +112,31 @@ def test_writes_a_clip_a_sample_and_one_sheet(tmp_path, model, capsys):
 def test_what_the_model_is_loaded_with(tmp_path, model):
   flags = ["--resolution=32x48", "--dtype=bfloat16", "--text_features=f", f"--out={tmp_path}"]
   assert run("--workdir=w", f"--prompt={PROMPT}", *flags) == 0
-  assert model.loaded == {"resolution": (32, 48), "dtype": "bfloat16", "text_features": "f"}
+  assert model.loaded == {
+    "resolution": (32, 48),
+    "mesh": None,
+    "dtype": "bfloat16",
+    "batch_size": None,
+    "text_features": "f",
+  }
+
+
+def test_earlier_clips_are_kept(tmp_path, model):
+  """Clips of another seed have names of their own; others get the next free ones."""
+  flags = ["--workdir=w", "--prompt=a star", f"--out={tmp_path}"]
+  names = []
+  for more, stem in (
+    (["--num_samples=1"], "a_star_0"),
+    (["--num_samples=1", "--seed=1"], "a_star_1"),
+    (["--num_samples=2"], "a_star-2_0"),
+    (["--num_samples=1", "--temperature=0"], "a_star-3_0"),
+  ):
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert run(*flags, *more) == 0
+    assert before.items() <= {path: path.read_bytes() for path in tmp_path.iterdir()}.items()
+    names += [f"{stem}_{i}.mp4" for i in range(int(more[0][-1]))]
+    assert sorted(path.name for path in tmp_path.glob("*.mp4")) == sorted(names)
+  assert len(list(tmp_path.glob("contact_sheet*.png"))) == 4
 
 
 def test_prompts_with_one_name_get_files_of_their_own(tmp_path, model):
@@ -203,12 +229,13 @@ def test_given_frames_are_passed_on(tmp_path, model):
 def test_stream_writes_frames(tmp_path, model):
   flags = ["--num_samples=2", "--seed=1", f"--out={tmp_path}", "--stream"]
   assert run("--workdir=w", "--prompt=a star", "--num_frames=13", *flags) == 0
-  assert run("--workdir=w", "--prompt=a star", *flags) == 0  # The frames of before are gone.
-  for i in range(2):
-    frames = sorted((tmp_path / f"a_star_1_{i}").iterdir())
-    assert [path.name for path in frames] == [f"{n:05}.png" for n in range(9)]
-    assert np.asarray(Image.open(frames[-1])).max() == 10 + 50 * i
-    assert (tmp_path / f"a_star_1_{i}.mp4").is_file()
+  assert run("--workdir=w", "--prompt=a star", *flags) == 0  # Shorter clips, beside those.
+  for stem, num_frames in (("a_star", 13), ("a_star-2", 9)):
+    for i in range(2):
+      frames = sorted((tmp_path / f"{stem}_1_{i}").iterdir())
+      assert [path.name for path in frames] == [f"{n:05}.png" for n in range(num_frames)]
+      assert np.asarray(Image.open(frames[-1])).max() == 10 + 50 * i
+      assert (tmp_path / f"{stem}_1_{i}.mp4").is_file()
 
 
 def test_prompts_of_a_file(tmp_path, model, capsys):
@@ -275,9 +302,12 @@ def test_shots_go_on_from_each_other(tmp_path, model):
     assert sum(1 for _ in container.decode(video=0)) == 13
 
 
-def test_many_prompts_share_batches(tmp_path, model, monkeypatch):
-  monkeypatch.setattr(sample, "BATCH_SIZE", 3)
-  assert run("--workdir=w", "--prompt=a", "--prompt=b", "--num_samples=2", f"--out={tmp_path}") == 0
+def test_many_prompts_share_batches_and_devices(tmp_path, model, monkeypatch):
+  model.batch_size = 3
+  flags = ["--mesh=fsdp:3,tensor:2", "--dtype=bfloat16", "--batch_size=3", f"--out={tmp_path}"]
+  assert run("--workdir=w", "--prompt=a", "--prompt=b", "--num_samples=2", *flags) == 0
+  assert model.loaded["mesh"] == MeshConfig(data=1, fsdp=3, tensor=2)
+  assert (model.loaded["dtype"], model.loaded["batch_size"]) == ("bfloat16", 3)
   assert [call[0] for call in model.calls] == [["a", "a", "b"], ["b"]]
   for name, value in (("a_0_0", 0), ("a_0_1", 50), ("b_0_0", 0), ("b_0_1", 50)):
     with av.open(str(tmp_path / f"{name}.mp4")) as container:

@@ -1,13 +1,20 @@
 """Autoregressive video models in JAX."""
 
+import importlib
+
 __version__ = "0.1.0"
-__all__ = ["load_model", "load_tokenizer"]
+
+# Imported lazily: models import JAX, which the data pipeline and `--help` do not need.
+_MODULES = {
+  "load_model": "videoar_jax.experiment.load",
+  "load_tokenizer": "videoar_jax.experiment.load",
+  "open_data": "videoar_jax.data.pipeline",
+  "read_clip": "videoar_jax.data.media.clips",
+}
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str):
-  # Imported lazily, because it imports JAX, which the data pipeline and `--help` do not need.
-  if name in __all__:
-    from videoar_jax.experiment import load
-
-    return getattr(load, name)
+  if name in _MODULES:
+    return getattr(importlib.import_module(_MODULES[name]), name)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,12 @@ import pathlib
 import statistics
 import sys
 
-from videoar_jax.experiment.command_line import Parser, load_config_file, print_result
+from videoar_jax.experiment.command_line import (
+  Parser,
+  check_local,
+  load_config_file,
+  print_result,
+)
 
 _ATTRIBUTES = ("size", "colour", "shape", "motion", "background", "all")
 # Columns of the table: title, path in the scores, factor, digits.
@@ -54,6 +59,7 @@ def _ablate(options: argparse.Namespace) -> str:
   Raises:
     ValueError, OSError: the config or a flag is wrong, or a run belongs to another config.
   """
+  check_local(options.workdir, "--workdir")
   for name in ("seeds", "num_clips", "num_long_clips"):
     if getattr(options, name) < 1:
       raise ValueError(f"--{name}={getattr(options, name)} must be at least 1")
@@ -104,7 +110,7 @@ def _train_shared(config, workdir: pathlib.Path) -> None:
 def _run(config, workdir: pathlib.Path, name: str, options: argparse.Namespace) -> dict:
   """Trains a generator on the shared cache and scores it; returns its scores."""
   from videoar_jax.experiment.run import Run
-  from videoar_jax.interop.atomic import write_text
+  from videoar_jax.interop.strict_json import write_json
 
   folder, shared = workdir / name, workdir / "shared"
   folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +132,7 @@ def _run(config, workdir: pathlib.Path, name: str, options: argparse.Namespace) 
       **_score(folder, run, options),
       "seconds_a_step": speed or before.get("seconds_a_step"),
     }
-    write_text(path, json.dumps(before, indent=2) + "\n")
+    write_json(path, before)
   return before
 
 
@@ -232,12 +238,13 @@ last quarter of clips of four times the length, minus that in the first. Seconds
 def _write(workdir: pathlib.Path, labels: dict[str, str], runs: dict[str, list[dict]]) -> None:
   """Writes the table and the scores of all runs so far."""
   from videoar_jax.interop.atomic import write_text
+  from videoar_jax.interop.strict_json import write_json
 
   variants = {
     name: {"label": label, "summary": summary(runs[name]), "runs": runs[name]}
     for name, label in labels.items()
   }
-  write_text(workdir / "ablation.json", json.dumps(variants, indent=2) + "\n")
+  write_json(workdir / "ablation.json", variants)
   write_text(workdir / "ablation.md", f"# Ablation\n\n{table(labels, runs)}\n{_NOTE}")
 
 

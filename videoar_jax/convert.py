@@ -21,14 +21,21 @@ import sys
 
 import numpy as np
 
-from videoar_jax.experiment.command_line import Parser, one_line, print_result
+from videoar_jax.experiment.command_line import Parser, check_local, one_line, print_result
+from videoar_jax.interop import tensors as tensor_files
 from videoar_jax.interop import weights
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command line; returns the exit status: 2 for user errors."""
   options = _parser().parse_args(argv)
-  return print_result(lambda: options.run(options))
+  return print_result(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> str | pathlib.Path:
+  """Converts; returns what to print."""
+  check_local(options.out, "--out")
+  return options.run(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,32 +170,22 @@ def read_tensors(
     path: a .safetensors or .pth file.
     part: the entry of a .pth file to read, if it has one of this name.
   Returns:
-    (tensors by key, names of the other entries).
+    (tensors by key, without a prefix that all keys share, such as `module.`; names of the other
+    entries).
   Raises:
     ValueError, OSError: the file is missing, damaged, of another kind, or has not only tensors.
   """
   if not path.is_file():
     raise ValueError(f"{path} is not a file; set --checkpoint to the path of one")
   if path.suffix == ".safetensors":
-    return _read_safetensors(path), []
+    return tensor_files.without_prefix(tensor_files.read(path)), []
   if path.suffix in (".pth", ".pt"):
     loaded = _load_pth(path)
     inner = loaded.get(part) if isinstance(loaded, dict) else None
     unused = [] if inner is None else [str(key) for key in loaded if key != part]
-    return _to_arrays(path, loaded if inner is None else inner), unused
+    arrays = _to_arrays(path, loaded if inner is None else inner)
+    return tensor_files.without_prefix(arrays), unused
   raise ValueError(f"{path} must be a .safetensors or a .pth file; rename it if it is one")
-
-
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  from safetensors import SafetensorError
-  from safetensors.numpy import load_file
-
-  try:
-    return load_file(path)
-  except SafetensorError as error:
-    raise ValueError(f"{path} is cut off or damaged ({error}); fetch it again") from error
-  except (KeyError, TypeError) as error:
-    raise ValueError(f"{path} has a number type that NumPy does not support ({error})") from error
 
 
 def _load_pth(path: pathlib.Path):
@@ -219,8 +216,14 @@ def _to_arrays(path: pathlib.Path, tensors) -> dict[str, np.ndarray]:
   other = [str(key) for key, value in tensors.items() if not hasattr(value, "is_floating_point")]
   if other:
     raise ValueError(f"{path} holds entries that are not tensors: {', '.join(other)}")
+  small = {
+    str(key): str(value.dtype)
+    for key, value in tensors.items()
+    if value.is_floating_point() and value.element_size() == 1
+  }
+  tensor_files.refuse_types(path, small, len(tensors))
   return {
-    key: (value.float() if value.is_floating_point() else value).numpy()
+    str(key): (value.float() if value.is_floating_point() else value).numpy()
     for key, value in tensors.items()
   }
 

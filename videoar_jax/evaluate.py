@@ -17,7 +17,14 @@ import re
 import sys
 import time
 
-from videoar_jax.experiment.command_line import Parser, check_out, parse_resolution, print_result
+from videoar_jax.experiment.command_line import (
+  Parser,
+  add_device_flags,
+  check_out,
+  device_settings,
+  parse_resolution,
+  print_result,
+)
 from videoar_jax.interop import weights
 
 
@@ -32,7 +39,19 @@ def _evaluate(options: argparse.Namespace) -> str:
   if options.num_clips < 1:
     raise ValueError(f"--num_clips={options.num_clips} must be at least 1")
   check_out(pathlib.Path(options.out))
-  return "\n".join(str(file) for file in SUITES[options.suite](options))
+  from videoar_jax.parallel import processes
+
+  processes.start(options.distributed)
+  result, found, table, write = SUITES[options.suite](options)
+  files = []
+  if processes.is_first():
+    data = result["data"]
+    if data["num_clips"] < options.num_clips:
+      print(f"note: {options.num_clips} clips were asked for, {data['path']} has no more")
+    print(table(result))
+    files = write(pathlib.Path(options.out), result, found)
+  processes.wait_for_all("the evaluation is written")
+  return "\n".join(map(str, files))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,12 +119,18 @@ def _parser() -> argparse.ArgumentParser:
     default=unset,
     help="for long clips: last frames from which the next window starts; default: half a clip",
   )
+  add_device_flags(parser)
+  add(
+    "--distributed",
+    action="store_true",
+    help="this is one of several processes that share --mesh, see docs/distributed.md",
+  )
   add("--out", default="evaluation", help="folder for the files; created if missing")
   return parser
 
 
-def _reconstruction(options: argparse.Namespace) -> list[pathlib.Path]:
-  """Evaluates the tokenizer and prints the table; returns the files that it wrote.
+def _reconstruction(options: argparse.Namespace) -> tuple:
+  """Evaluates the tokenizer; returns the result, what to show, and how to print and write both.
 
   Raises:
     ValueError, OSError: there is no tokenizer, or it does not support the request.
@@ -122,7 +147,9 @@ def _reconstruction(options: argparse.Namespace) -> list[pathlib.Path]:
   else:
     data = _data(options, find_stage(options.workdir, "tokenizer")[1].data)
   use_compilation_cache()
-  tokenizer = load_tokenizer(options.workdir)
+  devices = device_settings(options)
+  mesh, size = _reconstruction_devices(devices)
+  tokenizer = load_tokenizer(options.workdir, mesh=devices["mesh"])
   source = _source(data, tokenizer)
   num_clips = min(options.num_clips, len(source))
   params, missing = _metric_weights(options, data, num_clips, {"lpips": "lpips", "i3d": "rfvd"})
@@ -132,6 +159,8 @@ def _reconstruction(options: argparse.Namespace) -> list[pathlib.Path]:
     num_clips,
     lpips_params=params.get("lpips"),
     i3d_params=params.get("i3d"),
+    batch_size=size,
+    mesh=mesh,
   )
   result = {
     "workdir": str(options.workdir),
@@ -141,23 +170,45 @@ def _reconstruction(options: argparse.Namespace) -> list[pathlib.Path]:
     "not_measured": missing,
     "seconds": time.perf_counter() - started,
   }
-  if num_clips < options.num_clips:
-    print(f"note: {options.num_clips} clips were asked for, {data.path} has no more")
-  print(table(result))
-  return write(pathlib.Path(options.out), result, found)
+  return result, found, table, write
 
 
-def _generation(options: argparse.Namespace) -> list[pathlib.Path]:
-  """Evaluates the generator and prints the table; returns the files that it wrote.
+def _reconstruction_devices(settings: dict) -> tuple:
+  """Returns the mesh and the batch size of `reconstruction.measure`.
+
+  Raises:
+    ValueError: a flag is for generators, or the devices cannot share the batch.
+  """
+  from videoar_jax.evals.scores import BATCH_SIZE
+  from videoar_jax.parallel.mesh import make_mesh, num_batch_shards
+
+  if settings["dtype"] != "float32":
+    raise ValueError("--dtype is of the generator; tokenizers are measured in float32; remove it")
+  if settings["mesh"] is None:
+    return None, settings["batch_size"]
+  mesh = make_mesh(settings["mesh"])
+  shards, size = num_batch_shards(mesh), settings["batch_size"]
+  size = -(-BATCH_SIZE // shards) * shards if size is None else size
+  if size % shards:
+    raise ValueError(
+      f"--batch_size={size} does not divide over the {shards} shards of --mesh; take a multiple"
+    )
+  return mesh, size
+
+
+def _generation(options: argparse.Namespace) -> tuple:
+  """Evaluates the generator; returns the same as `_reconstruction`.
 
   Raises:
     ValueError, OSError: there is no generator, or it does not support the request.
   """
   started = time.perf_counter()
   _check_generation(options)
+  from videoar_jax.data.sources.base import EncodedSource
   from videoar_jax.evals import scores
   from videoar_jax.evals.generation import measure, table, write
   from videoar_jax.experiment.load import find_stage, load_model
+  from videoar_jax.experiment.validate import check_captions
   from videoar_jax.runtime.compilation_cache import use_compilation_cache
   from videoar_jax.runtime.log_files import quiet_libraries
 
@@ -165,16 +216,20 @@ def _generation(options: argparse.Namespace) -> list[pathlib.Path]:
   features = getattr(options, "text_features", None)
   data = _data(options, find_stage(options.workdir, "generator", features)[1].data)
   use_compilation_cache()
-  model = load_model(options.workdir, text_features=features, resolution=data.resolution)
+  model = load_model(
+    options.workdir,
+    **device_settings(options),
+    text_features=features,
+    resolution=data.resolution,
+  )
   source = _source(data, model.tokenizer)
-  for caption in source.longest_captions():
-    model.text_encoder.encode(caption)
+  check_captions(source, model.text_encoder)
   num_clips = min(options.num_clips, len(source))
   params, missing = _metric_weights(options, data, num_clips, {"i3d": "gfvd"})
   long_clips, reason = _long_clips(options, data, model)
   found = measure(
     model,
-    source,
+    EncodedSource(source, model.text_encoder.encode),  # Cuts captions that are too long.
     num_clips,
     num_frames=data.num_frames,
     oracle=scores.oracle_of(data),
@@ -191,10 +246,7 @@ def _generation(options: argparse.Namespace) -> list[pathlib.Path]:
   }
   if result["prompts"] and data.num_objects == 1:
     result["prompts"]["chance"] = scores.CHANCE
-  if num_clips < options.num_clips:
-    print(f"note: {options.num_clips} clips were asked for, {data.path} has no more")
-  print(table(result))
-  return write(pathlib.Path(options.out), result, found)
+  return result, found, table, write
 
 
 def _check_generation(options: argparse.Namespace) -> None:

@@ -7,8 +7,10 @@ started with the same command and --distributed, train together; see `parallel/p
 --config=FILE.py:name=value sets an argument of the file, --config.data.seed=1 any single field;
 docs/config.md lists all fields.
 
-Exit statuses: 0, finished; 1 and 2, user errors; 143 after SIGTERM and 130 after Ctrl-C, when the
-run can be resumed; 134, any other error, after which a retry may succeed.
+Exit statuses: 0, finished; 2, a user error that was found before training; 1, any other error that
+would recur, with a traceback if nobody foresaw it; 143 after SIGTERM and 130 after Ctrl-C, when the
+run can be resumed; 134, a hang, a lost process or connection, or another failure of the runtime,
+after which a retry may succeed.
 """
 
 import contextlib
@@ -24,7 +26,7 @@ import traceback
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from videoar_jax.experiment.command_line import one_line, read_config
+from videoar_jax.experiment.command_line import check_local, one_line, read_config
 from videoar_jax.experiment.overrides import split_overrides
 
 CONFIG = flags.DEFINE_string(
@@ -33,11 +35,16 @@ CONFIG = flags.DEFINE_string(
 DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "This is one of several processes, on Slurm, a TPU slice, or GKE."
 )
+ALLOW_CHANGED_DATA = flags.DEFINE_bool(
+  "allow_changed_data", False, "Resume on data that changed since the run began."
+)
 STAGE = flags.DEFINE_string("stage", None, "Train only this stage; earlier ones must be finished.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all output of the run.")
 REPORT_TIMEOUT_S = 24 * 3600  # How long other processes wait for the first one to write it.
-# Launchers retry after this status: unexpected errors, and processes whose peers have died.
-UNEXPECTED = 128 + signal.SIGABRT
+# Launchers retry after this status, which a process that aborts has, too.
+RETRY = 128 + signal.SIGABRT
+# Errors of JAX's runtime that a retry would only repeat: the program is wrong, or too large.
+_REPEATED = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "OUT_OF_RANGE")
 # Environment variable with a folder in which a process writes its exit status unless it is 0. A
 # launcher may otherwise see only the signals that kill the other processes.
 STATUSES = "VIDEOAR_STATUSES"
@@ -64,8 +71,14 @@ def main(argv: list[str]) -> int:
   from videoar_jax.runtime.preemption import Preempted
 
   try:
-    processes.start(DISTRIBUTED.value)
-    run = Run(config, pathlib.Path(WORKDIR.value).absolute())
+    try:
+      processes.start(DISTRIBUTED.value)
+      workdir = pathlib.Path(WORKDIR.value).expanduser().absolute()
+      run = Run(config, workdir, is_changed_data_allowed=ALLOW_CHANGED_DATA.value)
+    except (ConnectionError, TimeoutError):
+      raise
+    except (ImportError, ValueError, OSError) as error:
+      return _end_by(error, 2)
     has_trained = run.train(STAGE.value)
     # Training is done: nothing polls for preemption any more, and there is nothing to save.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -73,8 +86,9 @@ def main(argv: list[str]) -> int:
       if processes.is_first():
         print(f"stage {STAGE.value} is finished; others are not yet")
       return 0
+    has_report = run.stages.run.report.num_clips > 0
     is_reported = not has_trained and (run.workdir / "report.md").exists()
-    if processes.is_first() and not is_reported:
+    if processes.is_first() and has_report and not is_reported:
       # The duration of a resumed run is not that of this command.
       seconds = time.perf_counter() - started if run.is_new else None
       with report_at_exit(GoodputTracker("report")):
@@ -87,7 +101,7 @@ def main(argv: list[str]) -> int:
           seconds=seconds,
         )
     if processes.is_first():
-      print(f"report: {run.workdir / 'report.md'}")
+      print(f"report: {run.workdir / 'report.md' if has_report else 'none, report.num_clips=0'}")
     processes.wait_for_all("the report is written", timeout_s=REPORT_TIMEOUT_S)
   except Preempted as stopped:
     if processes.is_first():
@@ -97,16 +111,28 @@ def main(argv: list[str]) -> int:
     message = "stopped. The same command resumes from the last checkpoint."
     return end(message, 128 + signal.SIGINT)
   except ConnectionError as error:
-    return end(f"error: {error}", UNEXPECTED)
+    return end(f"error: {error}", RETRY)
   except TimeoutError as error:
     # A thread hangs, and Python would wait for it at exit.
-    return end(f"error: {error}", UNEXPECTED, is_hanging=True)
+    return end(f"error: {error}", RETRY, is_hanging=True)
   except (ImportError, ValueError, OSError, FloatingPointError) as error:
-    logging.getLogger(__name__).debug("traceback", exc_info=True)
-    return end(f"error: {error}", 1)
-  except Exception:
-    return end(traceback.format_exc(), UNEXPECTED)
+    return _end_by(error, 1)
+  except Exception as error:
+    return end(traceback.format_exc(), RETRY if is_worth_a_retry(error) else 1)
   return 0
+
+
+def _end_by(error: Exception, status: int) -> int:
+  """Ends the run by an error whose message says what to do; the traceback is for the log file."""
+  logging.getLogger(__name__).debug("traceback", exc_info=error)
+  return end(f"error: {error}", status)
+
+
+def is_worth_a_retry(error: Exception) -> bool:
+  """Returns whether an unforeseen error is the runtime's, and may not recur."""
+  import jax
+
+  return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_REPEATED)
 
 
 def configure(arguments: list[str]) -> ConfigDict:
@@ -120,6 +146,7 @@ def configure(arguments: list[str]) -> ConfigDict:
     raise ValueError(f"unknown argument {unknown[0]!r}; flags begin with --")
   if CONFIG.value is None or WORKDIR.value is None:
     raise ValueError("both --config=FILE.py and --workdir=FOLDER are needed")
+  check_local(WORKDIR.value, "--workdir")
   return read_config(CONFIG.value, overrides)
 
 

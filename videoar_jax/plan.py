@@ -4,10 +4,10 @@
     --mesh=fsdp:32,sequence:2 --config.stage.generator.loop.batch_size=64
 
 TPU's compiler, from the package libtpu, compiles the real step on any machine and reports the
-memory that a chip will need. Time is estimated, see `planning/estimate.py`. For GPUs, memory is
-estimated too. Fields of the config are set as for `videoar_jax.main`. With --decode=N, decoding of
-N clips together is planned instead; the compiled program samples one frame, with the cache of a
-whole clip.
+memory that a chip will need, for a step and for the samples that training shows. Time is estimated,
+see `planning/estimate.py`. For GPUs, memory is estimated too. Fields of the config are set as for
+`videoar_jax.main`. With --decode=N, decoding of N clips together is planned instead; the compiled
+program samples one frame, with the cache of a whole clip.
 """
 
 import os
@@ -59,10 +59,11 @@ def plan(arguments, overrides: list[str]) -> str:
   """
   from videoar_jax.experiment.parse import finalize
   from videoar_jax.parallel.hardware import parse_topology
+  from videoar_jax.parallel.mesh import parse_mesh
   from videoar_jax.planning.decoding import DecodePlan
-  from videoar_jax.planning.pod import Pod, parse_mesh
+  from videoar_jax.planning.pod import Pod
   from videoar_jax.planning.search import search
-  from videoar_jax.planning.step_plan import StepPlan
+  from videoar_jax.planning.step_plan import DoesNotFit, StepPlan
   from videoar_jax.planning.tables import decode_table, parameters_table, table
 
   run = finalize(read_config(arguments.config, overrides))
@@ -82,7 +83,14 @@ def plan(arguments, overrides: list[str]) -> str:
   step_plan = StepPlan.of(run, stage, pod, mesh)
   if arguments.parameters:
     return parameters_table(step_plan)
-  return table(step_plan, step_plan.compile() if is_compiled else None)
+  if not is_compiled:
+    return table(step_plan, None)
+  memory = step_plan.compile()
+  try:
+    media = step_plan.compile_media()
+  except DoesNotFit as error:
+    media = str(error)
+  return table(step_plan, memory, media)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,20 @@ from jaxtyping import UInt8
 from videoar_jax.data.conditioning import read_image, read_video
 from videoar_jax.data.sources.folder import class_names
 from videoar_jax.evals.sample_files import Out, file_stems, write_frames
-from videoar_jax.experiment.command_line import Parser, check_out, parse_resolution, print_result
+from videoar_jax.experiment import data_listing
+from videoar_jax.experiment.command_line import (
+  Parser,
+  add_device_flags,
+  check_out,
+  device_settings,
+  parse_resolution,
+  print_result,
+)
 from videoar_jax.experiment.fields import attribute_docs, fields_of
-from videoar_jax.experiment.load import find_stage, load_model
+from videoar_jax.experiment.load import find_run, find_stage, load_model
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.base import Family
 from videoar_jax.models.families import FAMILIES
-from videoar_jax.models.request import BATCH_SIZE
 from videoar_jax.runtime.compilation_cache import use_compilation_cache
 
 
@@ -41,6 +48,7 @@ def _run(options: argparse.Namespace) -> str:
     ValueError, FileNotFoundError: there is no model, or it does not support the request.
     OSError: a file cannot be written.
   """
+  check_out(pathlib.Path(options.out))
   features = getattr(options, "text_features", None)
   run, stage = find_stage(options.workdir, "generator", features)
   prompts = _check(options, run, stage)
@@ -49,7 +57,7 @@ def _run(options: argparse.Namespace) -> str:
   resolution = getattr(options, "resolution", None)
   model = load_model(
     options.workdir,
-    dtype=options.dtype,
+    **device_settings(options),
     text_features=features,
     resolution=None if resolution is None else parse_resolution(resolution),
   )
@@ -134,12 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     default=unset,
     help="file of the prompts' features, for a model trained on features",
   )
-  add(
-    "--dtype",
-    choices=("float32", "bfloat16"),
-    default="float32",
-    help="of the generator's weights and cache",
-  )
+  add_device_flags(parser)
   _add_settings(parser)
   return parser
 
@@ -196,7 +199,6 @@ def _check(options: argparse.Namespace, run: RunConfig, stage: StageConfig) -> l
     raise ValueError("--resize: there is nothing to resize; add --image or --video")
   if options.multi_shot and options.stream:
     raise ValueError("--multi_shot and --stream exclude each other; leave one out")
-  check_out(pathlib.Path(options.out))
   if hasattr(options, "class_id"):
     return [_class_name(options.workdir, run, stage, number) for number in options.class_id]
   if hasattr(options, "prompts_file"):
@@ -234,7 +236,8 @@ def _class_name(workdir: str, run: RunConfig, stage: StageConfig, number: int) -
   Raises:
     ValueError: there are no classes, or not that many.
   """
-  names, data = list(run.text.classes), stage.data
+  data = stage.data
+  names = list(run.text.classes) or data_listing.class_names(find_run(workdir)[0], run, data)
   if not names and data.source != "folder":
     raise ValueError(f"--class_id: the run in {workdir} has no classes; use --prompt")
   if not names:
@@ -281,14 +284,15 @@ def _clips(
 
   Clip i of a prompt depends only on the prompt, the seed and i.
   """
-  num_frames, stems = getattr(options, "num_frames", None), file_stems(prompts)
+  num_frames, out = getattr(options, "num_frames", None), pathlib.Path(options.out)
+  stems = file_stems(prompts, out, options.seed, options.num_samples)
   if options.stream or options.multi_shot:
     groups = [prompts] if options.multi_shot else [[prompt] for prompt in prompts]
     for group, stem in zip(groups, stems, strict=False):
       names = [f"{stem}_{options.seed}_{i}" for i in range(options.num_samples)]
       if options.stream:
         frames = model.stream(group * options.num_samples, num_frames, options.seed, **settings)
-        clips = write_frames([pathlib.Path(options.out) / name for name in names], frames)
+        clips = write_frames([out / name for name in names], frames)
       else:
         clips = _shots(options, model, group, settings)
       yield names, [f"{' | '.join(group)}   #{i}" for i in range(options.num_samples)], clips
@@ -298,7 +302,8 @@ def _clips(
     for prompt, stem in zip(prompts, stems, strict=True)
     for i in range(options.num_samples)
   ]
-  for batch in (wanted[i : i + BATCH_SIZE] for i in range(0, len(wanted), BATCH_SIZE)):
+  size = model.batch_size
+  for batch in (wanted[i : i + size] for i in range(0, len(wanted), size)):
     texts, numbers = [prompt for prompt, *_ in batch], [number for *_, number in batch]
     clips = model.sample(texts, num_frames, options.seed, sample_ids=numbers, **settings)
     yield (

@@ -4,8 +4,8 @@ import av
 import numpy as np
 import pytest
 
-from videoar_jax.data import video as clips
 from videoar_jax.data.conditioning import read_video
+from videoar_jax.data.media import clips
 
 SIZE = (32, 32)
 

@@ -2,7 +2,9 @@ import json
 
 import numpy as np
 import pytest
+from media_files import write_image
 
+from videoar_jax import open_data
 from videoar_jax.data.pipeline import DataConfig, make_iterator, make_source
 from videoar_jax.text.tokenizers import ByteTokenizer
 
@@ -158,3 +160,16 @@ def test_config_names_the_field_and_the_mend(options, message, without_type_chec
 def test_unknown_split_is_refused():
   with pytest.raises(ValueError, match="train, test"):
     make_source(DataConfig(), "validation")
+
+
+def test_open_data_opens_what_training_reads(tmp_path):
+  write_image(tmp_path / "cats" / "a.png", 9)
+  source = open_data(tmp_path, num_frames=1, resolution=(8, 8), seed=3)
+  assert (len(source), source.files, source.class_names) == (1, ["cats/a.png"], ["cats"])
+  assert source.skipped == [] and source.seed == 3
+  item = source[0]
+  assert item["video"].shape == (1, 8, 8, 3) and (item["caption"], item["class_id"]) == ("cats", 0)
+  sprites = open_data(None, "sprites", "test", num_frames=3, version=2)
+  assert sprites[0]["video"].shape == (3, 64, 64, 3) and sprites.split == "test"
+  with pytest.raises(ValueError, match="colour is not a field of DataConfig"):
+    open_data(tmp_path, colour="red")

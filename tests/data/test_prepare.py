@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import av
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from videoar_jax import prepare as command
 from videoar_jax.data import prepare
-from videoar_jax.data import video as clips
+from videoar_jax.data.media import clips
 from videoar_jax.data.pipeline import DataConfig, make_source
 from videoar_jax.data.sources import records
 from videoar_jax.data.sources.shards import ShardsSource
@@ -101,15 +102,15 @@ def test_what_is_dropped_is_told(folder, prepared, capsys):
 
 def test_a_killed_run_goes_on(folder, prepared, tmp_path, monkeypatch):
   """Complete shards are kept; unfinished ones are written again; the result is the same."""
-  out, write, done = tmp_path / "out", prepare._write_shard, []
+  out, write, done = tmp_path / "out", prepare.write_shard, []
 
   def stop(*arguments):
     if len(done) == 2:
       raise KeyboardInterrupt
-    done.append(arguments[-1][0])
+    done.append(out / arguments[-1][0])
     return write(*arguments)
 
-  monkeypatch.setattr(prepare, "_write_shard", stop)
+  monkeypatch.setattr(prepare, "write_shard", stop)
   arguments = [str(folder), f"--out={out}", "--num_processes=1", *FLAGS]
   with pytest.raises(KeyboardInterrupt):
     command.main(arguments)
@@ -150,6 +151,46 @@ def test_an_index_keeps_its_fields_and_processes_do_not_matter(folder, tmp_path)
   assert shown == [k * 30 // 8 for k in range(16)]
   dropped = (outs[0] / prepare.DROPPED).read_text()
   assert "no caption" in dropped and "red" not in dropped
+
+
+def test_segments_of_an_index_are_cut(folder, tmp_path):
+  long = {"path": str(folder / "a" / "long.mp4"), "caption": "x"}
+  parts = [(0.5, 2.0), (2.0, None), (None, None), (4.5, 9.0), (7.0, 9.0)]
+  rows = [long | {"start": start, "end": end} for start, end in parts]
+  (tmp_path / "i.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  out = tmp_path / "out"
+  flags = [*FLAGS, "--short_side=64", "--num_processes=1"]
+  assert command.main([str(tmp_path / "i.jsonl"), f"--out={out}", *flags]) == 0
+  shown = {}
+  for key, (facts, data) in read_all(out).items():
+    assert not {"path", "start", "end"} & facts.keys()
+    with av.open(io.BytesIO(data)) as container:
+      frames = [frame.to_ndarray(format="rgb24")[None] for frame in container.decode(video=0)]
+    shown[key.removeprefix(f"{long['path']}#")] = [frame_numbers(frame)[0] for frame in frames]
+  expected = {"0.5-2.0.0": (15, 60), "2.0-inf.0": (60, 120), "2.0-inf.1": (120, 150)}
+  expected |= {"0": (0, 60), "1": (60, 120), "2": (120, 150)}
+  assert shown == {key: list(range(*ends)) for key, ends in expected.items()}
+  dropped = [json.loads(line) for line in (out / prepare.DROPPED).read_text().splitlines()]
+  causes = {line["key"].removeprefix(f"{long['path']}#"): line["cause"] for line in dropped}
+  assert causes["7.0-9.0"] == "ends before its segment begins" and "4.5-9.0" in causes
+  # All clips of the file are in the same split.
+  source = ShardsSource(out, "train", num_frames=5, frame_rate=8.0, resolution=(32, 64))
+  assert {video for s in source._shards.values() for video in s.videos} == {long["path"]}
+
+
+def test_names_that_are_not_utf8_are_prepared(tmp_path):
+  media = tmp_path / "media"
+  media.mkdir()
+  for name in (b"caf\xe9.png", b"bad\xe9.png"):
+    (tmp_path / "new.png").write_bytes(b"text")
+    if name.startswith(b"caf"):
+      Image.new("RGB", (60, 100)).save(tmp_path / "new.png")
+    (tmp_path / "new.png").rename(os.fsdecode(os.fsencode(media) + b"/" + name))
+  out = media / "out"  # Which is no data, though it is below the folder.
+  for _ in range(2):
+    assert command.main([str(media), f"--out={out}", "--num_processes=1", *FLAGS]) == 0
+  assert list(read_all(out)) == ["caf\\udce9.png#0"]
+  assert '"bad\\\\udce9.png"' in (out / prepare.DROPPED).read_text()
 
 
 def test_all_clips_of_a_video_are_in_one_split(tmp_path, prepared):

@@ -72,7 +72,7 @@ def test_an_index_and_its_files_may_be_at_urls(bucket, tmp_path, media):
   bucket.pipe("/bucket/clips.jsonl", "\n".join(lines).encode())
   config = DataConfig(source="index", path="memory://bucket/clips.jsonl", **CLIP)
   source = make_source(config, "train")
-  assert shown(source) == [0, 1, 2, 0]
+  assert shown(source)[:3] == [0, 1, 2]
   [(key, cause)] = source.skipped
   assert key == "videos/gone.mp4" and cause == "no such file"
   # The same index on this machine, whose relative paths are beside it.

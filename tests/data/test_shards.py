@@ -1,5 +1,6 @@
 """Media files in shards: what is read, and what happens to unreadable samples."""
 
+import collections
 import contextlib
 import io
 import json
@@ -14,15 +15,17 @@ from PIL import Image
 from type_checks import stand_in
 
 from videoar_jax.data.bad_samples import BadSamples, write_bad_samples
+from videoar_jax.data.media import clips
 from videoar_jax.data.mixture import Mixture, make_buckets
 from videoar_jax.data.pipeline import DataConfig, make_iterator, make_source
 from videoar_jax.data.sources import records, shards
+from videoar_jax.data.sources.base import EncodedSource
 from videoar_jax.evals import report
 from videoar_jax.experiment import inputs, stages
 from videoar_jax.experiment.schema import RunConfig
 from videoar_jax.experiment.token_cache import Cache
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
-from videoar_jax.text.tokenizers import ByteTokenizer
+from videoar_jax.text.tokenizers import ByteTokenizer, make_text_encoder
 
 CLIP = {"num_frames": 5, "frame_rate": 8.0, "resolution": (32, 64), "seed": 0, "clips_per_file": 1}
 
@@ -124,7 +127,8 @@ def test_bad_samples_are_replaced_and_listed(tmp_path, media):
   ]
   write_records(tmp_path / "a.array_record", samples)
   source = shards.ShardsSource(tmp_path, "train", **CLIP)
-  assert shown(source) == [1, 5, 5, 5, 5, 5, 5]
+  values = shown(source)
+  assert values[0] == 1 and values[-1] == 5 and set(values) == {1, 5}
   causes = dict(source.skipped)
   assert sorted(key[-1] for key in causes) == list("12345")
   assert causes["a.array_record/1"] == "no caption"
@@ -166,39 +170,43 @@ def captions(tmp_path, media):
   return shards.ShardsSource(tmp_path, "train", **CLIP)
 
 
-def test_captions_that_cannot_be_encoded_are_faults(captions, caplog):
-  """Otherwise a prefetching thread would end the run, and every run that resumes from there."""
+CUT = ("one", "far too", "three")
+
+
+def test_captions_that_are_too_long_are_cut(captions, caplog):
+  """Else another clip would be shown in place of each of them, or none at all."""
   encode = ByteTokenizer(8).encode
   with contextlib.closing(
     make_iterator(captions, batch_size=3, seed=0, tokenize=encode, shuffle=False)
   ) as batches:
     batch = next(batches)
-  assert [frame_numbers(video)[0] for video in batch["video"]] == [1, 3, 3]
-  expected = [encode(text) for text in ("one", "three", "three")]
-  np.testing.assert_array_equal(batch["text"], expected)
-  assert captions.skipped == [("a.array_record/1", "the caption cannot be encoded")]
+    next(batches)
+  assert [frame_numbers(video)[0] for video in batch["video"]] == [1, 2, 3]
+  np.testing.assert_array_equal(batch["text"], [encode(text) for text in CUT])
+  assert not captions.skipped and captions.cut_captions.files == {"a.array_record/1"}
+  assert caplog.text.count("are cut to fit") == 1
   assert "set text.length to at least 23" in caplog.text
 
 
-def test_captions_of_a_mixture_that_cannot_be_encoded_are_faults(captions):
+def test_captions_of_a_mixture_that_are_too_long_are_cut(captions):
   encode = ByteTokenizer(8).encode
   settings = {"num_frames": (5,), "resolutions": ((32, 64),), "batch_size": lambda _: 3}
   mixture = Mixture(make_buckets("a", captions, share=1.0, **settings), seed=0, tokenize=encode)
   batch = mixture.read(0)
-  assert sorted(frame_numbers(video)[0] for video in batch["video"]) == [1, 3, 3]
-  assert [cause for _, cause in captions.skipped] == ["the caption cannot be encoded"]
+  assert sorted(frame_numbers(video)[0] for video in batch["video"]) == [1, 2, 3]
+  assert not captions.skipped and captions.cut_captions.files == {"a.array_record/1"}
 
 
-def test_captions_that_cannot_be_encoded_are_neither_shown_nor_cached(captions, monkeypatch):
+def test_captions_are_cut_where_they_are_shown_and_cached(captions, monkeypatch):
   encoder = ByteTokenizer(8)
   mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-  media = inputs.media_batch(DataConfig(), captions, encoder, mesh)
-  texts = ("one", "three", "three", "one")
+  media = inputs.media_batch(DataConfig(), captions, encoder)
+  texts = (*CUT, *CUT, *CUT[:2])
   np.testing.assert_array_equal(media["text"], [encoder.encode(text) for text in texts])
   report_config = types.SimpleNamespace(num_clips=3, num_prompts=3)
   text = types.SimpleNamespace(encoder=encoder)
   run = stand_in(RunConfig, report=report_config, text=text, tokenizer_family=None)
-  assert sorted(report._examples(run, captions)[1]) == ["one", "three", "three"]
+  assert sorted(report._examples(run, captions)[1]) == sorted(CUT)
   # What is encoded once for all, with its caption.
   encoded = []
   monkeypatch.setattr(stages, "encode", lambda folder, index, source, *_: encoded.append(source))
@@ -211,7 +219,18 @@ def test_captions_that_cannot_be_encoded_are_neither_shown_nor_cached(captions, 
   config = types.SimpleNamespace(batch_size=1)
   cache = stand_in(Cache, name="cache", folder=lambda _: None, config=config)
   fake.encode(cache, captions)
-  assert [encoded[0][i]["caption"] for i in range(3)] == ["one", "three", "three"]
+  assert [encoded[0][i]["caption"] for i in range(3)] == list(CUT)
+
+
+def test_captions_that_cannot_be_encoded_are_faults(captions, caplog):
+  """Otherwise a prefetching thread would end the run, and every run that resumes from there."""
+  encode = make_text_encoder("classes", 1, ("one", "three")).encode
+  items = [EncodedSource(captions, encode)[i] for i in range(30)]
+  shown = [frame_numbers(item["video"])[0] for item in items]
+  assert shown[::3] == [1] * 10 and shown[2::3] == [3] * 10 and set(shown[1::3]) == {1, 3}
+  assert all((item["caption"] == "one") == (n == 1) for item, n in zip(items, shown, strict=True))
+  assert captions.skipped == [("a.array_record/1", "the caption cannot be encoded")]
+  assert "'far too long a caption' is unknown" in caplog.text
 
 
 def test_each_process_checks_its_share_of_bad_samples(captions):
@@ -241,6 +260,9 @@ def test_too_many_bad_samples_stop_the_run(tmp_path, media):
   source = shards.ShardsSource(tmp_path, "train", max_bad_share=0.4, **CLIP)
   with pytest.raises(ValueError, match=r"2 of 4 samples.*max_bad_share=0.4(.|\n)*/3: no caption"):
     shown(source)
+  assert BadSamples("x", 4, 0.1).add("a", "one of few")
+  with pytest.raises(ValueError, match=r"1 of 4 samples(.|\n)*a: why \(in detail\)"):
+    BadSamples("x", 4, 0.0).add("a", "why", "in detail")
   bad_samples = BadSamples("x", 10, 0.1)
   assert bad_samples.add("a", "why") and not bad_samples.add("a", "why")
   with pytest.raises(ValueError, match="2 of 10 samples"):
@@ -249,9 +271,10 @@ def test_too_many_bad_samples_stop_the_run(tmp_path, media):
     DataConfig(max_bad_share=2.0)
 
 
-def test_a_tar_file_that_is_cut_off_is_named_or_its_sample_replaced(folder):
+def test_a_tar_file_that_is_cut_off_is_named_or_its_sample_replaced(folder, caplog):
   path = folder / "a.tar"
   whole = path.read_bytes()
+  (folder / "whole.tar").write_bytes(whole)
   shard = shards.TarShard(path)
   path.write_bytes(whole[: len(whole) // 3])  # While a run reads it.
   with pytest.raises(ValueError, match="cut off"):
@@ -259,6 +282,18 @@ def test_a_tar_file_that_is_cut_off_is_named_or_its_sample_replaced(folder):
   path.write_bytes(b"x" * 2000)
   with pytest.raises(ValueError, match=r"a\.tar is not a complete tar file"):
     shards.ShardsSource(folder, "train", **CLIP)
+  # Whole samples before the damage count: where it is cut off, and where a header is damaged.
+  caplog.clear()
+  with tarfile.open(folder / "whole.tar") as tar:
+    at = tar.getmember("part/0002.mp4").offset
+  path.write_bytes(whole[: at + 600])
+  assert shards.TarShard(path).keys == ["part/0000", "part/0001"]
+  assert "it is cut off" in caplog.text
+  caplog.clear()
+  path.write_bytes(whole[:at] + b"x" * 512 + whole[at + 512 :])
+  for _ in range(2):  # The second time, its index is there already.
+    assert shards.TarShard(path).keys == ["part/0000"]
+  assert caplog.text.count("only the samples before the damage are used") == 2
   write_tar(path, {"README": b""})
   with pytest.raises(ValueError, match=r"a\.tar has no sample; .*0001\.mp4"):
     shards.ShardsSource(folder, "train", **CLIP)
@@ -275,3 +310,80 @@ def test_splits_of_many_samples_are_disjoint(tmp_path, media):
   write_records(tmp_path / "a.array_record", [({"caption": "x"}, media[1])] * 30)
   train, test = (shards.ShardsSource(tmp_path, split, **CLIP) for split in ("train", "test"))
   assert len(train) == 27 and len(test) == 3 and not set(train.files) & set(test.files)
+
+
+def test_members_are_grouped_by_the_name_before_a_known_ending(tmp_path, media, caplog):
+  members = {"a_1.5s.mp4": media[1], "a_1.5s.txt": b"one and a half", "a_2.5s.MP4": media[2]}
+  members |= {"a_2.5s.txt": b"two and a half", "v1.0-take.mp4": media[3], "v1.0-take.json": b"{}"}
+  # Hidden files are no data, media of an unknown kind are told.
+  members |= {"._a_1.5s.mp4": b"x", ".trash/a.mp4": media[4], "./b.mp4": media[5]}
+  members |= {"c.heic": b"x", "d.heic": b"x", "./b.jpg": b"x", "notes.md": b"x"}
+  write_tar(tmp_path / "a.tar", members)
+  (tmp_path / "._a.tar").write_bytes(b"x")
+  source = shards.ShardsSource(tmp_path, "train", **CLIP)
+  assert source.files == [f"a.tar/{key}" for key in ("a_1.5s", "a_2.5s", "v1.0-take", "./b")]
+  assert source[0]["caption"] == "one and a half" and frame_numbers(source[1]["video"]) == [2] * 5
+  assert "media that belong to no sample: 2 x .heic, 1 x .jpg" in caplog.text
+
+
+def test_a_blank_text_does_not_hide_the_caption_in_json(tmp_path, media):
+  facts = [{"caption": "a", "class_id": 2.0}, {"captions": ["", " b "]}, {"caption": None}]
+  members = {}
+  for i, fact in enumerate(facts):
+    members |= {f"{i}.mp4": media[i], f"{i}.txt": b" \n", f"{i}.json": json.dumps(fact).encode()}
+  write_tar(tmp_path / "a.tar", members)
+  source = shards.ShardsSource(tmp_path, "train", **CLIP)
+  assert [source[i]["caption"] for i in range(2)] == ["a", "b"] and source[0]["class_id"] == 2
+  source[2]
+  assert source.skipped == [("a.tar/2", "no caption")]
+
+
+def test_only_prepared_shards_mark_the_parts_of_a_video(tmp_path, media):
+  members = {}
+  for i in range(30):
+    members |= {f"funny cats #{i}.mp4": media[1], f"funny cats #{i}.txt": b"a cat"}
+  write_tar(tmp_path / "a.tar", members)
+  train, test = (shards.ShardsSource(tmp_path, split, **CLIP) for split in ("train", "test"))
+  assert train.has_test_split and len(train) == 27 and len(test) == 3
+
+
+def test_what_a_reader_did_not_foresee_is_the_samples_fault(folder, caplog, monkeypatch):
+  source, read = shards.ShardsSource(folder, "train", **CLIP), clips.read_clip
+  kind = ZeroDivisionError
+
+  def read_clip(media, *arguments):
+    if media.getvalue() == bad:
+      raise kind("what a library says")
+    return read(media, *arguments)
+
+  bad = source._shards["a.tar"].read(1)[1]
+  monkeypatch.setattr(clips, "read_clip", read_clip)
+  for _ in range(2):
+    values = shown(source)
+  assert values[:1] + values[2:] == [0, 2, 3, 4, 5] and values[1] != 1
+  assert source.skipped == [("a.tar/part/0001", "cannot be read (ZeroDivisionError)")]
+  assert caplog.text.count("Traceback") == 1 and "a.tar: " not in source.skipped[0][1]
+  for kind in (MemoryError, KeyboardInterrupt, SystemExit):
+    with pytest.raises(kind):
+      source[1]
+
+
+def test_bad_samples_are_replaced_by_all_others_alike(tmp_path, media):
+  """A third is bad, all neighbours: they would all be replaced by the same sample."""
+  facts = [({"caption": "x"} if i >= 20 else {}, media[i % 6]) for i in range(60)]
+  write_records(tmp_path / "a.array_record", facts)
+  source = shards.ShardsSource(tmp_path, "train", **CLIP)
+  read, counts = source._read, collections.Counter()
+
+  def counted(position, *arguments):
+    item = read(position, *arguments)
+    counts[source.files[position]] += 1
+    return item
+
+  source._read = counted
+  order = list(range(3 * len(source)))
+  first = [source[i]["video"] for i in order]
+  assert max(counts.values()) <= 9  # Each of about 36 good ones is read 4.5 times on average.
+  again = shards.ShardsSource(tmp_path, "train", **CLIP)
+  for i in reversed(order):
+    np.testing.assert_array_equal(again[i]["video"], first[i])

@@ -58,9 +58,9 @@ def folder(tmp_path_factory):
   return Path(builder.data_dir)
 
 
-def make(folder, split="train", num_frames=3):
-  config = DataConfig(source="tfds", path=str(folder), num_frames=num_frames, resolution=(8, 8))
-  return make_source(config, split)
+def make(folder, split="train", num_frames=3, **options):
+  config = {"num_frames": num_frames, "resolution": (8, 8)} | options
+  return make_source(DataConfig(source="tfds", path=str(folder), **config), split)
 
 
 def check(source):
@@ -75,7 +75,7 @@ def check(source):
     assert item["caption"] == ["dog", "cat"][item["class_id"]] == ["dog", "cat"][example % 2]
     seen.add((example, first))
   assert seen == {(example, first) for example in range(3) for first in range(5)}
-  assert [cause for _, cause in source.skipped] == ["fewer than 3 frames"]
+  assert [cause for _, cause in source.skipped] == ["too short for 3 frames at 8 per second"]
 
 
 def test_clips_are_the_stored_frames(folder):
@@ -83,6 +83,43 @@ def test_clips_are_the_stored_frames(folder):
   assert len(source) == NUM_EXAMPLES and not source.has_test_split
   check(source)
   assert source.longest_captions() == ["dog", "cat"]
+
+
+def steps(source):
+  """Returns how many stored frames lie between the frames of clips."""
+  return {
+    tuple((np.diff(source[i]["video"][:, 0, 0, 1].astype(int)) // 10).tolist()) for i in range(30)
+  }
+
+
+def test_clips_have_the_frame_rate_that_is_asked_for(folder, tmp_path, caplog):
+  assert steps(make(folder, stored_frame_rate=16.0)) == {(2, 2)}
+  assert steps(make(folder, stored_frame_rate=4.0)) == {(0, 1), (1, 0)}
+  assert steps(make(folder, stored_frame_rate=24.0, frame_rates=(8.0, 12.0))) == {(3, 3), (2, 2)}
+  assert "does not say" not in caplog.text
+  assert steps(make(folder)) == {(1, 1)} and "UCF-101 has 25" in caplog.text
+  # As the builder's metadata, or a feature of each example, says.
+  for file in folder.iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+  (tmp_path / "metadata.json").write_text('{"fps": 24}')
+  assert steps(make(tmp_path)) == {(3, 3)}
+  with pytest.raises(ValueError, match="too short for 3 frames at 8 per second"):
+    make(folder, stored_frame_rate=100.0)[0]
+  with pytest.raises(ValueError, match=r"stored_frame_rate is 0\.0"):
+    make(folder, stored_frame_rate=0.0)
+  with pytest.raises(ValueError, match="stored_frame_rate applies to tfds, not to sprites"):
+    DataConfig(stored_frame_rate=8.0)
+
+
+def test_each_example_may_have_a_rate_of_its_own(folder, monkeypatch):
+  source = make(folder, max_bad_share=1.0)
+  frames = [np.full((16, 32, 3), 10 * k, np.uint8) for k in range(20)]
+  examples = [{"frames": frames, "kind": 0, "fps": rate} for rate in (16.0, 8.0, 0.0, 40.0)]
+  monkeypatch.setattr(source, "_examples", examples)
+  monkeypatch.setattr(source, "_rate_feature", "fps")
+  read = [np.diff(source[i]["video"][:, 0, 0, 1].astype(int)) // 10 for i in range(4)]
+  assert [read[i].tolist() for i in (0, 1, 3)] == [[2, 2], [1, 1], [5, 5]]
+  assert source.skipped == [("train/2", "its frame rate is not a positive number")]
 
 
 def test_the_report_names_the_builder(folder):

@@ -1,6 +1,7 @@
 """The report agrees with the numbers."""
 
 import json
+import math
 import re
 import types
 
@@ -11,6 +12,7 @@ from PIL import Image
 from type_checks import stand_in
 
 from videoar_jax.data.pipeline import DataConfig
+from videoar_jax.data.sources.captions import CutCaptions
 from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.evals import curves, report, scores
 from videoar_jax.experiment.schema import ReportConfig, RunConfig
@@ -27,6 +29,8 @@ PSNR = 20 * np.log10(255 / OFFSET)
 
 class BrighteningTokenizer(Tokenizer):
   """Encodes nothing and returns slightly brighter clips. Records the input shapes."""
+
+  config = types.SimpleNamespace(temporal_stride=1)
 
   def __init__(self):
     self.shapes = []
@@ -75,6 +79,8 @@ class Folder:
     self.bad_samples, self.split = types.SimpleNamespace(source="clips"), split
     self.captions, self.skipped, self.has_test_split = captions, skipped, has_test_split
     self.files = [f"{i}.mp4" for i in range(len(captions))]
+    self.cut_captions = CutCaptions("clips")
+    self.cut_captions.files.update(self.files[1:])
 
   def __len__(self):
     return len(self.captions)
@@ -120,7 +126,7 @@ def write_metrics(workdir, stage):
 
 def fake_loading(monkeypatch, model=None):
   monkeypatch.setattr(report, "load_tokenizer", lambda path: BrighteningTokenizer())
-  monkeypatch.setattr(report, "load_model", lambda path: model)
+  monkeypatch.setattr(report, "load_model", lambda path, **settings: model)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +187,26 @@ def test_facts_of_stages(sprites_report):
   assert result["stages"]["my_generator"]["last"]["bit_accuracy"] == pytest.approx(0.895)
   assert result["resources"]["seconds"] == 3725.4
   assert result["resources"]["peak_memory_bytes"] > 10 * 2**20
+
+
+def test_a_step_that_was_skipped_and_no_prompts_break_nothing(tmp_path, monkeypatch, sprites):
+  """Steps 20 and 39 have no finite numbers, as an earlier version and as this one writes them."""
+  run = make_run("sprites", ["tokenizer", "generator"], num_clips=2, num_prompts=0, batch_size=2)
+  for stage in run.stages:
+    write_metrics(tmp_path, stage)
+    path = tmp_path / stage.name / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    for step, value in ((20, math.nan), (39, None)):
+      record = json.loads(lines[step - 1])
+      lines[step - 1] = json.dumps({k: step if k == "step" else value for k in record})
+    path.write_text("\n".join(lines))
+  fake_loading(monkeypatch)
+  result = report.write_report(tmp_path, run, FakeStages(), sprites, sprites)
+  assert result["stages"]["my_tokenizer"]["last"] == {"loss": 10 / 40, "psnr": 60.0}
+  text = (tmp_path / "scores.json").read_text()
+  assert json.loads(text, parse_constant=pytest.fail) == result
+  assert Image.open(tmp_path / "report" / "curves.png").size[0] > 300
+  assert "Samples" not in (tmp_path / "report.md").read_text()
 
 
 def test_page_of_sprites(sprites_report, shown):
@@ -275,7 +301,7 @@ def test_folder_without_test_split(tmp_path, monkeypatch):
   page = (tmp_path / "report.md").read_text()
   assert "`bad.mp4`: empty file" in page
   assert "`late.mkv`: cannot be decoded" in page
-  assert "too few" in page
+  assert "too few" in page and "2 have captions that were cut to text.length" in page
   assert "what the prompt" not in page
 
 

@@ -1,12 +1,15 @@
 """Config files: what they may import, and how their errors are reported."""
 
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+from absl.testing import flagsaver
 
+from videoar_jax import ablation, convert, evaluate, load_model, main, sample
 from videoar_jax.experiment.command_line import load_config_file, read_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -46,8 +49,8 @@ def test_the_command_reads_a_config_from_any_folder(tmp_path):
   program = f"import sys, runpy; sys.path.append({str(ROOT)!r}); del sys.argv[0]; "
   program += "runpy.run_module('videoar_jax.main', run_name='__main__', alter_sys=True)"
   for config, status, message in (
-    (place / "mine.py", 1, "1 + 4 k"),
-    ("../elsewhere/configs/mine.py", 1, "1 + 4 k"),
+    (place / "mine.py", 2, "1 + 4 k"),
+    ("../elsewhere/configs/mine.py", 2, "1 + 4 k"),
     (place / "other.py", 2, "other.py does not exist"),
   ):
     here = tmp_path / "here"
@@ -106,3 +109,39 @@ def test_the_argument_reaches_the_file(tmp_path):
   path.write_text("def get_config(arg='3'):\n  return {'seed': int(arg)}\n")
   assert read_config(str(path)).seed == 3 and read_config(f"{path}:4").seed == 4
   assert read_config(f"{path}:4", ["--config.seed=5"]).seed == 5
+
+
+BUCKET, PROMPT = "gs://bucket/a", "--prompt=x"
+
+
+@pytest.mark.parametrize(
+  ("command", "flags", "flag"),
+  [
+    (sample, [f"--workdir={BUCKET}", PROMPT], "--workdir"),
+    (sample, ["--workdir=run", PROMPT, f"--out={BUCKET}"], "--out"),
+    (evaluate, [f"--workdir={BUCKET}", "--suite=generation"], "--workdir"),
+    (evaluate, ["--workdir=run", "--suite=generation", f"--out={BUCKET}"], "--out"),
+    (convert, ["weights", "--workdir=run", "--stage=I", f"--out={BUCKET}"], "--out"),
+    (convert, ["weights", f"--workdir={BUCKET}", "--stage=I", "--out=a"], "--workdir"),
+    (ablation, [f"--workdir={BUCKET}"], "--workdir"),
+  ],
+)
+def test_object_storage_is_no_folder(tmp_path, monkeypatch, capsys, command, flags, flag):
+  """A URL is refused before anything is read or written, with what to do instead."""
+  monkeypatch.chdir(tmp_path)
+  assert command.main(flags) == 2
+  error = capsys.readouterr().err
+  # A path may have lost a slash.
+  assert re.match(rf"error: {flag}=gs://?bucket/a is a URL.*mount the bucket", error), error
+  assert not list(tmp_path.iterdir())
+
+
+def test_object_storage_is_no_workdir(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  with flagsaver.flagsaver():
+    main.parse_flags(["main", f"--workdir={BUCKET}", f"--config={ROOT / 'configs/quickstart.py'}"])
+    assert main.main(["main"]) == 2
+  assert f"error: --workdir={BUCKET} is a URL" in capsys.readouterr().err
+  with pytest.raises(ValueError, match="is a URL"):
+    load_model("s3://bucket/a")
+  assert not list(tmp_path.iterdir())

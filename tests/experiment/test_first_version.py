@@ -10,6 +10,7 @@ import tarfile
 
 import jax
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
@@ -17,6 +18,7 @@ from videoar_jax.experiment import parse, run
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.videoar.task import GeneratorTask
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
+from videoar_jax.train import optimizer
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.state import with_shardings
 
@@ -35,7 +37,15 @@ def losses(workdir):
   return [json.loads(line)["loss"] for line in lines]
 
 
+def first_schedule(config, num_steps):
+  """The learning rate of the first version, whose first step had none."""
+  return optax.warmup_cosine_decay_schedule(
+    0.0, config.learning_rate, min(config.warmup_steps, num_steps // 2), num_steps
+  )
+
+
 def test_it_resumes(workdir, monkeypatch):
+  monkeypatch.setattr(optimizer, "learning_rate_schedule", first_schedule)
   monkeypatch.setattr(GeneratorTask, "media", lambda *_: {})
   monkeypatch.setattr(run, "start_log", lambda path: None)
   expected = losses(workdir)

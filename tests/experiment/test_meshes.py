@@ -1,4 +1,4 @@
-"""Training on eight devices equals training on one, for every mesh.
+"""Training and sampling on eight devices equal those on one, for every mesh.
 
 The test starts a process with eight devices, since this one has fewer.
 """
@@ -16,9 +16,10 @@ from tiny_runs import make_config, save_tokenizer
 
 from videoar_jax.data.pipeline import make_source
 from videoar_jax.experiment import parse
-from videoar_jax.experiment.inputs import Batches
+from videoar_jax.experiment.inputs import Batches, media_batch
 from videoar_jax.experiment.stages import Stages
-from videoar_jax.parallel.mesh import MeshConfig, make_mesh, shard_batch
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh, shard_batch, shard_padded
+from videoar_jax.train.trainer import NUM_SHOWN
 
 NUM_STEPS = 4
 MESHES = {
@@ -58,8 +59,17 @@ def losses(stages, stage):
   return np.array(found)
 
 
+def shown(stages, stage):
+  """Returns the clips that a stage shows before its first step."""
+  trainer, source = stages.make_trainer(stage, seed=0), make_source(stage.data, "test")
+  batch = shard_padded(media_batch(stage.data, source, stages.run.text.encoder), stages.mesh)
+  with jax.set_mesh(stages.mesh):
+    (clips,) = trainer.media(trainer.init()["params"], trainer.task.frozen, batch).values()
+  return np.asarray(clips, int)
+
+
 def compare():
-  """Trains on one device and on eight, and compares."""
+  """Trains and samples on one device and on eight, and compares."""
   values = make_config(**CONFIG)
   with tempfile.TemporaryDirectory() as folder:
     workdir = pathlib.Path(folder)
@@ -70,8 +80,12 @@ def compare():
       meshes[name] = make_mesh(MeshConfig(**{"data": 1} | sizes))
     for stage in run.stages:
       expected = losses(Stages(run, workdir, meshes["one"]), stage)
+      expected_clips = shown(Stages(run, workdir, meshes["one"]), stage)
+      assert len(expected_clips) == NUM_SHOWN and expected_clips.std() > 5
       assert len({tuple(row) for row in expected}) == NUM_STEPS
       for name in MESHES:
+        difference = np.abs(shown(Stages(run, workdir, meshes[name]), stage) - expected_clips)
+        assert (difference > 1).mean() < 0.01, (stage.name, name)
         found = losses(Stages(run, workdir, meshes[name]), stage)
         error = np.abs(found / expected - 1).max(axis=0)
         print(f"{stage.name}, {name}: {error}", flush=True)

@@ -33,6 +33,9 @@ from videoar_jax.train.trainer import Trainer
     ("stage.generator.loop.save_timeout_s", 60, True),
     ("stage.generator.data", {"num_threads": 2}, True),
     ("data.num_threads", 2, True),
+    ("report.num_clips", 2, True),
+    ("sampling.temperature", 0.9, True),
+    ("stage.cache.path", "elsewhere", True),
     ("stage.generator.loop.num_steps", 5, False),
     ("stage.generator.loop.optimizer.learning_rate", 1.0, False),
     ("data.seed", 7, False),
@@ -216,6 +219,7 @@ def test_a_last_checkpoint_that_is_damaged_is_trained_again(tmp_path, monkeypatc
   [
     ({"stages": ("tokenizer", "tokenizer", "generator")}, "names 'tokenizer' twice"),
     ({"stage.tokenizer.loss.entropy": -1.0}, r"stage\.tokenizer\.loss: entropy=-1\.0 must not be"),
+    ({"stage.cache.path": "gs://a/b"}, r"stage\.cache.*path=gs://a/b is a URL.*mount the bucket"),
     ({"stage.tokenizer.loss.l1": -1.0}, r"stage\.tokenizer\.loss: l1=-1\.0 must not"),
   ],
 )

@@ -81,6 +81,7 @@ class Model:
       self.text_encoder, tokenizer.config, shape, defaults=dataclasses.asdict(defaults)
     )
     self.num_frames, self.resolution = shape
+    self.batch_size = self.requests.batch_size
 
   def sample(self, prompts, num_frames=None, seed=0, *, sample_ids=None, **settings):
     self.requests.check_prompts(prompts)

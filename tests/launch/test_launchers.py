@@ -2,8 +2,10 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import time
 
@@ -335,6 +337,7 @@ def test_tpu_counts_anew_after_hours_of_work(tmp_path):
     (lambda options: [*options, "configs/quickstart.py"], "come after --"),
     (lambda options: [*options, "--", "--config.seed=1"], "--config=FILE.py"),
     (lambda options: [*options, "--", "--config=c.py", "--workdir=w"], "in front of --"),
+    (lambda options: [*options, "--workdir=gs://bucket/a"], "mount the bucket"),
   ],
 )
 def test_mistakes_are_named(name, change, message):
@@ -361,6 +364,25 @@ def test_image_copies_what_there_is():
   sent = (ROOT / ".dockerignore").read_text().splitlines()
   assert "*" in sent
   assert {name[1:] for name in sent if name[0] == "!"} == {x for names in copies for x in names}
+
+
+def test_image_of_beam_has_all_that_preparing_imports():
+  text = (ROOT / "launch" / "beam.Dockerfile").read_text()
+  copies = [line.split()[1:-1] for line in text.splitlines() if line.startswith("COPY")]
+  sent = (ROOT / ".dockerignore").read_text().splitlines()
+  assert {f"!{name}" for names in copies for name in names} <= set(sent)
+  pattern = re.search(r"grep -E '(.*)' requirements.txt", text)[1]
+  lines = (ROOT / "requirements.txt").read_text().splitlines()
+  wanted = [line for line in lines if re.match(r"[a-zA-Z]", line)]
+  missing = [re.split("[<>=]", line)[0] for line in wanted if not re.match(pattern, line)]
+  # Grain brings this one.
+  missing.remove("absl-py")
+  modules = {name.replace("-", "_") for name in missing} | {"jaxlib", "orbax"}
+  assert {"jax", "flax", "ml_collections"} <= modules
+  # As if they were not installed.
+  program = f"import sys; sys.modules |= dict.fromkeys({modules})\nimport videoar_jax.data.prepare"
+  done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
 
 
 def test_shellcheck_is_content():

@@ -16,9 +16,8 @@ from jax.experimental import topologies
 from flax import nnx
 from videoar_jax.nn.splash import filled_length
 from videoar_jax.nn.mask import AttentionMask, BlockCausalMask
-from videoar_jax.parallel.mesh import make_mesh
+from videoar_jax.parallel.mesh import make_mesh, parse_mesh
 from videoar_jax.parallel.rules import sharding_of
-from videoar_jax.planning.pod import parse_mesh
 from videoar_jax.train.state import Template, with_shardings
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.network import Attention

@@ -62,7 +62,7 @@ def test_damaged_file_and_unknown_prompt_are_named(tmp_path):
   with pytest.raises(ValueError, match=r"nowhere\.safetensors cannot be read"):
     make_text_encoder(str(tmp_path / "nowhere.safetensors"), 5, ())
   (tmp_path / "bad.safetensors").write_bytes(b"no tensors")
-  with pytest.raises(ValueError, match=r"bad\.safetensors cannot be read"):
+  with pytest.raises(ValueError, match=r"bad\.safetensors is cut off or damaged"):
     make_text_encoder(str(tmp_path / "bad.safetensors"), 5, ())
   save_file(FEATURES, tmp_path / "good.safetensors")
   encoder = make_text_encoder(str(tmp_path / "good.safetensors"), 5, ())

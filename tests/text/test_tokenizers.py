@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from videoar_jax.data.synthetic import captions
-from videoar_jax.text.tokenizers import PAD_ID, ByteTokenizer, make_text_encoder
+from videoar_jax.text.tokenizers import PAD_ID, ByteTokenizer, PromptTooLong, make_text_encoder
 
 
 @pytest.mark.parametrize("text", ["", "a small star", "Grüße, 世界 🎈", "x" * 31])
@@ -126,3 +126,23 @@ def test_classes_are_one_token_each():
 def test_wrong_text_settings_are_named(tokenizer, length, classes, said):
   with pytest.raises(ValueError, match=said):
     make_text_encoder(tokenizer, length, classes)
+
+
+@pytest.mark.parametrize("length", range(1, 12))
+@pytest.mark.parametrize("text", ["a red star a star", "Grüße, 世界 🎈!", "İstanbul\u0301 x_y"])
+@pytest.mark.parametrize("kind", ["bytes", "words", "file"])
+def test_a_prompt_that_is_too_long_is_cut_at_a_token(kind, text, length, request):
+  kind = request.getfixturevalue("tokenizer_file") if kind == "file" else kind
+  encoder, whole = (make_text_encoder(kind, size, ()) for size in (length, 64))
+  tokens = whole.encode(text)
+  num_tokens = int(np.argmax(tokens == encoder.end_id))
+  if num_tokens < length:
+    assert encoder.encode(text).tolist() == tokens[:length].tolist()
+    return
+  with pytest.raises(PromptTooLong) as raised:
+    encoder.encode(text)
+  cut = encoder.encode(raised.value.cut)
+  kept = int(np.argmax(cut == encoder.end_id))
+  assert cut[:kept].tolist() == tokens[:kept].tolist()
+  # Only a letter of several bytes may not fit as a whole.
+  assert kept == length - 1 or (kind == "bytes" and length - 4 <= kept)

@@ -1,4 +1,4 @@
-"""Encoding clips in parts, against encoding the whole batch at once."""
+"""Encoding and decoding clips in parts, against the whole batch at once."""
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +9,21 @@ from tiny_networks import DEEP_AUTOENCODER
 
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES
+from videoar_jax.tokenizers.bsq.decoding import decode
 from videoar_jax.tokenizers.bsq.encoding import encode
-from videoar_jax.tokenizers.pixels import to_float
+from videoar_jax.tokenizers.pixels import to_float, to_uint8
 
 FRAME = 8 * 12
 
 
 @pytest.fixture(scope="module")
-def encoder(random_autoencoder):
-  return random_autoencoder(DEEP_AUTOENCODER).encoder
+def autoencoder(random_autoencoder):
+  return random_autoencoder(DEEP_AUTOENCODER)
+
+
+@pytest.fixture(scope="module")
+def encoder(autoencoder):
+  return autoencoder.encoder
 
 
 def draw(num_clips, num_frames):
@@ -63,3 +69,17 @@ def test_memory_does_not_grow_with_clips_and_frames(encoder):
   video = jax.ShapeDtypeStruct((6, 33, 32, 32, 3), jnp.uint8)
   whole = jax.jit(lambda encoder, video: encoder(to_float(video))).lower(encoder, video)
   assert 10 * few < whole.compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize(("num_devices", "max_pixels"), [(1, 9 * FRAME), (2, 1)])
+def test_parts_are_decoded_as_the_whole(autoencoder, num_devices, max_pixels):
+  latents = np.random.default_rng(0).normal(size=(6, 4, 2, 3, 6)).astype(np.float32)
+  expected = np.asarray(to_uint8(autoencoder.decoder(jnp.asarray(latents))), np.int32)
+  mesh = make_mesh(MeshConfig(), jax.devices()[:num_devices])
+  split = NamedSharding(mesh, PartitionSpec(LOGICAL_AXIS_RULES["batch"]))
+  with jax.set_mesh(mesh):
+    program = jax.jit(decode, static_argnums=2)
+    video = program(autoencoder.decoder, jax.device_put(latents, split), max_pixels)
+  assert video.shape == expected.shape == (6, 13, 8, 12, 3) and expected.std() > 10
+  assert np.abs(np.asarray(video, np.int32) - expected).max() <= 1  # Of 255, by rounding.
+  assert video.sharding.is_equivalent_to(split, 5)

@@ -23,12 +23,16 @@ def update(config, gradients, num_steps=10):
   return updates
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_matrices_decay_and_norms_do_not(kind):
-  config = OptimizerConfig(kind=kind, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+@pytest.mark.parametrize(("kind", "share"), [("adamw", 1.0), ("muon", 0.2)])
+def test_matrices_and_embeddings_decay_and_norms_do_not(kind, share):
+  """Each at its own learning rate, which for embeddings is AdamW's."""
+  config = OptimizerConfig(
+    kind=kind, learning_rate=0.1, warmup_steps=0, weight_decay=0.5, adamw_share=0.2
+  )
   zero = {name: jnp.zeros_like(x) for name, x in PARAMS.items()}
   updates = update(config, zero)
   np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5 * PARAMS["kernel"], rtol=1e-5)
+  np.testing.assert_allclose(updates["table"], -0.1 * share * 0.5 * PARAMS["table"], rtol=1e-5)
   np.testing.assert_array_equal(updates["norm"], 0.0)
 
 
@@ -95,6 +99,10 @@ def test_checkpoints_of_optax_have_the_same_tree():
   ours = make_optimizer(config, 10, AXES).init(PARAMS)
   places = [jax.tree_util.tree_flatten_with_path(state)[0] for state in (ours, theirs)]
   assert [path for path, _ in places[0]] == [path for path, _ in places[1]]
+  # Orbax also compares states without arrays: earlier versions had no mask for the decay.
+  adam = ours[1].inner_states["adam"].inner_state
+  before = optax.adamw(lambda count: 0.1).init(PARAMS | {"kernel": optax.MaskedNode()})
+  assert jax.tree.structure(adam) == jax.tree.structure(before)
 
 
 def test_number_of_newton_schulz_steps_matters():
@@ -114,9 +122,17 @@ def test_number_of_newton_schulz_steps_matters():
 def test_schedule():
   config = OptimizerConfig(learning_rate=2.0, warmup_steps=10, final_fraction=0.1)
   schedule = learning_rate_schedule(config, 100)
-  assert schedule(0) == 0 and float(schedule(5)) == pytest.approx(1.0)
-  assert float(schedule(10)) == pytest.approx(2.0)
+  assert float(schedule(0)) == pytest.approx(0.2) and float(schedule(4)) == pytest.approx(1.0)
+  assert float(schedule(9)) == pytest.approx(2.0) and schedule(10) < 2.0
   assert float(schedule(100)) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1, 2, 100])
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_no_step_has_a_rate_of_zero(warmup_steps, num_steps):
+  schedule = learning_rate_schedule(OptimizerConfig(warmup_steps=warmup_steps), num_steps)
+  rates = [float(schedule(step)) for step in range(num_steps)]
+  assert min(rates) > 0 and max(rates) == pytest.approx(1e-4)
 
 
 def test_unknown_kind_is_named():

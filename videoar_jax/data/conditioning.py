@@ -1,10 +1,9 @@
 """Reads the images and videos that a sample continues, at the model's size and frame rate."""
 
-import av
 import numpy as np
 from jaxtyping import UInt8
 
-from videoar_jax.data import video as clips
+from videoar_jax.data.media import clips
 
 
 def read_image(
@@ -22,7 +21,7 @@ def read_image(
   try:
     image = clips.read_image(path)
   except ValueError as error:
-    reason = getattr(error.__cause__, "strerror", None) or error.__cause__
+    reason = getattr(error.__cause__, "strerror", None) or error.__cause__ or error
     raise ValueError(f"{path} cannot be read as an image ({reason})") from error
   if not is_resized:
     _check_size(path, (image.height, image.width), resolution)
@@ -51,17 +50,13 @@ def read_video(
     ValueError: the file cannot be read, or its size or length does not match.
   """
   try:
-    clips.probe(path)
-    with av.open(path) as container:
-      context = container.streams.video[0].codec_context
-      size = (context.height, context.width)
     if not is_resized:
-      _check_size(path, size, resolution)
+      _check_size(path, clips.shown_size(path), resolution)
     # One frame more than allowed shows that the video is too long.
     video = clips.decode_video(path, resolution, end_s=(max_frames + 1) / frame_rate)
   except ValueError as error:
     raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
-  num_frames = video.clock.count(video.ticks[-1], frame_rate)
+  num_frames = video.clock.count(video.last, frame_rate)
   fitting = 1 + (min(num_frames, max_frames) - 1) // stride * stride
   if num_frames != fitting and not is_resized:
     number = f"more than {max_frames}" if num_frames > max_frames else num_frames

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import grain
 import numpy as np
@@ -49,15 +50,18 @@ class DataConfig:
     version: of the sprites: 1, or 2 with larger objects, whose shapes 64x64 pixels can show.
     seed: seed of the sprites, and of where in a video each clip begins.
     clips_per_file: clips per video in an epoch.
+    stored_frame_rate: frames per second that a TensorFlow dataset has stored; None for what the
+      dataset says, or else as many as clips have.
     cache_bytes: memory for a folder's decoded frames; a folder that needs more is decoded at every
       read.
     max_bad_share: largest allowed share of unusable samples, such as damaged files; the run stops
-      when there are more.
+      when there are more. One is always allowed, unless the share is 0.
     frame_rates: rates to draw from in training, among those at which a video is long enough; () for
       `frame_rate` alone.
     is_flipped: mirror half of the training clips, left to right.
     is_randomly_cropped: train on random instead of center crops where a video's aspect ratio is not
       the resolution's.
+    background: RGB colour behind the transparent pixels of files.
     p_drop_caption: share of the training captions that are replaced by the empty one.
     num_threads: threads that read clips; 0 reads them in the training loop itself.
     prefetch: batches to read ahead.
@@ -76,11 +80,13 @@ class DataConfig:
   version: int = 1
   seed: int = 0
   clips_per_file: int = 1
+  stored_frame_rate: float | None = None
   cache_bytes: int = 2**30
-  max_bad_share: float = 1.0
+  max_bad_share: float = 0.1
   frame_rates: tuple[float, ...] = ()
   is_flipped: bool = False
   is_randomly_cropped: bool = False
+  background: tuple[int, int, int] = (255, 255, 255)
   p_drop_caption: float = 0.0
   num_threads: int = 4
   prefetch: int = 4
@@ -88,6 +94,11 @@ class DataConfig:
   def __post_init__(self):
     object.__setattr__(self, "frame_rates", tuple(self.frame_rates))
     object.__setattr__(self, "resolution", _as_tuple("resolution", self.resolution))
+    object.__setattr__(self, "background", _as_tuple("background", self.background))
+    if len(self.background) != 3 or not all(0 <= value < 256 for value in self.background):
+      raise ValueError(
+        f"data.background is {self.background}; set it to (red, green, blue), each 0 to 255."
+      )
     if not isinstance(self.num_objects, int):
       object.__setattr__(self, "num_objects", _as_tuple("num_objects", self.num_objects))
     if self.source not in SOURCES:
@@ -106,6 +117,10 @@ class DataConfig:
     if self.split_file and self.source != "folder":
       raise ValueError(
         f"data.split_file applies to a folder, not to {self.source}; leave it unset."
+      )
+    if self.stored_frame_rate is not None and self.source != "tfds":
+      raise ValueError(
+        f"data.stored_frame_rate applies to tfds, not to {self.source}; leave it unset."
       )
     for name, least in (
       ("num_frames", 1),
@@ -126,8 +141,10 @@ class DataConfig:
     used = [name for name in options if getattr(self, name)]
     if used and self.source == "sprites":
       raise ValueError(f"data.{used[0]} applies to files, not to sprites; leave it unset.")
-    if not self.frame_rate > 0:
-      raise ValueError(f"data.frame_rate is {self.frame_rate}; set it to more than 0.")
+    for name in ("frame_rate", "stored_frame_rate"):
+      rate = getattr(self, name)
+      if rate is not None and not rate > 0:
+        raise ValueError(f"data.{name} is {rate}; set it to more than 0.")
     if len(self.resolution) != 2 or min(self.resolution) < 1:
       raise ValueError(
         f"data.resolution is {self.resolution}; set it to (height, width), both positive."
@@ -188,6 +205,7 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
     "frame_rate": data.frame_rates if split == "train" and data.frame_rates else data.frame_rate,
     "is_flipped": data.is_flipped,
     "is_randomly_cropped": data.is_randomly_cropped,
+    "background": data.background,
     "p_drop_caption": data.p_drop_caption,
     "clips_per_file": data.clips_per_file,
     "max_bad_share": data.max_bad_share,
@@ -195,13 +213,51 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
   if data.source == "shards":
     return ShardsSource(data.path, split, **clip)
   if data.source == "tfds":
-    return TfdsSource(data.path, split, **clip)
+    return TfdsSource(data.path, split, stored_frame_rate=data.stored_frame_rate, **clip)
   if data.source == "index":
     return IndexSource(data.path, split, filter=data.filter, **clip)
   assert data.source == "folder", f"make_source has no branch for {data.source!r}"
   return FolderSource(
     data.path, split, cache_bytes=data.cache_bytes, split_file=data.split_file, **clip
   )
+
+
+def open_data(
+  path: str | Path | None,
+  source: str = "folder",
+  split: str = "train",
+  num_frames: int = 9,
+  frame_rate: float = 8.0,
+  resolution: tuple[int, int] = (64, 64),
+  **fields,
+) -> SpritesSource | ClipSource:
+  """Opens a data set as training does.
+
+  Args:
+    path: the folder of videos, shards or a TensorFlow dataset, or the index; None for sprites.
+    source: "folder", "shards", "index", "tfds" or "sprites".
+    split: "train" or "test".
+    num_frames, frame_rate, resolution: of a clip; resolution is (H, W).
+    **fields: further fields of `DataConfig`.
+  Returns:
+    A source: `len(source)` clips; `source[i]` is {video: uint8 [f, H, W, 3], caption, class_id, id,
+    ...}. Sources of files also have `files`, `class_names`, and `skipped`: (file, reason) of each
+    sample found to be unusable so far.
+  Raises:
+    ValueError: a field is unknown or wrong, or there is no usable sample.
+  """
+  unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(DataConfig)})
+  if unknown:
+    raise ValueError(f"{unknown[0]} is not a field of DataConfig")
+  data = DataConfig(
+    source=source,
+    path=None if path is None else str(path),
+    num_frames=num_frames,
+    frame_rate=frame_rate,
+    resolution=resolution,
+    **fields,
+  )
+  return make_source(data, split)
 
 
 def windows_of(data: DataConfig) -> Windows | None:
@@ -237,8 +293,8 @@ def make_iterator(
       length n takes the place of item i, so that each epoch cuts different clips from a video.
     batch_size: clips in a global batch.
     seed: seed of the shuffling; each epoch has its own order.
-    tokenize: maps a caption to an array of fixed shape. If it raises ValueError, another sample
-      takes the place of this one.
+    tokenize: maps a caption to an array of fixed shape, see `CutCaptions.fit`. If it raises
+      ValueError, another sample takes the place of this one.
     fields: further fields of items to put into batches, beside clips, texts and ids, such as
       "class_id".
     windows: to cut out of clips; None for whole frames.

@@ -50,8 +50,9 @@ def save(path: pathlib.Path, figure: Figure) -> None:
 
 
 def _points(records, metric) -> np.ndarray:
-  """Returns the steps at which a metric was recorded, and its values, `[2, n]`."""
-  points = [(record["step"], record[metric]) for record in records if metric in record]
+  """Returns the steps at which a metric was recorded as a number, and its values, `[2, n]`."""
+  points = [(record["step"], record.get(metric)) for record in records]
+  points = [(step, value) for step, value in points if value is not None]
   return np.array(points, float).reshape(-1, 2).T
 
 

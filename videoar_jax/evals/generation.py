@@ -1,12 +1,11 @@
 """Evaluates generated clips: FVD to real ones, agreement with prompts, drift, speed.
 
-A model needs only `sample(prompts, num_frames, seed, **settings)`. Two more methods are used if it
-has them: `score(prompts, clips)`, teacher-forced metrics of each clip by name; and
-`num_steps(num_frames)`, how often its network runs for a clip.
+A model needs only `sample(prompts, num_frames, seed, **settings)`. These are used if it has them:
+`batch_size`, clips that it makes together; `score(prompts, clips)`, teacher-forced metrics of each
+clip by name; and `num_steps(num_frames)`, how often its network runs for a clip.
 """
 
 import dataclasses
-import json
 import pathlib
 import time
 
@@ -16,7 +15,7 @@ from jaxtyping import Float, UInt8
 from videoar_jax.data.pipeline import DataConfig, make_source
 from videoar_jax.evals import drift, fvd, i3d, scores
 from videoar_jax.evals.media import contact_sheet, side_by_side, write_mp4, write_png
-from videoar_jax.interop.atomic import write_text
+from videoar_jax.interop.strict_json import write_json
 
 NUM_SHOWN = 8  # Clips that are kept to show.
 
@@ -130,10 +129,10 @@ def measure(
   measured_drift = None
   if long_clips is not None:
     measured_drift = _measure_drift(model, source, order, long_clips, oracle)
-  size = min(scores.BATCH_SIZE, num_clips)
+  size = min(_batch_size(model), num_clips)
   shown, captions, teacher_forced = {"generated": [], "real": []}, [], []
   matches, features = ({kind: [] for kind in shown} for _ in range(2))
-  for real, prompts in scores.batches(source, order[:num_clips], "generate"):
+  for real, prompts in scores.batches(source, order[:num_clips], "generate", size):
     made = _sample(model, prompts, num_frames, size, seed=len(captions))
     for kind, clips in (("generated", made), ("real", real)):
       shown[kind].extend(clips[: NUM_SHOWN - len(shown[kind])])
@@ -160,6 +159,11 @@ def measure(
     steps_a_clip=model.num_steps(num_frames) if hasattr(model, "num_steps") else None,
     drift=measured_drift,
   )
+
+
+def _batch_size(model) -> int:
+  """Returns how many clips are made together."""
+  return getattr(model, "batch_size", scores.BATCH_SIZE)
 
 
 def _full(items, size: int):
@@ -204,8 +208,8 @@ def _measure_drift(
 ) -> drift.Drift:
   order, clips, captions = order[: long.num_clips], {"generated": []}, []
   num_frames = drift.long_length(long.window_size)
-  size = min(scores.BATCH_SIZE, len(order))
-  for _, prompts in scores.batches(source, order, "generate long clips"):
+  size = min(_batch_size(model), len(order))
+  for _, prompts in scores.batches(source, order, "generate long clips", size):
     settings = {"seed": len(captions), **long.settings}
     clips["generated"].append(_sample(model, prompts, num_frames, size, **settings))
     captions += prompts
@@ -271,7 +275,7 @@ def write(out: pathlib.Path, result: dict, measured: Generation) -> list[pathlib
   """Writes numbers, video and images atomically; returns the files."""
   out.mkdir(parents=True, exist_ok=True)
   numbers, video, sheet = (out / f"generation.{end}" for end in ("json", "mp4", "png"))
-  write_text(numbers, json.dumps(result, indent=2) + "\n")
+  write_json(numbers, result)
   write_mp4(video, side_by_side(measured.real, measured.generated), result["data"]["frame_rate"])
   write_png(sheet, contact_sheet(measured.generated, measured.captions))
   if measured.drift is None:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from videoar_jax.data.media import colour
 from videoar_jax.interop.atomic import replacing
 
 _MARGIN = 2
@@ -51,8 +52,9 @@ def _encode(path: pathlib.Path, frames, frame_rate: fractions.Fraction) -> None:
     stream = container.add_stream("libx264", rate=frame_rate, options={"crf": "12"})
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "yuv420p"
+    colour.tag(stream.codec_context)
     for frame in frames:
-      container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+      container.mux(stream.encode(colour.to_frame(frame)))
     container.mux(stream.encode())
 
 

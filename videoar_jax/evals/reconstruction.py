@@ -1,10 +1,10 @@
 """Evaluates a tokenizer: quality of reconstructions, and use of the bits."""
 
 import dataclasses
-import json
 import pathlib
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from videoar_jax.evals import fvd, i3d, metrics, scores
@@ -15,7 +15,7 @@ from videoar_jax.evals.media import (
   write_mp4,
   write_png,
 )
-from videoar_jax.interop.atomic import write_text
+from videoar_jax.interop.strict_json import write_json
 from videoar_jax.tokenizers import lpips
 from videoar_jax.tokenizers.base import Tokenizer
 
@@ -68,6 +68,8 @@ def measure(
   *,
   lpips_params: lpips.Params | None = None,
   i3d_params: i3d.Params | None = None,
+  batch_size: int | None = None,
+  mesh: Mesh | None = None,
 ) -> Reconstruction:
   """Encodes and decodes clips of a source, and measures the reconstructions.
 
@@ -79,6 +81,7 @@ def measure(
     source: of clips; FVD between real clips reads as many others.
     num_clips: number of clips, at most the size of the source.
     lpips_params, i3d_params: converted weights; without them, LPIPS or FVD is left out.
+    batch_size, mesh: clips that are coded together, see `scores.code_batch`.
   Raises:
     ValueError: clips are too small or too short for the tokenizer, SSIM, LPIPS or I3D, or too few
       for FVD.
@@ -87,8 +90,8 @@ def measure(
   order = scores.draw(source, 2 * num_clips if has_others else num_clips)
   use, parts = CodebookUsage(), {name: [] for name in ("psnr", "ssim", "lpips", "real", "decoded")}
   shown = [], [], []
-  for clips, captions in scores.batches(source, order[:num_clips], "reconstruct"):
-    latents, bits, decoded = scores.code_batch(tokenizer, clips)
+  for clips, captions in scores.batches(source, order[:num_clips], "reconstruct", batch_size):
+    latents, bits, decoded = scores.code_batch(tokenizer, clips, batch_size, mesh)
     if bits is not None:
       use.add(latents, bits)
     parts["psnr"].append(metrics.psnr(clips, decoded))
@@ -150,7 +153,7 @@ def write(out: pathlib.Path, result: dict, measured: Reconstruction) -> list[pat
   """Writes numbers, video and images atomically; returns the files."""
   out.mkdir(parents=True, exist_ok=True)
   numbers, video, sheet = (out / f"reconstruction.{end}" for end in ("json", "mp4", "png"))
-  write_text(numbers, json.dumps(result, indent=2) + "\n")
+  write_json(numbers, result)
   write_mp4(video, side_by_side(measured.clips, measured.decoded), result["data"]["frame_rate"])
   clips, psnr = measured.clips, measured.psnr[: len(measured.clips)]
   write_png(sheet, reconstruction_sheet(clips, measured.decoded, measured.captions, psnr))

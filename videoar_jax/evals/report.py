@@ -9,7 +9,6 @@ report/samples.webp          the same generated clips as a moving picture
 samples/*.mp4                the same as videos
 """
 
-import json
 import os
 import pathlib
 import resource
@@ -34,6 +33,7 @@ from videoar_jax.experiment.load import load_model, load_tokenizer
 from videoar_jax.experiment.schema import RunConfig
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.interop.atomic import write_text
+from videoar_jax.interop.strict_json import write_json
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.train.logging import read_metrics
 
@@ -68,13 +68,17 @@ def write_report(
     The scores, as in `scores.json`.
   """
   clips, captions = _examples(run, test_source)
-  reconstructions = scores.reconstruct(load_tokenizer(workdir), clips)
+  settings = run.report
+  reconstructions = scores.reconstruct(load_tokenizer(workdir), clips, settings.batch_size)
   num_clips = min(run.report.num_clips, len(clips))
   psnr = metrics.psnr(clips[:num_clips], reconstructions[:num_clips])
   prompts = _prompts(run, captions)
   generated = None
-  if run.generator_stages:
-    generated = load_model(workdir).sample(prompts)
+  if run.generator_stages and prompts:
+    model = load_model(
+      workdir, mesh=settings.devices(), dtype=settings.dtype, batch_size=settings.batch_size
+    )
+    generated = model.sample(prompts)
 
   result = {
     "stages": {stage.name: _stage_facts(workdir, stages, stage) for stage in run.stages},
@@ -86,7 +90,7 @@ def write_report(
   }
   matches = None
   oracle = scores.oracle_of(run.data)
-  if oracle is not None:
+  if oracle is not None and prompts:
     n = len(prompts)
     shown = {"reconstructed": reconstructions[:n], "real": clips[:n]}
     if generated is not None:
@@ -110,7 +114,7 @@ def write_report(
   write_png(folder / "reconstructions.png", sheet)
   if generated is not None:
     _write_samples(workdir, run, generated[:NUM_SHOWN], prompts, reconstructions, captions)
-  write_text(workdir / "scores.json", json.dumps(result, indent=2) + "\n")
+  write_json(workdir / "scores.json", result)
   write_text(workdir / "report.md", _page(workdir, run, result, prompts))
   return result
 
@@ -143,7 +147,10 @@ def _stage_facts(workdir: pathlib.Path, stages: Stages, stage) -> dict:
   """Returns a stage's settings, its step, and its metrics averaged over the last steps."""
   records = read_metrics(_metrics_path(workdir, stage))
   last = records[-max(1, round(LAST_SHARE * len(records))) :]
-  names = [name for name in (last[-1] if last else {}) if name != "step"]
+  found: dict[str, list[float]] = {}
+  for record in last:
+    for name, value in record.items():
+      found.setdefault(name, []).extend([] if value is None else [value])
   return {
     "kind": stage.kind,
     "parameters": count_parameters(stages.module_template(stage).shapes),
@@ -151,7 +158,7 @@ def _stage_facts(workdir: pathlib.Path, stages: Stages, stage) -> dict:
     "num_steps": stage.loop.num_steps,
     "batch_size": stage.loop.batch_size,
     "num_frames": stage.data.num_frames,
-    "last": {name: float(np.mean([r[name] for r in last if name in r])) for name in names},
+    "last": {n: float(np.mean(x)) for n, x in found.items() if n != "step" and x},
   }
 
 
@@ -166,6 +173,7 @@ def _data_facts(run: RunConfig, train_source, test_source) -> dict:
       "num_train_files": len(train_source.files),
       "num_test_files": len(test_source.files),
       "skipped": [{"file": file, "reason": skipped[file]} for file in sorted(skipped)],
+      "num_cut_captions": len(train_source.cut_captions.files | test_source.cut_captions.files),
     }
   return facts
 
@@ -214,7 +222,7 @@ def _write_samples(workdir: pathlib.Path, run: RunConfig, clips, prompts, real, 
 
 def _page(workdir: pathlib.Path, run: RunConfig, result: dict, prompts: list[str]) -> str:
   parts = [f"# {workdir.name}", _summary(run, result), *_shortfalls(run, result)]
-  if run.generator_stages:
+  if run.generator_stages and prompts:
     parts += ["## Samples", "![Samples, as they move](report/samples.webp)"]
     parts += ["![Samples, a row each](report/samples.png)"]
     parts += [_sampling_command(workdir, prompts[0])]
@@ -328,9 +336,11 @@ def _data_text(data: dict) -> str:
     text = f"{data['num_train_files']} videos to train on, {data['num_test_files']} to test on."
   else:
     text = (
-      f"{data['num_train_files']} videos, too few for a test split: the test clips above were "
-      "trained on, too."
+      f"{data['num_train_files']} videos and no test split, since they are too few or none of the "
+      "test videos can be used: the test clips above were trained on, too."
     )
+  if data["num_cut_captions"]:
+    text += f" {data['num_cut_captions']} have captions that were cut to text.length."
   skipped = data["skipped"]
   if not skipped:
     return f"{text} None was skipped."

@@ -1,12 +1,17 @@
-"""Writes generated clips: videos, single frames, and a contact sheet."""
+"""Writes generated clips: videos, single frames, and a contact sheet.
 
+Files that are there already are never replaced: those of a second command have numbered names.
+"""
+
+import itertools
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from videoar_jax.data.sources.media_files import mark_output
 from videoar_jax.evals.media import contact_sheet, slug, write_mp4, write_png
 
 _SHEET_ROWS = 64  # The first clips only, so that the image does not get too large.
@@ -15,15 +20,14 @@ _SHEET_ROWS = 64  # The first clips only, so that the image does not get too lar
 def write_frames(
   folders: list[pathlib.Path], parts: Iterable[UInt8[np.ndarray, "n _f H W 3"]]
 ) -> UInt8[np.ndarray, "n f H W 3"]:
-  """Writes the frames of clips as they arrive, a folder per clip; returns all frames.
+  """Writes the frames of clips as they arrive, a new folder per clip; returns all frames.
 
   Raises:
     OSError: a file cannot be written.
   """
   for folder in folders:
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("[0-9]*.png"):
-      old.unlink()  # Frames left over from a longer clip would seem to continue this one.
+    mark_output(folder.parent)
+    folder.mkdir(parents=True)
   clips, at = [], 0
   for part in parts:
     for folder, frames in zip(folders, part, strict=True):
@@ -48,7 +52,7 @@ class Out:
     Raises:
       OSError: a file cannot be written.
     """
-    self.folder.mkdir(parents=True, exist_ok=True)
+    mark_output(self.folder)
     files = [self.folder / f"{name}.mp4" for name in names]
     for file, clip in zip(files, clips, strict=True):
       write_mp4(file, clip, self.frame_rate)
@@ -59,17 +63,36 @@ class Out:
 
   def write_sheet(self) -> pathlib.Path:
     """Writes an image with the first clips' frames, a row each; returns the file."""
-    path = self.folder / "contact_sheet.png"
+    names = _numbered("contact_sheet")
+    path = next(path for name in names if not (path := self.folder / f"{name}.png").exists())
     write_png(path, contact_sheet(np.stack(self._shown), self._texts))
     return path
 
 
-def file_stems(prompts: list[str]) -> list[str]:
-  """Returns a file name for each prompt; duplicates are numbered."""
+def file_stems(prompts: list[str], folder: pathlib.Path, seed: int, num_samples: int) -> list[str]:
+  """Returns the start of each prompt's file names, `STEM_SEED_NUMBER`.
+
+  It is the prompt, with a number for duplicates and where a clip of that name is in the folder.
+
+  Args:
+    prompts: texts.
+    folder: of the files.
+    seed: of the clips.
+    num_samples: clips per prompt.
+  """
   stems: list[str] = []
+
+  def is_free(stem: str) -> bool:
+    names = [f"{stem}_{seed}_{i}" for i in range(num_samples)]
+    paths = [folder / f"{name}{suffix}" for name in names for suffix in ("", ".mp4")]
+    return stem not in stems and not any(path.exists() for path in paths)
+
   for prompt in prompts:
-    stem, number = slug(prompt), 2
-    while stem in stems:
-      stem, number = f"{slug(prompt)}-{number}", number + 1
-    stems.append(stem)
+    stems.append(next(filter(is_free, _numbered(slug(prompt)))))
   return stems
+
+
+def _numbered(name: str) -> Iterator[str]:
+  """Yields NAME, NAME-2, NAME-3 and so on."""
+  yield name
+  yield from (f"{name}-{number}" for number in itertools.count(2))

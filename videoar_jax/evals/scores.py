@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
@@ -12,10 +13,13 @@ from videoar_jax.data.synthetic import captions as sprite_captions
 from videoar_jax.data.synthetic.captions import Scene, parse_caption
 from videoar_jax.data.synthetic.sprites import FRAME_RATE
 from videoar_jax.evals import sprites_oracle
+from videoar_jax.parallel.mesh import num_batch_shards, shard_padded
+from videoar_jax.parallel.processes import fetch
 from videoar_jax.tokenizers.base import Tokenizer
+from videoar_jax.tokenizers.parts import part_of
 from videoar_jax.tokenizers.pixels import to_float, to_uint8
 
-BATCH_SIZE = 16
+BATCH_SIZE = 16  # By default.
 
 # Accuracy of a random guess at one object.
 CHANCE = {
@@ -55,38 +59,85 @@ def draw(source, num: int) -> list[int]:
   return list(drawn)
 
 
-def batches(source, indices: list[int], what: str) -> Iterator[tuple[np.ndarray, list[str]]]:
-  """Yields (clips, captions) of a source, at most `BATCH_SIZE` at a time; `what` names the bar."""
+def batches(
+  source, indices: list[int], what: str, size: int | None = None
+) -> Iterator[tuple[np.ndarray, list[str]]]:
+  """Yields (clips, captions) of a source, at most `size` at a time; `what` names the bar."""
+  size = BATCH_SIZE if size is None else size
   # No bar in log files, where each update is a line.
   with tqdm(total=len(indices), desc=what, unit="clip", disable=None) as bar:
-    for first in range(0, len(indices), BATCH_SIZE):
-      items = [source[i] for i in indices[first : first + BATCH_SIZE]]
+    for first in range(0, len(indices), size):
+      items = [source[i] for i in indices[first : first + size]]
       yield np.stack([item["video"] for item in items]), [item["caption"] for item in items]
       bar.update(len(items))
 
 
+Coded = tuple[
+  Float[Array | np.ndarray, "b t h w d"],
+  list[UInt8[Array | np.ndarray, "b t _y _x d"]] | None,
+  UInt8[np.ndarray, "b f H W 3"],
+]
+
+
 def code_batch(
-  tokenizer: Tokenizer, clips: UInt8[np.ndarray, "b f H W 3"]
-) -> tuple[Float[Array, "b t h w d"], list[Array] | None, UInt8[np.ndarray, "b f H W 3"]]:
-  """Encodes and decodes at most `BATCH_SIZE` clips; returns latents, bits (if any), and pixels."""
-  # Batches are padded, so that all share one compiled program.
-  num = len(clips)
-  batch = np.concatenate([clips, np.repeat(clips[-1:], BATCH_SIZE - num, axis=0)])
-  latents = tokenizer.encode(to_float(batch))
+  tokenizer: Tokenizer,
+  clips: UInt8[np.ndarray, "b f H W 3"],
+  size: int | None = None,
+  mesh: Mesh | None = None,
+) -> Coded:
+  """Encodes and decodes clips; returns latents, bits (if any), and pixels.
+
+  Large clips are coded a few at a time, and a few frames at a time.
+
+  Args:
+    tokenizer: on the mesh, if there is one.
+    clips: at most `size`.
+    size: of a batch; None for `BATCH_SIZE`. All batches share one compiled program.
+    mesh: devices that share a batch, whose number divides `size`.
+  """
+  size = BATCH_SIZE if size is None else size
+  num, shards = len(clips), 1 if mesh is None else num_batch_shards(mesh)
+  clips = np.concatenate([clips, np.repeat(clips[-1:], size - num, axis=0)])
+  shape = (size // shards, *clips.shape[1:4])
+  rows, frames = part_of(tokenizer.config.temporal_stride, shape)
+  chunk = None if frames == clips.shape[1] else 1
+  parts = []
+  for first in range(0, size, rows * shards):
+    parts.append(_code(tokenizer, clips[first : first + rows * shards], chunk, mesh))
+  latents, bits, decoded = zip(*parts, strict=True)
+  if bits[0] is not None:
+    bits = [np.concatenate(scale)[:num] for scale in zip(*bits, strict=True)]
+  else:
+    bits = None
+  return np.concatenate(latents)[:num], bits, np.concatenate(decoded)[:num]
+
+
+def _code(tokenizer: Tokenizer, clips, chunk: int | None, mesh: Mesh | None) -> tuple:
+  """Codes clips, so many latent frames at a time; returns latents, bits and pixels."""
+
+  def split(x):
+    return x if mesh is None else shard_padded(fetch(x), mesh)
+
+  latents = tokenizer.encode(to_float(split(clips)), **_chunked(chunk))
   coded, bits = latents, None
   if hasattr(tokenizer, "quantize"):
-    codes = tokenizer.quantize(latents)
-    coded, bits = codes.quantized, [scale[:num] for scale in codes.bits]
-  decoded = np.asarray(to_uint8(tokenizer.decode(coded)))
-  return latents[:num], bits, decoded[:num]
+    codes = tokenizer.quantize(split(latents))
+    coded, bits = codes.quantized, [fetch(scale) for scale in codes.bits]
+  decoded = to_uint8(tokenizer.decode(split(coded), **_chunked(chunk)))
+  return fetch(latents), bits, fetch(decoded)
+
+
+def _chunked(chunk: int | None) -> dict[str, int]:
+  return {} if chunk is None else {"chunk": chunk}
 
 
 def reconstruct(
-  tokenizer: Tokenizer, clips: UInt8[np.ndarray, "b f H W 3"]
+  tokenizer: Tokenizer, clips: UInt8[np.ndarray, "b f H W 3"], size: int | None = None
 ) -> UInt8[np.ndarray, "b f H W 3"]:
-  """Returns the reconstructions of clips."""
-  starts = range(0, len(clips), BATCH_SIZE)
-  return np.concatenate([code_batch(tokenizer, clips[i : i + BATCH_SIZE])[2] for i in starts])
+  """Returns the reconstructions of clips, `size` at a time; None for `BATCH_SIZE`."""
+  size = BATCH_SIZE if size is None else size
+  starts = range(0, len(clips), size)
+  return np.concatenate([code_batch(tokenizer, clips[i : i + size], size)[2] for i in starts])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +238,10 @@ def head_lines(result: dict) -> list[str]:
   place = data["path"] or data["source"]
   lines = [f"{data['num_clips']} clips of {place}: {size}; measured in {result['seconds']:.0f} s"]
   if not data["has_test_split"]:
-    lines.append("note: the folder is too small for a test split; these clips may be trained on")
+    lines.append(
+      "note: the folder is too small for a test split, or none of its test clips can be used; "
+      "these clips may be trained on"
+    )
   return lines
 
 

@@ -9,6 +9,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -32,6 +33,43 @@ class Parser(argparse.ArgumentParser):
   def error(self, message):
     print(f"error: {message}; see --help", file=sys.stderr)
     raise SystemExit(2)
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of `device_settings`."""
+  parser.add_argument(
+    "--mesh",
+    default=argparse.SUPPRESS,
+    help="devices that share the work, such as fsdp:8 or data:2,tensor:4; default: one device",
+  )
+  parser.add_argument(
+    "--dtype",
+    choices=("float32", "bfloat16"),
+    default="float32",
+    help="of the generator's weights and cache",
+  )
+  parser.add_argument(
+    "--batch_size",
+    type=int,
+    default=argparse.SUPPRESS,
+    help="clips that are made together, a multiple of slice x data x fsdp of --mesh; default: 16, "
+    "or the next multiple",
+  )
+
+
+def device_settings(options: argparse.Namespace) -> dict[str, Any]:
+  """Returns `mesh`, `dtype` and `batch_size`, as `load.load_model` takes them.
+
+  Raises:
+    ValueError: a flag is wrong.
+  """
+  from videoar_jax.parallel.mesh import parse_mesh
+
+  batch_size = getattr(options, "batch_size", None)
+  if batch_size is not None and batch_size < 1:
+    raise ValueError(f"--batch_size={batch_size} must be at least 1")
+  mesh = parse_mesh(options.mesh) if hasattr(options, "mesh") else None
+  return {"mesh": mesh, "dtype": options.dtype, "batch_size": batch_size}
 
 
 def print_result(run: Callable[[], str], *, uses_jax: bool = True) -> int:
@@ -118,8 +156,20 @@ def _imports_of(path: str):
     sys.path.remove(folder)
 
 
+def check_local(path: str | os.PathLike, flag: str) -> None:
+  """Raises ValueError if a path is a URL, such as of object storage, where runs are not kept."""
+  # A `Path` has a single slash.
+  if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+    raise ValueError(
+      f"{flag}={path} is a URL, but runs and results are kept in folders; mount the bucket "
+      "(gcsfuse, mountpoint-s3) and name a folder in it, or name a local folder and copy it "
+      "afterwards"
+    )
+
+
 def check_out(out: pathlib.Path) -> None:
   """Raises ValueError if a folder cannot be created or written to."""
+  check_local(out, "--out")
   place = out.absolute()
   while not place.exists():
     place = place.parent

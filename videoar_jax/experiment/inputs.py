@@ -14,10 +14,10 @@ from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.base import ClipShape
 from videoar_jax.parallel.mesh import num_batch_shards, process_shard
 from videoar_jax.text.tokenizers import TextEncoder
+from videoar_jax.train.trainer import NUM_SHOWN
 
 log = logging.getLogger(__name__)
 
-NUM_MEDIA_CLIPS = 4  # Or a few more, where the mesh needs them.
 TOKENS_TOLERANCE = 0.1  # Larger relative deviations of a batch's tokens are logged.
 
 
@@ -167,14 +167,10 @@ def _log_drawn(name: str, drawn: dict[str, dict[str, int]]) -> None:
     )
 
 
-def media_batch(
-  data: DataConfig, source, text_encoder: TextEncoder, mesh: Mesh
-) -> dict[str, np.ndarray]:
+def media_batch(data: DataConfig, source, text_encoder: TextEncoder) -> dict[str, np.ndarray]:
   """Returns the first clips of a source, to show during training."""
-  shards = num_batch_shards(mesh)
-  num = -(-NUM_MEDIA_CLIPS // shards) * shards
   source = EncodedSource(source, text_encoder.encode, windows_of(data))
-  items = [source[i % len(source)] for i in range(num)]
+  items = [source[i % len(source)] for i in range(NUM_SHOWN)]
   return {
     "video": np.stack([item["video"] for item in items]),
     "text": np.stack([item["text"] for item in items]),

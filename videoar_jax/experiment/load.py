@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from videoar_jax.experiment import parse
+from videoar_jax.experiment import copies, parse
+from videoar_jax.experiment.command_line import check_local
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.base import Model
@@ -22,26 +23,31 @@ log = logging.getLogger(__name__)
 
 def converted_family(path: str | os.PathLike) -> TokenizerFamily | None:
   """Returns the family of the converted tokenizer in a folder; None if it holds none."""
-  folder = pathlib.Path(path)
+  folder = pathlib.Path(path).expanduser()
   return next((family for family in TOKENIZERS.values() if family.is_converted(folder)), None)
 
 
-def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
+def load_tokenizer(path: str | os.PathLike, *, mesh: MeshConfig | None = None) -> Tokenizer:
   """Loads a tokenizer that a run trained, or that `python -m videoar_jax.convert` made.
 
   Args:
     path: a workdir, a checkpoint in one (`WORKDIR/tokenizer/checkpoints/680`; a generator's
       checkpoint stands for the tokenizer that it was trained with), or a folder with a converted
       tokenizer.
+    mesh: devices that hold it, and share batches that are split over them; None for one device.
   Raises:
     FileNotFoundError: the path is none of these, or the run has no tokenizer checkpoint yet.
-    ValueError: the converted tokenizer is damaged.
+    ValueError: the converted tokenizer is damaged, or there is a mesh for it, or the devices do not
+      fit.
   """
   family = converted_family(path)
+  if family is not None and mesh is not None:
+    raise ValueError(f"{path} is a converted tokenizer, which runs on one device; name no mesh")
   if family is not None:
-    return family.load_converted(pathlib.Path(path))
+    return family.load_converted(pathlib.Path(path).expanduser())
   # A tokenizer needs no text: files of the text encoder may be missing.
-  stages, wanted, step = _open(path, needs_text=False)
+  devices = None if mesh is None else make_mesh(mesh)
+  stages, wanted, step = _open(path, devices, needs_text=False)
   stage = _stage(stages.run, "tokenizer", wanted)
   step = step if stage.name == wanted else None
   module = _module(stages, stage, step)
@@ -51,8 +57,9 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
 def load_model(
   path: str | os.PathLike,
   *,
-  mesh: MeshConfig | None = None,
+  mesh: MeshConfig | Mesh | None = None,
   dtype: str = "float32",
+  batch_size: int | None = None,
   text_features: str | None = None,
   resolution: tuple[int, int] | None = None,
 ) -> Model:
@@ -62,6 +69,8 @@ def load_model(
     path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/2400`).
     mesh: devices that share the work; each reads its part of the parameters. None for one device.
     dtype: of the generator's weights and cache, "float32" or "bfloat16".
+    batch_size: clips that are made together, a multiple of the mesh's slice x data x fsdp; None for
+      about 16.
     text_features: file of the prompts' features, for a model that was trained on features; None
       for the file of training, see `text.tokenizer`.
     resolution: (H, W) of the clips to make, as one of a mixture's shapes; None for that of the
@@ -71,8 +80,10 @@ def load_model(
     ValueError: the devices do not fit, the checkpoint is a tokenizer's or of a network of another
       size, or the network cannot make clips of that resolution.
   """
-  devices = None if mesh is None else make_mesh(mesh)
+  devices = make_mesh(mesh) if isinstance(mesh, MeshConfig) else mesh
   stages, wanted, step = _open(path, devices, text_features)
+  if devices is not None:
+    stages.run.family.check_mesh(stages.run, devices)
   stage = _stage(stages.run, "generator", wanted)
   tokenizer_stage = stages.stage_before(stage, "tokenizer")
   return stages.run.family.make_model(
@@ -83,6 +94,7 @@ def load_model(
     resolution=resolution,
     mesh=devices,
     dtype=jnp.dtype(dtype),
+    batch_size=batch_size,
   )
 
 
@@ -99,7 +111,8 @@ def find_run(
     FileNotFoundError: there is no run.
     ValueError: `text_features` is set, but the run was not trained on features.
   """
-  path = pathlib.Path(path).absolute()
+  check_local(path, "--workdir")
+  path = _absolute(path)
   if not path.exists():
     raise FileNotFoundError(f"{path} does not exist; train with --workdir={path} first")
   for workdir in (path, *path.parents):
@@ -107,6 +120,7 @@ def find_run(
       config = parse.load_config(workdir / "config.json")
       if text_features is not None:
         config = _with_features(config, text_features)
+      config = copies.with_copies(config, workdir, is_training=False)
       if not needs_text:
         config = config | {"text": {}}
       return workdir, parse.finalize(config)
@@ -157,9 +171,13 @@ def _open(
   return Stages(run, workdir, mesh), *_named_in(path, workdir)
 
 
+def _absolute(path: str | os.PathLike) -> pathlib.Path:
+  return pathlib.Path(path).expanduser().absolute()
+
+
 def _named_in(path: str | os.PathLike, workdir: pathlib.Path) -> tuple[str | None, int | None]:
   """Returns the stage and step that a path in a workdir names, if any."""
-  parts = pathlib.Path(path).absolute().relative_to(workdir).parts
+  parts = _absolute(path).relative_to(workdir).parts
   step = int(parts[2]) if len(parts) > 2 and parts[2].isdigit() else None
   return parts[0] if parts else None, step
 

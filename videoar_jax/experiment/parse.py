@@ -20,7 +20,7 @@ from videoar_jax.experiment.schema import (
   TextConfig,
 )
 from videoar_jax.experiment.token_cache import Cache, CacheConfig
-from videoar_jax.interop.atomic import write_text
+from videoar_jax.interop.strict_json import write_json
 from videoar_jax.models.base import Family
 from videoar_jax.models.families import family_of
 from videoar_jax.parallel.mesh import MeshConfig
@@ -238,7 +238,7 @@ def _cache(section: dict, path: str, name: str, after: str, data: DataConfig) ->
 
 def save_config(config: ConfigDict, path: pathlib.Path) -> None:
   """Writes a config with all fields, as JSON."""
-  write_text(path, json.dumps(complete(config).to_dict(), indent=2) + "\n")
+  write_json(path, complete(config).to_dict())
 
 
 def load_config(path: pathlib.Path) -> dict:

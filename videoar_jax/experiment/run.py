@@ -3,6 +3,7 @@
 import itertools
 import logging
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -10,7 +11,8 @@ from ml_collections import ConfigDict
 
 from videoar_jax.data.bad_samples import write_bad_samples
 from videoar_jax.data.pipeline import DataConfig, make_source
-from videoar_jax.experiment import parse
+from videoar_jax.experiment import copies, data_listing, parse, places
+from videoar_jax.experiment.defaults import complete
 from videoar_jax.experiment.schema import StageConfig
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.experiment.validate import (
@@ -20,6 +22,7 @@ from videoar_jax.experiment.validate import (
   check_frozen,
   check_init,
   check_mixtures,
+  check_report,
 )
 from videoar_jax.experiment.workdir import check_same_config, check_shared, lock, write_facts
 from videoar_jax.parallel import processes
@@ -38,22 +41,33 @@ class Run:
   Args:
     config: from a config file.
     workdir: created if it does not exist.
+    is_changed_data_allowed: whether to resume on data that changed since the run began.
   Attributes:
     stages: the stages and their checkpoints.
     train_source, test_source: clips.
     is_new: whether nothing was trained in this workdir before.
   Raises:
-    ValueError: the config is wrong, or the workdir belongs to another config.
+    ValueError: the config is wrong, or the workdir belongs to another config or to other data.
   """
 
-  def __init__(self, config: ConfigDict, workdir: pathlib.Path):
+  def __init__(
+    self, config: ConfigDict, workdir: pathlib.Path, *, is_changed_data_allowed: bool = False
+  ):
     quiet_libraries()
-    run = parse.finalize(config)
+    # What is saved holds in other folders, too.
+    values = places.absolute(complete(config).to_dict())
+    config = complete(values)
+    values_here = copies.with_copies(values, workdir, is_training=True)
+    run = parse.finalize(values_here)
     changes = check_same_config(config, workdir)
     self.workdir = workdir
     use_compilation_cache()
     self.stages = Stages(run, workdir, make_mesh(run.mesh))
+    self.is_new = all(self.stages.latest_step(stage) == 0 for stage in run.stages)
+    if not self.is_new:
+      copies.check_same_text(values_here, run.text.encoder, workdir)
     check_batches(self.stages)
+    check_report(self.stages)
     check_mixtures(self.stages)
     # Sources are opened before anything is written: a wrong folder leaves no workdir behind. So are
     # those of later stages: their errors should not show after days of training.
@@ -67,13 +81,19 @@ class Run:
     check_frozen(self.stages)
     for cache in filter(self.stages.is_needed, run.caches):
       check_cache(self.stages, cache, self._source(cache.data))
-    self.is_new = all(self.stages.latest_step(stage) == 0 for stage in run.stages)
+    listings, changed_data = self._listings(), []
+    if not self.is_new:
+      changed_data = data_listing.check_same(workdir, listings, is_allowed=is_changed_data_allowed)
     if processes.is_first():
       workdir.mkdir(parents=True, exist_ok=True)
       lock(workdir)
       start_log(workdir / "log.txt")
       parse.save_config(config, workdir / "config.json")
+      copies.keep(values, run.text.encoder, workdir)
+      data_listing.write(workdir, listings)
       write_facts(self.stages)
+      if any(re.match(r"config\.(report|sampling)\.", line) for line in changes):
+        (workdir / "report.md").unlink(missing_ok=True)  # It is of other settings.
     else:
       start_errors_log()
     check_shared(workdir)
@@ -81,6 +101,8 @@ class Run:
       log.warning("%s", warning)
     for line in changes:
       log.info("config changed: %s", line)
+    for line in changed_data:
+      log.warning("the data changed: %s", line)
     for file, reason in getattr(self.train_source, "skipped", []):
       log.warning("skipped %s: %s", file, reason)
 
@@ -150,6 +172,16 @@ class Run:
   def _sources_of(self, stage: StageConfig) -> tuple[list, Any]:
     """Opens the training sources of a stage, and the test clips to show."""
     return [self._source(data) for data in stage.source_data], self._source(stage.data, "test")
+
+  def _listings(self) -> dict[str, dict]:
+    """Returns what the opened sources list, by section and split."""
+    listings = {key: data_listing.describe(source) for key, source in self._opened.items()}
+    return {
+      f"{name} {split}": listing
+      for name, own in data_listing.sections_of(self.stages.run).items()
+      for (data, split), listing in listings.items()
+      if data == own and listing is not None
+    }
 
   def _source(self, data: DataConfig, split: str = "train"):
     """Opens a data set, once.

@@ -6,10 +6,13 @@ import itertools
 import math
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
+
 from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.experiment.token_cache import Cache
 from videoar_jax.models.base import ClipShape, Family
-from videoar_jax.parallel.mesh import MeshConfig
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh, num_batch_shards, parse_mesh
 from videoar_jax.text.tokenizers import TextEncoder, make_text_encoder
 from videoar_jax.tokenizers.base import TokenizerConfig, TokenizerFamily
 from videoar_jax.tokenizers.families import TOKENIZERS
@@ -46,8 +49,12 @@ class ReportConfig:
   """What the report at the end of a run measures.
 
   Attributes:
-    num_clips: test clips that the tokenizer reconstructs.
-    num_prompts: test prompts for which the generator makes clips.
+    num_clips: test clips that the tokenizer reconstructs; 0 for no report.
+    num_prompts: test prompts for which the generator makes clips; 0 for none.
+    batch_size: clips that are coded or made together.
+    mesh: devices of the first process that share the generator's work, such as "tensor:4" or, for
+      all of them, "tensor:-1"; "" for one device.
+    dtype: of the generator's weights and cache, "float32" or "bfloat16".
     expected_psnr: lowest and highest PSNR of reconstructed sprites, in dB, in earlier runs of the
       config; the report says so if a run is far below. None if they are not known.
     expected_all: the same for the share of generated sprites clips that are right in everything.
@@ -55,13 +62,20 @@ class ReportConfig:
 
   num_clips: int = 64
   num_prompts: int = 64
+  batch_size: int = 16
+  mesh: str = ""
+  dtype: str = "float32"
   expected_psnr: tuple[float, float] | None = None
   expected_all: tuple[float, float] | None = None
 
   def __post_init__(self):
-    for name in ("num_clips", "num_prompts"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"report.{name}={getattr(self, name)} must be at least 1")
+    for name, least in (("num_clips", 0), ("num_prompts", 0), ("batch_size", 1)):
+      if getattr(self, name) < least:
+        raise ValueError(f"report.{name}={getattr(self, name)} must be at least {least}")
+    if self.dtype not in ("float32", "bfloat16"):
+      raise ValueError(f"report.dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
+    if self.mesh:
+      parse_mesh(self.mesh, "report.mesh")
     for name in ("expected_psnr", "expected_all"):
       values = getattr(self, name)
       if values is None:
@@ -69,6 +83,25 @@ class ReportConfig:
       object.__setattr__(self, name, tuple(values))
       if len(values) != 2 or values[0] > values[1]:
         raise ValueError(f"report.{name}={values}: needs the lowest and the highest value")
+
+  def devices(self) -> Mesh | None:
+    """Returns the mesh of the generator; None for one device.
+
+    Raises:
+      ValueError: this process has too few devices, or they cannot share a batch.
+    """
+    if not self.mesh:
+      return None
+    try:
+      mesh = make_mesh(parse_mesh(self.mesh), jax.local_devices())
+    except ValueError as error:
+      raise ValueError(f"report.mesh={self.mesh}: {error}") from None
+    if self.batch_size % num_batch_shards(mesh):
+      raise ValueError(
+        f"report.batch_size={self.batch_size} does not divide over the {num_batch_shards(mesh)} "
+        f"shards of report.mesh={self.mesh}; take a multiple, or tensor:-1"
+      )
+    return mesh
 
 
 @dataclasses.dataclass(frozen=True)

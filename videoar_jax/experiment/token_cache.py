@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import json
 import logging
 import pathlib
 import signal
@@ -18,6 +19,8 @@ from tqdm import tqdm
 
 from videoar_jax.data.pipeline import READING_FIELDS, DataConfig
 from videoar_jax.data.sources import latents
+from videoar_jax.experiment import places
+from videoar_jax.experiment.command_line import check_local
 from videoar_jax.experiment.diff import differing_fields
 from videoar_jax.interop.atomic import remove_partials
 from videoar_jax.parallel import processes
@@ -59,6 +62,8 @@ class CacheConfig:
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f"{name}={value} must be at least 1")
+    if self.path is not None:
+      check_local(self.path, "path")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +122,15 @@ class Cache:
       epoch_size=epoch_size,
       num_clips=epoch_size * self.config.num_epochs,
       clips_per_shard=self.config.clips_per_shard,
+      files=_files_hash(source),
     )
+
+
+def _files_hash(source) -> str:
+  """Returns a hash of a source's files and their sizes; "" for a source without files."""
+  if not hasattr(source, "listing"):
+    return ""
+  return hashlib.sha256(json.dumps(source.listing()).encode()).hexdigest()[:16]
 
 
 def _encoder_facts(config: TokenizerConfig) -> dict:
@@ -169,7 +182,9 @@ def check_fits(
   found = dataclasses.replace(
     found, **{name: defaults | getattr(found, name) for name, defaults in added.items()}
   )
-  different = differing_fields(dataclasses.asdict(found), dataclasses.asdict(wanted))
+  if not found.files:  # An earlier version made them.
+    wanted = dataclasses.replace(wanted, files="")
+  different = differing_fields(_without_places(found), _without_places(wanted))
   if different:
     lines = "\n  ".join(different)
     raise ValueError(
@@ -177,6 +192,14 @@ def check_fits(
       f"  {lines}\nRemove that folder to encode again, or restore these fields, or give the cache "
       "another path"
     )
+
+
+def _without_places(index: latents.Index) -> dict:
+  """Returns an index for comparison, in which files may be moved if it knows what they are."""
+  facts = dataclasses.asdict(index)
+  if index.files:
+    facts["data"] |= {"path": None, "split_file": None}
+  return places.resolved(facts)
 
 
 def encode(

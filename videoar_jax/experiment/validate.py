@@ -5,9 +5,11 @@ import json
 import math
 import pathlib
 
+from videoar_jax.data.sources.base import ClipSource
 from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.token_cache import Cache, check_fits
 from videoar_jax.interop import weights
+from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import num_batch_shards, process_shard
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES
 from videoar_jax.text.tokenizers import TextEncoder
@@ -76,8 +78,32 @@ def check_batches(stages: StageCheckpoints) -> None:
       )
 
 
+def check_report(stages: StageCheckpoints) -> None:
+  """Checks that the devices of the first process suit the report, which is made at the end.
+
+  Raises:
+    ValueError: they do not; names the field.
+  """
+  run = stages.run
+  if not run.report.num_clips or not processes.is_first():
+    return
+  mesh = run.report.devices()
+  if mesh is not None and run.generator_stages:
+    try:
+      run.family.check_mesh(run, mesh)
+    except ValueError as error:
+      raise ValueError(f"report.mesh={run.report.mesh}: {error}") from None
+
+
 def check_captions(source, encoder: TextEncoder) -> None:
-  """Raises ValueError if the text encoder cannot encode a caption of a source."""
+  """Finds captions of a source that have to be cut, or cannot be encoded, before it is read.
+
+  Raises:
+    ValueError: too many cannot be encoded, or a caption of sprites does not fit.
+  """
+  if isinstance(source, ClipSource):
+    source.check_captions(encoder.encode)
+    return
   for caption in source.longest_captions():
     encoder.encode(caption)
 

@@ -2,7 +2,6 @@
 
 import fcntl
 import importlib.metadata
-import json
 import logging
 import pathlib
 import platform
@@ -13,11 +12,11 @@ import jax
 from ml_collections import ConfigDict
 
 from videoar_jax.data.pipeline import READING_FIELDS
-from videoar_jax.experiment import parse
+from videoar_jax.experiment import copies, data_listing, parse, places
 from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.defaults import complete, inherited
 from videoar_jax.experiment.diff import differing_fields
-from videoar_jax.interop.atomic import write_text
+from videoar_jax.interop.strict_json import write_json
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import processes
 from videoar_jax.train.config import FREE_FIELDS
@@ -28,12 +27,16 @@ log = logging.getLogger(__name__)
 _locks: dict = {}  # Open lock files, by path.
 
 # Fields that may change when a run resumes: where it runs, how fast it reads, what it does besides
-# training steps. Data sections are those of the run, of stages, and of parts of mixtures.
+# training steps, where a cache is, whose index is checked. Data sections are those of the run, of
+# stages, and of parts of mixtures.
 _FREE = re.compile(
   r"config\.((stage\.\w+\.)?mesh\.\w+"
   rf"|(stage\.\w+\.)?(data|mixture\.\w+)\.({'|'.join(READING_FIELDS)})"
-  rf"|stage\.\w+\.loop\.({'|'.join(FREE_FIELDS)}))"
+  rf"|stage\.\w+\.loop\.({'|'.join(FREE_FIELDS)})"
+  rf"|(report|sampling)\.\w+|{places.CACHE})"
 )
+_DATA = re.compile(rf"config\.{places.DATA}")
+_INIT = re.compile(r"config\.stage\.(\w+)\.init\.from")
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
@@ -90,9 +93,12 @@ def check_same_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     raise ValueError(f"--workdir={workdir} is a file; name a folder")
   if not path.exists():
     return []
-  there, now = parse.load_config(path), complete(config).to_dict()
-  lines = [f"config.{x}" for x in differing_fields(_without_repeats(there), _without_repeats(now))]
-  different = [line for line in lines if not _FREE.fullmatch(line.partition(":")[0])]
+  there, now = (
+    _without_repeats(places.resolved(values))
+    for values in (parse.load_config(path), complete(config).to_dict())
+  )
+  lines = [f"config.{x}" for x in differing_fields(there, now)]
+  different = [line for line in lines if not _may_change(line.partition(":")[0], workdir)]
   if different:
     text = "\n  ".join(different)
     raise ValueError(
@@ -100,6 +106,18 @@ def check_same_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
       "Name another workdir, or restore these fields. Nothing was changed"
     )
   return lines
+
+
+def _may_change(field: str, workdir: pathlib.Path) -> bool:
+  """Returns whether a field may have another value when a run resumes."""
+  if field == "config.text.tokenizer":
+    return copies.has_text(workdir)  # Then the files are compared.
+  if _DATA.fullmatch(field):
+    return (workdir / data_listing.FILE).is_file()  # So are the samples.
+  if init := _INIT.fullmatch(field):
+    # A stage that has begun does not need its initial weights any more.
+    return any((workdir / init[1] / "checkpoints").glob("[0-9]*"))
+  return _FREE.fullmatch(field) is not None
 
 
 def _without_repeats(values: dict) -> dict:
@@ -146,4 +164,4 @@ def write_facts(stages: StageCheckpoints) -> None:
   }
   if run.generator is not None:
     facts |= run.family.describe(run)
-  write_text(stages.workdir / "run.json", json.dumps(facts, indent=2) + "\n")
+  write_json(stages.workdir / "run.json", facts)

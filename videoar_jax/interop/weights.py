@@ -10,14 +10,11 @@ import os
 import pathlib
 import pickle
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
-from safetensors.numpy import save as to_bytes
 
-from videoar_jax.interop.atomic import replacing
+from videoar_jax.interop import tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -134,11 +131,7 @@ def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes arrays as float32 safetensors, atomically."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  with replacing(path) as partial:
-    # Not with the library's own writer, whose files only their owner can read.
-    partial.write_bytes(
-      to_bytes({key: np.ascontiguousarray(value, np.float32) for key, value in arrays.items()})
-    )
+  tensors.write(path, {key: np.asarray(value, np.float32) for key, value in arrays.items()})
 
 
 def check_file(path: str | os.PathLike, shapes: Shapes) -> None:
@@ -147,33 +140,41 @@ def check_file(path: str | os.PathLike, shapes: Shapes) -> None:
   Raises:
     ValueError: the file is missing, damaged, or for another network.
   """
-
-  def shapes_of(file):
-    with safe_open(file, "numpy") as opened:
-      # Broadcast views with these shapes, which take no memory.
-      return {
-        key: np.broadcast_to(0.0, opened.get_slice(key).get_shape()) for key in list(opened.keys())
-      }
-
-  _read_and_check(path, shapes, shapes_of)
+  found = tensors.shapes(_existing(path))
+  # Broadcast views with these shapes, which take no memory.
+  views = {key: np.broadcast_to(np.float32(0), shape) for key, shape in found.items()}
+  _fitting(views, shapes, str(path))
 
 
 def load(path: str | os.PathLike, shapes: Shapes) -> dict[str, np.ndarray]:
   """Reads converted weights and checks them.
 
+  Names may all begin with one prefix, such as `module.` or `_orig_mod.`, which is left out.
+
+  Returns:
+    float32 arrays.
   Raises:
     ValueError: the file is missing, damaged, or for another network.
   """
-  return _read_and_check(path, shapes, load_file)
+  arrays = _fitting(tensors.read(_existing(path)), shapes, str(path))
+  return {key: np.asarray(value, np.float32) for key, value in arrays.items()}
 
 
-def _read_and_check(path: str | os.PathLike, shapes: Shapes, read: Callable) -> dict:
+def _existing(path: str | os.PathLike) -> pathlib.Path:
   path = pathlib.Path(path).expanduser()
   if not path.is_file():
     raise ValueError(f"there are no weights in {path}")
-  try:
-    arrays = read(path)
-  except (SafetensorError, OSError) as error:
-    raise ValueError(f"{path} is not a complete safetensors file ({error})") from error
-  check(arrays, shapes, str(path))
+  return path
+
+
+def _fitting(arrays: dict[str, np.ndarray], shapes: Shapes, place: str) -> dict[str, np.ndarray]:
+  """Returns the arrays of a network by its own names.
+
+  Raises:
+    ValueError: they are of another network.
+  """
+  bare = tensors.without_prefix(arrays)
+  if not arrays.keys() & shapes.keys() and bare.keys() & shapes.keys():
+    arrays = bare
+  check(arrays, shapes, place)
   return arrays

@@ -167,12 +167,14 @@ class Model(Protocol):
     text_encoder: maps prompts to tokens, with `encode`.
     num_frames: of the training clips.
     resolution: (H, W) of its clips.
+    batch_size: clips that are made together.
   """
 
   tokenizer: Tokenizer
   text_encoder: Any
   num_frames: int
   resolution: tuple[int, int]
+  batch_size: int
 
   def sample(
     self,
@@ -281,6 +283,7 @@ class Family(Protocol):
     resolution: tuple[int, int] | None = None,
     mesh: Mesh | None = None,
     dtype: Any = None,
+    batch_size: int | None = None,
   ) -> Model:
     """Wraps a trained network for sampling and scoring."""
 

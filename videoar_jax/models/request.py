@@ -8,7 +8,7 @@ import numpy as np
 from videoar_jax.models.base import ClipShape
 from videoar_jax.tokenizers.base import TokenizerConfig
 
-BATCH_SIZE = 16  # Prompts that are sampled together; more take several batches.
+BATCH_SIZE = 16  # Prompts that are sampled together by default; more take several batches.
 
 
 class ClipRequests:
@@ -20,6 +20,9 @@ class ClipRequests:
     shape: of the clips that the model was trained on.
     defaults: values of the family's settings that a request does not set.
     num_shards: devices that share a batch.
+    batch_size: clips that are made together; None for about `BATCH_SIZE`, which the devices share.
+  Raises:
+    ValueError: the devices cannot share batches of that size.
   """
 
   def __init__(
@@ -30,10 +33,21 @@ class ClipRequests:
     *,
     defaults: dict[str, Any],
     num_shards: int = 1,
+    batch_size: int | None = None,
   ):
     self.text_encoder, self.config = text_encoder, config
     self.num_frames, self.resolution = shape
     self.defaults, self.num_shards = defaults, num_shards
+    self.batch_size = self.padded(BATCH_SIZE) if batch_size is None else batch_size
+    if self.batch_size < 1 or self.batch_size % num_shards:
+      raise ValueError(
+        f"batch_size={batch_size} does not divide over the {num_shards} shards of the mesh axes "
+        f"slice, data and fsdp; take a multiple of {num_shards}"
+      )
+
+  def padded(self, num: int) -> int:
+    """Returns the smallest size of a batch of at least `num` clips that the devices can share."""
+    return -(-num // self.num_shards) * self.num_shards
 
   def check_prompts(self, prompts: list[str]) -> None:
     """Raises ValueError unless prompts are a list that is not empty."""

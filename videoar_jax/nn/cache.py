@@ -15,9 +15,28 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from videoar_jax.nn.layers import product
-from videoar_jax.parallel.rules import constrain
+from videoar_jax.parallel.rules import constrain, num_shards
 
-_AXES = ("batch", "kv_heads", None, None)
+# Queries whose scores are held at once: a scale of many tokens sees all of a long clip.
+_MAX_QUERIES = 256
+
+
+def cache_axes(num_heads: int, num_head_shards: int) -> tuple[str | None, ...]:
+  """Returns the logical axes of keys and values `[b, g, l, k]`.
+
+  Args:
+    num_heads: of keys and values.
+    num_head_shards: shards of "attended_heads". The mesh axis for sequences splits no tokens in
+      decoding, so it splits heads, if they divide.
+  """
+  is_divisible = num_heads % num_head_shards == 0
+  return ("batch", "attended_heads" if is_divisible else "kv_heads", None, None)
+
+
+def _constrain(x: Array) -> Array:
+  """Constrains the sharding of keys or values `[..., b, g, l, k]`; layers are not sharded."""
+  axes = cache_axes(x.shape[-3], num_shards("attended_heads"))
+  return constrain(x, (None,) * (x.ndim - 4) + axes)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("keys", "values"), meta_fields=())
@@ -41,7 +60,7 @@ class Cache:
   @classmethod
   def of(cls, keys: Float[Array, "b l g k"], values: Float[Array, "b l g k"]) -> "Cache":
     """Makes the cache of one layer from the keys and values of a step."""
-    return cls(*(constrain(x.transpose(0, 2, 1, 3), _AXES) for x in (keys, values)))
+    return cls(*(_constrain(x.transpose(0, 2, 1, 3)) for x in (keys, values)))
 
 
 def write(caches, new, offset: Array | int):
@@ -62,8 +81,7 @@ def make_ring(caches, length: int):
   """Returns empty caches of `length` positions that are otherwise like `caches`."""
 
   def empty(x):
-    axes = (None,) * (x.ndim - 4) + _AXES  # Layers are not sharded.
-    return constrain(jnp.zeros((*x.shape[:-2], length, x.shape[-1]), x.dtype), axes)
+    return _constrain(jnp.zeros((*x.shape[:-2], length, x.shape[-1]), x.dtype))
 
   return jax.tree.map(empty, caches)
 
@@ -80,6 +98,30 @@ def attend_cached(
     seen: caches to attend to.
     masks: for each cache, where a query may attend; None for everywhere.
   """
+  q = query.shape[1]
+  num_blocks = -(-q // _MAX_QUERIES)
+  if num_blocks == 1:
+    return _attend(query, seen, masks)
+  size = -(-q // num_blocks)
+
+  def split(x: Array) -> Array:
+    """Splits the axis of the queries, padded, into blocks, which come first."""
+    x = jnp.pad(x, ((0, 0), (0, num_blocks * size - q), *((0, 0),) * (x.ndim - 2)), mode="edge")
+    return jnp.moveaxis(x.reshape(x.shape[0], num_blocks, size, *x.shape[2:]), 1, 0)
+
+  own = {i: split(jnp.asarray(x)) for i, x in enumerate(masks) if x is not None and x.shape[1] > 1}
+
+  def attend_block(block):
+    query, own = block
+    return _attend(query, seen, [own.get(i, mask) for i, mask in enumerate(masks)])
+
+  out = jax.lax.map(attend_block, (split(query), own))
+  out = jnp.moveaxis(out, 0, 1)
+  return out.reshape(out.shape[0], num_blocks * size, *out.shape[3:])[:, :q]
+
+
+def _attend(query, seen, masks):
+  """Attends with all queries at once; see `attend_cached`."""
   b, q, n, k = query.shape
   g = seen[0].keys.shape[1]
   # All queries that share a key head are rows of one matrix product.

@@ -70,15 +70,18 @@ class Linear(nnx.Module):
     self.kernel = param(rngs, init or fan_in((num_in, num_out)), (num_in, num_out), axes)
     self.bias = param(rngs, zeros, (num_out,), axes[1:]) if use_bias else None
 
-  def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+  def __call__(
+    self, x: Float[Array, "*b i"], *, has_float32_result: bool = False
+  ) -> Float[Array, "*b o"]:
     kernel = self.kernel[...].astype(x.dtype)
+    multiply = functools.partial(product, "...i,io->...o") if has_float32_result else jnp.matmul
     if is_for_cpu() and num_shards("sequence") == 1:
       # The kernel's gradient contracts all leading axes; XLA on CPU is 1.6 times faster if they are
       # one axis. Not if the sequence is sharded: flattening would gather it.
-      y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+      y = multiply(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
     else:
-      y = x @ kernel
-    return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+      y = multiply(x, kernel)
+    return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
 class Embedding(nnx.Module):

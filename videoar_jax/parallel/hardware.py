@@ -5,6 +5,9 @@ v6e and tpu7x; for GPUs, NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 S
 without sparsity. Published link bandwidths add both directions; here they are for one direction.
 Network bandwidth is the published figure per chip, except for v4, which takes the 50 Gbit/s of v5p;
 for GPUs it is one port per GPU, of 200 (A100) or 400 Gbit/s.
+
+The memory of TPUs is not that of the tables, but what the compiler grants a program: libtpu 0.0.52
+names it when a program needs more. The two cores of a v4 chip are one device, as on its hosts.
 """
 
 import dataclasses
@@ -21,7 +24,7 @@ class Chip:
   Attributes:
     kind: JAX's `device_kind`.
     flops: peak FLOP/s of bfloat16 matrix products.
-    memory: memory in bytes.
+    memory: memory that a program may use, in bytes.
     bandwidth: memory bandwidth in bytes/s.
     link_bandwidth: total bandwidth to its neighbours, in one direction, in bytes/s.
     network_bandwidth: its share of the host's network, which connects slices, in bytes/s.
@@ -50,11 +53,11 @@ class Chip:
 
 
 CHIPS = {
-  "v4": Chip("TPU v4", 275e12, 32 * 2**30, 1228e9, 300e9, 6.25e9, num_devices=2),
-  "v5e": Chip("TPU v5 lite", 197e12, 16 * 2**30, 819e9, 200e9, 3.125e9),
-  "v5p": Chip("TPU v5", 459e12, 95 * 2**30, 2765e9, 600e9, 6.25e9),
-  "v6e": Chip("TPU v6 lite", 918e12, 32 * 2**30, 1638e9, 400e9, 12.5e9),
-  "tpu7x": Chip("TPU7x", 2307e12, 192 * 2**30, 7380e9, 600e9, 12.5e9, num_devices=2),
+  "v4": Chip("TPU v4", 275e12, 30.75 * 2**30, 1228e9, 300e9, 6.25e9),
+  "v5e": Chip("TPU v5 lite", 197e12, 15.75 * 2**30, 819e9, 200e9, 3.125e9),
+  "v5p": Chip("TPU v5", 459e12, 95.73 * 2**30, 2765e9, 600e9, 6.25e9),
+  "v6e": Chip("TPU v6 lite", 918e12, 31.24 * 2**30, 1638e9, 400e9, 12.5e9),
+  "tpu7x": Chip("TPU7x", 2307e12, 2 * 94.74 * 2**30, 7380e9, 600e9, 12.5e9, num_devices=2),
   "a100": Chip("NVIDIA A100-SXM4-80GB", 312e12, 80e9, 2039e9, 300e9, 25e9, False),
   "h100": Chip("NVIDIA H100 80GB HBM3", 989e12, 80e9, 3350e9, 450e9, 50e9, False),
   "h200": Chip("NVIDIA H200", 989e12, 141e9, 4800e9, 450e9, 50e9, False),

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+import re
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, AnyMesh
+from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, AnyMesh, place
 
 # From the slowest network to the fastest: the data-centre network connects slices.
 AXES = ("slice", "data", "fsdp", "sequence", "tensor")
@@ -33,6 +34,24 @@ class MeshConfig:
   sequence: int = 1
   tensor: int = 1
   slice: int = 1
+
+
+def parse_mesh(text: str, name: str = "--mesh") -> MeshConfig:
+  """Parses `axis:size,axis:size`; the size of other axes is 1, and one may be -1.
+
+  Args:
+    text: to parse.
+    name: of the flag or field, for the error.
+  Raises:
+    ValueError: it does not have that form.
+  """
+  sizes = dict.fromkeys(AXES, 1)
+  for part in text.split(","):
+    match = re.fullmatch(r"(\w+):(-1|\d+)", part)
+    if not match or match[1] not in sizes:
+      raise ValueError(f"{name}={text}: {part!r} is not AXIS:SIZE; axes are {', '.join(AXES)}")
+    sizes[match[1]] = int(match[2])
+  return MeshConfig(**sizes)
 
 
 def mesh_sizes(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
@@ -116,6 +135,20 @@ def process_shard(mesh: Mesh) -> tuple[int, int]:
       "mesh.sequence x mesh.tensor to divide, or be a multiple of, the devices of a process"
     )
   return parts.index(tuple(sorted(owned[jax.process_index()]))), len(parts)
+
+
+def shard_padded(batch, mesh: Mesh):
+  """Splits a batch that every process has in full over the devices, along the first axis.
+
+  Rows are repeated from the start until they divide.
+  """
+  spec, shards = PartitionSpec(LOGICAL_AXIS_RULES["batch"]), num_batch_shards(mesh)
+
+  def split(x) -> jax.Array:
+    num = -(-len(x) // shards) * shards
+    return place(np.take(x, np.arange(num) % len(x), axis=0), NamedSharding(mesh, spec))
+
+  return jax.tree.map(split, batch)
 
 
 def shard_batch(batch, mesh: Mesh):

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -139,6 +140,13 @@ def broadcast(value):
     value: a number or an array, of the same shape in all processes.
   """
   return value if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(value)
+
+
+def fetch(x) -> np.ndarray:
+  """Returns an array in host memory; if it is split over processes, all of them must call this."""
+  if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+    x = multihost_utils.process_allgather(x, tiled=True)
+  return np.asarray(x)
 
 
 def all_true(is_so: bool) -> bool:

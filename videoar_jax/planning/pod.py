@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import re
 
 import jax
 from jax.experimental import topologies
@@ -42,21 +41,6 @@ class Pod:
     return AbstractMesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
-def parse_mesh(text: str) -> MeshConfig:
-  """Parses `axis:size,axis:size`; the size of other axes is 1.
-
-  Raises:
-    ValueError: it does not have that form.
-  """
-  sizes = dict.fromkeys(AXES, 1)
-  for part in text.split(","):
-    match = re.fullmatch(r"(\w+):(\d+)", part)
-    if not match or match[1] not in sizes:
-      raise ValueError(f"--mesh={text}: {part!r} is not AXIS:SIZE; axes are {', '.join(AXES)}")
-    sizes[match[1]] = int(match[2])
-  return MeshConfig(**sizes)
-
-
 def _devices(topology: str, num_slices: int):
   """Returns the devices of a TPU topology.
 
@@ -67,6 +51,9 @@ def _devices(topology: str, num_slices: int):
     raise ValueError("libtpu is not installed; pip install 'videoar_jax[plan]', or add --count")
   try:
     options = {"num_slices": num_slices} if num_slices > 1 else {}
+    if topology.startswith("v4:"):
+      # Else the two cores of a chip are devices of their own, which no v4 host shows.
+      options["chip_config_name"] = "megacore"
     return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
   except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
     raise ValueError(

@@ -18,9 +18,9 @@ from videoar_jax.parallel.rules import AnyMesh, ShardingError, replicated, shard
 from videoar_jax.parallel.traffic import device_bytes
 from videoar_jax.planning.estimate import Cost, estimate
 from videoar_jax.planning.pod import Pod
-from videoar_jax.train.state import with_shardings
+from videoar_jax.train.state import evaluation_params, with_shardings
 from videoar_jax.train.task import Task
-from videoar_jax.train.trainer import Trainer
+from videoar_jax.train.trainer import NUM_SHOWN, Trainer
 
 
 class DoesNotFit(ValueError):
@@ -91,6 +91,23 @@ class StepPlan:
     batch = _abstract_batch(self.run, self.stage, self.mesh)
     arguments = (self.trainer.abstract_state, self.frozen, batch, abstract_key(self.mesh))
     return compile_program(self.trainer.step, arguments, self.mesh, _FIXES)
+
+  def compile_media(self) -> Memory:
+    """Compiles the samples that are shown in training; the rest of the state counts as held.
+
+    Raises:
+      DoesNotFit: they do not fit into the chip's memory; says by how much.
+      ValueError: they do not compile.
+    """
+    params = evaluation_params(self.trainer.abstract_state)
+    shards = num_batch_shards(self.mesh)
+    clips = _abstract_clips(self.run, self.stage, self.mesh, -(-NUM_SHOWN // shards) * shards)
+    memory = compile_program(
+      self.trainer.media, (params, self.frozen, clips), self.mesh, "the run would leave them out"
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, params)
+    others = self.state_bytes - device_bytes(params, shardings)
+    return dataclasses.replace(memory, peak=memory.peak + others)
 
 
 _FIXES = (
@@ -186,10 +203,10 @@ def _describe(error: Exception, fixes: str) -> ValueError:
   text = str(error)
   match = next(filter(None, (re.search(pattern, text) for pattern in _TOO_LARGE)), None)
   if not match:
-    return ValueError(f"the step does not compile: {text[:600]}")
+    return ValueError(f"the program does not compile: {text[:600]}")
   used, memory = map(float, match.groups())
   return DoesNotFit(
-    f"the step does not fit: it needs {used:.2f}G of {memory:.2f}G of a chip's memory, "
+    f"the program does not fit: it needs {used:.2f}G of {memory:.2f}G of a chip's memory, "
     f"{used - memory:.2f}G too much; {fixes}"
   )
 
@@ -208,19 +225,28 @@ def _abstract_task(run: RunConfig, stage: StageConfig, mesh) -> tuple[Task, dict
 def _abstract_batch(run: RunConfig, stage: StageConfig, mesh: AnyMesh) -> dict:
   """Returns the shapes of a global batch."""
   b, data = stage.loop.batch_size, stage.data
-  text = run.text.encoder.null()
-  shapes = {"text": ((b, *text.shape), text.dtype)}
+  batch = _abstract_clips(run, stage, mesh, b)
   if stage.cache is None:
-    shapes["video"] = ((b, data.num_frames, *data.resolution, 3), jnp.uint8)
-  else:
-    grid = run.tokenizer.latent_shape(data.num_frames, data.resolution)
-    shapes["latents"] = ((b, *grid, run.tokenizer.num_channels), jnp.bfloat16)
+    return batch
+  grid = run.tokenizer.latent_shape(data.num_frames, data.resolution)
+  latents = (b, *grid, run.tokenizer.num_channels)
+  return {"text": batch["text"], "latents": _abstract_rows(latents, jnp.bfloat16, mesh)}
+
+
+def _abstract_clips(run: RunConfig, stage: StageConfig, mesh: AnyMesh, num_clips: int) -> dict:
+  """Returns the shapes of a stage's clips with their prompts."""
+  text, data = run.text.encoder.null(), stage.data
+  video = (num_clips, data.num_frames, *data.resolution, 3)
   return {
-    name: jax.ShapeDtypeStruct(
-      shape, kind, sharding=sharding_of(("batch",) + (None,) * (len(shape) - 1), shape, mesh)
-    )
-    for name, (shape, kind) in shapes.items()
+    "text": _abstract_rows((num_clips, *text.shape), text.dtype, mesh),
+    "video": _abstract_rows(video, jnp.uint8, mesh),
   }
+
+
+def _abstract_rows(shape: tuple[int, ...], dtype, mesh: AnyMesh) -> jax.ShapeDtypeStruct:
+  """Returns the shape of an array that is split like a batch."""
+  sharding = sharding_of(("batch",) + (None,) * (len(shape) - 1), shape, mesh)
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
 def abstract_key(mesh: AnyMesh) -> jax.ShapeDtypeStruct:

@@ -8,6 +8,7 @@ from videoar_jax.parallel.traffic import axes_of, device_bytes
 from videoar_jax.planning import estimate
 from videoar_jax.planning.decoding import DecodePlan
 from videoar_jax.planning.step_plan import Memory, StepPlan
+from videoar_jax.train.trainer import NUM_SHOWN
 
 _RATES = (
   f"Times are estimated at {estimate.SHARE_OF_FLOPS:.0%} of the datasheet's bfloat16 FLOP/s and "
@@ -15,12 +16,13 @@ _RATES = (
 )
 
 
-def table(plan: StepPlan, memory: Memory | None) -> str:
+def table(plan: StepPlan, memory: Memory | None, media: Memory | str | None = None) -> str:
   """Returns a step's memory, FLOPs and time.
 
   Args:
     plan: the step.
     memory: from the compiler; None to estimate it.
+    media: that of the samples that training shows, or why they do not compile; None leaves it out.
   """
   stage, chip, trainer = plan.stage, plan.pod.chip, plan.trainer
   cost, clips = plan.estimate(), stage.loop.batch_size
@@ -32,10 +34,10 @@ def table(plan: StepPlan, memory: Memory | None) -> str:
     ("state a device", bytes_text(plan.state_bytes)),
   ]
   if cost is None:
-    rows += _memory_rows(memory, None, chip)
+    rows += _memory_rows(memory, None, chip) + _media_rows(media, chip)
     return "\n".join([*_aligned(rows), "This family has no step estimate."])
   rows += _memory_rows(memory, None if cost.activation_bytes is None else cost.memory, chip)
-  lines = [*_aligned(rows + _time_rows(plan, cost))]
+  lines = [*_aligned(rows + _media_rows(media, chip) + _time_rows(plan, cost))]
   lines.append(f"{_RATES}; parts overlap, so the slowest counts.")
   if stage.mixture:
     lines.append("This is the largest of the stage's shapes; others take at most as long.")
@@ -132,6 +134,17 @@ def _memory_rows(memory: Memory | None, estimated: float | None, chip: Chip) -> 
     ("temporaries a device", bytes_text(memory.temporaries)),
     ("peak a device", f"{bytes_text(memory.peak)}, {share:.0%} of its memory"),
   ]
+
+
+def _media_rows(media: Memory | str | None, chip: Chip) -> list[tuple[str, str]]:
+  """Returns the memory of samples in training, next to the state."""
+  if media is None:
+    return []
+  text = media
+  if isinstance(media, Memory):
+    share = media.peak / chip.device_memory
+    text = f"peak a device {bytes_text(media.peak)}, {share:.0%} of its memory"
+  return [(f"{NUM_SHOWN} samples in training", text)]
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:

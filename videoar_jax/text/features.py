@@ -3,18 +3,18 @@
 A safetensors file has a tensor `[n, c]` for each prompt, named by the prompt itself; n is the
 prompt's own number of tokens. A folder may have many such files. To make one:
 
-  from safetensors.numpy import save_file
-  save_file({prompt: encode(prompt) for prompt in {"", *prompts}}, "features.safetensors")
+  from videoar_jax.interop import tensors
+  tensors.write("features.safetensors", {prompt: encode(prompt) for prompt in {"", *prompts}})
 """
 
 import difflib
 import functools
 import pathlib
 
-import ml_dtypes  # noqa: F401  # Registers bfloat16 with numpy.
 import numpy as np
 from jaxtyping import Float32
-from safetensors import SafetensorError, safe_open
+
+from videoar_jax.interop import tensors
 
 SUFFIX = ".safetensors"
 
@@ -81,7 +81,9 @@ class TextFeatures:
     """
     if text not in self._files:
       near = difflib.get_close_matches(text, list(self._files)[:10_000], n=1)
-      hint = f"; did you mean {near[0][:60]!r}?" if near else ""
+      hint = f"; did you mean {near[0][:60]!r}?" if near and near[0] else ""
+      if len(self._files) == 1:  # As in the copy that a workdir keeps.
+        hint = ", but only those of the empty prompt; name a file of the prompts: --text_features"
       raise ValueError(f"text.tokenizer={self.path!r} has no features of {text[:60]!r}{hint}")
     found = np.asarray(_reader(self._files[text]).get_tensor(text), np.float32)
     return np.pad(found, ((0, self.length - len(found)), (0, 0)))
@@ -95,6 +97,6 @@ class TextFeatures:
 def _reader(file: str):
   """Opens a file once per process; tensors stay on disk until they are read."""
   try:
-    return safe_open(file, framework="numpy")
-  except (OSError, SafetensorError) as error:
-    raise ValueError(f"text.tokenizer: {file} cannot be read as safetensors: {error}") from error
+    return tensors.open_file(file)
+  except ValueError as error:
+    raise ValueError(f"text.tokenizer: {error}") from error

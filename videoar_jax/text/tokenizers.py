@@ -20,6 +20,18 @@ END_ID = 1
 NUM_SPECIAL = 2
 
 
+class PromptTooLong(ValueError):
+  """A prompt that does not fit `text.length`.
+
+  Attributes:
+    cut: the beginning of the prompt, as much as fits.
+  """
+
+  def __init__(self, message: str, cut: str):
+    super().__init__(message)
+    self.cut = cut
+
+
 class ByteTokenizer:
   """Encodes a prompt as its UTF-8 bytes, an end token and padding.
 
@@ -42,9 +54,11 @@ class ByteTokenizer:
     """Returns the token ids of a prompt.
 
     Raises:
-      ValueError: the prompt and its end token do not fit.
+      PromptTooLong: the prompt and its end token do not fit.
     """
-    return _to_tokens(list(text.encode("utf-8")), text, "bytes", self.length)
+    data = text.encode("utf-8")
+    cut = data[: self.length - 1].decode("utf-8", "ignore")
+    return _to_tokens(list(data), text, "bytes", self.length, cut)
 
   def null(self) -> Int32[np.ndarray, "P"]:
     """Returns the empty prompt, which stands for "no condition" in classifier-free guidance."""
@@ -87,13 +101,15 @@ class WordTokenizer:
     Spaces, and underscores as in folder names, only separate words.
 
     Raises:
-      ValueError: the prompt and its end token do not fit.
+      PromptTooLong: the prompt and its end token do not fit.
     """
     text = unicodedata.normalize("NFC", text)  # Accents have several encodings; use one.
-    words = re.findall(r"[^\W_]+|[^\w\s]", text.lower())
+    words = list(re.finditer(r"[^\W_]+|[^\w\s]", text.lower()))
     num_hashes = self.vocabulary_size - NUM_SPECIAL
-    ids = [zlib.crc32(word.encode("utf-8")) % num_hashes for word in words]
-    return _to_tokens(ids, text, "words", self.length)
+    ids = [zlib.crc32(word[0].encode("utf-8")) % num_hashes for word in words]
+    ends = [0, *(word.end() for word in words)]
+    cut = text.lower()[: ends[min(self.length, len(ends)) - 1]]
+    return _to_tokens(ids, text, "words", self.length, cut)
 
   def null(self) -> Int32[np.ndarray, "P"]:
     """Returns the empty prompt, which stands for "no condition" in classifier-free guidance."""
@@ -137,10 +153,21 @@ class FileTokenizer:
     """Returns the token ids of a prompt.
 
     Raises:
-      ValueError: the prompt and its end token do not fit.
+      PromptTooLong: the prompt and its end token do not fit.
     """
-    ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-    return _to_tokens(ids, text, "tokens", self.length)
+    ids = self._ids(text)
+    cut = text if len(ids) < self.length else self._cut(text)
+    return _to_tokens(ids, text, "tokens", self.length, cut)
+
+  def _ids(self, text: str) -> list[int]:
+    return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+  def _cut(self, text: str) -> str:
+    """Returns as much of the beginning of a prompt as fits."""
+    ends = [end for _, end in self._tokenizer.encode(text, add_special_tokens=False).offsets]
+    # The tokens of a part may differ from those of the whole, and be more.
+    parts = (text[:end] for end in reversed(ends[: self.length - 1]))
+    return next((part for part in parts if len(self._ids(part)) < self.length), "")
 
   def null(self) -> Int32[np.ndarray, "P"]:
     """Returns the empty prompt, which stands for "no condition" in classifier-free guidance."""
@@ -152,17 +179,20 @@ def _check_length(length: int) -> None:
     raise ValueError(f"text.length is {length}; it must be at least 1, for the end token.")
 
 
-def _to_tokens(ids: list[int], text: str, unit: str, length: int) -> Int32[np.ndarray, "P"]:
+def _to_tokens(
+  ids: list[int], text: str, unit: str, length: int, cut: str
+) -> Int32[np.ndarray, "P"]:
   """Returns the ids, shifted past the special ids, then the end token and padding.
 
   Raises:
-    ValueError: the ids and the end token do not fit.
+    PromptTooLong: the ids and the end token do not fit.
   """
   if len(ids) + 1 > length:
-    raise ValueError(
+    raise PromptTooLong(
       f"The prompt {text[:60]!r} has {len(ids)} {unit}, but text.length = {length} has room "
       f"for {length - 1} and the end token; set text.length to at least {len(ids) + 1} "
-      "or shorten the prompt."
+      "or shorten the prompt.",
+      cut,
     )
   tokens = np.full(length, PAD_ID, np.int32)
   tokens[: len(ids)] = np.array(ids, np.int32) + NUM_SPECIAL

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from videoar_jax.interop.atomic import write_text
+from videoar_jax.interop.strict_json import to_json
 
 _MEMORY = 100  # Steps in the running average; spikes are not detected before as many steps.
 MAX_BAD_IN_A_ROW = 20  # Steps to skip in a row; after more, the samples are not the cause.
@@ -84,6 +85,6 @@ def write_bad_step(
   rows = {field: values.tolist() for field, values in samples.items()}
   lines = path.read_text().splitlines() if path.exists() else []
   kept = [line for line in lines if _step_of(line) < step]
-  kept.append(json.dumps({"step": step, name: str(value), **rows}))
+  kept.append(to_json({"step": step, name: str(value), **rows}))
   write_text(path, "\n".join(kept) + "\n")
   return path

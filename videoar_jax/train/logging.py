@@ -11,13 +11,19 @@ import sys
 
 import numpy as np
 import tensorboardX
+from jaxtyping import UInt8
 from PIL import Image
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from videoar_jax.interop.atomic import write_text
+from videoar_jax.interop.strict_json import to_json
 
 log = logging.getLogger(__name__)
+
+# Of the clips in TensorBoard: a larger picture takes as much disk space as a small checkpoint.
+_MAX_SIDE = 256  # Of a clip, in pixels.
+_NUM_COLUMNS = 4
 
 
 def gif_bytes(video: np.ndarray, frame_rate: float) -> bytes:
@@ -35,18 +41,33 @@ def gif_bytes(video: np.ndarray, frame_rate: float) -> bytes:
   return buffer.getvalue()
 
 
-def tile_rows(videos: np.ndarray) -> np.ndarray:
-  """Puts clips `[b, f, H, W, 3]` side by side: `[f, H, b W, 3]`."""
-  return np.concatenate(list(videos), axis=2)
+def tile(videos: UInt8[np.ndarray, "b f H W 3"]) -> UInt8[np.ndarray, "f Y X 3"]:
+  """Puts clips into rows, and shrinks large ones: GIF is for small pictures."""
+  b, f, height, width, _ = videos.shape
+  scale = min(1.0, _MAX_SIDE / max(height, width))
+  size = max(1, round(width * scale)), max(1, round(height * scale))
+  columns = min(b, _NUM_COLUMNS)
+  sheet = np.zeros((f, -(-b // columns) * size[1], columns * size[0], 3), np.uint8)
+  for i, video in enumerate(videos):
+    top, left = i // columns * size[1], i % columns * size[0]
+    for frame, shown in zip(video, sheet, strict=True):
+      # Pillow averages over the pixels that one replaces.
+      small = Image.fromarray(frame).resize(size, Image.Resampling.BOX)
+      shown[top : top + size[1], left : left + size[0]] = np.asarray(small)
+  return sheet
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-  """Returns the records of a `metrics.jsonl`, without a truncated last line."""
+  """Returns the records of a `metrics.jsonl`, without a truncated last line.
+
+  Numbers that are not finite, as of a step that was skipped, are None.
+  """
   records = []
   if path.exists():
     for line in path.read_text().splitlines():
       try:
-        records.append(json.loads(line))
+        # Files of earlier versions have NaN.
+        records.append(json.loads(line, parse_constant=lambda _: None))
       except json.JSONDecodeError:
         break
   return records
@@ -98,7 +119,7 @@ class RunLog:
     records = read_metrics(path)
     kept = [record for record in records if record["step"] <= first_step]
     self.lost_s = sum(1 / record["steps_per_s"] for record in records[len(kept) :])
-    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    write_text(path, "".join(to_json(record) + "\n" for record in kept))
     self._file = path.open("a")
     self._writer = tensorboardX.SummaryWriter(
       str(directory / "tensorboard"), purge_step=first_step + 1, flush_secs=30
@@ -116,7 +137,7 @@ class RunLog:
 
   def scalars(self, step: int, values: dict[str, float], *, is_line: bool) -> None:
     """Records a step's scalars; with `is_line`, in TensorBoard, too."""
-    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    self._file.write(to_json({"step": step, **values}) + "\n")
     self._bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
     self._bar.update(step - self._bar.n)
     if is_line:
@@ -124,9 +145,9 @@ class RunLog:
         self._writer.add_scalar(name, value, step)
 
   def videos(self, step: int, videos: dict[str, np.ndarray]) -> None:
-    """Records clips uint8 `[b, f, H, W, 3]` side by side, as animated images."""
+    """Records clips uint8 `[b, f, H, W, 3]` beside each other, as animated images."""
     for name, clips in videos.items():
-      row = tile_rows(np.asarray(clips))
+      row = tile(np.asarray(clips))
       image = Summary.Image(
         height=row.shape[1],
         width=row.shape[2],

@@ -6,11 +6,11 @@ parameters: an interrupted and resumed run ends with the same numbers, bit for b
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 
-from videoar_jax.parallel.mesh import shard_batch
+from videoar_jax.parallel.mesh import shard_batch, shard_padded
 from videoar_jax.parallel.rules import place, replicated
 from videoar_jax.runtime.goodput import GoodputTracker, report_at_exit
 from videoar_jax.runtime.input_stall import InputStallMeter
@@ -22,6 +22,7 @@ from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.evaluation import Evaluator
 from videoar_jax.train.logging import RunLog
 from videoar_jax.train.reporting import StepReporter
+from videoar_jax.train.saving import Saver
 from videoar_jax.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ def train(
     Profiler(folder / "profile", config.profile_steps) as profiler,
     report_at_exit(goodput or GoodputTracker()) as goodput,
   ):
+    saver = Saver(checkpointer, run_log)
     reporter = StepReporter(trainer, run_log, folder, goodput, first)
     for step in range(first + 1, config.num_steps + 1):
       profiler.before(step)
@@ -87,7 +89,7 @@ def train(
         input_stall.warn(step)
       profiler.after(step, metrics)
       watchdog.beat()
-      _check_saves(checkpointer.check)
+      saver.check()
       is_stopping, is_end = stop.is_due(), step == config.num_steps
       is_saved = step % config.save_every == 0 or is_end or is_stopping
       is_shown = step % config.media_every == 0 or is_end
@@ -106,21 +108,26 @@ def train(
       if is_saved:
         is_last = is_stopping or is_end
         with goodput.measure("checkpoints"), watchdog.rest("the save", save_s):
-          _save(checkpointer, run_log, step, state, iterator, is_last)
-          if is_last:
-            checkpointer.wait()
+          saver.save(step, state, iterator, is_last)
       # After the save, so that a failure here does not lose steps.
       if is_shown:
-        params = train_state.evaluation_params(state)
-        shown = jax.tree.map(lambda x: place(x, on_all), media_batch)
         with goodput.measure("samples"), watchdog.rest("sampling"):
-          media = trainer.run(trainer.media, params, frozen, shown)
-          run_log.videos(step, jax.device_get(media))
+          _show(trainer, run_log, step, state, frozen, media_batch)
       if is_stopping:
         what = f"{stop.signal.name}: stopped at step {step} of {config.num_steps}"
         raise Preempted(what, stop.signal)
   log.info("waited for data %.1f%% of the time", 100 * input_stall.share)
   return state
+
+
+def _show(trainer, run_log, step: int, state, frozen, media_batch: dict) -> None:
+  """Logs media; if that fails, as for lack of memory, training continues without them."""
+  try:
+    params, shown = train_state.evaluation_params(state), shard_padded(media_batch, trainer.mesh)
+    media = trainer.run(trainer.media, params, frozen, shown)
+    run_log.videos(step, jax.device_get(media))
+  except Exception:
+    log.exception("STEP %d HAS NO SAMPLES in the log; the run continues", step)
 
 
 @contextlib.contextmanager
@@ -142,28 +149,3 @@ def _take(
   goodput.count("data", input_stall.last)
   samples = {name: batch.pop(name) for name in SAMPLE_FIELDS if name in batch}
   return batch, samples
-
-
-def _check_saves(check: Callable[[], None]) -> None:
-  """Logs a failed save; the run continues, and tries again at the next save."""
-  try:
-    check()
-  except TimeoutError:
-    raise
-  except Exception as error:
-    log.error("A SAVE FAILED: %s. The run continues and tries again at the next save", error)
-
-
-def _save(checkpointer, run_log, step, state, iterator, is_last):
-  # The log must be on disk before the checkpoint: a run that resumes from it needs its records.
-  run_log.flush()
-  # If the previous save failed, only log that, and still try this one.
-  _check_saves(checkpointer.wait)
-  try:
-    checkpointer.save(step, state, iterator.get_state())
-  except TimeoutError:
-    raise
-  except Exception as error:
-    if is_last:
-      raise
-    log.error("STEP %d WAS NOT SAVED: %s. The run continues and tries again", step, error)

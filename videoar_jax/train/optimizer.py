@@ -19,11 +19,13 @@ class OptimizerConfig:
     learning_rate: peak learning rate.
     adamw_share: learning rate of the parameters that Muon leaves to AdamW, as a share of Muon's.
     muon_steps: Newton-Schulz iterations of Muon.
-    warmup_steps: steps over which the learning rate rises from 0.
+    warmup_steps: steps over which the learning rate rises to its peak, by the same amount each: the
+      first step has a share of 1 / warmup_steps, the last one all of it.
     final_fraction: learning rate at the last step, as a share of the peak.
     b1: decay of AdamW's average of the gradient.
     b2: decay of AdamW's average of the squared gradient.
-    weight_decay: decoupled weight decay, of matrices but not of norms and biases.
+    weight_decay: decoupled weight decay, of matrices, embeddings and convolutions but not of norms
+      and biases, whatever the optimizer.
     grad_clip_norm: global gradient norm above which gradients are scaled down to it.
   """
 
@@ -57,11 +59,13 @@ class OptimizerConfig:
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-  """Returns the learning rate by step."""
+  """Returns the learning rate by step; it is never 0 before the end."""
+  num_warmup = max(1, min(config.warmup_steps, num_steps // 2))
   return optax.warmup_cosine_decay_schedule(
-    init_value=0.0,
+    init_value=config.learning_rate / num_warmup,
     peak_value=config.learning_rate,
-    warmup_steps=min(config.warmup_steps, num_steps // 2),
+    # The first step is part of the warm-up: the rate rises between steps, one time less.
+    warmup_steps=num_warmup - 1,
     decay_steps=num_steps,
     end_value=config.learning_rate * config.final_fraction,
   )
@@ -98,15 +102,31 @@ def make_optimizer(
       optax.add_decayed_weights(config.weight_decay, is_matrix),
       optax.scale_by_learning_rate(schedule),
     )
-    rest = optax.adamw(
-      lambda count: config.adamw_share * schedule(count),
-      b1=config.b1,
-      b2=config.b2,
-      weight_decay=0.0,
-      nesterov=True,
+    rest = optax.chain(
+      optax.scale_by_adam(b1=config.b1, b2=config.b2, nesterov=True),
+      _decay(config.weight_decay, is_matrix),
+      optax.scale_by_learning_rate(lambda count: config.adamw_share * schedule(count)),
     )
     step = optax.partition({"muon": kernels, "adam": rest}, labels)
   return optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), step)
+
+
+def _decay(weight_decay: float, is_decayed: dict) -> optax.GradientTransformation:
+  """Returns the decay of some parameters of a partition.
+
+  Optax's own has another state with a mask than without: checkpoints that were made without one
+  would not load.
+  """
+
+  def is_masked(x) -> bool:
+    return isinstance(x, optax.MaskedNode)
+
+  def decay(update, param, is_decayed: bool):
+    return update if is_masked(update) or not is_decayed else update + weight_decay * param
+
+  return optax.stateless(
+    lambda updates, params: jax.tree.map(decay, updates, params, is_decayed, is_leaf=is_masked)
+  )
 
 
 def _is_of_muon(names: tuple) -> bool:

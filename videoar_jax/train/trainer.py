@@ -14,6 +14,8 @@ from videoar_jax.train.config import LoopConfig
 from videoar_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from videoar_jax.train.task import Task
 
+NUM_SHOWN = 8  # Clips of the media, on every mesh.
+
 
 class Trainer:
   """The jitted step of a task on a mesh, and the shardings of its state.
@@ -174,7 +176,9 @@ class Trainer:
     return new_state | {"anomaly": bad_steps}, metrics | {"num_bad": bad_steps["num_bad"]}
 
   def _media(self, params, frozen, batch):
-    return self.task.media(self.template.module(params), frozen, batch)
+    # A mesh of more batch shards repeats the clips.
+    media = self.task.media(self.template.module(params), frozen, batch)
+    return {name: clips[:NUM_SHOWN] for name, clips in media.items()}
 
   def _evaluate(self, params, frozen, batch, key) -> dict[str, Average]:
     """Returns the loss and metrics of a held-out batch, as `Average`s to merge with others."""

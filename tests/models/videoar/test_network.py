@@ -93,6 +93,16 @@ def test_padding_does_not_matter(model, batch):
   assert jnp.abs(forward(other, batch) - forward(model, batch))[1].max() > 1e-3
 
 
+def test_logits_are_not_rounded_to_the_type_of_activations(model):
+  x = jax.random.normal(jax.random.key(2), (2, 3, 32), jnp.bfloat16)
+  logits, transpose = jax.vjp(lambda x: model.logits(x), x)
+  kernel = model.head.kernel[...].astype(jnp.bfloat16)
+  exact = np.asarray(model.norm_out(x), np.float64) @ np.asarray(kernel, np.float64)
+  assert logits.dtype == jnp.float32 and np.abs(exact).max() > 1
+  np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-5)
+  assert transpose(logits)[0].dtype == jnp.bfloat16
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
 def test_gradients_with_remat_or_unrolled_equal_those_without(layout):
   batch = make_batch(layout)

@@ -16,6 +16,8 @@ from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.corruption import corrupt
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh
+from videoar_jax.parallel.rules import replicated
 from videoar_jax.text.tokenizers import ByteTokenizer
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
 from videoar_jax.tokenizers.pixels import to_float, to_uint8
@@ -81,7 +83,7 @@ def coded(model, video):
 
 def test_batches_do_not_change_clips(model, clips, monkeypatch):
   assert clips.shape == (3, 9, 16, 16, 3)
-  monkeypatch.setattr(sampler, "BATCH_SIZE", 2)
+  monkeypatch.setattr(model.requests, "batch_size", 2)
   np.testing.assert_array_equal(model.sample(PROMPTS, seed=3), clips)
   assert not near(clips[:1], clips[1:2])
   assert not near(model.sample(PROMPTS[:2], seed=4), clips[:2])
@@ -89,6 +91,27 @@ def test_batches_do_not_change_clips(model, clips, monkeypatch):
   assert near(swapped, clips[[2, 0]])
   with pytest.raises(ValueError, match="one for each of 3 prompts"):
     model.sample(PROMPTS, sample_ids=[0, 1])
+
+
+def test_devices_share_any_number_of_clips(model, clips):
+  """Three prompts on two devices; batches that do not divide are refused."""
+  mesh = make_mesh(MeshConfig(), jax.devices()[:2])
+  whole = replicated(mesh)
+  tokenizer = Tokenizer(jax.device_put(model.tokenizer.autoencoder, whole), SCHEDULE)
+  parts = (jax.device_put(model.generator, whole), tokenizer, model.text_encoder, model.layout)
+  settings = {"defaults": model.requests.defaults, "mesh": mesh}
+  shared = sampler.Model(*parts, **settings)
+  assert shared.batch_size == model.batch_size == 16
+  assert near(shared.sample(PROMPTS, seed=3), clips)
+  two = sampler.Model(*parts, **settings, batch_size=2)
+  video, expected = clips[:, :5], model.score(PROMPTS, clips[:, :5])
+  found = two.score(PROMPTS, video)
+  for name, values in expected.items():
+    np.testing.assert_allclose(found[name], values, atol=1e-5)
+  given = two.sample(PROMPTS, seed=3, video=video)
+  assert near(given, model.sample(PROMPTS, seed=3, video=video))
+  with pytest.raises(ValueError, match=r"batch_size=3 does not divide over the 2 shards"):
+    sampler.Model(*parts, **settings, batch_size=3)
 
 
 @pytest.mark.parametrize(("num", "shapes"), [(2, {(1, 2), (1, 1)}), (6, {(3, 2), (3, 1)})])

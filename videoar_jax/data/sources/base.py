@@ -2,14 +2,21 @@
 
 import copy
 import dataclasses
+import itertools
 import logging
-from collections.abc import Callable
+import math
+import os
+import stat
+from collections.abc import Callable, Iterator
 from typing import Self
 
 import numpy as np
 
-from videoar_jax.data import video as clips
-from videoar_jax.data.bad_samples import BadSamples, bad_sample
+from videoar_jax.data.bad_samples import BadSamples, bad_sample, cause_of
+from videoar_jax.data.media import clips
+from videoar_jax.data.media.colour import WHITE, Colour
+from videoar_jax.data.sources.captions import CutCaptions
+from videoar_jax.data.sources.media_files import printable
 from videoar_jax.data.synthetic.sprites import SPLITS
 from videoar_jax.data.windows import Windows
 
@@ -35,6 +42,21 @@ class ClipParams:
   caption: float | None = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """A sample that was found, but not decoded.
+
+  Attributes:
+    captions: one of them is drawn for each clip.
+    class_id: None if it has no class.
+    read: returns a clip, uint8 [f, H, W, 3]; raises ValueError if it cannot be decoded.
+  """
+
+  captions: list[str]
+  class_id: int | None
+  read: Callable[[ClipParams], np.ndarray]
+
+
 def choose(options: list | tuple, chance: float):
   """Returns the option that a number in [0, 1) selects."""
   return options[int(chance * len(options))]
@@ -47,7 +69,10 @@ class ClipSource:
   Items beyond the length are further clips of the same samples, in the same order. In the test
   split, clips begin at evenly spaced times, the same in every epoch, and nothing else is random.
 
-  A subclass defines `_read`, which reads a sample.
+  A bad sample is replaced by another one, drawn from (seed, i), so that the places of bad samples
+  are shared out among all others.
+
+  A subclass defines `_find`, which finds a sample, and `_known_captions`, if it knows any.
 
   Args:
     files: names of the samples.
@@ -59,8 +84,13 @@ class ClipSource:
     clips_per_file: how often the length counts each sample.
     is_flipped: mirror half of the clips.
     is_randomly_cropped: crop a clip of another aspect ratio at random; else at the centre.
+    background: RGB colour behind transparent pixels.
     p_drop_caption: share of the captions that are replaced by the empty one.
     bad_samples: list of the samples that cannot be read.
+
+  Attributes:
+    class_names: names of the classes, an item's class_id is an index into them; empty if unknown.
+    cut_captions: count of the captions that were cut.
   """
 
   has_test_split = True  # False where both splits have the same samples.
@@ -78,6 +108,7 @@ class ClipSource:
     clips_per_file: int = 1,
     is_flipped: bool = False,
     is_randomly_cropped: bool = False,
+    background: Colour = WHITE,
     p_drop_caption: float = 0.0,
   ):
     self.files, self.split, self.bad_samples = files, split, bad_samples
@@ -85,7 +116,9 @@ class ClipSource:
     self.frame_rates = frame_rate if isinstance(frame_rate, tuple) else (frame_rate,)
     self.seed, self.clips_per_file = seed, clips_per_file
     self.is_flipped, self.is_randomly_cropped = is_flipped, is_randomly_cropped
-    self.p_drop_caption = p_drop_caption
+    self.background, self.p_drop_caption = background, p_drop_caption
+    self.class_names: list[str] = []
+    self.cut_captions = CutCaptions(bad_samples.source)
 
   def reshaped(self, num_frames: int, resolution: tuple[int, int]) -> Self:
     """Returns the same samples as clips of another shape, with the same list of bad samples."""
@@ -93,9 +126,54 @@ class ClipSource:
     other.num_frames, other.resolution = num_frames, tuple(resolution)
     return other
 
-  def longest_captions(self) -> list[str]:
-    """Returns captions that need the most room, so that a text that is too long shows early."""
+  def _known_captions(self, position: int) -> list[str]:
+    """Returns the captions of a sample that are known without reading it."""
     return []
+
+  def longest_captions(self) -> list[str]:
+    """Returns the captions that are known without reading samples."""
+    return [caption for i in range(len(self.files)) for caption in self._known_captions(i)]
+
+  def check_captions(self, encode: Callable[[str], np.ndarray]) -> None:
+    """Finds captions that have to be cut, and samples without one that can be encoded.
+
+    Only captions that are known without reading samples are checked; others are when they are read.
+
+    Raises:
+      ValueError: too many samples have no caption that can be encoded.
+    """
+    for position, file in enumerate(self.files):
+      errors, captions = [], self._known_captions(position)
+      for caption in captions:
+        try:
+          self.cut_captions.fit(file, caption, encode)
+        except ValueError as error:
+          errors.append(error)
+      if errors and len(errors) == len(captions):
+        self._add_bad(position, _not_encoded(errors[0]))
+
+  def listing(self) -> dict[str, int | None]:
+    """Returns the size in bytes of each sample's file or shard; None where it is not known.
+
+    With it, a run notices that its data changed.
+    """
+    path = getattr(self, "path", None)
+    if path is None:
+      return dict.fromkeys(self.files)
+    root, sizes = path if path.is_dir() else path.parent, {}
+
+    def size_of(file: str) -> int | None:
+      if file not in sizes:
+        try:
+          status = os.stat(os.path.join(root, file))
+          sizes[file] = status.st_size if stat.S_ISREG(status.st_mode) else None
+        except (OSError, ValueError):
+          sizes[file] = None
+      return sizes[file]
+
+    # Samples of a shard are SHARD/KEY.
+    shards = {file: size_of(file.partition("/")[0]) for file in self.files}
+    return {file: size_of(file) if size is None else size for file, size in shards.items()}
 
   def aspect_ratios(self) -> list[float]:
     """Returns height / width of each sample, in the order of `files`.
@@ -125,11 +203,15 @@ class ClipSource:
     Raises:
       ValueError: the video is too short.
     """
+    rate = self._choose_rate(last_s, params)
+    return params.where * max(last_s - self._span_s(rate), 0.0), rate
+
+  def _choose_rate(self, last_s: float, params: ClipParams) -> float:
+    """Returns the frame rate of a clip; raises ValueError if the video is too short."""
     rates = [rate for rate in self.frame_rates if last_s >= self._span_s(rate) - 1e-3]
     if not rates:
       raise ValueError(self._too_short())
-    rate = choose(rates, params.rate)
-    return params.where * max(last_s - self._span_s(rate), 0.0), rate
+    return choose(rates, params.rate)
 
   def _too_short(self) -> str:
     return f"too short for {self.num_frames} frames at {max(self.frame_rates):g} per second"
@@ -151,7 +233,8 @@ class ClipSource:
 
     Args:
       index: index of the item.
-      encode: maps captions to `text`; where it raises ValueError, the sample counts as bad.
+      encode: maps captions to `text`, see `CutCaptions.fit`; where it raises ValueError, the sample
+        counts as bad.
     Returns:
       video: uint8 [f, H, W, 3]; caption; class_id; attributes: None; id: the index; text, if
       `encode` is given.
@@ -160,27 +243,64 @@ class ClipSource:
     """
     visit, first = divmod(index, len(self.files))
     params = self._draw(index, visit)
-    for step in range(len(self.files)):
-      # The next sample replaces a bad one. A bad sample is tried again at every visit, so that the
-      # result does not depend on what was read before.
-      position = (first + step) % len(self.files)
+    # A bad sample is tried again at every visit, so that the result does not depend on what was
+    # read before.
+    for position in itertools.chain([first], self._replacements(index, first)):
       self.bad_samples.num_reads += 1
       try:
-        item = self._read(position, params)
-        if params.caption is None:
-          item["caption"] = ""
-        if encode is not None:
-          item["text"] = _encode_caption(item["caption"], encode)
-      except ValueError as error:
-        if self.bad_samples.add(self.files[position], str(error)):
-          reason = ": ".join([str(error), *getattr(error, "__notes__", ())])
-          source, file = self.bad_samples.source, self.files[position]
-          log.warning("%s: %s: %s; replaced by other samples.", source, file, reason)
+        item = self._read(position, params, encode)
+      except MemoryError:
+        raise
+      except Exception as error:
+        self._add_bad(position, error)
         continue
-      if params.is_flipped:
-        item["video"] = item["video"][:, :, ::-1]
       return item | {"attributes": None, "id": index}
     raise ValueError(self._nothing_left(len(self.files)))
+
+  def _replacements(self, index: int, first: int) -> Iterator[int]:
+    """Yields all samples but the first, in an order that depends on (seed, index) alone."""
+    num = len(self.files)
+    # The clips of the test split are the same in every epoch.
+    number = index % len(self) if self.split == "test" else index
+    entropy = np.random.SeedSequence((self.seed, SPLITS.index(self.split), number, 1))
+    rng = np.random.Generator(np.random.Philox(entropy))
+    start, stride = int(rng.integers(num)), int(rng.integers(1, max(num, 2)))
+    while math.gcd(stride, num) > 1:  # A stride that shares no factor visits all samples.
+      stride += 1
+    for step in range(num):
+      position = (start + step * stride) % num
+      if position != first:
+        yield position
+
+  def _add_bad(self, position: int, error: Exception) -> None:
+    """Lists a sample as bad, and logs why, once.
+
+    Raises:
+      ValueError: there are too many bad samples.
+    """
+    cause, details, is_foreseen = cause_of(error)
+    if self.bad_samples.add(self.files[position], cause, details):
+      file, reason = printable(self.files[position]), ": ".join(filter(None, (cause, details)))
+      log.warning(
+        "%s: %s: %s; replaced by other samples.",
+        *(self.bad_samples.source, file, reason),
+        exc_info=None if is_foreseen else error,
+      )
+
+  def _read(
+    self, position: int, params: ClipParams, encode: Callable[[str], np.ndarray] | None
+  ) -> dict:
+    """Returns a clip with its caption; the caption is encoded before the clip is decoded."""
+    sample = self._find(position)
+    caption = "" if params.caption is None else choose(sample.captions, params.caption)
+    item = {"caption": caption, "class_id": sample.class_id or 0}
+    if encode is not None:
+      try:
+        item["caption"], item["text"] = self.cut_captions.fit(self.files[position], caption, encode)
+      except ValueError as error:
+        raise _not_encoded(error) from error
+    video = sample.read(params)
+    return item | {"video": video[:, :, ::-1] if params.is_flipped else video}
 
   def _draw(self, index: int, visit: int) -> ClipParams:
     if self.split == "test":
@@ -195,26 +315,30 @@ class ClipSource:
       caption=None if chance[5] < self.p_drop_caption else chance[6],
     )
 
-  def _read(self, position: int, params: ClipParams) -> dict:
-    """Returns {video, caption, class_id} of a sample; raises ValueError if it cannot be used."""
+  def _find(self, position: int) -> Sample:
+    """Returns a sample; raises ValueError if it cannot be used."""
     raise NotImplementedError
 
-  def _item(self, open_media: Callable[[], clips.Media], facts: dict, params: ClipParams) -> dict:
-    """Returns {video, caption, class_id} of a media file that was not probed before.
+  def _clip(
+    self,
+    open_media: Callable[[], clips.Media],
+    params: ClipParams,
+    start_s: float = 0.0,
+    end_s: float = math.inf,
+  ) -> np.ndarray:
+    """Returns a clip of a media file, or of a part of it, that was not probed before.
 
     Raises:
-      ValueError: the file is damaged or too short, or its metadata is wrong.
+      ValueError: the file is damaged or too short.
     """
-    class_id, variants = facts.get("class_id"), captions_of(facts)
-    caption = choose(variants, params.caption or 0.0)
-    if class_id is not None and not isinstance(class_id, int):
-      raise ValueError("class_id is not an integer")
     info = clips.probe(open_media())
-    start_s, rate = self._place(info.last_s, params)
-    video = clips.read_clip(
-      open_media(), start_s, self.num_frames, rate, self.resolution, params.crop
-    )
-    return {"video": video, "caption": caption, "class_id": class_id or 0}
+    # The last frame of a part is the one that ends with it.
+    last_s = min(info.last_s, max(end_s - 1 / float(info.frame_rate), start_s)) - start_s
+    if last_s < 0:
+      raise bad_sample("ends before its segment begins", f"at {info.last_s:g} s, not {start_s:g} s")
+    offset_s, rate = self._place(last_s, params)
+    size = self.num_frames, rate, self.resolution
+    return clips.read_clip(open_media(), start_s + offset_s, *size, params.crop, self.background)
 
   def _nothing_left(self, count: int) -> str:
     causes = self.bad_samples.causes()
@@ -224,16 +348,18 @@ class ClipSource:
 class EncodedSource:
   """A source whose items also have `text`, the encoded caption.
 
-  A sample whose caption cannot be encoded is replaced, like a damaged one.
+  Captions that are too long are cut. A sample whose caption cannot be encoded is replaced, like a
+  damaged one.
 
   Args:
     source: from `make_source`, or a `LatentsSource`.
-    encode: maps a caption to an array; raises ValueError if it cannot.
+    encode: maps a caption to an array; raises ValueError if it cannot, see `CutCaptions.fit`.
     windows: to cut out of clips; None for whole frames.
   """
 
   def __init__(self, source, encode: Callable[[str], np.ndarray], windows: Windows | None = None):
     self._source, self._encode, self._windows = source, encode, windows
+    self._cut_captions = getattr(source, "cut_captions", None) or CutCaptions("captions")
 
   def __len__(self) -> int:
     return len(self._source)
@@ -244,26 +370,12 @@ class EncodedSource:
       item = self._source.read(index, self._encode)
     else:
       item = self._source[index]
-      item = item | {"text": self._encode(item["caption"])}
+      caption, text = self._cut_captions.fit(f"item {index}", item["caption"], self._encode)
+      item = item | {"caption": caption, "text": text}
     if self._windows is not None:
       item = item | {"video": self._windows.cut(item["video"], index)}
     return item
 
 
-def _encode_caption(caption: str, encode: Callable[[str], np.ndarray]) -> np.ndarray:
-  try:
-    return encode(caption)
-  except ValueError as error:
-    raise bad_sample("the caption cannot be encoded", str(error)) from error
-
-
-def captions_of(facts: dict) -> list[str]:
-  """Returns the captions of a sample: its list of `captions`, or its `caption`.
-
-  Raises:
-    ValueError: there is no caption.
-  """
-  captions = facts.get("captions") or [facts.get("caption")]
-  if not isinstance(captions, list) or not all(isinstance(c, str) and c for c in captions):
-    raise ValueError("no caption")
-  return captions
+def _not_encoded(error: ValueError) -> ValueError:
+  return bad_sample("the caption cannot be encoded", str(error))

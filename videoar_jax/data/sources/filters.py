@@ -2,18 +2,17 @@
 
 Names are the entry's fields. An expression may have numbers, strings, True, False, None, lists of
 these, comparisons, `in`, `and`, `or`, `not`, arithmetic and `field["part"]`, but no calls or
-attributes.
+attributes. As in tables, None is a number that is missing: no number is less or more than it.
 """
 
 import ast
+import math
 import operator
 from collections.abc import Callable
 
+_ORDERS = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
 _COMPARISONS = {
-  ast.Lt: operator.lt,
-  ast.LtE: operator.le,
-  ast.Gt: operator.gt,
-  ast.GtE: operator.ge,
+  **_ORDERS,
   ast.Eq: operator.eq,
   ast.NotEq: operator.ne,
   ast.In: lambda item, items: item in items,
@@ -75,12 +74,14 @@ def _evaluate(node: ast.expr, entry: dict):
       return [_evaluate(item, entry) for item in node.elts]
     case ast.Subscript():
       whole, part = _evaluate(node.value, entry), _evaluate(node.slice, entry)
+      if whole is None:
+        return None
       if not isinstance(whole, dict) or part not in whole:
         raise LookupError(f"there is no {part!r} in {ast.unparse(node.value)}")
       return whole[part]
     case ast.UnaryOp():
       value = _evaluate(node.operand, entry)
-      return not value if isinstance(node.op, ast.Not) else -value
+      return not value if isinstance(node.op, ast.Not) else -_number(value)
     case ast.BinOp():
       left, right = _evaluate(node.left, entry), _evaluate(node.right, entry)
       return _ARITHMETIC[type(node.op)](_number(left), _number(right))
@@ -93,7 +94,8 @@ def _evaluate(node: ast.expr, entry: dict):
       left = _evaluate(node.left, entry)
       for comparison, other in zip(node.ops, node.comparators, strict=True):
         right = _evaluate(other, entry)
-        if not _COMPARISONS[type(comparison)](left, right):
+        is_missing = type(comparison) in _ORDERS and (left is None or right is None)
+        if is_missing or not _COMPARISONS[type(comparison)](left, right):
           return False
         left = right
       return True
@@ -101,6 +103,8 @@ def _evaluate(node: ast.expr, entry: dict):
 
 
 def _number(value) -> float:
+  if value is None:
+    return math.nan
   if not isinstance(value, int | float):
     raise TypeError(f"{value!r} is not a number")  # Repeating a string could fill the memory.
   return value

@@ -1,29 +1,33 @@
 """Clips from a folder of video files and images."""
 
 import dataclasses
-import json
+import functools
 import logging
 import posixpath
 import threading
+import unicodedata
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from videoar_jax.data import video as clips
-from videoar_jax.data.bad_samples import BadSamples
+from videoar_jax.data.bad_samples import BadSamples, count_causes
+from videoar_jax.data.media import clips
 from videoar_jax.data.sources import remote, splits
-from videoar_jax.data.sources.base import ClipParams, ClipSource, choose
+from videoar_jax.data.sources.base import ClipParams, ClipSource, Sample
+from videoar_jax.data.sources.captions import read_captions
+from videoar_jax.data.sources.media_files import (
+  IMAGE_EXTENSIONS,
+  VIDEO_EXTENSIONS,
+  Listing,
+  find_media,
+  is_image_name,
+  list_files,
+)
+from videoar_jax.data.sources.probes import probe_files
 
 log = logging.getLogger(__name__)
-
-EXTENSIONS = (".mp4", ".webm", ".mov", ".mkv", ".avi")
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-CAPTIONS = "captions.jsonl"
-MIN_FILES_TO_SPLIT = 20
-_PROBE_THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +59,8 @@ class _Budget:
 class FolderSource(ClipSource):
   """Random access to clips of the videos below a folder; images are clips of one frame.
 
-  Captions come from `captions.jsonl` in the folder, with a line `{"file": "a/b.mp4", "caption":
-  "..."}` per file; with `"captions": ["...", "..."]`, each clip draws one. A file without a line
-  has the name of its own folder as caption. That name is also its class.
+  Captions come from lists or from text files, see `captions.read_captions`. A file for which there
+  is none has the name of its own folder as caption. That name is also its class.
 
   Args:
     path: the folder.
@@ -73,10 +76,12 @@ class FolderSource(ClipSource):
     files: the videos in use, as paths relative to the folder.
     class_names: sorted; an item's class_id is an index into them.
     skipped: (file, reason) of each video found to be unusable so far.
-    has_test_split: False if the folder is too small; then both splits have all of its videos.
+    has_test_split: False if the folder is too small, or no test video can be used; then both splits
+      have all other videos.
 
   Raises:
-    ValueError: the folder has no usable video, or `captions.jsonl` is wrong.
+    ValueError: the folder has no usable video, too many that cannot be used, or a list of captions
+      is wrong.
   """
 
   def __init__(
@@ -95,23 +100,31 @@ class FolderSource(ClipSource):
         "or 'index', which read URLs."
       )
     self.path = Path(path).expanduser()
-    self._find_files(split_file)
-    bad_samples = BadSamples(str(self.path), len(self._found), max_bad_share)
-    super().__init__([], split, bad_samples=bad_samples, **clip)
-    usable = self._open_folder()
+    if not self.path.is_dir():
+      raise ValueError(f"data.path is {str(self.path)!r}, which is not a folder.")
+    listing = list_files(self.path)
     # Split all files, usable or not: which are usable depends on the clip length, and the split
     # must not.
-    names = self._official.files[split] if split_file else splits.split_by_hash(self._found, split)
-    chosen = [file for file in names if file in usable]
-    self.has_test_split = bool(split_file) or (
-      len(self._found) >= MIN_FILES_TO_SPLIT and bool(chosen)
+    parts, classes = splits.parts_by_hash(listing.media), None
+    files = listing.media
+    if split_file:
+      official = splits.read_official_split(split_file, listing.media)
+      parts, classes = official.files, official.class_names
+      files = official.files["train"] + official.files["test"]
+    if clip["num_frames"] > 1:
+      # Images beside videos are not bad samples; they are just not clips of several frames.
+      files = [file for file in files if not is_image_name(file)]
+    super().__init__(
+      [], split, bad_samples=BadSamples(str(self.path), len(files), max_bad_share), **clip
     )
-    if not self.has_test_split:
-      chosen = list(usable)
-    if not chosen:
-      raise ValueError(f"{split_file}: no video of the split {split!r} can be used; see the log")
-    self._videos = [usable[file] for file in chosen]
-    self.files = chosen
+    names = folder_names(self.path, listing.media)
+    self.class_names = classes or sorted(set(names.values()))
+    usable, bad = self._open_files(files, read_captions(self.path, listing), names)
+    if not usable:
+      raise ValueError(self._no_video(listing, [cause for _, cause in bad]))
+    self._list_bad(bad)
+    self.files, self.has_test_split = splits.choose(parts, {file: file for file in usable}, split)
+    self._videos = [usable[file] for file in self.files]
     self._budget = _Budget(cache_bytes)
     self._begin_cache()
 
@@ -130,7 +143,7 @@ class FolderSource(ClipSource):
     self._is_cached: bool | None = None
     self._lock = threading.Lock()
     self._cache: dict[str, clips.DecodedVideo] = {}
-    self._cache_locks = {file: threading.Lock() for file in self.files}
+    self._cache_locks: dict[str, threading.Lock] = {}
 
   @property
   def is_cached(self) -> bool:
@@ -142,101 +155,91 @@ class FolderSource(ClipSource):
         self._is_cached = not self.is_randomly_cropped and self._budget.take(self, size)
       return self._is_cached
 
-  def longest_captions(self) -> list[str]:
-    """Returns every caption, to check that they fit the prompt's length."""
-    return [caption for video in self._videos for caption in video.captions]
+  def _known_captions(self, position: int) -> list[str]:
+    return self._videos[position].captions
 
-  def _read(self, position: int, params: ClipParams) -> dict:
+  def _find(self, position: int) -> Sample:
     video = self._videos[position]
-    return {
-      "video": self._frames(video, params),
-      "caption": choose(video.captions, params.caption or 0.0),
-      "class_id": video.class_id,
-    }
+    return Sample(video.captions, video.class_id, lambda params: self._frames(video, params))
 
   def _frames(self, video: _Video, params: ClipParams) -> np.ndarray:
     path = self.path / video.file
     start_s, rate = self._place(video.info.last_s, params)
     if not self.is_cached:
-      return clips.read_clip(path, start_s, self.num_frames, rate, self.resolution, params.crop)
-    with self._cache_locks[video.file]:
+      size = self.num_frames, rate, self.resolution
+      return clips.read_clip(path, start_s, *size, params.crop, self.background)
+    with self._lock:
+      lock = self._cache_locks.setdefault(video.file, threading.Lock())
+    with lock:
       if video.file not in self._cache:
-        self._cache[video.file] = clips.decode_video(path, self.resolution)
+        self._cache[video.file] = clips.decode_video(
+          path, self.resolution, background=self.background
+        )
     return clips.clip_of(self._cache[video.file], start_s, self.num_frames, rate)
 
-  def _find_files(self, split_file: str | None) -> None:
-    """Finds the files; with an official split, only those in its lists."""
-    if not self.path.is_dir():
-      raise ValueError(f"data.path is {str(self.path)!r}, which is not a folder.")
-    self._found = find_media(self.path)
-    self._official, self._below = None, set(self._found)
-    if split_file:
-      self._official = splits.read_official_split(split_file, self._found)
-      self._found = sorted(file for files in self._official.files.values() for file in files)
-
-  def _open_folder(self) -> dict[str, _Video]:
-    """Probes the files; returns the usable ones."""
-    files = self._found
-    captions = read_captions(self.path / CAPTIONS, self._below)
-    folder_names = {file: folder_name(self.path, file) for file in files}
-    self.class_names = sorted(set(folder_names.values()))
-    if self._official is not None:
-      self.class_names = self._official.class_names
-    if self.num_frames > 1:
-      # Images beside videos are not bad samples; they are just not clips of several frames.
-      files = [file for file in files if not _is_image_name(file)]
-    with ThreadPoolExecutor(_PROBE_THREADS) as pool:
-      results = list(pool.map(self._probe, files))
+  def _open_files(
+    self, files: list[str], captions: dict[str, list[str]], names: dict[str, str]
+  ) -> tuple[dict[str, _Video], list[tuple[str, str]]]:
+    """Probes the files; returns the usable ones, and (file, reason) of each other one."""
+    numbers = {name: number for number, name in enumerate(self.class_names)}
     self.bad_samples.num_reads += len(files)
-    usable = {}
-    for file, result in zip(files, results, strict=True):
-      if isinstance(result, str):
-        self.bad_samples.add(file, result)
+    usable, bad = {}, []
+    for file, found in zip(files, probe_files(self.path, files), strict=True):
+      variants = captions.get(file, [names[file]])
+      if isinstance(found, str):
+        bad.append((file, found))
+      elif found.last_s < self.span_s - 1e-3:
+        bad.append((file, self._too_short()))
+      elif not variants:
+        bad.append((file, "no caption"))
       else:
-        name = folder_names[file]
-        variants = captions.get(file, [name])
-        usable[file] = _Video(file, result, variants, self.class_names.index(name))
-    if not usable:
-      raise ValueError(self._nothing_left(len(files)))
-    if self.skipped:
-      reasons = self.bad_samples.causes()
+        usable[file] = _Video(file, found, variants, numbers[names[file]])
+    return usable, bad
+
+  def _list_bad(self, bad: list[tuple[str, str]]) -> None:
+    """Raises ValueError if too many files are bad."""
+    if bad:
+      self.bad_samples.add_all(bad)
       log.warning(
-        "%s: %d of %d videos are skipped: %s", self.path, len(self.skipped), len(files), reasons
+        "%s: %d of %d videos are skipped: %s",
+        *(self.path, len(bad), self.bad_samples.num_samples, self.bad_samples.causes()),
       )
-    return usable
 
-  def _probe(self, file: str) -> clips.VideoInfo | str:
-    """Returns a video's info, or why it cannot be used."""
-    path = self.path / file
-    if path.stat().st_size == 0:
-      return "empty file"
-    try:
-      info = clips.probe(path)
-    except ValueError as error:
-      return str(error)
-    if info.last_s < self.span_s - 1e-3:
-      return self._too_short()
-    return info
-
-  def _nothing_left(self, num_files: int) -> str:
-    found = f"{num_files} videos were found" if num_files else "no video was found"
-    reasons = f", and none can be used: {self.bad_samples.causes()}" if num_files else ""
-    images = sum(map(_is_image_name, self._found))
+  def _no_video(self, listing: Listing, causes: list[str]) -> str:
+    found = f"{len(causes)} videos were found" if causes else "no video was found"
+    reasons = f", and none can be used: {count_causes(causes)}" if causes else ""
+    images = sum(map(is_image_name, listing.media))
     if images and self.num_frames > 1:
       reasons += f"; {images} images are there, which are clips of one frame: set num_frames=1"
+    if listing.others and not causes:
+      reasons += f"; other files are there: {listing.other_kinds()}"
+    extensions = VIDEO_EXTENSIONS + (IMAGE_EXTENSIONS if self.num_frames == 1 else ())
     return (
-      f"There is no usable video in {str(self.path)!r}: looking for {', '.join(EXTENSIONS)} in it "
+      f"There is no usable video in {str(self.path)!r}: looking for {', '.join(extensions)} in it "
       f"and its subfolders, {found}{reasons}."
     )
 
 
-def find_media(folder: Path) -> list[str]:
-  """Returns the videos and images below a folder, sorted, by their paths below it."""
-  return sorted(
-    path.relative_to(folder).as_posix()
-    for path in folder.rglob("*")
-    if path.suffix.lower() in EXTENSIONS + IMAGE_EXTENSIONS and path.is_file()
-  )
+def describe_files(folder: Path) -> list[tuple[str, dict]]:
+  """Returns each video and image below a folder, with its `captions` and `class_id`.
+
+  Raises:
+    ValueError: a list of captions is wrong.
+  """
+  listing = list_files(folder)
+  return describe(folder, listing.media, read_captions(folder, listing))
+
+
+def describe(
+  folder: Path, files: list[str], captions: dict[str, list[str]]
+) -> list[tuple[str, dict]]:
+  """Returns each file with its `captions`, otherwise its folder's name, and its `class_id`."""
+  names = folder_names(folder, files)
+  numbers = {name: number for number, name in enumerate(sorted(set(names.values())))}
+  return [
+    (file, {"captions": captions.get(file, [names[file]]), "class_id": numbers[names[file]]})
+    for file in files
+  ]
 
 
 def class_names(folder: Path, split_file: str | None) -> list[str]:
@@ -248,48 +251,15 @@ def class_names(folder: Path, split_file: str | None) -> list[str]:
   found = find_media(folder)
   if split_file:
     return splits.read_official_split(split_file, found).class_names
-  return sorted({folder_name(folder, file) for file in found})
+  return sorted(set(folder_names(folder, found).values()))
 
 
-def folder_name(folder: Path, file: str) -> str:
-  """Returns the name of a file's own folder, which is its class."""
-  return Path(file).parent.name or folder.resolve().name
+def folder_names(folder: Path, files: list[str]) -> dict[str, str]:
+  """Returns the name of each file's own folder, its class; "?" stands for bytes beyond UTF-8."""
 
+  @functools.cache
+  def name_of(parent: str) -> str:
+    name = posixpath.basename(parent) or folder.resolve().name
+    return unicodedata.normalize("NFC", name).encode("utf-8", "replace").decode()
 
-def _is_image_name(file: str) -> bool:
-  return file.lower().endswith(IMAGE_EXTENSIONS)
-
-
-def read_captions(path: Path, files: set[str]) -> dict[str, list[str]]:
-  """Reads `captions.jsonl`, if there is one.
-
-  Raises:
-    ValueError: a line is wrong; the message names the file and line, and how to fix it.
-  """
-  if not path.exists():
-    return {}
-  captions = {}
-  for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-    if not line.strip():
-      continue
-    place = f"{path}, line {number}"
-    try:
-      entry = json.loads(line)
-      file, variants = entry["file"], entry.get("captions") or [entry["caption"]]
-      if not isinstance(variants, list) or not all(isinstance(x, str) for x in (file, *variants)):
-        raise TypeError("both must be strings")
-    except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(
-        f'{place}: expected {{"file": "a/b.mp4", "caption": "..."}}, found {line[:80]!r} '
-        f"({type(error).__name__}: {error})."
-      ) from error
-    file = posixpath.normpath(file)
-    if file not in files:
-      raise ValueError(
-        f"{place}: there is no video {file!r} below {str(path.parent)!r}; fix the path, which is "
-        "relative to that folder, or remove the line."
-      )
-    if file in captions:
-      raise ValueError(f"{place}: {file!r} has a caption already; remove one of the lines.")
-    captions[file] = variants
-  return captions
+  return {file: name_of(posixpath.dirname(file)) for file in files}

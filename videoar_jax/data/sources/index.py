@@ -2,47 +2,110 @@
 
   {"path": "a/b.mp4", "caption": "a dog runs", "class_id": 3, "duration": 4.2, "width": 320, ...}
 
-Instead of "caption", an entry may have a list of "captions", from which each clip draws one.
+Instead of "caption", an entry may have a list of "captions", from which each clip draws one. With
+"start" and "end", in seconds, it is a segment of the file; a file may have several.
 
 Paths are relative to the index's folder, or absolute, or URLs; the index may be at a URL, too.
 `data.filter` can use any other field of an entry, such as a score; see `filters.py`. The field
-`aspect_ratio`, width / height, is computed if it is missing.
+`aspect_ratio`, width / height, is computed if it is missing. Numbers that are None or NaN, as
+tables have them, count as missing.
 """
 
+import decimal
 import io
-import json
+import math
+import unicodedata
 from pathlib import Path
 
-from videoar_jax.data import video as clips
 from videoar_jax.data.bad_samples import BadSamples, bad_sample
+from videoar_jax.data.media import clips
 from videoar_jax.data.sources import remote, splits
-from videoar_jax.data.sources.base import ClipParams, ClipSource
+from videoar_jax.data.sources.base import ClipParams, ClipSource, Sample
+from videoar_jax.data.sources.captions import captions_of, class_id_of, parse_json
 from videoar_jax.data.sources.filters import parse_filter
-from videoar_jax.data.sources.folder import MIN_FILES_TO_SPLIT
+from videoar_jax.data.sources.media_files import normal
 
 EXTENSIONS = (".jsonl", ".parquet")
+_SIZES = ("width", "height", "aspect_ratio")
+CANNOT_BE_FETCHED = "cannot be fetched"
 
 
 def read_entries(path: Path) -> list[tuple[str, dict]]:
   """Returns (place, entry) for each entry of an index; the place is for error messages.
 
   Raises:
-    ValueError: the index is missing or damaged, or an entry has no path; names the line or row.
+    ValueError: the index is missing or damaged, or an entry is wrong; names the line or row.
   """
   if path.suffix not in EXTENSIONS or not path.is_file():
     raise ValueError(f"data.path is {str(path)!r}; set it to an index, {' or '.join(EXTENSIONS)}.")
   entries = _read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path)
-  files: dict[str, str] = {}
+  samples: dict[str, str] = {}
   for place, entry in entries:
     file = entry.get("path")
     if not isinstance(file, str) or not file:
       raise ValueError(f"{place}: path is {file!r}; set it to the path of a file")
-    if file in files:
-      raise ValueError(f"{place}: {file!r} is in {files[file]} already; remove one of them")
-    files[file] = place
-    if "aspect_ratio" not in entry and entry.get("width") and entry.get("height"):
+    _check_numbers(place, entry)
+    sample = sample_name(entry)
+    if sample in samples:
+      raise ValueError(f"{place}: {sample!r} is in {samples[sample]} already; remove one of them")
+    samples[sample] = place
+    if not entry.get("aspect_ratio") and entry.get("width") and entry.get("height"):
       entry["aspect_ratio"] = entry["width"] / entry["height"]
   return entries
+
+
+def _check_numbers(place: str, entry: dict) -> None:
+  """Checks an entry's class, size and segment; None replaces numbers that count as missing.
+
+  Raises:
+    ValueError: one is not a number, or cannot be.
+  """
+  for name in (*_SIZES, "start", "end"):
+    if name in entry:
+      entry[name] = _number(place, entry, name)
+  for name in _SIZES:
+    if (entry.get(name) or 0) <= 0 and name in entry:
+      entry[name] = None
+  if "class_id" in entry:
+    try:
+      entry["class_id"] = class_id_of(entry)
+    except ValueError as error:
+      raise ValueError(f"{place}: {error}, but {entry['class_id']!r}; fix or remove it") from None
+  start_s, end_s = segment_of(entry)
+  if start_s < 0 or end_s <= start_s:
+    raise ValueError(
+      f"{place}: start is {entry.get('start')} and end is {entry.get('end')}; they are seconds of "
+      "the file: set start to 0 or more, and end to more than start"
+    )
+
+
+def _number(place: str, entry: dict, name: str) -> int | float | None:
+  value = entry[name]
+  if isinstance(value, decimal.Decimal):
+    value = float(value)
+  if value is None or (isinstance(value, float) and math.isnan(value)):
+    return None
+  if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
+    raise ValueError(f"{place}: {name} is {value!r}; set it to a number, or leave it out")
+  return value
+
+
+def segment_of(entry: dict) -> tuple[float, float]:
+  """Returns the start and the end of an entry's part of its file, in seconds."""
+  start_s, end_s = entry.get("start"), entry.get("end")
+  return float(start_s or 0), math.inf if end_s is None else float(end_s)
+
+
+def sample_name(entry: dict) -> str:
+  """Returns the name of an entry: its file, with START-END if it is a segment."""
+  start_s, end_s = segment_of(entry)
+  file = file_name(entry)
+  return file if (start_s, end_s) == (0, math.inf) else f"{file}#{start_s}-{end_s}"
+
+
+def file_name(entry: dict) -> str:
+  """Returns the path of an entry's file in one spelling."""
+  return entry["path"] if remote.is_url(entry["path"]) else normal(entry["path"])
 
 
 def _read_jsonl(path: Path) -> list[tuple[str, dict]]:
@@ -51,7 +114,7 @@ def _read_jsonl(path: Path) -> list[tuple[str, dict]]:
     if line.strip():
       place = f"{path}, line {number}"
       try:
-        entries.append((place, dict(json.loads(line))))
+        entries.append((place, dict(parse_json(line))))
       except (ValueError, TypeError) as error:
         raise ValueError(
           f'{place}: expected {{"path": "a/b.mp4", "caption": "..."}}, found {line[:80]!r}'
@@ -60,12 +123,11 @@ def _read_jsonl(path: Path) -> list[tuple[str, dict]]:
 
 
 def _read_parquet(path: Path) -> list[tuple[str, dict]]:
-  import pyarrow  # Slow to import, and rarely needed.
-  from pyarrow import parquet
+  from pyarrow import parquet  # Slow to import, and rarely needed.
 
   try:
     rows = parquet.read_table(path).to_pylist()
-  except (pyarrow.ArrowException, OSError) as error:
+  except Exception as error:  # Damage shows in many ways, not only as pyarrow's own exceptions.
     raise ValueError(f"{path} is not a complete Parquet file ({error})") from error
   return [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
 
@@ -78,15 +140,15 @@ class IndexSource(ClipSource):
 
   Args:
     path: the index.
-    split: "train" or "test"; a tenth of the entries is for testing, if the filter keeps at least
-      20. Which entries those are does not depend on the filter.
+    split: "train" or "test"; a tenth of the files is for testing, if the filter keeps at least 20.
+      Which files those are does not depend on the filter.
     filter: which entries to keep, see `filters.py`; None for all.
     max_bad_share: largest allowed share of unusable entries.
     **clip: see `ClipSource`.
 
   Attributes:
-    files: paths in use, as in the index.
-    has_test_split: False if there are too few entries; then both splits have all of them.
+    files: samples in use: paths as in the index, with #START-END for segments.
+    has_test_split: False if there are too few files; then both splits have all of them.
 
   Raises:
     ValueError: the index or the filter is wrong, or the filter keeps no entry.
@@ -110,23 +172,25 @@ class IndexSource(ClipSource):
     for place, entry in entries:
       try:
         if keep(entry):
-          self._entries[entry["path"]] = entry
+          self._entries[sample_name(entry)] = entry
       except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
     if not self._entries:
       raise ValueError(f"{self.path}: data.filter={filter!r} keeps none of {len(entries)} entries")
-    names = splits.split_by_hash([entry["path"] for _, entry in entries], split)
-    chosen = [name for name in names if name in self._entries]
-    self.has_test_split = len(self._entries) >= MIN_FILES_TO_SPLIT and bool(chosen)
-    files = chosen if self.has_test_split else list(self._entries)
+    # All segments of a file are in the same split.
+    samples = {sample: file_name(entry) for sample, entry in self._entries.items()}
+    parts = None
+    if len(set(samples.values())) >= splits.MIN_FILES_TO_SPLIT:
+      parts = splits.parts_by_hash(list(dict.fromkeys(file_name(entry) for _, entry in entries)))
+    files, self.has_test_split = splits.choose(parts, samples, split)
     bad_samples = BadSamples(str(self.path), len(self._entries), max_bad_share)
     super().__init__(files, split, bad_samples=bad_samples, **clip)
 
-  def longest_captions(self) -> list[str]:
-    """Returns every caption, to check that they fit the prompt's length."""
-    entries = [self._entries[file] for file in self.files]
-    captions = [[entry.get("caption"), *(entry.get("captions") or ())] for entry in entries]
-    return [caption for variants in captions for caption in variants if isinstance(caption, str)]
+  def _known_captions(self, position: int) -> list[str]:
+    try:
+      return captions_of(self._entries[self.files[position]])
+    except ValueError:
+      return []
 
   def aspect_ratios(self) -> list[float]:
     """Returns height / width of each sample, in the order of `files`."""
@@ -135,10 +199,15 @@ class IndexSource(ClipSource):
         raise ValueError(f"{self.path}: {file!r} has no width and height; add them")
     return [1 / self._entries[file]["aspect_ratio"] for file in self.files]
 
-  def _read(self, position: int, params: ClipParams) -> dict:
-    file = self.files[position]
-    media = open_media(remote.join(self._root, file))
-    return self._item(lambda: media, self._entries[file], params)
+  def _find(self, position: int) -> Sample:
+    entry = self._entries[self.files[position]]
+    path = remote.join(self._root, entry["path"])
+
+    def read(params: ClipParams):
+      media = open_media(path)
+      return self._clip(lambda: media, params, *segment_of(entry))
+
+    return Sample(captions_of(entry), entry.get("class_id"), read)
 
 
 def open_media(path: str) -> clips.Media:
@@ -152,7 +221,9 @@ def open_media(path: str) -> clips.Media:
       return io.BytesIO(remote.read(path))
     except ValueError as error:
       is_missing = isinstance(error.__cause__, FileNotFoundError)
-      raise bad_sample("no such file" if is_missing else "cannot be fetched", str(error)) from error
-  if not Path(path).is_file():
-    raise ValueError("no such file")
-  return path
+      raise bad_sample("no such file" if is_missing else CANNOT_BE_FETCHED, str(error)) from error
+  # The index and the file system may spell accents differently.
+  for spelling in (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))):
+    if Path(spelling).is_file():
+      return spelling
+  raise ValueError("no such file")

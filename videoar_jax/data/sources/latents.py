@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import BFloat16
 
 from videoar_jax.data.sources import records
-from videoar_jax.interop.atomic import write_text
+from videoar_jax.data.sources.captions import CutCaptions
+from videoar_jax.interop.strict_json import write_json
 
 INDEX = "index.json"
 DTYPE = np.dtype(ml_dtypes.bfloat16)
@@ -38,6 +39,7 @@ class Index:
     epoch_size: clips in one epoch of the source.
     num_clips: clips in all shards, one or more epochs.
     clips_per_shard: clips in every shard but the last.
+    files: hash of the source's files and their sizes; "" for none, and in earlier versions.
   """
 
   encoder: dict
@@ -48,6 +50,7 @@ class Index:
   epoch_size: int
   num_clips: int
   clips_per_shard: int
+  files: str = ""
 
   @property
   def num_shards(self) -> int:
@@ -93,7 +96,7 @@ def read_index(folder: Path) -> Index | None:
 def write_index(folder: Path, index: Index) -> None:
   """Writes the index of a folder, atomically."""
   folder.mkdir(parents=True, exist_ok=True)
-  write_text(folder / INDEX, json.dumps(dataclasses.asdict(index), indent=2) + "\n")
+  write_json(folder / INDEX, dataclasses.asdict(index))
 
 
 def write_clips(path: Path, clips: Iterable[tuple[dict, BFloat16[np.ndarray, "t h w d"]]]) -> None:
@@ -120,7 +123,7 @@ class LatentsSource:
   """
 
   def __init__(self, folder: Path, index: Index):
-    self.index = index
+    self.index, self.cut_captions = index, CutCaptions(str(folder))
     missing = index.missing(folder)
     if missing:
       raise ValueError(

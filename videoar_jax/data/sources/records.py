@@ -20,7 +20,8 @@ SUFFIX = ".array_record"
 
 def pack(header: dict, payload: bytes) -> bytes:
   """Returns a record; the inverse of `unpack`."""
-  return json.dumps(header, ensure_ascii=False).encode() + b"\n" + payload
+  # Halves of surrogate pairs, as a text that was cut may have, are no UTF-8.
+  return json.dumps(header, ensure_ascii=False).encode("utf-8", "replace") + b"\n" + payload
 
 
 def unpack(record: bytes) -> tuple[dict, bytes]:
@@ -61,6 +62,6 @@ def open_shards(paths: list[Path]) -> grain.sources.ArrayRecordDataSource:
   for path in paths:
     try:
       grain.sources.ArrayRecordDataSource(os.fspath(path))
-    except (ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # The library names no exceptions of its own.
       raise ValueError(f"{path} is damaged ({error!r}); remove it and write it again") from error
   return grain.sources.ArrayRecordDataSource([os.fspath(path) for path in paths])

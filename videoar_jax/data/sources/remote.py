@@ -19,6 +19,11 @@ from videoar_jax.interop.atomic import replacing, write_text
 _COPIED = "copied.json"  # The checksum of each copied file.
 
 
+def cache_folder() -> Path:
+  """Returns the folder of what is kept from one run to the next."""
+  return Path(os.environ.get("VIDEOAR_JAX_DATA", "~/.cache/videoar_jax/data")).expanduser()
+
+
 def is_url(path: str | Path) -> bool:
   """Returns whether a path is a URL."""
   return "://" in str(path)
@@ -37,7 +42,7 @@ def read(url: str) -> bytes:
   Raises:
     ValueError: there is no such file, or it cannot be read.
   """
-  with _errors(url):
+  with errors(url):
     files, path = fsspec.core.url_to_fs(url)
     return files.cat_file(path)
 
@@ -70,12 +75,11 @@ def local_folder(path: str | Path, suffixes: tuple[str, ...] = ("",)) -> Path:
 
 def _copy(url: str, is_wanted) -> Path:
   """Copies the wanted files of a folder that are new or changed; returns the local folder."""
-  cache = Path(os.environ.get("VIDEOAR_JAX_DATA", "~/.cache/videoar_jax/data")).expanduser()
-  folder = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
+  folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
   folder.mkdir(parents=True, exist_ok=True)
   note = folder / _COPIED
   copied = json.loads(note.read_text()) if note.is_file() else {}
-  with _errors(url):
+  with errors(url):
     files, root = fsspec.core.url_to_fs(url)
     found = {
       posixpath.basename(info["name"]): info["name"]
@@ -101,13 +105,18 @@ def _copy(url: str, is_wanted) -> Path:
 
 
 @contextlib.contextmanager
-def _errors(url: str) -> Iterator[None]:
-  """Converts errors into a one-line ValueError that names the URL."""
+def errors(url: str, doing: str = "read") -> Iterator[None]:
+  """Converts errors, whose types differ by protocol, into a ValueError that names the URL.
+
+  Args:
+    url: the file or folder.
+    doing: what is done with it, as a participle.
+  """
   try:
     yield
   except ImportError as error:
     raise ValueError(f"{url} needs another package: {error}") from error
   except FileNotFoundError as error:
     raise ValueError(f"{url}: there is no such file") from error
-  except (OSError, ValueError) as error:
-    raise ValueError(f"{url} cannot be read ({type(error).__name__}: {error})") from error
+  except Exception as error:  # Such as botocore's, which are no OSError.
+    raise ValueError(f"{url} cannot be {doing} ({type(error).__name__}: {error})") from error

@@ -1,28 +1,24 @@
 """Encoded videos and images in shards: tar files as in WebDataset, or ArrayRecord files.
 
-In a tar file, members that share their name up to the first dot are one sample: the media (mp4, jpg
-and so on), and the caption in `.txt`, or in `.json` as {"caption": "...", "class_id": 3}. The
-offsets of the members are stored once, in `NAME.tar.index.json` beside the file.
+In a tar file, see `tar.py`, a sample is a media file and the members of the same name: its caption
+in `.txt`, or in `.json` as {"caption": "...", "class_id": 3}.
 
 In an ArrayRecord file, a sample is a record as in `records.py`: {"caption": "...", "class_id": 3},
 then the bytes of the media file. Beside files from `prepare.py` is a .json file with the samples'
-names, which keeps all clips of a video in the same split.
+names, FILE#CLIP, which keeps all clips of a video in the same split.
 """
 
-import contextlib
 import io
-import json
-import tarfile
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from videoar_jax.data.bad_samples import BadSamples
 from videoar_jax.data.sources import records, remote, splits
-from videoar_jax.data.sources.base import ClipParams, ClipSource
-from videoar_jax.data.sources.folder import EXTENSIONS, IMAGE_EXTENSIONS, MIN_FILES_TO_SPLIT
-from videoar_jax.interop.atomic import write_text
+from videoar_jax.data.sources.base import ClipParams, ClipSource, Sample
+from videoar_jax.data.sources.captions import captions_of, class_id_of, parse_json
+from videoar_jax.data.sources.media_files import is_hidden
+from videoar_jax.data.sources.tar import TarShard
 
-_MEDIA = tuple(suffix.removeprefix(".") for suffix in EXTENSIONS + IMAGE_EXTENSIONS)
 PREPARED = "prepared.json"
 
 
@@ -31,84 +27,27 @@ def prepared_name(shard: int, num_shards: int) -> str:
   return f"clips-{shard:05d}-of-{num_shards:05d}{records.SUFFIX}"
 
 
+def clip_name(sample: str, file: str, number: int) -> str:
+  """Returns the name of a prepared clip, FILE#CLIP, or FILE#START-END.CLIP for a segment's.
+
+  Args:
+    sample: name of the sample, from `index.sample_name`.
+    file: path of its file.
+    number: number of the clip.
+  """
+  segment = sample.removeprefix(file)
+  return f"{file}{segment}.{number}" if segment else f"{file}#{number}"
+
+
 @runtime_checkable
 class Shard(Protocol):
-  """A file of samples."""
+  """A file of samples, and the name of the video that each belongs to."""
 
   keys: list[str]
+  videos: list[str]
 
   def read(self, position: int) -> tuple[dict, bytes]:
     """Returns a sample's metadata and media file; raises ValueError if it cannot be read."""
-
-
-class TarShard:
-  """Random access to the samples of a tar file, by seeking.
-
-  Raises:
-    ValueError: the file is not a tar file, is truncated, or has no media.
-  """
-
-  def __init__(self, path: Path):
-    self.path = path
-    members = _tar_index(path)
-    # Members without media are not samples, but files such as a README.
-    self._samples = [parts for parts in members.values() if set(parts) & set(_MEDIA)]
-    self.keys = [key for key, parts in members.items() if set(parts) & set(_MEDIA)]
-    if not self.keys:
-      raise ValueError(
-        f"{path} has no sample; its members should be named as in 0001.mp4, 0001.txt"
-      )
-
-  def read(self, position: int) -> tuple[dict, bytes]:
-    """Returns a sample's metadata and media file."""
-    parts = self._samples[position]
-    with self.path.open("rb") as file:
-
-      def part(name: str) -> bytes:
-        offset, size = parts[name]
-        file.seek(offset)
-        data = file.read(size)
-        if len(data) < size:
-          raise ValueError("cut off")
-        return data
-
-      facts = {}
-      if "json" in parts:
-        try:
-          facts = dict(json.loads(part("json")))
-        except (TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-          raise ValueError(f"its JSON is damaged ({type(error).__name__})") from error
-      if "txt" in parts:
-        facts["caption"] = part("txt").decode(errors="replace").strip()
-      return facts, part(next(name for name in _MEDIA if name in parts))
-
-
-def _tar_index(path: Path) -> dict[str, dict[str, list[int]]]:
-  """Returns [offset, size] of each member, by sample and extension."""
-  status = path.stat()
-  stamp = [status.st_size, status.st_mtime_ns]
-  saved = path.with_name(path.name + ".index.json")
-  try:
-    values = json.loads(saved.read_text())
-    if values["stamp"] == stamp:
-      return values["samples"]
-  except (OSError, ValueError, KeyError, TypeError):
-    pass  # The index is missing or damaged.
-  samples: dict[str, dict[str, list[int]]] = {}
-  try:
-    with tarfile.open(path, "r:") as tar:
-      for member in tar:
-        if member.isfile():
-          folder, _, name = member.name.rpartition("/")
-          key, _, extension = name.partition(".")
-          parts = samples.setdefault(f"{folder}/{key}" if folder else key, {})
-          parts[extension.lower()] = [member.offset_data, member.size]
-  except (tarfile.TarError, OSError) as error:
-    raise ValueError(f"{path} is not a complete tar file ({error}); create it again") from error
-  # In a read-only folder, the next run has to scan the tar file again.
-  with contextlib.suppress(OSError):
-    write_text(saved, json.dumps({"stamp": stamp, "samples": samples}))
-  return samples
 
 
 class RecordShard:
@@ -121,10 +60,12 @@ class RecordShard:
   def __init__(self, path: Path):
     self._records = records.open_shards([path])
     self.keys = [str(position) for position in range(len(self._records))]
+    self.videos = [f"{path.name}/{key}" for key in self.keys]
     note = path.with_suffix(".json")
     if note.is_file():
-      facts = json.loads(note.read_text())
+      facts = _read_note(note)
       self.keys, self.aspect_ratios = facts["keys"], facts["aspect_ratios"]
+      self.videos = [key.rpartition("#")[0] for key in self.keys]
       if len(self.keys) != len(self._records):
         raise ValueError(
           f"{path} has {len(self._records)} samples, but {note.name} names {len(self.keys)}; "
@@ -139,6 +80,22 @@ class RecordShard:
       raise ValueError("the record is damaged") from error
 
 
+def _read_note(path: Path) -> dict:
+  """Returns what `prepare.py` has noted of a shard.
+
+  Raises:
+    ValueError: the note is damaged.
+  """
+  try:
+    facts = parse_json(path.read_bytes())
+    keys, ratios = facts["keys"], [float(ratio) for ratio in facts["aspect_ratios"]]
+    if not all(isinstance(key, str) for key in keys) or len(keys) != len(ratios):
+      raise TypeError("keys and aspect_ratios do not fit")
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} is damaged ({error!r}); prepare the shards again") from error
+  return facts | {"aspect_ratios": ratios}
+
+
 def open_shards(path: Path) -> dict[str, Shard]:
   """Returns the shards of a folder by file name.
 
@@ -149,7 +106,8 @@ def open_shards(path: Path) -> dict[str, Shard]:
     raise ValueError(f"data.path is {str(path)!r}, which is not a folder.")
   kinds = {".tar": TarShard, records.SUFFIX: RecordShard}
   _check_is_whole(path)
-  files = sorted(file for file in path.iterdir() if file.suffix in kinds)
+  found = (file for file in path.iterdir() if not is_hidden(file.name))
+  files = sorted(file for file in found if file.suffix in kinds)
   if not files:
     raise ValueError(f"There are no shards in {str(path)!r}: no file ends in {' or '.join(kinds)}.")
   return {file.name: kinds[file.suffix](file) for file in files}
@@ -159,7 +117,10 @@ def _check_is_whole(folder: Path) -> None:
   """Raises ValueError if `prepare.py` has not finished a folder."""
   if not (folder / PREPARED).is_file():
     return
-  num_shards = json.loads((folder / PREPARED).read_text())["num_shards"]
+  try:
+    num_shards = int(parse_json((folder / PREPARED).read_bytes())["num_shards"])
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{folder / PREPARED} is damaged ({error!r}); prepare it again") from error
   paths = [folder / prepared_name(shard, num_shards) for shard in range(num_shards)]
   missing = [path for path in paths if not _is_whole(path)]
   if missing:
@@ -171,13 +132,7 @@ def _check_is_whole(folder: Path) -> None:
 
 def _is_whole(path: Path) -> bool:
   note = path.with_suffix(".json")
-  return note.is_file() and (path.is_file() or not json.loads(note.read_text())["keys"])
-
-
-def _video_of(file: str) -> str:
-  """Returns the name of a prepared clip's video; for any other sample, its own name."""
-  video = file.rpartition("#")[0]
-  return video.partition("/")[2] if video else file
+  return note.is_file() and (path.is_file() or not _read_note(note)["keys"])
 
 
 class ShardsSource(ClipSource):
@@ -208,18 +163,15 @@ class ShardsSource(ClipSource):
       for name, shard in self._shards.items()
       for position, key in enumerate(shard.keys)
     }
-    keys = files = list(self._places)
-    videos = list(dict.fromkeys(map(_video_of, keys)))
-    self.has_test_split = len(videos) >= MIN_FILES_TO_SPLIT
-    if self.has_test_split:
-      chosen = set(splits.split_by_hash(videos, split))
-      files = [key for key in keys if _video_of(key) in chosen]
-    bad_samples = BadSamples(str(path), len(keys), max_bad_share)
+    videos = {
+      f"{name}/{key}": video
+      for name, shard in self._shards.items()
+      for key, video in zip(shard.keys, shard.videos, strict=True)
+    }
+    parts = splits.parts_by_hash(list(dict.fromkeys(videos.values())))
+    files, self.has_test_split = splits.choose(parts, videos, split)
+    bad_samples = BadSamples(str(path), len(videos), max_bad_share)
     super().__init__(files, split, bad_samples=bad_samples, **clip)
-
-  def longest_captions(self) -> list[str]:
-    """Returns an empty list: captions are checked as they are read."""
-    return []
 
   def aspect_ratios(self) -> list[float]:
     """Returns height / width of each sample, in the order of `files`; for prepared shards only."""
@@ -232,7 +184,11 @@ class ShardsSource(ClipSource):
       ratios.append(known[position])
     return ratios
 
-  def _read(self, position: int, params: ClipParams) -> dict:
+  def _find(self, position: int) -> Sample:
     shard, place = self._places[self.files[position]]
     facts, data = self._shards[shard].read(place)
-    return self._item(lambda: io.BytesIO(data), facts, params)
+
+    def read(params: ClipParams):
+      return self._clip(lambda: io.BytesIO(data), params)
+
+    return Sample(captions_of(facts), class_id_of(facts), read)

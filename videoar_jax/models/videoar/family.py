@@ -11,12 +11,13 @@ from videoar_jax.models.videoar import decode, work
 from videoar_jax.models.videoar.config import GeneratorConfig, SamplingConfig, check_heads
 from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.flops import forward_flops, training_flops
-from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.sampler import Model
 from videoar_jax.models.videoar.sequences import (
   all_layouts,
+  guidance_of,
+  guidance_shapes,
   layout_of,
   sampling_window,
   stage_layouts,
@@ -73,7 +74,7 @@ class VideoAR:
     """See `Family`."""
     layouts, network = all_layouts(run), run.generator
     for layout in layouts or [layout_of(run, run.data)]:
-      guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
+      guidance_of(run, layout)
     if network.positions == "learned" and len({layout.length for layout in layouts}) > 1:
       raise ValueError("generator.positions='learned' needs clips of one length; set 'rope'")
     if network.context == "full_frame" and len({layout.num_scales for layout in layouts}) > 1:
@@ -115,7 +116,7 @@ class VideoAR:
   ) -> GeneratorTask:
     """See `Family`."""
     layout = layout_of(run, stage.data)
-    table = guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
+    table = guidance_of(run, layout)
     return GeneratorTask(
       run.generator,
       layout,
@@ -128,7 +129,16 @@ class VideoAR:
     )
 
   def make_model(
-    self, run, stage, module, tokenizer_module, *, resolution=None, mesh=None, dtype=jnp.float32
+    self,
+    run,
+    stage,
+    module,
+    tokenizer_module,
+    *,
+    resolution=None,
+    mesh=None,
+    dtype=jnp.float32,
+    batch_size=None,
   ) -> Model:
     """See `Family`."""
     layout = _sampled_layout(run, stage, resolution)
@@ -143,8 +153,10 @@ class VideoAR:
       window=stage.loss.window,
       sampling_window=sampling_window(run, stage),
       trained_frames=trained_frames(run, stage),
+      guidance_shapes=guidance_shapes(run),
       mesh=mesh,
       dtype=dtype,
+      batch_size=batch_size,
     )
 
   def flops(self, run: Run, stage: Stage) -> tuple[float, float]:
@@ -159,7 +171,7 @@ class VideoAR:
   def sample_latents(self, run: Run, stage: Stage, module: Generator, text, seed):
     """See `Family`."""
     layout, null = layout_of(run, stage.data), jnp.asarray(run.text.encoder.null())
-    table = guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
+    table = guidance_of(run, layout)
     keys = sample_keys(seed, jnp.arange(len(text)))
     table = None if (table == 1).all() else jnp.asarray(table)
     return decode.decode(

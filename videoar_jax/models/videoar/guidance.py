@@ -6,6 +6,7 @@ Source: VIDEOAR section 4.
 import json
 import math
 import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Float
@@ -26,12 +27,18 @@ SCHEDULES = {"ucf101": ucf101, "t2v": t2v}
 
 
 def guidance_table(
-  spec: str | float, num_frames: int, num_scales: int, num_trained: int | None = None
+  spec: str | float,
+  num_frames: int,
+  num_scales: int,
+  num_trained: int | None = None,
+  *,
+  shapes: Iterable[tuple[int, int]] = (),
 ) -> Float[np.ndarray, "t s"]:
   """Returns the guidance `g[t, s]` of a setting.
 
   Schedules and tables are for clips of the trained length. A shorter clip takes the first rows, a
-  longer one repeats the last row: a clip's beginning does not depend on its length.
+  longer one repeats the last row: a clip's beginning does not depend on its length. The same holds
+  for the columns of a table that is for clips of other scales.
 
   Args:
     spec: "ucf101", "t2v", "constant:3" or a number, or the path of a JSON file with a table, which
@@ -39,6 +46,7 @@ def guidance_table(
     num_frames: latent frames.
     num_scales: scales per frame.
     num_trained: latent frames of the clips of training; None for `num_frames`.
+    shapes: further (latent frames, scales) that a table may be for, those of a run's stages.
   Raises:
     ValueError: the setting is unknown, or the table's shape does not fit.
   """
@@ -47,11 +55,15 @@ def guidance_table(
   if text in SCHEDULES:
     table = SCHEDULES[text](num_trained, num_scales)
   elif text.endswith(".json"):
-    table = _read_table(text, sorted({num_frames, num_trained}), num_scales)
+    own = {(length, num_scales) for length in (num_frames, num_trained)}
+    table = _read_table(text, sorted(own | set(shapes)))
   else:
     table = np.full((1, num_scales), _constant(text))
-  rows = np.minimum(np.arange(num_frames), len(table) - 1)
-  return table[rows].astype(np.float32)
+  rows, columns = (
+    np.minimum(np.arange(wanted), length - 1)
+    for wanted, length in zip((num_frames, num_scales), table.shape, strict=True)
+  )
+  return table[np.ix_(rows, columns)].astype(np.float32)
 
 
 def check_guidance(spec: str) -> None:
@@ -71,17 +83,15 @@ def check_guidance(spec: str) -> None:
     raise ValueError(f"guidance={spec} is not valid JSON ({error})") from error
 
 
-def _read_table(path: str, lengths: list[int], num_scales: int) -> Float[np.ndarray, "t s"]:
+def _read_table(path: str, shapes: list[tuple[int, int]]) -> Float[np.ndarray, "t s"]:
   try:
     table = np.asarray(json.loads(pathlib.Path(path).read_text()), np.float32)
-  except (TypeError, ValueError) as error:
+  except (TypeError, ValueError, OverflowError) as error:
     raise ValueError(f"guidance: {path} holds no table of numbers ({error})") from None
-  if table.shape not in [(length, num_scales) for length in lengths]:
-    wanted = " or ".join(f"({length}, {num_scales})" for length in lengths)
-    frames = " or ".join(map(str, lengths))
+  if table.shape not in shapes:
     raise ValueError(
-      f"guidance: the table in {path} has shape {table.shape}, but {frames} latent frames of "
-      f"{num_scales} scales need {wanted}"
+      f"guidance: the table in {path} has shape {table.shape}, but the clips' latent frames and "
+      f"scales need {' or '.join(map(str, shapes))}"
     )
   if not np.isfinite(table).all():
     raise ValueError(f"guidance: the table in {path} holds values that are not finite")

@@ -316,4 +316,4 @@ class Generator(nnx.Module):
 
   def logits(self, x: Float[Array, "b n m"]) -> Float[Array, "b n i"]:
     """Returns float32 logits, one per bit of the tokens."""
-    return self.head(self.norm_out(x)).astype(jnp.float32)
+    return self.head(self.norm_out(x), has_float32_result=True)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from videoar_jax.models.base import ClipShape
-from videoar_jax.models.request import BATCH_SIZE, ClipRequests
+from videoar_jax.models.request import ClipRequests
 from videoar_jax.models.videoar.config import SamplingConfig
 from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.guidance import guidance_table
@@ -61,8 +61,9 @@ class Requests(ClipRequests):
     layout: the sequence that the model was trained on.
     defaults: `guidance`, `temperature` and `top_p` of requests that do not set them.
     window: earlier latent frames that a frame sees; None for all.
-    num_shards: devices that share a batch.
+    num_shards, batch_size: see `ClipRequests`.
     has_end: whether the model has no positions beyond the trained ones.
+    guidance_shapes: further (latent frames, scales) that tables of guidance may be for.
   """
 
   def __init__(
@@ -75,12 +76,20 @@ class Requests(ClipRequests):
     window: int | None,
     num_shards: int,
     has_end: bool,
+    batch_size: int | None = None,
+    guidance_shapes: tuple[tuple[int, int], ...] = (),
   ):
     height, width = (n * config.spatial_stride for n in layout.grid)
     num_frames = 1 + (layout.num_frames - 1) * config.temporal_stride
     shape = ClipShape(num_frames, (height, width))
-    super().__init__(text_encoder, config, shape, defaults=defaults, num_shards=num_shards)
+    super().__init__(
+      *(text_encoder, config, shape),
+      defaults=defaults,
+      num_shards=num_shards,
+      batch_size=batch_size,
+    )
     self.layout, self.window, self.has_end = layout, window, has_end
+    self.guidance_shapes = guidance_shapes
 
   def make(
     self,
@@ -101,7 +110,8 @@ class Requests(ClipRequests):
     settings["guidance"] = str(settings["guidance"])  # Callers may give a number.
     sampling = SamplingConfig(**settings, window=self.window if window is None else window)
     sample_ids = self.check_sample_ids(sample_ids, len(prompts))
-    self.check_devices(len(prompts) if is_stream else min(BATCH_SIZE, len(prompts)))
+    if is_stream:
+      self.check_devices(len(prompts))
     layout = self.layout_of(num_frames, sampling.window)
     if conditioning is not None:
       conditioning = self.check_conditioning(conditioning, len(prompts), "image or video")
@@ -109,7 +119,11 @@ class Requests(ClipRequests):
         conditioning.shape[1], math.inf if is_endless else layout.num_frames
       )
     table = guidance_table(
-      sampling.guidance, layout.num_frames, layout.num_scales, self.layout.num_frames
+      sampling.guidance,
+      layout.num_frames,
+      layout.num_scales,
+      self.layout.num_frames,
+      shapes=self.guidance_shapes,
     )
     return Request(
       np.stack([self.text_encoder.encode(prompt) for prompt in prompts]),

@@ -12,15 +12,18 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from videoar_jax.models.request import BATCH_SIZE, first_frames
+from videoar_jax.models.request import first_frames
 from videoar_jax.models.videoar import decode
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.request import Request, Requests
 from videoar_jax.models.videoar.score import score
-from videoar_jax.parallel.mesh import num_batch_shards
+from videoar_jax.parallel.mesh import num_batch_shards, shard_padded
+from videoar_jax.parallel.processes import fetch
+from videoar_jax.parallel.rules import constrain
+from videoar_jax.tokenizers.bsq.encoding import encode
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
-from videoar_jax.tokenizers.pixels import to_float, to_uint8
+from videoar_jax.tokenizers.pixels import to_uint8
 
 _PIXEL_BYTES = 2**28  # Largest array when decoding pixels; more clips or frames are chunked.
 
@@ -37,8 +40,12 @@ class Model:
     window: earlier latent frames that a frame sees in training; None for all.
     sampling_window: the same in samples; None for as many as in training.
     trained_frames: latent frames of the longest training clips; None for those of the layout.
+    guidance_shapes: further (latent frames, scales) that tables of guidance may be for.
     mesh: devices that share the work: heads are split over `tensor`, clips over `data` and `fsdp`.
     dtype: of the generator's weights and cache.
+    batch_size: clips that are made or scored together; None for about 16.
+  Raises:
+    ValueError: the devices cannot share batches of that size.
   """
 
   def __init__(
@@ -52,8 +59,10 @@ class Model:
     window: int | None = None,
     sampling_window: int | None = None,
     trained_frames: int | None = None,
+    guidance_shapes: tuple[tuple[int, int], ...] = (),
     mesh: Mesh | None = None,
     dtype=jnp.float32,
+    batch_size: int | None = None,
   ):
     self.generator = jax.tree.map(lambda x: x.astype(dtype), generator)
     self.tokenizer, self.layout, self.mesh = tokenizer, layout, mesh
@@ -67,9 +76,13 @@ class Model:
       window=window if sampling_window is None else sampling_window,
       num_shards=1 if mesh is None else num_batch_shards(mesh),
       has_end=generator.position_embedding is not None,
+      batch_size=batch_size,
+      guidance_shapes=guidance_shapes,
     )
     self._sample = jax.jit(self._sample_batch, static_argnames=("layout", "window"))
     self._score = jax.jit(score, static_argnames=("layout", "window"))
+    # Without a mesh as with one: memory does not grow with the clips.
+    self._encode = jax.jit(lambda module, video: encode(module.encoder, video))
     self._start = jax.jit(decode.start, static_argnames=("layout", "slots", "is_guided"))
     self._write_frame = jax.jit(decode.write_frame, static_argnums=1, donate_argnums=2)
     self._decode_frame = jax.jit(decode.decode_frame, static_argnums=1, donate_argnums=2)
@@ -83,6 +96,11 @@ class Model:
   def resolution(self) -> tuple[int, int]:
     """(H, W) of the clips that the model makes."""
     return self.requests.resolution
+
+  @property
+  def batch_size(self) -> int:
+    """Clips that are made or scored together."""
+    return self.requests.batch_size
 
   def num_steps(self, num_frames: int | None = None) -> int:
     """Returns how often the transformer runs for a clip, including once for the prompt.
@@ -252,15 +270,15 @@ class Model:
     """
     video = self.requests.check_conditioning(np.asarray(video), len(prompts), "video")
     layout = self.requests.layout_of(video.shape[1], self.window)
-    found = self._run(
-      self._score,
-      self.generator,
-      layout,
-      np.stack([self.text_encoder.encode(prompt) for prompt in prompts]),
-      self.tokenizer.encode(to_float(video)),
-      window=self.window,
-    )
-    return {name: np.asarray(values) for name, values in found.items()}
+    texts = np.stack([self.text_encoder.encode(prompt) for prompt in prompts])
+    parts = []
+    for rows, num in self._batches(len(prompts)):
+      latents = self._latents(video[rows])
+      found = self._run(
+        self._score, self.generator, layout, texts[rows], latents, window=self.window
+      )
+      parts.append({name: fetch(values)[:num] for name, values in found.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
   def _trained_frames(self, num_latents: float) -> int | None:
     """Returns after how many latent frames of a clip the prompt moves; None if it is no longer."""
@@ -304,16 +322,14 @@ class Model:
 
   def _generate(self, request: Request) -> UInt8[np.ndarray, "b f H W 3"]:
     """Generates clips, one batch after the other."""
-    num, clips = len(request.texts), []
-    size = min(BATCH_SIZE, num)
-    for start in range(0, num, size):
-      # The last batch is padded, so that all batches share one compiled program.
-      rows = np.minimum(np.arange(start, start + size), num - 1)
+    clips = []
+    for rows, num in self._batches(len(request.texts)):
       batch = self._run(
         self._sample,
         self.generator,
         request.texts[rows],
-        request.keys(rows),
+        # As numbers, which every process has: keys are on a device of this one.
+        np.asarray(jax.random.key_data(request.keys(rows))),
         request.table,
         None if request.conditioning is None else self._bits(request.conditioning[rows]),
         request.temperature,
@@ -321,8 +337,17 @@ class Model:
         layout=request.layout,
         window=request.window,
       )
-      clips.append(self._pixels(batch)[: num - start])
+      clips.append(self._pixels(batch)[:num])
     return np.concatenate(clips)
+
+  def _batches(self, num: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields the rows of each batch, and how many of them count.
+
+    The last batch is padded, so that all batches share one compiled program.
+    """
+    size = min(self.batch_size, self.requests.padded(num))
+    for start in range(0, num, size):
+      yield np.minimum(np.arange(start, start + size), num - 1), min(size, num - start)
 
   def _pixels(self, latents: Float[Array, "b t h w d"]) -> UInt8[np.ndarray, "b f H W 3"]:
     """Decodes clips in memory that does not grow with their number or length."""
@@ -343,20 +368,20 @@ class Model:
       part, state, frames = latents[first : first + rows], None, []
       for start in range(0, t, chunk):
         decoded = self._run(self.tokenizer.decode_chunk, part[:, start : start + chunk], state)
-        frames.append(np.asarray(to_uint8(decoded[0])))
+        frames.append(fetch(to_uint8(decoded[0])))
         state = decoded[1]
       clips.append(np.concatenate(frames, axis=1))
     return np.concatenate(clips)
 
   def _sample_batch(
-    self, generator, texts, keys, table, conditioning, temperature, top_p, *, layout, window
+    self, generator, texts, key_data, table, conditioning, temperature, top_p, *, layout, window
   ) -> Float[Array, "b t h w d"]:
     decoded = decode.decode(
       generator,
       layout,
       texts,
       jnp.asarray(self.text_encoder.null()),
-      keys,
+      jax.random.wrap_key_data(key_data),
       table,
       temperature=temperature,
       top_p=top_p,
@@ -364,7 +389,12 @@ class Model:
       trained_frames=self._trained_frames(layout.num_frames),
       conditioning=conditioning,
     )
-    return decoded.quantized
+    return constrain(decoded.quantized, ("batch", None, None, None, None))
+
+  def _latents(self, video: UInt8[np.ndarray, "b f H W 3"]) -> Float[Array, "b t h w d"]:
+    """Encodes clips, on the devices that share them."""
+    batch = video if self.mesh is None else shard_padded(video, self.mesh)
+    return self._run(self._encode, self.tokenizer.autoencoder, batch)
 
   def _run(self, function, *arguments, **settings):
     """Calls a jitted function, on the mesh if there is one."""
@@ -373,6 +403,4 @@ class Model:
 
   def _bits(self, video: UInt8[np.ndarray, "b f H W 3"]) -> list[Array]:
     """Returns the bits of given frames."""
-    return self.tokenizer.quantize(
-      self.tokenizer.encode(to_float(video)), self.layout.schedule
-    ).bits
+    return self.tokenizer.quantize(self._latents(video), self.layout.schedule).bits

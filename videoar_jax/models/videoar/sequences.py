@@ -2,7 +2,11 @@
 
 from collections.abc import Iterable
 
+import numpy as np
+from jaxtyping import Float
+
 from videoar_jax.models.base import ClipShape, Data, Run, Stage
+from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
 
 
@@ -47,6 +51,24 @@ def all_layouts(run: Run) -> list[Layout]:
   stages = run.generator_stages
   own = [layout_of(run, stage.data) for stage in stages]
   return [*own, *(layout for stage in stages for layout in stage_layouts(run, stage))]
+
+
+def guidance_shapes(run: Run) -> tuple[tuple[int, int], ...]:
+  """Returns the (latent frames, scales) that a table of guidance may be for: those of all stages.
+
+  So one table serves stages of several lengths.
+  """
+  return tuple({(layout.num_frames, layout.num_scales) for layout in all_layouts(run)})
+
+
+def guidance_of(run: Run, layout: Layout) -> Float[np.ndarray, "t s"]:
+  """Returns the guidance of a run's samples of a layout.
+
+  Raises:
+    ValueError: the table in a file is not for the clips of any stage.
+  """
+  shapes = guidance_shapes(run)
+  return guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales, shapes=shapes)
 
 
 def widest_layout(run: Run) -> Layout:

@@ -18,8 +18,8 @@ from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.score import accuracies, cross_entropy
 from videoar_jax.models.videoar.sequences import widest
 from videoar_jax.parallel.hardware import peak_flops
+from videoar_jax.tokenizers.bsq.decoding import decode as decode_pixels
 from videoar_jax.tokenizers.bsq.encoding import encode
-from videoar_jax.tokenizers.pixels import to_uint8
 from videoar_jax.train.state import Template
 
 
@@ -173,8 +173,9 @@ class GeneratorTask:
 
   def media(self, module: Generator, frozen, batch):
     """Returns samples for the batch's prompts."""
+    # The cache has the type of the parameters. Products are in `config.dtype` in training, too.
     decoded = decode(
-      module,
+      jax.tree.map(lambda x: x.astype(self.config.dtype), module),
       self.layout,
       batch["text"],
       jnp.asarray(self.text_encoder.null()),
@@ -185,4 +186,4 @@ class GeneratorTask:
       window=self.sampling["window"],
     )
     decoder = self.tokenizer.module(frozen).decoder
-    return {"samples": to_uint8(decoder(decoded.quantized))}
+    return {"samples": decode_pixels(decoder, decoded.quantized)}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,11 @@ from videoar_jax.models.videoar import decode
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.flops import forward_flops, training_flops, visible_pairs
-from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.sequences import layout_of, sampling_window
+from videoar_jax.models.videoar.sequences import guidance_of, layout_of, sampling_window
+from videoar_jax.nn.cache import cache_axes
 from videoar_jax.parallel.mesh import num_batch_shards
-from videoar_jax.parallel.rules import replicated, sharding_of
+from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, replicated, sharding_of
 from videoar_jax.parallel.traffic import device_bytes, gathered_bytes
 from videoar_jax.train.state import Template, with_shardings
 
@@ -96,7 +97,7 @@ def _activations_sent(
 
 def is_guided(run: Run, layout: Layout) -> bool:
   """Returns whether clips are decoded with classifier-free guidance."""
-  table = guidance_table(run.sampling.guidance, layout.num_frames, layout.num_scales)
+  table = guidance_of(run, layout)
   return bool((table != 1).any())
 
 
@@ -123,9 +124,11 @@ def sampling_program(
     model,
     jax.ShapeDtypeStruct((num_clips, *text.shape), text.dtype),
   )
+  head_shards = math.prod(mesh.shape[axis] for axis in LOGICAL_AXIS_RULES["attended_heads"])
+  cached = cache_axes(run.generator.num_kv_heads, head_shards)
   axes = {
-    "text": ("batch", "kv_heads", None, None),
-    "cache": ("batch", "kv_heads", None, None),
+    "text": cached,
+    "cache": cached,
     "text_mask": ("batch", None),
     "keys": ("batch",),
     "before": ("batch", None, None, None),

@@ -7,18 +7,18 @@ neither memory nor the program grows with the batch or the clip. Nothing is kept
 pass: the encoder is frozen while a generator trains.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, num_shards
 from videoar_jax.tokenizers.bsq.autoencoder import Encoder
+from videoar_jax.tokenizers.parts import MAX_PIXELS, part_of
 from videoar_jax.tokenizers.pixels import to_float
-
-# Most pixels that a device encodes at once, if clips and network allow: 0.5 GiB for each activation
-# of 128 channels. Batches of fewer pixels are encoded whole.
-MAX_PIXELS = 2**20
 
 
 def encode(
@@ -31,45 +31,38 @@ def encode(
     video: clips of 1 + tau k frames.
     max_pixels: most pixels that a device encodes at once, but at least tau frames of one clip.
   """
-  num_parts = num_shards("batch")
-  if video[..., 0].size <= num_parts * max_pixels:
+  if video[..., 0].size <= num_shards("batch") * max_pixels:
     return encoder(to_float(video))
+  size, _ = part_of(encoder.config.temporal_stride, _own_shape(video), max_pixels)
+  return on_each_device(_in_chunks, encoder, video, size)
 
-  def encode_own(encoder, video):
-    return _in_groups(encoder, video, max_pixels)
 
-  if num_parts == 1:
-    return encode_own(encoder, video)
+def _own_shape(x: Array) -> tuple[int, ...]:
+  """Returns the shape of a device's part of a batch."""
+  return len(x) // num_shards("batch"), *x.shape[1:]
+
+
+def on_each_device(code: Callable, module: nnx.Module, x: Array, size: int) -> Array:
+  """Codes a batch, on each device its own clips in groups of `size`, which divides their number.
+
+  Args:
+    code: maps the module and a group to its result, clip by clip.
+    module: whole on every device.
+    x: the batch.
+    size: clips of a group.
+  """
+
+  def in_groups(module, x):
+    groups = x.reshape(-1, size, *x.shape[1:])
+    coded = jax.lax.map(lambda group: code(module, group), groups)
+    return coded.reshape(len(x), *coded.shape[2:])
+
+  if num_shards("batch") == 1:
+    return in_groups(module, x)
   batch = PartitionSpec(LOGICAL_AXIS_RULES["batch"])
   specs = PartitionSpec(), batch
   # Without shard_map, the compiler would make each device loop over the clips of all devices.
-  return jax.shard_map(encode_own, in_specs=specs, out_specs=batch, check_vma=False)(encoder, video)
-
-
-def part_of(
-  temporal_stride: int, shape: tuple[int, ...], max_pixels: int = MAX_PIXELS
-) -> tuple[int, int]:
-  """Returns how many clips of how many frames a device encodes at once.
-
-  Args:
-    temporal_stride: frames of a latent frame.
-    shape: of the device's clips, `(b, f, H, W, ...)`.
-    max_pixels: see `encode`.
-  """
-  b, f, height, width, *_ = shape
-  if b * f * height * width <= max_pixels:
-    return b, f
-  frames = min(f, temporal_stride)
-  most = max(1, max_pixels // (frames * height * width))
-  return max(rows for rows in range(1, min(b, most) + 1) if b % rows == 0), frames
-
-
-def _in_groups(encoder, video, max_pixels: int):
-  """Encodes clips in equal groups, as large as `max_pixels` allows."""
-  size, _ = part_of(encoder.config.temporal_stride, video.shape, max_pixels)
-  groups = video.reshape(-1, size, *video.shape[1:])
-  latents = jax.lax.map(lambda group: _in_chunks(encoder, group), groups)
-  return latents.reshape(len(video), *latents.shape[2:])
+  return jax.shard_map(in_groups, in_specs=specs, out_specs=batch, check_vma=False)(module, x)
 
 
 def _in_chunks(encoder, video):

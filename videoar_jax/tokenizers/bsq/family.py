@@ -9,7 +9,7 @@ from flax import nnx
 
 from videoar_jax.tokenizers import lpips
 from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_of
-from videoar_jax.tokenizers.bsq.encoding import encode, part_of
+from videoar_jax.tokenizers.bsq.encoding import encode
 from videoar_jax.tokenizers.bsq.files import is_saved, read_params, read_saved
 from videoar_jax.tokenizers.bsq.flops import decoder_flops, encoder_flops
 from videoar_jax.tokenizers.bsq.inflation import check_inflatable, inflate
@@ -21,6 +21,7 @@ from videoar_jax.tokenizers.bsq.task import (
   load_frozen,
 )
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
+from videoar_jax.tokenizers.parts import part_of
 from videoar_jax.train.adversary import Adversary
 
 # Arrays with the encoder's first width that encoding holds at once, cached earlier frames included:

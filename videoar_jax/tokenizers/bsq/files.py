@@ -6,10 +6,10 @@ import os
 import pathlib
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from videoar_jax.interop import tensors
 from videoar_jax.interop.atomic import replacing
+from videoar_jax.interop.strict_json import to_json
 from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig, abstract_params
 from videoar_jax.train.state import flatten, unflatten
 
@@ -65,11 +65,8 @@ def save_tokenizer(folder: str | os.PathLike, saved: Saved, params: dict) -> Non
   weights = {name: np.asarray(leaf, np.float32) for name, leaf in flatten(params).items()}
   with replacing(folder) as partial:
     partial.mkdir()
-    try:
-      save_file(weights, partial / WEIGHTS_FILE)
-    except SafetensorError as error:
-      raise OSError(f"{partial / WEIGHTS_FILE} cannot be written ({error})") from error
-    text = json.dumps(dataclasses.asdict(saved), indent=2)
+    tensors.write(partial / WEIGHTS_FILE, weights)
+    text = to_json(dataclasses.asdict(saved), indent=2)
     (partial / CONFIG_FILE).write_text(text + "\n")
 
 
@@ -113,9 +110,9 @@ def read_params(folder: str | os.PathLike) -> tuple[Saved, dict]:
   """
   saved, path = read_saved(folder), pathlib.Path(folder) / WEIGHTS_FILE
   try:
-    weights = load_file(path)
-  except SafetensorError as error:
-    raise ValueError(f"{path} is damaged ({error}); convert the checkpoint again") from error
+    weights = tensors.read(path)
+  except ValueError as error:
+    raise ValueError(f"{error}; convert the checkpoint again") from error
   wanted = {name: leaf.shape for name, leaf in flatten(abstract_params(saved.config)).items()}
   if wanted != {name: leaf.shape for name, leaf in weights.items()}:
     raise ValueError(f"{path} does not fit {CONFIG_FILE} beside it; convert the checkpoint again")

@@ -13,9 +13,11 @@ from videoar_jax.interop import weights
 from videoar_jax.tokenizers import adversarial, lpips
 from videoar_jax.tokenizers.bsq import quantizer
 from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder, AutoencoderConfig, Decoder
+from videoar_jax.tokenizers.bsq.decoding import decode
+from videoar_jax.tokenizers.bsq.encoding import encode
 from videoar_jax.tokenizers.bsq.schedules import Schedule
 from videoar_jax.tokenizers.discriminator import Discriminator, DiscriminatorConfig
-from videoar_jax.tokenizers.pixels import to_float, to_uint8
+from videoar_jax.tokenizers.pixels import to_float
 from videoar_jax.train.adversary import Adversary
 from videoar_jax.train.optimizer import OptimizerConfig
 
@@ -259,9 +261,9 @@ class TokenizerTask:
 
   def media(self, module: Autoencoder, frozen, batch):
     """Returns originals above their reconstructions."""
-    video = to_float(batch["video"])
-    codes = quantizer.quantize(module.encoder(video), self.schedule).quantized
-    both = jnp.concatenate([batch["video"], to_uint8(module.decoder(codes))], axis=2)
+    latents = encode(module.encoder, batch["video"])
+    codes = quantizer.quantize(latents, self.schedule).quantized
+    both = jnp.concatenate([batch["video"], decode(module.decoder, codes)], axis=2)
     return {"original_and_reconstruction": both}
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from videoar_jax.parallel.processes import fetch
 from videoar_jax.tokenizers.bsq import quantizer
 from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder, AutoencoderConfig, State
 from videoar_jax.tokenizers.bsq.schedules import Schedule, check_schedule, default_schedule
@@ -178,7 +179,7 @@ def _in_chunks(code, x, ends: list[int], num_out: int) -> np.ndarray:
   for end in ends:
     part, state = code(x[:, start:end], state)
     # Fetched before the next one starts, so that the device holds a single chunk.
-    part = np.asarray(part)
+    part = fetch(part)
     if result is None:
       result = np.empty((part.shape[0], num_out, *part.shape[2:]), part.dtype)
     result[:, at : at + part.shape[1]] = part

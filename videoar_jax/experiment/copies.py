@@ -1,0 +1,101 @@
+"""Copies of the small files that a config names, in the workdir, which can then be moved.
+
+  WORKDIR/files/tokenizer.json              of `text.tokenizer`
+  WORKDIR/files/text_features.safetensors   of features in `text.tokenizer`, those of "" alone
+  WORKDIR/files/guidance.json               of `sampling.guidance`
+
+Features of "" tell the width of all, and are needed for guidance; those of other prompts are as
+large as data, and are given to `sample` and `evaluate` by a flag.
+"""
+
+import pathlib
+
+import numpy as np
+
+from videoar_jax.experiment.places import is_path
+from videoar_jax.interop import tensors
+from videoar_jax.interop.atomic import replacing
+from videoar_jax.text.features import TextFeatures
+
+FOLDER = "files"
+_TOKENIZER, _FEATURES, _GUIDANCE = "tokenizer.json", "text_features.safetensors", "guidance.json"
+
+
+def _fields(values: dict, workdir: pathlib.Path):
+  """Yields (section, field, path, place of its copy) for each file that a config names."""
+  for section, field, name in (
+    ("text", "tokenizer", _TOKENIZER),
+    ("sampling", "guidance", _GUIDANCE),
+  ):
+    value = values[section].get(field)
+    if is_path(f"{section}.{field}", value):
+      name = name if value.endswith(".json") else _FEATURES
+      yield section, field, pathlib.Path(value).expanduser(), workdir / FOLDER / name
+
+
+def with_copies(values: dict, workdir: pathlib.Path, *, is_training: bool) -> dict:
+  """Returns a config that names the copies instead of files that are missing.
+
+  Args:
+    values: the config, complete.
+    workdir: of the run.
+    is_training: whether files that exist are preferred to their copies. A trained model is used
+      with the files that it was trained with, even if these changed since.
+  """
+  for section, field, path, copy in _fields(values, workdir):
+    is_preferred = is_training or copy.name == _FEATURES
+    if copy.is_file() and not (is_preferred and path.exists()):
+      values = values | {section: values[section] | {field: str(copy)}}
+  return values
+
+
+def keep(values: dict, encoder, workdir: pathlib.Path) -> None:
+  """Copies the files that a config names into the workdir; removes copies of others.
+
+  Args:
+    values: the config, complete.
+    encoder: its text encoder.
+    workdir: of the run.
+  """
+  fields = list(_fields(values, workdir))
+  for name in (_TOKENIZER, _FEATURES, _GUIDANCE):
+    if all(copy.name != name for *_, copy in fields):
+      (workdir / FOLDER / name).unlink(missing_ok=True)
+  for _, _, path, copy in fields:
+    copy.parent.mkdir(exist_ok=True)
+    if copy.name == _FEATURES:
+      tensors.write(copy, {"": encoder.null()})
+    elif path.exists():
+      with replacing(copy) as partial:
+        partial.write_bytes(path.read_bytes())
+
+
+def has_text(workdir: pathlib.Path) -> bool:
+  """Returns whether the workdir has a copy of what `text.tokenizer` names."""
+  return any((workdir / FOLDER / name).is_file() for name in (_TOKENIZER, _FEATURES))
+
+
+def check_same_text(values: dict, encoder, workdir: pathlib.Path) -> None:
+  """Checks that prompts are encoded as they were, wherever the files are now.
+
+  Raises:
+    ValueError: they are not.
+  """
+  if not has_text(workdir):
+    return
+  path = values["text"]["tokenizer"]
+  for name in (_TOKENIZER, _FEATURES):
+    copy = workdir / FOLDER / name
+    if not copy.is_file():
+      continue
+    if name == _TOKENIZER:
+      file = pathlib.Path(path).expanduser()
+      is_same = file.is_file() and file.read_bytes() == copy.read_bytes()
+    else:
+      found = tensors.read(copy)[""]
+      is_same = isinstance(encoder, TextFeatures) and np.array_equal(found, encoder.null())
+    if not is_same:
+      raise ValueError(
+        f"text.tokenizer={path!r} encodes prompts differently from {copy}, with which this workdir "
+        "was made; restore the file, or name another workdir"
+      )
