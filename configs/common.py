@@ -17,10 +17,9 @@ def generator_size(name: str, family: str = "videoar") -> ConfigDict:
   return ConfigDict(sizes[name])
 
 
-def small_tokenizer(schedule: str) -> dict:
-  """Returns the `tokenizer` settings for clips of 64x64 pixels."""
+def small_tokenizer() -> dict:
+  """Returns the `tokenizer` settings for clips of 64x64 pixels, without those of its latents."""
   return {
-    "num_bits": 24,
     "patch_size": 4,
     "base_channels": 16,
     "multipliers": (2, 4, 4),
@@ -32,19 +31,6 @@ def small_tokenizer(schedule: str) -> dict:
     "temporal_kernels": "half",
     "refine_channels": 16,
     "num_groups": 4,
-    "schedule": schedule,
-  }
-
-
-def small_tokenizer_loss() -> dict:
-  """Returns the `loss` settings of a small tokenizer that is trained from scratch."""
-  return {
-    "l2": 1.0,
-    "l1": 0.0,
-    "commitment": 0.02,
-    "quantization_error": 0.05,
-    "entropy": 0.0,
-    "scale_dropout": 0.0,
   }
 
 
@@ -54,14 +40,26 @@ def set_small_tokenizer(config: ConfigDict, image_steps: int, tokenizer_steps: i
   Cells of latents see little of a frame, so single frames are learned from windows of a quarter.
   Who trains at another `data.resolution` sets those of `stage.images.data`, too.
   """
-  config.tokenizer.update(small_tokenizer("1 2 4 8"))
+  config.tokenizer.update(small_tokenizer())
+  loss = {"l2": 1.0, "l1": 0.0}
+  if config.family == "nova":
+    config.tokenizer.num_channels = 8
+    loss |= {"kl": 1e-4}
+  else:
+    config.tokenizer.update(num_bits=24, schedule="1 2 4 8")
+    loss |= {
+      "commitment": 0.02,
+      "quantization_error": 0.05,
+      "entropy": 0.0,
+      "scale_dropout": 0.0,
+    }
   images = config.stage.images
   images.data.update(num_frames=1, resolution=(32, 32), crop_from=(64, 64))
   images.data.num_crops = 4  # Most windows of a sprites clip show only background.
   images.loop.update(small_loop(image_steps, 16, 3e-2, media_every=1000))
   config.stage.tokenizer.loop.update(small_loop(tokenizer_steps, 4, 1.5e-2, media_every=1000))
   for stage in (images, config.stage.tokenizer):
-    stage.loss.update(small_tokenizer_loss())
+    stage.loss.update(loss)
 
 
 def set_small_generator(config: ConfigDict, size: str) -> None:

@@ -58,7 +58,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.text.length = 72
   config.tokenizer.schedule = "1 2 3 4 6 8"
   if is_quick:
-    config.tokenizer.update(small_tokenizer("1 2 3 4 6 8"))
+    config.tokenizer.update(small_tokenizer() | {"num_bits": 24, "schedule": "1 2 3 4 6 8"})
   config.mesh.data, config.mesh.fsdp = 1, -1
 
   stage = config.stage.tokenizer

@@ -89,7 +89,7 @@ def weights_of():
 @pytest.fixture(scope="session")
 def random_autoencoder():
   """Returns a function that makes an autoencoder with random weights, also for earlier frames."""
-  from videoar_jax.tokenizers.bsq.autoencoder import abstract_params, autoencoder_of
+  from videoar_jax.tokenizers.autoencoder import abstract_params, autoencoder_of
 
   def make(config):
     generator = np.random.default_rng(0)

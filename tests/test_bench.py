@@ -10,14 +10,11 @@ import pytest
 from videoar_jax import bench
 from videoar_jax.nn import conv
 from videoar_jax.parallel import roofline
-from videoar_jax.tokenizers.bsq.autoencoder import (
-  AutoencoderConfig,
-  abstract_params,
-  autoencoder_of,
-)
-from videoar_jax.tokenizers.bsq.flops import decoder_flops, encoder_flops
+from videoar_jax.tokenizers.autoencoder import abstract_params, autoencoder_of
+from videoar_jax.tokenizers.bsq.config import BSQConfig
+from videoar_jax.tokenizers.flops import decoder_flops, encoder_flops
 
-CONFIG = AutoencoderConfig(
+CONFIG = BSQConfig(
   num_bits=6,
   base_channels=8,
   multipliers=(1, 2, 2),

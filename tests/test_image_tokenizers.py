@@ -7,9 +7,9 @@ from commands import command, run, run_until
 def image_tokenizer(folder):
   """Writes a converted image tokenizer with TINY's shape, except for the number of bits."""
   from videoar_jax.tokenizers.bsq import files
-  from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
+  from videoar_jax.tokenizers.bsq.config import BSQConfig
 
-  config = AutoencoderConfig(
+  config = BSQConfig(
     num_bits=8,
     patch_size=2,
     base_channels=4,

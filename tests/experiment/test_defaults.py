@@ -12,7 +12,7 @@ from videoar_jax.experiment.defaults import complete, default_config, mixture_pa
 from videoar_jax.experiment.parse import finalize
 from videoar_jax.models.base import Family
 from videoar_jax.models.families import FAMILIES
-from videoar_jax.tokenizers.bsq.task import AdversarialConfig
+from videoar_jax.tokenizers.task import AdversarialConfig
 from videoar_jax.train.config import LoopConfig
 
 STAGES = {"tokenizer": "tokenizer", "cache": "cache", "generator": "generator"}

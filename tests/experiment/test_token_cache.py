@@ -24,7 +24,7 @@ from videoar_jax.models.videoar.task import GeneratorTask
 from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.runtime.preemption import Preempted
 from videoar_jax.runtime.watchdog import Watchdog
-from videoar_jax.tokenizers.bsq.autoencoder import Encoder
+from videoar_jax.tokenizers.autoencoder import Encoder
 from videoar_jax.tokenizers.families import TOKENIZERS
 from videoar_jax.tokenizers.pixels import to_float
 

@@ -10,7 +10,7 @@ from videoar_jax.models.videoar import corruption
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
+from videoar_jax.tokenizers.bsq.config import BSQConfig
 
 LAYOUT = Layout(text_length=5, num_frames=3, schedule=((1, 1), (2, 2), (3, 4)))
 LAYOUTS = (
@@ -34,7 +34,7 @@ GENERATOR = GeneratorConfig(
 TEXT = jnp.array([[3, 4, 5, 6, 1], [7, 1, 0, 0, 0]])
 NULL = jnp.array([1, 0, 0, 0, 0])
 
-AUTOENCODER = AutoencoderConfig(
+AUTOENCODER = BSQConfig(
   num_bits=4,
   base_channels=4,
   multipliers=(1, 2),

@@ -9,8 +9,8 @@ from tiny_networks import DEEP_AUTOENCODER
 
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES
-from videoar_jax.tokenizers.bsq.decoding import decode
-from videoar_jax.tokenizers.bsq.encoding import encode
+from videoar_jax.tokenizers.decoding import decode
+from videoar_jax.tokenizers.encoding import encode
 from videoar_jax.tokenizers.pixels import to_float, to_uint8
 
 FRAME = 8 * 12

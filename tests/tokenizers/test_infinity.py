@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from videoar_jax.tokenizers.autoencoder import abstract_params, autoencoder_of
 from videoar_jax.tokenizers.bsq import infinity, quantizer
-from videoar_jax.tokenizers.bsq.autoencoder import (
-  AutoencoderConfig,
-  abstract_params,
-  autoencoder_of,
-)
+from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.train.state import flatten
 
 # The name in the list of keys -> bits, channels of the levels.
@@ -49,7 +46,7 @@ def tensors(golden_folder):
 def test_public_sizes_are_recognised_and_every_key_is_used_once(public_shapes, name):
   shapes, (num_bits, multipliers) = public_shapes[name], PUBLIC[name]
   config = infinity.recognise(shapes)
-  assert config == AutoencoderConfig(
+  assert config == BSQConfig(
     num_bits, multipliers=multipliers, strides=((1, 2),) * (len(multipliers) - 1)
   )
   names = infinity.check_keys(config, shapes)

@@ -7,15 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videoar_jax.tokenizers.bsq.autoencoder import (
-  AutoencoderConfig,
-  abstract_params,
-  autoencoder_of,
-)
+from videoar_jax.tokenizers.autoencoder import abstract_params, autoencoder_of
+from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.tokenizers.bsq.inflation import check_inflatable, inflate
 from videoar_jax.train.state import flatten
 
-IMAGE = AutoencoderConfig(
+IMAGE = BSQConfig(
   num_bits=6,
   base_channels=4,
   multipliers=(1, 2, 2, 2),
@@ -106,7 +103,7 @@ def test_other_bits_start_two_convolutions_anew(params):
 
 
 def test_fields_that_differ_are_all_named():
-  config = AutoencoderConfig(
+  config = BSQConfig(
     num_bits=6, base_channels=8, multipliers=(1, 2), strides=((1, 1),), num_groups=4
   )
   with pytest.raises(ValueError) as raised:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
+from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.tokenizers.bsq.family import BSQ
 from videoar_jax.tokenizers.bsq.schedules import (
   PUBLIC,
@@ -43,9 +43,9 @@ def test_a_word_that_is_no_grid_is_named():
 
 def test_a_schedule_that_does_not_fit_the_clips_of_the_run_is_named():
   """Nor is it silently another one, as for stages of other resolutions."""
-  config = AutoencoderConfig(schedule="1 2 4")
+  config = BSQConfig(schedule="1 2 4")
   with pytest.raises(ValueError, match=r"ends at \(4, 4\), but the latent grid is \(8, 8\)"):
     BSQ().check(config, None, (128, 128))
   BSQ().check(config, None, (64, 64))
   BSQ().check(config, TokenizerLossConfig(), (128, 128))
-  BSQ().check(AutoencoderConfig(), None, (128, 128))
+  BSQ().check(BSQConfig(), None, (128, 128))

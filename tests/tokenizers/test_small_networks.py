@@ -9,15 +9,12 @@ import pytest
 from flax import nnx
 from tiny_networks import DEEP_AUTOENCODER
 
-from videoar_jax.tokenizers.bsq.autoencoder import (
-  AutoencoderConfig,
-  abstract_params,
-  autoencoder_of,
-)
-from videoar_jax.tokenizers.bsq.encoding import encode
+from videoar_jax.tokenizers.autoencoder import abstract_params, autoencoder_of
+from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.tokenizers.bsq.files import Saved, read_params, save_tokenizer
 from videoar_jax.tokenizers.bsq.inflation import inflate
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
+from videoar_jax.tokenizers.encoding import encode
 from videoar_jax.tokenizers.pixels import to_float
 from videoar_jax.train.state import flatten
 
@@ -68,7 +65,7 @@ def test_parts_of_a_batch_equal_the_whole(tokenizer, video):
 
 def test_subpixels_are_channels_of_the_frames_and_places_they_cover(random_autoencoder):
   """A bias of one subpixel's channels shows at its frames and places alone."""
-  config = AutoencoderConfig(
+  config = BSQConfig(
     num_bits=4,
     base_channels=4,
     multipliers=(1, 1),

@@ -17,9 +17,10 @@ from videoar_jax.parallel.mesh import MeshConfig, make_mesh, shard_batch
 from videoar_jax.parallel.rules import place
 from videoar_jax.tokenizers import adversarial
 from videoar_jax.tokenizers.bsq import quantizer
-from videoar_jax.tokenizers.bsq.task import AdversarialConfig, TokenizerLossConfig, TokenizerTask
+from videoar_jax.tokenizers.bsq.task import TokenizerLossConfig, TokenizerTask
 from videoar_jax.tokenizers.discriminator import DiscriminatorConfig
 from videoar_jax.tokenizers.pixels import to_float
+from videoar_jax.tokenizers.task import AdversarialConfig
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.config import LoopConfig
 from videoar_jax.train.logging import RunLog

@@ -17,7 +17,7 @@ from videoar_jax.models.families import FAMILIES
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import roofline
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
+from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.tokenizers.families import TOKENIZERS
 from videoar_jax.train.trainer import Trainer
 
@@ -33,7 +33,7 @@ def tokenizer_table(options: argparse.Namespace) -> str:
   if hasattr(options, "tokenizer"):
     module = load_tokenizer(options.tokenizer).autoencoder
   else:
-    config = AutoencoderConfig(num_bits=options.num_bits)
+    config = BSQConfig(num_bits=options.num_bits)
     module = jax.jit(TOKENIZERS["bsq"].make_module(config))(jax.random.key(0))
   config = module.config
   b, f = options.batch_size, options.num_frames

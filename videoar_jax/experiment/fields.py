@@ -97,7 +97,17 @@ def check_names(values: dict, known: tuple[str, ...], path: str) -> None:
 
 
 def attribute_docs(cls: type) -> dict[str, str]:
-  """Returns the attributes' descriptions in a dataclass's docstring, by their names in configs."""
+  """Returns the attributes' descriptions in a dataclass's docstring, by their names in configs.
+
+  Those that it has from another dataclass are described there.
+  """
+  docs: dict[str, str] = {}
+  for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+    docs |= _own_docs(base)
+  return docs
+
+
+def _own_docs(cls: type) -> dict[str, str]:
   _, _, text = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
   docs: dict[str, str] = {}
   names: list[str] = []

@@ -1,9 +1,10 @@
 """The model families; `config.family` names one."""
 
 from videoar_jax.models.base import Family
+from videoar_jax.models.nova.family import Nova
 from videoar_jax.models.videoar.family import VideoAR
 
-FAMILIES: dict[str, Family] = {"videoar": VideoAR()}
+FAMILIES: dict[str, Family] = {"videoar": VideoAR(), "nova": Nova()}
 
 
 def family_of(name: str) -> Family:

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import Array, Int
 
 from videoar_jax.models.base import ClipShape
 from videoar_jax.tokenizers.base import TokenizerConfig
@@ -98,6 +100,26 @@ class ClipRequests:
         else "overlap_frames: the model was trained on single frames and cannot continue a clip"
       )
 
+  def check_extension(
+    self, clips: np.ndarray, num: int, num_frames: int, overlap_frames: int
+  ) -> np.ndarray:
+    """Returns clips to continue; raises ValueError if they, or the frames asked for, do not fit."""
+    self.check_overlap_frames(overlap_frames)
+    tau = self.config.temporal_stride
+    clips = self.check_conditioning(np.asarray(clips), num, "clips")
+    if clips.shape[1] < overlap_frames:
+      raise ValueError(
+        f"clips: {clips.shape[1]} frames are less than overlap_frames={overlap_frames}"
+      )
+    more = num_frames - clips.shape[1]
+    if more < tau or more % tau:
+      below = clips.shape[1] + max(1, more // tau) * tau
+      raise ValueError(
+        f"num_frames={num_frames}: must be {tau} k more than the {clips.shape[1]} frames given; "
+        f"take {below} or {below + tau}"
+      )
+    return clips
+
   def check_conditioning(self, conditioning: np.ndarray, num: int, name: str) -> np.ndarray:
     """Returns conditioning frames with a batch axis; raises ValueError if they do not fit."""
     if conditioning.dtype != np.uint8:
@@ -139,3 +161,8 @@ def first_frames(image, video) -> np.ndarray | None:
   if image.ndim not in (3, 4):
     raise ValueError(f"image: needs shape [H, W, 3] or [b, H, W, 3], got {image.shape}")
   return image[..., None, :, :, :]
+
+
+def sample_keys(seed: int | Int[Array, ""], sample_ids: Int[Array, "b"]) -> Array:
+  """Returns a key for each sample, which depends only on the seed and the sample's number."""
+  return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(sample_ids)

@@ -2,5 +2,6 @@
 
 from videoar_jax.tokenizers.base import TokenizerFamily
 from videoar_jax.tokenizers.bsq.family import BSQ
+from videoar_jax.tokenizers.kl.family import KL
 
-TOKENIZERS: dict[str, TokenizerFamily] = {"bsq": BSQ()}
+TOKENIZERS: dict[str, TokenizerFamily] = {"bsq": BSQ(), "kl": KL()}

@@ -10,6 +10,7 @@ from flax import nnx
 from sequences import keep_of_window
 from tiny_networks import make_model
 
+from videoar_jax.models.request import sample_keys
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.decode import (
   Decoded,
@@ -18,7 +19,6 @@ from videoar_jax.models.videoar.decode import (
   start,
   write_frame,
 )
-from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.nn.cache import Cache, attend_cached

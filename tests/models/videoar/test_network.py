@@ -24,8 +24,8 @@ from tiny_networks import (
   make_model,
 )
 
+from videoar_jax.models.request import sample_keys
 from videoar_jax.models.videoar.decode import decode
-from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.nn.mask import AttentionMask
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tiny_networks import GENERATOR, NULL, TEXT, make_model
 
+from videoar_jax.models.request import sample_keys
 from videoar_jax.models.videoar import corruption, patches
 from videoar_jax.models.videoar.decode import decode
-from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.nn.resize import linear_resize
 from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes

@@ -78,7 +78,7 @@ def config_of(
     num_video_layers=count("video_encoder.blocks"),
     num_image_layers=count("image_encoder.blocks"),
     mlp_ratio=shape("video_encoder.blocks.0.mlp.fc1.weight")[0] // width,
-    head_width=shape("image_decoder.patch_embed.proj.weight")[0],
+    head_mlp_dim=shape("image_decoder.patch_embed.proj.weight")[0],
     num_head_layers=count("image_decoder.blocks"),
     patch_size=patch,
     video_patch_size=shape("video_encoder.patch_embed.proj.weight")[-1],

@@ -16,9 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from videoar_jax.models.nova import orders
+from videoar_jax.models.nova.config import NovaConfig
 from videoar_jax.models.nova.network import Nova
 from videoar_jax.models.nova.noise import NoiseProcess
 from videoar_jax.models.nova.tokens import patchify, unpatchify
+from videoar_jax.models.request import sample_keys
 from videoar_jax.nn.cache import make_ring, write
 
 _NUM_GROUPS = 4  # Of steps with the same static shapes.
@@ -140,7 +142,7 @@ def generate(
   null: Array,
   flow: Float[Array, "b"] | None,
   draws: Draws,
-  first: Float[Array, "b h w c"] | None = None,
+  given: Float[Array, "b g h w c"] | None = None,
 ) -> Float[Array, "b t h w c"]:
   """Returns latents of clips.
 
@@ -151,7 +153,7 @@ def generate(
     null: the same for "no condition", broadcast against `text`.
     flow: how much moves; None for the default.
     draws: random numbers.
-    first: latents of the first frame, if it is given.
+    given: latents of the first frames, if they are given; fewer than the clip has.
   """
   config, dtype = net.config, jnp.dtype(net.config.dtype)
   passes, b = plan.guidance.num_passes, len(text)
@@ -171,24 +173,34 @@ def generate(
     net.temporal.angles(n, 0, 1, video_grid),
     num_prefix=n,
   )
-  x = fill(anchor, 0) if first is None else patchify(first.astype(dtype), config.patch_size)
-  if plan.num_frames == 1:
-    return unpatchify(x, grid, config.patch_size)[:, None]
-  cache = write(make_ring(cache, n + plan.num_frames * v), cache, 0)
+  if given is None:
+    first = fill(anchor, 0)[:, None]
+  else:
+    first = patchify(given.astype(dtype), config.patch_size)
+  if plan.num_frames > 1:
+    cache = write(make_ring(cache, n + plan.num_frames * v), cache, 0)
 
-  def step(carry, t):
-    cache, x = carry
+  def condition_of(cache, x, t):
     latents = unpatchify(x, grid, config.patch_size)[:, None]
     is_seen = jnp.arange(n + plan.num_frames * v) < n + t * v
     y, new = net.temporal.step(
       _slot(net, plan, latents, t), net.temporal.angles(0, t, 1, video_grid), cache, is_seen
     )
     condition = y if net.temporal.mixer is None else net.temporal.mixer(anchor, y)
-    x = fill(condition, t)
-    return (write(cache, new, n + t * v), x), x
+    return condition, write(cache, new, n + t * v)
 
-  _, rest = jax.lax.scan(step, (cache, x), jnp.arange(1, plan.num_frames))
-  tokens = jnp.concatenate([x[:, None], jnp.moveaxis(rest, 0, 1)], axis=1)
+  def step(carry, t):
+    condition, cache = condition_of(*carry, t)
+    x = fill(condition, t)
+    return (cache, x), x
+
+  for t in range(1, first.shape[1]):  # Given frames are only remembered.
+    _, cache = condition_of(cache, first[:, t - 1], t)
+  rest = jnp.arange(first.shape[1], plan.num_frames)
+  tokens = first
+  if len(rest):
+    _, made = jax.lax.scan(step, (cache, first[:, -1]), rest)
+    tokens = jnp.concatenate([first, jnp.moveaxis(made, 0, 1)], axis=1)
   return unpatchify(tokens, grid, config.patch_size)
 
 
@@ -279,3 +291,11 @@ def _denoise(net: Nova, plan: Plan, draws: Draws, z, chosen, frame, step, scale)
       each = tuple(jnp.asarray(values[part]) for values in (index, *steps))
       x, _ = jax.lax.scan(functools.partial(body, num_passes=num_passes), x, each)
   return x
+
+
+def key_draws(
+  seed: int | Int[Array, ""], sample_ids: Int[Array, "b"], plan: Plan, config: NovaConfig
+) -> KeyDraws:
+  """Returns the random numbers of clips with given numbers under a seed."""
+  num_tokens = (plan.size[0] // config.patch_size) * (plan.size[1] // config.patch_size)
+  return KeyDraws(sample_keys(seed, sample_ids), num_tokens, config.token_width)

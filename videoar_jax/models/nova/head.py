@@ -48,7 +48,7 @@ class Head(nnx.Module):
   """Predicts noise, or velocity, of tokens."""
 
   def __init__(self, rngs: nnx.Rngs, config: NovaConfig):
-    width, m = config.head_width, config.d_model
+    width, m = config.head_mlp_dim, config.d_model
     self.embed = _linear(rngs, config.token_width, width)
     self.time = WaveMLP(rngs, width, is_cosine_first=True)
     self.condition_in, self.condition_out = _linear(rngs, m, width), _linear(rngs, width, width)

@@ -59,7 +59,8 @@ class Text(nnx.Module):
     if not self.has_features:
       return self.norm(self.table(text).astype(dtype))
     is_text = jnp.any(text != 0, axis=-1, keepdims=True)
-    rows = jnp.where(is_text, text, self.padding[...][: text.shape[1]].astype(text.dtype))
+    padding = jax.lax.stop_gradient(self.padding[...])[: text.shape[1]]
+    rows = jnp.where(is_text, text, padding.astype(text.dtype))
     return self.norm(self.project(rows.astype(dtype)))
 
 

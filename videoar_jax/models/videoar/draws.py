@@ -2,12 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
-
-
-def sample_keys(seed: int | Int[Array, ""], sample_ids: Int[Array, "b"]) -> Array:
-  """Returns a key for each sample, which depends only on the seed and the sample's number."""
-  return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(sample_ids)
+from jaxtyping import Array, Float, UInt8
 
 
 def sample_bits(

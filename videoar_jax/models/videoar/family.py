@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from videoar_jax.models.base import ClipShape, Curves, Run, SamplingProgram, Stage, StepWork
+from videoar_jax.models.request import sample_keys
 from videoar_jax.models.videoar import decode, work
 from videoar_jax.models.videoar.config import GeneratorConfig, SamplingConfig, check_heads
-from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.flops import forward_flops, training_flops
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator

@@ -11,12 +11,11 @@ import numpy as np
 from jaxtyping import Array
 
 from videoar_jax.models.base import ClipShape
-from videoar_jax.models.request import ClipRequests
+from videoar_jax.models.request import ClipRequests, sample_keys
 from videoar_jax.models.videoar.config import SamplingConfig
-from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
+from videoar_jax.tokenizers.bsq.config import BSQConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Requests(ClipRequests):
   def __init__(
     self,
     text_encoder,
-    config: AutoencoderConfig,
+    config: BSQConfig,
     layout: Layout,
     *,
     defaults: dict,

@@ -21,8 +21,8 @@ from videoar_jax.models.videoar.score import score
 from videoar_jax.parallel.mesh import num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.rules import constrain
-from videoar_jax.tokenizers.bsq.encoding import encode
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
+from videoar_jax.tokenizers.encoding import encode
 from videoar_jax.tokenizers.pixels import to_uint8
 
 _PIXEL_BYTES = 2**28  # Largest array when decoding pixels; more clips or frames are chunked.
@@ -189,21 +189,7 @@ class Model:
       ValueError: as `sample`.
     """
     settings["sample_ids"] = sample_ids
-    self.requests.check_overlap_frames(overlap_frames)
-    tau = self.tokenizer.config.temporal_stride
-    conditioning = self.requests.check_conditioning(np.asarray(clips), len(prompts), "clips")
-    if conditioning.shape[1] < overlap_frames:
-      raise ValueError(
-        f"clips: {conditioning.shape[1]} frames are less than overlap_frames={overlap_frames}"
-      )
-    more = num_frames - conditioning.shape[1]
-    if more < tau or more % tau:
-      below = conditioning.shape[1] + max(1, more // tau) * tau
-      raise ValueError(
-        f"num_frames={num_frames}: must be {tau} k more than the {conditioning.shape[1]} frames "
-        f"given; take {below} or {below + tau}"
-      )
-    clips = conditioning
+    clips = self.requests.check_extension(clips, len(prompts), num_frames, overlap_frames)
     while clips.shape[1] < num_frames:
       head = clips[:, -overlap_frames:]
       request = self.requests.make(prompts, None, seed, head, window, **settings)

@@ -8,18 +8,18 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from videoar_jax.models.request import sample_keys
 from videoar_jax.models.videoar import corruption as corrupting
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.decode import decode
-from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.flops import training_flops
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.score import accuracies, cross_entropy
 from videoar_jax.models.videoar.sequences import widest
 from videoar_jax.parallel.hardware import peak_flops
-from videoar_jax.tokenizers.bsq.decoding import decode as decode_pixels
-from videoar_jax.tokenizers.bsq.encoding import encode
+from videoar_jax.tokenizers.decoding import decode as decode_pixels
+from videoar_jax.tokenizers.encoding import encode
 from videoar_jax.train.state import Template
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from videoar_jax.models.base import Run, SamplingProgram, SamplingWork, Stage, StepWork
+from videoar_jax.models.request import sample_keys
 from videoar_jax.models.videoar import decode
 from videoar_jax.models.videoar.config import GeneratorConfig
-from videoar_jax.models.videoar.draws import sample_keys
 from videoar_jax.models.videoar.flops import forward_flops, training_flops, visible_pairs
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.sequences import guidance_of, layout_of, sampling_window

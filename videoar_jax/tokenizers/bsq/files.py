@@ -10,7 +10,8 @@ import numpy as np
 from videoar_jax.interop import tensors
 from videoar_jax.interop.atomic import replacing
 from videoar_jax.interop.strict_json import to_json
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig, abstract_params
+from videoar_jax.tokenizers.autoencoder import abstract_params
+from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.train.state import flatten, unflatten
 
 CONFIG_FILE, WEIGHTS_FILE = "tokenizer.json", "tokenizer.safetensors"
@@ -25,7 +26,7 @@ class Saved:
     source: where it came from, for display.
   """
 
-  config: AutoencoderConfig
+  config: BSQConfig
   source: str
 
 
@@ -84,7 +85,7 @@ def read_saved(folder: str | os.PathLike) -> Saved:
     )
   try:
     values = json.loads(path.read_text())
-    config = AutoencoderConfig(**_as_tuples(values["config"]))
+    config = BSQConfig(**_as_tuples(values["config"]))
     # The first versions stored the scales beside the network's settings.
     if scales := values.get("schedule"):
       text = " ".join(f"{int(h)}x{int(w)}" for h, w in scales)

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig, abstract_params
+from videoar_jax.tokenizers.autoencoder import abstract_params
+from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.train.state import flatten, unflatten
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -23,7 +24,7 @@ NOT_NEEDED = ("quantizer.lfq.mask", "quantize.lfq.mask")
 NUM_GROUPS = 32  # As in the public network; shapes do not show it.
 
 
-def recognise(shapes: Shapes) -> AutoencoderConfig:
+def recognise(shapes: Shapes) -> BSQConfig:
   """Returns the settings of the network that a checkpoint holds, from its shapes alone.
 
   A width is the one that most tensors of its level have; `check_keys` names those that differ.
@@ -56,7 +57,7 @@ def recognise(shapes: Shapes) -> AutoencoderConfig:
     )
   if any(width % widths[0] for width in widths):
     raise ValueError(f"the widths of its levels, {widths}, are not multiples of the first one")
-  return AutoencoderConfig(
+  return BSQConfig(
     num_bits=num_bits,
     base_channels=widths[0],
     multipliers=tuple(width // widths[0] for width in widths),
@@ -89,7 +90,7 @@ def public_key(name: str) -> str:
   return ".".join([*parts, "bias" if leaf == "bias" else "weight"])
 
 
-def check_keys(config: AutoencoderConfig, shapes: Shapes) -> dict[str, str]:
+def check_keys(config: BSQConfig, shapes: Shapes) -> dict[str, str]:
   """Returns the public key of each of our parameters, each used once.
 
   Args:
@@ -116,7 +117,7 @@ def check_keys(config: AutoencoderConfig, shapes: Shapes) -> dict[str, str]:
   return {name: key for key, (name, _) in wanted.items()}
 
 
-def import_params(tensors: Mapping[str, np.ndarray]) -> tuple[AutoencoderConfig, dict]:
+def import_params(tensors: Mapping[str, np.ndarray]) -> tuple[BSQConfig, dict]:
   """Returns the settings and the parameters, float32, of a public checkpoint.
 
   Raises:
@@ -158,7 +159,7 @@ def _first_keys(shapes: Shapes) -> str:
   return f"its {len(keys)} keys begin with {', '.join(keys[:3])}" if keys else "it is empty"
 
 
-def summary(config: AutoencoderConfig) -> str:
+def summary(config: BSQConfig) -> str:
   """Describes a network's size."""
   return (
     f"{config.num_bits} bits, stride {config.spatial_stride}, base {config.base_channels}, "

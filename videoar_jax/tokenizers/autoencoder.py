@@ -20,18 +20,18 @@ from jaxtyping import Array, Bool, Float
 
 from videoar_jax.nn.conv import CausalConv3d
 from videoar_jax.nn.layers import GroupNorm
-from videoar_jax.tokenizers.bsq.schedules import Schedule, default_schedule, parse_schedule
 
 # The last inputs of each convolution: arrays in dicts that are nested like the modules.
 State = dict
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-  """The network.
+  """The network, without what lies between encoder and decoder.
+
+  A subclass says how many channels a latent cell has, `num_channels`.
 
   Attributes:
-    num_bits: bits per token, which are the channels of the latent.
     base_channels: channels at full resolution.
     multipliers: channels of each level, in units of `base_channels`.
     num_encoder_blocks: residual blocks of each level of the encoder.
@@ -47,12 +47,8 @@ class AutoencoderConfig:
       convolution of each residual block, the encoder's first and the decoder's last.
     refine_channels: channels of a last convolution at half of the full resolution, for sharper
       edges; 0 for none. It needs an even `patch_size`.
-    schedule: scales of the quantizer, such as "1 2 4 8" or "2x3 4x6", ending with the latent grid
-      of the run's clips. If it is "", and for clips of other sizes, the default is Infinity's
-      table, or growing steps for small grids.
   """
 
-  num_bits: int = 48
   base_channels: int = 128
   multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
   num_encoder_blocks: int = 2
@@ -64,12 +60,11 @@ class AutoencoderConfig:
   upsampling: str = "nearest"
   temporal_kernels: str = "all"
   refine_channels: int = 0
-  schedule: str = ""
 
   def __post_init__(self):
     object.__setattr__(self, "multipliers", tuple(self.multipliers))
     object.__setattr__(self, "strides", tuple(tuple(pair) for pair in self.strides))
-    for field in ("num_bits", "base_channels", "num_encoder_blocks", "num_groups", "patch_size"):
+    for field in ("base_channels", "num_encoder_blocks", "num_groups", "patch_size"):
       if getattr(self, field) < 1:
         raise ValueError(f"tokenizer.{field}={getattr(self, field)} must be at least 1")
     for field in ("num_mid_blocks", "refine_channels"):
@@ -104,7 +99,6 @@ class AutoencoderConfig:
           f"tokenizer.num_groups={self.num_groups} does not divide "
           f"{self.base_channels * multiplier} channels (base_channels x multiplier)"
         )
-    parse_schedule(self.schedule)
 
   @property
   def num_taps(self) -> int:
@@ -112,15 +106,13 @@ class AutoencoderConfig:
     return 1 if self.temporal_kernels == "half" else 3
 
   @property
-  def num_channels(self) -> int:
-    """Channels of a latent cell: one per bit."""
-    return self.num_bits
+  def num_encoded(self) -> int:
+    """Channels that the encoder makes of a cell."""
+    return self.num_channels
 
-  def scales(self, resolution: tuple[int, int]) -> Schedule:
-    """Returns the scales for frames of (H, W) pixels."""
-    _, *grid = self.latent_shape(1, resolution)
-    own = parse_schedule(self.schedule)
-    return own if own and own[-1] == tuple(grid) else default_schedule(tuple(grid))
+  def latents_of(self, encoded: Float[Array, "b t h w e"]) -> Float[Array, "b t h w d"]:
+    """Returns the latents that what the encoder made stands for: itself."""
+    return encoded
 
   @property
   def spatial_stride(self) -> int:
@@ -232,7 +224,7 @@ class Upsample(nnx.Module):
 
 
 class Encoder(nnx.Module):
-  """Pixels to unquantized latents."""
+  """Pixels to what the latents are made of."""
 
   def __init__(self, rngs: nnx.Rngs, config: AutoencoderConfig):
     widths = [config.base_channels * multiplier for multiplier in config.multipliers]
@@ -248,7 +240,7 @@ class Encoder(nnx.Module):
         setattr(self, f"downsample_{level}", conv)
     self.mid = Blocks(rngs, widths[-1], widths[-1], config.num_mid_blocks, config)
     self.norm_out = GroupNorm(rngs, widths[-1], config.num_groups)
-    self.conv_out = CausalConv3d(rngs, widths[-1], config.num_bits)
+    self.conv_out = CausalConv3d(rngs, widths[-1], config.num_encoded)
 
   def __call__(self, video: Float[Array, "b f H W 3"]) -> Float[Array, "b t h w d"]:
     return self.chunk(video)[0]
@@ -284,12 +276,12 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  """Quantized latents to pixels, unclamped."""
+  """Latents to pixels, unclamped."""
 
   def __init__(self, rngs: nnx.Rngs, config: AutoencoderConfig):
     widths = [config.base_channels * multiplier for multiplier in config.multipliers]
     self.config = config
-    self.conv_in = CausalConv3d(rngs, config.num_bits, widths[-1])
+    self.conv_in = CausalConv3d(rngs, config.num_channels, widths[-1])
     self.mid = Blocks(rngs, widths[-1], widths[-1], config.num_mid_blocks, config)
     is_subpixel = config.upsampling == "subpixel"
     previous = widths[-1]
@@ -364,7 +356,7 @@ def _unfold(x: Float[Array, "b f y x c"], side: int) -> Float[Array, "b f H W i"
 
 
 class Autoencoder(nnx.Module):
-  """Encoder and decoder; the quantizer between them has no parameters."""
+  """Encoder and decoder; what lies between them has no parameters."""
 
   def __init__(self, rngs: nnx.Rngs, config: AutoencoderConfig):
     self.config = config

@@ -3,7 +3,7 @@
 Products with the zero frames before a clip are not counted, nor are norms and activations.
 """
 
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
+from videoar_jax.tokenizers.autoencoder import AutoencoderConfig
 
 
 def encoder_flops(config: AutoencoderConfig, num_frames: int, resolution: tuple[int, int]) -> int:
@@ -16,7 +16,7 @@ def encoder_flops(config: AutoencoderConfig, num_frames: int, resolution: tuple[
     if level + 1 < len(widths):
       counter.conv(width, width, stride=config.strides[level])
   counter.blocks(widths[-1], widths[-1], config.num_mid_blocks)
-  counter.conv(widths[-1], config.num_bits)
+  counter.conv(widths[-1], config.num_encoded)
   return counter.total
 
 
@@ -24,7 +24,7 @@ def decoder_flops(config: AutoencoderConfig, num_frames: int, resolution: tuple[
   """Returns the FLOPs of decoding one clip of that length and size."""
   counter = _Counter(config, num_frames, resolution, is_encoder=False)
   widths = [config.base_channels * multiplier for multiplier in config.multipliers]
-  counter.conv(config.num_bits, widths[-1])
+  counter.conv(config.num_channels, widths[-1])
   counter.blocks(widths[-1], widths[-1], config.num_mid_blocks)
   previous = widths[-1]
   for level in reversed(range(len(widths))):

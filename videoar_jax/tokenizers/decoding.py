@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from videoar_jax.parallel.rules import num_shards
-from videoar_jax.tokenizers.bsq.autoencoder import Decoder
-from videoar_jax.tokenizers.bsq.encoding import on_each_device
+from videoar_jax.tokenizers.autoencoder import Decoder
+from videoar_jax.tokenizers.encoding import on_each_device
 from videoar_jax.tokenizers.parts import MAX_PIXELS, part_of
 from videoar_jax.tokenizers.pixels import to_uint8
 

@@ -1,0 +1,65 @@
+"""NOVA at a small size: continuous tokenizer, then generator; about 12 minutes on two CPU cores.
+
+python -m videoar_jax.main --config=configs/nova_quickstart.py --workdir=runs/nova
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import generator_size, parse_arg, set_small_tokenizer, small_loop
+from videoar_jax.experiment.defaults import default_config
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  """Returns the config.
+
+  Args:
+    arg: `version=1` for the smaller sprites; `level=2` for two of them in a clip; `size=` of the
+      generator; `image_steps=`, `tokenizer_steps=`, `frame_steps=` and `generator_steps=` to train
+      for longer or shorter.
+  """
+  args = parse_arg(
+    arg,
+    version=2,
+    level=1,
+    size="tiny",
+    image_steps=900,
+    tokenizer_steps=680,
+    frame_steps=2800,
+    generator_steps=2000,
+  )
+  config = default_config(
+    {
+      "images": "tokenizer",
+      "tokenizer": "tokenizer",
+      "frames": "generator",
+      "generator": "generator",
+    },
+    family="nova",
+  )
+  config.data.num_frames = 9
+  config.data.resolution = (64, 64)
+  # At half their frame rate, sprites cross much of the frame within a clip.
+  config.data.frame_rate = 4.0
+  config.data.version, config.data.num_objects = args.version, args.level
+  config.text.tokenizer = "words"
+  config.text.length = 13 if args.level == 1 else 22  # With the end token.
+
+  set_small_tokenizer(config, args.image_steps, args.tokenizer_steps)
+  config.generator.update(generator_size(args.size, "nova"))
+  config.generator.update(
+    # Of 8x8 cells: a token each within a frame, and 2x2 cells a token over time.
+    patch_size=1,
+    video_patch_size=2,
+    time_base=3,
+    has_motion=False,
+    noise="flow",
+    scan_layers=False,
+  )
+  config.sampling.update(num_ar_steps=16, num_diffusion_steps=16, guidance=3.0)
+  config.report.num_prompts = 128
+
+  config.stage.frames.data.num_frames = 1
+  loops = {"frames": (args.frame_steps, 16), "generator": (args.generator_steps, 8)}
+  for name, loop in loops.items():
+    config.stage[name].loop.update(small_loop(*loop, 1e-2, media_every=10_000))
+  return config

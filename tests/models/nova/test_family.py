@@ -1,0 +1,148 @@
+"""NOVA from config to clips, through the commands, at a size that compiles fast."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import videoar_jax
+from videoar_jax import sample
+from videoar_jax.experiment import run
+from videoar_jax.experiment.defaults import default_config
+from videoar_jax.models.nova import generate, orders
+from videoar_jax.models.nova.config import NovaConfig
+from videoar_jax.models.nova.noise import Flow
+from videoar_jax.models.nova.temporal import TemporalEncoder
+from videoar_jax.models.nova.tokens import patchify
+
+PROMPTS = ["a large red circle moves left", "a small blue star moves up"]
+
+
+def make_config():
+  config = default_config({"tokenizer": "tokenizer", "generator": "generator"}, family="nova")
+  config.data.update(num_frames=5, resolution=(16, 16), frame_rate=4.0)
+  config.text.update(tokenizer="words", length=16)
+  config.tokenizer.update(num_channels=2, patch_size=4, base_channels=4, multipliers=(1, 1))
+  config.tokenizer.update(strides=((2, 1),), num_groups=1, num_mid_blocks=0)
+  config.generator.update(d_model=16, num_heads=1, num_video_layers=1, num_image_layers=2)
+  config.generator.update(head_mlp_dim=8, num_head_layers=1, patch_size=1, video_patch_size=2)
+  config.generator.update(mlp_ratio=1, time_base=3, has_motion=False, mixer_rank=2, noise="flow")
+  config.sampling.update(num_ar_steps=3, num_diffusion_steps=2, guidance=2.0)
+  config.report.update(num_clips=2, num_prompts=2)
+  for name in config.stages:
+    config.stage[name].loop.update(num_steps=2, batch_size=2, save_every=2, media_every=2)
+    config.stage[name].loop.optimizer.update(kind="adamw", warmup_steps=1)
+  return config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(run, "start_log", lambda path: None)
+    folder = tmp_path_factory.mktemp("nova") / "run"
+    run.Run(make_config(), folder).train()
+  return folder
+
+
+@pytest.fixture(scope="module")
+def model(workdir):
+  return videoar_jax.load_model(workdir)
+
+
+def test_a_clip_does_not_depend_on_its_batch(model):
+  both = model.sample(PROMPTS, seed=1)
+  assert both.shape == (2, 5, 16, 16, 3)
+  alone = model.sample(PROMPTS[1:], seed=1, sample_ids=[1])
+  # One unit is the rounding of pixels.
+  assert np.abs(alone[0].astype(int) - both[1]).max() <= 1
+  other = model.sample(PROMPTS[1:], seed=2, sample_ids=[1])
+  assert np.abs(other[0].astype(int) - both[1]).max() > 1
+
+
+def test_clips_begin_with_what_is_given(model):
+  image = np.full((16, 16, 3), 90, np.uint8)
+  clip = model.sample(PROMPTS[:1], image=image)
+  coded = model.tokenizer.decode(model.tokenizer.encode(image[None, None] / 127.5 - 1.0))
+  expected = np.round(np.clip((np.asarray(coded)[0, 0] + 1) * 127.5, 0, 255))
+  assert np.abs(clip[0, 0] - expected).max() <= 1
+  longer = model.sample(PROMPTS[:1], 9, overlap_frames=3)
+  assert longer.shape[1] == 9
+  extended = model.extend(longer, PROMPTS[:1], 11, overlap_frames=1)
+  np.testing.assert_array_equal(extended[:, :9], longer)
+
+
+def test_wrong_requests_are_named(model):
+  for settings, text in (
+    ({"motion": 3.0}, "without motion tokens"),
+    ({"num_frames": 9}, "need overlap_frames"),
+    ({"temperature": 1.0}, "temperature: no such setting; there are num_ar_steps"),
+    ({"num_ar_steps": 0}, "num_ar_steps=0"),
+    ({"guidance_renorm": 0.0}, "guidance_renorm=0"),
+  ):
+    with pytest.raises(ValueError, match=text):
+      model.sample(PROMPTS[:1], **settings)
+
+
+def test_the_command_takes_the_flags_of_the_family(workdir, tmp_path, capsys):
+  flags = [f"--workdir={workdir}", f"--prompt={PROMPTS[0]}", f"--out={tmp_path}"]
+  assert sample.main([*flags, "--num_ar_steps=2", "--guidance=1"]) == 0
+  assert len(list(tmp_path.glob("*.mp4"))) == 1
+  assert sample.main([*flags, "--temperature=0.5"]) == 2
+  assert "temperature" in capsys.readouterr().err
+
+
+def test_sets_of_any_grouping_make_the_same_clip(model, monkeypatch):
+  net, text = model.generator, jnp.asarray(model.text_encoder.encode(PROMPTS[0]))[None]
+  null = jnp.asarray(model.text_encoder.null())
+  plan = generate.Plan(2, (4, 4), 5, 2, Flow(), generate.Guidance(2.0))
+  draws = generate.key_draws(0, jnp.arange(1), plan, net.config)
+  made = []
+  for groups in (1, 5):
+    monkeypatch.setattr(generate, "_NUM_GROUPS", groups)
+    # A new function each time, since the number of groups is no argument.
+    make = jax.jit(lambda net: generate.generate(net, plan, text, null, None, draws))
+    made.append(make(net))
+  np.testing.assert_allclose(made[0], made[1], atol=1e-5)
+
+
+def test_every_token_is_filled_in_once():
+  for steps, tokens in ((1, 7), (4, 16), (64, 24), (100, 1440)):
+    sizes = orders.set_sizes(steps, tokens)
+    assert sizes.sum() == tokens and sizes.min() >= 1 and len(sizes) <= steps
+
+
+def test_known_tokens_of_training_follow_the_distribution():
+  keys = jax.random.split(jax.random.key(0), 4000)
+  known = np.asarray(jax.vmap(lambda key: orders.draw_num_known(key, 1000))(keys))
+  assert known.min() >= 0 and known.max() <= orders.most_known(1000) == 300
+  # Of a normal distribution around all unknown, cut off at 0.7, with deviation 0.25.
+  x = np.linspace(0, 1.2, 10_001)
+  density = np.exp(-(x**2) / 2)
+  expected = 250 * (x * density).sum() / density.sum()
+  assert abs(known.mean() - expected) < 6
+
+
+def test_a_later_slot_does_not_change_an_earlier_one():
+  config = NovaConfig(
+    d_model=16, num_heads=1, num_video_layers=2, num_image_layers=2, mlp_ratio=1, mixer_rank=0,
+    num_channels=2, video_patch_size=2, patch_size=1, vocabulary_size=5, text_length=3,
+  )  # fmt: skip
+  for positions in ("absolute", "rope"):
+    own = dataclasses.replace(config, positions=positions)
+    encoder = TemporalEncoder(nnx.Rngs(params=jax.random.key(0)), own)
+    clips = jax.random.normal(jax.random.key(1), (1, 4, 4, 4, 2))
+    prefix = encoder.prefix(jnp.array([[1, 2, 0]]), None, jnp.float32)
+    changed = clips.at[:, 2].add(1.0)
+    first, second = (encoder(prefix, x) for x in (clips, changed))
+    same = np.abs(np.asarray(first - second)).max((0, 2, 3)) < 1e-5
+    # Slot 3 is the first that sees frame 2.
+    assert same.tolist() == [True, True, True, False]
+
+
+def test_patches_are_rows_of_cells():
+  latents = np.arange(2 * 4 * 4 * 3).reshape(2, 4, 4, 3).astype(np.float32)
+  tokens = patchify(jnp.asarray(latents), 2)
+  np.testing.assert_array_equal(tokens[1, 1], latents[1, :2, 2:4].reshape(-1))

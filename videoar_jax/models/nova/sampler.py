@@ -1,0 +1,226 @@
+"""A trained NOVA with its tokenizer and text encoder: from prompts to clips."""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
+
+from videoar_jax.models.base import ClipShape
+from videoar_jax.models.nova import generate, orders
+from videoar_jax.models.nova.config import NovaSampling
+from videoar_jax.models.nova.network import Nova
+from videoar_jax.models.nova.task import null_of, plan_of
+from videoar_jax.models.request import ClipRequests, first_frames
+from videoar_jax.parallel.mesh import num_batch_shards, shard_padded
+from videoar_jax.parallel.processes import fetch
+from videoar_jax.parallel.rules import constrain
+from videoar_jax.tokenizers.base import Tokenizer
+from videoar_jax.tokenizers.pixels import to_float, to_uint8
+
+
+class Model:
+  """Generates clips; see `models.base.Model`.
+
+  Args:
+    generator: the network; with a mesh, its parameters must already be on it.
+    tokenizer: codes frames.
+    text_encoder: maps prompts to `text`.
+    shape: of the clips that the model was trained on.
+    sampling: defaults of requests.
+    mesh: devices that share the work; None for one.
+    dtype: of the generator's weights and cache.
+    batch_size: clips that are made together; None for about 16.
+  Raises:
+    ValueError: the devices cannot share batches of that size.
+  """
+
+  def __init__(
+    self,
+    generator: Nova,
+    tokenizer: Tokenizer,
+    text_encoder,
+    shape: ClipShape,
+    sampling: NovaSampling,
+    *,
+    mesh: Mesh | None = None,
+    dtype=jnp.float32,
+    batch_size: int | None = None,
+  ):
+    self.generator = jax.tree.map(lambda x: x.astype(dtype), generator)
+    self.tokenizer, self.text_encoder, self.mesh = tokenizer, text_encoder, mesh
+    self.requests = ClipRequests(
+      text_encoder,
+      tokenizer.config,
+      shape,
+      defaults=dataclasses.asdict(sampling),
+      num_shards=1 if mesh is None else num_batch_shards(mesh),
+      batch_size=batch_size,
+    )
+    self._sample = jax.jit(self._sample_batch, static_argnames=("sampling", "num_latents"))
+
+  @property
+  def num_frames(self) -> int:
+    """Frames of the clips that the model was trained on."""
+    return self.requests.num_frames
+
+  @property
+  def resolution(self) -> tuple[int, int]:
+    """(H, W) of the clips that the model makes."""
+    return self.requests.resolution
+
+  @property
+  def batch_size(self) -> int:
+    """Clips that are made together."""
+    return self.requests.batch_size
+
+  def num_steps(self, num_frames: int | None = None) -> int:
+    """Returns how often the transformers run for a clip: once for each frame and for each set.
+
+    Args:
+      num_frames: pixel frames of the clip; None for as many as trained.
+    """
+    num_latents = self.requests.check_frames(num_frames or self.num_frames)
+    _, h, w = self.tokenizer.config.latent_shape(1, self.resolution)
+    size = self.generator.config.patch_size
+    num_sets = len(orders.set_sizes(self.requests.defaults["num_ar_steps"], h * w // size**2))
+    return num_latents * (1 + num_sets)
+
+  def sample(
+    self,
+    prompts: list[str],
+    num_frames: int | None = None,
+    seed: int = 0,
+    *,
+    image: UInt8[np.ndarray, "*b H W 3"] | None = None,
+    video: UInt8[np.ndarray, "*b u H W 3"] | None = None,
+    overlap_frames: int | None = None,
+    sample_ids: Sequence[int] | None = None,
+    **settings: Any,
+  ) -> UInt8[np.ndarray, "b f H W 3"]:
+    """Generates a clip for each prompt.
+
+    A clip depends on the seed, its number and its prompt, but not on its batch.
+
+    Args:
+      prompts: texts.
+      num_frames: 1 + tau k pixel frames, given ones included, at most as many as in training
+        without `overlap_frames`; None for as many.
+      seed: random seed.
+      image: the first frame, one for all prompts or one each. Given frames are returned as
+        reconstructed by the tokenizer.
+      video: instead, the first 1 + tau k frames.
+      overlap_frames: for longer clips, see `extend`.
+      sample_ids: numbers of the clips under the seed; None counts from 0.
+      **settings: fields of `NovaSampling`; defaults are in the run's config.
+    Raises:
+      ValueError: a prompt is too long, a number is out of range, or frames do not fit.
+    """
+    num_frames = self.num_frames if num_frames is None else num_frames
+    if overlap_frames is not None:
+      self.requests.check_overlap_frames(overlap_frames)
+    if num_frames > self.num_frames:
+      if overlap_frames is None:
+        raise ValueError(
+          f"num_frames={num_frames}: the model was trained on {self.num_frames} frames; longer "
+          "clips need overlap_frames"
+        )
+      settings["sample_ids"] = sample_ids
+      clips = self.sample(prompts, None, seed, image=image, video=video, **settings)
+      return self.extend(
+        clips, prompts, num_frames, seed, overlap_frames=overlap_frames, **settings
+      )
+    return self._clips(prompts, num_frames, seed, first_frames(image, video), sample_ids, settings)
+
+  def extend(
+    self,
+    clips: UInt8[np.ndarray, "b u H W 3"],
+    prompts: list[str],
+    num_frames: int,
+    seed: int = 0,
+    *,
+    overlap_frames: int = 1,
+    sample_ids: Sequence[int] | None = None,
+    **settings: Any,
+  ) -> UInt8[np.ndarray, "b f H W 3"]:
+    """Continues clips of any length: their last frames are encoded again, as the first of a window.
+
+    Args:
+      clips: clips to continue, one for each prompt; returned unchanged with new frames appended.
+      prompts: texts.
+      num_frames: length of the result, tau k frames more than the clips have.
+      seed: random seed.
+      overlap_frames: how many last frames each window starts from, 1 + tau k.
+      sample_ids: see `sample`.
+      **settings: see `sample`.
+    Raises:
+      ValueError: as `sample`.
+    """
+    clips = self.requests.check_extension(clips, len(prompts), num_frames, overlap_frames)
+    while clips.shape[1] < num_frames:
+      # Another seed for each window, which would repeat itself otherwise.
+      window_seed = seed + (clips.shape[1] << 32)
+      head = clips[:, -overlap_frames:]
+      new = self._clips(prompts, self.num_frames, window_seed, head, sample_ids, settings)
+      clips = np.concatenate([clips, new[:, overlap_frames:]], axis=1)
+    return clips[:, :num_frames]
+
+  def _clips(self, prompts, num_frames: int, seed: int, given, sample_ids, settings: dict):
+    """Generates clips of at most the trained length, one batch after the other."""
+    requests, num = self.requests, len(prompts)
+    requests.check_prompts(prompts)
+    sampling = NovaSampling(**requests.with_defaults(settings))
+    if sampling.motion is not None and not self.generator.config.has_motion:
+      raise ValueError(f"motion={sampling.motion}: the model was trained without motion tokens")
+    num_latents = requests.check_frames(num_frames)
+    sample_ids = requests.check_sample_ids(sample_ids, num)
+    if given is not None:
+      given = requests.check_conditioning(given, num, "video")
+      requests.check_conditioning_length(given.shape[1], num_latents)
+    texts = np.stack([self.text_encoder.encode(prompt) for prompt in prompts])
+    size, clips = min(self.batch_size, requests.padded(num)), []
+    for start in range(0, num, size):
+      # The last batch is padded, so that all share one compiled program.
+      rows = np.minimum(np.arange(start, start + size), num - 1)
+      latents = self._run(
+        self._sample,
+        self.generator,
+        texts[rows],
+        np.uint64(seed),
+        sample_ids[rows],
+        None if given is None else self._latents(given[rows]),
+        sampling=sampling,
+        num_latents=num_latents,
+      )
+      pixels = to_uint8(self._run(self.tokenizer.decode, latents))
+      clips.append(fetch(pixels)[: num - start])
+    return np.concatenate(clips)
+
+  def _latents(self, video: UInt8[np.ndarray, "b f H W 3"]) -> Float[Array, "b t h w c"]:
+    batch = video if self.mesh is None else shard_padded(video, self.mesh)
+    return self._run(self.tokenizer.encode, to_float(batch))
+
+  def _run(self, function, *arguments, **settings):
+    """Calls a function, on the mesh if there is one."""
+    with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+      return function(*arguments, **settings)
+
+  def _sample_batch(self, generator, texts, seed, sample_ids, given, *, sampling, num_latents):
+    _, h, w = self.tokenizer.config.latent_shape(1, self.resolution)
+    plan = plan_of(generator.config, sampling, (num_latents, h, w))
+    flow = None if sampling.motion is None else jnp.full(len(texts), sampling.motion)
+    latents = generate.generate(
+      generator,
+      plan,
+      texts,
+      jnp.asarray(null_of(self.text_encoder)),
+      flow,
+      generate.key_draws(seed, sample_ids, plan, generator.config),
+      given,
+    )
+    return constrain(latents.astype(jnp.float32), ("batch", None, None, None, None))

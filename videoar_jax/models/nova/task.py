@@ -1,0 +1,153 @@
+"""Trains NOVA: diffusion of a frame's unknown tokens, given the known ones and earlier frames."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from videoar_jax.models.nova import generate, loss
+from videoar_jax.models.nova.config import NovaConfig, NovaSampling
+from videoar_jax.models.nova.network import Nova
+from videoar_jax.tokenizers.base import TokenizerFamily
+from videoar_jax.tokenizers.decoding import decode
+from videoar_jax.train.state import Template
+
+
+@dataclasses.dataclass(frozen=True)
+class NovaLossConfig:
+  """What the generator is trained on.
+
+  Attributes:
+    repeats: how often each token is noised in a step, with other noise.
+    text_dropout: share of prompts that are replaced by "no condition", which guidance needs.
+  """
+
+  repeats: int = 4
+  text_dropout: float = 0.1
+
+  def __post_init__(self):
+    if self.repeats < 1:
+      raise ValueError(f"repeats={self.repeats} must be at least 1")
+    if not 0 <= self.text_dropout < 1:
+      raise ValueError(f"text_dropout={self.text_dropout} must be in [0, 1)")
+
+
+def null_of(text_encoder) -> np.ndarray:
+  """Returns the text that stands for "no condition"; of features, all of it is padding."""
+  null = text_encoder.null()
+  return np.zeros_like(null) if text_encoder.text_dim else null
+
+
+def guidance_of(sampling: NovaSampling) -> generate.Guidance:
+  """Returns how predictions are mixed."""
+  return generate.Guidance(
+    sampling.guidance,
+    sampling.min_guidance,
+    sampling.guidance_trunc,
+    sampling.guidance_renorm,
+    sampling.image_guidance,
+  )
+
+
+def plan_of(
+  config: NovaConfig, sampling: NovaSampling, latent_shape: tuple[int, int, int]
+) -> generate.Plan:
+  """Returns how clips of a shape are sampled.
+
+  Args:
+    config: the network.
+    sampling: settings.
+    latent_shape: (t, h, w) of a clip.
+  """
+  return generate.Plan(
+    latent_shape[0],
+    tuple(latent_shape[1:]),
+    sampling.num_ar_steps,
+    sampling.num_diffusion_steps,
+    config.process(sampling.flow_shift),
+    guidance_of(sampling),
+  )
+
+
+class NovaTask:
+  """The training task of NOVA, with a frozen tokenizer.
+
+  Args:
+    config: the network.
+    latent_shape: (t, h, w) of the clips to show.
+    settings: what it is trained on.
+    family: of the tokenizer.
+    tokenizer: structure of the frozen autoencoder.
+    tokenizer_params: its parameters.
+    text_encoder: with `null`.
+    sampling: of the samples to show.
+  """
+
+  def __init__(
+    self,
+    config: NovaConfig,
+    latent_shape: tuple[int, int, int],
+    settings: NovaLossConfig,
+    family: TokenizerFamily,
+    tokenizer: Template | None,
+    tokenizer_params: dict,
+    text_encoder,
+    sampling: NovaSampling,
+  ):
+    self.config, self.settings, self.family = config, settings, family
+    self.tokenizer, self.frozen = tokenizer, tokenizer_params
+    self.text_encoder, self.adversary = text_encoder, None
+    self.plan = plan_of(config, sampling, latent_shape)
+
+  def init(self, key) -> Nova:
+    """Makes the network."""
+    return Nova(nnx.Rngs(params=key), self.config)
+
+  def loss(self, module: Nova, frozen, batch, key, is_training: bool):
+    """Returns the loss, and those of first and of later frames.
+
+    The batch needs `text`, `[b, P]` or `[b, P, e]`, and `video`, uint8 `[b, f, H, W, 3]`, or its
+    encoded `latents`, `[b, t, h, w, c]`. Outside training no prompt is dropped.
+    """
+    dtype = jnp.dtype(self.config.dtype)
+    if "latents" in batch:
+      latents = batch["latents"].astype(jnp.float32)
+    else:
+      latents = self.family.encode(self.tokenizer.module(frozen), batch["video"])
+      latents = jax.lax.stop_gradient(latents)
+    b, t, h, w, _ = latents.shape
+    keys = jax.random.split(key)
+    text = batch["text"]
+    if is_training:
+      each = (b,) + (1,) * (text.ndim - 1)
+      is_dropped = jax.random.bernoulli(keys[0], self.settings.text_dropout, each)
+      text = jnp.where(is_dropped, jnp.asarray(null_of(self.text_encoder)), text)
+    num_tokens = (h // self.config.patch_size) * (w // self.config.patch_size)
+    process = self.config.process()
+    draws = loss.draw(
+      keys[1], b * t, num_tokens, self.config.token_width, self.settings.repeats, process
+    )
+    prefix = module.temporal.prefix(text, None, dtype)
+    first, later = loss.losses(module, latents, prefix, draws, process)
+    metrics = {"loss_first": first, "loss_later": later} if t > 1 else {}
+    return first + later, metrics
+
+  def rates(self, clips_per_s: float) -> dict[str, float]:
+    """Returns nothing: clips per second say it all."""
+    return {}
+
+  def media(self, module: Nova, frozen, batch) -> dict[str, Array]:
+    """Returns samples for the batch's prompts."""
+    latents = generate.generate(
+      module,
+      self.plan,
+      batch["text"],
+      jnp.asarray(null_of(self.text_encoder)),
+      None,
+      generate.key_draws(0, jnp.arange(len(batch["text"])), self.plan, self.config),
+    )
+    decoder = self.tokenizer.module(frozen).decoder
+    return {"samples": decode(decoder, latents.astype(jnp.float32))}
