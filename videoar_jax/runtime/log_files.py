@@ -32,8 +32,8 @@ class _Held(logging.Handler):
 def held_log() -> Iterator[None]:
   """Holds the package's log until `start_log` or `start_errors_log`, which write what was held.
 
-  The log of an earlier run in this process ends. If an error comes first, held warnings go to stderr; of
-  other processes than the first, only errors do.
+  The log of an earlier run in this process ends. If an error comes first, held warnings go to
+  stderr; of other processes than the first, only errors do.
   """
   root, held = logging.getLogger("videoar_jax"), _Held()
   level = root.level
