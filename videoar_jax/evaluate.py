@@ -27,6 +27,12 @@ from videoar_jax.experiment.command_line import (
 )
 from videoar_jax.interop import weights
 
+# Fields of the run's own data that other sources may refuse; most are of training clips alone.
+_OTHER_DATA = {
+  **{"split_file": None, "filter": None, "stored_frame_rate": None, "frame_rates": ()},
+  **{"is_flipped": False, "is_randomly_cropped": False, "p_drop_caption": 0.0},
+}
+
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command line; returns the exit status: 2 for user errors."""
@@ -312,11 +318,11 @@ def _data(options: argparse.Namespace, data):
   if hasattr(options, "resolution"):
     changes["resolution"] = parse_resolution(options.resolution)
   if getattr(options, "data", None) == "sprites":
-    changes |= {"source": "sprites", "path": None, "split_file": None, "filter": None}
+    changes |= _OTHER_DATA | {"source": "sprites", "path": None}
   elif hasattr(options, "data"):
     if not pathlib.Path(options.data).expanduser().is_dir():
       raise ValueError(f"--data={options.data} is not a folder; name one of videos, or sprites")
-    changes |= {"source": "folder", "path": options.data, "split_file": None, "filter": None}
+    changes |= _OTHER_DATA | {"source": "folder", "path": options.data}
   with _flag_names():
     return dataclasses.replace(data, **changes)
 
