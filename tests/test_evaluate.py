@@ -1,5 +1,6 @@
 """`python -m videoar_jax.evaluate`: its numbers, its files, and one-line errors."""
 
+import argparse
 import json
 import types
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from configs import quickstart
 from videoar_jax import evaluate
+from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.evals import fvd, i3d, metrics, reconstruction, scores
 from videoar_jax.evals.media import write_mp4
@@ -163,6 +165,26 @@ def test_folder_with_few_clips(tmp_path, workdir, fake_networks, capsys):
   assert f"5 clips of {folder}: 9 frames of 32x48" in printed
   assert "too small for a test split" in printed
   assert "other real ones: not measured, needs 10 clips" in printed
+
+
+@pytest.mark.parametrize(
+  "own",
+  [
+    {"source": "tfds", "stored_frame_rate": 4.0},
+    {"source": "index", "filter": "score > 1"},
+    {"source": "folder", "split_file": "list.txt"},
+    {
+      **{"source": "folder", "is_flipped": True, "is_randomly_cropped": True},
+      **{"p_drop_caption": 0.1, "frame_rates": (4.0, 8.0)},
+    },
+  ],
+)
+def test_other_data_have_no_settings_of_the_own_source(tmp_path, own):
+  data = DataConfig(path="/own", background=(1, 2, 3), **own)
+  for name, path in (("sprites", None), (str(tmp_path), str(tmp_path))):
+    found = evaluate._data(argparse.Namespace(data=name), data)
+    source = "folder" if path else "sprites"
+    assert found == DataConfig(source=source, path=path, background=(1, 2, 3))
 
 
 def test_several_clips_of_each_file(tmp_path, workdir, capsys):

@@ -16,13 +16,14 @@ import argparse
 import dataclasses
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
 from videoar_jax.data.clip_encoding import Settings
 from videoar_jax.data.media.colour import Colour
 from videoar_jax.data.prepare import Runner, local_runner, prepare
-from videoar_jax.data.sources import index, remote
+from videoar_jax.data.sources import index, listing, remote
 from videoar_jax.experiment.command_line import Parser, check_out, print_result
 
 
@@ -59,16 +60,33 @@ def main(argv: list[str] | None = None) -> int:
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: getattr(options, name) for name in names})
     runner = _make_runner(options, others)
-    return prepare(options.input, options.out, settings, runner, options.filter)
+    _check_input(options.input)
+    try:
+      return prepare(options.input, options.out, settings, runner, options.filter)
+    except ValueError as error:
+      raise ValueError(str(error).replace("data.filter", "--filter")) from error
 
   return print_result(run, uses_jax=False)
 
 
 def _colour(text: str) -> Colour:
-  values = tuple(int(part) for part in text.split(","))
-  if len(values) != 3 or not all(0 <= value < 256 for value in values):
-    raise ValueError
+  parts = re.fullmatch(r" *(\d+) *, *(\d+) *, *(\d+) *", text)
+  values = tuple(map(int, parts.groups())) if parts else ()
+  if not parts or max(values) > 255:
+    raise argparse.ArgumentTypeError(f"{text!r} is not RED,GREEN,BLUE, each 0 to 255")
   return values
+
+
+def _check_input(path: str) -> None:
+  """Raises ValueError if a local path is neither a folder, an index nor a pattern."""
+  place = Path(path).expanduser()
+  if remote.is_url(path) or listing.is_listed(path) or place.is_dir():
+    return
+  wanted = f"name a folder, an index ({' or '.join(index.EXTENSIONS)}), or a quoted pattern"
+  if not place.exists():
+    raise ValueError(f"INPUT={path} does not exist; {wanted}")
+  if not path.endswith(index.EXTENSIONS):
+    raise ValueError(f"INPUT={path} is a single file; {wanted}")
 
 
 def _make_runner(options: argparse.Namespace, flags: list[str]) -> Runner:

@@ -218,17 +218,30 @@ def test_all_clips_of_a_video_are_in_one_split(tmp_path, prepared):
     (["FOLDER", "--quality=60"], "--quality=60"),
     (["FOLDER", "--num_processes=0"], "--num_processes=0"),
     (["FOLDER", "--filter=x > 1"], "--filter applies to an index"),
+    (["INDEX", "--filter=x >"], "error: --filter='x >' is not a valid expression"),
+    (["FOLDER/a/red.png"], "red.png is a single file; name a folder, an index (.jsonl or"),
+    (["FOLDER/missing"], "missing does not exist; name a folder"),
     (["EMPTY"], "has nothing to prepare"),
   ],
 )
 def test_bad_flags_are_named(flags, said, folder, tmp_path, capsys):
   (tmp_path / "empty").mkdir()
-  names = {"FOLDER": str(folder), "EMPTY": str(tmp_path / "empty")}
-  arguments = [names.get(flag, flag) for flag in flags]
+  (tmp_path / "i.jsonl").write_text('{"path": "a.mp4"}\n')
+  names = {"FOLDER": folder, "EMPTY": tmp_path / "empty", "INDEX": tmp_path / "i.jsonl"}
+  place, *others = flags
+  name, *below = place.split("/")
+  arguments = ["/".join([str(names.get(name, name)), *below]), *others]
   assert command.main([*arguments, f"--out={tmp_path / 'out'}"]) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and error.count("\n") == 1 and said in error
   assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["white", "0,0,256", "0,0", "0,0,-1"])
+def test_a_background_is_three_numbers(text, capsys):
+  with pytest.raises(SystemExit):
+    command.main(["folder", "--out=out", f"--background={text}"])
+  assert f"{text!r} is not RED,GREEN,BLUE, each 0 to 255" in capsys.readouterr().err
 
 
 def test_another_preparation_needs_another_folder(folder, prepared, capsys):

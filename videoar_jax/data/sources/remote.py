@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import fsspec
 
 from videoar_jax.interop.atomic import replacing, write_text
 
+_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]+:/")
 _COPIED = "copied.json"  # The checksum of each copied file.
 
 
@@ -25,8 +27,8 @@ def cache_folder() -> Path:
 
 
 def is_url(path: str | Path) -> bool:
-  """Returns whether a path is a URL."""
-  return "://" in str(path)
+  """Returns whether a path is a URL, or a chain of them; a `Path` has only one slash of "://"."""
+  return _URL.match(str(path)) is not None
 
 
 def join(folder: str | Path, file: str) -> str:
