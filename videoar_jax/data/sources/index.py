@@ -199,6 +199,10 @@ class IndexSource(ClipSource):
         raise ValueError(f"{self.path}: {file!r} has no width and height; add them")
     return [1 / self._entries[file]["aspect_ratio"] for file in self.files]
 
+  def _file_of(self, position: int) -> str | None:
+    path = remote.join(self._root, self._entries[self.files[position]]["path"])
+    return None if remote.is_url(path) else find_file(path)
+
   def _find(self, position: int) -> Sample:
     entry = self._entries[self.files[position]]
     path = remote.join(self._root, entry["path"])
@@ -222,8 +226,16 @@ def open_media(path: str) -> clips.Media:
     except ValueError as error:
       is_missing = isinstance(error.__cause__, FileNotFoundError)
       raise bad_sample("no such file" if is_missing else CANNOT_BE_FETCHED, str(error)) from error
+  found = find_file(path)
+  if found is None:
+    raise ValueError("no such file")
+  return found
+
+
+def find_file(path: str) -> str | None:
+  """Returns a file's path as the file system spells it; None if there is no such file."""
   # The index and the file system may spell accents differently.
   for spelling in (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))):
     if Path(spelling).is_file():
       return spelling
-  raise ValueError("no such file")
+  return None

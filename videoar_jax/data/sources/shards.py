@@ -173,6 +173,9 @@ class ShardsSource(ClipSource):
     bad_samples = BadSamples(str(path), len(videos), max_bad_share)
     super().__init__(files, split, bad_samples=bad_samples, **clip)
 
+  def _file_of(self, position: int) -> str:
+    return str(self.path / self._places[self.files[position]][0])
+
   def aspect_ratios(self) -> list[float]:
     """Returns height / width of each sample, in the order of `files`; for prepared shards only."""
     ratios = []
