@@ -97,6 +97,12 @@ def read_captions(folder: Path, listing: Listing) -> dict[str, list[str]]:
   return found
 
 
+def may_have_captions(file: str) -> bool:
+  """Returns whether a file is one that `read_captions` may read, by its relative path."""
+  is_text = file.lower().endswith(".txt")
+  return is_text or file == CAPTIONS or posixpath.basename(file) == METADATA
+
+
 def _read_text(path: Path) -> str:
   try:
     return path.read_bytes().decode("utf-8-sig", "replace")

@@ -91,6 +91,31 @@ def list_files(folder: Path) -> Listing:
   return listing
 
 
+def listing_of(files: Iterable[str]) -> Listing:
+  """Returns the listing of a folder that has files of these relative paths."""
+  names: dict[str, set[str]] = collections.defaultdict(set)
+  for file in files:
+    if not is_hidden(posixpath.dirname(file)):
+      names[posixpath.dirname(file)].add(posixpath.basename(file))
+
+  @functools.cache
+  def is_left_out(below: str) -> bool:
+    if not below:
+      return False
+    above, name = posixpath.split(below)
+    is_of_run = name in _FOLDERS_OF_RUN and names.get(above, set()) >= _RUN
+    return is_of_run or is_output(names.get(below, ())) or is_left_out(above)
+
+  listing = Listing([], [])
+  for below in sorted(names):
+    for name in sorted(names[below]) if not is_left_out(below) else ():
+      if not is_hidden(name):
+        files = listing.media if is_media(name) else listing.others
+        files.append(posixpath.join(below, name))
+  listing.media.sort()
+  return listing
+
+
 def find_media(folder: Path) -> list[str]:
   """Returns the videos and images below a folder, sorted, by their paths below it."""
   return list_files(folder).media
