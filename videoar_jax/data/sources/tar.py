@@ -18,14 +18,14 @@ import tarfile
 from pathlib import Path
 
 from videoar_jax.data.sources.captions import clean_text, parse_json
-from videoar_jax.data.sources.media_files import MEDIA_EXTENSIONS, is_hidden
+from videoar_jax.data.sources.media_files import MEDIA_EXTENSIONS, is_hidden, normal
 from videoar_jax.interop.atomic import write_text
 
 log = logging.getLogger(__name__)
 
 _MEDIA = tuple(ending.removeprefix(".") for ending in MEDIA_EXTENSIONS)
 _ENDINGS = (*_MEDIA, "txt", "json")
-_FORMAT = 2  # Of the stored index.
+_FORMAT = 3  # Of the stored index.
 
 Parts = dict[str, list[int]]  # [offset, size] of a sample's members, by ending.
 
@@ -106,6 +106,7 @@ def _index_of(path: Path) -> dict:
 def _scan(path: Path) -> dict:
   """Returns the parts of each sample, the endings of unused media, and what is damaged, if any."""
   samples: dict[str, Parts] = {}
+  names: dict[str, str] = {}  # A sample has the name of its first member, however that is spelled.
   unused, damage, last = collections.Counter(), None, None
   size = path.stat().st_size
   try:
@@ -114,6 +115,7 @@ def _scan(path: Path) -> dict:
         if not member.isfile() or is_hidden(member.name):
           continue
         key, ending = _split_name(member.name)
+        key = names.setdefault(normal(key), key)
         if member.offset_data + member.size > size:
           damage, last = "it is cut off", key
           break
