@@ -17,7 +17,7 @@ import posixpath
 import tarfile
 from pathlib import Path
 
-from videoar_jax.data.sources.captions import clean_text, parse_json
+from videoar_jax.data.sources.captions import clean_text, decoded, parse_json
 from videoar_jax.data.sources.media_files import MEDIA_EXTENSIONS, is_hidden, normal
 from videoar_jax.interop.atomic import write_text
 
@@ -79,7 +79,7 @@ class TarShard:
           facts = dict(parse_json(part("json")))
         except (TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
           raise ValueError(f"its JSON is damaged ({type(error).__name__})") from error
-      text = clean_text(part("txt").decode("utf-8-sig", "replace")) if "txt" in parts else ""
+      text = clean_text(decoded(part("txt"))) if "txt" in parts else ""
       if text:
         facts |= {"caption": text, "captions": None}
       return facts, part(next(name for name in _MEDIA if name in parts))
