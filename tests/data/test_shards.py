@@ -303,7 +303,10 @@ def test_a_tar_file_that_is_cut_off_is_named_or_its_sample_replaced(folder, capl
 def test_folders_without_shards_are_named(tmp_path):
   with pytest.raises(ValueError, match="not a folder"):
     shards.open_shards(tmp_path / "nowhere")
-  with pytest.raises(ValueError, match=r"no file ends in \.tar or \.array_record"):
+  with pytest.raises(ValueError, match=r"no file ends in \.tar or \.array_record\.$"):
+    shards.open_shards(tmp_path)
+  (tmp_path / "a.tar.gz").touch()
+  with pytest.raises(ValueError, match=r"a\.tar\.gz is compressed.*; unpack it"):
     shards.open_shards(tmp_path)
 
 

@@ -83,6 +83,9 @@ def duration_and_rate(film: Film) -> tuple[float, Fraction]:
   """Returns the duration in seconds, and the average rate of all frames but the last.
 
   Where the headers do not have them, all packets are read, but not decoded.
+
+  Raises:
+    ValueError: the film has no frame.
   """
   stream, rate = film.stream, stated_rate(film)
   if rate and stream.duration and _is_duration_right(film) and _is_steady(film, rate):

@@ -16,6 +16,7 @@ import fsspec
 
 from videoar_jax.interop.atomic import replacing, write_text
 from videoar_jax.interop.caches import cache_root
+from videoar_jax.interop.strict_json import to_json
 
 _COPIED = "copied.json"  # The checksum of each copied file.
 
@@ -95,13 +96,13 @@ def _copy(url: str, is_wanted) -> Path:
         with replacing(folder / name) as partial:
           files.get_file(source, os.fspath(partial))
         copied[name] = stamp
-        write_text(note, json.dumps(copied))
+        write_text(note, to_json(copied))
   for name in set(copied) - set(found):
     # Remove local copies of deleted files, except those that another call wanted.
     if is_wanted(name):
       (folder / name).unlink(missing_ok=True)
       del copied[name]
-  write_text(note, json.dumps(copied))
+  write_text(note, to_json(copied))
   return folder
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from videoar_jax.data.sources.captions import clean_text, decoded, parse_json
 from videoar_jax.data.sources.media_files import MEDIA_EXTENSIONS, is_hidden, normal
 from videoar_jax.interop.atomic import write_text
+from videoar_jax.interop.strict_json import to_json
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,11 @@ class TarShard:
       log.warning("%s has media that belong to no sample: %s", path, counts)
 
   def read(self, position: int) -> tuple[dict, bytes]:
-    """Returns a sample's metadata and media file."""
+    """Returns a sample's metadata and media file.
+
+    Raises:
+      ValueError: a member is cut off, or its JSON is damaged.
+    """
     parts = self._samples[position]
     with self.path.open("rb") as file:
 
@@ -99,7 +104,7 @@ def _index_of(path: Path) -> dict:
   values = {"stamp": stamp} | _scan(path)
   # In a read-only folder, the next run has to scan the tar file again.
   with contextlib.suppress(OSError):
-    write_text(saved, json.dumps(values))
+    write_text(saved, to_json(values))
   return values
 
 
