@@ -189,9 +189,19 @@ def _decoded(film: Film) -> Iterator[TimedFrame]:
   if not film.has_times:
     yield from _decoded_in_turn(film)
     return
-  for frame in film.container.decode(film.stream):
+  for frame in _frames(film):
     if frame.pts is not None:
       yield TimedFrame(frame.pts, frame.pts + (frame.duration or 0), frame)
+
+
+def _frames(film: Film) -> Iterator[av.VideoFrame]:
+  decoder = film.alpha_decoder
+  if decoder is None:
+    yield from film.container.decode(film.stream)
+    return
+  decoder.flush_buffers()  # It may have decoded elsewhere in the file, even to its end.
+  for packet in film.container.demux(film.stream):
+    yield from decoder.decode(packet if packet.size else None)
 
 
 def _decoded_in_turn(film: Film) -> Iterator[TimedFrame]:
