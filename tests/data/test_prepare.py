@@ -211,7 +211,12 @@ def test_all_clips_of_a_video_are_in_one_split(tmp_path, prepared):
 @pytest.mark.parametrize(
   ("flags", "said"),
   [
-    (["nowhere"], "nowhere"),
+    (["nowhere"], "INPUT is 'nowhere', which is no folder"),
+    (["FILE"], "set it to the folder that the videos are in"),
+    (["INDEX", "--filter=y > 1"], "line 1: --filter='y > 1': there is no field 'y'"),
+    (["INDEX", "--filter=x >"], "--filter='x >' is not a valid expression"),
+    (["INDEX", "--filter=x > 1"], "--filter='x > 1' keeps none of 1 entries"),
+    (["TARS"], "It has shards, which can be trained on as they are"),
     (["FOLDER", "--clip_s=0"], "--clip_s=0.0 must be positive and finite"),
     (["FOLDER", "--clip_s=inf"], "--clip_s=inf must be positive and finite"),
     (["FOLDER", "--min_s=20"], "--min_s=20.0 must be between 0 and --clip_s=10.0"),
@@ -221,13 +226,16 @@ def test_all_clips_of_a_video_are_in_one_split(tmp_path, prepared):
     (["INDEX", "--filter=x >"], "error: --filter='x >' is not a valid expression"),
     (["FOLDER/a/red.png"], "red.png is a single file; name a folder, an index (.jsonl or"),
     (["FOLDER/missing"], "missing does not exist; name a folder"),
-    (["EMPTY"], "has nothing to prepare"),
+    (["EMPTY"], "has nothing to prepare: no video or image"),
   ],
 )
 def test_bad_flags_are_named(flags, said, folder, tmp_path, capsys):
   (tmp_path / "empty").mkdir()
-  (tmp_path / "i.jsonl").write_text('{"path": "a.mp4"}\n')
-  names = {"FOLDER": folder, "EMPTY": tmp_path / "empty", "INDEX": tmp_path / "i.jsonl"}
+  (tmp_path / "tars").mkdir()
+  (tmp_path / "tars" / "a.tar").touch()
+  (tmp_path / "clips.jsonl").write_text('{"path": "a.mp4", "x": 1}\n')
+  names = {"FOLDER": folder, "EMPTY": tmp_path / "empty", "TARS": tmp_path / "tars"}
+  names |= {"FILE": folder / "a" / "long.mp4", "INDEX": tmp_path / "clips.jsonl"}
   place, *others = flags
   name, *below = place.split("/")
   arguments = ["/".join([str(names.get(name, name)), *below]), *others]
