@@ -23,7 +23,7 @@ from pathlib import Path
 from videoar_jax.data.clip_encoding import Settings
 from videoar_jax.data.media.colour import Colour
 from videoar_jax.data.prepare import Runner, local_runner, prepare
-from videoar_jax.data.sources import index, listing, remote
+from videoar_jax.data.sources import index, remote
 from videoar_jax.experiment.command_line import Parser, check_out, print_result
 
 
@@ -60,11 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: getattr(options, name) for name in names})
     runner = _make_runner(options, others)
-    _check_input(options.input)
-    try:
-      return prepare(options.input, options.out, settings, runner, options.filter)
-    except ValueError as error:
-      raise ValueError(str(error).replace("data.filter", "--filter")) from error
+    return prepare(options.input, options.out, settings, runner, options.filter)
 
   return print_result(run, uses_jax=False)
 
@@ -75,18 +71,6 @@ def _colour(text: str) -> Colour:
   if not parts or max(values) > 255:
     raise argparse.ArgumentTypeError(f"{text!r} is not RED,GREEN,BLUE, each 0 to 255")
   return values
-
-
-def _check_input(path: str) -> None:
-  """Raises ValueError if a local path is neither a folder, an index nor a pattern."""
-  place = Path(path).expanduser()
-  if remote.is_url(path) or listing.is_listed(path) or place.is_dir():
-    return
-  wanted = f"name a folder, an index ({' or '.join(index.EXTENSIONS)}), or a quoted pattern"
-  if not place.exists():
-    raise ValueError(f"INPUT={path} does not exist; {wanted}")
-  if not path.endswith(index.EXTENSIONS):
-    raise ValueError(f"INPUT={path} is a single file; {wanted}")
 
 
 def _make_runner(options: argparse.Namespace, flags: list[str]) -> Runner:

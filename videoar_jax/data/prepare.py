@@ -108,11 +108,11 @@ def _list_files(path: Path, filter: str | None) -> tuple[Path, list[tuple[str, d
     if not files:
       raise ValueError(_no_media(path))
   else:
-    if path.suffix not in EXTENSIONS or not path.is_file():
-      raise ValueError(
-        f"INPUT is {str(path)!r}, which is no folder and no index ({' or '.join(EXTENSIONS)}); "
-        "set it to the folder that the videos are in"
-      )
+    wanted = f"name a folder, an index ({' or '.join(EXTENSIONS)}), or a quoted pattern"
+    if not path.exists():
+      raise ValueError(f"INPUT={path} does not exist; {wanted}")
+    if path.suffix not in EXTENSIONS:
+      raise ValueError(f"INPUT={path} is a single file; {wanted}")
     entries = read_entries(path)
     keep = parse_filter(filter, "--filter") if filter else lambda entry: True
     # Parquet has types that JSON lacks, such as dates.

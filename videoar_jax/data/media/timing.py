@@ -230,4 +230,4 @@ def _decoded_in_turn(film: Film) -> Iterator[TimedFrame]:
       tick = places.popleft() if places else place
       held = TimedFrame(tick, tick + 1, frame)
   if held is not None:
-    yield held._replace(end=max(place, held.tick) + 1)
+    yield TimedFrame(held.tick, max(place, held.tick) + 1, held.frame)
