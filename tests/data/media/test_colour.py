@@ -7,7 +7,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from media_files import encode, film_packets
 
 from videoar_jax.data import clip_encoding
-from videoar_jax.data.media import clips, colour
+from videoar_jax.data.media import clips, colour, containers, timing
 from videoar_jax.evals.media import write_mp4
 
 COLOURS = [(220, 30, 30), (30, 200, 30), (30, 30, 220), (220, 200, 30), (255, 255, 255), (9, 9, 9)]
@@ -158,6 +158,8 @@ def test_transparency_of_webm_shows_the_background(tmp_path, codec):
   whole = clips.decode_video(path, (64, 64), background=(0, 0, 90))
   np.testing.assert_array_equal(clips.clip_of(whole, 3.9, 3, 2.0), clip)
   assert clips.probe(path).num_frames == 40
+  with containers.opened(path) as film:
+    assert [len(list(timing.frames_from(film, 0))) for _ in range(2)] == [40, 40]
 
 
 def test_interlaced_frames_show_one_moment(tmp_path):
