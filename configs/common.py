@@ -65,15 +65,14 @@ def set_small_tokenizer(config: ConfigDict, image_steps: int, tokenizer_steps: i
 def set_small_generator(config: ConfigDict, size: str) -> None:
   """Sets the network of a generator for a small grid and short training.
 
-  Tokens of 2x2 cells cost a quarter. Rotary frequencies of the whole range serve every axis, and
-  distances are the same at every scale. Every input has the previous frame.
+  Tokens of 2x2 cells cost a quarter. Distances are the same at every scale. Every input has the
+  previous frame.
   """
   config.generator.update(generator_size(size))
   config.generator.update(
     remat="none",
     scan_layers=False,
     patch_sizes=(1, 2, 2, 2),
-    rope_is_interleaved=True,
     rope_base=1000.0,
     rope_grid="latent",
     prev_frame_input="all_scales",

@@ -2,7 +2,7 @@
 
   python -m videoar_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Your own clips, a folder of mp4, webm, mov, mkv or avi files:
+Your own clips, a folder of videos and images:
 
   python -m videoar_jax.main --config=configs/quickstart.py:data=FOLDER --workdir=runs/mine
 """

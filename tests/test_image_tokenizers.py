@@ -73,5 +73,5 @@ def test_tokenizer_starts_from_an_image_tokenizer(tmp_path):
     ("--config.stage.tokenizer.init.temporal=ones", "temporal='ones'"),
   ):
     done = run(command(tmp_path / "bad", *flags, flag, config=config))
-    assert done.returncode == 1 and message in done.stderr, done.stderr[-1000:]
+    assert done.returncode == 2 and message in done.stderr, done.stderr[-1000:]
     assert "stage.tokenizer.init" in done.stderr and not (tmp_path / "bad").exists()

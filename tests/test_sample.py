@@ -1,5 +1,6 @@
 """`python -m videoar_jax.sample`: its files, and one-line user errors."""
 
+import logging
 import os
 import pathlib
 import subprocess
@@ -97,7 +98,7 @@ def test_writes_a_clip_a_sample_and_one_sheet(tmp_path, model, capsys):
   stems = ["a_large_red_circle_moves_left", "star"]
   names = [f"{stem}_2_{i}.mp4" for stem in stems for i in range(3)] + ["contact_sheet.png"]
   assert capsys.readouterr().out.splitlines() == [str(out / name) for name in names]
-  assert sorted(path.name for path in out.iterdir()) == sorted(names)
+  assert sorted(path.name for path in out.glob("[!.]*")) == sorted(names)
   with av.open(str(out / names[4])) as container:
     assert float(container.streams.video[0].average_rate) == 8.0
     frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -226,6 +227,23 @@ def test_given_frames_are_passed_on(tmp_path, model):
   assert third["image"][:, 4:60].max() == 0
 
 
+def test_given_frames_have_the_background_of_the_data(tmp_path, model, monkeypatch):
+  data = stand_in(DataConfig, frame_rate=8.0, background=(10, 20, 30))
+  found = stand_in(RunConfig, family=FAMILIES["videoar"]), stand_in(StageConfig, data=data)
+  monkeypatch.setattr(sample, "find_stage", lambda *_: found)
+  Image.new("RGBA", (64, 64)).save(tmp_path / "a.png")
+  flags = ["--prompt=x", "--num_samples=1", f"--out={tmp_path / 'out'}"]
+  assert run("--workdir=w", *flags, f"--image={tmp_path / 'a.png'}") == 0
+  assert (model.calls[0][-1]["image"] == data.background).all()
+
+
+def test_warnings_of_libraries_are_not_printed(tmp_path, model, monkeypatch):
+  monkeypatch.setattr(logging.getLogger("absl"), "level", logging.WARNING)
+  flags = ["--prompt=x", "--num_samples=1", f"--out={tmp_path / 'out'}"]
+  assert run("--workdir=w", *flags) == 0
+  assert logging.getLogger("absl").level == logging.ERROR
+
+
 def test_stream_writes_frames(tmp_path, model):
   flags = ["--num_samples=2", "--seed=1", f"--out={tmp_path}", "--stream"]
   assert run("--workdir=w", "--prompt=a star", "--num_frames=13", *flags) == 0
@@ -338,7 +356,7 @@ def test_a_failed_write_leaves_no_files(tmp_path, model, capsys, monkeypatch):
   monkeypatch.setattr("videoar_jax.evals.media._encode", fail)
   error = expect_error(capsys, "--workdir=w", f"--prompt={PROMPT}", f"--out={tmp_path}")
   assert "No space left" in error
-  assert not list(tmp_path.iterdir())
+  assert not list(tmp_path.glob("[!.]*"))
 
 
 def test_no_workdir_and_no_run(tmp_path, capsys):

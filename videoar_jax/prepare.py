@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -65,9 +66,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _colour(text: str) -> Colour:
-  values = tuple(int(part) for part in text.split(","))
-  if len(values) != 3 or not all(0 <= value < 256 for value in values):
-    raise ValueError
+  parts = re.fullmatch(r" *(\d+) *, *(\d+) *, *(\d+) *", text)
+  values = tuple(map(int, parts.groups())) if parts else ()
+  if not parts or max(values) > 255:
+    raise argparse.ArgumentTypeError(f"{text!r} is not RED,GREEN,BLUE, each 0 to 255")
   return values
 
 

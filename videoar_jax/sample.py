@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from videoar_jax.data.conditioning import read_image, read_video
+from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.data.sources.folder import class_names
 from videoar_jax.evals.sample_files import Out, file_stems, write_frames
 from videoar_jax.experiment import data_listing
@@ -33,6 +34,7 @@ from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.base import Family
 from videoar_jax.models.families import FAMILIES
 from videoar_jax.runtime.compilation_cache import use_compilation_cache
+from videoar_jax.runtime.log_files import quiet_libraries
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,10 +51,10 @@ def _run(options: argparse.Namespace) -> str:
     OSError: a file cannot be written.
   """
   check_out(pathlib.Path(options.out))
+  quiet_libraries()
   features = getattr(options, "text_features", None)
   run, stage = find_stage(options.workdir, "generator", features)
   prompts = _check(options, run, stage)
-  frame_rate = stage.data.frame_rate
   use_compilation_cache()
   resolution = getattr(options, "resolution", None)
   model = load_model(
@@ -61,9 +63,9 @@ def _run(options: argparse.Namespace) -> str:
     text_features=features,
     resolution=None if resolution is None else parse_resolution(resolution),
   )
-  settings = _settings(options, model, prompts, frame_rate)
+  settings = _settings(options, model, prompts, stage.data)
   files = []
-  out = Out(pathlib.Path(options.out), frame_rate)
+  out = Out(pathlib.Path(options.out), stage.data.frame_rate)
   for names, texts, clips in _clips(options, model, prompts, settings):
     files += out.write(names, texts, clips)
   return "\n".join(str(file) for file in [*files, out.write_sheet()])
@@ -252,7 +254,7 @@ def _class_name(workdir: str, run: RunConfig, stage: StageConfig, number: int) -
   return names[number]
 
 
-def _settings(options: argparse.Namespace, model, prompts: list[str], frame_rate: float) -> dict:
+def _settings(options: argparse.Namespace, model, prompts: list[str], data: DataConfig) -> dict:
   """Returns the keyword arguments of `Model.sample`, checked before the first clip is generated.
 
   Raises:
@@ -274,7 +276,7 @@ def _settings(options: argparse.Namespace, model, prompts: list[str], frame_rate
   settings = _settings_of(options)
   if hasattr(options, "overlap_frames"):
     settings["overlap_frames"] = options.overlap_frames
-  return settings | _conditioning(options, model, num_frames, frame_rate)
+  return settings | _conditioning(options, model, num_frames, data)
 
 
 def _clips(
@@ -332,16 +334,16 @@ def _shots(options: argparse.Namespace, model, prompts: list[str], settings: dic
 
 
 def _conditioning(
-  options, model, num_frames: int | None, frame_rate: float
+  options, model, num_frames: int | None, data: DataConfig
 ) -> dict[str, np.ndarray]:
   """Reads the image or the video that clips start with.
 
   Raises:
     ValueError: it cannot be read, or does not fit; names both sizes.
   """
+  how = {"is_resized": options.resize, "background": data.background}
   if hasattr(options, "image"):
-    image = read_image(options.image, model.resolution, is_resized=options.resize)
-    return {"image": image}
+    return {"image": read_image(options.image, model.resolution, **how)}
   if hasattr(options, "video"):
     stride = model.tokenizer.config.temporal_stride
     # With overlap_frames, the first window of trained length has to hold the given frames.
@@ -351,10 +353,10 @@ def _conditioning(
     video = read_video(
       options.video,
       model.resolution,
-      frame_rate,
+      data.frame_rate,
       stride=stride,
       max_frames=max(1, longest - stride),
-      is_resized=options.resize,
+      **how,
     )
     return {"video": video}
   return {}

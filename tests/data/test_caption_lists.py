@@ -105,9 +105,44 @@ def test_the_first_place_that_has_a_caption_counts(tmp_path):
   assert found == {file: [text] for file, text in expected.items()} | {"blank.png": []}
 
 
+def test_texts_beside_clips_may_have_any_case_and_encoding(tmp_path):
+  make(tmp_path, "a.png", "b.png")
+  (tmp_path / "a.TXT").write_text("upper")
+  (tmp_path / "b.txt").write_text("größer", encoding="utf-16")
+  source = open_data(tmp_path, **ONE)
+  assert [source[i]["caption"] for i in range(2)] == ["upper", "größer"]
+
+
+def test_lists_in_utf_16_are_named(tmp_path):
+  make(tmp_path, "a.png")
+  for name in ("captions.jsonl", "clips.jsonl"):
+    (tmp_path / name).write_text('{"path": "a.png", "caption": "x"}\n', encoding="utf-16")
+  with pytest.raises(ValueError, match=r"captions\.jsonl is in UTF-16; save it as UTF-8"):
+    open_data(tmp_path, **ONE)
+  with pytest.raises(ValueError, match=r"clips\.jsonl is in UTF-16; save it as UTF-8"):
+    open_data(tmp_path / "clips.jsonl", "index", **ONE)
+  (tmp_path / "clips.jsonl").write_text("\n")
+  with pytest.raises(ValueError, match=r"clips\.jsonl has no entries"):
+    open_data(tmp_path / "clips.jsonl", "index", **ONE)
+
+
+def test_captions_that_belong_to_nothing_are_told(tmp_path, caplog):
+  make(tmp_path, "a.png", "b/c.png")
+  (tmp_path / "a.txt").write_text("x")
+  for name in ("b/metadata.jsonl", "captions.jsonl"):
+    (tmp_path / name).touch()
+  open_data(tmp_path, **ONE)
+  assert not caplog.records
+  for name in ("a.png.txt", "b/d.txt", "metadata.csv", "b/captions.jsonl"):
+    (tmp_path / name).touch()
+  open_data(tmp_path, **ONE)
+  [message] = [record.getMessage() for record in caplog.records if "belong" in record.getMessage()]
+  assert "2 text files belong to no clip, such as a.png.txt; 2 lists are not used" in message
+
+
 def test_another_programs_metadata_is_not_read(tmp_path):
   make(tmp_path, "a.png")
-  (tmp_path / "metadata.jsonl").write_text('{"version": 3}\n')
+  (tmp_path / "metadata.jsonl").write_text('\n{"version": 3}\n')
   assert open_data(tmp_path, **ONE)[0]["caption"] == tmp_path.name
   (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}\n{"file_name": "b.png"')
   with pytest.raises(ValueError, match=r"metadata\.jsonl, line 2: expected .*file_name"):

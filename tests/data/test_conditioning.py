@@ -3,8 +3,9 @@
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
-from videoar_jax.data.conditioning import read_video
+from videoar_jax.data.conditioning import read_image, read_video
 from videoar_jax.data.media import clips
 
 SIZE = (32, 32)
@@ -49,3 +50,18 @@ def test_what_is_not_wanted_is_not_decoded(tmp_path, monkeypatch):
   write(tmp_path / "long.mp4", 40, "libx264")
   assert len(read(tmp_path / "long.mp4", max_frames=5, is_resized=True)) == 5
   assert len(calls) == 7
+
+
+def test_what_is_behind_transparent_pixels(tmp_path):
+  background = (10, 200, 30)
+  Image.new("RGBA", SIZE).save(tmp_path / "a.png")
+  image = read_image(str(tmp_path / "a.png"), SIZE, is_resized=False, background=background)
+  with av.open(str(tmp_path / "a.mov"), "w") as container:
+    stream = container.add_stream("png", rate=8)
+    stream.height, stream.width, stream.pix_fmt = *SIZE, "rgba"
+    frame = av.VideoFrame.from_ndarray(np.zeros((*SIZE, 4), np.uint8), format="rgba")
+    container.mux([*stream.encode(frame), *stream.encode()])
+  options = {"stride": 4, "max_frames": 1, "is_resized": False, "background": background}
+  video = read_video(str(tmp_path / "a.mov"), SIZE, 8.0, **options)
+  for found in (image, video):
+    assert (found == background).all()

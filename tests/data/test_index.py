@@ -1,6 +1,7 @@
 """An index of files, and its filter."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pyarrow
@@ -233,3 +234,19 @@ def test_samples_without_a_caption_that_fits_are_found_before_the_work(folder, c
   strict = IndexSource(path, "train", max_bad_share=0.0, **CLIP)
   with pytest.raises(ValueError, match=r"media/3.mp4: the caption cannot be .*Nr. 3.*unkn"):
     strict.check_captions(encoder.encode)
+
+
+def test_the_sizes_of_segments_and_of_names_in_another_spelling_are_listed(tmp_path):
+  nfc, nfd = (unicodedata.normalize(form, "é.mp4") for form in ("NFC", "NFD"))
+  (tmp_path / nfd).write_bytes(b"123")
+  (tmp_path / "b.mp4").write_bytes(b"4567")
+  entries = [
+    {"path": "b.mp4", "start": 0, "end": 1},
+    {"path": "b.mp4", "start": 1, "end": 2},
+    {"path": nfc},
+    {"path": "gone.mp4"},
+    {"path": "memory://bucket/c.mp4"},
+  ]
+  (tmp_path / "clips.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+  source = IndexSource(tmp_path / "clips.jsonl", "train", **CLIP)
+  assert list(source.listing().values()) == [4, 4, 3, None, None]

@@ -72,11 +72,14 @@ def test_what_the_package_writes_is_no_data(tmp_path, root, caplog):
   touch(run, "config.json", "run.json", "samples/c.mp4", "report/samples.webp")
   touch(tmp_path, "shards/prepared.json", "shards/d.mp4")
   touch(tmp_path, "evaluation/generation.json", "evaluation/generation.mp4")
-  media_files.mark_output(tmp_path / "more")
+  media_files.mark_output(tmp_path / "more", ["e_0_0.mp4"])
   touch(tmp_path, "more/e_0_0.mp4", "more/contact_sheet.png")
-  media_files.mark_output(tmp_path / "cats")  # Which had files before.
+  media_files.mark_output(tmp_path / "cats", ["f_0_0.mp4"])  # Which had files before.
+  touch(tmp_path, "cats/f_0_0.mp4")
   assert find_media(tmp_path) == ["a.mp4", "cats/b.mp4"]
   assert "more is left out: videoar_jax has written it" in caplog.text
+  assert "cats/f_0_0.mp4 is left out: videoar_jax has written it" in caplog.text
+  assert ("samples is left out" in caplog.text) is root  # Which may be a class of the user's.
   assert find_media(tmp_path / "more") == ["contact_sheet.png", "e_0_0.mp4"]  # As is asked for.
 
 
@@ -86,6 +89,14 @@ def test_samples_below_the_data_do_not_become_data(tmp_path):
   write_frames([tmp_path / "stream" / "x_0"], [clip])
   Out(tmp_path / "samples", 8.0).write(["x_0"], ["x"], clip)
   assert (tmp_path / "samples" / "x_0.mp4").is_file() and find_media(tmp_path) == ["a.png"]
+  # Beside data.
+  write_frames([tmp_path / "y_0"], [clip])
+  out = Out(tmp_path, 8.0)
+  out.write(["z_0"], ["z"], clip)
+  out.write_sheet()
+  written = {"a.png", "contact_sheet.png", "samples", "stream", "y_0", "z_0.mp4"}
+  assert {path.name for path in tmp_path.iterdir()} == {".videoar_jax_output", *written}
+  assert find_media(tmp_path) == ["a.png"]
 
 
 @pytest.mark.parametrize(

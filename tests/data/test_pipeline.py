@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -171,5 +172,26 @@ def test_open_data_opens_what_training_reads(tmp_path):
   assert item["video"].shape == (1, 8, 8, 3) and (item["caption"], item["class_id"]) == ("cats", 0)
   sprites = open_data(None, "sprites", "test", num_frames=3, version=2)
   assert sprites[0]["video"].shape == (3, 64, 64, 3) and sprites.split == "test"
-  with pytest.raises(ValueError, match="colour is not a field of DataConfig"):
+  with pytest.raises(ValueError, match=r"colour is not a field of DataConfig.* background,"):
     open_data(tmp_path, colour="red")
+
+
+@pytest.mark.parametrize(
+  ("given", "wanted"),
+  [
+    ({"num_frames": "9"}, "an integer"),
+    ({"num_frames": 9.5}, "an integer"),
+    ({"seed": None}, "an integer"),
+    ({"frame_rate": "8"}, "a number"),
+    ({"frame_rate": None}, "a number"),
+    ({"stored_frame_rate": "8"}, "a number"),
+    ({"frame_rates": 4.0}, "a tuple of numbers"),
+    ({"frame_rates": ("4",)}, "a tuple of numbers"),
+  ],
+)
+def test_fields_of_wrong_types_are_named(tmp_path, given, wanted, without_type_checks):
+  [(name, value)] = given.items()
+  with pytest.raises(
+    ValueError, match=f"data.{name} is {re.escape(repr(value))}; set it to {wanted}"
+  ):
+    open_data(tmp_path, **given)

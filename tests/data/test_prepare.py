@@ -211,24 +211,40 @@ def test_all_clips_of_a_video_are_in_one_split(tmp_path, prepared):
 @pytest.mark.parametrize(
   ("flags", "said"),
   [
-    (["nowhere"], "nowhere"),
+    (["nowhere"], "INPUT=nowhere does not exist; name a folder, an index"),
+    (["FILE"], "long.mp4 is a single file; name a folder, an index (.jsonl or .parquet)"),
+    (["INDEX", "--filter=y > 1"], "line 1: --filter='y > 1': there is no field 'y'"),
+    (["INDEX", "--filter=x >"], "--filter='x >' is not a valid expression"),
+    (["INDEX", "--filter=x > 1"], "--filter='x > 1' keeps none of 1 entries"),
+    (["TARS"], "It has shards, which can be trained on as they are"),
     (["FOLDER", "--clip_s=0"], "--clip_s=0.0 must be positive and finite"),
     (["FOLDER", "--clip_s=inf"], "--clip_s=inf must be positive and finite"),
     (["FOLDER", "--min_s=20"], "--min_s=20.0 must be between 0 and --clip_s=10.0"),
     (["FOLDER", "--quality=60"], "--quality=60"),
     (["FOLDER", "--num_processes=0"], "--num_processes=0"),
     (["FOLDER", "--filter=x > 1"], "--filter applies to an index"),
-    (["EMPTY"], "has nothing to prepare"),
+    (["EMPTY"], "has nothing to prepare: no video or image"),
   ],
 )
 def test_bad_flags_are_named(flags, said, folder, tmp_path, capsys):
   (tmp_path / "empty").mkdir()
-  names = {"FOLDER": str(folder), "EMPTY": str(tmp_path / "empty")}
-  arguments = [names.get(flag, flag) for flag in flags]
+  (tmp_path / "tars").mkdir()
+  (tmp_path / "tars" / "a.tar").touch()
+  (tmp_path / "clips.jsonl").write_text('{"path": "a.mp4", "x": 1}\n')
+  names = {"FOLDER": folder, "EMPTY": tmp_path / "empty", "TARS": tmp_path / "tars"}
+  names |= {"FILE": folder / "a" / "long.mp4", "INDEX": tmp_path / "clips.jsonl"}
+  arguments = [str(names.get(flag, flag)) for flag in flags]
   assert command.main([*arguments, f"--out={tmp_path / 'out'}"]) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and error.count("\n") == 1 and said in error
   assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["white", "0,0,256", "0,0", "0,0,-1"])
+def test_a_background_is_three_numbers(text, capsys):
+  with pytest.raises(SystemExit):
+    command.main(["folder", "--out=out", f"--background={text}"])
+  assert f"{text!r} is not RED,GREEN,BLUE, each 0 to 255" in capsys.readouterr().err
 
 
 def test_another_preparation_needs_another_folder(folder, prepared, capsys):

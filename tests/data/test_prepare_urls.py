@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,3 +253,41 @@ def test_unknown_flags_are_no_flags_of_beam_without_beam(media, tmp_path, capsys
   with pytest.raises(SystemExit) as stopped:
     command.main([str(media), f"--out={tmp_path / 'out'}", "--clip=3"])
   assert stopped.value.code == 2 and "unrecognized arguments: --clip=3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pattern", ["", "/**", "/*/?.*"])
+def test_patterns_and_urls_have_the_rules_of_folders(media, bucket, tmp_path, pattern):
+  """Captions beside clips and in metadata; hidden files and output of this package are no data."""
+  texts = {
+    "a/0.txt": "beside",
+    "a/metadata.jsonl": '{"file_name": "../b/2.png", "text": "listed"}\n',
+    "b/.hidden/5.png": "no image",
+    "shards/prepared.json": "{}",
+    "shards/6.png": "no image",
+    "shards/deep/7.png": "no image",
+    "run/config.json": "{}",
+    "run/run.json": "{}",
+    "run/8.png": "no image",
+  }
+  folder = tmp_path / "media"
+  shutil.copytree(media, folder)
+  for name, text in texts.items():
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+    bucket.pipe(f"/bucket/media/{name}", text.encode())
+  expected = {
+    "a/0.mp4": "beside",
+    "a/1.mp4": "one",
+    "b/2.png": "listed",
+    "b/3.MP4": "b",
+    "b/4.mp4": "b",
+  }
+  for place in (folder, "memory://bucket/media"):
+    root, found = prepare._list_input(f"{place}{pattern}", None)
+    assert root == str(place)
+    assert {file: facts["captions"] for file, facts in found} == {
+      file: [caption] for file, caption in expected.items()
+    }
+  bucket.pipe("/bucket/media/b/metadata.jsonl", b'{"file_name": "gone.png"}\n{')
+  with pytest.raises(ValueError, match=r"^memory://bucket/media/b/metadata\.jsonl, line 2"):
+    prepare._list_input(f"memory://bucket/media{pattern}", None)

@@ -53,6 +53,9 @@ def test_shards_are_copied_once_and_again_when_they_change(bucket, tmp_path, med
   assert not list(cache.rglob("*.txt")) and not list(cache.rglob("*.partial"))
   copied = copy.stat().st_mtime_ns
   assert shown(make_source(config, "test")) == [0, 1, 2] and copy.stat().st_mtime_ns == copied
+  # Where the note of what was copied is damaged, it is copied again.
+  (copy.parent / "copied.json").write_text('{"a')
+  assert shown(make_source(config, "train")) == [0, 1, 2] and copy.stat().st_mtime_ns != copied
   put_shard(bucket, tmp_path, media[1:])
   assert shown(make_source(config, "train")) == [1, 2]
   bucket.pipe("/bucket/shards/b.array_record", bucket.cat("/bucket/shards/a.array_record"))
@@ -96,6 +99,17 @@ def test_an_index_and_its_files_may_be_at_urls(bucket, tmp_path, media):
 def test_urls_that_cannot_be_read_are_named(source, url, said):
   with pytest.raises(ValueError, match=said):
     make_source(DataConfig(source=source, path=url, **CLIP), "train")
+
+
+def test_copies_are_kept_beside_other_caches(monkeypatch, tmp_path):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+  monkeypatch.delenv("VIDEOAR_JAX_DATA")
+  assert remote.cache_folder() == tmp_path / ".cache" / "videoar_jax" / "data"
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "c"))
+  assert remote.cache_folder() == tmp_path / "c" / "videoar_jax" / "data"
+  monkeypatch.setenv("VIDEOAR_JAX_DATA", "~/d")
+  assert remote.cache_folder() == tmp_path / "d"
 
 
 def test_names_are_joined_like_paths():

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import types
+import unicodedata
 
 import jax
 import numpy as np
@@ -302,7 +303,10 @@ def test_a_tar_file_that_is_cut_off_is_named_or_its_sample_replaced(folder, capl
 def test_folders_without_shards_are_named(tmp_path):
   with pytest.raises(ValueError, match="not a folder"):
     shards.open_shards(tmp_path / "nowhere")
-  with pytest.raises(ValueError, match=r"no file ends in \.tar or \.array_record"):
+  with pytest.raises(ValueError, match=r"no file ends in \.tar or \.array_record\.$"):
+    shards.open_shards(tmp_path)
+  (tmp_path / "a.tar.gz").touch()
+  with pytest.raises(ValueError, match=r"a\.tar\.gz is compressed.*; unpack it"):
     shards.open_shards(tmp_path)
 
 
@@ -324,6 +328,16 @@ def test_members_are_grouped_by_the_name_before_a_known_ending(tmp_path, media, 
   assert source.files == [f"a.tar/{key}" for key in ("a_1.5s", "a_2.5s", "v1.0-take", "./b")]
   assert source[0]["caption"] == "one and a half" and frame_numbers(source[1]["video"]) == [2] * 5
   assert "media that belong to no sample: 2 x .heic, 1 x .jpg" in caplog.text
+
+
+def test_members_of_a_sample_may_be_spelled_differently(tmp_path, media):
+  nfc, nfd = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+  members = {"a/1.mp4": media[1], "./a/1.json": b'{"caption": "one"}'}
+  members |= {f"{nfd}.mp4": media[2], f"{nfc}.txt": b"two"}
+  write_tar(tmp_path / "a.tar", members)
+  source = shards.ShardsSource(tmp_path, "train", **CLIP)
+  assert source.files == ["a.tar/a/1", f"a.tar/{nfd}"]
+  assert [source[i]["caption"] for i in range(2)] == ["one", "two"] and not source.skipped
 
 
 def test_a_blank_text_does_not_hide_the_caption_in_json(tmp_path, media):

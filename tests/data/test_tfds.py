@@ -122,6 +122,22 @@ def test_each_example_may_have_a_rate_of_its_own(folder, monkeypatch):
   assert source.skipped == [("train/2", "its frame rate is not a positive number")]
 
 
+@pytest.mark.parametrize("depth", [8, 16])
+def test_frames_are_shown_as_those_of_files(folder, monkeypatch, depth):
+  """Transparent pixels show the background; of 16 bits, the upper ones count."""
+  colours = {1: [90], 3: [10, 90, 200], 4: [255, 0, 255, 0]}
+  shown = [(90, 90, 90), (10, 90, 200), (1, 2, 3)]
+  pixels = [np.array(colour, np.uint16) << (depth - 8) for colour in colours.values()]
+  frames = [np.full((3, 8, 8, len(c)), c.astype(f"uint{depth}")) for c in pixels]
+  source = make(folder, background=(1, 2, 3), max_bad_share=1.0)
+  examples = [{"frames": list(f), "kind": 0} for f in [*frames, frames[0].astype(np.float32)]]
+  monkeypatch.setattr(source, "_examples", examples)
+  for i, colour in enumerate(shown):
+    assert np.all(source[i]["video"] == colour)
+  source[3]
+  assert source.skipped == [("train/3", "pixels of type float32 are not supported")]
+
+
 def test_the_report_names_the_builder(folder):
   run = stand_in(RunConfig, data=types.SimpleNamespace(source="tfds"))
   facts = report._data_facts(run, make(folder), make(folder, "test"))

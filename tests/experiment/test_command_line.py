@@ -1,5 +1,7 @@
 """Config files: what they may import, and how their errors are reported."""
 
+import contextlib
+import io
 import pathlib
 import re
 import shutil
@@ -10,7 +12,13 @@ import pytest
 from absl.testing import flagsaver
 
 from videoar_jax import ablation, convert, evaluate, load_model, main, sample
-from videoar_jax.experiment.command_line import load_config_file, read_config
+from videoar_jax.data.sources.remote import is_url
+from videoar_jax.experiment.command_line import (
+  check_local,
+  load_config_file,
+  print_result,
+  read_config,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
@@ -145,3 +153,27 @@ def test_object_storage_is_no_workdir(tmp_path, monkeypatch, capsys):
   with pytest.raises(ValueError, match="is a URL"):
     load_model("s3://bucket/a")
   assert not list(tmp_path.iterdir())
+
+
+def test_names_that_are_not_utf_8_are_printed_with_escapes(monkeypatch):
+  printed = io.BytesIO()
+  monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "utf-8", write_through=True))
+  assert print_result(lambda: "caf\udce9.mp4", uses_jax=False) == 0
+  assert printed.getvalue() == b"caf\\udce9.mp4\n"
+
+
+@pytest.mark.parametrize(
+  ("path", "is_there"),
+  [
+    ("gs://bucket/run", True),
+    (pathlib.Path("gs://bucket/run"), True),
+    ("simplecache::s3://bucket/run", True),
+    ("runs/gs://a", False),
+    ("take::1", False),
+    ("C:/runs", False),
+  ],
+)
+def test_urls_are_told_from_folders(path, is_there):
+  assert is_url(path) == is_there
+  with pytest.raises(ValueError, match="is a URL") if is_there else contextlib.nullcontext():
+    check_local(path, "--workdir")

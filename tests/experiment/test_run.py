@@ -226,3 +226,19 @@ def test_a_last_checkpoint_that_is_damaged_is_trained_again(tmp_path, monkeypatc
 def test_settings_that_cannot_be_are_named(changes, message):
   with pytest.raises(ValueError, match=message):
     parse.finalize(make_config(**changes))
+
+
+def test_warnings_of_opening_the_data_are_in_the_log(tmp_path, monkeypatch):
+  root = logging.getLogger("videoar_jax")
+  for name, value in (("handlers", []), ("level", root.level), ("propagate", root.propagate)):
+    monkeypatch.setattr(root, name, value)
+  opened = run.make_source
+
+  def open_and_warn(data, split):
+    logging.getLogger("videoar_jax.data.sources").warning("%s has a cut caption", split)
+    return opened(data, split)
+
+  monkeypatch.setattr(run, "make_source", open_and_warn)
+  run.Run(make_mixed_config(), tmp_path / "run")
+  text = (tmp_path / "run" / "log.txt").read_text()
+  assert "WARNING videoar_jax.data.sources: test has a cut caption" in text

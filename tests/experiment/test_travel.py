@@ -260,3 +260,12 @@ def test_a_cache_of_data_that_moved_is_kept(tmp_path):
   check_fits(tmp_path / "cache", index(tmp_path / "link"), network)
   with pytest.raises(ValueError, match=r"data\.path: "):
     check_fits(tmp_path / "cache", index(tmp_path / "copy"), network)
+
+
+def test_changes_of_names_that_are_not_utf_8_can_be_printed(tmp_path, begun):
+  folder = make_folder(tmp_path / "clips")
+  config = config_of(folder)
+  run.Run(config, tmp_path / "w")
+  shutil.copy(folder / "class3" / "v03.png", os.fsencode(folder / "class3") + b"/caf\xe9.png")
+  with pytest.raises(ValueError, match=r"1 added \(class3/caf\\udce9\.png\)"):
+    run.Run(config, tmp_path / "w")

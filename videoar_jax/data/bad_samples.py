@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from videoar_jax.data.sources.media_files import printable
+from videoar_jax.interop.strict_json import to_json
 
 _NUM_SHOWN = 20
 
@@ -175,4 +176,4 @@ class BadSamplesFile:
       if (source, key) not in self._known:
         self._known.add((source, key))
         with self._path.open("a") as file:
-          file.write(json.dumps({"source": source, "key": key, "cause": cause}) + "\n")
+          file.write(to_json({"source": source, "key": key, "cause": cause}) + "\n")

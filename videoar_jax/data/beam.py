@@ -15,6 +15,7 @@ from apache_beam.runners.runner import PipelineState, create_runner
 
 from videoar_jax.data.output_folder import OutputFolder
 from videoar_jax.data.prepare import Job, Runner, Write
+from videoar_jax.interop.strict_json import to_json
 
 _JOBS = "jobs.jsonl"  # A line for each shard: [name, files].
 _BLOCK_BYTES = 2**20
@@ -75,7 +76,7 @@ def _write_jobs(out: OutputFolder, jobs: list[Job]) -> list[tuple[int, int]]:
   blocks, start = [], 0
   with out.writing(_JOBS) as path, path.open("wb") as file:
     for job in jobs:
-      file.write(json.dumps(job).encode() + b"\n")
+      file.write(to_json(job).encode() + b"\n")
       if file.tell() - start >= _BLOCK_BYTES:
         blocks.append((start, file.tell()))
         start = file.tell()

@@ -4,10 +4,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from videoar_jax.data.media import clips
+from videoar_jax.data.media.colour import WHITE, Colour
 
 
 def read_image(
-  path: str, resolution: tuple[int, int], *, is_resized: bool
+  path: str, resolution: tuple[int, int], *, is_resized: bool, background: Colour = WHITE
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Reads an image.
 
@@ -15,11 +16,12 @@ def read_image(
     path: the file.
     resolution: (H, W).
     is_resized: resize to cover `resolution` and crop the centre; else the size must match.
+    background: RGB colour behind transparent pixels.
   Raises:
     ValueError: the file cannot be read, or its size does not match.
   """
   try:
-    image = clips.read_image(path)
+    image = clips.read_image(path, background)
   except ValueError as error:
     reason = getattr(error.__cause__, "strerror", None) or error.__cause__ or error
     raise ValueError(f"{path} cannot be read as an image ({reason})") from error
@@ -36,6 +38,7 @@ def read_video(
   stride: int,
   max_frames: int,
   is_resized: bool,
+  background: Colour = WHITE,
 ) -> UInt8[np.ndarray, "f H W 3"]:
   """Reads all frames of a video, at the model's frame rate.
 
@@ -46,6 +49,7 @@ def read_video(
     stride: tau; the result has 1 + tau k frames.
     max_frames: largest number of frames in the result.
     is_resized: resize and drop last frames to fit; else size and length must match.
+    background: see `read_image`.
   Raises:
     ValueError: the file cannot be read, or its size or length does not match.
   """
@@ -53,7 +57,8 @@ def read_video(
     if not is_resized:
       _check_size(path, clips.shown_size(path), resolution)
     # One frame more than allowed shows that the video is too long.
-    video = clips.decode_video(path, resolution, end_s=(max_frames + 1) / frame_rate)
+    end_s = (max_frames + 1) / frame_rate
+    video = clips.decode_video(path, resolution, end_s=end_s, background=background)
   except ValueError as error:
     raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
   num_frames = video.clock.count(video.last, frame_rate)

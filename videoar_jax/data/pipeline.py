@@ -8,6 +8,7 @@ state is the number of batches taken.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +93,7 @@ class DataConfig:
   prefetch: int = 4
 
   def __post_init__(self):
+    self._check_numbers()
     object.__setattr__(self, "frame_rates", tuple(self.frame_rates))
     object.__setattr__(self, "resolution", _as_tuple("resolution", self.resolution))
     object.__setattr__(self, "background", _as_tuple("background", self.background))
@@ -169,6 +171,22 @@ class DataConfig:
       raise ValueError(
         f"data.version is {self.version}; set it to {' or '.join(map(str, RADIUS))}."
       )
+
+  def _check_numbers(self) -> None:
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.type == "int" and not (_is_number(value) and isinstance(value, numbers.Integral)):
+        raise ValueError(f"data.{field.name} is {value!r}; set it to an integer.")
+      is_optional = field.type == "float | None" and value is None
+      if field.type in ("float", "float | None") and not (is_optional or _is_number(value)):
+        raise ValueError(f"data.{field.name} is {value!r}; set it to a number.")
+    rates = self.frame_rates
+    if not isinstance(rates, list | tuple) or not all(map(_is_number, rates)):
+      raise ValueError(f"data.frame_rates is {rates!r}; set it to a tuple of numbers.")
+
+
+def _is_number(value) -> bool:
+  return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _as_tuple(name: str, value) -> tuple:
@@ -248,7 +266,8 @@ def open_data(
   """
   unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(DataConfig)})
   if unknown:
-    raise ValueError(f"{unknown[0]} is not a field of DataConfig")
+    known = ", ".join(field.name for field in dataclasses.fields(DataConfig))
+    raise ValueError(f"{unknown[0]} is not a field of DataConfig; its fields are {known}")
   data = DataConfig(
     source=source,
     path=None if path is None else str(path),

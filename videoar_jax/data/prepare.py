@@ -34,12 +34,13 @@ from videoar_jax.data.sources.filters import parse_filter
 from videoar_jax.data.sources.folder import describe_files
 from videoar_jax.data.sources.index import (
   CANNOT_BE_FETCHED,
+  EXTENSIONS,
   file_name,
   read_entries,
   sample_name,
   segment_of,
 )
-from videoar_jax.data.sources.media_files import printable
+from videoar_jax.data.sources.media_files import list_files, printable
 from videoar_jax.interop.strict_json import to_json
 
 log = logging.getLogger(__name__)
@@ -104,18 +105,34 @@ def _list_files(path: Path, filter: str | None) -> tuple[Path, list[tuple[str, d
     if filter:
       raise ValueError("--filter applies to an index; leave it out for a folder")
     files = describe_files(path)
+    if not files:
+      raise ValueError(_no_media(path))
   else:
+    wanted = f"name a folder, an index ({' or '.join(EXTENSIONS)}), or a quoted pattern"
+    if not path.exists():
+      raise ValueError(f"INPUT={path} does not exist; {wanted}")
+    if path.suffix not in EXTENSIONS:
+      raise ValueError(f"INPUT={path} is a single file; {wanted}")
     entries = read_entries(path)
-    keep = parse_filter(filter) if filter else lambda entry: True
+    keep = parse_filter(filter, "--filter") if filter else lambda entry: True
     # Parquet has types that JSON lacks, such as dates.
     files = [
       (entry["path"], json.loads(to_json(entry, default=str)))
       for place, entry in entries
       if _is_kept(keep, place, entry)
     ]
-  if not files:
-    raise ValueError(f"{path} has nothing to prepare: no video or image, or the filter keeps none")
+    if not files:
+      kept = f"--filter={filter!r} keeps none of {len(entries)} entries"
+      raise ValueError(f"{path} has nothing to prepare: {kept if entries else 'no entries'}")
   return (path if path.is_dir() else path.parent), files
+
+
+def _no_media(folder: Path) -> str:
+  listing = list_files(folder)
+  message = f"{folder} has nothing to prepare: no video or image"
+  if any(file.endswith((".tar", records.SUFFIX)) for file in listing.others):
+    return f"{message}. It has shards, which can be trained on as they are: data.source='shards'"
+  return message + (f"; other files are there: {listing.other_kinds()}" if listing.others else "")
 
 
 def _is_kept(keep, place: str, entry: dict) -> bool:
@@ -127,7 +144,7 @@ def _is_kept(keep, place: str, entry: dict) -> bool:
 
 def _check_same(out: OutputFolder, settings: Settings, files: list, num_shards: int) -> None:
   """Records the settings and files in `out`, or checks that they equal those recorded there."""
-  names = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+  names = hashlib.sha256(to_json(files).encode()).hexdigest()[:16]
   facts = dataclasses.asdict(settings) | {"files": names, "num_shards": num_shards}
   if not out.has(shards.PREPARED):
     out.write(shards.PREPARED, to_json(facts, indent=2) + "\n")

@@ -26,7 +26,7 @@ def write_frames(
     OSError: a file cannot be written.
   """
   for folder in folders:
-    mark_output(folder.parent)
+    mark_output(folder.parent, [folder.name])
     folder.mkdir(parents=True)
   clips, at = [], 0
   for part in parts:
@@ -52,8 +52,8 @@ class Out:
     Raises:
       OSError: a file cannot be written.
     """
-    mark_output(self.folder)
     files = [self.folder / f"{name}.mp4" for name in names]
+    mark_output(self.folder, [file.name for file in files])
     for file, clip in zip(files, clips, strict=True):
       write_mp4(file, clip, self.frame_rate)
     num = _SHEET_ROWS - len(self._shown)
@@ -65,6 +65,7 @@ class Out:
     """Writes an image with the first clips' frames, a row each; returns the file."""
     names = _numbered("contact_sheet")
     path = next(path for name in names if not (path := self.folder / f"{name}.png").exists())
+    mark_output(self.folder, [path.name])
     write_png(path, contact_sheet(np.stack(self._shown), self._texts))
     return path
 

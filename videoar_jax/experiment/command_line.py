@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from videoar_jax.data.sources.remote import is_url
 from videoar_jax.experiment.overrides import set_fields
 from videoar_jax.runtime.versions import untested_warning
 
@@ -81,12 +82,19 @@ def print_result(run: Callable[[], str], *, uses_jax: bool = True) -> int:
   """
   if uses_jax and (warning := untested_warning()):
     print(f"warning: {warning}", file=sys.stderr)
+  escape_unprintable()
   try:
     print(run())
   except (ImportError, ValueError, OSError) as error:
     print(f"error: {one_line(error)}", file=sys.stderr)
     return 2
   return 0
+
+
+def escape_unprintable() -> None:
+  r"""Makes stdout print bytes of names that are not UTF-8 as \udce9, as stderr does, not fail."""
+  if hasattr(sys.stdout, "reconfigure"):  # A notebook's has not.
+    sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def parse_resolution(text: str) -> tuple[int, int]:
@@ -158,8 +166,7 @@ def _imports_of(path: str):
 
 def check_local(path: str | os.PathLike, flag: str) -> None:
   """Raises ValueError if a path is a URL, such as of object storage, where runs are not kept."""
-  # A `Path` has a single slash.
-  if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+  if is_url(os.fspath(path)):
     raise ValueError(
       f"{flag}={path} is a URL, but runs and results are kept in folders; mount the bucket "
       "(gcsfuse, mountpoint-s3) and name a folder in it, or name a local folder and copy it "

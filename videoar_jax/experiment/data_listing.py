@@ -11,8 +11,10 @@ import json
 import pathlib
 
 from videoar_jax.data.pipeline import DataConfig
+from videoar_jax.data.sources.media_files import printable
 from videoar_jax.experiment.schema import RunConfig
 from videoar_jax.interop.atomic import write_text
+from videoar_jax.interop.strict_json import to_json
 
 FILE = "data.json"
 _MAX_LISTED = 100_000  # Of more samples, only a hash is kept.
@@ -48,7 +50,7 @@ def describe(source) -> dict | None:
 
 
 def _hash(value) -> str:
-  return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+  return hashlib.sha256(to_json(value).encode()).hexdigest()[:16]
 
 
 def read(workdir: pathlib.Path) -> dict[str, dict]:
@@ -77,7 +79,7 @@ def write(workdir: pathlib.Path, listings: dict[str, dict]) -> None:
   result: dict[str, dict | str] = {}
   for name, listing in (read(workdir) | listings).items():
     result[name] = next((other for other, x in result.items() if x == listing), listing)
-  write_text(workdir / FILE, json.dumps(result, indent=0) + "\n")
+  write_text(workdir / FILE, to_json(result, indent=0) + "\n")
 
 
 def check_same(workdir: pathlib.Path, listings: dict[str, dict], *, is_allowed: bool) -> list[str]:
@@ -142,7 +144,9 @@ def _named(what: str, names: list[str]) -> list[str]:
 
 
 def _first(names: list[str]) -> str:
-  return ", ".join(names[:_NUM_SHOWN]) + (", ..." if len(names) > _NUM_SHOWN else "")
+  return ", ".join(map(printable, names[:_NUM_SHOWN])) + (
+    ", ..." if len(names) > _NUM_SHOWN else ""
+  )
 
 
 def class_names(workdir: pathlib.Path, run: RunConfig, data: DataConfig) -> list[str]:

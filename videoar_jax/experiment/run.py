@@ -28,7 +28,7 @@ from videoar_jax.experiment.workdir import check_same_config, check_shared, lock
 from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.runtime.compilation_cache import use_compilation_cache
-from videoar_jax.runtime.log_files import quiet_libraries, start_errors_log, start_log
+from videoar_jax.runtime.log_files import held_log, quiet_libraries, start_errors_log, start_log
 from videoar_jax.runtime.versions import untested_warning
 from videoar_jax.train.checkpoint import Damaged
 
@@ -50,6 +50,7 @@ class Run:
     ValueError: the config is wrong, or the workdir belongs to another config or to other data.
   """
 
+  @held_log()  # Its file is in the workdir, which is written to last.
   def __init__(
     self, config: ConfigDict, workdir: pathlib.Path, *, is_changed_data_allowed: bool = False
   ):

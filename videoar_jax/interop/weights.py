@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from videoar_jax.interop import tensors
+from videoar_jax.interop.caches import cache_root
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -29,10 +30,7 @@ _ADMITTED = {
 
 def default_path(name: str) -> pathlib.Path:
   """Returns the path of a network's converted weights, by the network's name in `convert`."""
-  folder = os.environ.get("VIDEOAR_JAX_WEIGHTS")
-  if not folder:
-    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()
-    folder = pathlib.Path(root) / "videoar_jax" / "weights"
+  folder = os.environ.get("VIDEOAR_JAX_WEIGHTS") or cache_root() / "weights"
   return pathlib.Path(folder).expanduser() / f"{name}.safetensors"
 
 

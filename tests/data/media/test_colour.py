@@ -4,10 +4,10 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
-from media_files import encode
+from media_files import encode, film_packets
 
 from videoar_jax.data import clip_encoding
-from videoar_jax.data.media import clips, colour
+from videoar_jax.data.media import clips, colour, containers, timing
 from videoar_jax.evals.media import write_mp4
 
 COLOURS = [(220, 30, 30), (30, 200, 30), (30, 30, 220), (220, 200, 30), (255, 255, 255), (9, 9, 9)]
@@ -134,6 +134,32 @@ def test_films_with_transparency_show_the_background(tmp_path):
   path = encode(tmp_path / "a.mov", frames, codec="qtrle", pix_fmt="argb")
   frame = clips.read_clip(path, 0.0, 1, 8.0, (64, 64), background=(0, 0, 90))[0]
   assert frame[4, 4].tolist() == [0, 0, 90] and frame[32, 32].tolist() == [30, 160, 30]
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_transparency_of_webm_shows_the_background(tmp_path, codec):
+  """It is a second picture in each packet; a frame's number is its shade of green."""
+  frames = []
+  for number in range(40):
+    rgba = np.full((64, 64, 4), (255, 0, 255, 0), np.uint8)
+    rgba[16:48, 16:48] = (30, 60 + 4 * number, 30, 255)
+    frames.append(av.VideoFrame.from_ndarray(rgba, format="rgba").reformat(format="yuva420p"))
+  settings = {"options": {"auto-alt-ref": "0", "g": "12"}, "bit_rate": 20_000_000}
+  path = tmp_path / "a.webm"
+  with av.open(str(path), "w") as container:
+    packets = list(film_packets(container, frames, 8, codec, "yuva420p", **settings))
+    container.streams.video[0].metadata["alpha_mode"] = "1"
+    container.mux(packets)
+  for start_s, numbers in ((0.0, [0, 4, 8]), (2.25, [18, 22, 26]), (3.9, [31, 35, 39])):
+    clip = clips.read_clip(path, start_s, 3, 2.0, (64, 64), background=(0, 0, 90)).astype(int)
+    expected = [(30, 60 + 4 * number, 30) for number in numbers]
+    np.testing.assert_allclose(clip[:, 4, 4], [(0, 0, 90)] * 3, atol=3)
+    np.testing.assert_allclose(clip[:, 32, 32], expected, atol=3)
+  whole = clips.decode_video(path, (64, 64), background=(0, 0, 90))
+  np.testing.assert_array_equal(clips.clip_of(whole, 3.9, 3, 2.0), clip)
+  assert clips.probe(path).num_frames == 40
+  with containers.opened(path) as film:
+    assert [len(list(timing.frames_from(film, 0))) for _ in range(2)] == [40, 40]
 
 
 def test_interlaced_frames_show_one_moment(tmp_path):

@@ -1,12 +1,13 @@
 """Files of unknown codecs, with odd names or texts: read, or a ValueError that says why."""
 
+import math
 import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from media_files import encode, frame_numbers, numbered, write_video
+from media_files import encode, frame_numbers, numbered, write_image, write_video
 
 import videoar_jax
 from videoar_jax.data import conditioning
@@ -63,12 +64,28 @@ def test_absurd_sizes_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  "given", [{"num_frames": 0}, {"frame_rate": 0.0}, {"start_s": -1.0}, {"start_s": float("nan")}]
+  "given",
+  [
+    *({"num_frames": value} for value in (0, 10**12, 2.5, "9")),
+    *({"frame_rate": value} for value in (0.0, math.inf, "8")),
+    *({"start_s": value} for value in (-1.0, math.nan, math.inf, None)),
+    *({"resolution": value} for value in (64, (0, 0), (64,), (64.5, 64), (10**6, 10**6))),
+    *({"crop": value} for value in ((2, 2), 0.5, (0.5, math.nan))),
+    *({"background": value} for value in ((0, 0), (0, 0, 256), "white")),
+  ],
 )
-def test_clips_that_cannot_be_are_refused(tmp_path, given):
+def test_clips_that_cannot_be_are_refused(tmp_path, given, without_type_checks):
   path = write_video(tmp_path / "a.mp4", 16, 8)
-  with pytest.raises(ValueError, match="a clip has at least one frame"):
+  [name] = given
+  with pytest.raises(ValueError, match=f"^{name} is .*; set it to"):
     clips.read_clip(path, **given)
+
+
+@pytest.mark.parametrize("num_frames", [2, 9, 14])
+def test_an_image_is_one_frame(tmp_path, num_frames):
+  write_image(tmp_path / "a.png", 9)
+  with pytest.raises(ValueError, match=f"num_frames is {num_frames}, but this is an image"):
+    clips.read_clip(tmp_path / "a.png", num_frames=num_frames)
 
 
 def test_the_public_reader(tmp_path):

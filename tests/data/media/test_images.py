@@ -72,6 +72,16 @@ def test_grey_of_16_bits_is_grey_of_8(tmp_path, with_hidden):
   assert np.abs(read - expected[..., None]).max() <= 1
 
 
+@pytest.mark.parametrize(
+  ("kind", "value", "why"),
+  [(np.float32, 0.5, "type float32"), (np.int32, 70000, "32 bits"), (np.int32, -1, "32 bits")],
+)
+def test_pixels_whose_range_is_unknown_are_refused(tmp_path, kind, value, why):
+  Image.fromarray(np.full((8, 8), value, kind)).save(tmp_path / "a.tiff")
+  with pytest.raises(ValueError, match=f"{why} are not supported"):
+    clips.read_image(tmp_path / "a.tiff")
+
+
 def jpeg(entries, text=b""):
   """A picture of 40x24 with EXIF entries (tag, type, count, value)."""
   tiff = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries))

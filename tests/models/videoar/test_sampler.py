@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from tiny_networks import AUTOENCODER
 
-from videoar_jax.models.videoar import sampler
+from videoar_jax.models.videoar import pixel_memory, sampler
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.corruption import corrupt
 from videoar_jax.models.videoar.layout import Layout
@@ -124,7 +124,7 @@ def test_pixels_are_made_of_a_few_latent_frames_at_a_time(model, clips, monkeypa
     return decode_chunk(latents, state)
 
   monkeypatch.setattr(model.tokenizer, "decode_chunk", watch)
-  monkeypatch.setattr(sampler, "_PIXEL_BYTES", num * 2 * 4 * 4 * 4 * 4)
+  monkeypatch.setattr(pixel_memory, "_PIXEL_BYTES", num * 2 * 4 * 4 * 4 * 4)
   assert near(model.sample(PROMPTS, seed=3), clips)
   assert seen == shapes
 

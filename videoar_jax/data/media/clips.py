@@ -8,6 +8,8 @@ a clip at the file's own rate would show some frames twice and skip others.
 
 import dataclasses
 import math
+import numbers
+import sys
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -16,7 +18,7 @@ from jaxtyping import Int64, UInt8
 
 from videoar_jax.data.media import timing
 from videoar_jax.data.media.colour import WHITE, Colour
-from videoar_jax.data.media.containers import Film, Media, opened
+from videoar_jax.data.media.containers import MAX_PIXELS, Film, Media, opened
 from videoar_jax.data.media.geometry import Picture, resize_and_crop, resize_and_crop_image
 from videoar_jax.data.media.images import is_image, read_image
 
@@ -34,7 +36,10 @@ __all__ = [
   "read_image",
   "resize_and_crop",
   "resize_and_crop_image",
+  "shown_size",
 ]
+
+_MAX_FRAMES = 2**24  # Of a clip.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +123,12 @@ def read_clip(
     crop: (y, x) position of the crop, from 0 (top, left) to 1; by default the center.
     background: RGB colour behind transparent pixels.
   Raises:
-    ValueError: the file cannot be decoded, or ends before the clip does.
+    ValueError: an argument is wrong, the file cannot be decoded, or it ends before the clip does.
   """
-  if num_frames < 1 or not 0 < frame_rate < math.inf or not 0 <= start_s < math.inf:
-    raise ValueError(
-      f"{num_frames=}, {frame_rate=}, {start_s=}: a clip has at least one frame, a rate above 0, "
-      "and a start from 0"
-    )
+  _check_clip(start_s, num_frames, frame_rate, resolution, crop, background)
   if is_image(path):
+    if num_frames > 1:
+      raise ValueError(f"num_frames is {num_frames}, but this is an image; set it to 1")
     image = _decode_image(path, resolution, crop, background)
     return clip_of(image, start_s, num_frames, frame_rate)
   with opened(path) as film:
@@ -216,6 +219,42 @@ def _decode_image(
 ) -> DecodedVideo:
   frame = resize_and_crop_image(read_image(path, background), resolution, crop)
   return DecodedVideo(frame[None], np.zeros(1, np.int64), 0, timing.Clock(1.0, 1.0))
+
+
+def _check_clip(start_s, num_frames, frame_rate, resolution, crop, background) -> None:
+  """Raises ValueError for arguments of `read_clip` that are wrong whatever the file; names them."""
+  integer, number = numbers.Integral, numbers.Real
+  seconds, rates, counts = (0, sys.maxsize), (1e-6, 1e6), (1, _MAX_FRAMES)
+  wrong = [
+    f"{name} is {value!r}; set it to {wanted}"
+    for name, value, is_right, wanted in (
+      ("start_s", start_s, _are(number, [start_s], 1, *seconds), "seconds from 0 on"),
+      ("num_frames", num_frames, _are(integer, [num_frames], 1, *counts), "1 or more"),
+      ("frame_rate", frame_rate, _are(number, [frame_rate], 1, *rates), "more than 0"),
+      (
+        *("resolution", resolution),
+        _are(integer, resolution, 2, 1, MAX_PIXELS) and math.prod(resolution) <= MAX_PIXELS,
+        f"(height, width), both positive, of at most {MAX_PIXELS:,} pixels",
+      ),
+      ("crop", crop, _are(number, crop, 2, 0, 1), "(y, x), each 0 to 1"),
+      (
+        *("background", background, _are(integer, background, 3, 0, 255)),
+        "(red, green, blue), each 0 to 255",
+      ),
+    )
+    if not is_right
+  ]
+  if wrong:
+    raise ValueError("; ".join(wrong))
+
+
+def _are(kind: type, values, count: int, least: float, most: float) -> bool:
+  """Returns whether values are so many numbers of a kind, within limits."""
+  try:
+    values = tuple(values)
+  except TypeError:
+    return False
+  return len(values) == count and all(isinstance(x, kind) and least <= x <= most for x in values)
 
 
 def _first(film: Film) -> Picture:

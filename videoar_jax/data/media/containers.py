@@ -18,16 +18,24 @@ Media = str | Path | io.BytesIO
 # Headers of damaged files claim any size. This is 16 times 4K, and 0.4 GB as RGB.
 MAX_PIXELS = 2**27
 
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails
 _NO_ASPECT = (0.1, 10.0)  # Pixels of other shapes than between these are an error of the header.
 
 
 @dataclasses.dataclass(frozen=True)
 class Film:
-  """The film of an open file, without its other streams."""
+  """The film of an open file, without its other streams.
+
+  Attributes:
+    container, stream: of PyAV.
+    alpha_decoder: decodes the stream's packets together with their transparency; None where the
+      stream's own decoder does.
+  """
 
   container: InputContainer
   stream: VideoStream
+  alpha_decoder: av.VideoCodecContext | None = None
 
   @property
   def pixel_aspect(self) -> float:
@@ -72,7 +80,8 @@ def opened(path: Media) -> Iterator[Film]:
     with reported_as("cannot be opened as a video"):
       container = stack.enter_context(_open(path))
     with reported_as("cannot be decoded"):
-      yield Film(container, _film_stream(container))
+      stream = _film_stream(container)
+      yield Film(container, stream, _alpha_decoder(stream))
 
 
 def _open(path: Media) -> InputContainer:
@@ -99,6 +108,18 @@ def _film_stream(container: InputContainer) -> VideoStream:
   # Each pipeline thread reads its own file; more threads inside the decoders would only compete.
   context.thread_count = 1
   return stream
+
+
+def _alpha_decoder(stream: VideoStream) -> av.VideoCodecContext | None:
+  """Returns a decoder for a film whose transparency FFmpeg's own decoder would leave out."""
+  tags = {name.lower(): value for name, value in stream.metadata.items()}
+  name = _ALPHA_DECODERS.get(stream.codec_context.name)
+  if name is None or tags.get("alpha_mode") != "1":
+    return None
+  decoder = av.CodecContext.create(name, "r")
+  decoder.thread_count = stream.codec_context.thread_count
+  decoder.options = stream.codec_context.options
+  return decoder
 
 
 def check_size(height: int, width: int) -> None:

@@ -55,6 +55,21 @@ def read_image(path: Media, background: colour.Colour = colour.WHITE) -> Image.I
     return shown if turn is None else shown.transpose(turn)
 
 
+def image_of(array: np.ndarray, background: colour.Colour = colour.WHITE) -> Image.Image:
+  """Returns a decoded image as RGB.
+
+  Args:
+    array: [H, W, C] of 8 or 16 bits; C is 1, 2 with transparency, 3, or 4 with transparency.
+    background: colour behind transparent pixels.
+  Raises:
+    ValueError: its numbers are of another type.
+  """
+  if array.dtype not in (np.uint8, np.uint16):
+    raise ValueError(f"pixels of type {array.dtype} are not supported")
+  array = (array >> 8).astype(np.uint8) if array.dtype == np.uint16 else array
+  return _to_rgb(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array), background)
+
+
 def _turn(image: Image.Image) -> Image.Transpose | None:
   try:
     orientation = image.getexif().get(_ORIENTATION)
@@ -65,8 +80,12 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 def _to_rgb(image: Image.Image, background: colour.Colour) -> Image.Image:
   hidden = image.info.get("transparency")  # A colour that is transparent, or alphas of a palette.
+  if image.mode == "F":
+    raise ValueError("pixels of type float32 are not supported")
   if image.mode.startswith("I"):  # Grey of 16 bits.
     grey = np.asarray(image)
+    if grey.min() < 0 or grey.max() > 65535:
+      raise ValueError("pixels of 32 bits are not supported")
     eight = Image.fromarray((grey >> 8).clip(0, 255).astype(np.uint8))
     if hidden is None:
       return eight.convert("RGB")

@@ -83,6 +83,9 @@ def duration_and_rate(film: Film) -> tuple[float, Fraction]:
   """Returns the duration in seconds, and the average rate of all frames but the last.
 
   Where the headers do not have them, all packets are read, but not decoded.
+
+  Raises:
+    ValueError: the film has no frame.
   """
   stream, rate = film.stream, stated_rate(film)
   if rate and stream.duration and _is_duration_right(film) and _is_steady(film, rate):
@@ -186,9 +189,19 @@ def _decoded(film: Film) -> Iterator[TimedFrame]:
   if not film.has_times:
     yield from _decoded_in_turn(film)
     return
-  for frame in film.container.decode(film.stream):
+  for frame in _frames(film):
     if frame.pts is not None:
       yield TimedFrame(frame.pts, frame.pts + (frame.duration or 0), frame)
+
+
+def _frames(film: Film) -> Iterator[av.VideoFrame]:
+  decoder = film.alpha_decoder
+  if decoder is None:
+    yield from film.container.decode(film.stream)
+    return
+  decoder.flush_buffers()  # It may have decoded elsewhere in the file, even to its end.
+  for packet in film.container.demux(film.stream):
+    yield from decoder.decode(packet if packet.size else None)
 
 
 def _decoded_in_turn(film: Film) -> Iterator[TimedFrame]:
@@ -217,4 +230,4 @@ def _decoded_in_turn(film: Film) -> Iterator[TimedFrame]:
       tick = places.popleft() if places else place
       held = TimedFrame(tick, tick + 1, frame)
   if held is not None:
-    yield held._replace(end=max(place, held.tick) + 1)
+    yield TimedFrame(held.tick, max(place, held.tick) + 1, held.frame)

@@ -72,7 +72,8 @@ class ClipSource:
   A bad sample is replaced by another one, drawn from (seed, i), so that the places of bad samples
   are shared out among all others.
 
-  A subclass defines `_find`, which finds a sample, and `_known_captions`, if it knows any.
+  A subclass defines `_find`, which finds a sample, `_file_of`, if it has files, and
+  `_known_captions`, if it knows any.
 
   Args:
     files: names of the samples.
@@ -157,23 +158,16 @@ class ClipSource:
 
     With it, a run notices that its data changed.
     """
-    path = getattr(self, "path", None)
-    if path is None:
-      return dict.fromkeys(self.files)
-    root, sizes = path if path.is_dir() else path.parent, {}
-
-    def size_of(file: str) -> int | None:
+    sizes: dict[str | None, int | None] = {}  # Many samples may be in one file.
+    files = [self._file_of(position) for position in range(len(self.files))]
+    for file in files:
       if file not in sizes:
-        try:
-          status = os.stat(os.path.join(root, file))
-          sizes[file] = status.st_size if stat.S_ISREG(status.st_mode) else None
-        except (OSError, ValueError):
-          sizes[file] = None
-      return sizes[file]
+        sizes[file] = None if file is None else _size_of(file)
+    return {sample: sizes[file] for sample, file in zip(self.files, files, strict=True)}
 
-    # Samples of a shard are SHARD/KEY.
-    shards = {file: size_of(file.partition("/")[0]) for file in self.files}
-    return {file: size_of(file) if size is None else size for file, size in shards.items()}
+  def _file_of(self, position: int) -> str | None:
+    """Returns the path of the local file that has a sample; None if there is none."""
+    return None
 
   def aspect_ratios(self) -> list[float]:
     """Returns height / width of each sample, in the order of `files`.
@@ -343,6 +337,14 @@ class ClipSource:
   def _nothing_left(self, count: int) -> str:
     causes = self.bad_samples.causes()
     return f"{self.bad_samples.source}: none of {count} samples can be used: {causes}."
+
+
+def _size_of(file: str) -> int | None:
+  try:
+    status = os.stat(file)
+  except (OSError, ValueError):
+    return None
+  return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 class EncodedSource:

@@ -4,6 +4,7 @@ A blank caption counts as missing. A sample has a list of captions, of which eac
 blank ones are left out. A sample that has only blank ones is bad.
 """
 
+import codecs
 import json
 import logging
 import math
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 
 CAPTIONS = "captions.jsonl"
 METADATA = "metadata.jsonl"
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_LISTS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def captions_of(facts: dict) -> list[str]:
@@ -90,33 +93,80 @@ def read_captions(folder: Path, listing: Listing) -> dict[str, list[str]]:
     if posixpath.basename(file) == METADATA:
       for name, captions in read_list(folder, file, names).items():
         found[name] = found.get(name) or captions
-  texts = Names(file for file in listing.others if file.lower().endswith(".txt"))
+  texts = {_stem(file): file for file in listing.others if _is_text(file)}
+  stems, unused = Names(texts), set(texts.values())
   for file in listing.media if texts else ():
-    if not found.get(file) and (text := texts.find(posixpath.splitext(file)[0] + ".txt")):
-      found[file] = _clean(_read_text(folder / text), str)
+    if (stem := stems.find(_stem(file))) is not None:
+      unused.discard(texts[stem])
+      if not found.get(file):
+        found[file] = _clean(_read_text(folder / texts[stem]), str)
+  _tell_unused(folder, sorted(unused), [file for file in listing.others if _is_unused_list(file)])
   return found
+
+
+def _tell_unused(folder: Path, texts: list[str], lists: list[str]) -> None:
+  found = [f"{len(texts)} text files belong to no clip, such as {texts[0]}"] if texts else []
+  found += [f"{len(lists)} lists are not used, such as {lists[0]}"] if lists else []
+  if found:
+    log.warning(
+      "%s: %s. Captions are in NAME.txt beside NAME.mp4, in %s in the folder itself, or in %s",
+      *(printable(str(folder)), printable("; ".join(found)), CAPTIONS, METADATA),
+    )
+
+
+def _stem(file: str) -> str:
+  return posixpath.splitext(file)[0]
+
+
+def _is_text(file: str) -> bool:
+  return file.lower().endswith(".txt")
+
+
+def _is_unused_list(file: str) -> bool:
+  """Returns whether a file seems to have captions, but in a format or a place that is not read."""
+  stem, ending = posixpath.splitext(posixpath.basename(file).lower())
+  is_list = stem in ("captions", "metadata") and ending in _LISTS
+  return is_list and file != CAPTIONS and posixpath.basename(file) != METADATA
+
+
+def may_have_captions(file: str) -> bool:
+  """Returns whether a file is one that `read_captions` may read, by its relative path."""
+  return _is_text(file) or file == CAPTIONS or posixpath.basename(file) == METADATA
+
+
+def decoded(data: bytes) -> str:
+  """Returns the text of a file with a caption, in UTF-8 or, as its first bytes say, in UTF-16."""
+  return data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig", "replace")
 
 
 def _read_text(path: Path) -> str:
   try:
-    return path.read_bytes().decode("utf-8-sig", "replace")
+    return decoded(path.read_bytes())
   except OSError as error:
     log.warning("%s cannot be read (%s)", printable(str(path)), error.strerror)
     return ""
 
 
 def read_list(folder: Path, file: str, names: Names) -> dict[str, list[str]]:
-  """Returns the captions of a list, if there is one; its paths are relative to its own folder."""
+  """Returns the captions of a list, if there is one; its paths are relative to its own folder.
+
+  Raises:
+    ValueError: a line is wrong; the message names the file and line, and how to fix it.
+  """
   is_metadata, below = file != CAPTIONS, posixpath.dirname(file)
   key = "file_name" if is_metadata else "file"
   captions: dict[str, list[str]] = {}
-  for number, line in _lines(folder / file):
+  is_first = True
+  for number, line in read_lines(folder / file):
     place = f"{printable(str(folder / file))}, line {number}"
     try:
       entry = parse_json(line)
-      if is_metadata and number == 1 and not (isinstance(entry, dict) and key in entry):
-        log.info("%s is not used: its first line has no file_name", file)
+      if is_metadata and is_first and not (isinstance(entry, dict) and key in entry):
+        log.info("%s is not used: its first line has no file_name", printable(file))
         return {}
+      is_first = False
+      if not isinstance(entry, dict):
+        raise TypeError("it is no object in braces")
       name, variants = _entry(entry, key, is_metadata)
     except (ValueError, KeyError, TypeError) as error:
       raise ValueError(
@@ -141,7 +191,7 @@ def read_list(folder: Path, file: str, names: Names) -> dict[str, list[str]]:
 def _entry(entry: dict, key: str, is_metadata: bool) -> tuple[str, list[str] | None]:
   """Returns a line's file and its captions; None if a line of metadata has no field for them."""
   if not isinstance(entry[key], str):
-    raise TypeError("both must be strings")
+    raise TypeError(f"{key} must be a string")
   fields = ("text", "caption", "captions") if is_metadata else ("caption", "captions")
   if not any(field in entry for field in fields):
     if is_metadata:
@@ -151,15 +201,22 @@ def _entry(entry: dict, key: str, is_metadata: bool) -> tuple[str, list[str] | N
     variants = _clean(entry.get("captions"), list)
     for field in fields[:-1]:
       variants = variants or _clean(entry.get(field), str)
-  except ValueError:
-    raise TypeError("both must be strings") from None
+  except ValueError as error:
+    raise TypeError(str(error)) from None
   return entry[key], variants
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-  """Yields the number and the bytes of each line that is not empty, if there is such a file."""
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+  """Yields the number and the bytes of each line that is not empty, if there is such a file.
+
+  Raises:
+    ValueError: it is in UTF-16.
+  """
   if path.is_file():
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    data = path.read_bytes()
+    if data.startswith(_UTF16):
+      raise ValueError(f"{printable(str(path))} is in UTF-16; save it as UTF-8")
+    for number, line in enumerate(data.split(b"\n"), start=1):
       if line.strip():
         yield number, line
 

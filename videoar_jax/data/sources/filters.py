@@ -32,23 +32,26 @@ _NODES = (
 )
 
 
-def parse_filter(text: str) -> Callable[[dict], bool]:
+def parse_filter(text: str, name: str = "data.filter") -> Callable[[dict], bool]:
   """Returns a function that returns whether to keep an entry.
 
   The function raises ValueError if a field is missing, or its type does not fit the expression.
 
+  Args:
+    text: the filter.
+    name: of the field or flag, for messages.
   Raises:
     ValueError: the text is not a valid filter; the message says what is wrong with it.
   """
   try:
     tree = ast.parse(text.strip(), mode="eval")
   except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-    raise ValueError(f"data.filter={text!r} is not a valid expression ({error})") from None
+    raise ValueError(f"{name}={text!r} is not a valid expression ({error})") from None
   for node in ast.walk(tree):
     if not isinstance(node, _NODES):
       piece = ast.get_source_segment(text.strip(), node) or type(node).__name__
       raise ValueError(
-        f"data.filter={text!r}: {piece!r} is not allowed; use fields, numbers, strings, "
+        f"{name}={text!r}: {piece!r} is not allowed; use fields, numbers, strings, "
         "comparisons, in, and, or, not, + - * /"
       )
 
@@ -56,7 +59,7 @@ def parse_filter(text: str) -> Callable[[dict], bool]:
     try:
       return bool(_evaluate(tree.body, entry))
     except (TypeError, ZeroDivisionError, LookupError) as error:
-      raise ValueError(f"data.filter={text!r}: {error}") from None
+      raise ValueError(f"{name}={text!r}: {error}") from None
 
   return keep
 

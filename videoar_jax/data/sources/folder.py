@@ -158,6 +158,9 @@ class FolderSource(ClipSource):
   def _known_captions(self, position: int) -> list[str]:
     return self._videos[position].captions
 
+  def _file_of(self, position: int) -> str:
+    return str(self.path / self.files[position])
+
   def _find(self, position: int) -> Sample:
     video = self._videos[position]
     return Sample(video.captions, video.class_id, lambda params: self._frames(video, params))

@@ -21,7 +21,7 @@ from videoar_jax.data.bad_samples import BadSamples, bad_sample
 from videoar_jax.data.media import clips
 from videoar_jax.data.sources import remote, splits
 from videoar_jax.data.sources.base import ClipParams, ClipSource, Sample
-from videoar_jax.data.sources.captions import captions_of, class_id_of, parse_json
+from videoar_jax.data.sources.captions import captions_of, class_id_of, parse_json, read_lines
 from videoar_jax.data.sources.filters import parse_filter
 from videoar_jax.data.sources.media_files import normal
 
@@ -110,15 +110,14 @@ def file_name(entry: dict) -> str:
 
 def _read_jsonl(path: Path) -> list[tuple[str, dict]]:
   entries = []
-  for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-    if line.strip():
-      place = f"{path}, line {number}"
-      try:
-        entries.append((place, dict(parse_json(line))))
-      except (ValueError, TypeError) as error:
-        raise ValueError(
-          f'{place}: expected {{"path": "a/b.mp4", "caption": "..."}}, found {line[:80]!r}'
-        ) from error
+  for number, line in read_lines(path):
+    place = f"{path}, line {number}"
+    try:
+      entries.append((place, dict(parse_json(line))))
+    except (ValueError, TypeError) as error:
+      raise ValueError(
+        f'{place}: expected {{"path": "a/b.mp4", "caption": "..."}}, found {line[:80]!r}'
+      ) from error
   return entries
 
 
@@ -175,6 +174,8 @@ class IndexSource(ClipSource):
           self._entries[sample_name(entry)] = entry
       except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
+    if not entries:
+      raise ValueError(f"{self.path} has no entries")
     if not self._entries:
       raise ValueError(f"{self.path}: data.filter={filter!r} keeps none of {len(entries)} entries")
     # All segments of a file are in the same split.
@@ -193,11 +194,19 @@ class IndexSource(ClipSource):
       return []
 
   def aspect_ratios(self) -> list[float]:
-    """Returns height / width of each sample, in the order of `files`."""
+    """Returns height / width of each sample, in the order of `files`.
+
+    Raises:
+      ValueError: an entry has no width and height.
+    """
     for file in self.files:
       if not self._entries[file].get("aspect_ratio"):
         raise ValueError(f"{self.path}: {file!r} has no width and height; add them")
     return [1 / self._entries[file]["aspect_ratio"] for file in self.files]
+
+  def _file_of(self, position: int) -> str | None:
+    path = remote.join(self._root, self._entries[self.files[position]]["path"])
+    return None if remote.is_url(path) else find_file(path)
 
   def _find(self, position: int) -> Sample:
     entry = self._entries[self.files[position]]
@@ -222,8 +231,16 @@ def open_media(path: str) -> clips.Media:
     except ValueError as error:
       is_missing = isinstance(error.__cause__, FileNotFoundError)
       raise bad_sample("no such file" if is_missing else CANNOT_BE_FETCHED, str(error)) from error
+  found = find_file(path)
+  if found is None:
+    raise ValueError("no such file")
+  return found
+
+
+def find_file(path: str) -> str | None:
+  """Returns a file's path as the file system spells it; None if there is no such file."""
   # The index and the file system may spell accents differently.
   for spelling in (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))):
     if Path(spelling).is_file():
       return spelling
-  raise ValueError("no such file")
+  return None

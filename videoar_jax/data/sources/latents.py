@@ -20,7 +20,7 @@ from jaxtyping import BFloat16
 
 from videoar_jax.data.sources import records
 from videoar_jax.data.sources.captions import CutCaptions
-from videoar_jax.interop.strict_json import write_json
+from videoar_jax.interop.strict_json import to_json, write_json
 
 INDEX = "index.json"
 DTYPE = np.dtype(ml_dtypes.bfloat16)
@@ -74,7 +74,7 @@ class Index:
 def describe_clips(source) -> str:
   """Returns a hash of a source's files and captions, which shows whether they changed."""
   facts = [getattr(source, "files", None), source.longest_captions()]
-  return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+  return hashlib.sha256(to_json(facts).encode()).hexdigest()[:16]
 
 
 def read_index(folder: Path) -> Index | None:

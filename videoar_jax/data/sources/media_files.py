@@ -72,11 +72,17 @@ def list_files(folder: Path) -> Listing:
     if (status.st_dev, status.st_ino) in seen:
       continue
     seen.add((status.st_dev, status.st_ino))
-    if below and is_output(entry.name for entry in entries):
+    names = {entry.name for entry in entries}
+    # A folder of data that became that of a run or of samples, too.
+    left_out = set(_FOLDERS_OF_RUN) & names if names >= _RUN else set()
+    if OUTPUT_MARK in names and (marked := _names_of_output(path)):
+      names.remove(OUTPUT_MARK)
+      left_out |= marked & names
+    if below and is_output(names):
       log.warning("%s is left out: videoar_jax has written it", printable(str(path)))
       continue
-    # A folder of data that became that of a run, too.
-    left_out = _FOLDERS_OF_RUN if {entry.name for entry in entries} >= _RUN else ()
+    for name in sorted(left_out):
+      log.warning("%s is left out: videoar_jax has written it", printable(f"{path}/{name}"))
     for entry in entries:
       if is_hidden(entry.name) or entry.name in left_out:
         continue
@@ -87,6 +93,35 @@ def list_files(folder: Path) -> Listing:
         case "file":
           files = listing.media if is_media(entry.name) else listing.others
           files.append(below + entry.name)
+  listing.media.sort()
+  return listing
+
+
+def listing_of(files: Iterable[str]) -> Listing:
+  """Returns the listing of a folder that has files of these relative paths."""
+  names: dict[str, set[str]] = collections.defaultdict(set)
+  for file in files:
+    if not is_hidden(posixpath.dirname(file)):
+      names[posixpath.dirname(file)].add(posixpath.basename(file))
+
+  @functools.cache
+  def is_left_out(below: str) -> bool:
+    if not below:
+      return False
+    above, name = posixpath.split(below)
+    if is_left_out(above):
+      return True
+    is_of_run = name in _FOLDERS_OF_RUN and names.get(above, set()) >= _RUN
+    if is_found := is_of_run or is_output(names.get(below, ())):
+      log.warning("%s is left out: videoar_jax has written it", printable(below))
+    return is_found
+
+  listing = Listing([], [])
+  for below in sorted(names):
+    for name in sorted(names[below]) if not is_left_out(below) else ():
+      if not is_hidden(name):
+        files = listing.media if is_media(name) else listing.others
+        files.append(posixpath.join(below, name))
   listing.media.sort()
   return listing
 
@@ -129,11 +164,30 @@ def is_output(names: Iterable[str]) -> bool:
   return any(marks <= names for marks in _OUTPUTS)
 
 
-def mark_output(folder: Path) -> None:
-  """Makes a folder for media that are no data; a folder that has files already is left as it is."""
+def mark_output(folder: Path, names: Iterable[str]) -> None:
+  """Makes a folder for media that are no data.
+
+  An empty folder is marked as a whole; in one that has files already, only the new names are.
+
+  Args:
+    folder: the folder.
+    names: names of the files and folders that are about to be written there.
+  """
   folder.mkdir(parents=True, exist_ok=True)
+  mark = folder / OUTPUT_MARK
   if not any(folder.iterdir()):
-    (folder / OUTPUT_MARK).touch()
+    mark.touch()
+  elif not mark.exists() or mark.stat().st_size:
+    with mark.open("a", encoding="utf-8", errors="surrogateescape") as file:
+      file.write("".join(f"{name}\n" for name in names))
+
+
+def _names_of_output(folder: str | Path) -> set[str]:
+  """Returns which names in a folder `mark_output` has listed; empty if that is the whole folder."""
+  try:
+    return set(Path(folder, OUTPUT_MARK).read_text("utf-8", "surrogateescape").splitlines())
+  except OSError:
+    return set()
 
 
 def printable(name: str) -> str:

@@ -25,6 +25,7 @@ from videoar_jax.data.media import clips
 from videoar_jax.data.sources import remote
 from videoar_jax.data.sources.media_files import printable
 from videoar_jax.interop.atomic import write_text
+from videoar_jax.interop.strict_json import to_json
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class _Probes:
     # Where nothing can be written, the next start has to read the files again.
     with contextlib.suppress(OSError):
       self._note.parent.mkdir(parents=True, exist_ok=True)
-      write_text(self._note, json.dumps({"reader": _reader(), "files": files}))
+      write_text(self._note, to_json({"reader": _reader(), "files": files}))
 
 
 def _stamp(path: str) -> list[int]:

@@ -14,6 +14,7 @@ import grain
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from videoar_jax.interop.atomic import replacing
+from videoar_jax.interop.strict_json import to_json
 
 SUFFIX = ".array_record"
 
@@ -21,7 +22,7 @@ SUFFIX = ".array_record"
 def pack(header: dict, payload: bytes) -> bytes:
   """Returns a record; the inverse of `unpack`."""
   # Halves of surrogate pairs, as a text that was cut may have, are no UTF-8.
-  return json.dumps(header, ensure_ascii=False).encode("utf-8", "replace") + b"\n" + payload
+  return to_json(header, ensure_ascii=False).encode("utf-8", "replace") + b"\n" + payload
 
 
 def unpack(record: bytes) -> tuple[dict, bytes]:

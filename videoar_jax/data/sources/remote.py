@@ -1,7 +1,7 @@
 """Files at URLs such as gs://bucket/folder, s3://bucket/folder or memory://folder, by fsspec.
 
 Files that need random access are copied once to a local cache, `$VIDEOAR_JAX_DATA` (by default
-`~/.cache/videoar_jax/data`), and again when they change. Local paths are used directly.
+`data` in `interop.caches.cache_root`), and again when they change. Local paths are used directly.
 """
 
 import contextlib
@@ -9,24 +9,28 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 
 from videoar_jax.interop.atomic import replacing, write_text
+from videoar_jax.interop.caches import cache_root
+from videoar_jax.interop.strict_json import to_json
 
+_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]+:/")
 _COPIED = "copied.json"  # The checksum of each copied file.
 
 
 def cache_folder() -> Path:
   """Returns the folder of what is kept from one run to the next."""
-  return Path(os.environ.get("VIDEOAR_JAX_DATA", "~/.cache/videoar_jax/data")).expanduser()
+  return Path(os.environ.get("VIDEOAR_JAX_DATA") or cache_root() / "data").expanduser()
 
 
 def is_url(path: str | Path) -> bool:
-  """Returns whether a path is a URL."""
-  return "://" in str(path)
+  """Returns whether a path is a URL, or a chain of them; a `Path` has only one slash of "://"."""
+  return _URL.match(str(path)) is not None
 
 
 def join(folder: str | Path, file: str) -> str:
@@ -78,7 +82,7 @@ def _copy(url: str, is_wanted) -> Path:
   folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
   folder.mkdir(parents=True, exist_ok=True)
   note = folder / _COPIED
-  copied = json.loads(note.read_text()) if note.is_file() else {}
+  copied = _read_note(note)
   with errors(url):
     files, root = fsspec.core.url_to_fs(url)
     found = {
@@ -94,14 +98,22 @@ def _copy(url: str, is_wanted) -> Path:
         with replacing(folder / name) as partial:
           files.get_file(source, os.fspath(partial))
         copied[name] = stamp
-        write_text(note, json.dumps(copied))
+        write_text(note, to_json(copied))
   for name in set(copied) - set(found):
     # Remove local copies of deleted files, except those that another call wanted.
     if is_wanted(name):
       (folder / name).unlink(missing_ok=True)
       del copied[name]
-  write_text(note, json.dumps(copied))
+  write_text(note, to_json(copied))
   return folder
+
+
+def _read_note(note: Path) -> dict[str, str]:
+  """Returns the checksums of the copies; none if they are missing or damaged."""
+  try:
+    return dict(json.loads(note.read_text()))
+  except (OSError, ValueError, TypeError, RecursionError):
+    return {}
 
 
 @contextlib.contextmanager

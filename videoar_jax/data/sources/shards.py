@@ -20,6 +20,7 @@ from videoar_jax.data.sources.media_files import is_hidden
 from videoar_jax.data.sources.tar import TarShard
 
 PREPARED = "prepared.json"
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def prepared_name(shard: int, num_shards: int) -> str:
@@ -73,7 +74,11 @@ class RecordShard:
         )
 
   def read(self, position: int) -> tuple[dict, bytes]:
-    """Returns a sample's metadata and media file."""
+    """Returns a sample's metadata and media file.
+
+    Raises:
+      ValueError: the record is damaged.
+    """
     try:
       return records.unpack(self._records[position])
     except RuntimeError as error:  # Raised by Riegeli for damaged data.
@@ -109,7 +114,11 @@ def open_shards(path: Path) -> dict[str, Shard]:
   found = (file for file in path.iterdir() if not is_hidden(file.name))
   files = sorted(file for file in found if file.suffix in kinds)
   if not files:
-    raise ValueError(f"There are no shards in {str(path)!r}: no file ends in {' or '.join(kinds)}.")
+    message = f"There are no shards in {str(path)!r}: no file ends in {' or '.join(kinds)}."
+    packed = sorted(file.name for file in path.iterdir() if file.name.endswith(_COMPRESSED))
+    if packed:
+      message += f" {packed[0]} is compressed, which cannot be read at random places; unpack it."
+    raise ValueError(message)
   return {file.name: kinds[file.suffix](file) for file in files}
 
 
@@ -173,8 +182,15 @@ class ShardsSource(ClipSource):
     bad_samples = BadSamples(str(path), len(videos), max_bad_share)
     super().__init__(files, split, bad_samples=bad_samples, **clip)
 
+  def _file_of(self, position: int) -> str:
+    return str(self.path / self._places[self.files[position]][0])
+
   def aspect_ratios(self) -> list[float]:
-    """Returns height / width of each sample, in the order of `files`; for prepared shards only."""
+    """Returns height / width of each sample, in the order of `files`.
+
+    Raises:
+      ValueError: a shard is not one of `prepare.py`, which alone know them.
+    """
     ratios = []
     for file in self.files:
       name, position = self._places[file]

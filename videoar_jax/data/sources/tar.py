@@ -17,15 +17,16 @@ import posixpath
 import tarfile
 from pathlib import Path
 
-from videoar_jax.data.sources.captions import clean_text, parse_json
-from videoar_jax.data.sources.media_files import MEDIA_EXTENSIONS, is_hidden
+from videoar_jax.data.sources.captions import clean_text, decoded, parse_json
+from videoar_jax.data.sources.media_files import MEDIA_EXTENSIONS, is_hidden, normal
 from videoar_jax.interop.atomic import write_text
+from videoar_jax.interop.strict_json import to_json
 
 log = logging.getLogger(__name__)
 
 _MEDIA = tuple(ending.removeprefix(".") for ending in MEDIA_EXTENSIONS)
 _ENDINGS = (*_MEDIA, "txt", "json")
-_FORMAT = 2  # Of the stored index.
+_FORMAT = 3  # Of the stored index.
 
 Parts = dict[str, list[int]]  # [offset, size] of a sample's members, by ending.
 
@@ -61,7 +62,11 @@ class TarShard:
       log.warning("%s has media that belong to no sample: %s", path, counts)
 
   def read(self, position: int) -> tuple[dict, bytes]:
-    """Returns a sample's metadata and media file."""
+    """Returns a sample's metadata and media file.
+
+    Raises:
+      ValueError: a member is cut off, or its JSON is damaged.
+    """
     parts = self._samples[position]
     with self.path.open("rb") as file:
 
@@ -79,7 +84,7 @@ class TarShard:
           facts = dict(parse_json(part("json")))
         except (TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
           raise ValueError(f"its JSON is damaged ({type(error).__name__})") from error
-      text = clean_text(part("txt").decode("utf-8-sig", "replace")) if "txt" in parts else ""
+      text = clean_text(decoded(part("txt"))) if "txt" in parts else ""
       if text:
         facts |= {"caption": text, "captions": None}
       return facts, part(next(name for name in _MEDIA if name in parts))
@@ -99,13 +104,14 @@ def _index_of(path: Path) -> dict:
   values = {"stamp": stamp} | _scan(path)
   # In a read-only folder, the next run has to scan the tar file again.
   with contextlib.suppress(OSError):
-    write_text(saved, json.dumps(values))
+    write_text(saved, to_json(values))
   return values
 
 
 def _scan(path: Path) -> dict:
   """Returns the parts of each sample, the endings of unused media, and what is damaged, if any."""
   samples: dict[str, Parts] = {}
+  names: dict[str, str] = {}  # A sample has the name of its first member, however that is spelled.
   unused, damage, last = collections.Counter(), None, None
   size = path.stat().st_size
   try:
@@ -114,6 +120,7 @@ def _scan(path: Path) -> dict:
         if not member.isfile() or is_hidden(member.name):
           continue
         key, ending = _split_name(member.name)
+        key = names.setdefault(normal(key), key)
         if member.offset_data + member.size > size:
           damage, last = "it is cut off", key
           break

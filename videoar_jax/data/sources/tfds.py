@@ -13,10 +13,10 @@ import types
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from videoar_jax.data.bad_samples import BadSamples, bad_sample
 from videoar_jax.data.media import clips
+from videoar_jax.data.media.images import image_of
 from videoar_jax.data.sources import remote, splits
 from videoar_jax.data.sources.base import ClipParams, ClipSource, Sample
 from videoar_jax.data.sources.captions import captions_of
@@ -115,7 +115,9 @@ class TfdsSource(ClipSource):
       # A clip may begin at any time at which its last frame is not over.
       start = params.where * max(len(frames) - (self.num_frames - 1) * step, 0.0)
       numbers = np.floor(start + step * np.arange(self.num_frames) + 1e-6).astype(int)
-      images = [_to_image(frames[number]) for number in numbers.clip(max=len(frames) - 1)]
+      images = [
+        image_of(frames[number], self.background) for number in numbers.clip(max=len(frames) - 1)
+      ]
       return np.stack(
         [clips.resize_and_crop_image(image, self.resolution, params.crop) for image in images]
       )
@@ -129,10 +131,6 @@ def _checked_rate(value) -> float:
   if not 0 < rate < math.inf:
     raise bad_sample("its frame rate is not a positive number", f"it is {rate:g}")
   return rate
-
-
-def _to_image(frame: np.ndarray) -> Image.Image:
-  return Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame).convert("RGB")
 
 
 def _open(folder: Path, path: str | Path):

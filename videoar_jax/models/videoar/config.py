@@ -29,7 +29,8 @@ class GeneratorConfig:
     rope_base: base of the rotary wavelengths.
     rope_fractions: shares of the rotary frequencies for time, height and width.
     rope_is_interleaved: give each axis frequencies from the whole range; otherwise each axis has
-      one contiguous section of it.
+      one contiguous section of it. The width axis then has only the lowest frequencies, which on
+      small grids is worse than learned positions, see docs/ablation.md.
     context: which tokens of earlier frames a frame attends to: "scales", all their scales, or
       "full_frame", their complete latent.
     prev_frame_input: which inputs include the previous frame: "first_scale" or "all_scales".
@@ -60,7 +61,7 @@ class GeneratorConfig:
   has_place_embedding: bool = False
   rope_base: float = 10000.0
   rope_fractions: tuple[float, ...] = (0.25, 0.375, 0.375)
-  rope_is_interleaved: bool = False
+  rope_is_interleaved: bool = True
   context: str = "scales"
   prev_frame_input: str = "first_scale"
   rope_grid: str = "scale"

@@ -16,6 +16,7 @@ from videoar_jax.models.request import first_frames
 from videoar_jax.models.videoar import decode
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
+from videoar_jax.models.videoar.pixel_memory import parts_of
 from videoar_jax.models.videoar.request import Request, Requests
 from videoar_jax.models.videoar.score import score
 from videoar_jax.parallel.mesh import num_batch_shards, shard_padded
@@ -24,8 +25,6 @@ from videoar_jax.parallel.rules import constrain
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
 from videoar_jax.tokenizers.encoding import encode
 from videoar_jax.tokenizers.pixels import to_uint8
-
-_PIXEL_BYTES = 2**28  # Largest array when decoding pixels; more clips or frames are chunked.
 
 
 class Model:
@@ -337,22 +336,13 @@ class Model:
 
   def _pixels(self, latents: Float[Array, "b t h w d"]) -> UInt8[np.ndarray, "b f H W 3"]:
     """Decodes clips in memory that does not grow with their number or length."""
-    b, t, *_ = latents.shape
-    config, (height, width) = self.tokenizer.config, self.resolution
-    # Of the decoder's largest array, for each pixel.
-    channels = config.base_channels * config.multipliers[0] / config.patch_size**2
-    channels = max(channels, config.refine_channels / 4)
-    frame_bytes = round(4 * config.temporal_stride * height * width * channels)
-    num = max(1, _PIXEL_BYTES // frame_bytes)  # Latent frames, of one clip or of several.
-    # Equal groups, so that all share one compiled program.
-    rows = (
-      b if self.mesh is not None else max(n for n in range(1, b + 1) if b % n == 0 and n <= num)
+    rows, chunk = parts_of(
+      latents.shape[:2], self.tokenizer.config, self.resolution, is_split=self.mesh is None
     )
-    chunk = min(t, max(1, num // rows))
     clips = []
-    for first in range(0, b, rows):
+    for first in range(0, len(latents), rows):
       part, state, frames = latents[first : first + rows], None, []
-      for start in range(0, t, chunk):
+      for start in range(0, latents.shape[1], chunk):
         decoded = self._run(self.tokenizer.decode_chunk, part[:, start : start + chunk], state)
         frames.append(fetch(to_uint8(decoded[0])))
         state = decoded[1]
