@@ -154,18 +154,26 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
   known = set()
   for name, family in FAMILIES.items():
     group = parser.add_argument_group(f"settings of {name}", "default: as in the run's config")
-    texts, hints = attribute_docs(family.sampling), typing.get_type_hints(family.sampling)
+    texts = attribute_docs(family.sampling)
     for field in dataclasses.fields(family.sampling):
       if field.name not in known:
-        kind = next(kind for kind in (int, float, str) if _is_of(hints[field.name], kind))
+        # A text where families differ: which of them it is for is not known yet.
+        kinds = {_kind_of(x, field.name) for x in FAMILIES.values() if _has(x, field.name)}
+        kind = kinds.pop() if len(kinds) == 1 else str
         # argparse interprets percent signs.
         text = texts.get(field.name, "").replace("%", "%%")
         group.add_argument(f"--{field.name}", type=kind, default=argparse.SUPPRESS, help=text)
       known.add(field.name)
 
 
-def _is_of(hint, kind: type) -> bool:
-  return hint is kind or kind in typing.get_args(hint)
+def _has(family: Family, name: str) -> bool:
+  return name in fields_of(family.sampling)
+
+
+def _kind_of(family: Family, name: str) -> type:
+  """Returns the type of a family's setting: int, float or str."""
+  hint = typing.get_type_hints(family.sampling)[name]
+  return next(kind for kind in (int, float, str) if hint is kind or kind in typing.get_args(hint))
 
 
 def _settings_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -175,11 +183,20 @@ def _settings_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_family(options: argparse.Namespace, family: Family) -> None:
-  """Raises ValueError if a flag belongs to another family, or its value is invalid."""
+  """Gives flags the types of a family's settings.
+
+  Raises:
+    ValueError: a flag belongs to another family, or its value is invalid.
+  """
   for name in _settings_of(options).keys() - fields_of(family.sampling).keys():
     own = next(key for key, other in FAMILIES.items() if other is family)
-    owner = next(key for key, other in FAMILIES.items() if name in fields_of(other.sampling))
+    owner = next(key for key, other in FAMILIES.items() if _has(other, name))
     raise ValueError(f"--{name} is a setting of {owner}, but the run's family is {own}; remove it")
+  for name, value in _settings_of(options).items():
+    try:
+      setattr(options, name, _kind_of(family, name)(value))
+    except ValueError:
+      raise ValueError(f"--{name}={value} is not a number") from None
   try:
     family.sampling(**_settings_of(options))
   except ValueError as error:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt
 
 from videoar_jax.models.base import ClipShape
 from videoar_jax.tokenizers.base import TokenizerConfig
@@ -163,6 +163,6 @@ def first_frames(image, video) -> np.ndarray | None:
   return image[..., None, :, :, :]
 
 
-def sample_keys(seed: int | Int[Array, ""], sample_ids: Int[Array, "b"]) -> Array:
+def sample_keys(seed: int | Int[Array, ""] | UInt[Array, ""], sample_ids: Int[Array, "b"]) -> Array:
   """Returns a key for each sample, which depends only on the seed and the sample's number."""
   return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(sample_ids)

@@ -90,8 +90,12 @@ def test_the_command_takes_the_flags_of_the_family(workdir, tmp_path, capsys):
   flags = [f"--workdir={workdir}", f"--prompt={PROMPTS[0]}", f"--out={tmp_path}"]
   assert sample.main([*flags, "--num_ar_steps=2", "--guidance=1"]) == 0
   assert len(list(tmp_path.glob("*.mp4"))) == 1
-  assert sample.main([*flags, "--temperature=0.5"]) == 2
-  assert "temperature" in capsys.readouterr().err
+  for flag, text in (
+    ("--temperature=0.5", "--temperature is a setting of videoar, but the run's family is nova"),
+    ("--guidance=ucf101", "--guidance=ucf101 is not a number"),
+  ):
+    assert sample.main([*flags, flag]) == 2
+    assert text in capsys.readouterr().err
 
 
 def test_sets_of_any_grouping_make_the_same_clip(model, monkeypatch):
@@ -127,7 +131,7 @@ def test_known_tokens_of_training_follow_the_distribution():
 
 def test_a_later_slot_does_not_change_an_earlier_one():
   config = NovaConfig(
-    d_model=16, num_heads=1, num_video_layers=2, num_image_layers=2, mlp_ratio=1, mixer_rank=0,
+    d_model=32, num_heads=1, num_video_layers=2, num_image_layers=2, mlp_ratio=1, mixer_rank=0,
     num_channels=2, video_patch_size=2, patch_size=1, vocabulary_size=5, text_length=3,
   )  # fmt: skip
   for positions in ("absolute", "rope"):

@@ -84,6 +84,12 @@ class NovaConfig:
       raise ValueError(
         f"generator.d_model={self.d_model} must be a multiple of 4 num_heads={4 * self.num_heads}"
       )
+    k = self.d_model // self.num_heads
+    if self.positions == "rope" and (k // 8 % 2 or (k - k // 8) % 4):
+      raise ValueError(
+        f"generator.positions='rope' splits heads of {k} into an eighth for time and halves of the "
+        "rest, in pairs; take heads of 32, 64 or 96"
+      )
     if self.num_image_layers % 2:
       raise ValueError(f"generator.num_image_layers={self.num_image_layers} must be even")
     if self.video_patch_size % self.patch_size:

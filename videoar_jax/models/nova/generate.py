@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt
 
 from videoar_jax.models.nova import orders
 from videoar_jax.models.nova.config import NovaConfig
@@ -294,7 +294,10 @@ def _denoise(net: Nova, plan: Plan, draws: Draws, z, chosen, frame, step, scale)
 
 
 def key_draws(
-  seed: int | Int[Array, ""], sample_ids: Int[Array, "b"], plan: Plan, config: NovaConfig
+  seed: int | Int[Array, ""] | UInt[Array, ""],
+  sample_ids: Int[Array, "b"],
+  plan: Plan,
+  config: NovaConfig,
 ) -> KeyDraws:
   """Returns the random numbers of clips with given numbers under a seed."""
   num_tokens = (plan.size[0] // config.patch_size) * (plan.size[1] // config.patch_size)

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from videoar_jax.models.base import ClipShape
-from videoar_jax.models.nova import generate, orders
+from videoar_jax.models.nova import generate, loss, orders
 from videoar_jax.models.nova.config import NovaSampling
 from videoar_jax.models.nova.network import Nova
 from videoar_jax.models.nova.task import null_of, plan_of
@@ -22,6 +22,8 @@ from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.rules import constrain
 from videoar_jax.tokenizers.base import Tokenizer
 from videoar_jax.tokenizers.pixels import to_float, to_uint8
+
+_REPEATS = 4  # How often a clip's tokens are noised to score it.
 
 
 class Model:
@@ -63,6 +65,7 @@ class Model:
       batch_size=batch_size,
     )
     self._sample = jax.jit(self._sample_batch, static_argnames=("sampling", "num_latents"))
+    self._score = jax.jit(_score)
 
   @property
   def num_frames(self) -> int:
@@ -170,6 +173,58 @@ class Model:
       clips = np.concatenate([clips, new[:, overlap_frames:]], axis=1)
     return clips[:, :num_frames]
 
+  def stream(
+    self,
+    prompts: list[str],
+    num_frames: float | None = None,
+    seed: int = 0,
+    *,
+    image: UInt8[np.ndarray, "*b H W 3"] | None = None,
+    video: UInt8[np.ndarray, "*b u H W 3"] | None = None,
+    sample_ids: Sequence[int] | None = None,
+    **settings: Any,
+  ) -> Iterator[UInt8[np.ndarray, "b f H W 3"]]:
+    """Generates clips of any length, and yields them a window of the trained length at a time.
+
+    Each window starts from the last frame of the one before.
+
+    Args:
+      prompts, seed, image, video, sample_ids, **settings: see `sample`.
+      num_frames: see `sample`; `math.inf` for an endless stream.
+    Raises:
+      ValueError: as `sample`.
+    """
+    num_frames = self.num_frames if num_frames is None else num_frames
+    settings["sample_ids"] = sample_ids
+    clips = self.sample(
+      prompts, int(min(num_frames, self.num_frames)), seed, image=image, video=video, **settings
+    )
+    done = clips.shape[1]
+    yield clips
+    while done < num_frames:
+      more = int(min(num_frames - done, self.num_frames - 1))
+      # Another seed for each window, as in `extend`.
+      head = clips[:, -1:]
+      clips = self.extend(head, prompts, 1 + more, seed + (done << 32), **settings)
+      done += more
+      yield clips[:, 1:]
+
+  def score(
+    self, prompts: list[str], video: UInt8[np.ndarray, "b f H W 3"]
+  ) -> dict[str, Float[np.ndarray, "b"]]:
+    """Returns the training loss of given clips, with the same noise for each.
+
+    Args:
+      prompts: texts.
+      video: a clip for each, of 1 + tau k frames.
+    Raises:
+      ValueError: a prompt is too long, or clips do not fit.
+    """
+    video = self.requests.check_conditioning(np.asarray(video), len(prompts), "video")
+    texts = np.stack([self.text_encoder.encode(prompt) for prompt in prompts])
+    found = self._run(self._score, self.generator, texts, self._latents(video))
+    return {name: fetch(values) for name, values in found.items()}
+
   def _clips(self, prompts, num_frames: int, seed: int, given, sample_ids, settings: dict):
     """Generates clips of at most the trained length, one batch after the other."""
     requests, num = self.requests, len(prompts)
@@ -224,3 +279,16 @@ class Model:
       given,
     )
     return constrain(latents.astype(jnp.float32), ("batch", None, None, None, None))
+
+
+def _score(generator: Nova, texts, latents: Float[Array, "b t h w c"]) -> dict[str, Array]:
+  config, (_, t, h, w, _) = generator.config, latents.shape
+  process, num_tokens = config.process(), h * w // config.patch_size**2
+  draws = loss.draw(jax.random.key(0), t, num_tokens, config.token_width, _REPEATS, process)
+
+  def one(text, clip):
+    prefix = generator.temporal.prefix(text[None], None, jnp.dtype(config.dtype))
+    first, later = loss.losses(generator, clip[None], prefix, draws, process)
+    return {"loss": first + later, "loss_first": first, "loss_later": later}
+
+  return jax.lax.map(lambda pair: one(*pair), (texts, latents))

@@ -1,6 +1,6 @@
 """The memory of decoding pixels: it does not grow with the number or the length of clips."""
 
-from videoar_jax.tokenizers.bsq.autoencoder import AutoencoderConfig
+from videoar_jax.tokenizers.autoencoder import AutoencoderConfig
 
 _PIXEL_BYTES = 2**28  # Largest array; more clips or frames are decoded in parts.
 
