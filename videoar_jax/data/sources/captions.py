@@ -272,6 +272,6 @@ class CutCaptions:
         self._is_told = True
         log.warning(
           "%s: captions that are too long are cut to fit, the first that of %s: %s",
-          *(self._source, file, error),
+          *(printable(self._source), printable(file), error),
         )
       return cut, text

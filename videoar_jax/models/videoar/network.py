@@ -199,7 +199,10 @@ class Generator(nnx.Module):
       np.arange(t * stride) < stride,
       np.tile(np.arange(stride), t),
     )
-    x = jnp.concatenate([self.embed_text(text, dtype), video], 1)[:, : layout.length]
+    # Each device of a sequence has the whole text. Otherwise, with "tensor" also sharded, XLA adds
+    # gradients of other tokens to the table's row 0, of padding.
+    embedded = constrain(self.embed_text(text, dtype), ("batch", None, None))
+    x = jnp.concatenate([embedded, video], 1)[:, : layout.length]
     if self.position_embedding is not None:
       x = x + self.position_embedding(jnp.arange(layout.length)).astype(x.dtype)
     mask = AttentionMask(layout.mask(window), is_text(text), frame_keep, self.attention_backend())
