@@ -88,7 +88,7 @@ def test_wrong_requests_are_named(model):
 
 def test_the_command_takes_the_flags_of_the_family(workdir, tmp_path, capsys):
   flags = [f"--workdir={workdir}", f"--prompt={PROMPTS[0]}", f"--out={tmp_path}"]
-  assert sample.main([*flags, "--num_ar_steps=2", "--guidance=1"]) == 0
+  assert sample.main([*flags, "--num_samples=1", "--num_ar_steps=2", "--guidance=1"]) == 0
   assert len(list(tmp_path.glob("*.mp4"))) == 1
   for flag, text in (
     ("--temperature=0.5", "--temperature is a setting of videoar, but the run's family is nova"),
