@@ -47,7 +47,7 @@ def test_public_sizes_are_recognised_and_every_key_is_used_once(public_shapes, n
   shapes, (num_bits, multipliers) = public_shapes[name], PUBLIC[name]
   config = infinity.recognise(shapes)
   assert config == BSQConfig(
-    num_bits, multipliers=multipliers, strides=((1, 2),) * (len(multipliers) - 1)
+    num_bits=num_bits, multipliers=multipliers, strides=((1, 2),) * (len(multipliers) - 1)
   )
   names = infinity.check_keys(config, shapes)
   assert sorted([*names.values(), *infinity.NOT_NEEDED]) == sorted(shapes)
