@@ -1,4 +1,4 @@
-"""NOVA at a small size: continuous tokenizer, then generator; about 12 minutes on two CPU cores.
+"""NOVA at a small size: continuous tokenizer, then generator. In progress: no times or scores yet.
 
 python -m videoar_jax.main --config=configs/nova_quickstart.py --workdir=runs/nova
 """
