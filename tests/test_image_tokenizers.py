@@ -69,7 +69,7 @@ def test_tokenizer_starts_from_an_image_tokenizer(tmp_path):
 
   for flag, message in (
     ("--config.tokenizer.base_channels=8", "tokenizer.base_channels=8, but 4 in"),
-    ("--config.stage.tokenizer.init.from=nowhere", "no weights in nowhere"),
+    ("--config.stage.tokenizer.init.from=nowhere", "nowhere: there are no weights in "),
     ("--config.stage.tokenizer.init.temporal=ones", "temporal='ones'"),
   ):
     done = run(command(tmp_path / "bad", *flags, flag, config=config))

@@ -27,7 +27,7 @@ def test_a_file_imports_its_neighbours_from_any_folder(tmp_path):
   """`from configs.common import ...` imports from the file's own folder, which is not a package."""
   place = shutil.copytree(ROOT / "configs", tmp_path / "elsewhere" / "configs")
   common = (place / "common.py").read_text()
-  (place / "common.py").write_text(common.replace('"num_bits": 24', '"num_bits": 12'))
+  (place / "common.py").write_text(common.replace("num_bits=24", "num_bits=12"))
   here = tmp_path / "here"
   here.mkdir()
   script = (

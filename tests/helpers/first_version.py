@@ -40,7 +40,7 @@ _SMALL_TOKENIZER = {
 _TINY_GENERATOR = {
   "depth": 4,
   "dtype": "float32",
-  "head_mlp_dim": 64,
+  "head_width": 64,
   "is_scanned": False,
   "mlp_width": 384,
   "num_heads": 2,
@@ -244,7 +244,7 @@ VIDEOAR_T2V = {
   "generator": {
     "depth": 36,
     "dtype": "bfloat16",
-    "head_mlp_dim": 128,
+    "head_width": 128,
     "mlp_width": 9728,
     "num_heads": 32,
     "num_kv_heads": 8,
