@@ -116,6 +116,8 @@ def _guarded(path: str | os.PathLike, read: Callable[[], T]) -> T:
     raise ValueError(f"{path} is cut off or damaged ({error})") from error
   except OSError as error:
     raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
+  except MemoryError:
+    raise
   except Exception as error:  # The library raises many types for damaged files.
     what = f"{type(error).__name__}: {error}"
     raise ValueError(f"{path} is cut off or damaged ({what})") from error

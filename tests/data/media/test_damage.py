@@ -92,3 +92,18 @@ def test_random_damage_is_a_value_error(tmp_path, name):
       error.add_note(f"try {number} of seed {SEED}")
       raise
     assert time.monotonic() - begin < LIMIT_S, f"try {number} of seed {SEED} took too long"
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch):
+  """Neither is the file blamed for it, nor is a clip cut short in silence."""
+  (tmp_path / "a.mp4").write_bytes(build(tmp_path, "a.mp4"))
+  resize, count = clips.resize_and_crop, itertools.count()
+
+  def fail(*arguments):
+    if next(count) == 3:
+      raise MemoryError
+    return resize(*arguments)
+
+  monkeypatch.setattr(clips, "resize_and_crop", fail)
+  with pytest.raises(MemoryError):
+    clips.decode_video(tmp_path / "a.mp4", (16, 16))

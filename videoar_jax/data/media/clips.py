@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from fractions import Fraction
 
+import av
 import numpy as np
 from jaxtyping import Int64, UInt8
 
@@ -191,18 +192,27 @@ def decode_video(
   frames, ticks, last = [], [], 0
   with opened(path) as film:
     clock, aspect = timing.clock_of(film), film.pixel_aspect
-    try:
-      for timed in timing.frames_from(film, 0):
-        picture = Picture(timed.frame, aspect)
-        frames.append(resize_and_crop(picture, resolution, (0.5, 0.5), background))
-        ticks.append(timed.tick)
-        last = clock.last(timed)
-        if timed.tick * clock.seconds_per_tick >= end_s:
-          break
-    except Exception:  # What it is, `opened` says.
-      if not frames:
-        raise
+    # Only decoding may fail without a word: anything else would shorten the clip by mistake.
+    for timed in _before_damage(timing.frames_from(film, 0)):
+      picture = Picture(timed.frame, aspect)
+      frames.append(resize_and_crop(picture, resolution, (0.5, 0.5), background))
+      ticks.append(timed.tick)
+      last = clock.last(timed)
+      if timed.tick * clock.seconds_per_tick >= end_s:
+        break
     return DecodedVideo(np.stack(frames), np.array(ticks), last, clock)
+
+
+def _before_damage(frames: Iterator[timing.TimedFrame]) -> Iterator[timing.TimedFrame]:
+  """Yields frames up to the first that cannot be decoded; raises if that is the very first."""
+  is_first = True
+  try:
+    for frame in frames:
+      is_first = False
+      yield frame
+  except (av.FFmpegError, ValueError):
+    if is_first:
+      raise
 
 
 def clip_of(

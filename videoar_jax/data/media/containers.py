@@ -59,9 +59,9 @@ def reported_as(what: str) -> Iterator[None]:
     yield
   except (av.FFmpegError, UnicodeError) as error:  # Some of them are ValueErrors, too.
     raise ValueError(f"{what} ({_reason(error)})") from error
-  except ValueError:
+  except (ValueError, MemoryError):  # Sizes are limited: memory is not this file's fault.
     raise
-  except Exception as error:
+  except Exception as error:  # Libraries raise many types for damaged files.
     raise ValueError(f"{what} ({_reason(error)})") from error
 
 

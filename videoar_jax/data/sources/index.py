@@ -126,6 +126,8 @@ def _read_parquet(path: Path) -> list[tuple[str, dict]]:
 
   try:
     rows = parquet.read_table(path).to_pylist()
+  except MemoryError:
+    raise
   except Exception as error:  # Damage shows in many ways, not only as pyarrow's own exceptions.
     raise ValueError(f"{path} is not a complete Parquet file ({error})") from error
   return [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]

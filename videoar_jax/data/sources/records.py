@@ -63,6 +63,8 @@ def open_shards(paths: list[Path]) -> grain.sources.ArrayRecordDataSource:
   for path in paths:
     try:
       grain.sources.ArrayRecordDataSource(os.fspath(path))
+    except MemoryError:
+      raise
     except Exception as error:  # The library names no exceptions of its own.
       raise ValueError(f"{path} is damaged ({error!r}); remove it and write it again") from error
   return grain.sources.ArrayRecordDataSource([os.fspath(path) for path in paths])

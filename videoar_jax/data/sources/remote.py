@@ -130,5 +130,7 @@ def errors(url: str, doing: str = "read") -> Iterator[None]:
     raise ValueError(f"{url} needs another package: {error}") from error
   except FileNotFoundError as error:
     raise ValueError(f"{url}: there is no such file") from error
+  except MemoryError:
+    raise
   except Exception as error:  # Such as botocore's, which are no OSError.
     raise ValueError(f"{url} cannot be {doing} ({type(error).__name__}: {error})") from error
