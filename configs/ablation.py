@@ -15,6 +15,7 @@ from configs.common import (
   parse_arg,
   set_small_generator,
   set_small_tokenizer,
+  set_sprites,
   small_generator_loss,
   small_loop,
 )
@@ -59,10 +60,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     {"images": "tokenizer", "tokenizer": "tokenizer", "cache": "cache", "generator": "generator"}
   )
   config.data.num_frames = 9
-  config.data.frame_rate = 4.0
-  config.data.version = 2
-  config.text.length = 13
-  config.text.tokenizer = "words"
+  set_sprites(config, version=2, level=1)
   set_small_tokenizer(config, args.image_steps, args.tokenizer_steps)
   set_small_generator(config, args.size)
   config.sampling.guidance = "constant:3"

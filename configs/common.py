@@ -34,6 +34,15 @@ def small_tokenizer() -> dict:
   }
 
 
+def set_sprites(config: ConfigDict, version: int, level: int) -> None:
+  """Sets moving shapes and their prompts, with `level` objects in a clip."""
+  # At half their frame rate, sprites cross much of the frame within a clip.
+  config.data.frame_rate = 4.0
+  config.data.version, config.data.num_objects = version, level
+  config.text.tokenizer = "words"
+  config.text.length = 13 if level == 1 else 22  # With the end token.
+
+
 def set_small_tokenizer(config: ConfigDict, image_steps: int, tokenizer_steps: int) -> None:
   """Sets network and stages `images` and `tokenizer` of a tokenizer for clips of 64x64 pixels.
 

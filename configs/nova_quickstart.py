@@ -5,7 +5,7 @@ python -m videoar_jax.main --config=configs/nova_quickstart.py --workdir=runs/no
 
 from ml_collections import ConfigDict
 
-from configs.common import generator_size, parse_arg, set_small_tokenizer, small_loop
+from configs.common import generator_size, parse_arg, set_small_tokenizer, set_sprites, small_loop
 from videoar_jax.experiment.defaults import default_config
 
 
@@ -38,12 +38,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   )
   config.data.num_frames = 9
   config.data.resolution = (64, 64)
-  # At half their frame rate, sprites cross much of the frame within a clip.
-  config.data.frame_rate = 4.0
-  config.data.version, config.data.num_objects = args.version, args.level
-  config.text.tokenizer = "words"
-  config.text.length = 13 if args.level == 1 else 22  # With the end token.
-
+  set_sprites(config, args.version, args.level)
   set_small_tokenizer(config, args.image_steps, args.tokenizer_steps)
   config.generator.update(generator_size(args.size, "nova"))
   config.generator.update(

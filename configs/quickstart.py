@@ -13,6 +13,7 @@ from configs.common import (
   parse_arg,
   set_small_generator,
   set_small_tokenizer,
+  set_sprites,
   small_generator_loss,
   small_loop,
 )
@@ -51,16 +52,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config = default_config(kinds | ({"long": "generator"} if args.long_steps else {}))
   config.data.num_frames = 9
   config.data.resolution = (64, 64)
-  config.text.tokenizer = "words"
   if args.data == "sprites":
-    # At half their frame rate, sprites cross much of the frame within a clip.
-    config.data.frame_rate = 4.0
-    config.data.version, config.data.num_objects = args.version, args.level
-    config.text.length = 13 if args.level == 1 else 22  # With the end token.
+    set_sprites(config, args.version, args.level)
   else:
     config.data.source, config.data.path = "folder", args.data
     config.data.clips_per_file = 16
-    config.text.length = 48
+    config.text.tokenizer, config.text.length = "words", 48
 
   set_small_tokenizer(config, args.image_steps, args.tokenizer_steps)
   set_small_generator(config, args.size)

@@ -1,6 +1,6 @@
 """Checks of a sampling request that all families share: prompts, frames, sizes, devices, seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +46,15 @@ class ClipRequests:
         f"batch_size={batch_size} does not divide over the {num_shards} shards of the mesh axes "
         f"slice, data and fsdp; take a multiple of {num_shards}"
       )
+
+  def batches(self, num: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields the rows of each batch of `num` clips, and how many of them count.
+
+    The last batch is padded, so that all batches share one compiled program.
+    """
+    size = min(self.batch_size, self.padded(num))
+    for start in range(0, num, size):
+      yield np.minimum(np.arange(start, start + size), num - 1), min(size, num - start)
 
   def padded(self, num: int) -> int:
     """Returns the smallest size of a batch of at least `num` clips that the devices can share."""

@@ -23,6 +23,13 @@ nnx.set_graph_updates(False)
 Axes = tuple[str | None, ...]
 
 
+# What the backward pass recomputes, by the value of `generator.remat`; "none" has no policy.
+REMAT_POLICIES = {
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
 def normal(scale: float) -> Callable:
   """Returns an initializer that draws from N(0, scale^2)."""
   return lambda key, shape: scale * jax.random.normal(key, shape)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -11,10 +12,6 @@ from videoar_jax.nn import layers
 from videoar_jax.nn.rope import rotate
 from videoar_jax.parallel.rules import constrain
 
-_REMAT_POLICIES = {
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "full": jax.checkpoint_policies.nothing_saveable,
-}
 # From queries, keys and values [b, l, n, k] to the heads' outputs, and anything to keep of a layer.
 Attend = Callable[..., tuple[Float[Array, "b l n k"], object]]
 
@@ -81,11 +78,11 @@ def run(blocks: Block, x: Float[Array, "b l m"], angles, attend, config: NovaCon
     return block(x, angles, lambda q, k, v: attend(q, k, v, *extra))
 
   if config.remat != "none":
-    body = jax.checkpoint(body, policy=_REMAT_POLICIES[config.remat])
+    body = jax.checkpoint(body, policy=layers.REMAT_POLICIES[config.remat])
   if config.scan_layers:
     return jax.lax.scan(body, x, (blocks, seen))
   kept = []
   for i in range(jax.tree.leaves(blocks)[0].shape[0]):
     x, new = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], (blocks, seen)))
     kept.append(new)
-  return x, jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *kept)
+  return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)

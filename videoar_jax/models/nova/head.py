@@ -4,6 +4,7 @@ Source: NOVA section 11.
 """
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -27,7 +28,7 @@ class _Modulated(nnx.Module):
     self.num = num
 
   def __call__(self, x, condition):
-    parts = jax.numpy.split(self.project(jax.nn.silu(condition)), self.num, axis=-1)
+    parts = jnp.split(self.project(jax.nn.silu(condition)), self.num, axis=-1)
     return self.norm(x) * (1 + parts[0]) + parts[1], *parts[2:]
 
 
@@ -72,7 +73,7 @@ class Head(nnx.Module):
       condition: the spatial decoder's output for each token.
     """
     hidden = self.condition_out(jax.nn.silu(self.condition_in(condition)))
-    condition = hidden + self.time(time.astype(jax.numpy.float32)).astype(hidden.dtype)
+    condition = hidden + self.time(time.astype(jnp.float32)).astype(hidden.dtype)
     x = self.embed(noisy)
     x, _ = jax.lax.scan(lambda x, block: (block(x, condition), None), x, self.blocks)
     return self.out(self.modulated(x, condition)[0])

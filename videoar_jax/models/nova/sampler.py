@@ -21,7 +21,8 @@ from videoar_jax.parallel.mesh import num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.rules import constrain
 from videoar_jax.tokenizers.base import Tokenizer
-from videoar_jax.tokenizers.pixels import to_float, to_uint8
+from videoar_jax.tokenizers.decoding import decode
+from videoar_jax.tokenizers.pixels import to_float
 
 _REPEATS = 4  # How often a clip's tokens are noised to score it.
 
@@ -64,23 +65,11 @@ class Model:
       num_shards=1 if mesh is None else num_batch_shards(mesh),
       batch_size=batch_size,
     )
+    self.num_frames, self.resolution = shape
+    self.batch_size = self.requests.batch_size
     self._sample = jax.jit(self._sample_batch, static_argnames=("sampling", "num_latents"))
     self._score = jax.jit(_score)
-
-  @property
-  def num_frames(self) -> int:
-    """Frames of the clips that the model was trained on."""
-    return self.requests.num_frames
-
-  @property
-  def resolution(self) -> tuple[int, int]:
-    """(H, W) of the clips that the model makes."""
-    return self.requests.resolution
-
-  @property
-  def batch_size(self) -> int:
-    """Clips that are made together."""
-    return self.requests.batch_size
+    self._decode = jax.jit(lambda module, latents: decode(module.decoder, latents))
 
   def num_steps(self, num_frames: int | None = None) -> int:
     """Returns how often the transformers run for a clip: once for each frame and for each set.
@@ -238,10 +227,8 @@ class Model:
       given = requests.check_conditioning(given, num, "video")
       requests.check_conditioning_length(given.shape[1], num_latents)
     texts = np.stack([self.text_encoder.encode(prompt) for prompt in prompts])
-    size, clips = min(self.batch_size, requests.padded(num)), []
-    for start in range(0, num, size):
-      # The last batch is padded, so that all share one compiled program.
-      rows = np.minimum(np.arange(start, start + size), num - 1)
+    clips = []
+    for rows, count in requests.batches(num):
       latents = self._run(
         self._sample,
         self.generator,
@@ -252,8 +239,8 @@ class Model:
         sampling=sampling,
         num_latents=num_latents,
       )
-      pixels = to_uint8(self._run(self.tokenizer.decode, latents))
-      clips.append(fetch(pixels)[: num - start])
+      pixels = self._run(self._decode, self.tokenizer.autoencoder, latents)
+      clips.append(fetch(pixels)[:count])
     return np.concatenate(clips)
 
   def _latents(self, video: UInt8[np.ndarray, "b f H W 3"]) -> Float[Array, "b t h w c"]:

@@ -25,11 +25,6 @@ from videoar_jax.parallel.rules import constrain, is_for_tpu, num_shards
 # Tokens, or text features from another network.
 Text = Int[Array | np.ndarray, "b P"] | Float[Array | np.ndarray, "b P e"]
 
-_REMAT_POLICIES = {
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "full": jax.checkpoint_policies.nothing_saveable,
-}
-
 
 def is_text(text: Text) -> Bool[Array | np.ndarray, "b P"]:
   """Returns the mask of text; a token of 0, or a feature of zeros, is padding."""
@@ -283,7 +278,7 @@ class Generator(nnx.Module):
       return block(x, angles, mask)
 
     if self.config.remat != "none":
-      body = jax.checkpoint(body, policy=_REMAT_POLICIES[self.config.remat])
+      body = jax.checkpoint(body, policy=layers.REMAT_POLICIES[self.config.remat])
     if self.config.scan_layers:
       return jax.lax.scan(body, x, self.blocks)[0][:, :length]
     for i in range(self.config.num_layers):

@@ -257,7 +257,7 @@ class Model:
     layout = self.requests.layout_of(video.shape[1], self.window)
     texts = np.stack([self.text_encoder.encode(prompt) for prompt in prompts])
     parts = []
-    for rows, num in self._batches(len(prompts)):
+    for rows, num in self.requests.batches(len(prompts)):
       latents = self._latents(video[rows])
       found = self._run(
         self._score, self.generator, layout, texts[rows], latents, window=self.window
@@ -308,7 +308,7 @@ class Model:
   def _generate(self, request: Request) -> UInt8[np.ndarray, "b f H W 3"]:
     """Generates clips, one batch after the other."""
     clips = []
-    for rows, num in self._batches(len(request.texts)):
+    for rows, num in self.requests.batches(len(request.texts)):
       batch = self._run(
         self._sample,
         self.generator,
@@ -324,15 +324,6 @@ class Model:
       )
       clips.append(self._pixels(batch)[:num])
     return np.concatenate(clips)
-
-  def _batches(self, num: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields the rows of each batch, and how many of them count.
-
-    The last batch is padded, so that all batches share one compiled program.
-    """
-    size = min(self.batch_size, self.requests.padded(num))
-    for start in range(0, num, size):
-      yield np.minimum(np.arange(start, start + size), num - 1), min(size, num - start)
 
   def _pixels(self, latents: Float[Array, "b t h w d"]) -> UInt8[np.ndarray, "b f H W 3"]:
     """Decodes clips in memory that does not grow with their number or length."""
