@@ -83,3 +83,17 @@ def test_parts_are_decoded_as_the_whole(autoencoder, num_devices, max_pixels):
   assert video.shape == expected.shape == (6, 13, 8, 12, 3) and expected.std() > 10
   assert np.abs(np.asarray(video, np.int32) - expected).max() <= 1  # Of 255, by rounding.
   assert video.sharding.is_equivalent_to(split, 5)
+
+
+def test_memory_of_decoding_does_not_grow_with_clips_and_frames(autoencoder):
+  decoder = autoencoder.decoder
+
+  def temporary(num_clips, num_latents, max_pixels):
+    latents = jax.ShapeDtypeStruct((num_clips, num_latents, 8, 8, 6), jnp.float32)
+    part = jax.jit(decode, static_argnums=2).lower(decoder, latents, max_pixels)
+    return part.compile().memory_analysis().temp_size_in_bytes
+
+  # The pixels themselves, and the latents, may be held a second time.
+  few, many = temporary(2, 2, 1), temporary(6, 9, 1)
+  assert many < few + 2 * 6 * (33 * 32 * 32 * 3 + 9 * 8 * 8 * 6 * 4)
+  assert 10 * few < temporary(6, 9, 2**20)

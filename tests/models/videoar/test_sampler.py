@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from tiny_networks import AUTOENCODER
 
-from videoar_jax.models.videoar import pixel_memory, sampler
+from videoar_jax.models.videoar import sampler
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.corruption import corrupt
 from videoar_jax.models.videoar.layout import Layout
@@ -112,21 +112,6 @@ def test_devices_share_any_number_of_clips(model, clips):
   assert near(given, model.sample(PROMPTS, seed=3, video=video))
   with pytest.raises(ValueError, match=r"batch_size=3 does not divide over the 2 shards"):
     sampler.Model(*parts, **settings, batch_size=3)
-
-
-@pytest.mark.parametrize(("num", "shapes"), [(2, {(1, 2), (1, 1)}), (6, {(3, 2), (3, 1)})])
-def test_pixels_are_made_of_a_few_latent_frames_at_a_time(model, clips, monkeypatch, num, shapes):
-  """A latent frame has two frames of 4x4 patches with 4 channels, in float32."""
-  decode_chunk, seen = model.tokenizer.decode_chunk, set()
-
-  def watch(latents, state):
-    seen.add(latents.shape[:2])
-    return decode_chunk(latents, state)
-
-  monkeypatch.setattr(model.tokenizer, "decode_chunk", watch)
-  monkeypatch.setattr(pixel_memory, "_PIXEL_BYTES", num * 2 * 4 * 4 * 4 * 4)
-  assert near(model.sample(PROMPTS, seed=3), clips)
-  assert seen == shapes
 
 
 def test_stream_hands_frames_out_before_the_next_are_begun(model, clips, monkeypatch):

@@ -16,13 +16,13 @@ from videoar_jax.models.request import first_frames
 from videoar_jax.models.videoar import decode
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
-from videoar_jax.models.videoar.pixel_memory import parts_of
 from videoar_jax.models.videoar.request import Request, Requests
 from videoar_jax.models.videoar.score import score
 from videoar_jax.parallel.mesh import num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.rules import constrain
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
+from videoar_jax.tokenizers.decoding import decode as decode_pixels
 from videoar_jax.tokenizers.encoding import encode
 from videoar_jax.tokenizers.pixels import to_uint8
 
@@ -82,6 +82,7 @@ class Model:
     self._score = jax.jit(score, static_argnames=("layout", "window"))
     # Without a mesh as with one: memory does not grow with the clips.
     self._encode = jax.jit(lambda module, video: encode(module.encoder, video))
+    self._to_pixels = jax.jit(lambda module, latents: decode_pixels(module.decoder, latents))
     self._start = jax.jit(decode.start, static_argnames=("layout", "slots", "is_guided"))
     self._write_frame = jax.jit(decode.write_frame, static_argnums=1, donate_argnums=2)
     self._decode_frame = jax.jit(decode.decode_frame, static_argnums=1, donate_argnums=2)
@@ -322,22 +323,8 @@ class Model:
         layout=request.layout,
         window=request.window,
       )
-      clips.append(self._pixels(batch)[:num])
-    return np.concatenate(clips)
-
-  def _pixels(self, latents: Float[Array, "b t h w d"]) -> UInt8[np.ndarray, "b f H W 3"]:
-    """Decodes clips in memory that does not grow with their number or length."""
-    rows, chunk = parts_of(
-      latents.shape[:2], self.tokenizer.config, self.resolution, is_split=self.mesh is None
-    )
-    clips = []
-    for first in range(0, len(latents), rows):
-      part, state, frames = latents[first : first + rows], None, []
-      for start in range(0, latents.shape[1], chunk):
-        decoded = self._run(self.tokenizer.decode_chunk, part[:, start : start + chunk], state)
-        frames.append(fetch(to_uint8(decoded[0])))
-        state = decoded[1]
-      clips.append(np.concatenate(frames, axis=1))
+      pixels = self._run(self._to_pixels, self.tokenizer.autoencoder, batch)
+      clips.append(fetch(pixels)[:num])
     return np.concatenate(clips)
 
   def _sample_batch(
