@@ -142,7 +142,7 @@ def _reconstruction(options: argparse.Namespace) -> tuple:
     ValueError, OSError: there is no tokenizer, or it does not support the request.
   """
   started = time.perf_counter()
-  from videoar_jax.evals.networks import load_networks
+  from videoar_jax.evals.metric_networks import load_networks
   from videoar_jax.evals.reconstruction import measure, table, write
   from videoar_jax.experiment.load import converted_family, find_stage, load_tokenizer
   from videoar_jax.runtime.compilation_cache import use_compilation_cache
@@ -214,7 +214,7 @@ def _generation(options: argparse.Namespace) -> tuple:
   from videoar_jax.data.sources.base import EncodedSource
   from videoar_jax.evals import scores
   from videoar_jax.evals.generation import measure, table, write
-  from videoar_jax.evals.networks import load_networks
+  from videoar_jax.evals.metric_networks import load_networks
   from videoar_jax.experiment.load import find_stage, load_model
   from videoar_jax.experiment.validate import check_captions
   from videoar_jax.runtime.compilation_cache import use_compilation_cache

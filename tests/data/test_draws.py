@@ -54,7 +54,7 @@ def test_captions_are_drawn_and_dropped(folder):
   assert set(seen) == {"a", "b", "c", ""} and 70 < seen[""] < 130
   assert max(seen["a"], seen["b"], seen["c"]) < 135
   assert [source[i]["caption"] for i in range(20)] == [source[i]["caption"] for i in range(20)]
-  assert source.longest_captions() == ["a", "b", "c", "d"]
+  assert source.known_captions() == ["a", "b", "c", "d"]
   test = make(folder, "test", p_drop_caption=1.0)
   assert [test[0]["caption"], test[1]["caption"]] == ["a", "d"]
 

@@ -93,7 +93,7 @@ def test_clips_that_the_filter_keeps_are_read(folder, name):
     item = source[i]
     assert frame_numbers(item["video"]) == [value] * 5
     assert (item["caption"], item["class_id"]) == (f"Nr. {value}", value)
-  assert source.longest_captions() == ["Nr. 0", "Nr. 1", "Nr. 3"]
+  assert source.known_captions() == ["Nr. 0", "Nr. 1", "Nr. 3"]
 
 
 def test_files_that_are_missing_or_wrong_are_replaced(folder):

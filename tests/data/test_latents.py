@@ -141,7 +141,7 @@ def test_description_of_clips_follows_files_and_captions():
     files: list
     captions: list
 
-    def longest_captions(self):
+    def known_captions(self):
       return self.captions
 
   described = {

@@ -14,7 +14,7 @@ from videoar_jax.data.pipeline import make_source
 from videoar_jax.data.sources import latents
 from videoar_jax.experiment import data_listing, run
 from videoar_jax.experiment.load import find_run
-from videoar_jax.experiment.places import absolute, resolved
+from videoar_jax.experiment.paths import absolute, resolved
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.experiment.token_cache import Cache, CacheConfig, check_fits
 from videoar_jax.interop import tensors

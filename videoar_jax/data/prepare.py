@@ -28,7 +28,7 @@ from tqdm import tqdm
 from videoar_jax.data.bad_samples import cause_of
 from videoar_jax.data.clip_encoding import Settings, encode_clips
 from videoar_jax.data.output_folder import OutputFolder
-from videoar_jax.data.sources import listing, records, remote, shards
+from videoar_jax.data.sources import patterns, records, remote, shards
 from videoar_jax.data.sources.captions import captions_of
 from videoar_jax.data.sources.filters import parse_filter
 from videoar_jax.data.sources.folder import describe_files
@@ -87,13 +87,13 @@ def prepare(
 
 def _list_input(path: str, filter: str | None) -> tuple[str, list[tuple[str, dict]]]:
   """Returns the root folder or URL, and each file's path relative to it with its metadata."""
-  if not listing.is_listed(path):
+  if not patterns.is_listed(path):
     root, files = _list_files(remote.local_file(path), filter)
     # Paths are relative to the original index, not to a local copy of it.
     return path.rpartition("/")[0] if remote.is_url(path) else str(root.absolute()), files
   if filter:
     raise ValueError("--filter applies to an index; leave it out for a folder or a pattern")
-  root, files = listing.list_media(path)
+  root, files = patterns.list_media(path)
   if not files:
     raise ValueError(f"{path} has nothing to prepare: no video or image")
   return root, files

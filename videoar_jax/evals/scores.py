@@ -16,7 +16,7 @@ from videoar_jax.evals import sprites_oracle
 from videoar_jax.parallel.mesh import num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.tokenizers.base import Tokenizer
-from videoar_jax.tokenizers.parts import part_of
+from videoar_jax.tokenizers.batch_parts import part_of
 from videoar_jax.tokenizers.pixels import to_float, to_uint8
 
 BATCH_SIZE = 16  # By default.

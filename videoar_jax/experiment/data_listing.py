@@ -43,7 +43,7 @@ def describe(source) -> dict | None:
     "num_samples": len(sizes),
     "samples": sizes if len(sizes) <= _MAX_LISTED else None,
     "hash": _hash(sizes),
-    "captions": _hash(source.longest_captions()),
+    "captions": _hash(source.known_captions()),
     "index": hashlib.sha256(path.read_bytes()).hexdigest()[:16] if is_index else None,
     "class_names": list(getattr(source, "class_names", [])),
   }

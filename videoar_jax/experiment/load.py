@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from videoar_jax.experiment import copies, parse
+from videoar_jax.experiment import file_copies, parse
 from videoar_jax.experiment.command_line import check_local
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
@@ -120,7 +120,7 @@ def find_run(
       config = parse.load_config(workdir / "config.json")
       if text_features is not None:
         config = _with_features(config, text_features)
-      config = copies.with_copies(config, workdir, is_training=False)
+      config = file_copies.with_copies(config, workdir, is_training=False)
       if not needs_text:
         config = config | {"text": {}}
       return workdir, parse.finalize(config)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from videoar_jax.data.bad_samples import write_bad_samples
 from videoar_jax.data.pipeline import DataConfig, make_source
-from videoar_jax.experiment import copies, data_listing, parse, places
+from videoar_jax.experiment import data_listing, file_copies, parse, paths
 from videoar_jax.experiment.defaults import complete
 from videoar_jax.experiment.schema import StageConfig
 from videoar_jax.experiment.stages import Stages
@@ -56,9 +56,9 @@ class Run:
   ):
     quiet_libraries()
     # What is saved holds in other folders, too.
-    values = places.absolute(complete(config).to_dict())
+    values = paths.absolute(complete(config).to_dict())
     config = complete(values)
-    values_here = copies.with_copies(values, workdir, is_training=True)
+    values_here = file_copies.with_copies(values, workdir, is_training=True)
     run = parse.finalize(values_here)
     changes = check_same_config(config, workdir)
     self.workdir = workdir
@@ -66,7 +66,7 @@ class Run:
     self.stages = Stages(run, workdir, make_mesh(run.mesh))
     self.is_new = all(self.stages.latest_step(stage) == 0 for stage in run.stages)
     if not self.is_new:
-      copies.check_same_text(values_here, run.text.encoder, workdir)
+      file_copies.check_same_text(values_here, run.text.encoder, workdir)
     check_batches(self.stages)
     check_report(self.stages)
     check_mixtures(self.stages)
@@ -90,7 +90,7 @@ class Run:
       lock(workdir)
       start_log(workdir / "log.txt")
       parse.save_config(config, workdir / "config.json")
-      copies.keep(values, run.text.encoder, workdir)
+      file_copies.keep(values, run.text.encoder, workdir)
       data_listing.write(workdir, listings)
       write_facts(self.stages)
       if any(re.match(r"config\.(report|sampling)\.", line) for line in changes):

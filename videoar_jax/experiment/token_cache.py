@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from videoar_jax.data.pipeline import READING_FIELDS, DataConfig
 from videoar_jax.data.sources import latents
-from videoar_jax.experiment import places
+from videoar_jax.experiment import paths
 from videoar_jax.experiment.command_line import check_local
 from videoar_jax.experiment.diff import differing_fields
 from videoar_jax.interop.atomic import remove_partials
@@ -199,7 +199,7 @@ def _without_places(index: latents.Index) -> dict:
   facts = dataclasses.asdict(index)
   if index.files:
     facts["data"] |= {"path": None, "split_file": None}
-  return places.resolved(facts)
+  return paths.resolved(facts)
 
 
 def encode(

@@ -104,7 +104,7 @@ def check_captions(source, encoder: TextEncoder) -> None:
   if isinstance(source, ClipSource):
     source.check_captions(encoder.encode)
     return
-  for caption in source.longest_captions():
+  for caption in source.known_captions():
     encoder.encode(caption)
 
 

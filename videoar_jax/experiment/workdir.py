@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from videoar_jax.data.pipeline import READING_FIELDS
-from videoar_jax.experiment import copies, data_listing, parse, places
+from videoar_jax.experiment import data_listing, file_copies, parse, paths
 from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.defaults import complete, inherited
 from videoar_jax.experiment.diff import differing_fields
@@ -33,9 +33,9 @@ _FREE = re.compile(
   r"config\.((stage\.\w+\.)?mesh\.\w+"
   rf"|(stage\.\w+\.)?(data|mixture\.\w+)\.({'|'.join(READING_FIELDS)})"
   rf"|stage\.\w+\.loop\.({'|'.join(FREE_FIELDS)})"
-  rf"|(report|sampling)\.\w+|{places.CACHE})"
+  rf"|(report|sampling)\.\w+|{paths.CACHE})"
 )
-_DATA = re.compile(rf"config\.{places.DATA}")
+_DATA = re.compile(rf"config\.{paths.DATA}")
 _INIT = re.compile(r"config\.stage\.(\w+)\.init\.from")
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
@@ -94,7 +94,7 @@ def check_same_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
   if not path.exists():
     return []
   there, now = (
-    _without_repeats(places.resolved(values))
+    _without_repeats(paths.resolved(values))
     for values in (parse.load_config(path), complete(config).to_dict())
   )
   lines = [f"config.{x}" for x in differing_fields(there, now)]
@@ -111,7 +111,7 @@ def check_same_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
 def _may_change(field: str, workdir: pathlib.Path) -> bool:
   """Returns whether a field may have another value when a run resumes."""
   if field == "config.text.tokenizer":
-    return copies.has_text(workdir)  # Then the files are compared.
+    return file_copies.has_text(workdir)  # Then the files are compared.
   if _DATA.fullmatch(field):
     return (workdir / data_listing.FILE).is_file()  # So are the samples.
   if init := _INIT.fullmatch(field):

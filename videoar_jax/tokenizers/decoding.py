@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, UInt8
 
 from videoar_jax.parallel.rules import num_shards
 from videoar_jax.tokenizers.autoencoder import Decoder
+from videoar_jax.tokenizers.batch_parts import MAX_PIXELS, part_of
 from videoar_jax.tokenizers.encoding import on_each_device
-from videoar_jax.tokenizers.parts import MAX_PIXELS, part_of
 from videoar_jax.tokenizers.pixels import to_uint8
 
 

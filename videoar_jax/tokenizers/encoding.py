@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, num_shards
 from videoar_jax.tokenizers.autoencoder import Encoder
-from videoar_jax.tokenizers.parts import MAX_PIXELS, part_of
+from videoar_jax.tokenizers.batch_parts import MAX_PIXELS, part_of
 from videoar_jax.tokenizers.pixels import to_float
 
 

@@ -6,9 +6,9 @@ from flax import nnx
 
 from videoar_jax.tokenizers import lpips
 from videoar_jax.tokenizers.autoencoder import Autoencoder, AutoencoderConfig
+from videoar_jax.tokenizers.batch_parts import part_of
 from videoar_jax.tokenizers.encoding import encode
 from videoar_jax.tokenizers.flops import decoder_flops, encoder_flops
-from videoar_jax.tokenizers.parts import part_of
 from videoar_jax.tokenizers.task import ReconstructionLoss, adversary_of, load_frozen
 from videoar_jax.train.adversary import Adversary
 

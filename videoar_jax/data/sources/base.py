@@ -131,7 +131,7 @@ class ClipSource:
     """Returns the captions of a sample that are known without reading it."""
     return []
 
-  def longest_captions(self) -> list[str]:
+  def known_captions(self) -> list[str]:
     """Returns the captions that are known without reading samples."""
     return [caption for i in range(len(self.files)) for caption in self._known_captions(i)]
 

@@ -73,7 +73,7 @@ class Index:
 
 def describe_clips(source) -> str:
   """Returns a hash of a source's files and captions, which shows whether they changed."""
-  facts = [getattr(source, "files", None), source.longest_captions()]
+  facts = [getattr(source, "files", None), source.known_captions()]
   return hashlib.sha256(to_json(facts).encode()).hexdigest()[:16]
 
 

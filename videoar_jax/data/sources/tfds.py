@@ -93,7 +93,7 @@ class TfdsSource(ClipSource):
           *(self.bad_samples.source, self._rate),
         )
 
-  def longest_captions(self) -> list[str]:
+  def known_captions(self) -> list[str]:
     """Returns the class names if these are the captions; else an empty list."""
     return [] if self._caption else list(self.class_names)
 

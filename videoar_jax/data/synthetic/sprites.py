@@ -136,8 +136,8 @@ class SpritesSource:
     # In effect endless, but small enough for Grain to shuffle.
     return 2**31
 
-  def longest_captions(self) -> list[str]:
-    """Returns a longest caption, to check that it fits the prompt's length."""
+  def known_captions(self) -> list[str]:
+    """Returns a longest caption, which stands for all of them: there is no end of clips."""
     longest = [max(words, key=len) for words in (captions.SIZES, captions.COLOURS, captions.SHAPES)]
     objects = (Sprite(*longest, motion="bounce"),) * max(self.num_objects)
     return [captions.to_caption(Scene(objects, max(captions.BACKGROUNDS, key=len)))]

@@ -12,7 +12,7 @@ import pathlib
 
 import numpy as np
 
-from videoar_jax.experiment.places import is_path
+from videoar_jax.experiment.paths import is_path
 from videoar_jax.interop import tensors
 from videoar_jax.interop.atomic import replacing
 from videoar_jax.text.features import TextFeatures
