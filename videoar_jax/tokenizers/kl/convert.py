@@ -3,6 +3,7 @@
 Source: NOVA section 13.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -110,6 +111,19 @@ def _comparable(value):
   if not isinstance(value, list | tuple):
     return value
   return tuple("2D" if "Block2D" in str(kind) else "3D" for kind in value)
+
+
+def with_tiling(config: AutoencoderKLConfig) -> OpenSoraConfig:
+  """Returns the settings of a video autoencoder that codes clips in tiles.
+
+  Raises:
+    ValueError: it is one of images.
+  """
+  if not isinstance(config, OpenSoraConfig):
+    raise ValueError(
+      "--tiling is for AutoencoderKLOpenSora; this one codes frames alone: remove it"
+    )
+  return dataclasses.replace(config, tiling=True)
 
 
 def public_key(name: str) -> str:
