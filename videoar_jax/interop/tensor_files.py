@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -51,6 +51,13 @@ class TensorFiles(Mapping[str, np.ndarray]):
 
   def __getitem__(self, name: str) -> np.ndarray:
     return self._readers[name].get_tensor(name)
+
+  def reader(self, name: str) -> Callable[[tuple[slice, ...]], np.ndarray]:
+    """Returns a function that reads a part of a tensor, as `jax.make_array_from_callback` wants."""
+    if not self.shapes[name]:
+      return lambda index: self[name]
+    part = self._readers[name].get_slice(name)
+    return lambda index: part[index]
 
   def __contains__(self, name: object) -> bool:
     return name in self._readers  # Without reading it, as `Mapping` would.
