@@ -18,14 +18,26 @@ from videoar_jax.models.base import Model
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.tokenizers.base import Tokenizer, TokenizerFamily
 from videoar_jax.tokenizers.families import TOKENIZERS
+from videoar_jax.tokenizers.files import saved_family
 
 log = logging.getLogger(__name__)
 
 
 def converted_family(path: str | os.PathLike) -> TokenizerFamily | None:
-  """Returns the family of the converted tokenizer in a folder; None if it holds none."""
+  """Returns the family of the converted tokenizer in a folder; None if it holds none.
+
+  Raises:
+    ValueError: its description is damaged, or names a family that is unknown.
+  """
   folder = pathlib.Path(path).expanduser()
-  return next((family for family in TOKENIZERS.values() if family.is_converted(folder)), None)
+  family = next((family for family in TOKENIZERS.values() if family.is_converted(folder)), None)
+  name = saved_family(folder) if family is None else None
+  if name is not None:
+    raise ValueError(
+      f"{path} holds a tokenizer of the family {name!r}, which is unknown; families are "
+      f"{', '.join(TOKENIZERS)}"
+    )
+  return family
 
 
 def load_tokenizer(path: str | os.PathLike, *, mesh: MeshConfig | None = None) -> Tokenizer:
