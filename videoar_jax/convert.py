@@ -85,6 +85,37 @@ def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
   return "\n".join(lines)
 
 
+def _add_model(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--workdir", required=True, default=argparse.SUPPRESS, help="of the run, or a checkpoint in it"
+  )
+  parser.add_argument(
+    "--out", required=True, default=argparse.SUPPRESS, help="new folder for the result"
+  )
+  parser.add_argument(
+    "--dtype",
+    choices=("float32", "float16", "bfloat16"),
+    default="float32",
+    help="of the weights",
+  )
+  parser.set_defaults(run=_export_model)
+
+
+def _export_model(options: argparse.Namespace) -> str:
+  """Writes a run's generator as a folder; returns a summary.
+
+  Raises:
+    ValueError, OSError: names what is missing.
+  """
+  from videoar_jax.experiment.exporting import export_model
+
+  num = export_model(options.workdir, options.out, options.dtype)
+  return (
+    f"{options.out}: {num:,} parameters; sample with --model={options.out}, or start from it with "
+    f"config.stage.NAME.init.from={options.out}"
+  )
+
+
 def _add_weights(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, default=argparse.SUPPRESS, help="of the run")
   parser.add_argument("--stage", required=True, default=argparse.SUPPRESS, help="stage of the run")
@@ -231,6 +262,7 @@ def _to_arrays(path: pathlib.Path, tensors) -> dict[str, np.ndarray]:
 
 # By name: a summary, and a function that adds flags and sets `run(options)`, which returns output.
 COMMANDS = {
+  "model": ("a run's generator with all it needs, to a folder to share", _add_model),
   "weights": ("weights of a run's stage, to safetensors", _add_weights),
   "infinity_tokenizer": ("Infinity's public image tokenizer", _add_infinity_tokenizer),
   "lpips": ("VGG16 and the heads of LPIPS, a perceptual distance of pictures", _add_lpips),

@@ -111,6 +111,21 @@ def keep(values: dict, encoder, workdir: pathlib.Path) -> None:
         partial.write_bytes(path.read_bytes())
 
 
+def text_part(text, folder: pathlib.Path) -> tuple[str, pathlib.Path]:
+  """Returns what a model needs for its prompts: the end of its name, and where it is.
+
+  Args:
+    text: with `tokenizer` and `encoder`.
+    folder: for features of the empty prompt, which stand for a file of features.
+  """
+  path = pathlib.Path(text.tokenizer).expanduser()
+  if isinstance(text.encoder, TextFeatures):
+    copy = folder / _FEATURES
+    tensors.write(copy, {"": text.encoder.null()})
+    return copy.suffix, copy
+  return path.suffix, path
+
+
 def has_text(workdir: pathlib.Path) -> bool:
   """Returns whether the workdir has a copy of what `text.tokenizer` names."""
   return any((workdir / FOLDER / name).is_file() for name in (_TOKENIZER, _FEATURES))

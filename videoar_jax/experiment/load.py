@@ -207,6 +207,19 @@ def _named_in(path: str | os.PathLike, workdir: pathlib.Path) -> tuple[str | Non
   return parts[0] if parts else None, step
 
 
+def generator_stage(
+  path: str | os.PathLike, workdir: pathlib.Path, run: RunConfig
+) -> tuple[StageConfig, int | None]:
+  """Returns the generator stage that a path in a workdir names, by default the last, and the step.
+
+  Raises:
+    FileNotFoundError: the run has none.
+    ValueError: the path is of a tokenizer.
+  """
+  wanted, step = _named_in(path, workdir)
+  return _stage(run, "generator", wanted), step
+
+
 def _stage(run: RunConfig, kind: str, name: str | None) -> StageConfig:
   """Returns the stage of a kind to load for the name of any stage; None is the last one."""
   named = next((other for other in run.stages if other.name == name), None)

@@ -114,12 +114,6 @@ class TokenizerFamily(Protocol):
   def is_converted(self, folder: pathlib.Path) -> bool:
     """Returns whether a folder holds a converted tokenizer of this family."""
 
-  def converted_config(self, folder: pathlib.Path) -> TokenizerConfig:
-    """Returns a converted tokenizer's settings; ValueError says how they are damaged."""
-
-  def read_converted(self, folder: pathlib.Path) -> tuple[TokenizerConfig, dict]:
-    """Reads a converted tokenizer's settings and parameters; ValueError says what is damaged."""
-
   def load_converted(self, folder: pathlib.Path) -> Tokenizer:
     """Loads a converted tokenizer; ValueError says how it is damaged."""
 
