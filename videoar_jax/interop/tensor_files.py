@@ -79,6 +79,8 @@ class Renamed(Mapping[str, np.ndarray]):
 
   def __init__(self, tensors: Mapping[str, np.ndarray], names: Mapping[str, str]):
     self._tensors, self._names = tensors, dict(names)
+    shapes = shapes_of(tensors)
+    self.shapes = {name: shapes[own] for name, own in self._names.items()}
 
   def __getitem__(self, name: str) -> np.ndarray:
     return self._tensors[self._names[name]]
@@ -91,6 +93,13 @@ class Renamed(Mapping[str, np.ndarray]):
 
   def __len__(self) -> int:
     return len(self._names)
+
+
+def shapes_of(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of tensors; reads none that a lazy mapping has on disk."""
+  if isinstance(arrays, TensorFiles | Renamed):
+    return arrays.shapes
+  return {name: tuple(array.shape) for name, array in arrays.items()}
 
 
 def without_prefix(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
