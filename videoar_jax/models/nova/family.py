@@ -118,6 +118,7 @@ class Nova:
       tokenizer_params,
       run.text.encoder,
       run.sampling,
+      run.tokenizer,
     )
 
   def make_model(
