@@ -12,6 +12,7 @@ from videoar_jax.interop import weights
 from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import num_batch_shards, process_shard
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES
+from videoar_jax.text.pretrained import PretrainedText
 from videoar_jax.text.tokenizers import TextEncoder
 
 
@@ -101,6 +102,8 @@ def check_captions(source, encoder: TextEncoder) -> None:
   Raises:
     ValueError: too many cannot be encoded, or a caption of sprites does not fit.
   """
+  if isinstance(encoder, PretrainedText):
+    return  # It encodes any caption, and cuts those that are too long.
   if isinstance(source, ClipSource):
     source.check_captions(encoder.encode)
     return
