@@ -5,6 +5,8 @@ import json
 import math
 import pathlib
 
+import numpy as np
+
 from videoar_jax.data.sources.base import ClipSource
 from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.token_cache import Cache, check_fits
@@ -109,6 +111,22 @@ def check_captions(source, encoder: TextEncoder) -> None:
     return
   for caption in source.known_captions():
     encoder.encode(caption)
+
+
+def check_null_text(encoder: TextEncoder) -> None:
+  """Checks that all processes compute the same features of "", a constant of their programs.
+
+  Raises:
+    ValueError: they do not.
+  """
+  if not isinstance(encoder, PretrainedText):
+    return
+  null = encoder.null()
+  if not processes.all_true(np.array_equal(null, processes.broadcast(null))):
+    raise ValueError(
+      'text.tokenizer: processes have other features of "", as of other devices; remove '
+      "~/.cache/videoar_jax/text on each of their machines"
+    )
 
 
 def check_cache(stages: StageCheckpoints, cache: Cache, source) -> None:

@@ -172,7 +172,7 @@ def config_of(values: Mapping[str, Any]) -> EncoderConfig:
     ValueError: the type or a setting is not supported, or a size is missing; names it.
   """
   kind = values.get("model_type")
-  if kind not in _KINDS:
+  if kind not in list(_KINDS):
     raise ValueError(f"model_type={kind!r} is not supported; known are {', '.join(_KINDS)}")
   return _KINDS[kind](values)
 
