@@ -66,7 +66,8 @@ def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
     ValueError, OSError: names the file and the reason.
   """
   from videoar_jax.nn.layers import count_parameters
-  from videoar_jax.tokenizers.bsq import files, infinity
+  from videoar_jax.tokenizers import files
+  from videoar_jax.tokenizers.bsq import infinity
 
   checkpoint, out = pathlib.Path(options.checkpoint), pathlib.Path(options.out)
   files.check_new(out)
@@ -76,7 +77,7 @@ def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
   except ValueError as error:
     raise ValueError(f"{checkpoint}: {error}") from error
   source = f"Infinity's image tokenizer, from {checkpoint.name}"
-  files.save_tokenizer(out, files.Saved(config, source), params)
+  files.save_tokenizer(out, files.Saved("bsq", config, source), params)
   unused += [key for key in tensors if key in infinity.NOT_NEEDED]
   lines = [f"{out}: {infinity.summary(config)}, {count_parameters(params):,} parameters"]
   if unused:

@@ -110,6 +110,8 @@ def check_same_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
 
 def _may_change(field: str, workdir: pathlib.Path) -> bool:
   """Returns whether a field may have another value when a run resumes."""
+  if field == "config.frozen_tokenizer":
+    return (workdir / file_copies.FOLDER / file_copies.TOKENIZER_FOLDER).is_dir()  # Likewise.
   if field == "config.text.tokenizer":
     return file_copies.has_text(workdir)  # Then the files are compared.
   if _DATA.fullmatch(field):

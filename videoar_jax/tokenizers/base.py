@@ -61,10 +61,12 @@ class TokenizerFamily(Protocol):
   """A kind of tokenizer. Trainer, data, caches and evaluation use only this interface.
 
   Attributes:
+    name: its key in `TOKENIZERS`, and in the files of converted tokenizers.
     network: dataclass of `config.tokenizer`, a `TokenizerConfig`.
     loss: dataclass of a tokenizer stage's `loss`.
   """
 
+  name: str
   network: type
   loss: type
 
@@ -111,6 +113,12 @@ class TokenizerFamily(Protocol):
 
   def is_converted(self, folder: pathlib.Path) -> bool:
     """Returns whether a folder holds a converted tokenizer of this family."""
+
+  def converted_config(self, folder: pathlib.Path) -> TokenizerConfig:
+    """Returns a converted tokenizer's settings; ValueError says how they are damaged."""
+
+  def read_converted(self, folder: pathlib.Path) -> tuple[TokenizerConfig, dict]:
+    """Reads a converted tokenizer's settings and parameters; ValueError says what is damaged."""
 
   def load_converted(self, folder: pathlib.Path) -> Tokenizer:
     """Loads a converted tokenizer; ValueError says how it is damaged."""

@@ -14,6 +14,7 @@ _NOT_CONVERTED = "no public tokenizer of this kind can be converted yet; leave i
 class KL(AutoencoderFamily):
   """A causal 3-D autoencoder with normally distributed latents."""
 
+  name = "kl"
   network = KLConfig
   loss = KLLossConfig
 
@@ -33,6 +34,14 @@ class KL(AutoencoderFamily):
   def is_converted(self, folder: pathlib.Path) -> bool:
     """See `TokenizerFamily`."""
     return False
+
+  def converted_config(self, folder: pathlib.Path) -> KLConfig:
+    """See `TokenizerFamily`."""
+    raise ValueError(f"{folder}: {_NOT_CONVERTED}")
+
+  def read_converted(self, folder: pathlib.Path) -> tuple[KLConfig, dict]:
+    """See `TokenizerFamily`."""
+    raise ValueError(f"{folder}: {_NOT_CONVERTED}")
 
   def load_converted(self, folder: pathlib.Path) -> Coder:
     """See `TokenizerFamily`."""
