@@ -80,6 +80,10 @@ class PublicTensors:
       whole[i] = part
     return whole
 
+  def source_dtype(self, name: str) -> np.dtype:
+    """Returns the type of a parameter's public tensors."""
+    return np.asarray(self._tensors[self._sources[name].names[0]]).dtype
+
   def read_all(self) -> dict[str, np.ndarray]:
     """Returns all parameters, by their names in files."""
     return {name: self.read(name) for name in self.shapes}

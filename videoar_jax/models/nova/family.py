@@ -31,7 +31,7 @@ class Nova:
   """Continuous tokens, set by set within frames, with a diffusion head (arXiv 2412.14169)."""
 
   tokenizer = "kl"
-  tokenizers = ("kl",)
+  tokenizers = ("kl", "kl_image", "kl_opensora")
   network = NovaConfig
   loss = NovaLossConfig
   sampling = NovaSampling
