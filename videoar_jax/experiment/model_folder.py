@@ -32,6 +32,7 @@ from videoar_jax.train.state import flatten, unflatten
 
 FILE, CONFIG, WEIGHTS = "model.json", "config.json", "generator.safetensors"
 TOKENIZER, TEXT_ENCODER, GUIDANCE = "tokenizer", "text_encoder", "guidance.json"
+STAGE = "generator"  # Of models from elsewhere, which no stage trained.
 
 Kinds = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 

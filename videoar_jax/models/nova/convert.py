@@ -50,6 +50,8 @@ def config_of(
   if "video_encoder.mixer.proj.weight" in tensors:
     is_low = "video_encoder.mixer.lora.weight" in tensors
     rank = shape("video_encoder.mixer.lora.weight")[0] if is_low else 0
+  if "video_base_size" not in values:
+    raise ValueError("its config.json has no video_base_size; fetch the checkpoint's own")
   has_text = values.get("text_token_dim") is not None
   return NovaConfig(
     d_model=width,
