@@ -7,7 +7,7 @@ file; one that contains code is refused.
 
   python -m videoar_jax.convert kl_tokenizer --checkpoint=FOLDER --out=FOLDER
 
-converts a continuous autoencoder: a folder of Diffusers with config.json, or of a pipeline.
+converts a continuous autoencoder: FOLDER is one of Diffusers, with config.json or vae/config.json.
 
   python -m videoar_jax.convert nova --checkpoint=FOLDER --out=FOLDER
 

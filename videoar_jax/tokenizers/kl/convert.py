@@ -120,9 +120,7 @@ def with_tiling(config: AutoencoderKLConfig) -> OpenSoraConfig:
     ValueError: it is one of images.
   """
   if not isinstance(config, OpenSoraConfig):
-    raise ValueError(
-      "--tiling is for AutoencoderKLOpenSora; this one codes frames alone: remove it"
-    )
+    raise ValueError("--tiling is for AutoencoderKLOpenSora; this codes frames alone: remove it")
   return dataclasses.replace(config, tiling=True)
 
 
