@@ -134,7 +134,8 @@ def check_init(stages: StageCheckpoints) -> None:
       if stages.is_inflated(stage):
         stages.run.tokenizer_family.check_init(pathlib.Path(path), stages.run.tokenizer)
       else:
-        weights.check_file(path, stages.shapes(stage))
+        may_lack = stage.init.missing == "random"
+        weights.check_file(path, stages.shapes(stage), may_lack=may_lack)
     except (ValueError, OSError) as error:
       raise ValueError(f"stage.{stage.name}.init.from={path}: {error}") from error
 
