@@ -87,7 +87,8 @@ def config_of(
     positions="absolute" if "video_pos_embed.norm.weight" in tensors else "rope",
     has_motion="motion_embed.flow_proj.0.weight" in tensors,
     num_channels=channels,
-    vocabulary_size=0 if has_text else shape("label_embed.weight")[0],
+    # Public labels have no padding.
+    vocabulary_size=0 if has_text else shape("label_embed.weight")[0] + 1,
     text_dim=values["text_token_dim"] if has_text else 0,
     text_length=values.get("text_token_len", 256) if has_text else 1,
   )
@@ -144,7 +145,7 @@ def _parameters(config: NovaConfig) -> Iterator[tuple[str, Make]]:
 
 def _text(config: NovaConfig) -> Iterator[tuple[str, Make]]:
   if not config.text_dim:
-    yield "temporal.text.table.table", lambda t: t.get("label_embed.weight")
+    yield "temporal.text.table.table", lambda t: _labels(t.get("label_embed.weight"))
     yield from _norm("temporal.text.norm", "label_embed.norm")
     return
   yield "temporal.text.padding", lambda t: _rows(t.get("text_embed.weight"), config.text_length)
@@ -249,6 +250,13 @@ def _transposed(name: str) -> Make:
     return None if found is None else found.T
 
   return make
+
+
+def _labels(x: np.ndarray | None) -> np.ndarray | None:
+  """Moves the last label, "no condition", to the front, after padding; see `ClassTokenizer`."""
+  if x is None or x.ndim != 2:
+    return x
+  return np.concatenate([np.zeros_like(x[:1]), x[-1:], x[:-1]])
 
 
 def _first_row(x: np.ndarray | None) -> np.ndarray | None:
