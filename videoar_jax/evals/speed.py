@@ -157,7 +157,7 @@ def training_table(options: argparse.Namespace) -> str:
   null = run.text.encoder.null()
   grid = run.tokenizer.latent_shape(stage.data.num_frames, stage.data.resolution)
   batch = {"text": jnp.ones((b, *null.shape), null.dtype)}
-  batch["latents"] = jax.random.normal(jax.random.key(2), (b, *grid, run.tokenizer.num_channels))
+  batch["latents"] = jax.random.normal(jax.random.key(2), (b, *grid, run.tokenizer.num_encoded))
   state = trainer.init()
 
   def forward(params, batch):

@@ -7,6 +7,7 @@ import jax
 
 from videoar_jax.data.sources.base import EncodedSource
 from videoar_jax.data.sources.latents import Index, LatentsSource
+from videoar_jax.experiment import model_folder
 from videoar_jax.experiment.checkpoints import StageCheckpoints, check_last
 from videoar_jax.experiment.inputs import Batches, media_batch
 from videoar_jax.experiment.schema import StageConfig
@@ -44,7 +45,7 @@ class Stages(StageCheckpoints):
     if stage.kind == "tokenizer":
       family, resolution = run.tokenizer_family, stage.data.resolution
       return family.make_task(run.tokenizer, stage.loss, resolution, None)
-    template, params = self.hand_over(self.stage_before(stage, "tokenizer"))
+    template, params = self.tokenizer_for(stage)
     return run.family.make_task(run, stage, template, params)
 
   def encode(self, cache: Cache, source) -> None:
@@ -64,10 +65,13 @@ class Stages(StageCheckpoints):
 
   def _encoder_of(self, cache: Cache, source) -> tuple[Template, dict, Index]:
     """Returns the tokenizer that encodes a cache, and the index of the finished cache."""
-    names = [stage.name for stage in self.run.stages]
-    before = self.run.stages[: names.index(cache.after) + 1]
-    tokenizer_stage = next(stage for stage in reversed(before) if stage.kind == "tokenizer")
-    template, params = self.hand_over(tokenizer_stage)
+    if self.run.frozen_tokenizer is not None:
+      template, params = self.frozen_tokenizer()
+    else:
+      names = [stage.name for stage in self.run.stages]
+      before = self.run.stages[: names.index(cache.after) + 1]
+      tokenizer_stage = next(stage for stage in reversed(before) if stage.kind == "tokenizer")
+      template, params = self.hand_over(tokenizer_stage)
     fingerprint = encoder_fingerprint(params)
     return template, params, cache.index(self.run.tokenizer, fingerprint, source)
 
@@ -109,7 +113,7 @@ class Stages(StageCheckpoints):
     if not self.is_inflated(stage):
       shapes, may_lack = self.shapes(stage), stage.init.missing == "random"
       try:
-        found = weights.load(path, shapes, may_lack=may_lack)
+        found = weights.load(model_folder.weights_of(path), shapes, may_lack=may_lack)
       except ValueError as error:
         raise ValueError(f"stage.{stage.name}.init.from={path}: {error}") from error
       missing = ", ".join(name for name in shapes if name not in found)

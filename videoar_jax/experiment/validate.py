@@ -6,6 +6,7 @@ import math
 import pathlib
 
 from videoar_jax.data.sources.base import ClipSource
+from videoar_jax.experiment import model_folder
 from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.token_cache import Cache, check_fits
 from videoar_jax.interop import weights
@@ -135,6 +136,7 @@ def check_init(stages: StageCheckpoints) -> None:
         stages.run.tokenizer_family.check_init(pathlib.Path(path), stages.run.tokenizer)
       else:
         may_lack = stage.init.missing == "random"
+        path = model_folder.weights_of(path)
         weights.check_file(path, stages.shapes(stage), may_lack=may_lack)
     except (ValueError, OSError) as error:
       raise ValueError(f"stage.{stage.name}.init.from={path}: {error}") from error

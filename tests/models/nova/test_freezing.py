@@ -39,8 +39,9 @@ def make_task(frozen):
     def null(self):
       return np.zeros((2, 3), np.float32)
 
+  kl = TOKENIZERS["kl"]
   task = NovaTask(
-    config, (1, 4, 4), settings, TOKENIZERS["kl"], None, {}, Encoder(), NovaSampling()
+    config, (1, 4, 4), settings, kl, None, {}, Encoder(), NovaSampling(), kl.network()
   )
   return task, list(flatten(template_of(config).shapes))
 
@@ -123,7 +124,7 @@ def test_a_step_leaves_frozen_parts_as_they_are(tmp_path):
   assert isinstance(trainer, Trainer)
   run = parse.finalize(config)
   t, h, w = run.tokenizer.latent_shape(5, (16, 16))
-  latents = jax.random.normal(jax.random.key(0), (2, t, h, w, 2))
+  latents = jax.random.normal(jax.random.key(0), (2, t, h, w, run.tokenizer.num_encoded))
   batch = {"text": np.ones((2, 16), np.int32), "latents": latents}
   before = jax.device_get(state["params"])
   with jax.set_mesh(trainer.mesh):

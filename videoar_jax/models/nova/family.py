@@ -13,7 +13,6 @@ from videoar_jax.models.nova.network import template_of
 from videoar_jax.models.nova.sampler import Model
 from videoar_jax.models.nova.task import NovaLossConfig, NovaTask, is_part, null_of, plan_of
 from videoar_jax.parallel.rules import ShardingError
-from videoar_jax.tokenizers.families import TOKENIZERS
 from videoar_jax.train.state import flatten
 
 
@@ -34,6 +33,7 @@ class Nova:
   """Continuous tokens, set by set within frames, with a diffusion head (arXiv 2412.14169)."""
 
   tokenizer = "kl"
+  tokenizers = ("kl",)
   network = NovaConfig
   loss = NovaLossConfig
   sampling = NovaSampling
@@ -116,11 +116,12 @@ class Nova:
       run.generator,
       run.tokenizer.latent_shape(stage.data.num_frames, stage.data.resolution),
       stage.loss,
-      TOKENIZERS[self.tokenizer],
+      run.tokenizer_family,
       tokenizer,
       tokenizer_params,
       run.text.encoder,
       run.sampling,
+      run.tokenizer,
     )
 
   def make_model(
@@ -139,7 +140,7 @@ class Nova:
     shape = ClipShape(stage.data.num_frames, tuple(resolution or stage.data.resolution))
     return Model(
       module,
-      TOKENIZERS[self.tokenizer].make_tokenizer(tokenizer_module),
+      run.tokenizer_family.make_tokenizer(tokenizer_module),
       run.text.encoder,
       shape,
       run.sampling,
