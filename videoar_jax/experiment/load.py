@@ -89,8 +89,8 @@ def load_model(
     dtype: of the generator's weights and cache, "float32" or "bfloat16".
     batch_size: clips that are made together, a multiple of the mesh's slice x data x fsdp; None for
       about 16.
-    text_features: file of the prompts' features, for a model that was trained on features; None
-      for the file of training, see `text.tokenizer`.
+    text_features: file of the prompts' features, or folder of their text encoder, for a model that
+      was trained on features; None for what it was trained with, see `text.tokenizer`.
     resolution: (H, W) of the clips to make, as one of a mixture's shapes; None for that of the
       stage's `data`.
   Raises:

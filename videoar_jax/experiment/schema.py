@@ -25,23 +25,30 @@ class TextConfig:
 
   Attributes:
     length: tokens of a prompt, including the end token: shorter prompts are padded, longer ones are
-      an error. 1 for classes; with features, the maximum number of features of a prompt.
+      an error. 1 for classes; with features, the maximum number of features of a prompt; a
+      pretrained encoder cuts longer prompts.
     attention: "causal", or "full": bidirectional attention within the prompt.
     tokenizer: "bytes" (UTF-8); "words" (hashed; for short captions); "classes": a prompt is the
-      name of a class; the path of a JSON file of Hugging Face `tokenizers`; or the path of a file
-      of features from a text encoder.
+      name of a class; the path of a JSON file of Hugging Face `tokenizers`; the path of a file of
+      features from a text encoder; or that of the folder of a pretrained T5, umT5 or Phi-2.
     classes: names of the classes, for tokenizer="classes".
+    dtype: of a pretrained encoder's weights, "float32" or "bfloat16".
   """
 
   length: int = 64
   attention: str = "causal"
   tokenizer: str = "bytes"
   classes: tuple[str, ...] = ()
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    if self.dtype not in ("float32", "bfloat16"):
+      raise ValueError(f"text.dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
 
   @functools.cached_property
   def encoder(self) -> TextEncoder:
     """The encoder of prompts."""
-    return make_text_encoder(self.tokenizer, self.length, self.classes)
+    return make_text_encoder(self.tokenizer, self.length, self.classes, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
