@@ -157,8 +157,7 @@ class LatentsSource:
     """Returns item `index`.
 
     Returns:
-      latents: [t, h, w, d], of the index's type; caption; class_id; flow; attributes: None; id: that
-      of the clip.
+      latents: [t, h, w, d], of the index's type; caption; class_id; flow; attributes: None; id.
     """
     header, payload = records.unpack(self._records[index % self.index.num_clips])
     latents = np.frombuffer(payload, DTYPES[self.index.dtype]).reshape(self.index.latent_shape)
