@@ -123,15 +123,23 @@ class InitConfig:
       learning-rate schedule over the steps of both; otherwise the optimizer starts from scratch.
     temporal: initial kernel slices of earlier frames when an image tokenizer is inflated: "zeros",
       or "random" as in the paper.
+    missing: what a file of weights may lack: "error" for nothing, or "random" for parameters that
+      start at random then, such as those that a video model has and an image model has not. The
+      log lists them.
   """
 
   from_: str | None = None
   with_optimizer: bool = False
   temporal: str = "zeros"
+  missing: str = "error"
 
   def __post_init__(self):
     if self.temporal not in ("zeros", "random"):
       raise ValueError(f"temporal={self.temporal!r} is unknown; use 'zeros' or 'random'")
+    if self.missing not in ("error", "random"):
+      raise ValueError(f"missing={self.missing!r} is unknown; use 'error' or 'random'")
+    if self.missing == "random" and not self.from_:
+      raise ValueError("missing='random' is for a file of weights; set from, or remove it")
     if self.from_ and self.with_optimizer:
       raise ValueError(
         f"from={self.from_} and with_optimizer exclude each other: a file has no optimizer; remove "

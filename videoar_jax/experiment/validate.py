@@ -156,7 +156,9 @@ def check_init(stages: StageCheckpoints) -> None:
       if stages.is_inflated(stage):
         stages.run.tokenizer_family.check_init(pathlib.Path(path), stages.run.tokenizer)
       else:
-        weights.check_file(model_folder.weights_of(path), stages.shapes(stage))
+        may_lack = stage.init.missing == "random"
+        path = model_folder.weights_of(path)
+        weights.check_file(path, stages.shapes(stage), may_lack=may_lack)
     except (ValueError, OSError) as error:
       raise ValueError(f"stage.{stage.name}.init.from={path}: {error}") from error
 

@@ -68,7 +68,8 @@ def config_of(
     positions="absolute" if "video_pos_embed.norm.weight" in tensors else "rope",
     has_motion="motion_embed.flow_proj.0.weight" in tensors,
     num_channels=channels,
-    vocabulary_size=0 if has_text else shape("label_embed.weight")[0],
+    # Public labels have no padding.
+    vocabulary_size=0 if has_text else shape("label_embed.weight")[0] + 1,
     text_dim=values["text_token_dim"] if has_text else 0,
     text_length=values.get("text_token_len", 256) if has_text else 1,
   )
@@ -129,7 +130,7 @@ def _sources(config: NovaConfig) -> Sources:
 
 def _text(config: NovaConfig) -> Sources:
   if not config.text_dim:
-    yield "temporal.text.table.table", Source(("label_embed.weight",))
+    yield "temporal.text.table.table", Source(("label_embed.weight",), _labels)
     yield from _norm("temporal.text.norm", "label_embed.norm")
     return
   length = config.text_length
@@ -218,3 +219,8 @@ def _patch(ours: str, theirs: str) -> Sources:
 
   yield f"{ours}.kernel", Source((f"{theirs}.weight",), make)
   yield f"{ours}.bias", Source((f"{theirs}.bias",))
+
+
+def _labels(x: np.ndarray) -> np.ndarray:
+  """Moves the last label, "no condition", to the front, after padding; see `ClassTokenizer`."""
+  return np.concatenate([np.zeros_like(x[:1]), x[-1:], x[:-1]])
