@@ -1,6 +1,8 @@
 """LLaMA blocks: grouped-query attention, a gated MLP, and stacks of both, with or without cache."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -51,15 +53,16 @@ def _sequence_axis(seen: tuple[Cache, ...] | None) -> str | None:
 class Attention(nnx.Module):
   """Grouped-query attention with rotary positions and optional norms of queries and keys."""
 
-  def __init__(self, rngs: nnx.Rngs, config: BlockConfig, *, use_bias: bool = False):
+  def __init__(self, rngs: nnx.Rngs, config: BlockConfig, *, use_bias: bool, init: Callable | None):
     m, k = config.d_model, config.head_dim
     n, g = config.num_heads, config.num_kv_heads
-    self.query = layers.Linear(rngs, m, n * k, ("embed", "heads"), use_bias=use_bias)
-    self.key = layers.Linear(rngs, m, g * k, ("embed", "kv_heads"), use_bias=use_bias)
-    self.value = layers.Linear(rngs, m, g * k, ("embed", "kv_heads"), use_bias=use_bias)
+    linear = functools.partial(layers.Linear, rngs, use_bias=use_bias)
+    self.query = linear(m, n * k, ("embed", "heads"), init=init)
+    self.key = linear(m, g * k, ("embed", "kv_heads"), init=init)
+    self.value = linear(m, g * k, ("embed", "kv_heads"), init=init)
     # Outputs of residual branches start small, scaled by depth: deep stacks start near identity.
-    init = layers.fan_in((n * k, m), 1.0 / (2 * config.num_layers))
-    self.out = layers.Linear(rngs, n * k, m, ("heads", "embed"), use_bias=use_bias, init=init)
+    small = layers.fan_in((n * k, m), 1.0 / (2 * config.num_layers))
+    self.out = linear(n * k, m, ("heads", "embed"), init=init or small)
     self.query_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
     self.key_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
     self.config = config
@@ -109,12 +112,12 @@ class Attention(nnx.Module):
 class GatedMLP(nnx.Module):
   """SwiGLU."""
 
-  def __init__(self, rngs: nnx.Rngs, config: BlockConfig):
+  def __init__(self, rngs: nnx.Rngs, config: BlockConfig, *, init: Callable | None):
     m, hidden = config.d_model, config.mlp_dim
-    self.gate = layers.Linear(rngs, m, hidden, ("embed", "mlp"))
-    self.up = layers.Linear(rngs, m, hidden, ("embed", "mlp"))
-    init = layers.fan_in((hidden, m), 1.0 / (2 * config.num_layers))
-    self.down = layers.Linear(rngs, hidden, m, ("mlp", "embed"), init=init)
+    self.gate = layers.Linear(rngs, m, hidden, ("embed", "mlp"), init=init)
+    self.up = layers.Linear(rngs, m, hidden, ("embed", "mlp"), init=init)
+    small = layers.fan_in((hidden, m), 1.0 / (2 * config.num_layers))
+    self.down = layers.Linear(rngs, hidden, m, ("mlp", "embed"), init=init or small)
 
   def __call__(self, x):
     return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -123,11 +126,11 @@ class GatedMLP(nnx.Module):
 class Block(nnx.Module):
   """Attention and MLP, each with a pre-norm and a residual connection."""
 
-  def __init__(self, rngs: nnx.Rngs, config: BlockConfig, *, use_bias: bool = False):
+  def __init__(self, rngs: nnx.Rngs, config: BlockConfig, *, use_bias: bool, init: Callable | None):
     self.attention_norm = layers.RMSNorm(rngs, config.d_model)
-    self.attention = Attention(rngs, config, use_bias=use_bias)
+    self.attention = Attention(rngs, config, use_bias=use_bias, init=init)
     self.mlp_norm = layers.RMSNorm(rngs, config.d_model)
-    self.mlp = GatedMLP(rngs, config)
+    self.mlp = GatedMLP(rngs, config, init=init)
 
   def __call__(self, x, angles, mask, seen: tuple[Cache, ...] | None = None):
     y, new = self.attention(self.attention_norm(x), angles, mask, seen)
@@ -136,17 +139,22 @@ class Block(nnx.Module):
     return x, new
 
 
-def make_blocks(rngs: nnx.Rngs, config: BlockConfig, *, use_bias: bool = False) -> Block:
+def make_blocks(
+  rngs: nnx.Rngs, config: BlockConfig, *, use_bias: bool = False, init: Callable | None = None
+) -> Block:
   """Makes all blocks, with a leading layer axis.
 
   Args:
     rngs: random keys.
     config: the network.
     use_bias: whether the projections of attention have biases.
+    init: initializes kernels; None for a variance by their inputs, and by depth at residuals.
   """
-  return layers.stack_layers(
-    lambda r: Block(r, config, use_bias=use_bias), rngs.params(), config.num_layers
-  )
+
+  def make(rngs: nnx.Rngs) -> Block:
+    return Block(rngs, config, use_bias=use_bias, init=init)
+
+  return layers.stack_layers(make, rngs.params(), config.num_layers)
 
 
 def run_blocks(
