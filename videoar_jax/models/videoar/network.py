@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from videoar_jax.models.prompts import Text, is_text
 from videoar_jax.models.videoar import patches
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.layout import Layout
@@ -21,14 +22,6 @@ from videoar_jax.nn.mask import AttentionMask
 from videoar_jax.nn.rope import rope_angles, rotate
 from videoar_jax.nn.splash import filled_length
 from videoar_jax.parallel.rules import constrain, is_for_tpu, num_shards
-
-# Tokens, or text features from another network.
-Text = Int[Array | np.ndarray, "b P"] | Float[Array | np.ndarray, "b P e"]
-
-
-def is_text(text: Text) -> Bool[Array | np.ndarray, "b P"]:
-  """Returns the mask of text; a token of 0, or a feature of zeros, is padding."""
-  return text != 0 if text.ndim == 2 else jnp.any(text != 0, axis=-1)
 
 
 def _sequence_axis(seen: tuple[Cache, ...] | None) -> str | None:
