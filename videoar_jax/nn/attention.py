@@ -70,7 +70,7 @@ def attention(
   query: Float[Array, "b q n k"],
   key: Float[Array, "b l g k"],
   value: Float[Array, "b l g k"],
-  mask: Bool[Array, "#b q l"],
+  mask: Bool[Array, "#b #q l"],
 ) -> Float[Array, "b q n k"]:
   """Softmax attention; heads `n` share the `g` key and value heads in equal groups.
 
@@ -95,7 +95,7 @@ def _tokens_first(out: Float[Array, "b g r q k"]) -> Float[Array, "b q n k"]:
 
 
 @jax.custom_vjp
-def _softmax(query, key, value, mask: Bool[Array, "#b q l"]):
+def _softmax(query, key, value, mask: Bool[Array, "#b #q l"]):
   """Computes attention with heads first and scaled queries.
 
   The gradient is hand-written: autodiff passes over the weights more often, and on CPU XLA also

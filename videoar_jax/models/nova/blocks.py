@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -77,12 +76,6 @@ def run(blocks: Block, x: Float[Array, "b l m"], angles, attend, config: NovaCon
     extra = () if seen is None else (caches,)
     return block(x, angles, lambda q, k, v: attend(q, k, v, *extra))
 
-  if config.remat != "none":
-    body = jax.checkpoint(body, policy=layers.REMAT_POLICIES[config.remat])
-  if config.scan_layers:
-    return jax.lax.scan(body, x, (blocks, seen))
-  kept = []
-  for i in range(jax.tree.leaves(blocks)[0].shape[0]):
-    x, new = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], (blocks, seen)))
-    kept.append(new)
-  return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
+  return layers.run_stacked(
+    body, x, (blocks, seen), is_scanned=config.scan_layers, remat=config.remat
+  )

@@ -6,8 +6,9 @@ Source: VIDEOAR sections 3.1 to 3.4.
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from videoar_jax.models.prompts import Text, is_text
 from videoar_jax.models.videoar import patches
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.layout import Layout
@@ -16,14 +17,6 @@ from videoar_jax.nn.mask import AttentionMask
 from videoar_jax.nn.rope import rope_angles
 from videoar_jax.nn.transformer import make_blocks, run_blocks, step_blocks
 from videoar_jax.parallel.rules import constrain, is_for_tpu
-
-# Tokens, or text features from another network.
-Text = Int[Array | np.ndarray, "b P"] | Float[Array | np.ndarray, "b P e"]
-
-
-def is_text(text: Text) -> Bool[Array | np.ndarray, "b P"]:
-  """Returns the mask of text; a token of 0, or a feature of zeros, is padding."""
-  return text != 0 if text.ndim == 2 else jnp.any(text != 0, axis=-1)
 
 
 class Generator(nnx.Module):
