@@ -181,12 +181,7 @@ def run_blocks(
   def body(x, block):
     return block(x, angles, mask)
 
-  if config.remat != "none":
-    body = jax.checkpoint(body, policy=layers.REMAT_POLICIES[config.remat])
-  if config.scan_layers:
-    return jax.lax.scan(body, x, blocks)[0][:, :length]
-  for i in range(config.num_layers):
-    x, _ = body(x, block_of(blocks, i))
+  x, _ = layers.run_stacked(body, x, blocks, is_scanned=config.scan_layers, remat=config.remat)
   return x[:, :length]
 
 
