@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
@@ -39,7 +40,8 @@ def config_of(name: str):
 def load(name: str) -> InfinityStar:
   """Returns the network that a reference file is of."""
   config = config_of(name)
-  return network_of(config, convert.import_params(tensors_of(name), config))
+  params = convert.import_params(tensors_of(name), config)
+  return network_of(config, jax.tree.map(jnp.asarray, params))
 
 
 def pyramid(grid: tuple[int, int]) -> Pyramid:

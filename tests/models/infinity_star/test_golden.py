@@ -10,12 +10,14 @@ import star_golden as golden
 from flax import nnx
 from safetensors.numpy import load_file
 
-from videoar_jax.models.infinity_star import convert, loss
+from videoar_jax.models.infinity_star import convert, generate, loss
+from videoar_jax.models.infinity_star.config import InfinityStarSampling
 from videoar_jax.models.infinity_star.network import rotary_angles
+from videoar_jax.tokenizers.star.quantizer import quantize
 from videoar_jax.train.state import flatten
 
 pytestmark = pytest.mark.golden
-LOGITS, LOSS, GRADIENT, ROPE = 1e-4, 1e-5, 1e-4, 1e-5
+LOGITS, GUIDED, LOSS, GRADIENT, ROPE = 1e-4, 5e-4, 1e-5, 1e-4, 1e-5
 
 parametrize = functools.partial(pytest.mark.parametrize, "name")
 
@@ -146,3 +148,75 @@ def test_sequence(name):
         mask[np.ix_(places, places)], layout.rule.visible()[own][:, own]
       )
     text += num
+
+
+@parametrize(golden.cases("b_*.npz"))
+def test_sampling(name):
+  arrays = np.load(golden.FOLDER / name)
+  net, reps = golden.load(name), arrays["reps"]
+  layout = golden.layout(arrays["summed_codes"].shape)
+  np.testing.assert_array_equal([scale.repetitions for scale in layout.scales], reps)
+  sampling = sampling_of(arrays)
+  prompts = prompts_in(arrays, net, generate.is_guided(sampling))
+  given = given_bits(arrays, layout)
+  steps = []
+
+  def run(*arguments, **settings):
+    done = generate.run_scale(*arguments, **settings)
+    parts = [
+      jax.tree.map(lambda x, r=r: x[r], part)
+      for part in done.steps
+      for r in range(len(part.inputs))
+    ]
+    steps.extend(parts)
+    return done
+
+  @jax.jit
+  def sample(net):
+    keys = jax.random.split(jax.random.key(0), 1)
+    latents = generate.generate(net, layout, prompts, keys, sampling, given, run=run)
+    return latents, list(steps)
+
+  latents, found = sample(net)
+  assert len(found) == reps.sum()
+  for k, step in enumerate(found):
+    np.testing.assert_array_equal(step.bits, arrays[f"bits_{k}"], err_msg=str(k))
+    assert golden.error(step.inputs, arrays[f"input_{k}"]) < 1e-5
+    if step.logits is not None:
+      raw = arrays[f"rawlogits_{k}"]
+      assert golden.error(step.logits.reshape(*raw.shape[:2], -1), raw) < LOGITS, k
+      if f"guided_{k}" in arrays:
+        guided = arrays[f"guided_{k}"]
+        assert golden.error(step.guided.reshape(*guided.shape[:2], -1), guided) < GUIDED, k
+  assert golden.error(latents, golden.clips(arrays["summed_codes"])) < 1e-5
+
+
+def sampling_of(arrays) -> InfinityStarSampling:
+  tau = arrays["tau"]
+  return InfinityStarSampling(
+    guidance_kind="apg" if arrays["use_apg"] else "cfg",
+    guidance=float(arrays["cfg"]),
+    apg_threshold=float(arrays["apg_norm_threshold"]),
+    image_temperature=float(tau[0]),
+    video_temperature=float(tau[-1]),
+    is_greedy=True,
+  )
+
+
+def prompts_in(arrays, net, is_guided: bool) -> generate.Prompts:
+  text = golden.padded(arrays["text"])
+  prompts = generate.prompts_of(net, text, None, is_guided)
+  if "neg_text" not in arrays:
+    return prompts
+  # The public code pads a shorter negative prompt with zeros that are seen.
+  prompts = generate.prompts_of(net, text, golden.padded(arrays["neg_text"]), is_guided)
+  return prompts._replace(is_seen=jnp.tile(prompts.is_present[:1], (2, 1)))
+
+
+def given_bits(arrays, layout):
+  num = max(int(arrays["gt_leak"]), 0)
+  if not num:
+    return ()
+  latents = next(arrays[key] for key in arrays if key.startswith("raw_") and "latent" in key)
+  schedule = layout.schedule[:num]
+  return quantize(golden.clips(latents)[:, : schedule[-1].stop], schedule).bits
