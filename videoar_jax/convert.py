@@ -66,7 +66,8 @@ def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
     ValueError, OSError: names the file and the reason.
   """
   from videoar_jax.nn.layers import count_parameters
-  from videoar_jax.tokenizers.bsq import files, infinity
+  from videoar_jax.tokenizers import files
+  from videoar_jax.tokenizers.bsq import infinity
 
   checkpoint, out = pathlib.Path(options.checkpoint), pathlib.Path(options.out)
   files.check_new(out)
@@ -76,12 +77,43 @@ def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
   except ValueError as error:
     raise ValueError(f"{checkpoint}: {error}") from error
   source = f"Infinity's image tokenizer, from {checkpoint.name}"
-  files.save_tokenizer(out, files.Saved(config, source), params)
+  files.save_tokenizer(out, files.Saved("bsq", config, source), params)
   unused += [key for key in tensors if key in infinity.NOT_NEEDED]
   lines = [f"{out}: {infinity.summary(config)}, {count_parameters(params):,} parameters"]
   if unused:
     lines.append(f"not needed, omitted: {', '.join(unused)}")
   return "\n".join(lines)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--workdir", required=True, default=argparse.SUPPRESS, help="of the run, or a checkpoint in it"
+  )
+  parser.add_argument(
+    "--out", required=True, default=argparse.SUPPRESS, help="new folder for the result"
+  )
+  parser.add_argument(
+    "--dtype",
+    choices=("float32", "float16", "bfloat16"),
+    default="float32",
+    help="of the weights",
+  )
+  parser.set_defaults(run=_export_model)
+
+
+def _export_model(options: argparse.Namespace) -> str:
+  """Writes a run's generator as a folder; returns a summary.
+
+  Raises:
+    ValueError, OSError: names what is missing.
+  """
+  from videoar_jax.experiment.exporting import export_model
+
+  num = export_model(options.workdir, options.out, options.dtype)
+  return (
+    f"{options.out}: {num:,} parameters; sample with --model={options.out}, or start from it with "
+    f"config.stage.NAME.init.from={options.out}"
+  )
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
@@ -230,6 +262,7 @@ def _to_arrays(path: pathlib.Path, tensors) -> dict[str, np.ndarray]:
 
 # By name: a summary, and a function that adds flags and sets `run(options)`, which returns output.
 COMMANDS = {
+  "model": ("a run's generator with all it needs, to a folder to share", _add_model),
   "weights": ("weights of a run's stage, to safetensors", _add_weights),
   "infinity_tokenizer": ("Infinity's public image tokenizer", _add_infinity_tokenizer),
   "lpips": ("VGG16 and the heads of LPIPS, a perceptual distance of pictures", _add_lpips),

@@ -79,7 +79,13 @@ def _parser() -> argparse.ArgumentParser:
   add = parser.add_argument
   # Instead of None, which --help would show as the default.
   unset = argparse.SUPPRESS
-  add("--workdir", required=True, default=unset, help="workdir of the run that trained the model")
+  add(
+    "--workdir",
+    "--model",
+    required=True,
+    default=unset,
+    help="workdir of the run that trained the model, or a model's folder from `convert`",
+  )
   what = parser.add_mutually_exclusive_group(required=True)
   what.add_argument(
     "--prompt",

@@ -1,5 +1,6 @@
-"""Copies of the small files that a config names, in the workdir, which can then be moved.
+"""Copies of files that a config names, in the workdir, which can then be moved.
 
+  WORKDIR/files/frozen_tokenizer/           of the folder of that name
   WORKDIR/files/tokenizer.json              of `text.tokenizer`
   WORKDIR/files/text_features.safetensors   of features in `text.tokenizer`, those of "" alone
   WORKDIR/files/guidance.json               of `sampling.guidance`
@@ -8,7 +9,9 @@ Features of "" tell the width of all, and are needed for guidance; those of othe
 large as data, and are given to `sample` and `evaluate` by a flag.
 """
 
+import filecmp
 import pathlib
+import shutil
 
 import numpy as np
 
@@ -17,7 +20,7 @@ from videoar_jax.interop import tensors
 from videoar_jax.interop.atomic import replacing
 from videoar_jax.text.features import TextFeatures
 
-FOLDER = "files"
+FOLDER, TOKENIZER_FOLDER = "files", "frozen_tokenizer"
 _TOKENIZER, _FEATURES, _GUIDANCE = "tokenizer.json", "text_features.safetensors", "guidance.json"
 
 
@@ -33,6 +36,42 @@ def _fields(values: dict, workdir: pathlib.Path):
       yield section, field, pathlib.Path(value).expanduser(), workdir / FOLDER / name
 
 
+def _with_tokenizer(values: dict, workdir: pathlib.Path, *, is_preferred: bool) -> dict:
+  """Returns a config that names the copy of its frozen tokenizer, if there is one to take."""
+  path, copy = values["frozen_tokenizer"], workdir / FOLDER / TOKENIZER_FOLDER
+  if path is None or not copy.is_dir() or (is_preferred and pathlib.Path(path).is_dir()):
+    return values
+  return values | {"frozen_tokenizer": str(copy)}
+
+
+def _keep_tokenizer(values: dict, workdir: pathlib.Path) -> None:
+  """Copies the frozen tokenizer into the workdir, once: its latents must not change later."""
+  path, copy = values["frozen_tokenizer"], workdir / FOLDER / TOKENIZER_FOLDER
+  if path is not None and not copy.exists():
+    copy.parent.mkdir(exist_ok=True)
+    with replacing(copy) as partial:
+      shutil.copytree(pathlib.Path(path).expanduser(), partial)
+
+
+def check_same_tokenizer(values: dict, workdir: pathlib.Path) -> None:
+  """Checks that a frozen tokenizer is the one that the workdir was made with.
+
+  Raises:
+    ValueError: it is not.
+  """
+  copy = workdir / FOLDER / TOKENIZER_FOLDER
+  path = values["frozen_tokenizer"]
+  if path is None or not copy.is_dir() or pathlib.Path(path) == copy:
+    return
+  names = [file.name for file in copy.iterdir()]
+  _, different, missing = filecmp.cmpfiles(path, copy, names, shallow=False)
+  if different or missing:
+    raise ValueError(
+      f"frozen_tokenizer={path} differs from {copy}, with which this workdir was made, in "
+      f"{', '.join(different + missing)}; restore it, or name another workdir"
+    )
+
+
 def with_copies(values: dict, workdir: pathlib.Path, *, is_training: bool) -> dict:
   """Returns a config that names the copies instead of files that are missing.
 
@@ -42,6 +81,7 @@ def with_copies(values: dict, workdir: pathlib.Path, *, is_training: bool) -> di
     is_training: whether files that exist are preferred to their copies. A trained model is used
       with the files that it was trained with, even if these changed since.
   """
+  values = _with_tokenizer(values, workdir, is_preferred=is_training)
   for section, field, path, copy in _fields(values, workdir):
     is_preferred = is_training or copy.name == _FEATURES
     if copy.is_file() and not (is_preferred and path.exists()):
@@ -57,6 +97,7 @@ def keep(values: dict, encoder, workdir: pathlib.Path) -> None:
     encoder: its text encoder.
     workdir: of the run.
   """
+  _keep_tokenizer(values, workdir)
   fields = list(_fields(values, workdir))
   for name in (_TOKENIZER, _FEATURES, _GUIDANCE):
     if all(copy.name != name for *_, copy in fields):
@@ -68,6 +109,21 @@ def keep(values: dict, encoder, workdir: pathlib.Path) -> None:
     elif path.exists():
       with replacing(copy) as partial:
         partial.write_bytes(path.read_bytes())
+
+
+def text_part(text, folder: pathlib.Path) -> tuple[str, pathlib.Path]:
+  """Returns what a model needs for its prompts: the end of its name, and where it is.
+
+  Args:
+    text: with `tokenizer` and `encoder`.
+    folder: for features of the empty prompt, which stand for a file of features.
+  """
+  path = pathlib.Path(text.tokenizer).expanduser()
+  if isinstance(text.encoder, TextFeatures):
+    copy = folder / _FEATURES
+    tensors.write(copy, {"": text.encoder.null()})
+    return copy.suffix, copy
+  return path.suffix, path
 
 
 def has_text(workdir: pathlib.Path) -> bool:

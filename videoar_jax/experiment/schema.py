@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import pathlib
 from typing import Any
 
 import jax
@@ -15,7 +16,6 @@ from videoar_jax.models.base import ClipShape, Family
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh, num_batch_shards, parse_mesh
 from videoar_jax.text.tokenizers import TextEncoder, make_text_encoder
 from videoar_jax.tokenizers.base import TokenizerConfig, TokenizerFamily
-from videoar_jax.tokenizers.families import TOKENIZERS
 from videoar_jax.train.config import LoopConfig
 
 
@@ -232,6 +232,7 @@ class RunConfig:
   Attributes:
     seed: random seed.
     family: model family of the generator.
+    tokenizer_family: of the tokenizer.
     data: clips.
     text: prompts.
     tokenizer: an instance of the tokenizer family's `network`.
@@ -241,10 +242,13 @@ class RunConfig:
     report: what the final report measures.
     stages: those that train.
     caches: those that encode.
+    frozen_tokenizer: folder of a converted tokenizer, which no stage trains; `tokenizer` is then
+      left out.
   """
 
   seed: int
   family: Family
+  tokenizer_family: TokenizerFamily
   data: DataConfig
   text: TextConfig
   tokenizer: TokenizerConfig
@@ -254,11 +258,7 @@ class RunConfig:
   report: ReportConfig
   stages: tuple[StageConfig, ...]
   caches: tuple[Cache, ...] = ()
-
-  @property
-  def tokenizer_family(self) -> TokenizerFamily:
-    """The tokenizer family of the model family."""
-    return TOKENIZERS[self.family.tokenizer]
+  frozen_tokenizer: pathlib.Path | None = None
 
   @property
   def generator_stages(self) -> tuple[StageConfig, ...]:

@@ -7,6 +7,7 @@ import jax
 
 from videoar_jax.data.sources.base import EncodedSource
 from videoar_jax.data.sources.latents import Index, LatentsSource
+from videoar_jax.experiment import model_folder
 from videoar_jax.experiment.checkpoints import StageCheckpoints, check_last
 from videoar_jax.experiment.inputs import Batches, media_batch
 from videoar_jax.experiment.schema import StageConfig
@@ -37,7 +38,7 @@ class Stages(StageCheckpoints):
     if stage.kind == "tokenizer":
       family, resolution = run.tokenizer_family, stage.data.resolution
       return family.make_task(run.tokenizer, stage.loss, resolution, None)
-    template, params = self.hand_over(self.stage_before(stage, "tokenizer"))
+    template, params = self.tokenizer_for(stage)
     return run.family.make_task(run, stage, template, params)
 
   def encode(self, cache: Cache, source) -> None:
@@ -57,10 +58,13 @@ class Stages(StageCheckpoints):
 
   def _encoder_of(self, cache: Cache, source) -> tuple[Template, dict, Index]:
     """Returns the tokenizer that encodes a cache, and the index of the finished cache."""
-    names = [stage.name for stage in self.run.stages]
-    before = self.run.stages[: names.index(cache.after) + 1]
-    tokenizer_stage = next(stage for stage in reversed(before) if stage.kind == "tokenizer")
-    template, params = self.hand_over(tokenizer_stage)
+    if self.run.frozen_tokenizer is not None:
+      template, params = self.frozen_tokenizer()
+    else:
+      names = [stage.name for stage in self.run.stages]
+      before = self.run.stages[: names.index(cache.after) + 1]
+      tokenizer_stage = next(stage for stage in reversed(before) if stage.kind == "tokenizer")
+      template, params = self.hand_over(tokenizer_stage)
     fingerprint = encoder_fingerprint(params)
     return template, params, cache.index(self.run.tokenizer, fingerprint, source)
 
@@ -96,7 +100,7 @@ class Stages(StageCheckpoints):
       return None if before is None else self.hand_over(before, is_split=True)[1]
     if not self.is_inflated(stage):
       try:
-        return unflatten(weights.load(path, self.shapes(stage)))
+        return unflatten(weights.load(model_folder.weights_of(path), self.shapes(stage)))
       except ValueError as error:
         raise ValueError(f"stage.{stage.name}.init.from={path}: {error}") from error
     key = jax.random.fold_in(jax.random.key(seed), 3)

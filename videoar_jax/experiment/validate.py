@@ -6,6 +6,7 @@ import math
 import pathlib
 
 from videoar_jax.data.sources.base import ClipSource
+from videoar_jax.experiment import model_folder
 from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.token_cache import Cache, check_fits
 from videoar_jax.interop import weights
@@ -134,7 +135,7 @@ def check_init(stages: StageCheckpoints) -> None:
       if stages.is_inflated(stage):
         stages.run.tokenizer_family.check_init(pathlib.Path(path), stages.run.tokenizer)
       else:
-        weights.check_file(path, stages.shapes(stage))
+        weights.check_file(model_folder.weights_of(path), stages.shapes(stage))
     except (ValueError, OSError) as error:
       raise ValueError(f"stage.{stage.name}.init.from={path}: {error}") from error
 

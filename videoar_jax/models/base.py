@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from videoar_jax.tokenizers.base import Tokenizer, TokenizerConfig
+from videoar_jax.tokenizers.base import Tokenizer, TokenizerConfig, TokenizerFamily
 from videoar_jax.train.state import Template
 from videoar_jax.train.task import Task
 
@@ -76,6 +76,7 @@ class Run(Protocol):
   Attributes:
     data: its clips.
     text: prompts: `length`, `attention`, and `encoder`, with `encode` and `null`.
+    tokenizer_family: of the tokenizer.
     tokenizer: an instance of the tokenizer family's `network`.
     generator: an instance of the family's `network`.
     sampling: an instance of the family's `sampling`.
@@ -84,6 +85,7 @@ class Run(Protocol):
 
   data: Data
   text: Any
+  tokenizer_family: TokenizerFamily
   tokenizer: TokenizerConfig
   generator: Any
   sampling: Any
@@ -228,7 +230,8 @@ class Family(Protocol):
   """A kind of generator.
 
   Attributes:
-    tokenizer: name of its tokenizer family, in `TOKENIZERS`.
+    tokenizer: name of the tokenizer family that its runs train, in `TOKENIZERS`.
+    tokenizers: names of all whose latents it takes.
     network: dataclass of `config.generator`.
     loss: dataclass of a generator stage's `loss`.
     sampling: dataclass of `config.sampling`; its fields are flags of `sample`.
@@ -239,6 +242,7 @@ class Family(Protocol):
   """
 
   tokenizer: str
+  tokenizers: tuple[str, ...]
   network: type
   loss: type
   sampling: type

@@ -61,10 +61,12 @@ class TokenizerFamily(Protocol):
   """A kind of tokenizer. Trainer, data, caches and evaluation use only this interface.
 
   Attributes:
+    name: its key in `TOKENIZERS`, and in the files of converted tokenizers.
     network: dataclass of `config.tokenizer`, a `TokenizerConfig`.
     loss: dataclass of a tokenizer stage's `loss`.
   """
 
+  name: str
   network: type
   loss: type
 

@@ -12,7 +12,6 @@ from videoar_jax.models.nova.network import Nova as Network
 from videoar_jax.models.nova.sampler import Model
 from videoar_jax.models.nova.task import NovaLossConfig, NovaTask, null_of, plan_of
 from videoar_jax.parallel.rules import ShardingError
-from videoar_jax.tokenizers.families import TOKENIZERS
 
 
 def _size(d_model: int, num_heads: int, head_mlp_dim: int, num_head_layers: int) -> dict[str, Any]:
@@ -32,6 +31,7 @@ class Nova:
   """Continuous tokens, set by set within frames, with a diffusion head (arXiv 2412.14169)."""
 
   tokenizer = "kl"
+  tokenizers = ("kl",)
   network = NovaConfig
   loss = NovaLossConfig
   sampling = NovaSampling
@@ -113,7 +113,7 @@ class Nova:
       run.generator,
       run.tokenizer.latent_shape(stage.data.num_frames, stage.data.resolution),
       stage.loss,
-      TOKENIZERS[self.tokenizer],
+      run.tokenizer_family,
       tokenizer,
       tokenizer_params,
       run.text.encoder,
@@ -136,7 +136,7 @@ class Nova:
     shape = ClipShape(stage.data.num_frames, tuple(resolution or stage.data.resolution))
     return Model(
       module,
-      TOKENIZERS[self.tokenizer].make_tokenizer(tokenizer_module),
+      run.tokenizer_family.make_tokenizer(tokenizer_module),
       run.text.encoder,
       shape,
       run.sampling,
