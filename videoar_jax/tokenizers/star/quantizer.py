@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from videoar_jax.nn.resize import area_resize, linear_resize
 from videoar_jax.tokenizers.star.schedules import Scale, Schedule
 
-Bits = UInt8[Array, "b t _h _w _d"]
+Bits = UInt8[Array, "b _t _h _w _d"]
 
 
 class Quantized(NamedTuple):
@@ -69,7 +69,7 @@ class Draws(NamedTuple):
   """
 
   selected: list[Int[Array, " b"]]
-  flips: list[list[Bool[Array, "b t _h _w _d"] | None]]
+  flips: list[list[Bool[Array, "b _t _h _w _d"] | None]]
 
 
 def input_of(total: Float[Array, "b t H W c"], grid: tuple[int, int]) -> Float[Array, "b t h w c"]:
