@@ -157,7 +157,8 @@ def test_sampling(name):
   layout = golden.layout(arrays["summed_codes"].shape)
   np.testing.assert_array_equal([scale.repetitions for scale in layout.scales], reps)
   sampling = sampling_of(arrays)
-  prompts = prompts_in(arrays, net, generate.is_guided(sampling))
+  plan = generate.Plan.of(layout, sampling)
+  prompts = prompts_in(arrays, net, sampling.guidance != 1)
   given = given_bits(arrays, layout)
   steps = []
 
@@ -173,8 +174,7 @@ def test_sampling(name):
 
   @jax.jit
   def sample(net):
-    keys = jax.random.split(jax.random.key(0), 1)
-    latents = generate.generate(net, layout, prompts, keys, sampling, given, run=run)
+    latents = generate.generate(net, plan, prompts, None, given, run=run)
     return latents, list(steps)
 
   latents, found = sample(net)
@@ -199,7 +199,6 @@ def sampling_of(arrays) -> InfinityStarSampling:
     apg_threshold=float(arrays["apg_norm_threshold"]),
     image_temperature=float(tau[0]),
     video_temperature=float(tau[-1]),
-    is_greedy=True,
   )
 
 
@@ -210,7 +209,7 @@ def prompts_in(arrays, net, is_guided: bool) -> generate.Prompts:
     return prompts
   # The public code pads a shorter negative prompt with zeros that are seen.
   prompts = generate.prompts_of(net, text, golden.padded(arrays["neg_text"]), is_guided)
-  return prompts._replace(is_seen=jnp.tile(prompts.is_present[:1], (2, 1)))
+  return prompts._replace(is_seen=jnp.tile(prompts.is_present[:1], (2, 1, 1)))
 
 
 def given_bits(arrays, layout):

@@ -5,11 +5,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from videoar_jax.models.bits import cross_entropy
 from videoar_jax.models.infinity_star.layout import Layout
-from videoar_jax.models.infinity_star.network import Logits
+from videoar_jax.models.infinity_star.network import InfinityStar, Logits
+from videoar_jax.models.prompts import Text
+from videoar_jax.tokenizers.star.quantizer import Selected
 
 
 class Losses(NamedTuple):
@@ -56,3 +58,33 @@ def token_losses(
 def weighted_mean(values: Float[Array, "b n"], weights: Float[np.ndarray, "n"]) -> Float[Array, ""]:
   """Returns the mean over clips and tokens, whose weights need not be normalised."""
   return jnp.mean(values, axis=0) @ (weights / weights.sum())
+
+
+def clip_losses(
+  net: InfinityStar,
+  text: Text,
+  selected: Sequence[Selected],
+  repetitions: Sequence[Int[Array, "b"]],
+  layout: Layout,
+  is_dropped: Bool[Array, "b"] | None = None,
+) -> Losses:
+  """Returns how well a network predicts the bits of clips, teacher-forced.
+
+  Args:
+    net: the network.
+    text: of the prompts.
+    selected: what it trains on of all scales of the schedule.
+    repetitions: numbers of the repetitions that these are.
+    layout: the sequence, maybe of some of the scales.
+    is_dropped: whether "no prompt" replaces the prompt.
+  """
+  own = [selected[s] for s in layout.kept]
+  inputs = [x.inputs.reshape(len(x.inputs), -1, x.inputs.shape[-1]) for x in own]
+  logits = net(
+    text,
+    jnp.concatenate(inputs, axis=1),
+    layout,
+    repetitions=jnp.stack([repetitions[s] for s in layout.kept], axis=1),
+    is_dropped=is_dropped,
+  )
+  return token_losses(logits, [x.labels for x in own], layout)
