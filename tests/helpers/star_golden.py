@@ -24,6 +24,16 @@ def cases(pattern: str) -> list[str]:
   return sorted(path.name for path in FOLDER.glob(pattern))
 
 
+def read(name: str) -> dict[str, np.ndarray]:
+  """Returns the arrays of a reference file; those with the same inputs share them."""
+  arrays = dict(np.load(FOLDER / name))
+  if "conddrop" in name:
+    shared = dict(np.load(FOLDER / "a_tf_pack2.npz"))
+    names = ("raw_features_", "text", "lens", "schedule", "sample_of_scale", "doc_lengths")
+    arrays = {key: x for key, x in shared.items() if key.startswith(names)} | arrays
+  return arrays
+
+
 @functools.cache
 def tensors_of(name: str) -> dict[str, np.ndarray]:
   """Returns the public tensors of the network that a reference file is of."""

@@ -57,8 +57,8 @@ def attend(
       out = _chunked(query, key, value, attention_mask)
     else:
       out = attention(query, key, value, attention_mask.mask())
-    # Padding sees nothing: its softmax would be a mean over all keys.
-    out = jnp.where(attention_mask.is_present[:, :, None, None], out, 0)
+    # The softmax of a token that sees nothing would be a mean over all keys.
+    out = jnp.where(attention_mask.attends()[:, :, None, None], out, 0)
   elif attention_mask.backend == "dense":
     out = attention(query, key, value, attention_mask.mask())
   else:

@@ -62,7 +62,7 @@ class DocumentMask:
 
   Attributes:
     rule: the rule that all samples share.
-    is_present: false on padding, which no token sees, and for which attention returns 0.
+    is_present: false on padding, which no token sees, and which sees nothing.
     backend: "dense" or "blocked", see `attention.attend`.
   """
 
@@ -76,6 +76,10 @@ class DocumentMask:
   def mask(self) -> Bool[Array, "b l l"]:
     """Returns the dense mask."""
     return self.rule.visible() & self.is_present[:, None, :]
+
+  def attends(self) -> Bool[Array, "b l"]:
+    """Returns whether each token sees any; attention returns 0 for the others."""
+    return self.is_present & self.rule.table.any(axis=1)[self.rule.documents]
 
   def part(
     self, query: int | Int[Array, ""], key: int | Int[Array, ""], size: int

@@ -1,6 +1,7 @@
 """InfinityStar against reference numbers of the public code."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,11 @@ from safetensors.numpy import load_file
 
 from videoar_jax.models.infinity_star import convert, generate, loss
 from videoar_jax.models.infinity_star.config import InfinityStarSampling
+from videoar_jax.models.infinity_star.layout import Layout
 from videoar_jax.models.infinity_star.network import rotary_angles
+from videoar_jax.models.infinity_star.sequences import released_parts
 from videoar_jax.tokenizers.star.quantizer import quantize
+from videoar_jax.tokenizers.star.schedules import Pyramid
 from videoar_jax.train.state import flatten
 
 pytestmark = pytest.mark.golden
@@ -62,7 +66,7 @@ def dropped(arrays, name: str) -> np.ndarray:
 
 @parametrize(golden.cases("a_tf_*.npz"))
 def test_teacher_forcing(name):
-  arrays = np.load(golden.FOLDER / name)
+  arrays = golden.read(name)
   net, samples = golden.load(name), samples_of(arrays)
   is_dropped = dropped(arrays, name)
   graph, params = nnx.split(net)
@@ -128,7 +132,7 @@ def check_gradients(name, arrays, ours):
 
 @parametrize(golden.cases("a_tf_*.npz"))
 def test_sequence(name):
-  arrays = np.load(golden.FOLDER / name)
+  arrays = golden.read(name)
   if "mask_packed" in arrays:
     length = len(arrays["mask_packed"])
     mask = np.unpackbits(arrays["mask_packed"], axis=1)[:, :length].astype(bool)
@@ -152,7 +156,7 @@ def test_sequence(name):
 
 @parametrize(golden.cases("b_*.npz"))
 def test_sampling(name):
-  arrays = np.load(golden.FOLDER / name)
+  arrays = golden.read(name)
   net, reps = golden.load(name), arrays["reps"]
   layout = golden.layout(arrays["summed_codes"].shape)
   np.testing.assert_array_equal([scale.repetitions for scale in layout.scales], reps)
@@ -219,3 +223,34 @@ def given_bits(arrays, layout):
   latents = next(arrays[key] for key in arrays if key.startswith("raw_") and "latent" in key)
   schedule = layout.schedule[:num]
   return quantize(golden.clips(latents)[:, : schedule[-1].stop], schedule).bits
+
+
+@parametrize(golden.cases("c_varlen_*.npz"))
+def test_released_parts(name):
+  arrays = golden.read(name)
+  choices = sorted(key for key in arrays if re.fullmatch(r"choice_\d+", key))
+  assert choices
+  for key in choices:
+    number = key.removeprefix("choice_")
+    kept = tuple(int(s) for s in arrays[f"selected_si_{number}"])
+    num_clips = 1 if "5s" in name else 2
+    schedule = many_scales(1 + num_clips)
+    part = released_parts(schedule)[int(arrays[key])]
+    assert part.kept == kept
+    table = Layout(512, schedule, kept).rule.table
+    # After the prompt, the reference has padding.
+    np.testing.assert_array_equal(arrays[f"table_{number}"][: len(table), : len(table)], table)
+  if "choice_p" in arrays:
+    shares = [part.share for part in released_parts(schedule)]
+    np.testing.assert_allclose(np.ravel(arrays["choice_p"]), shares, atol=1e-6)
+
+
+def many_scales(num_latents: int):
+  """Returns a schedule of 14 scales a pyramid."""
+  return Pyramid(
+    grids=tuple((1 + s // 2, 1 + (s + 1) // 2) for s in range(14)),
+    image_repetitions=(1,) * 14,
+    clip_repetitions=(1,) * 14,
+    min_detail_tokens=20,
+    clip_length=1,
+  ).schedule(num_latents)

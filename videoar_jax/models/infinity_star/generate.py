@@ -79,8 +79,8 @@ def prompts_of(net: InfinityStar, text: Text, negative: Text | None, is_guided: 
   Args:
     net: the network.
     text: tokens or features of each clip's prompt.
-    negative: those of what guidance leads away from, broadcast against `text`; None for the learned
-      "no prompt", as long as each prompt.
+    negative: those of what guidance leads away from; None for the learned "no prompt", as long as
+      each prompt.
     is_guided: whether there is anything to lead away from.
   """
   rows, present = [net.embed_text(text)], [is_text(text)]
@@ -88,7 +88,6 @@ def prompts_of(net: InfinityStar, text: Text, negative: Text | None, is_guided: 
     rows.append(net.embed_nothing(present[0]))
     present.append(present[0])
   elif is_guided:
-    negative = jnp.broadcast_to(negative, text.shape)
     rows.append(net.embed_text(negative))
     present.append(is_text(negative))
   is_present = jnp.stack(present)
@@ -256,7 +255,7 @@ def pyramids(
   plan: Plan,
   prompts: Prompts,
   keys: UInt32[Array | np.ndarray, "b _k"] | None,
-  given: Sequence[Sequence[UInt8[Array, "b t _h _w _d"]]] = (),
+  given: Sequence[Sequence[UInt8[Array, "b _t _h _w _d"]]] = (),
   *,
   read: Callable[..., Caches] = read_prompts,
   run: Callable[..., Done] = run_scale,

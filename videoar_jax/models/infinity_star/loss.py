@@ -27,7 +27,7 @@ class Losses(NamedTuple):
 
 
 def token_losses(
-  logits: Logits, labels: Sequence[UInt8[Array, "b t _h _w _d"]], layout: Layout
+  logits: Logits, labels: Sequence[UInt8[Array, "b _t _h _w _d"]], layout: Layout
 ) -> Losses:
   """Returns how well the bits of each token are predicted.
 

@@ -270,7 +270,7 @@ class Model:
     stops = {scale.stop: s + 1 for s, scale in enumerate(layout.schedule) if scale.is_last}
     num = stops.get(1 + (num_frames - 1) // tau)
     if num is None:
-      fits = ", ".join(str(1 + tau * (stop - 1)) for stop in stops)
+      fits = ", ".join(str(1 + tau * (stop - 1)) for stop in list(stops)[:-1])
       raise ValueError(
         f"{name}: {num_frames} frames end within a clip of the quantizer, which codes "
         f"{self.generator.config.clip_length} latent frames as one; give one of {fits}"
@@ -314,13 +314,18 @@ class Model:
     texts = np.stack([self.text_encoder.encode(prompt, sampling, seconds) for prompt in prompts])
     negative = None
     if sampling.negative_prompt:
-      negative = self.text_encoder.text_encoder.encode(sampling.negative_prompt)[None]
+      encoded = self.text_encoder.text_encoder.encode(sampling.negative_prompt)
+      negative = np.broadcast_to(encoded, texts.shape)
     plan = generate.Plan.of(layout, sampling)
     schedule = layout.schedule[:num_given]
 
     def generate_rows(rows: np.ndarray) -> Iterator[Array]:
       embedded = self._run(
-        self._prompts, self.generator, texts[rows], negative, is_guided=sampling.guidance != 1
+        self._prompts,
+        self.generator,
+        texts[rows],
+        None if negative is None else negative[rows],
+        is_guided=sampling.guidance != 1,
       )
       bits = ()
       if num_given:

@@ -134,7 +134,7 @@ class InfinityStarTask:
     return {"samples": decode(self.tokenizer.module(frozen).decoder, latents)}
 
 
-def _one_part(part_loss, layout: Layout, module: InfinityStar, key: Array):
+def _one_part(part_loss, layout: Layout, module, key: Array):
   """Returns the loss of one of the released parts of a sequence.
 
   The backward pass computes the part again: what it needs would be kept of all parts otherwise.
