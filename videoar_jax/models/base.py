@@ -46,6 +46,7 @@ class Data(Protocol):
 
   num_frames: int
   resolution: tuple[int, int]
+  frame_rate: float
 
 
 @runtime_checkable

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -66,28 +65,6 @@ class Block(nnx.Module):
     return constrain(x + self.mlp_norm(y), ("batch", sequence, None)), kept
 
 
-def run_layers(body: Callable, x: Array, stacked, config: NovaConfig):
-  """Runs stacked layers, as a loop or unrolled, and recomputes what `config.remat` says.
-
-  Args:
-    body: from `x` and a layer to the next `x`, and anything to keep of the layer.
-    x: input of the first layer.
-    stacked: with a leading layer axis.
-    config: how to run layers.
-  Returns:
-    Output of the last layer, and what was kept, with a leading layer axis.
-  """
-  if config.remat != "none":
-    body = jax.checkpoint(body, policy=layers.REMAT_POLICIES[config.remat])
-  if config.scan_layers:
-    return jax.lax.scan(body, x, stacked)
-  kept = []
-  for i in range(jax.tree.leaves(stacked)[0].shape[0]):
-    x, new = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
-    kept.append(new)
-  return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
-
-
 def run(
   blocks: Block, x: Float[Array, "b l m"], angles, mask: AttentionMask, config: NovaConfig
 ) -> Float[Array, "b l m"]:
@@ -113,7 +90,7 @@ def run(
     attend = lambda q, k, v: (attend_masked(q, k, v, mask), None)  # noqa: E731
     return block(x, angles, attend, "sequence")
 
-  return run_layers(body, x, blocks, config)[0][:, :length]
+  return _run(body, x, blocks, config)[0][:, :length]
 
 
 def step(blocks: Block, x: Float[Array, "b l m"], angles, attend: Attend, config: NovaConfig, seen):
@@ -135,4 +112,8 @@ def step(blocks: Block, x: Float[Array, "b l m"], angles, attend: Attend, config
     extra = () if seen is None else (caches,)
     return block(x, angles, lambda q, k, v: attend(q, k, v, *extra), None)
 
-  return run_layers(body, x, (blocks, seen), config)
+  return _run(body, x, (blocks, seen), config)
+
+
+def _run(body: Callable, x: Array, stacked, config: NovaConfig):
+  return layers.run_stacked(body, x, stacked, is_scanned=config.scan_layers, remat=config.remat)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from videoar_jax.models.nova.blocks import run_layers
 from videoar_jax.models.nova.config import NovaConfig
 from videoar_jax.models.nova.tokens import WaveMLP
 from videoar_jax.nn import layers
@@ -81,5 +80,7 @@ class Head(nnx.Module):
     condition = condition + self.time(time.astype(jnp.float32)).astype(condition.dtype)
     x = self.embed(noisy)
     body = lambda x, block: (block(x, condition), None)  # noqa: E731
-    x, _ = run_layers(body, x, self.blocks, self.config)
+    x, _ = layers.run_stacked(
+      body, x, self.blocks, is_scanned=self.config.scan_layers, remat=self.config.remat
+    )
     return self.out(self.modulated(x, condition)[0])
