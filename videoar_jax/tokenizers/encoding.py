@@ -16,13 +16,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, num_shards
-from videoar_jax.tokenizers.autoencoder import Encoder
 from videoar_jax.tokenizers.batch_parts import MAX_PIXELS, part_of
 from videoar_jax.tokenizers.pixels import to_float
 
 
 def encode(
-  encoder: Encoder, video: UInt8[Array, "b f H W 3"], max_pixels: int = MAX_PIXELS
+  encoder: nnx.Module, video: UInt8[Array, "b f H W 3"], max_pixels: int = MAX_PIXELS
 ) -> Float[Array, "b t h w d"]:
   """Encodes clips; inside jit on a mesh, each device encodes its own.
 
