@@ -108,8 +108,8 @@ def _parser() -> argparse.ArgumentParser:
   add(
     "--text_features",
     default=unset,
-    help="for --suite=generation: file of the captions' features, for a model trained on features; "
-    "default: as in the run's config",
+    help="for --suite=generation: file of the captions' features, or folder of their text encoder, "
+    "for a model trained on features; default: as in the run's config",
   )
   long = parser.add_mutually_exclusive_group()
   long.add_argument(

@@ -15,6 +15,7 @@ from videoar_jax.interop import weights
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.parallel.rules import AnyMesh, place, replicated
+from videoar_jax.tokenizers.files import read_params
 from videoar_jax.train.checkpoint import Checkpointer, Damaged
 from videoar_jax.train.state import Template, flatten, with_shardings
 
@@ -99,7 +100,7 @@ class StageCheckpoints:
     """
     folder, template = self.run.frozen_tokenizer, self.tokenizer_template()
     try:
-      _, params = self.run.tokenizer_family.read_converted(folder)
+      _, params = read_params(folder, self.run.tokenizer_family)
     except (ValueError, OSError) as error:
       raise ValueError(f"frozen_tokenizer={folder}: {error}") from error
     return template, jax.tree.map(lambda x: place(x, replicated(self.mesh)), params)

@@ -89,8 +89,8 @@ def load_model(
     dtype: of the generator's weights and cache, "float32" or "bfloat16".
     batch_size: clips that are made together, a multiple of the mesh's slice x data x fsdp; None for
       about 16.
-    text_features: file of the prompts' features, for a model that was trained on features; None
-      for the file of training, see `text.tokenizer`.
+    text_features: file of the prompts' features, or folder of their text encoder, for a model that
+      was trained on features; None for what it was trained with, see `text.tokenizer`.
     resolution: (H, W) of the clips to make, as one of a mixture's shapes; None for that of the
       stage's `data`.
   Raises:
@@ -205,6 +205,19 @@ def _named_in(path: str | os.PathLike, workdir: pathlib.Path) -> tuple[str | Non
   parts = _absolute(path).relative_to(workdir).parts
   step = int(parts[2]) if len(parts) > 2 and parts[2].isdigit() else None
   return parts[0] if parts else None, step
+
+
+def generator_stage(
+  path: str | os.PathLike, workdir: pathlib.Path, run: RunConfig
+) -> tuple[StageConfig, int | None]:
+  """Returns the generator stage that a path in a workdir names, by default the last, and the step.
+
+  Raises:
+    FileNotFoundError: the run has none.
+    ValueError: the path is of a tokenizer.
+  """
+  wanted, step = _named_in(path, workdir)
+  return _stage(run, "generator", wanted), step
 
 
 def _stage(run: RunConfig, kind: str, name: str | None) -> StageConfig:

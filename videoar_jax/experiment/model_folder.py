@@ -1,10 +1,11 @@
 """A trained model as a folder that needs nothing else, to share or to start from.
 
-  DIR/config.json             of a run whose only stage is "generator"; paths are relative to DIR
+  DIR/config.json             of a run that only trains the generator; paths are relative to DIR
   DIR/model.json              where it is from; size and SHA-256 of each file
   DIR/generator.safetensors   weights
   DIR/tokenizer/              a converted tokenizer
   DIR/text_encoder/           or text_encoder.json, text_encoder.safetensors: see `text.tokenizer`
+  DIR/guidance.json           of `sampling.guidance`, where that is a table
 
 Commands take it as `--model=DIR`, and stages start from it with `init.from=DIR`.
 """
@@ -26,10 +27,12 @@ from videoar_jax.interop import tensors
 from videoar_jax.interop.atomic import replacing
 from videoar_jax.interop.strict_json import write_json
 from videoar_jax.interop.tensor_files import TensorFiles
+from videoar_jax.tokenizers.files import check_new
 from videoar_jax.train.state import flatten, unflatten
 
 FILE, CONFIG, WEIGHTS = "model.json", "config.json", "generator.safetensors"
-TOKENIZER, TEXT_ENCODER, STAGE = "tokenizer", "text_encoder", "generator"
+TOKENIZER, TEXT_ENCODER, GUIDANCE = "tokenizer", "text_encoder", "guidance.json"
+STAGE = "generator"  # Of models from elsewhere, which no stage trained.
 
 Kinds = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
@@ -96,24 +99,29 @@ def write(
 
   Args:
     folder: new or empty.
-    values: config of a run with the stage "generator" alone; paths are set here.
+    values: config of a run that only trains the generator; paths of the parts are set here.
     source: where the model is from, for display.
     weights: of the generator.
-    parts: files and folders to copy, by their names in the folder: `TOKENIZER`, and one that
-      begins with `TEXT_ENCODER`.
+    parts: files and folders to copy, by their names in the folder: `TOKENIZER`, `GUIDANCE`, and
+      one that begins with `TEXT_ENCODER`.
   Raises:
     ValueError: the folder is not empty, or the config is wrong.
     OSError: it cannot be written.
   """
-  folder = check_new(folder)
+  folder = pathlib.Path(folder).expanduser().absolute()
+  check_new(folder)
   folder.parent.mkdir(parents=True, exist_ok=True)
   values = values | {"frozen_tokenizer": TOKENIZER, "tokenizer": {}}
   for name in parts:
     if name.startswith(TEXT_ENCODER):
-      values = values | {"text": values["text"] | {"tokenizer": name}}
+      tokenizer = pathlib.PurePath(name).parts[0]
+      values = values | {"text": values["text"] | {"tokenizer": tokenizer}}
+    if name == GUIDANCE:
+      values = values | {"sampling": values["sampling"] | {"guidance": name}}
   with replacing(folder) as partial:
     partial.mkdir()
     for name, path in parts.items():
+      (partial / name).parent.mkdir(exist_ok=True)
       (shutil.copytree if path.is_dir() else shutil.copyfile)(path, partial / name)
     parse.save_config(values, partial / CONFIG)
     hashes = {WEIGHTS: tensors.write_each(partial / WEIGHTS, weights.kinds, weights.make)}
@@ -126,23 +134,24 @@ def write(
     write_json(partial / FILE, {"source": source, "files": facts})
 
 
-def check_new(folder: str | os.PathLike) -> pathlib.Path:
-  """Returns the absolute path of a folder to write.
+def text_encoder_parts(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns the files of a pretrained text encoder, by their places in a model's folder.
 
-  Raises:
-    ValueError: it is not empty, is a file, or cannot be created.
+  Args:
+    folder: of the encoder; its tokenizer may be in `../tokenizer`, as in pipelines.
   """
-  folder = pathlib.Path(folder).expanduser().absolute()
-  if folder.is_dir() and any(folder.iterdir()):
-    raise ValueError(f"{folder} is not empty; name a new or an empty folder")
-  place = folder
-  while not place.exists():
-    place = place.parent
-  if not place.is_dir():
-    raise ValueError(f"{place} is a file; name a folder")
-  if not os.access(place, os.W_OK | os.X_OK):
-    raise ValueError(f"{place} cannot be written to; name another folder")
-  return folder
+  files = [folder / "config.json", *sorted(folder.glob("*.safetensors*"))]
+  tokenizers = (folder / "tokenizer.json", folder.parent / "tokenizer" / "tokenizer.json")
+  files += [file for file in tokenizers if file.is_file()][:1]
+  return {f"{TEXT_ENCODER}/{file.name}": file for file in files}
+
+
+def text_encoder_of(parts: Mapping[str, pathlib.Path]) -> pathlib.Path | None:
+  """Returns the file or folder that is the text encoder among parts; None if there is none."""
+  for name, path in parts.items():
+    if name.startswith(TEXT_ENCODER):
+      return path.parent if "/" in name else path
+  return None
 
 
 def sha256(path: pathlib.Path) -> str:

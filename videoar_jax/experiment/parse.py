@@ -26,6 +26,7 @@ from videoar_jax.models.families import family_of
 from videoar_jax.parallel.mesh import MeshConfig
 from videoar_jax.tokenizers.base import TokenizerConfig, TokenizerFamily
 from videoar_jax.tokenizers.families import TOKENIZERS
+from videoar_jax.tokenizers.files import read_saved, saved_family
 from videoar_jax.train.config import LoopConfig
 
 
@@ -116,19 +117,16 @@ def _tokenizer(values: dict, family: Family) -> tuple[TokenizerFamily, Tokenizer
     tokenizer_family = TOKENIZERS[family.tokenizer]
     return tokenizer_family, build(tokenizer_family.network, values["tokenizer"], "tokenizer")
   folder = pathlib.Path(path).expanduser()
-  kind = next((name for name, other in TOKENIZERS.items() if other.is_converted(folder)), None)
-  if kind is None:
-    raise ValueError(
-      f"frozen_tokenizer={path} holds no converted tokenizer; make one with "
-      "`python -m videoar_jax.convert`"
-    )
-  if kind not in family.tokenizers:
-    raise ValueError(
-      f"frozen_tokenizer={path} is of kind {kind!r}, but family {values['family']!r} takes "
-      f"{' or '.join(family.tokenizers)}"
-    )
   try:
-    return TOKENIZERS[kind], TOKENIZERS[kind].converted_config(folder)
+    kind = saved_family(folder)
+    if kind is None:
+      raise ValueError("it holds no converted tokenizer; make one: `python -m videoar_jax.convert`")
+    if kind not in family.tokenizers:
+      raise ValueError(
+        f"it is of the tokenizer family {kind!r}, but {values['family']!r} takes "
+        f"{' or '.join(family.tokenizers)}"
+      )
+    return TOKENIZERS[kind], read_saved(folder, TOKENIZERS[kind]).config
   except (ValueError, OSError) as error:
     raise ValueError(f"frozen_tokenizer={path}: {error}") from error
 
@@ -274,7 +272,7 @@ def _cache(section: dict, path: str, name: str, after: str, data: DataConfig) ->
     raise ValueError(f"{path}.{error}") from None
 
 
-def save_config(config: ConfigDict, path: pathlib.Path) -> None:
+def save_config(config: ConfigDict | dict, path: pathlib.Path) -> None:
   """Writes a config with all fields, as JSON."""
   write_json(path, complete(config).to_dict())
 

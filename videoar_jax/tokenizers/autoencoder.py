@@ -107,12 +107,23 @@ class AutoencoderConfig:
     return 1 if self.temporal_kernels == "half" else 3
 
   @property
+  def sees_whole_clips(self) -> bool:
+    """Whether any frame of the result depends on all frames of a clip."""
+    return False
+
+  @property
   def num_encoded(self) -> int:
     """Channels that the encoder makes of a cell."""
     return self.num_channels
 
-  def latents_of(self, encoded: Float[Array, "b t h w e"]) -> Float[Array, "b t h w d"]:
-    """Returns the latents that what the encoder made stands for: itself."""
+  def posterior_of(self, encoded: Float[Array, "b t h w e"]) -> Float[Array, "b t h w e"]:
+    """Returns what a token cache stores of what the encoder made: itself."""
+    return encoded
+
+  def latents_of(
+    self, encoded: Float[Array, "b t h w e"], key: jax.Array | None = None
+  ) -> Float[Array, "b t h w d"]:
+    """Returns the latents that what the encoder made stands for: itself, with any key."""
     return encoded
 
   @property

@@ -46,15 +46,6 @@ class BSQ(AutoencoderFamily):
     """See `TokenizerFamily`."""
     return is_saved(folder, self.name)
 
-  def converted_config(self, folder: pathlib.Path) -> BSQConfig:
-    """See `TokenizerFamily`."""
-    return read_saved(folder).config
-
-  def read_converted(self, folder: pathlib.Path) -> tuple[BSQConfig, dict]:
-    """See `TokenizerFamily`."""
-    saved, params = read_params(folder)
-    return saved.config, params
-
   def load_converted(self, folder: pathlib.Path) -> Tokenizer:
     """See `TokenizerFamily`."""
     saved, params = read_params(folder, self)

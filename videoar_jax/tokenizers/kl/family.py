@@ -35,14 +35,6 @@ class KL(AutoencoderFamily):
     """See `TokenizerFamily`."""
     return False
 
-  def converted_config(self, folder: pathlib.Path) -> KLConfig:
-    """See `TokenizerFamily`."""
-    raise ValueError(f"{folder}: {_NOT_CONVERTED}")
-
-  def read_converted(self, folder: pathlib.Path) -> tuple[KLConfig, dict]:
-    """See `TokenizerFamily`."""
-    raise ValueError(f"{folder}: {_NOT_CONVERTED}")
-
   def load_converted(self, folder: pathlib.Path) -> Coder:
     """See `TokenizerFamily`."""
     raise ValueError(f"{folder}: {_NOT_CONVERTED}")
