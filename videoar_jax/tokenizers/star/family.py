@@ -9,7 +9,7 @@ from flax import nnx
 
 from videoar_jax.tokenizers.batch_parts import part_of
 from videoar_jax.tokenizers.encoding import encode
-from videoar_jax.tokenizers.files import is_saved, read_params, read_saved
+from videoar_jax.tokenizers.files import is_saved, read_params
 from videoar_jax.tokenizers.star.config import StarConfig
 from videoar_jax.tokenizers.star.flops import decoder_flops, encode_bytes, encoder_flops
 from videoar_jax.tokenizers.star.network import StarAutoencoder, autoencoder_of
@@ -84,19 +84,10 @@ class Star:
     """See `TokenizerFamily`."""
     return is_saved(folder, self.name)
 
-  def converted_config(self, folder: pathlib.Path) -> StarConfig:
-    """See `TokenizerFamily`."""
-    return read_saved(folder, self).config
-
-  def read_converted(self, folder: pathlib.Path) -> tuple[StarConfig, dict]:
-    """See `TokenizerFamily`."""
-    saved, params = read_params(folder, self)
-    return saved.config, params
-
   def load_converted(self, folder: pathlib.Path) -> StarTokenizer:
     """See `TokenizerFamily`."""
-    config, params = self.read_converted(folder)
-    return self.make_tokenizer(autoencoder_of(config, jax.tree.map(jnp.asarray, params)))
+    saved, params = read_params(folder, self)
+    return self.make_tokenizer(autoencoder_of(saved.config, jax.tree.map(jnp.asarray, params)))
 
   def check_init(self, folder: pathlib.Path, config: StarConfig) -> None:
     """See `TokenizerFamily`."""
