@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from videoar_jax.interop.tensor_files import shapes_of
@@ -88,7 +87,7 @@ class PublicTensors:
   def _tensor(self, public: str) -> np.ndarray:
     """Returns a public tensor; raises ValueError if it is not of finite floating-point numbers."""
     tensor = np.asarray(self._tensors[public])
-    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+    if tensor.dtype.kind != "f" and tensor.dtype.name != "bfloat16":
       raise ValueError(f"{public} is of type {tensor.dtype}, not of floating-point numbers")
     if not np.isfinite(tensor).all():
       raise ValueError(f"{public} holds values that are not finite")
