@@ -34,6 +34,7 @@ class Infinity:
   """Next-scale prediction of an image's bits (arXiv 2412.04431)."""
 
   tokenizer = "bsq"
+  tokenizers = ("bsq",)
   network = InfinityConfig
   loss = InfinityLossConfig
   sampling = InfinitySampling
