@@ -203,7 +203,7 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
     data: what to read.
     split: "train" or "test".
   Returns:
-    Random access to items {video: uint8 [f, H, W, 3], caption, class_id, attributes, id}.
+    Random access to items {video: uint8 [f, H, W, 3], caption, class_id, flow, attributes, id}.
   Raises:
     ValueError: the split is unknown, or the folder has no usable video.
   """

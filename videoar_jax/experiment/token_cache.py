@@ -77,7 +77,7 @@ class Cache:
 
   Attributes:
     name: of the stage.
-    after: name of the trained stage right before it.
+    after: name of the trained stage right before it; "" for none, with a frozen tokenizer.
     data: the clips.
     config: see `CacheConfig`.
   """

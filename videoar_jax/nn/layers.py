@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from videoar_jax.parallel.rules import is_for_cpu, num_shards
 
@@ -181,6 +181,31 @@ product.defvjp(_product_forward, _product_backward)
 def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], key: Array, num: int) -> nnx.Module:
   """Makes `num` layers with stacked parameters (leading layer axis), for `jax.lax.scan`."""
   return jax.vmap(lambda layer_key: make(nnx.Rngs(params=layer_key)))(jax.random.split(key, num))
+
+
+def run_stacked(
+  body: Callable, x: PyTree, stacked: PyTree, *, is_scanned: bool = True, remat: str = "none"
+):
+  """Runs stacked layers one after the other.
+
+  Args:
+    body: from `x` and one layer's part of `stacked` to the next `x` and anything to keep.
+    x: what layers hand on.
+    stacked: the layers, and what belongs to each, with a leading layer axis.
+    is_scanned: run layers as a loop, which compiles faster, instead of unrolled.
+    remat: what the backward pass recomputes; "none" or a name of `REMAT_POLICIES`.
+  Returns:
+    The last `x`, and what each layer kept, with a leading layer axis.
+  """
+  if remat != "none":
+    body = jax.checkpoint(body, policy=REMAT_POLICIES[remat])
+  if is_scanned:
+    return jax.lax.scan(body, x, stacked)
+  kept = []
+  for i in range(jax.tree.leaves(stacked)[0].shape[0]):
+    x, new = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
+    kept.append(new)
+  return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
 
 
 def count_parameters(params) -> int:

@@ -218,7 +218,7 @@ def _abstract_task(run: RunConfig, stage: StageConfig, mesh) -> tuple[Task, dict
     frozen = family.frozen_shapes(stage.loss)
     return family.make_task(run.tokenizer, stage.loss, resolution, frozen), frozen
   stages = StageCheckpoints(run, pathlib.Path(), mesh)
-  template = stages.module_template(stages.stage_before(stage, "tokenizer"))
+  template = stages.tokenizer_template()
   return run.family.make_task(run, stage, template, template.shapes), template.shapes
 
 

@@ -55,7 +55,7 @@ class Coder:
     if chunk is None:
       return self._encode(self.autoencoder, jnp.asarray(video))
     tau = self.config.temporal_stride
-    ends = [1 + tau * (end - 1) for end in _chunk_ends(num_latents, chunk)]
+    ends = [1 + tau * (end - 1) for end in chunk_ends(num_latents, chunk)]
     return in_chunks(self.encode_chunk, video, ends, num_latents)
 
   def encode_chunk(
@@ -100,7 +100,7 @@ class Coder:
       return self._decode(self.autoencoder, jnp.asarray(latents))
     num_latents = latents.shape[1]
     num_frames = 1 + self.config.temporal_stride * (num_latents - 1)
-    return in_chunks(self.decode_chunk, latents, _chunk_ends(num_latents, chunk), num_frames)
+    return in_chunks(self.decode_chunk, latents, chunk_ends(num_latents, chunk), num_frames)
 
   def decode_chunk(
     self, latents: Float[Array | np.ndarray, "b t h w d"], state: State | None = None
@@ -133,7 +133,7 @@ def _decode(module: nnx.Module, latents: Array, past: State | None):
   return jnp.clip(video, -1.0, 1.0), last
 
 
-def _chunk_ends(num_frames: int, chunk: int) -> list[int]:
+def chunk_ends(num_frames: int, chunk: int) -> list[int]:
   """Returns where each chunk of latent frames ends."""
   if chunk < 1:
     raise ValueError(f"chunk={chunk} must be at least 1 latent frame")

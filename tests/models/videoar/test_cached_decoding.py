@@ -17,9 +17,9 @@ from tiny_networks import (
   make_model,
 )
 
+from videoar_jax.models.bits import sample_bits
 from videoar_jax.models.request import sample_keys
 from videoar_jax.models.videoar.decode import decode
-from videoar_jax.models.videoar.draws import sample_bits
 
 
 @pytest.fixture(scope="module")

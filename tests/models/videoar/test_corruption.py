@@ -7,6 +7,7 @@ import pytest
 
 from videoar_jax.models.videoar import corruption
 from videoar_jax.tokenizers.bsq import quantizer
+from videoar_jax.tokenizers.bsq.self_correction import draw_flips
 
 SCHEDULE = ((1, 1), (2, 2), (4, 4))
 
@@ -30,7 +31,7 @@ def test_formula_frame_by_frame():
   key = jax.random.key(0)
   latents = jax.random.normal(key, (2, 3, 4, 4, 8))
   ratios = corruption.draw_ratios(key, 2, 3, 3, corruption.CorruptionConfig(p_max=0.5))
-  flips = corruption.draw_flips(key, ratios, SCHEDULE, 8)
+  flips = draw_flips(key, ratios, SCHEDULE, 8)
   out = corruption.corrupt(latents, SCHEDULE, flips)
   before = None
   for t in range(3):
@@ -97,7 +98,7 @@ def test_switches(num_scales):
 
 def test_flips_follow_ratios():
   ratios = jnp.broadcast_to(jnp.array([0.0, 0.3, 1.0]), (64, 2, 3))
-  flips = corruption.draw_flips(jax.random.key(4), ratios, SCHEDULE, 16)
+  flips = draw_flips(jax.random.key(4), ratios, SCHEDULE, 16)
   assert not flips[0].any() and flips[2].all()
   assert abs(float(flips[1].mean()) - 0.3) < 0.02
 

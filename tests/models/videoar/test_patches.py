@@ -12,7 +12,7 @@ from videoar_jax.models.request import sample_keys
 from videoar_jax.models.videoar import corruption, patches
 from videoar_jax.models.videoar.decode import decode
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.nn.resize import linear_resize
+from videoar_jax.nn.resize import area_resize, linear_resize
 from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes
 
 LAYOUT = Layout(
@@ -68,7 +68,7 @@ def test_cached_decoding_equals_full_forward(layout):
   for t in range(3):
     total, parts = jnp.zeros_like(before), []
     for s, grid in enumerate(layout.schedule):
-      resized = corruption.area_resize(before, grid)
+      resized = area_resize(before, grid)
       own = resized if s == 0 else linear_resize(total, grid)
       parts.append(jnp.concatenate([own, resized], -1).reshape(2, grid[0] * grid[1], -1))
       total = total + linear_resize(bits_to_codes(out.bits[s][:, t]), (4, 6))

@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 
 from configs.common import generator_size
+from videoar_jax.models.bits import cross_entropy
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
-from videoar_jax.models.videoar.score import cross_entropy
 from videoar_jax.nn import conv
 
 LAYOUT = Layout(1, 5, tuple((n, n) for n in (1, 2, 3, 4, 6, 8)))

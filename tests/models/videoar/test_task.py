@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from tiny_networks import GENERATOR, LAYOUT, TEXT
 
+from videoar_jax.models.bits import cross_entropy
 from videoar_jax.models.videoar import corruption
-from videoar_jax.models.videoar.score import cross_entropy
 from videoar_jax.models.videoar.task import GeneratorLossConfig, GeneratorTask, cell_weights
+from videoar_jax.nn.resize import area_resize, linear_resize
 from videoar_jax.text.tokenizers import ByteTokenizer
 
 LATENTS = jax.random.normal(jax.random.key(2), (2, 3, 3, 4, 6))
@@ -49,12 +50,12 @@ def test_bits_are_weighted_by_their_residuals():
   for clip in range(2):
     latents, total = np.asarray(LATENTS[clip]), 0
     for s, (h, w) in enumerate(LAYOUT.schedule):
-      residual = np.asarray(corruption.area_resize(jnp.asarray(latents - total), (h, w)))
+      residual = np.asarray(area_resize(jnp.asarray(latents - total), (h, w)))
       size = np.abs(residual) / np.abs(residual).mean()
       own = each[clip][:, LAYOUT.scale_slice(s)].reshape(3, h, w, 6)
       expected.append((own * size).ravel())
       codes = np.where(residual > 0, 1.0, -1.0) / np.sqrt(6)
-      total = total + np.asarray(corruption.linear_resize(jnp.asarray(codes), (3, 4)))
+      total = total + np.asarray(linear_resize(jnp.asarray(codes), (3, 4)))
   assert value == pytest.approx(np.concatenate(expected).mean(), rel=1e-4)
 
 

@@ -1,8 +1,8 @@
 """Latents that a trained tokenizer has encoded ahead of training: shards with random access.
 
   FOLDER/index.json                               the encoder, and the clips that it encoded
-  FOLDER/latents-00000-of-00004.array_record      records as in `records.py`: id, caption, class_id;
-                                                  then the latent, in C order
+  FOLDER/latents-00000-of-00004.array_record      records as in `records.py`: id, caption, class_id,
+                                                  flow if known; then the latent, in C order
 
 Record i of the concatenated shards is clip i of the encoded source. The index is written first;
 then shards appear one by one, each complete. Of continuous tokenizers, a record has what latents
@@ -12,6 +12,7 @@ are drawn from: means, and logarithms of variances.
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from jaxtyping import Float
 
 from videoar_jax.data.sources import records
 from videoar_jax.data.sources.captions import CutCaptions
+from videoar_jax.data.sources.motion import UNKNOWN
 from videoar_jax.interop.strict_json import to_json, write_json
 
 INDEX = "index.json"
@@ -112,6 +114,8 @@ def write_clips(path: Path, clips: Iterable[tuple[dict, Float[np.ndarray, "t h w
 
   def pack(item: dict, latents: np.ndarray) -> bytes:
     header = {name: item[name] for name in ("id", "caption", "class_id")}
+    if not math.isnan(item.get("flow", UNKNOWN)):
+      header["flow"] = float(item["flow"])
     return records.pack(header, np.ascontiguousarray(latents).tobytes())
 
   records.write_shard(path, (pack(item, latents) for item, latents in clips))
@@ -153,9 +157,9 @@ class LatentsSource:
     """Returns item `index`.
 
     Returns:
-      latents: [t, h, w, d], of the index's type; caption; class_id; attributes: None; id: index of
-      the clip.
+      latents: [t, h, w, d], of the index's type; caption; class_id; flow; attributes: None; id.
     """
     header, payload = records.unpack(self._records[index % self.index.num_clips])
     latents = np.frombuffer(payload, DTYPES[self.index.dtype]).reshape(self.index.latent_shape)
-    return {"latents": latents, "attributes": None} | header
+    flow = np.float32(header.pop("flow", UNKNOWN))
+    return {"latents": latents, "flow": flow, "attributes": None} | header

@@ -25,17 +25,30 @@ class NovaLossConfig:
     text_dropout: share of prompts that are replaced by "no condition", which guidance needs.
     sample_posterior: draw latents from the tokenizer's distribution at every step, as the public
       code does; otherwise its means. Outside training, latents are always the means.
+    frozen: parts of the network that keep their initial values, by dotted name, such as
+      "temporal.motion"; see configs/nova_t2i.py for what the public code freezes.
   """
 
   repeats: int = 4
   text_dropout: float = 0.1
   sample_posterior: bool = True
+  frozen: tuple[str, ...] = ()
 
   def __post_init__(self):
+    object.__setattr__(self, "frozen", tuple(self.frozen))
     if self.repeats < 1:
       raise ValueError(f"repeats={self.repeats} must be at least 1")
     if not 0 <= self.text_dropout < 1:
       raise ValueError(f"text_dropout={self.text_dropout} must be in [0, 1)")
+
+
+# Stands for what prompts lack, and is random for good.
+PADDING = "temporal.text.padding"
+
+
+def is_part(name: str, part: str) -> bool:
+  """Returns whether a parameter belongs to a part of the network, by their dotted names."""
+  return f"{name}.".startswith(f"{part}.")
 
 
 def null_of(text_encoder) -> np.ndarray:
@@ -112,12 +125,22 @@ class NovaTask:
     """Makes the network."""
     return Nova(nnx.Rngs(params=key), self.config)
 
+  def is_trained(self, name: str) -> bool:
+    """See `SelectiveTask`."""
+    return not any(is_part(name, part) for part in (PADDING, *self.settings.frozen))
+
+  def is_decayed(self, name: str) -> bool:
+    """See `SelectiveTask`: all but norms, as in the public code. Source: NOVA section 15."""
+    *parents, _ = name.split(".")
+    return not any(part.endswith("norm") for part in parents)
+
   def loss(self, module: Nova, frozen, batch, key, is_training: bool):
     """Returns the loss, and those of first and of later frames.
 
     The batch needs `text`, `[b, P]` or `[b, P, e]`, and `video`, uint8 `[b, f, H, W, 3]`, or
-    `latents`, what a token cache stores of it, `[b, t, h, w, e]`. Outside training no prompt is
-    dropped, and latents are means.
+    `latents`, what a token cache stores of it, `[b, t, h, w, e]`. It may have `flow`, `[b]`: how
+    much moves, in pixels a frame, or NaN for the default. Outside training no prompt is dropped,
+    and latents are means.
     """
     dtype = jnp.dtype(self.config.dtype)
     latents = self._latents(frozen, batch, key if is_training else None)
@@ -133,7 +156,7 @@ class NovaTask:
     draws = loss.draw(
       keys[1], b * t, num_tokens, self.config.token_width, self.settings.repeats, process
     )
-    prefix = module.temporal.prefix(text, None, dtype)
+    prefix = module.temporal.prefix(text, batch.get("flow"), dtype)
     first, later = loss.losses(module, latents, prefix, draws, process)
     metrics = {"loss_first": first, "loss_later": later} if t > 1 else {}
     return first + later, metrics
@@ -156,7 +179,7 @@ class NovaTask:
   def media(self, module: Nova, frozen, batch) -> dict[str, Array]:
     """Returns samples for the batch's prompts."""
     latents = generate.generate(
-      module,
+      jax.tree.map(lambda x: x.astype(self.config.dtype), module),
       self.plan,
       batch["text"],
       jnp.asarray(null_of(self.text_encoder)),

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
-from videoar_jax.nn.resize import area_resize, linear_resize
-from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes, residual_bits
+from videoar_jax.nn.resize import area_resize
 from videoar_jax.tokenizers.bsq.schedules import Schedule
+from videoar_jax.tokenizers.bsq.self_correction import self_correct
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,19 +87,6 @@ def draw_ratios(
   return jnp.minimum(ratios, 1.0)
 
 
-def draw_flips(
-  key: Array, ratios: Float[Array, "b t s"], schedule: Schedule, num_bits: int
-) -> list[Bool[Array, "b t _y _x d"]]:
-  """Draws which bits flip, each with its frame's and scale's probability."""
-  b, t, _ = ratios.shape
-  return [
-    jax.random.bernoulli(
-      jax.random.fold_in(key, s), ratios[:, :, s, None, None, None], (b, t, *grid, num_bits)
-    )
-    for s, grid in enumerate(schedule)
-  ]
-
-
 def corrupt(
   latents: Float[Array, "b t h w d"],
   schedule: Schedule,
@@ -117,18 +104,8 @@ def corrupt(
     flips: which bits to flip; None for none.
     prev_frame_input: scales whose inputs include the previous frame, see `Layout`.
   """
-  b, t, h, w, d = latents.shape
-  total = jnp.zeros_like(latents)
-  labels, features, residuals = [], [], []
-  for s, grid in enumerate(schedule):
-    if s > 0:
-      features.append(linear_resize(total, grid).reshape(b, t, -1, d))
-    bits, _ = residual_bits(latents - total, grid)
-    labels.append(bits)
-    residuals.append(area_resize(latents - total, grid))
-    if flips is not None:
-      bits = bits ^ flips[s].astype(bits.dtype)
-    total = total + linear_resize(bits_to_codes(bits, latents.dtype), (h, w))
+  b, t, *_, d = latents.shape
+  labels, features, residuals, total = self_correct(latents, schedule, flips)
   previous_frames = jnp.pad(total[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
   first = area_resize(previous_frames, schedule[0]).reshape(b, t, -1, d)
   inputs = jnp.concatenate([first, *features], axis=2)

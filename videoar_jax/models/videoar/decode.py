@@ -24,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from videoar_jax.models.bits import sample_bits
+from videoar_jax.models.prompts import Text, is_text
 from videoar_jax.models.videoar import patches
-from videoar_jax.models.videoar.draws import sample_bits
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.network import Generator, Text, is_text
+from videoar_jax.models.videoar.network import Generator
 from videoar_jax.nn.cache import Cache, join, make_ring, write
 from videoar_jax.nn.resize import area_resize, linear_resize
 from videoar_jax.nn.rope import rotate

@@ -1,16 +1,15 @@
-"""Tokens of several latent cells: each square of `p x p` cells is one token, with all their bits.
+"""Tokens of several latent cells, see `nn.patches`, of a frame with several scales.
 
-A token's values are ordered by channel, then row, then column of its square. Tokens of scales with
-smaller patches are filled up with zeros, so that all have one width.
+Tokens of scales with smaller patches are filled up with zeros, so that all have one width.
 
 Source: Infinity's 8B model, which takes 2x2 cells of a tokenizer of 8 pixels.
 """
 
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Float
 
 from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.nn.patches import join_cells, split_tokens
 
 
 def to_tokens(
@@ -24,10 +23,7 @@ def to_tokens(
     scale: number of the scale.
     width: of a token; at least `p * p * c`.
   """
-  (h, w), p = layout.schedule[scale], layout.patch_sizes[scale]
-  if p > 1:
-    grid = {"h": h // p, "w": w // p, "p": p, "q": p}
-    cells = rearrange(cells, "... (h p w q) c -> ... (h w) (c p q)", **grid)
+  cells = join_cells(cells, layout.token_grids[scale], layout.patch_sizes[scale])
   missing = width - cells.shape[-1]
   return jnp.pad(cells, [(0, 0)] * (cells.ndim - 1) + [(0, missing)]) if missing else cells
 
@@ -36,12 +32,8 @@ def to_cells(
   tokens: Float[Array, "*b n i"], layout: Layout, scale: int, channels: int
 ) -> Float[Array, "*b q c"]:
   """Splits the tokens of one scale to row-major cells of so many channels."""
-  (h, w), p = layout.schedule[scale], layout.patch_sizes[scale]
-  tokens = tokens[..., : channels * p * p]
-  if p == 1:
-    return tokens
-  grid = {"h": h // p, "w": w // p, "p": p, "q": p}
-  return rearrange(tokens, "... (h w) (c p q) -> ... (h p w q) c", **grid)
+  p = layout.patch_sizes[scale]
+  return split_tokens(tokens[..., : channels * p * p], layout.token_grids[scale], p)
 
 
 def frame_to_tokens(

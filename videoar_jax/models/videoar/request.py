@@ -29,7 +29,7 @@ class Request:
     layout: the sequence; streams have the trained one.
     window: earlier frames that a frame sees; None for all.
     table: guidance, None for 1 everywhere; further frames repeat its last row.
-    temperature, top_p: see `draws.sample_bits`.
+    temperature, top_p: see `bits.sample_bits`.
     conditioning: frames to continue, `[b, f, H, W, 3]`, if any.
     epoch: frames that precede this window of a longer clip; makes its random draws differ.
   """

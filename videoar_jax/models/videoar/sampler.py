@@ -141,7 +141,7 @@ class Model:
       overlap_frames: for clips beyond the trained length, see `extend`; these need it or a window.
       sample_ids: numbers of the clips under the seed; None counts from 0.
       **settings: `guidance`, see `guidance.guidance_table`; `temperature` of the bits, 0 takes the
-        likelier value; `top_p`, see `draws.sample_bits`. Defaults are in the run's config.
+        likelier value; `top_p`, see `bits.sample_bits`. Defaults are in the run's config.
     Raises:
       ValueError: a prompt is too long, a number is out of range, or frames do not fit.
     """

@@ -1,19 +1,13 @@
 """Teacher-forced loss and bit accuracy of a generator on given clips."""
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float
 
+from videoar_jax.models.bits import cross_entropy
+from videoar_jax.models.prompts import Text
 from videoar_jax.models.videoar.corruption import corrupt
 from videoar_jax.models.videoar.layout import Layout
-from videoar_jax.models.videoar.network import Generator, Text
-
-
-def cross_entropy(
-  logits: Float[Array, "*b"], labels: Float[Array, "*b"] | UInt8[Array, "*b"]
-) -> Float[Array, "*b"]:
-  """Returns the cross-entropy of each bit, in nats: `log(1 + e^x) - x y`."""
-  return jax.nn.softplus(logits) - logits * labels
+from videoar_jax.models.videoar.network import Generator
 
 
 def accuracies(is_right: Bool[Array, "b t q d"], layout: Layout) -> dict[str, Float[Array, "b"]]:

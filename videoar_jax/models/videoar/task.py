@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from videoar_jax.models.bits import SCALE_WEIGHTINGS, cross_entropy, scale_weights
 from videoar_jax.models.request import sample_keys
 from videoar_jax.models.videoar import corruption as corrupting
 from videoar_jax.models.videoar.config import GeneratorConfig
@@ -15,9 +16,10 @@ from videoar_jax.models.videoar.decode import decode
 from videoar_jax.models.videoar.flops import training_flops
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
-from videoar_jax.models.videoar.score import accuracies, cross_entropy
+from videoar_jax.models.videoar.score import accuracies
 from videoar_jax.models.videoar.sequences import widest
 from videoar_jax.parallel.hardware import peak_flops
+from videoar_jax.tokenizers.bsq.self_correction import draw_flips
 from videoar_jax.tokenizers.decoding import decode as decode_pixels
 from videoar_jax.tokenizers.encoding import encode
 from videoar_jax.train.state import Template
@@ -53,7 +55,7 @@ class GeneratorLossConfig:
         raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
     if self.window is not None and self.window < 1:
       raise ValueError(f"window={self.window} must be at least 1, or None for all frames")
-    if self.scale_weighting not in ("none", "sqrt"):
+    if self.scale_weighting not in SCALE_WEIGHTINGS:
       raise ValueError(f"scale_weighting={self.scale_weighting!r} must be 'none' or 'sqrt'")
     if self.bit_weighting not in ("none", "residual"):
       raise ValueError(f"bit_weighting={self.bit_weighting!r} must be 'none' or 'residual'")
@@ -61,10 +63,7 @@ class GeneratorLossConfig:
 
 def cell_weights(layout: Layout, scale_weighting: str) -> np.ndarray:
   """Returns the weight of each cell of a frame in the loss, `[q]`, with mean 1."""
-  sizes = np.array(layout.cell_sizes, np.float32)
-  scale = np.ones_like(sizes) if scale_weighting == "none" else 1.0 / np.sqrt(sizes)
-  weights = np.repeat(scale, layout.cell_sizes)
-  return weights / weights.mean()
+  return scale_weights(layout.cell_sizes, scale_weighting)
 
 
 def bit_weights(residuals: list[Float[Array, "b t _y _x d"]]) -> Float[Array, "b t q d"]:
@@ -132,7 +131,7 @@ class GeneratorTask:
     if is_training:
       if settings.corruption.p_max > 0:
         ratios = corrupting.draw_ratios(keys[0], b, t, layout.num_scales, settings.corruption)
-        flips = corrupting.draw_flips(keys[1], ratios, layout.schedule, d)
+        flips = draw_flips(keys[1], ratios, layout.schedule, d)
         flipped = sum(jnp.sum(scale) for scale in flips)
         metrics["corrupted_share"] = flipped / (b * t * layout.num_cells * d)
       each = (b,) + (1,) * (text.ndim - 1)

@@ -36,8 +36,9 @@ def parse_schedule(text: str) -> Schedule:
 
 def _public_tables() -> dict[float, Schedule]:
   tall = {ratio: parse_schedule(text) for ratio, text in _TABLES.items()}
+  # The public keys are cut off after three digits.
   wide = {
-    round(1 / ratio, 3): tuple((w, h) for h, w in schedule) for ratio, schedule in tall.items()
+    int(1000 / ratio) / 1000: tuple((w, h) for h, w in schedule) for ratio, schedule in tall.items()
   }
   return wide | tall
 
