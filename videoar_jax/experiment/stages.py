@@ -88,6 +88,7 @@ class Stages(StageCheckpoints):
       return trainer.begin_again(state)
     params = self._first_params(stage, seed)
     if params is not None:
+      params = trainer.completed(params)
       # Parameters from a file are replicated.
       params = jax.tree.map(place, params, trainer.template.shardings(self.mesh))
     return trainer.init(params, self._first_adversary(stage))
@@ -100,7 +101,8 @@ class Stages(StageCheckpoints):
       return None if before is None else self.hand_over(before, is_split=True)[1]
     if not self.is_inflated(stage):
       try:
-        return unflatten(weights.load(model_folder.weights_of(path), self.shapes(stage)))
+        file = model_folder.weights_of(path)
+        return unflatten(weights.load(file, self.shapes(stage), self.adapters(stage)))
       except ValueError as error:
         raise ValueError(f"stage.{stage.name}.init.from={path}: {error}") from error
     key = jax.random.fold_in(jax.random.key(seed), 3)

@@ -135,7 +135,9 @@ def check_init(stages: StageCheckpoints) -> None:
       if stages.is_inflated(stage):
         stages.run.tokenizer_family.check_init(pathlib.Path(path), stages.run.tokenizer)
       else:
-        weights.check_file(model_folder.weights_of(path), stages.shapes(stage))
+        weights.check_file(
+          model_folder.weights_of(path), stages.shapes(stage), stages.adapters(stage)
+        )
     except (ValueError, OSError) as error:
       raise ValueError(f"stage.{stage.name}.init.from={path}: {error}") from error
 

@@ -10,7 +10,7 @@ import os
 import pathlib
 import pickle
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -108,13 +108,23 @@ def _flatten(tree, path: str, arrays: dict, place: str) -> None:
     raise ValueError(f"{place}: {path or 'its root'} is a {what}, not an array of floats")
 
 
-def check(arrays: Mapping[str, np.ndarray], shapes: Shapes, place: str) -> None:
+def check(
+  arrays: Mapping[str, np.ndarray],
+  shapes: Shapes,
+  place: str,
+  optional: Collection[str] = (),
+) -> None:
   """Checks that arrays have the names and shapes of a network's parameters.
 
+  Args:
+    arrays: by name.
+    shapes: of the network's parameters.
+    place: where the arrays are from, for display.
+    optional: parameters that may be missing.
   Raises:
     ValueError: they do not; the message lists every missing, unexpected or misshapen key.
   """
-  wrong = [f"missing: {key}" for key in shapes if key not in arrays]
+  wrong = [f"missing: {key}" for key in shapes if key not in arrays and key not in optional]
   wrong += [f"unexpected: {key}" for key in arrays if key not in shapes]
   wrong += [
     f"shape: {key} is {arrays[key].shape}, should be {tuple(shape)}"
@@ -132,7 +142,7 @@ def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
   tensors.write(path, {key: np.asarray(value, np.float32) for key, value in arrays.items()})
 
 
-def check_file(path: str | os.PathLike, shapes: Shapes) -> None:
+def check_file(path: str | os.PathLike, shapes: Shapes, optional: Collection[str] = ()) -> None:
   """Makes the checks of `load`, but reads only the file's header.
 
   Raises:
@@ -141,20 +151,26 @@ def check_file(path: str | os.PathLike, shapes: Shapes) -> None:
   found = tensors.shapes(_existing(path))
   # Broadcast views with these shapes, which take no memory.
   views = {key: np.broadcast_to(np.float32(0), shape) for key, shape in found.items()}
-  _fitting(views, shapes, str(path))
+  _fitting(views, shapes, str(path), optional)
 
 
-def load(path: str | os.PathLike, shapes: Shapes) -> dict[str, np.ndarray]:
+def load(
+  path: str | os.PathLike, shapes: Shapes, optional: Collection[str] = ()
+) -> dict[str, np.ndarray]:
   """Reads converted weights and checks them.
 
   Names may all begin with one prefix, such as `module.` or `_orig_mod.`, which is left out.
 
+  Args:
+    path: of the file.
+    shapes: of the network's parameters.
+    optional: parameters that may be missing.
   Returns:
     float32 arrays.
   Raises:
     ValueError: the file is missing, damaged, or for another network.
   """
-  arrays = _fitting(tensors.read(_existing(path)), shapes, str(path))
+  arrays = _fitting(tensors.read(_existing(path)), shapes, str(path), optional)
   return {key: np.asarray(value, np.float32) for key, value in arrays.items()}
 
 
@@ -165,7 +181,9 @@ def _existing(path: str | os.PathLike) -> pathlib.Path:
   return path
 
 
-def _fitting(arrays: dict[str, np.ndarray], shapes: Shapes, place: str) -> dict[str, np.ndarray]:
+def _fitting(
+  arrays: dict[str, np.ndarray], shapes: Shapes, place: str, optional: Collection[str]
+) -> dict[str, np.ndarray]:
   """Returns the arrays of a network by its own names.
 
   Raises:
@@ -174,5 +192,5 @@ def _fitting(arrays: dict[str, np.ndarray], shapes: Shapes, place: str) -> dict[
   bare = tensors.without_prefix(arrays)
   if not arrays.keys() & shapes.keys() and bare.keys() & shapes.keys():
     arrays = bare
-  check(arrays, shapes, place)
+  check(arrays, shapes, place, optional)
   return arrays

@@ -3,9 +3,11 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from videoar_jax.train.muon import scale_by_muon
+from videoar_jax.train.state import flatten, trained, unflatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
 
 
 def make_optimizer(
-  config: OptimizerConfig, num_steps: int, axes: dict
+  config: OptimizerConfig, num_steps: int, axes: dict, is_frozen: dict | None = None
 ) -> optax.GradientTransformation:
   """Returns the optimizer.
 
@@ -80,7 +82,24 @@ def make_optimizer(
     config: settings.
     num_steps: length of the schedule.
     axes: logical axis names of each parameter; those with two or more are matrices, which decay.
+    is_frozen: whether each parameter keeps its value, without any state of the optimizer; None if
+      none does.
   """
+  if is_frozen is None or not any(jax.tree.leaves(is_frozen)):
+    return _make_optimizer(config, num_steps, axes)
+  inner = _make_optimizer(config, num_steps, trained(axes, is_frozen))
+
+  def update(gradients, state, params):
+    updates, state = inner.update(trained(gradients, is_frozen), state, trained(params, is_frozen))
+    zeros = {name: jnp.zeros_like(x) for name, x in flatten(params).items()}
+    return unflatten(zeros | flatten(updates)), state
+
+  return optax.GradientTransformation(lambda params: inner.init(trained(params, is_frozen)), update)
+
+
+def _make_optimizer(
+  config: OptimizerConfig, num_steps: int, axes: dict
+) -> optax.GradientTransformation:
   is_matrix = jax.tree.map(lambda names: len(names) > 1, axes, is_leaf=_is_axes)
   schedule = learning_rate_schedule(config, num_steps)
   if config.kind == "adamw":

@@ -43,7 +43,8 @@ class Trainer:
     num_steps = before + config.num_steps + after
     self.key = jax.random.key(seed)
     self.template = train_state.Template.of(task.init)
-    self.optimizer = make_optimizer(config.optimizer, num_steps, self.template.axes)
+    axes, is_frozen = self.template.axes, self.template.is_frozen
+    self.optimizer = make_optimizer(config.optimizer, num_steps, axes, is_frozen)
     self.adversary = AdversaryTrainer(task.adversary, num_steps)
     abstract = jax.eval_shape(self._init, self.key)
     self.templates = {"": self.template}
@@ -74,6 +75,20 @@ class Trainer:
     # Always with the anomaly state, so that `on_nan` and `spike` may change when a run resumes.
     return state | {"discriminator": discriminator, "anomaly": anomaly.init()}
 
+  def completed(self, params: dict) -> dict:
+    """Returns parameters with random ones in place of those that are missing."""
+    given = train_state.flatten(params)
+    missing = train_state.flatten(self.template.shapes).keys() - given.keys()
+    if not missing:
+      return params
+
+    def draw(key):
+      params = train_state.init_params(self.task.init, jax.random.fold_in(key, 0))
+      params = train_state.flatten(params)
+      return {name: params[name] for name in missing}
+
+    return train_state.unflatten(given | jax.jit(draw)(self.key))
+
   def init(
     self, params: dict | None = None, discriminator: dict | None = None
   ) -> train_state.State:
@@ -102,6 +117,11 @@ class Trainer:
     num_steps = self.before + state["step"]
 
     def loss(params, discriminator_params, lecam_ema, batch, key):
+      params = jax.tree.map(
+        lambda x, is_frozen: jax.lax.stop_gradient(x) if is_frozen else x,
+        params,
+        self.template.is_frozen,
+      )
       module, discriminator = (
         self.template.module(params),
         self.adversary.module(discriminator_params),
