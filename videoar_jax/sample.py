@@ -35,6 +35,7 @@ from videoar_jax.models.base import Family
 from videoar_jax.models.families import FAMILIES
 from videoar_jax.runtime.compilation_cache import use_compilation_cache
 from videoar_jax.runtime.log_files import quiet_libraries
+from videoar_jax.text.prompts import read_prompts
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -148,7 +149,8 @@ def _parser() -> argparse.ArgumentParser:
   add(
     "--text_features",
     default=unset,
-    help="file of the prompts' features, for a model trained on features",
+    help="file of the prompts' features, or folder of their text encoder, for a model trained on "
+    "features",
   )
   add_device_flags(parser)
   _add_settings(parser)
@@ -227,32 +229,8 @@ def _check(options: argparse.Namespace, run: RunConfig, stage: StageConfig) -> l
   if hasattr(options, "class_id"):
     return [_class_name(options.workdir, run, stage, number) for number in options.class_id]
   if hasattr(options, "prompts_file"):
-    return _read_prompts(options.prompts_file)
+    return read_prompts(options.prompts_file)
   return options.prompt
-
-
-def _read_prompts(path: str) -> list[str]:
-  """Reads a file of prompts, one per line.
-
-  Raises:
-    ValueError: names the file, the line and the fix.
-  """
-  try:
-    lines = pathlib.Path(path).read_bytes().splitlines()
-  except OSError as error:
-    raise ValueError(f"--prompts_file={path} cannot be read ({error.strerror})") from error
-  if not lines:
-    raise ValueError(f"--prompts_file={path} is empty; write one prompt per line")
-  prompts = []
-  for number, line in enumerate(lines, start=1):
-    try:
-      prompts.append(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
-    except UnicodeDecodeError as error:
-      where = f"--prompts_file={path}, line {number}"
-      raise ValueError(f"{where}: byte {error.start + 1} is not UTF-8; save it as UTF-8") from None
-    if not prompts[-1]:
-      raise ValueError(f"--prompts_file={path}, line {number} is empty; remove it")
-  return prompts
 
 
 def _class_name(workdir: str, run: RunConfig, stage: StageConfig, number: int) -> str:

@@ -170,13 +170,6 @@ class StageCheckpoints:
     """Returns the shapes of a stage's parameters, by their names in files."""
     return {name: x.shape for name, x in flatten(self.module_template(stage).shapes).items()}
 
-  def adapters(self, stage: StageConfig) -> frozenset[str]:
-    """Returns the parameters that are trained beside frozen ones; files may lack them."""
-    is_frozen = flatten(self.module_template(stage).is_frozen)
-    if not any(is_frozen.values()):
-      return frozenset()
-    return frozenset(name for name, frozen in is_frozen.items() if not frozen)
-
   @staticmethod
   def is_inflated(stage: StageConfig) -> bool:
     """Returns whether a stage starts from a converted image tokenizer, which is a folder."""

@@ -157,7 +157,8 @@ def section(
       rows.append((name, _type(hint), "required" if is_required else _value(own), texts[name]))
   yield f"### `{path}`\n"
   yield (cls.__doc__ or "").partition("\n\n")[0].strip() + "\n"
-  yield _table(rows)
+  if rows:
+    yield _table(rows)
   yield from within
 
 

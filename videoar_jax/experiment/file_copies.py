@@ -2,11 +2,13 @@
 
   WORKDIR/files/frozen_tokenizer/           of the folder of that name
   WORKDIR/files/tokenizer.json              of `text.tokenizer`
-  WORKDIR/files/text_features.safetensors   of features in `text.tokenizer`, those of "" alone
+  WORKDIR/files/text_features.safetensors   of features in `text.tokenizer`, or of those that the
+                                            encoder there computes, those of "" alone
   WORKDIR/files/guidance.json               of `sampling.guidance`
 
 Features of "" tell the width of all, and are needed for guidance; those of other prompts are as
-large as data, and are given to `sample` and `evaluate` by a flag.
+large as data, and are given to `sample` and `evaluate` by a flag, as is a text encoder, whose
+weights may be larger still.
 """
 
 import filecmp
@@ -19,8 +21,10 @@ from videoar_jax.experiment.paths import is_path
 from videoar_jax.interop import tensors
 from videoar_jax.interop.atomic import replacing
 from videoar_jax.text.features import TextFeatures
+from videoar_jax.text.pretrained import PretrainedText
 
 FOLDER, TOKENIZER_FOLDER = "files", "frozen_tokenizer"
+_ROUNDING = 0.03  # Largest error of an encoder in bfloat16, over the largest feature.
 _TOKENIZER, _FEATURES, _GUIDANCE = "tokenizer.json", "text_features.safetensors", "guidance.json"
 
 
@@ -148,10 +152,20 @@ def check_same_text(values: dict, encoder, workdir: pathlib.Path) -> None:
       file = pathlib.Path(path).expanduser()
       is_same = file.is_file() and file.read_bytes() == copy.read_bytes()
     else:
-      found = tensors.read(copy)[""]
-      is_same = isinstance(encoder, TextFeatures) and np.array_equal(found, encoder.null())
+      is_same = _is_same_null(encoder, tensors.read(copy)[""])
     if not is_same:
       raise ValueError(
         f"text.tokenizer={path!r} encodes prompts differently from {copy}, with which this workdir "
         "was made; restore the file, or name another workdir"
       )
+
+
+def _is_same_null(encoder, features: np.ndarray) -> bool:
+  """Returns whether an encoder gives the features of "" that a workdir has."""
+  if isinstance(encoder, TextFeatures):
+    return np.array_equal(features, encoder.null())
+  if not isinstance(encoder, PretrainedText) or features.shape != encoder.null().shape:
+    return False
+  # Computed again on another kind of device, they differ by rounding.
+  error = np.abs(features - encoder.null()).max()
+  return bool(error <= _ROUNDING * np.abs(features).max())

@@ -32,6 +32,7 @@ from videoar_jax.train.state import flatten, unflatten
 
 FILE, CONFIG, WEIGHTS = "model.json", "config.json", "generator.safetensors"
 TOKENIZER, TEXT_ENCODER, GUIDANCE = "tokenizer", "text_encoder", "guidance.json"
+STAGE = "generator"  # Of models from elsewhere, which no stage trained.
 
 Kinds = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
@@ -113,12 +114,14 @@ def write(
   values = values | {"frozen_tokenizer": TOKENIZER, "tokenizer": {}}
   for name in parts:
     if name.startswith(TEXT_ENCODER):
-      values = values | {"text": values["text"] | {"tokenizer": name}}
+      tokenizer = pathlib.PurePath(name).parts[0]
+      values = values | {"text": values["text"] | {"tokenizer": tokenizer}}
     if name == GUIDANCE:
       values = values | {"sampling": values["sampling"] | {"guidance": name}}
   with replacing(folder) as partial:
     partial.mkdir()
     for name, path in parts.items():
+      (partial / name).parent.mkdir(exist_ok=True)
       (shutil.copytree if path.is_dir() else shutil.copyfile)(path, partial / name)
     parse.save_config(values, partial / CONFIG)
     hashes = {WEIGHTS: tensors.write_each(partial / WEIGHTS, weights.kinds, weights.make)}
@@ -129,6 +132,26 @@ def write(
       for name, file in names.items()
     }
     write_json(partial / FILE, {"source": source, "files": facts})
+
+
+def text_encoder_parts(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns the files of a pretrained text encoder, by their places in a model's folder.
+
+  Args:
+    folder: of the encoder; its tokenizer may be in `../tokenizer`, as in pipelines.
+  """
+  files = [folder / "config.json", *sorted(folder.glob("*.safetensors*"))]
+  tokenizers = (folder / "tokenizer.json", folder.parent / "tokenizer" / "tokenizer.json")
+  files += [file for file in tokenizers if file.is_file()][:1]
+  return {f"{TEXT_ENCODER}/{file.name}": file for file in files}
+
+
+def text_encoder_of(parts: Mapping[str, pathlib.Path]) -> pathlib.Path | None:
+  """Returns the file or folder that is the text encoder among parts; None if there is none."""
+  for name, path in parts.items():
+    if name.startswith(TEXT_ENCODER):
+      return path.parent if "/" in name else path
+  return None
 
 
 def sha256(path: pathlib.Path) -> str:

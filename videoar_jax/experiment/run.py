@@ -22,6 +22,7 @@ from videoar_jax.experiment.validate import (
   check_frozen,
   check_init,
   check_mixtures,
+  check_null_text,
   check_report,
 )
 from videoar_jax.experiment.workdir import check_same_config, check_shared, lock, write_facts
@@ -69,6 +70,7 @@ class Run:
       file_copies.check_same_text(values_here, run.text.encoder, workdir)
       file_copies.check_same_tokenizer(values_here, workdir)
     check_batches(self.stages)
+    check_null_text(run.text.encoder)
     check_report(self.stages)
     check_mixtures(self.stages)
     # Sources are opened before anything is written: a wrong folder leaves no workdir behind. So are

@@ -22,7 +22,14 @@ from videoar_jax.train.adversary import AdversaryTrainer
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.logging import NoLog, RunLog
 from videoar_jax.train.overview import count_by_module, parameter_table
-from videoar_jax.train.state import State, Template, state_shardings, unflatten, with_shardings
+from videoar_jax.train.state import (
+  State,
+  Template,
+  flatten,
+  state_shardings,
+  unflatten,
+  with_shardings,
+)
 from videoar_jax.train.task import Task
 from videoar_jax.train.trainer import Trainer
 
@@ -88,23 +95,31 @@ class Stages(StageCheckpoints):
       return trainer.begin_again(state)
     params = self._first_params(stage, seed)
     if params is not None:
-      params = trainer.completed(params)
       # Parameters from a file are replicated.
-      params = jax.tree.map(place, params, trainer.template.shardings(self.mesh))
+      shardings = flatten(trainer.template.shardings(self.mesh))
+      placed = {name: place(x, shardings[name]) for name, x in flatten(params).items()}
+      params = unflatten(placed)
     return trainer.init(params, self._first_adversary(stage))
 
   def _first_params(self, stage: StageConfig, seed: int) -> dict | None:
-    """Returns the initial parameters of a stage; None for random ones."""
+    """Returns the initial parameters of a stage; None for random ones.
+
+    A file may lack some, if `init.missing` says so.
+    """
     path = stage.init.from_
     if path is None:
       before = self.stage_before(stage, stage.kind)
       return None if before is None else self.hand_over(before, is_split=True)[1]
     if not self.is_inflated(stage):
+      shapes, may_lack = self.shapes(stage), stage.init.missing == "random"
       try:
-        file = model_folder.weights_of(path)
-        return unflatten(weights.load(file, self.shapes(stage), self.adapters(stage)))
+        found = weights.load(model_folder.weights_of(path), shapes, may_lack=may_lack)
       except ValueError as error:
         raise ValueError(f"stage.{stage.name}.init.from={path}: {error}") from error
+      missing = ", ".join(name for name in shapes if name not in found)
+      if missing:
+        log.info("stage %s: not in %s, so random: %s", stage.name, path, missing)
+      return unflatten(found)
     key = jax.random.fold_in(jax.random.key(seed), 3)
     family, folder = self.run.tokenizer_family, pathlib.Path(path)
     params, lines = family.load_init(folder, self.run.tokenizer, stage.init.temporal, key)

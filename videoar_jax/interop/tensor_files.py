@@ -12,7 +12,33 @@ from videoar_jax.interop import tensors
 INDEX_SUFFIX = ".safetensors.index.json"
 
 
-class TensorFiles(Mapping[str, np.ndarray]):
+class LazyTensors(Mapping[str, np.ndarray]):
+  """Tensors that are read each time they are looked up.
+
+  Args:
+    shapes: of the tensors, by name.
+    read: returns a tensor by its name.
+  """
+
+  def __init__(self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray]):
+    self.shapes, self._read = dict(shapes), read
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    if name not in self.shapes:
+      raise KeyError(name)
+    return self._read(name)
+
+  def __contains__(self, name: object) -> bool:
+    return name in self.shapes  # Without reading it, as `Mapping` would.
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self.shapes)
+
+  def __len__(self) -> int:
+    return len(self.shapes)
+
+
+class TensorFiles(LazyTensors):
   """The tensors of a checkpoint by name; a tensor is read each time it is looked up.
 
   Args:
@@ -33,14 +59,13 @@ class TensorFiles(Mapping[str, np.ndarray]):
     wanted = None if index is None else _read_index(index)
     self.files = _files(self.path, index, wanted)
     self.num_bytes = sum(file.stat().st_size for file in self.files)
-    self.shapes: dict[str, tuple[int, ...]] = {}
-    self._readers = {}
+    shapes, self._readers = {}, {}
     for file in self.files:
       reader = tensors.open_file(file)
       for name, shape in tensors.shapes(file).items():
         if name in self._readers:
           raise ValueError(f"{file}: the tensor {name!r} is in another file of {self.path}, too")
-        self._readers[name], self.shapes[name] = reader, shape
+        self._readers[name], shapes[name] = reader, shape
     if wanted is not None:
       absent = [name for name in wanted if name not in self._readers]
       if absent:
@@ -48,9 +73,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
           f"{index} names {len(absent)} tensors that its files lack: {_some(absent)}; fetch the "
           "files again"
         )
-
-  def __getitem__(self, name: str) -> np.ndarray:
-    return self._readers[name].get_tensor(name)
+    super().__init__(shapes, lambda name: self._readers[name].get_tensor(name))
 
   def reader(self, name: str) -> Callable[[tuple[slice, ...]], np.ndarray]:
     """Returns a function that reads a part of a tensor, as `jax.make_array_from_callback` wants."""
@@ -59,44 +82,31 @@ class TensorFiles(Mapping[str, np.ndarray]):
     part = self._readers[name].get_slice(name)
     return lambda index: part[index]
 
-  def __contains__(self, name: object) -> bool:
-    return name in self._readers  # Without reading it, as `Mapping` would.
 
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._readers)
-
-  def __len__(self) -> int:
-    return len(self._readers)
-
-
-class Renamed(Mapping[str, np.ndarray]):
-  """Tensors by other names, without reading them.
+def renamed(tensors: Mapping[str, np.ndarray], names: Mapping[str, str]) -> LazyTensors:
+  """Returns tensors by other names, without reading them.
 
   Args:
     tensors: by their own names.
     names: own name of each new one.
   """
+  shapes = shapes_of(tensors)
+  return LazyTensors(
+    {name: shapes[own] for name, own in names.items()}, lambda name: tensors[names[name]]
+  )
 
-  def __init__(self, tensors: Mapping[str, np.ndarray], names: Mapping[str, str]):
-    self._tensors, self._names = tensors, dict(names)
 
-  def __getitem__(self, name: str) -> np.ndarray:
-    return self._tensors[self._names[name]]
-
-  def __contains__(self, name: object) -> bool:
-    return name in self._names
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._names)
-
-  def __len__(self) -> int:
-    return len(self._names)
+def shapes_of(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of tensors; reads none that a lazy mapping has on disk."""
+  if isinstance(arrays, LazyTensors):
+    return arrays.shapes
+  return {name: tuple(array.shape) for name, array in arrays.items()}
 
 
 def without_prefix(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
   """Returns tensors without what all their names begin with, such as `module.`; reads none."""
   bare = tensors.without_prefix({name: name for name in arrays})
-  return Renamed(arrays, bare)
+  return renamed(arrays, bare)
 
 
 def _index_of(path: pathlib.Path) -> pathlib.Path | None:

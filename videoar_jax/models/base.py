@@ -146,7 +146,7 @@ class SamplingProgram:
     params: the generator's parameters among the arguments.
     work: costs of whole clips.
     description: what is sampled, for display.
-    num_parts: how often the program runs for a clip: once per latent frame.
+    num_parts: latent frames of a clip; the program makes one of them, or all.
   """
 
   program: Callable
@@ -304,7 +304,8 @@ class Family(Protocol):
     """Generates clips' latents; called inside jit by `bench sample`."""
 
   def sampling_work(self, run: Run, stage: Stage, batch_size: int) -> tuple[int, float] | None:
-    """Returns the steps and FLOPs of `sample_latents`; None if they are not counted."""
+    """Returns the steps of `sample_latents`, each of which reads all weights, and its FLOPs; None
+    if they are not counted."""
 
   def sampling_program(
     self, run: Run, stage: Stage, template: Template, mesh: Any, num_clips: int, dtype: Any

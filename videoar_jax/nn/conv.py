@@ -166,7 +166,7 @@ class CausalConv3d(nnx.Module):
     x: Float[Array, "b t h w i"],
     past: Float[Array, "b p h w i"] | None = None,
     is_start: Bool[Array, ""] | None = None,
-  ) -> tuple[Float[Array, "b u y x o"], Float[Array, "b p h w i"]]:
+  ) -> tuple[Float[Array, "b u y x o"], Float[Array, "b q h w i"]]:
     num_taps, size = self.kernel.shape[:2]
     if is_start is not None:
       is_before = is_start & (jnp.arange(x.shape[1]) < x.shape[1] - 1)

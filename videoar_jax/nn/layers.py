@@ -61,21 +61,6 @@ def param(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: Axes) ->
   return nnx.Param(init(rngs.params(), shape), axes=axes)
 
 
-def freeze(module: nnx.Module, but: Callable[[str], bool]) -> None:
-  """Marks parameters of a module to keep their values in training.
-
-  Args:
-    module: whose parameters are marked.
-    but: returns whether a parameter is trained, by the last part of its name.
-  """
-  leaves = jax.tree_util.tree_flatten_with_path(
-    nnx.split(module)[1], is_leaf=lambda x: isinstance(x, nnx.Param)
-  )[0]
-  for path, variable in leaves:
-    if not but(path[-1].key):
-      variable.set_metadata(is_frozen=True)
-
-
 class Linear(nnx.Module):
   """`[..., in] -> [..., out]`, maybe with an adapter of low rank (LoRA, arXiv 2106.09685).
 

@@ -6,10 +6,10 @@ Source: Infinity's 8B model, which takes 2x2 cells of a tokenizer of 8 pixels.
 """
 
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 
-def join_cells(cells: Float[Array, "*b q c"], grid: tuple[int, int], size: int):
+def join_cells(cells: Shaped[Array, "*b q c"], grid: tuple[int, int], size: int):
   """Joins cells to tokens `[*b, n, c p p]`.
 
   Args:
@@ -23,7 +23,7 @@ def join_cells(cells: Float[Array, "*b q c"], grid: tuple[int, int], size: int):
   return rearrange(cells, "... (h p w q) c -> ... (h w) (c p q)", **sides)
 
 
-def split_tokens(tokens: Float[Array, "*b n i"], grid: tuple[int, int], size: int):
+def split_tokens(tokens: Shaped[Array, "*b n i"], grid: tuple[int, int], size: int):
   """Splits tokens to row-major cells `[*b, q, c]`; undoes `join_cells`."""
   if size == 1:
     return tokens

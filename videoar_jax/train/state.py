@@ -24,13 +24,11 @@ class Template:
     graphdef: static part of the module.
     shapes: abstract parameters, a nested dict.
     axes: logical axis names of each parameter.
-    is_frozen: whether each parameter keeps its value in training, see `layers.freeze`.
   """
 
   graphdef: nnx.GraphDef
   shapes: dict
   axes: dict
-  is_frozen: dict
 
   @classmethod
   def of(cls, make_module: Callable[[jax.Array], nnx.Module]) -> "Template":
@@ -39,12 +37,14 @@ class Template:
     leaves = jax.tree_util.tree_flatten_with_path(
       variables, is_leaf=lambda x: isinstance(x, nnx.Param)
     )[0]
-    facts = {
-      ".".join(part.key for part in path): variable.get_metadata() for path, variable in leaves
-    }
-    axes = unflatten({name: values["axes"] for name, values in facts.items()})
-    frozen = unflatten({name: "is_frozen" in values for name, values in facts.items()})
-    return cls(graphdef, nnx.to_pure_dict(variables), axes, frozen)
+    axes = nnx.to_pure_dict(variables)
+    for path, variable in leaves:
+      *parents, last = [part.key for part in path]
+      node = axes
+      for name in parents:
+        node = node[name]
+      node[last] = variable.get_metadata()["axes"]
+    return cls(graphdef, nnx.to_pure_dict(variables), axes)
 
   def module(self, params: dict) -> nnx.Module:
     """Returns the module with these parameters."""
@@ -53,14 +53,6 @@ class Template:
   def shardings(self, mesh: AnyMesh) -> dict:
     """Returns the sharding of each parameter."""
     return jax.tree.map(lambda x, names: sharding_of(names, x.shape, mesh), self.shapes, self.axes)
-
-
-def trained(tree: dict, is_frozen: dict) -> dict:
-  """Returns the part of a tree of parameters that is trained."""
-  frozen = flatten(is_frozen)
-  leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, tuple))[0]
-  named = {".".join(part.key for part in path): leaf for path, leaf in leaves}
-  return unflatten({name: leaf for name, leaf in named.items() if not frozen[name]})
 
 
 def init_params(make_module: Callable[[jax.Array], nnx.Module], key: jax.Array) -> dict:
@@ -126,6 +118,11 @@ def flatten(params: dict) -> dict:
   """Returns a nested dict's leaves by dotted name."""
   leaves = jax.tree_util.tree_flatten_with_path(params)[0]
   return {".".join(part.key for part in path): leaf for path, leaf in leaves}
+
+
+def by_name(select: Callable[[str], bool], params: dict) -> dict:
+  """Returns a tree like the parameters, of what a function says of their dotted names."""
+  return unflatten({name: select(name) for name in flatten(params)})
 
 
 def unflatten(leaves: dict) -> dict:

@@ -41,7 +41,7 @@ def train(task, num_steps, params=None):
   optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, final_fraction=1.0)
   mesh = make_mesh(MeshConfig(), jax.devices()[:1])
   trainer = Trainer(task, LoopConfig(max(num_steps, 1), 2, optimizer), mesh, seed=0)
-  state = trainer.init(None if params is None else trainer.completed(params))
+  state = trainer.init(params)
   first, losses = jax.tree.map(np.asarray, state["params"]), []
   key = trainer.place_key(jax.random.key(1))
   for _ in range(num_steps):

@@ -61,8 +61,6 @@ class InfinityStar(nnx.Module):
       layers.Linear(rngs, m, 2 * num_bits, ("embed", None), use_bias=True, init=_INIT)
       for num_bits in (config.num_channels, config.semantic_bits)
     )
-    if config.lora_rank:
-      layers.freeze(self, but=lambda name: name.startswith("lora_"))
 
   def __call__(
     self,

@@ -34,11 +34,11 @@ def norm(rngs: nnx.Rngs, width: int) -> RMSNorm:
 class Modulated(nnx.Module):
   """Normalization with a scale and a shift that are linear in the latents of the same place."""
 
-  def __init__(self, rngs: nnx.Rngs, width: int, num_encoded: int):
+  def __init__(self, rngs: nnx.Rngs, width: int, z_channels: int):
     self.norm = norm(rngs, width)
     axes = ("conv_in", "conv_out")
-    self.scale = Linear(rngs, num_encoded, width, axes, use_bias=True)
-    self.shift = Linear(rngs, num_encoded, width, axes, use_bias=True)
+    self.scale = Linear(rngs, z_channels, width, axes, use_bias=True)
+    self.shift = Linear(rngs, z_channels, width, axes, use_bias=True)
 
   def __call__(
     self, x: Float[Array, "b u y x c"], z: Float[Array, "b t h w e"], is_start: bool
@@ -66,9 +66,9 @@ class Modulated(nnx.Module):
 class ResidualBlock(nnx.Module):
   """Norm, swish and convolution, twice; in the decoder, norms are `Modulated`."""
 
-  def __init__(self, rngs: nnx.Rngs, width: int, num_encoded: int | None = None):
+  def __init__(self, rngs: nnx.Rngs, width: int, z_channels: int | None = None):
     for i in (1, 2):
-      layer = norm(rngs, width) if num_encoded is None else Modulated(rngs, width, num_encoded)
+      layer = norm(rngs, width) if z_channels is None else Modulated(rngs, width, z_channels)
       setattr(self, f"norm{i}", layer)
       setattr(self, f"conv{i}", convolution(rngs, width, width))
 
@@ -91,10 +91,10 @@ class ResidualBlock(nnx.Module):
 class Blocks(nnx.Module):
   """Residual blocks in a row, named `block_0`, `block_1` and so on."""
 
-  def __init__(self, rngs: nnx.Rngs, width: int, num: int, num_encoded: int | None = None):
+  def __init__(self, rngs: nnx.Rngs, width: int, num: int, z_channels: int | None = None):
     self.num = num
     for i in range(num):
-      setattr(self, f"block_{i}", ResidualBlock(rngs, width, num_encoded))
+      setattr(self, f"block_{i}", ResidualBlock(rngs, width, z_channels))
 
   def __call__(self, x, past: State | None = None, *, z=None, is_start=None):
     last = {}

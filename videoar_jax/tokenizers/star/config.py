@@ -3,12 +3,14 @@
 import dataclasses
 import math
 
+import jax
 from jaxtyping import Array, Float
 
-from videoar_jax.tokenizers.shapes import latent_shape
+from videoar_jax.tokenizers import shapes
 
 # (time, space) strides from each level of the encoder to the next.
 STRIDES = ((2, 2), (2, 2), (1, 2), (1, 1))
+NUM_MID_BLOCKS = 2
 CELL = 2  # Side of the squares of the encoder's cells that are one cell of the latents.
 
 
@@ -19,12 +21,12 @@ class StarConfig:
   Attributes:
     widths: channels of each of the encoder's four levels and of its last blocks.
     num_blocks: residual blocks of a level of the encoder; those of the decoder have one more.
-    num_encoded: channels of the decoder's input; a cell of the latents has four times as many.
+    z_channels: channels of the decoder's input; a cell of the latents has four times as many.
   """
 
   widths: tuple[int, ...] = (96, 192, 384, 384, 384)
   num_blocks: int = 2
-  num_encoded: int = 16
+  z_channels: int = 16
 
   def __post_init__(self):
     object.__setattr__(self, "widths", tuple(self.widths))
@@ -32,7 +34,7 @@ class StarConfig:
       raise ValueError(
         f"tokenizer.widths={self.widths} needs {len(STRIDES) + 1} numbers of at least 1"
       )
-    for field in ("num_blocks", "num_encoded"):
+    for field in ("num_blocks", "z_channels"):
       if getattr(self, field) < 1:
         raise ValueError(f"tokenizer.{field}={getattr(self, field)} must be at least 1")
     for fine, coarse, (_, space) in zip(self.widths, self.widths[1:], STRIDES, strict=False):
@@ -47,7 +49,7 @@ class StarConfig:
   @property
   def num_channels(self) -> int:
     """Channels of a latent cell."""
-    return CELL**2 * self.num_encoded
+    return CELL**2 * self.z_channels
 
   @property
   def temporal_stride(self) -> int:
@@ -66,13 +68,24 @@ class StarConfig:
 
   @property
   def sees_whole_clips(self) -> bool:
-    """Whether every latent frame depends on all frames: none does on later ones."""
+    """Whether any frame of the result depends on all frames of a clip."""
     return False
 
-  def latents_of(self, encoded: Float[Array, "b t h w d"]) -> Float[Array, "b t h w d"]:
-    """Returns the latents that what the encoder made stands for: itself."""
+  @property
+  def num_encoded(self) -> int:
+    """Channels that stand for a cell of the latents: its own, since latents are not drawn."""
+    return self.num_channels
+
+  def posterior_of(self, encoded: Float[Array, "b t h w d"]) -> Float[Array, "b t h w d"]:
+    """Returns what a token cache stores of what the encoder made: itself."""
+    return encoded
+
+  def latents_of(
+    self, encoded: Float[Array, "b t h w d"], key: jax.Array | None = None
+  ) -> Float[Array, "b t h w d"]:
+    """Returns the latents that what the encoder made stands for: itself, with any key."""
     return encoded
 
   def latent_shape(self, num_frames: int, resolution: tuple[int, int]) -> tuple[int, int, int]:
     """Returns (t, h, w) of a clip's latent; see `shapes.latent_shape`."""
-    return latent_shape(self.temporal_stride, self.spatial_stride, num_frames, resolution)
+    return shapes.latent_shape(self.temporal_stride, self.spatial_stride, num_frames, resolution)

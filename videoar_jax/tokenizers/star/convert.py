@@ -52,7 +52,7 @@ def config_of(shapes: Mapping[str, Shape]) -> StarConfig:
   return StarConfig(
     widths=(*(width for (width,) in rest), encoded[1]),
     num_blocks=max(int(match[1]) + 1 for match in blocks if match),
-    num_encoded=decoded[1],
+    z_channels=decoded[1],
   )
 
 

@@ -8,7 +8,7 @@ mean.
 Source: INFINITY section 6.7.
 """
 
-from typing import NamedTuple
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -27,17 +27,9 @@ from videoar_jax.tokenizers.star.blocks import (
   norm,
   unfold,
 )
-from videoar_jax.tokenizers.star.config import CELL, STRIDES, StarConfig
+from videoar_jax.tokenizers.star.config import CELL, NUM_MID_BLOCKS, STRIDES, StarConfig
 
-_NUM_MID_BLOCKS = 2
 _LOG_VARIANCES = (-30.0, 20.0)
-
-
-class Posterior(NamedTuple):
-  """A normal distribution of each channel of a cell, before the map to latents."""
-
-  mean: Float[Array, "b t h w d"]
-  log_variance: Float[Array, "b t h w d"]
 
 
 class Encoder(nnx.Module):
@@ -52,9 +44,9 @@ class Encoder(nnx.Module):
       if stride[1] > 1:
         layer = Downsample(rngs, widths[level], widths[level + 1], stride)
         setattr(self, f"downsample_{level}", layer)
-    self.mid = Blocks(rngs, widths[-1], _NUM_MID_BLOCKS)
+    self.mid = Blocks(rngs, widths[-1], NUM_MID_BLOCKS)
     self.norm_out = norm(rngs, widths[-1])
-    self.conv_out = convolution(rngs, widths[-1], 2 * config.num_encoded)
+    self.conv_out = convolution(rngs, widths[-1], 2 * config.z_channels)
     self.proj = _channels_map(rngs, config)
 
   def __call__(self, video: Float[Array, "b f H W 3"]) -> Float[Array, "b t h w d"]:
@@ -74,16 +66,16 @@ class Encoder(nnx.Module):
       is_start: whether the clip starts at the last of these frames, see `CausalConv3d`; may be
         traced.
     """
-    posterior, last = self.posterior_chunk(video, past, is_start)
-    return self.latents_of(posterior), last
+    moments, last = self.moments_chunk(video, past, is_start)
+    return self.latents_of(moments), last
 
-  def posterior_chunk(
+  def moments_chunk(
     self,
     video: Float[Array, "b f H W 3"],
     past: State | None = None,
     is_start: Bool[Array, ""] | None = None,
-  ) -> tuple[Posterior, State]:
-    """Encodes the next frames of a clip to a distribution; see `chunk`."""
+  ) -> tuple[Float[Array, "b t h w e"], State]:
+    """Encodes the next frames of a clip to means and log-variances, in a row; see `chunk`."""
     x, last = video, {}
     for name in self._names():
       if name == "conv_out":
@@ -91,44 +83,40 @@ class Encoder(nnx.Module):
       x, last[name] = getattr(self, name)(x, past and past[name], is_start=is_start)
     mean, log_variance = jnp.split(x, 2, axis=-1)
     log_variance = jnp.clip(log_variance, *_LOG_VARIANCES)
-    return Posterior(fold(mean, CELL), fold(log_variance, CELL)), last
+    return jnp.concatenate([fold(mean, CELL), fold(log_variance, CELL)], axis=-1), last
 
   def latents_of(
-    self, posterior: Posterior, key: jax.Array | None = None
+    self, moments: Float[Array, "b t h w e"], key: jax.Array | None = None
   ) -> Float[Array, "b t h w d"]:
-    """Returns the latents of the mean, or with a key those of a draw."""
-    x = posterior.mean
+    """Returns the latents of the means, or with a key those of a draw."""
+    x, log_variance = jnp.split(moments, 2, axis=-1)
     if key is not None:
-      deviation = jnp.exp(0.5 * posterior.log_variance)
-      x = x + deviation * jax.random.normal(key, x.shape, x.dtype)
+      x = x + jnp.exp(0.5 * log_variance) * jax.random.normal(key, x.shape, x.dtype)
     return self.proj(x)
 
   def _names(self) -> list[str]:
     """Returns the names of the modules that have a state, in order."""
     levels = range(len(STRIDES))
     pairs = [name for level in levels for name in (f"down_{level}", f"downsample_{level}")]
-    return ["conv_in", *filter(self._has, pairs), "mid", "conv_out"]
-
-  def _has(self, name: str) -> bool:
-    return hasattr(self, name)
+    return ["conv_in", *(name for name in pairs if hasattr(self, name)), "mid", "conv_out"]
 
 
 class Decoder(nnx.Module):
   """Latents to pixels, unclamped. The latents also scale and shift every normalization."""
 
   def __init__(self, rngs: nnx.Rngs, config: StarConfig):
-    widths, num_encoded = config.widths, config.num_encoded
+    widths, z_channels = config.widths, config.z_channels
     self.config = config
     self.proj = _channels_map(rngs, config)
-    self.conv_in = convolution(rngs, num_encoded, widths[-1])
-    self.mid = Blocks(rngs, widths[-1], _NUM_MID_BLOCKS, num_encoded)
+    self.conv_in = convolution(rngs, z_channels, widths[-1])
+    self.mid = Blocks(rngs, widths[-1], NUM_MID_BLOCKS, z_channels)
     for level, stride in reversed(list(enumerate(STRIDES))):
-      blocks = Blocks(rngs, widths[level + 1], config.num_blocks + 1, num_encoded)
+      blocks = Blocks(rngs, widths[level + 1], config.num_blocks + 1, z_channels)
       setattr(self, f"up_{level}", blocks)
       if stride[1] > 1:
         layer = Upsample(rngs, widths[level + 1], widths[level], stride)
         setattr(self, f"upsample_{level}", layer)
-    self.norm_out = Modulated(rngs, widths[0], num_encoded)
+    self.norm_out = Modulated(rngs, widths[0], z_channels)
     self.conv_out = convolution(rngs, widths[0], 3)
 
   def __call__(self, latents: Float[Array, "b t h w d"]) -> Float[Array, "b f H W 3"]:
@@ -179,6 +167,7 @@ def abstract_params(config: StarConfig) -> dict:
   return _abstract(config)[1]
 
 
+@functools.lru_cache(maxsize=8)
 def _abstract(config: StarConfig) -> tuple[nnx.GraphDef, dict]:
   def make(key):
     return StarAutoencoder(nnx.Rngs(params=key), config)
