@@ -1,6 +1,7 @@
 """Converts public checkpoints to files of this package.
 
   python -m videoar_jax.convert infinity_tokenizer --checkpoint=FILE --out=FOLDER
+  python -m videoar_jax.convert star_tokenizer --checkpoint=FILE --out=FOLDER
 
 FILE is a .safetensors file, or a .pth file, which needs PyTorch. Only tensors are read from a .pth
 file; one that contains code is refused.
@@ -113,6 +114,17 @@ def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
   from videoar_jax.converters.tokenizers import convert_infinity
 
   return convert_infinity(options.checkpoint, options.out)
+
+
+def _add_star_tokenizer(parser: argparse.ArgumentParser) -> None:
+  _add_paths(parser, "the .safetensors or .pth file")
+  parser.set_defaults(run=_convert_star_tokenizer)
+
+
+def _convert_star_tokenizer(options: argparse.Namespace) -> str:
+  from videoar_jax.converters.tokenizers import convert_star
+
+  return convert_star(options.checkpoint, options.out)
 
 
 def _add_kl_tokenizer(parser: argparse.ArgumentParser) -> None:
@@ -297,6 +309,7 @@ COMMANDS = {
   "weights": ("weights of a run's stage, to safetensors", _add_weights),
   "nova": ("a public NOVA, with its autoencoder and text encoder", _add_nova),
   "infinity_tokenizer": ("Infinity's public image tokenizer", _add_infinity_tokenizer),
+  "star_tokenizer": ("InfinityStar's public video tokenizer", _add_star_tokenizer),
   "kl_tokenizer": ("public continuous autoencoders of images and video", _add_kl_tokenizer),
   "text_features": ("features of prompts, by a pretrained T5, umT5 or Phi-2", _add_text_features),
   "lpips": ("VGG16 and the heads of LPIPS, a perceptual distance of pictures", _add_lpips),
