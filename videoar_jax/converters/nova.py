@@ -6,24 +6,23 @@ Source: NOVA sections 2, 11 and 13.
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Mapping
-
-import numpy as np
 
 from videoar_jax.converters.checkpoints import diffusers_tensors, read_config
+from videoar_jax.converters.models import (
+  check_fits,
+  model_settings,
+  text_part,
+  tokenizer_part,
+  weights_of,
+)
 from videoar_jax.converters.tokenizers import convert_kl
-from videoar_jax.experiment import model_folder, parse
-from videoar_jax.experiment.defaults import default_config
-from videoar_jax.interop import tensors
-from videoar_jax.interop.public_keys import PublicTensors
-from videoar_jax.models.families import FAMILIES
+from videoar_jax.experiment import model_folder
 from videoar_jax.models.nova import convert
 from videoar_jax.models.nova.config import NovaConfig
 from videoar_jax.tokenizers.files import check_new
 
 NUM_FRAMES, FRAME_RATE = 33, 12.0  # Of the public text-to-video model.
 _FLOW, _DDPM = "FlowMatchEulerDiscreteScheduler", "DDPMScheduler"
-_FEATURES = "text_encoder.safetensors"
 
 
 def convert_nova(
@@ -58,28 +57,19 @@ def convert_nova(
   except ValueError as error:
     raise ValueError(f"{folder}: {error}") from error
   config, lines = _with_noise(checkpoint, config)
+  settings = _settings(values, config)
   with tempfile.TemporaryDirectory() as scratch:
-    parts, missing = _parts(
-      checkpoint, pathlib.Path(scratch), config, tokenizer=tokenizer, text_encoder=text_encoder
-    )
-    settings = _settings(values, config)
-    _check(settings, parts, config)
+    folder = pathlib.Path(scratch)
+    parts = [tokenizer_part(tokenizer, checkpoint / "vae", folder, convert_kl)]
+    if config.text_dim:
+      parts.append(text_part(text_encoder, checkpoint / "text_encoder", config.text_dim, folder))
+    files = {name: path for part in parts for name, path in part.files.items()}
+    check_fits(settings, files, config)
     weights = weights_of(public, dtype)
-    source = f"NOVA, from {checkpoint.name}"
-    model_folder.write(out, settings, source, weights, parts)
+    model_folder.write(out, settings, f"NOVA, from {checkpoint.name}", weights, files)
+  lines += [line for part in parts for line in part.missing]
   size = f"width {config.d_model}, {weights.num_parameters:,} parameters"
-  return "\n".join([f"{out}: {size}", *lines, *missing])
-
-
-def weights_of(public: PublicTensors, dtype: str | None) -> model_folder.Weights:
-  """Returns the weights to write, in a type, or by default in that of the largest public tensor."""
-  if dtype is None:
-    largest = max(public.shapes, key=lambda name: np.prod(public.shapes[name]))
-    dtype = public.source_dtype(largest)
-  kind = np.dtype(dtype)
-  return model_folder.Weights(
-    {name: (tuple(shape), kind) for name, shape in public.shapes.items()}, public.read
-  )
+  return "\n".join([f"{out}: {size}", *lines])
 
 
 def _with_noise(checkpoint: pathlib.Path, config: NovaConfig) -> tuple[NovaConfig, list[str]]:
@@ -121,50 +111,15 @@ def _with_noise(checkpoint: pathlib.Path, config: NovaConfig) -> tuple[NovaConfi
     raise ValueError(f"{path}: timestep_spacing: {error}") from error
 
 
-def _parts(
-  checkpoint: pathlib.Path,
-  scratch: pathlib.Path,
-  config: NovaConfig,
-  *,
-  tokenizer: pathlib.Path | None,
-  text_encoder: pathlib.Path | None,
-) -> tuple[dict[str, pathlib.Path], list[str]]:
-  """Returns the model's other parts, by their place in its folder, and what is missing."""
-  parts, missing = {}, []
-  if tokenizer is None and (checkpoint / "vae").is_dir():
-    tokenizer = scratch / "tokenizer"
-    convert_kl(checkpoint / "vae", tokenizer)
-  if tokenizer is None:
-    missing.append(
-      f"missing: vae/; put a converted tokenizer into the folder as {model_folder.TOKENIZER}/, or "
-      "name one by --tokenizer"
-    )
-  else:
-    parts[model_folder.TOKENIZER] = tokenizer
-  if not config.text_dim:
-    return parts, missing
-  text_encoder = text_encoder or checkpoint / "text_encoder"
-  if text_encoder.is_dir():
-    return parts | model_folder.text_encoder_parts(text_encoder), missing
-  # Padding alone: it says how wide features are.
-  tensors.write(scratch / _FEATURES, {"": np.zeros((1, config.text_dim), np.float32)})
-  missing.append("missing: text_encoder/; sample with --text_features, or name it: --text_encoder")
-  return parts | {_FEATURES: scratch / _FEATURES}, missing
-
-
 def _settings(values: dict, config: NovaConfig) -> dict:
   """Returns the config of the model, without paths.
 
   Raises:
     ValueError: the transformer's config says no size of a picture.
   """
-  result = default_config({model_folder.STAGE: "generator"}, family="nova")
-  derived = FAMILIES["nova"].derived
-  network = dataclasses.asdict(config)
-  result.generator.update({name: x for name, x in network.items() if name not in derived})
   if "image_size" not in values:
     raise ValueError("transformer/config.json: image_size is missing")
-  size = values["image_size"]
+  result, size = model_settings("nova", config), values["image_size"]
   result.data.resolution = tuple(size) if isinstance(size, list | tuple) else (size, size)
   result.data.num_frames = NUM_FRAMES if config.time_base > 1 else 1
   result.data.frame_rate = FRAME_RATE
@@ -173,23 +128,4 @@ def _settings(values: dict, config: NovaConfig) -> dict:
     result.text.tokenizer = "classes"
     # The last row is "no condition".
     result.text.classes = tuple(f"class {i}" for i in range(config.vocabulary_size - 1))
-  loop = result.stage[model_folder.STAGE].loop
-  loop.num_steps, loop.batch_size = 1, 1
   return result.to_dict()
-
-
-def _check(settings: dict, parts: Mapping[str, pathlib.Path], config: NovaConfig) -> None:
-  """Raises ValueError if the parts do not fit together."""
-  if model_folder.TOKENIZER not in parts:
-    return
-  values = settings | {"frozen_tokenizer": str(parts[model_folder.TOKENIZER]), "tokenizer": {}}
-  text = model_folder.text_encoder_of(parts)
-  if text is not None:
-    values = values | {"text": settings["text"] | {"tokenizer": str(text)}}
-  found = parse.finalize(values).generator
-  for name, wanted in dataclasses.asdict(config).items():
-    if getattr(found, name) != wanted:
-      raise ValueError(
-        f"the transformer's {name} is {wanted}, but {getattr(found, name)} with the tokenizer and "
-        "the text encoder; name others by --tokenizer and --text_encoder"
-      )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.experiment import file_copies, parse
 from videoar_jax.experiment.command_line import check_local
 from videoar_jax.experiment.model_folder import is_model, load_values
@@ -169,6 +170,16 @@ def find_stage(
   """
   workdir, run = find_run(path, text_features, needs_text=kind == "generator")
   return run, _stage(run, kind, _named_in(path, workdir)[0])
+
+
+def tokenizer_data(path: str | os.PathLike) -> DataConfig:
+  """Returns the clips that a run's tokenizer was trained on; those of the run, if it is frozen.
+
+  Raises:
+    FileNotFoundError: there is no run, or it has no tokenizer.
+  """
+  _, run = find_run(path, needs_text=False)
+  return run.data if run.frozen_tokenizer else find_stage(path, "tokenizer")[1].data
 
 
 def _with_features(config: dict, path: str) -> dict:

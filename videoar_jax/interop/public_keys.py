@@ -69,16 +69,29 @@ class PublicTensors:
     return shape[1:] if self._sources[name].is_stacked else shape
 
   def read(self, name: str) -> np.ndarray:
-    """Returns a parameter, in the type of its public tensors."""
+    """Returns a parameter, in the type of its public tensors.
+
+    Raises:
+      ValueError: a public tensor holds what no weights are.
+    """
     source = self._sources[name]
     if not source.is_stacked:
-      return source.transform(np.asarray(self._tensors[source.names[0]]))
+      return source.transform(self._tensor(source.names[0]))
     whole = None
     for i, public in enumerate(source.names):
-      part = source.transform(np.asarray(self._tensors[public]))
+      part = source.transform(self._tensor(public))
       whole = np.empty(self.shapes[name], part.dtype) if whole is None else whole
       whole[i] = part
     return whole
+
+  def _tensor(self, public: str) -> np.ndarray:
+    """Returns a public tensor; raises ValueError if it is not of finite floating-point numbers."""
+    tensor = np.asarray(self._tensors[public])
+    if tensor.dtype.kind != "f" and tensor.dtype.name != "bfloat16":
+      raise ValueError(f"{public} is of type {tensor.dtype}, not of floating-point numbers")
+    if not np.isfinite(tensor).all():
+      raise ValueError(f"{public} holds values that are not finite")
+    return tensor
 
   def source_dtype(self, name: str) -> np.dtype:
     """Returns the type of a parameter's public tensors."""

@@ -23,6 +23,9 @@ from videoar_jax.train.state import flatten
 
 pytestmark = pytest.mark.golden
 LOGITS, GUIDED, LOSS, GRADIENT, TABLE = 1e-4, 5e-4, 1e-5, 1e-4, 2e-5
+# An eighth of a step of uint8. One reference image differs from ours by 7e-4, also if ours is
+# computed in float64; that is as much as weights that differ by 1e-5.
+PIXELS = 1e-3
 
 
 def table_error(arrays, config) -> float:
@@ -172,7 +175,7 @@ def test_sampling(name):
     module = autoencoder_of(settings, jax.tree.map(jnp.asarray, weights))
     pixels = jax.jit(lambda z: module.decoder(z))(found.quantized[:, None])
     pixels = np.moveaxis(jnp.clip(pixels[:, 0], -1, 1), -1, 1)
-    assert golden.error(pixels, arrays["recon"]) < LOGITS
+    assert golden.error(pixels, arrays["recon"]) < PIXELS
 
 
 @pytest.mark.parametrize(

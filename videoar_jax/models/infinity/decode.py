@@ -1,6 +1,6 @@
 """Sampling: scale after scale, with a cache of keys and values. Source: INFINITY section 5.8."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from videoar_jax.models.bits import sample_bits
+from videoar_jax.models.infinity.config import InfinitySampling, by_scale
 from videoar_jax.models.infinity.layout import Layout
 from videoar_jax.models.infinity.network import Infinity
 from videoar_jax.models.infinity.text import Prompt
@@ -127,3 +128,23 @@ def _mixer(guidance, guidance_layers: tuple[int, ...], model: Infinity):
     return jnp.where(is_chosen[number] & (guidance != 1), mixed, x)
 
   return mix
+
+
+def settings_of(sampling: InfinitySampling, num_scales: int, text_encoder) -> dict[str, Any]:
+  """Returns the keyword arguments of `decode` for the settings of a request.
+
+  Args:
+    sampling: settings.
+    num_scales: scales of an image.
+    text_encoder: encodes the negative prompt.
+  """
+  guidance = by_scale("guidance", sampling.guidance, num_scales)
+  negative = sampling.negative_prompt
+  return {
+    "guidance": None if (guidance == 1).all() else guidance,
+    "temperature": by_scale("temperature", sampling.temperature, num_scales),
+    "top_k": sampling.top_k,
+    "top_p": sampling.top_p,
+    "guidance_layers": (sampling.guidance_layer,),
+    "negative": None if negative is None else jnp.asarray(text_encoder.encode(negative))[None],
+  }

@@ -7,10 +7,11 @@ Source: INFINITY sections 6.1, S2 and S3.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 import numpy as np
 
+from videoar_jax.interop.public_keys import PublicTensors, Source
+from videoar_jax.interop.tensor_files import renamed
 from videoar_jax.models.infinity_star.config import InfinityStarConfig
 from videoar_jax.models.infinity_star.network import template_of
 from videoar_jax.train.state import flatten, unflatten
@@ -21,20 +22,6 @@ _OLD_NAMES |= {"semantic_head.bias": "semantic_head2.bias"}
 _UNUSED = frozenset({"sos_token"})  # No network reads it; it has no gradient.
 _LAYER = re.compile(r"((?:block_chunks\.(\d+)\.module|blocks)\.(\d+))\.(.+)")
 Transform = Callable[[np.ndarray], np.ndarray]
-
-
-class Source(NamedTuple):
-  """Where a parameter comes from.
-
-  Attributes:
-    names: of the public tensors: one, or one for each layer, which are stacked.
-    transform: from such a tensor to the parameter, or its part of one layer.
-    is_stacked: whether the parameter has a leading layer axis.
-  """
-
-  names: tuple[str, ...]
-  transform: Transform = np.asarray
-  is_stacked: bool = False
 
 
 def config_of(
@@ -84,45 +71,17 @@ def import_params(tensors: Mapping[str, np.ndarray], config: InfinityStarConfig)
   Raises:
     ValueError: lists every missing, unexpected or misshapen tensor.
   """
+  return unflatten(public_tensors(tensors, config).read_all())
+
+
+def public_tensors(tensors: Mapping[str, np.ndarray], config: InfinityStarConfig) -> PublicTensors:
+  """Returns the network's parameters, to be read one at a time; see `import_params`."""
   names = _by_name(tensors.keys())
   shapes = {name: leaf.shape for name, leaf in flatten(template_of(config).shapes).items()}
   sources = _sources(config, _layers(names))
-  known = {name for source in sources.values() for name in source.names} | _UNUSED
-  wrong = [f"missing: {name}" for name in sorted(known - _UNUSED - names.keys())]
-  wrong += [f"unexpected: {names[name]}" for name in names if name not in known]
-  params = {}
-  for name, source in sources.items():
-    parts = (names[each] for each in source.names if each in names)
-    params[name] = _read(tensors, parts, source, shapes[name], wrong)
-  if wrong:
-    raise ValueError(f"not a transformer of InfinityStar as its config says: {'; '.join(wrong)}")
-  return unflatten({name: params[name] for name in shapes})
-
-
-def _read(
-  tensors: Mapping[str, np.ndarray],
-  names: Iterable[str],
-  source: Source,
-  shape: tuple[int, ...],
-  wrong: list[str],
-) -> np.ndarray | None:
-  """Returns a parameter, and notes tensors of other shapes; layers are written where they stay."""
-  whole, part = None, shape[1:] if source.is_stacked else shape
-  for i, name in enumerate(names):
-    tensor = np.asarray(tensors[name])
-    try:
-      value = source.transform(tensor)
-    except ValueError:
-      value = tensor
-    if value.shape != part:
-      wrong.append(f"shape: {name} is {tensor.shape}, but the parameter {part}")
-    elif not source.is_stacked:
-      return value
-    else:
-      whole = np.empty(shape, value.dtype) if whole is None else whole
-      if i < len(whole):
-        whole[i] = value
-  return whole
+  found = PublicTensors(renamed(tensors, names), sources, shapes, _UNUSED)
+  found.check("a transformer of InfinityStar as its config says")
+  return found
 
 
 def _by_name(names: Iterable[str]) -> dict[str, str]:

@@ -1,0 +1,209 @@
+"""Infinity from config to images, through the commands, at a size that compiles fast."""
+
+import dataclasses
+import json
+import logging
+import shutil
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import videoar_jax
+from videoar_jax import sample
+from videoar_jax.experiment import parse, run
+from videoar_jax.experiment.defaults import default_config
+from videoar_jax.models.bits import scale_weights
+from videoar_jax.models.families import FAMILIES
+from videoar_jax.models.infinity import task
+from videoar_jax.models.infinity.config import InfinitySampling
+from videoar_jax.models.infinity.layout import Layout
+
+PROMPTS = ["a large red circle moves left", "a small blue star moves up"]
+
+
+def make_config():
+  config = default_config({"tokenizer": "tokenizer", "generator": "generator"}, family="infinity")
+  config.data.update(num_frames=1, resolution=(16, 16), frame_rate=4.0)
+  config.text.update(tokenizer="words", length=16)
+  config.tokenizer.update(num_bits=4, patch_size=4, base_channels=4, multipliers=(1, 1))
+  config.tokenizer.update(strides=((1, 1),), num_groups=1, num_mid_blocks=0, schedule="1 2 4")
+  config.generator.update(num_layers=2, d_model=16, num_heads=1, mlp_dim=16, num_pool_heads=2)
+  config.sampling.update(guidance="2,1.5", temperature="0.5")
+  config.report.update(num_clips=2, num_prompts=2)
+  for name in config.stages:
+    config.stage[name].loop.update(num_steps=4, batch_size=2, save_every=2, media_every=4)
+    config.stage[name].loop.optimizer.update(kind="adamw", warmup_steps=1)
+  return config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(run, "start_log", lambda path: None)
+    folder = tmp_path_factory.mktemp("infinity") / "run"
+    run.Run(make_config(), folder).train()
+  return folder
+
+
+@pytest.fixture(scope="module")
+def model(workdir):
+  return videoar_jax.load_model(workdir)
+
+
+def records(workdir):
+  lines = (workdir / "generator" / "metrics.jsonl").read_text().splitlines()
+  return [{k: v for k, v in json.loads(line).items() if "per_s" not in k} for line in lines]
+
+
+def test_it_resumes_bit_for_bit(workdir, tmp_path, monkeypatch):
+  monkeypatch.setattr(run, "start_log", lambda path: None)
+  whole = records(workdir)
+  assert {"loss", "bit_accuracy", "bit_accuracy/scale_2"} <= whole[-1].keys()
+  copy = tmp_path / "run"
+  shutil.copytree(workdir, copy)
+  shutil.rmtree(copy / "generator" / "checkpoints" / "4")
+  assert run.Run(make_config(), copy).train()
+  assert records(copy) == whole
+  ours, theirs = (videoar_jax.load_model(folder).generator for folder in (copy, workdir))
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_images_are_sampled_and_scored(model):
+  images = model.sample(PROMPTS, seed=1)
+  assert images.shape == (2, 1, 16, 16, 3) and images.dtype == np.uint8
+  assert model.num_steps() == 3
+  alone = model.sample(PROMPTS[1:], 1, seed=1, sample_ids=[1], guidance=[2.0, 1.5], temperature=0.5)
+  # One unit is the rounding of pixels.
+  assert np.abs(alone[0].astype(int) - images[1]).max() <= 1
+  other = model.sample(PROMPTS, seed=2)
+  assert np.abs(other.astype(int) - images).max() > 1
+  negative = model.sample(PROMPTS, seed=1, negative_prompt=PROMPTS[0], guidance="9")
+  assert np.abs(negative.astype(int) - images).max() > 1
+  greedy = [model.sample(PROMPTS, seed=seed, top_k=1) for seed in (1, 2)]
+  np.testing.assert_array_equal(*greedy)
+  scores = model.score(PROMPTS, images)
+  assert scores["loss"].shape == (2,) and (scores["loss"] > 0).all()
+
+
+def test_wrong_requests_are_named(model):
+  image = np.zeros((16, 16, 3), np.uint8)
+  for settings, text in (
+    ({"num_frames": 5}, "makes images, of 1 frame"),
+    ({"image": image}, "image: the model makes images from prompts"),
+    ({"guidance": "much"}, "guidance=much is not a number"),
+    ({"motion": 1.0}, "motion: no such setting; there are guidance"),
+    ({"guidance_layer": -3}, "guidance_layer=-3: the network's layers are -1 to -2"),
+  ):
+    with pytest.raises(ValueError, match=text):
+      model.sample(PROMPTS[:1], **settings)
+
+
+def test_the_command_takes_the_flags_of_the_family(workdir, tmp_path, capsys):
+  flags = [f"--workdir={workdir}", f"--prompt={PROMPTS[0]}", f"--out={tmp_path}"]
+  more = ["--num_samples=1", "--guidance=3,2,1", "--temperature=0.7,1", "--top_k=1"]
+  assert sample.main([*flags, *more]) == 0, capsys.readouterr().err
+  assert len(list(tmp_path.glob("*.mp4"))) == 1
+  for flag, text in (
+    ("--motion=0.5", "--motion is a setting of nova, but the run's family is infinity"),
+    ("--guidance=strong", "--guidance=strong is not a number"),
+    ("--num_frames=5", "num_frames=5: the model makes images"),
+  ):
+    assert sample.main([*flags, flag]) == 2
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "text"),
+  [
+    ("data.num_frames", 5, "makes images; set it to 1"),
+    ("generator.num_levels", 2, "num_levels=2 is less than the 3 scales of 16x16"),
+    ("generator.patch_size", 2, "patch_size=2 does not divide all scales"),
+    ("sampling.guidance_layer", -3, "guidance_layer=-3: the network has 2 layers"),
+  ],
+)
+def test_impossible_configs_are_named(field, value, text):
+  config = make_config()
+  section, _, name = field.partition(".")
+  config[section][name] = value
+  with pytest.raises(ValueError, match=text):
+    parse.finalize(config)
+
+
+def test_public_networks_make_the_nearest_public_size(caplog, monkeypatch):
+  """Others make any size that their tokenizer codes."""
+  family, made = FAMILIES["infinity"], []
+  monkeypatch.setattr(
+    "videoar_jax.models.infinity.family.Model", lambda *arguments, **_: made.append(arguments[3])
+  )
+  for trained, wanted, expected in (
+    ((256, 256), (300, 500), (256, 448)),
+    ((256, 256), None, (256, 256)),
+    ((64, 64), (64, 96), (64, 96)),
+  ):
+    config = make_config()
+    config.data.resolution = trained
+    config.tokenizer.update(patch_size=16, schedule="")
+    found = parse.finalize(config)
+    tokenizer = types.SimpleNamespace(config=found.tokenizer)
+    monkeypatch.setattr(
+      "videoar_jax.tokenizers.bsq.family.BSQ.make_tokenizer", lambda *_, found=tokenizer: found
+    )
+    with caplog.at_level(logging.WARNING):
+      stage = found.generator_stages[0]
+      family.make_model(found, stage, None, None, resolution=wanted)
+    assert made.pop() == expected
+    assert ("nearest public size" in caplog.text) == (wanted not in (None, expected))
+    caplog.clear()
+
+
+def test_shares_of_flipped_bits_are_whole_percents():
+  ratios = np.asarray(task.draw_ratios(jax.random.key(0), 4000, 0.3))
+  assert set(np.round(ratios * 100).astype(int)) == set(range(31))
+  np.testing.assert_allclose(ratios * 100, np.round(ratios * 100), atol=1e-4)
+  # As in the public code, in which 100 * 0.29 + 1 is just less than 30.
+  assert round(float(task.draw_ratios(jax.random.key(0), 4000, 0.29).max()) * 100) == 28
+  assert not task.draw_ratios(jax.random.key(0), 5, 0.0).any()
+
+
+def test_later_layers_are_dropped_more_often():
+  scales = np.asarray(task.draw_branch_scales(jax.random.key(0), 3, 20_000, 0.4))
+  np.testing.assert_allclose(scales.mean((1, 2)), 1, atol=0.02)
+  np.testing.assert_allclose((scales == 0).mean((1, 2)), [0, 0.2, 0.4], atol=0.02)
+  assert not (scales[2, 0] == scales[2, 1]).all()
+
+
+def test_the_loss_weighs_scales_and_changes_only_in_training():
+  config = parse.finalize(make_config())
+  layout = Layout(((1, 1), (2, 2), (4, 4)))
+  latents = jax.random.normal(jax.random.key(0), (2, 1, 4, 4, 4))
+  text = jnp.asarray(np.stack([config.text.encoder.encode(prompt) for prompt in PROMPTS]))
+  batch = {"text": text, "latents": latents}
+  values = {}
+  for weighting in ("none", "sqrt"):
+    settings = task.InfinityLossConfig(scale_weighting=weighting)
+    own = task.InfinityTask(
+      config.generator, (layout,), settings, None, {}, config.text.encoder, InfinitySampling()
+    )
+    module = own.init(jax.random.key(1))
+    module.head.kernel[...] = 0.5 * jax.random.normal(jax.random.key(2), module.head.kernel.shape)
+    run_loss = jax.jit(own.loss, static_argnums=4)
+    loss, metrics = run_loss(module, {}, batch, jax.random.key(3), False)
+    losses, _ = task.predict(module, layout, text, latents)
+    expected = np.average(np.mean(losses, (0, 2)), weights=scale_weights(layout.sizes, weighting))
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert "dropped_share" not in metrics
+    values[weighting] = [
+      float(run_loss(module, {}, batch, jax.random.key(seed), True)[0]) for seed in (3, 4)
+    ]
+  assert values["none"][0] != values["none"][1]
+  sizes = np.array(layout.sizes)
+  by_hand = np.repeat(np.sqrt(16 / sizes), sizes)
+  np.testing.assert_allclose(
+    scale_weights(layout.sizes, "sqrt"), by_hand * len(by_hand) / by_hand.sum(), rtol=1e-5
+  )
+  for name in ("flip_strength", "text_dropout", "layer_dropout"):
+    with pytest.raises(ValueError, match=f"{name}=1"):
+      dataclasses.replace(task.InfinityLossConfig(), **{name: 1.0})
