@@ -1,8 +1,8 @@
 """LLaMA blocks: grouped-query attention, a gated MLP, and stacks of both, with or without cache."""
 
-import functools
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -45,6 +45,48 @@ class BlockConfig(Protocol):
   remat: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Projections:
+  """What the products with weights of a block have besides.
+
+  Attributes:
+    use_bias: whether those of attention have biases.
+    init: initializes kernels; None for a variance by their inputs, and by depth at residuals.
+    lora_ranks: rank of the adapter of a product, by its name, such as "query" or "down"; the others
+      have none.
+  """
+
+  use_bias: bool = False
+  init: Callable | None = None
+  lora_ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+  def make(
+    self, rngs: nnx.Rngs, name: str, num_in: int, num_out: int, axes: layers.Axes, num_layers=None
+  ) -> layers.Linear:
+    """Makes a product.
+
+    Args:
+      rngs: random keys.
+      name: of the product.
+      num_in, num_out, axes: see `layers.Linear`.
+      num_layers: of the network, if the product ends a residual branch. These start small, scaled
+        by depth: deep stacks start near identity.
+    """
+    gain = 1.0 if num_layers is None else 1.0 / (2 * num_layers)
+    return layers.Linear(
+      rngs,
+      num_in,
+      num_out,
+      axes,
+      use_bias=self.use_bias and name in ("query", "key", "value", "out"),
+      init=self.init or layers.fan_in((num_in, num_out), gain),
+      lora_rank=self.lora_ranks.get(name, 0),
+    )
+
+
+PLAIN = Projections()
+
+
 def _sequence_axis(seen: tuple[Cache, ...] | None) -> str | None:
   """Returns the sequence's logical axis; None when decoding, where a step may be a single token."""
   return "sequence" if seen is None else None
@@ -53,16 +95,14 @@ def _sequence_axis(seen: tuple[Cache, ...] | None) -> str | None:
 class Attention(nnx.Module):
   """Grouped-query attention with rotary positions and optional norms of queries and keys."""
 
-  def __init__(self, rngs: nnx.Rngs, config: BlockConfig, *, use_bias: bool, init: Callable | None):
+  def __init__(self, rngs: nnx.Rngs, config: BlockConfig, projections: Projections = PLAIN):
     m, k = config.d_model, config.head_dim
     n, g = config.num_heads, config.num_kv_heads
-    linear = functools.partial(layers.Linear, rngs, use_bias=use_bias)
-    self.query = linear(m, n * k, ("embed", "heads"), init=init)
-    self.key = linear(m, g * k, ("embed", "kv_heads"), init=init)
-    self.value = linear(m, g * k, ("embed", "kv_heads"), init=init)
-    # Outputs of residual branches start small, scaled by depth: deep stacks start near identity.
-    small = layers.fan_in((n * k, m), 1.0 / (2 * config.num_layers))
-    self.out = linear(n * k, m, ("heads", "embed"), init=init or small)
+    make = projections.make
+    self.query = make(rngs, "query", m, n * k, ("embed", "heads"))
+    self.key = make(rngs, "key", m, g * k, ("embed", "kv_heads"))
+    self.value = make(rngs, "value", m, g * k, ("embed", "kv_heads"))
+    self.out = make(rngs, "out", n * k, m, ("heads", "embed"), config.num_layers)
     self.query_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
     self.key_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
     self.config = config
@@ -112,12 +152,12 @@ class Attention(nnx.Module):
 class GatedMLP(nnx.Module):
   """SwiGLU."""
 
-  def __init__(self, rngs: nnx.Rngs, config: BlockConfig, *, init: Callable | None):
+  def __init__(self, rngs: nnx.Rngs, config: BlockConfig, projections: Projections = PLAIN):
     m, hidden = config.d_model, config.mlp_dim
-    self.gate = layers.Linear(rngs, m, hidden, ("embed", "mlp"), init=init)
-    self.up = layers.Linear(rngs, m, hidden, ("embed", "mlp"), init=init)
-    small = layers.fan_in((hidden, m), 1.0 / (2 * config.num_layers))
-    self.down = layers.Linear(rngs, hidden, m, ("mlp", "embed"), init=init or small)
+    make = projections.make
+    self.gate = make(rngs, "gate", m, hidden, ("embed", "mlp"))
+    self.up = make(rngs, "up", m, hidden, ("embed", "mlp"))
+    self.down = make(rngs, "down", hidden, m, ("mlp", "embed"), config.num_layers)
 
   def __call__(self, x):
     return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -126,11 +166,11 @@ class GatedMLP(nnx.Module):
 class Block(nnx.Module):
   """Attention and MLP, each with a pre-norm and a residual connection."""
 
-  def __init__(self, rngs: nnx.Rngs, config: BlockConfig, *, use_bias: bool, init: Callable | None):
+  def __init__(self, rngs: nnx.Rngs, config: BlockConfig, projections: Projections = PLAIN):
     self.attention_norm = layers.RMSNorm(rngs, config.d_model)
-    self.attention = Attention(rngs, config, use_bias=use_bias, init=init)
+    self.attention = Attention(rngs, config, projections)
     self.mlp_norm = layers.RMSNorm(rngs, config.d_model)
-    self.mlp = GatedMLP(rngs, config, init=init)
+    self.mlp = GatedMLP(rngs, config, projections)
 
   def __call__(self, x, angles, mask, seen: tuple[Cache, ...] | None = None):
     y, new = self.attention(self.attention_norm(x), angles, mask, seen)
@@ -139,22 +179,11 @@ class Block(nnx.Module):
     return x, new
 
 
-def make_blocks(
-  rngs: nnx.Rngs, config: BlockConfig, *, use_bias: bool = False, init: Callable | None = None
-) -> Block:
-  """Makes all blocks, with a leading layer axis.
-
-  Args:
-    rngs: random keys.
-    config: the network.
-    use_bias: whether the projections of attention have biases.
-    init: initializes kernels; None for a variance by their inputs, and by depth at residuals.
-  """
-
-  def make(rngs: nnx.Rngs) -> Block:
-    return Block(rngs, config, use_bias=use_bias, init=init)
-
-  return layers.stack_layers(make, rngs.params(), config.num_layers)
+def make_blocks(rngs: nnx.Rngs, config: BlockConfig, projections: Projections = PLAIN) -> Block:
+  """Makes all blocks, with a leading layer axis."""
+  return layers.stack_layers(
+    lambda r: Block(r, config, projections), rngs.params(), config.num_layers
+  )
 
 
 def run_blocks(

@@ -7,6 +7,7 @@ from videoar_jax.tokenizers.bsq.schedules import default_schedule, parse_schedul
 from videoar_jax.tokenizers.star.schedules import Pyramid, public_grids_of, released_pyramid
 
 BACKENDS = ("auto", "dense", "blocked")
+PRODUCTS = ("query", "key", "value", "out", "gate", "up", "down")
 GUIDANCE_KINDS = ("apg", "cfg")
 RELEASED = ("0.40M", "0.90M")  # Sizes of the released models: 480p and 720p.
 
@@ -26,6 +27,9 @@ class InfinityStarConfig:
     scan_layers: run layers as a loop, which compiles faster, instead of unrolled.
     dtype: of activations in training, "float32" or "bfloat16".
     remat: what the backward pass recomputes: "none", "dots" (all but matrix products) or "full".
+    lora_rank: rank of the adapters (LoRA), which are then all that is trained; 0 for none.
+    lora_targets: products with adapters: "query", "key", "value" and "out" of attention, "gate",
+      "up" and "down" of the MLP.
     attention: "dense", or "blocked", which skips tiles that no token sees; "auto" is "blocked".
     schedule: grids of the scales, such as "1x1 2x3 4x6", ending with the latent grid of the run's
       clips. If it is "", and for clips of other sizes, they are the public ones, or growing steps.
@@ -53,6 +57,8 @@ class InfinityStarConfig:
   scan_layers: bool = True
   dtype: str = "float32"
   remat: str = "full"
+  lora_rank: int = 0
+  lora_targets: tuple[str, ...] = ("query", "value")
   attention: str = "auto"
   schedule: str = ""
   image_repetitions: tuple[int, ...] = ()
@@ -70,9 +76,17 @@ class InfinityStarConfig:
     for name in ("image_repetitions", "clip_repetitions"):
       object.__setattr__(self, name, tuple(getattr(self, name)))
     for field in dataclasses.fields(self):
-      is_text_field = field.name in ("vocabulary_size", "text_dim")
-      if field.type is int and not is_text_field and getattr(self, field.name) < 1:
-        raise ValueError(f"generator.{field.name}={getattr(self, field.name)} must be at least 1")
+      least = 0 if field.name in ("vocabulary_size", "text_dim", "lora_rank") else 1
+      if field.type is int and getattr(self, field.name) < least:
+        raise ValueError(
+          f"generator.{field.name}={getattr(self, field.name)} must be at least {least}"
+        )
+    object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
+    unknown = [name for name in self.lora_targets if name not in PRODUCTS]
+    if unknown:
+      raise ValueError(
+        f"generator.lora_targets: {unknown[0]!r} is unknown; known are {', '.join(PRODUCTS)}"
+      )
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"generator.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}"
@@ -94,6 +108,11 @@ class InfinityStarConfig:
   def has_qk_norm(self) -> bool:
     """Queries and keys are normalized."""
     return True
+
+  @property
+  def lora_ranks(self) -> dict[str, int]:
+    """Rank of the adapter of each product that has one."""
+    return {name: self.lora_rank for name in self.lora_targets} if self.lora_rank else {}
 
   @property
   def attention_backend(self) -> str:

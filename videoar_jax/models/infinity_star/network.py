@@ -3,6 +3,7 @@
 Source: INFINITY sections 6.1, S3 and S4.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,9 +16,9 @@ from videoar_jax.models.infinity_star.layout import Layout
 from videoar_jax.models.prompts import Text, is_text
 from videoar_jax.nn import layers
 from videoar_jax.nn.documents import DocumentMask
-from videoar_jax.nn.transformer import make_blocks, run_blocks, step_blocks
+from videoar_jax.nn.transformer import Projections, make_blocks, run_blocks, step_blocks
 from videoar_jax.parallel.rules import constrain
-from videoar_jax.train.state import Template
+from videoar_jax.train.state import Template, flatten, unflatten
 
 _INIT = layers.normal(0.02)
 _BASE = 10000.0  # Of the rotary wavelengths.
@@ -53,7 +54,8 @@ class InfinityStar(nnx.Module):
     self.codes_in = layers.Linear(
       rngs, config.num_channels, m, (None, "embed"), use_bias=True, init=_INIT
     )
-    self.blocks = make_blocks(rngs, config, use_bias=config.has_attention_bias, init=_INIT)
+    projections = Projections(config.has_attention_bias, _INIT, config.lora_ranks)
+    self.blocks = make_blocks(rngs, config, projections)
     self.norm_out = layers.RMSNorm(rngs, m)
     self.detail_head, self.semantic_head = (
       layers.Linear(rngs, m, 2 * num_bits, ("embed", None), use_bias=True, init=_INIT)
@@ -168,6 +170,14 @@ def rotary_angles(
 def template_of(config: InfinityStarConfig) -> Template:
   """Returns the network's structure, without computing its parameters."""
   return Template.of(lambda key: InfinityStar(nnx.Rngs(params=key), config))
+
+
+def with_merged_adapters(net: InfinityStar) -> InfinityStar:
+  """Returns a network without adapters, whose kernels contain them."""
+  if not net.config.lora_rank:
+    return net
+  merged = layers.merge_adapters(flatten(nnx.to_pure_dict(nnx.split(net)[1])))
+  return network_of(dataclasses.replace(net.config, lora_rank=0), unflatten(merged))
 
 
 def network_of(config: InfinityStarConfig, params: dict) -> InfinityStar:

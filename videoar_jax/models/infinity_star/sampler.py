@@ -16,7 +16,7 @@ from videoar_jax.models.base import ClipShape
 from videoar_jax.models.infinity_star import generate, loss
 from videoar_jax.models.infinity_star.config import InfinityStarSampling
 from videoar_jax.models.infinity_star.layout import Layout
-from videoar_jax.models.infinity_star.network import InfinityStar
+from videoar_jax.models.infinity_star.network import InfinityStar, with_merged_adapters
 from videoar_jax.models.infinity_star.sequences import layout_of
 from videoar_jax.models.request import ClipRequests, first_frames, sample_keys
 from videoar_jax.parallel.mesh import num_batch_shards, shard_padded
@@ -87,7 +87,7 @@ class Model:
     dtype=jnp.float32,
     batch_size: int | None = None,
   ):
-    self.generator = jax.tree.map(lambda x: x.astype(dtype), generator)
+    self.generator = jax.tree.map(lambda x: x.astype(dtype), with_merged_adapters(generator))
     self.tokenizer, self.mesh, self.frame_rate = tokenizer, mesh, frame_rate
     self.num_frames, self.resolution = shape
     self.text_encoder = Prompter(text_encoder, sampling, self._seconds(shape.num_frames))

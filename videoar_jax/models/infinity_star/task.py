@@ -118,6 +118,14 @@ class InfinityStarTask:
       loss, accuracy = part_loss(layout, module)
     return loss, metrics | {"bit_accuracy": accuracy}
 
+  def is_trained(self, name: str) -> bool:
+    """See `SelectiveTask`: adapters alone, if there are any."""
+    return not self.config.lora_rank or ".lora_" in name
+
+  def is_decayed(self, name: str) -> bool:
+    """See `SelectiveTask`: all matrices."""
+    return not name.endswith((".bias", ".scale"))
+
   def rates(self, clips_per_s: float) -> dict[str, float]:
     """Returns tokens per second, of sequences with all scales."""
     return {"tokens_per_s": clips_per_s * self.layout.length}
