@@ -39,6 +39,27 @@ def frames_of(x: Float[Array, "b t h w c"]) -> Frames:
   return lambda index: x if index is None else jnp.take(x, index, axis=1, mode="clip")
 
 
+def by_frame(
+  one: Callable[[Int[Array, ""]], Float[Array, "b h w c"]], num: int, seed: Float[Array, "..."]
+) -> Float[Array, "b t h w c"]:
+  """Computes frames one after the other, into one array.
+
+  Args:
+    one: computes a frame by its number.
+    num: of frames.
+    seed: any array that the frames depend on, of their type.
+  """
+  b, *rest = jax.eval_shape(one, jnp.zeros((), jnp.int32)).shape
+  # Not zeros, as `lax.map` would take: the compiler keeps one array of them for all layers, makes
+  # all copies of it at the start, and memory holds the activations of all layers at once.
+  empty = jnp.broadcast_to(seed.reshape(-1)[0], (b, num, *rest))
+
+  def update(number, frames):
+    return jax.lax.dynamic_update_index_in_dim(frames, one(number), number, axis=1)
+
+  return jax.lax.fori_loop(0, num, update, empty)
+
+
 def convolve(
   layer: CausalConv3d,
   num_frames: int,
@@ -67,7 +88,7 @@ def convolve(
     y, _ = layer(x[:, num_past:], x[:, :num_past] if num_past else None)
     return (y if add is None else y + add(number[None]))[:, 0]
 
-  return jnp.moveaxis(jax.lax.map(one, jnp.arange((num_frames - 1) // stride + 1)), 0, 1)
+  return by_frame(one, (num_frames - 1) // stride + 1, frames(jnp.zeros(1, jnp.int32)))
 
 
 def normalized(norm: GroupNorm, x: Float[Array, "b t h w c"], *, is_flat: bool) -> Frames:
@@ -168,8 +189,7 @@ class Attention(nnx.Module):
     b, t, h, w, c = x.shape
     frames = normalized(self.norm, x, is_flat=self.is_flat)
     if is_sliced:
-      y = jax.lax.map(lambda i: self._attend(frames(i[None])[:, 0]), jnp.arange(t))
-      return x + jnp.moveaxis(y, 0, 1)
+      return by_frame(lambda i: x[:, i] + self._attend(frames(i[None])[:, 0]), t, x)
     return x + self._attend(frames(None).reshape(b * t, h, w, c)).reshape(x.shape)
 
   def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

@@ -6,8 +6,6 @@ logarithms of variances, unscaled; the decoder takes scaled latents.
 Source: NOVA section 13.
 """
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -66,8 +64,10 @@ class Encoder(nnx.Module):
     if not is_sliced:
       return self._deep(self._flat(video), False)
     # Of the flat levels, which have the most pixels, only one frame at a time is held.
-    x = jax.lax.map(lambda frame: self._flat(frame[:, None])[:, 0], jnp.moveaxis(video, 1, 0))
-    return self._deep(jnp.moveaxis(x, 0, 1), True)
+    x = blocks.by_frame(
+      lambda number: self._flat(blocks.frames_of(video)(number[None]))[:, 0], video.shape[1], video
+    )
+    return self._deep(x, True)
 
   def _flat(self, video):
     """Applies the levels that see one frame."""
