@@ -177,7 +177,6 @@ class Stages(StageCheckpoints):
       Damaged: a stage that it starts from has to resume first.
     """
     loop = stage.loop
-    text_encoder = self.run.text.encoder
     seed = self.run.seed + 1000 * (1 + self.run.stages.index(stage))
     clock = GoodputTracker()
     trainer = self.make_trainer(stage, seed)
@@ -214,7 +213,7 @@ class Stages(StageCheckpoints):
       log.info("stage %s: resumes from step %d", stage.name, step)
     run_log = self._open_log(stage, step)
     try:
-      media = media_batch(stage.data, test_source, text_encoder)
+      media = media_batch(stage.data, test_source, batches.text_encoder(stage))
       held_out = batches.held_out(stage, test_source)
       clock.count_rest("start")
       clock.lose(run_log.lost_s)
