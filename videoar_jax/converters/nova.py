@@ -60,7 +60,7 @@ def convert_nova(
   settings = _settings(values, config)
   with tempfile.TemporaryDirectory() as scratch:
     folder = pathlib.Path(scratch)
-    parts = [tokenizer_part(tokenizer, checkpoint / "vae", folder, convert_kl)]
+    parts = [tokenizer_part(tokenizer, checkpoint / "vae", folder, _convert_vae)]
     if config.text_dim:
       parts.append(text_part(text_encoder, checkpoint / "text_encoder", config.text_dim, folder))
     files = {name: path for part in parts for name, path in part.files.items()}
@@ -70,6 +70,13 @@ def convert_nova(
   lines += [line for part in parts for line in part.missing]
   size = f"width {config.d_model}, {weights.num_parameters:,} parameters"
   return "\n".join([f"{out}: {size}", *lines])
+
+
+def _convert_vae(checkpoint: pathlib.Path, out: pathlib.Path) -> str:
+  """Converts the autoencoder; that of video codes tiles, on whose latents NOVA was trained."""
+  folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+  name = read_config(folder / "config.json").get("_class_name")
+  return convert_kl(checkpoint, out, tiling=name == "AutoencoderKLOpenSora")
 
 
 def _with_noise(checkpoint: pathlib.Path, config: NovaConfig) -> tuple[NovaConfig, list[str]]:
