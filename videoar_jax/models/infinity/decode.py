@@ -68,6 +68,8 @@ def decode(
     ValueError: there is no such layer.
   """
   b, d, p = len(text), model.config.num_bits, layout.patch_size
+  temperature = jnp.asarray(temperature)
+  guidance = None if guidance is None else jnp.asarray(guidance)
   prompt = encode_prompts(model, text, negative, is_guided=guidance is not None)
   prompt_keys = model.prompt_keys(prompt)
   total, seen = jnp.zeros((b, *layout.cell_grids[-1], d)), None

@@ -135,14 +135,8 @@ class Infinity:
     dtype=None,
     batch_size=None,
   ) -> Model:
-    """See `Family`; a network that was trained on public sizes makes the nearest of these."""
-    size = tuple(stage.data.resolution if resolution is None else resolution)
-    if resolution is not None and _layout(run, stage.data).grids in public_schedules().values():
-      size = nearest_resolution(size)
-      if size != tuple(resolution):
-        log.warning(
-          "resolution=%dx%d: images have %dx%d pixels, the nearest public size", *resolution, *size
-        )
+    """See `Family`."""
+    size = sampled_resolution(run, stage, resolution)
     return Model(
       module,
       TOKENIZERS[self.tokenizer].make_tokenizer(tokenizer_module, size),
@@ -171,6 +165,31 @@ class Infinity:
 
   def sampling_program(self, run, stage, template, mesh, num_clips: int, dtype) -> None:
     """See `Family`."""
+
+
+def sampled_resolution(
+  run: Run, stage: Stage, resolution: tuple[int, int] | None
+) -> tuple[int, int]:
+  """Returns the (H, W) of the images that a network makes where a resolution is asked for.
+
+  One that was trained on a public size makes the nearest public one, and says so in the log; others
+  make any that the tokenizer can code.
+
+  Args:
+    run: the run that trained the network.
+    stage: the stage that did.
+    resolution: (H, W) in pixels; None for that of the stage.
+  """
+  if resolution is None:
+    return tuple(stage.data.resolution)
+  if _layout(run, stage.data).grids not in public_schedules().values():
+    return tuple(resolution)
+  size = nearest_resolution(tuple(resolution))
+  if size != tuple(resolution):
+    log.warning(
+      "resolution=%dx%d: images have %dx%d pixels, the nearest public size", *resolution, *size
+    )
+  return size
 
 
 def _shapes(run: Run) -> list[ClipShape]:
