@@ -190,7 +190,7 @@ class Model:
       return function(*arguments, **settings)
 
   def _sample_batch(self, generator, texts, seed, sample_ids, *, sampling: InfinitySampling):
-    settings = settings_of(sampling, self.layout.num_scales, self.text_encoder)
+    settings = settings_of(sampling, self.layout.num_scales, texts, self.text_encoder)
     found = decode(generator, self.layout, texts, sample_keys(seed, sample_ids), **settings)
     latents = found.quantized[:, None].astype(jnp.float32)
     return constrain(latents, ("batch", None, None, None, None))
