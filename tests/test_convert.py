@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import videoar_jax
 from videoar_jax import convert
+from videoar_jax.converters.checkpoints import read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_a_prefix_that_all_keys_share_is_left_out(suffix, tmp_path):
     torch.save({"vae": {key: torch.from_numpy(value) for key, value in named.items()}}, path)
   else:
     save_file(named, path)
-  found, _ = convert.read_tensors(path, part="vae")
+  found, _ = read_tensors(path, part="vae")
   assert found.keys() == arrays.keys()
   for key, value in arrays.items():
     np.testing.assert_array_equal(found[key], value)
@@ -83,7 +84,7 @@ def test_a_pth_of_float8_gets_a_sentence(tmp_path):
   small = torch.zeros(2, 2).to(torch.float8_e4m3fn)
   torch.save({"a": small, "b": torch.zeros(2)}, tmp_path / "vae.pth")
   with pytest.raises(ValueError, match=r"tensor 'a' is of type torch\.float8_e4m3fn, as 1 of 2"):
-    convert.read_tensors(tmp_path / "vae.pth")
+    read_tensors(tmp_path / "vae.pth")
 
 
 class Code:

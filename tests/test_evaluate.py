@@ -18,9 +18,8 @@ from videoar_jax.evals import fvd, i3d, metrics, reconstruction, scores
 from videoar_jax.evals.media import write_mp4
 from videoar_jax.experiment import load, parse
 from videoar_jax.interop import weights
-from videoar_jax.tokenizers import lpips
+from videoar_jax.tokenizers import files, lpips
 from videoar_jax.tokenizers.base import Tokenizer
-from videoar_jax.tokenizers.bsq import files
 from videoar_jax.tokenizers.bsq.quantizer import quantize
 from videoar_jax.tokenizers.bsq.tokenizer import Codes
 
@@ -198,7 +197,7 @@ def test_several_clips_of_each_file(tmp_path, workdir, capsys):
 def test_converted_tokenizer(tmp_path, workdir, capsys):
   folder = tmp_path / "converted"
   config = load.find_run(workdir)[1].tokenizer
-  files.save_tokenizer(folder, files.Saved(config, "a test"), {"kernel": np.zeros(1)})
+  files.save_tokenizer(folder, files.Saved("bsq", config, "a test"), {"kernel": np.zeros(1)})
   out = tmp_path / "o"
   assert run(folder, "--num_clips=2", f"--out={out}") == 2
   error = capsys.readouterr().err

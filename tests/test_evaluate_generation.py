@@ -16,7 +16,7 @@ from videoar_jax.evals.media import write_mp4
 from videoar_jax.experiment import load, parse
 from videoar_jax.interop import weights
 from videoar_jax.text.tokenizers import ByteTokenizer
-from videoar_jax.tokenizers.bsq import files
+from videoar_jax.tokenizers import files
 
 
 class Copyist:
@@ -162,7 +162,7 @@ def test_a_folder_has_no_oracle(tmp_path, workdir, model, capsys):
 def test_bad_input_is_one_line(tmp_path, workdir, capsys, flags, wanted):
   (tmp_path / "file").write_text("text")
   config = load.find_run(workdir)[1].tokenizer
-  saved = files.Saved(config, "a test")
+  saved = files.Saved("bsq", config, "a test")
   files.save_tokenizer(tmp_path / "converted", saved, {"kernel": np.zeros(1)})
   out = tmp_path / "out"
   check_error(

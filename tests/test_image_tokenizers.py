@@ -6,7 +6,8 @@ from commands import command, run, run_until
 
 def image_tokenizer(folder):
   """Writes a converted image tokenizer with TINY's shape, except for the number of bits."""
-  from videoar_jax.tokenizers.bsq import files
+  from videoar_jax.tokenizers import files
+  from videoar_jax.tokenizers.autoencoder import abstract_params
   from videoar_jax.tokenizers.bsq.config import BSQConfig
 
   config = BSQConfig(
@@ -24,12 +25,12 @@ def image_tokenizer(folder):
     refine_channels=4,
   )
   generator = np.random.default_rng(0)
-  params = files.flatten(files.abstract_params(config))
+  params = files.flatten(abstract_params(config))
   for name, leaf in params.items():
     params[name] = generator.normal(0, 0.3, leaf.shape)
     if leaf.ndim == 5:
       params[name][:-1] = 0
-  files.save_tokenizer(folder, files.Saved(config, "a test"), files.unflatten(params))
+  files.save_tokenizer(folder, files.Saved("bsq", config, "a test"), files.unflatten(params))
 
 
 INFLATING = """

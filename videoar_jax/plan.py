@@ -30,7 +30,9 @@ _NO_TPU = {
 def main(argv: list[str] | None = None) -> int:
   """Runs the command line; returns the exit status: 2 for user errors."""
   parser = Parser(prog="python -m videoar_jax.plan", description=__doc__)
-  parser.add_argument("--config", required=True, help="config file, with its argument")
+  what = parser.add_mutually_exclusive_group(required=True)
+  what.add_argument("--config", help="config file, with its argument")
+  what.add_argument("--model", help="folder of a model from `convert`; its weights are not read")
   parser.add_argument("--topology", required=True, help="such as v5e:4x8, v5p:4x4x4, h100:4x8")
   parser.add_argument("--mesh", help="such as fsdp:32,sequence:2; default: the config's")
   parser.add_argument("--stage", help="stage to plan; default: the last one")
@@ -57,6 +59,7 @@ def plan(arguments, overrides: list[str]) -> str:
   Raises:
     ValueError: the config, the topology or the mesh is wrong, or the step does not compile.
   """
+  from videoar_jax.experiment.load import find_run
   from videoar_jax.experiment.parse import finalize
   from videoar_jax.parallel.hardware import parse_topology
   from videoar_jax.parallel.mesh import parse_mesh
@@ -66,7 +69,12 @@ def plan(arguments, overrides: list[str]) -> str:
   from videoar_jax.planning.step_plan import DoesNotFit, StepPlan
   from videoar_jax.planning.tables import decode_table, parameters_table, table
 
-  run = finalize(read_config(arguments.config, overrides))
+  if arguments.model is None:
+    run = finalize(read_config(arguments.config, overrides))
+  elif overrides:
+    raise ValueError(f"{overrides[0]} goes with --config, not with --model")
+  else:
+    run = find_run(arguments.model)[1]
   chip, num_chips = parse_topology(arguments.topology)
   names = [stage.name for stage in run.stages]
   if arguments.stage is not None and arguments.stage not in names:

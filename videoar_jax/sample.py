@@ -35,6 +35,7 @@ from videoar_jax.models.base import Family
 from videoar_jax.models.families import FAMILIES
 from videoar_jax.runtime.compilation_cache import use_compilation_cache
 from videoar_jax.runtime.log_files import quiet_libraries
+from videoar_jax.text.prompts import read_prompts
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,7 +80,13 @@ def _parser() -> argparse.ArgumentParser:
   add = parser.add_argument
   # Instead of None, which --help would show as the default.
   unset = argparse.SUPPRESS
-  add("--workdir", required=True, default=unset, help="workdir of the run that trained the model")
+  add(
+    "--workdir",
+    "--model",
+    required=True,
+    default=unset,
+    help="workdir of the run that trained the model, or a model's folder from `convert`",
+  )
   what = parser.add_mutually_exclusive_group(required=True)
   what.add_argument(
     "--prompt",
@@ -142,7 +149,8 @@ def _parser() -> argparse.ArgumentParser:
   add(
     "--text_features",
     default=unset,
-    help="file of the prompts' features, for a model trained on features",
+    help="file of the prompts' features, or folder of their text encoder, for a model trained on "
+    "features",
   )
   add_device_flags(parser)
   _add_settings(parser)
@@ -221,32 +229,8 @@ def _check(options: argparse.Namespace, run: RunConfig, stage: StageConfig) -> l
   if hasattr(options, "class_id"):
     return [_class_name(options.workdir, run, stage, number) for number in options.class_id]
   if hasattr(options, "prompts_file"):
-    return _read_prompts(options.prompts_file)
+    return read_prompts(options.prompts_file)
   return options.prompt
-
-
-def _read_prompts(path: str) -> list[str]:
-  """Reads a file of prompts, one per line.
-
-  Raises:
-    ValueError: names the file, the line and the fix.
-  """
-  try:
-    lines = pathlib.Path(path).read_bytes().splitlines()
-  except OSError as error:
-    raise ValueError(f"--prompts_file={path} cannot be read ({error.strerror})") from error
-  if not lines:
-    raise ValueError(f"--prompts_file={path} is empty; write one prompt per line")
-  prompts = []
-  for number, line in enumerate(lines, start=1):
-    try:
-      prompts.append(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
-    except UnicodeDecodeError as error:
-      where = f"--prompts_file={path}, line {number}"
-      raise ValueError(f"{where}: byte {error.start + 1} is not UTF-8; save it as UTF-8") from None
-    if not prompts[-1]:
-      raise ValueError(f"--prompts_file={path}, line {number} is empty; remove it")
-  return prompts
 
 
 def _class_name(workdir: str, run: RunConfig, stage: StageConfig, number: int) -> str:
@@ -288,6 +272,9 @@ def _settings(options: argparse.Namespace, model, prompts: list[str], data: Data
       f"--overlap_frames={options.overlap_frames} is for clips longer than the trained "
       f"{model.num_frames} frames, or --multi_shot; set --num_frames, or leave it out"
     )
+  for flag, method in (("stream", "stream"), ("multi_shot", "extend")):
+    if getattr(options, flag) and not hasattr(model, method):
+      raise ValueError(f"--{flag}: this model makes images; leave it out")
   for prompt in prompts:
     model.text_encoder.encode(prompt)
   settings = _settings_of(options)

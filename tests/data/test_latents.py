@@ -11,6 +11,7 @@ from videoar_jax.data.sources import latents, records
 
 SHAPE = (2, 3, 4, 5)
 NUM_FILES, NUM_EPOCHS = 6, 3
+DTYPE = latents.DTYPES["bfloat16"]
 INDEX = latents.Index(
   encoder={"num_bits": 5},
   fingerprint="f",
@@ -36,7 +37,7 @@ class Clips:
 
 def code(index):
   """Returns a latent that identifies a clip."""
-  return np.random.default_rng(index).normal(size=SHAPE).astype(latents.DTYPE)
+  return np.random.default_rng(index).normal(size=SHAPE).astype(DTYPE)
 
 
 def write(folder, shards=range(INDEX.num_shards)):
@@ -59,7 +60,7 @@ def test_reads_what_was_written(folder):
   for i in np.random.default_rng(0).permutation(2 * INDEX.num_clips).tolist():
     # What goes beyond the last epoch begins again.
     item, clip = source[i], Clips()[i % INDEX.num_clips]
-    assert item["latents"].dtype == latents.DTYPE
+    assert item["latents"].dtype == DTYPE
     np.testing.assert_array_equal(item["latents"], code(clip["id"]))
     assert [item[name] for name in ("id", "caption", "class_id")] == [
       clip[name] for name in ("id", "caption", "class_id")

@@ -110,6 +110,7 @@ class Model:
 
 class Mean:
   tokenizer, network, loss, sampling = "bsq", MeanConfig, MeanLoss, MeanSampling
+  tokenizers = ("bsq",)
   sizes, derived, batch_fields = {}, ("vocabulary_size", "shape"), ()
   headline = types.MappingProxyType({"mean_error": "error {:.3f}"})
 

@@ -16,11 +16,11 @@ from jax.experimental import topologies
 from flax import nnx
 from videoar_jax.nn.splash import filled_length
 from videoar_jax.nn.mask import AttentionMask, BlockCausalMask
+from videoar_jax.nn.transformer import Attention
 from videoar_jax.parallel.mesh import make_mesh, parse_mesh
 from videoar_jax.parallel.rules import sharding_of
 from videoar_jax.train.state import Template, with_shardings
 from videoar_jax.models.videoar.config import GeneratorConfig
-from videoar_jax.models.videoar.network import Attention
 
 topology = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1")
 mesh = make_mesh(parse_mesh(sys.argv[1]), topology.devices)

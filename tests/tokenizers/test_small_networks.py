@@ -1,6 +1,7 @@
 """Settings that save arithmetic: subpixels, kernels of one tap, a refining convolution."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,14 @@ import pytest
 from flax import nnx
 from tiny_networks import DEEP_AUTOENCODER
 
+import videoar_jax
 from videoar_jax.tokenizers.autoencoder import abstract_params, autoencoder_of
 from videoar_jax.tokenizers.bsq.config import BSQConfig
-from videoar_jax.tokenizers.bsq.files import Saved, read_params, save_tokenizer
 from videoar_jax.tokenizers.bsq.inflation import inflate
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
 from videoar_jax.tokenizers.encoding import encode
+from videoar_jax.tokenizers.families import TOKENIZERS
+from videoar_jax.tokenizers.files import Saved, read_params, save_tokenizer
 from videoar_jax.tokenizers.pixels import to_float
 from videoar_jax.train.state import flatten
 
@@ -113,9 +116,26 @@ def test_an_image_network_starts_a_video_network(random_autoencoder):
 
 
 def test_a_saved_folder_loads(tmp_path, random_autoencoder):
-  save_tokenizer(tmp_path / "saved", Saved(CONFIG, "test"), params_of(random_autoencoder(CONFIG)))
-  saved, _ = read_params(tmp_path / "saved")
-  assert saved.config == CONFIG
+  params, bsq = params_of(random_autoencoder(CONFIG)), TOKENIZERS["bsq"]
+  save_tokenizer(tmp_path / "saved", Saved("bsq", CONFIG, "test"), params)
+  assert read_params(tmp_path / "saved", bsq)[0].config == CONFIG
+  # Earlier versions wrote no family, and the scales beside the other settings.
+  path = tmp_path / "saved" / "tokenizer.json"
+  values = json.loads(path.read_text())
+  assert values.pop("family") == "bsq"
+  path.write_text(json.dumps(values | {"schedule": [[1, 1], [2, 2]]}))
+  saved, loaded = read_params(tmp_path / "saved", bsq)
+  assert saved.config == dataclasses.replace(CONFIG, schedule="1x1 2x2")
+  jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+def test_a_folder_of_another_family_is_refused(tmp_path, random_autoencoder):
+  params = params_of(random_autoencoder(CONFIG))
+  save_tokenizer(tmp_path, Saved("other", CONFIG, "test"), params)
+  with pytest.raises(ValueError, match="is of the tokenizer family 'other'; 'bsq' is needed"):
+    read_params(tmp_path, TOKENIZERS["bsq"])
+  with pytest.raises(ValueError, match="family 'other', which is unknown; families are bsq, kl"):
+    videoar_jax.load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
     data: what to read.
     split: "train" or "test".
   Returns:
-    Random access to items {video: uint8 [f, H, W, 3], caption, class_id, attributes, id}.
+    Random access to items {video: uint8 [f, H, W, 3], caption, class_id, flow, attributes, id}.
   Raises:
     ValueError: the split is unknown, or the folder has no usable video.
   """
@@ -324,8 +324,8 @@ def make_iterator(
     prefetch: batches to make ahead, if there are threads.
   Returns:
     Iterator over {video: uint8 [b, f, H, W, 3], text: int32 [b, P], id: int64 [b]} and `fields`,
-    b = batch_size / process_count; a source of latents gives latents: bfloat16 [b, t, h, w, d]
-    in place of video. `get_state` and `set_state` use a small JSON dict; after a restore, the same
+    b = batch_size / process_count; a source of latents gives latents: [b, t, h, w, d] in
+    place of video. `get_state` and `set_state` use a small JSON dict; after a restore, the same
     batches follow as without it. `close` ends the threads.
   Raises:
     ValueError: the processes do not divide the batch, or there is no full batch.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from videoar_jax.data.pipeline import make_source
 from videoar_jax.experiment.command_line import parse_resolution, read_config
 from videoar_jax.experiment.inputs import Batches
-from videoar_jax.experiment.load import load_tokenizer
+from videoar_jax.experiment.load import converted_family, find_run, load_tokenizer
 from videoar_jax.experiment.parse import finalize
 from videoar_jax.models.families import FAMILIES
 from videoar_jax.nn.layers import count_parameters
@@ -31,15 +31,17 @@ def tokenizer_table(options: argparse.Namespace) -> str:
   resolution = parse_resolution(options.resolution)
   _check_counts(options, "num_frames")
   if hasattr(options, "tokenizer"):
-    module = load_tokenizer(options.tokenizer).autoencoder
+    path = options.tokenizer
+    family = converted_family(path) or find_run(path, needs_text=False)[1].tokenizer_family
+    module = load_tokenizer(path).autoencoder
   else:
-    config = BSQConfig(num_bits=options.num_bits)
-    module = jax.jit(TOKENIZERS["bsq"].make_module(config))(jax.random.key(0))
+    family = TOKENIZERS["bsq"]
+    module = jax.jit(family.make_module(BSQConfig(num_bits=options.num_bits)))(jax.random.key(0))
   config = module.config
   b, f = options.batch_size, options.num_frames
   latent_shape = config.latent_shape(f, resolution)
   video = jax.random.uniform(jax.random.key(1), (b, f, *resolution, 3), minval=-1.0)
-  latents = jax.random.normal(jax.random.key(2), (b, *latent_shape, config.num_bits))
+  latents = jax.random.normal(jax.random.key(2), (b, *latent_shape, config.num_channels))
 
   # The module is an argument, so that its weights are not compiled in as constants.
   encode, decode = jax.jit(lambda m, x: m.encoder(x)), jax.jit(lambda m, x: m.decoder(x))
@@ -59,13 +61,14 @@ def tokenizer_table(options: argparse.Namespace) -> str:
   lines = [
     f"{f} frames of {resolution[0]}x{resolution[1]}, batches of {b}, float32, on "
     f"one device, {device.device_kind}",
-    f"{count_parameters(module):,} parameters, {config.num_bits} bits, latent "
+    f"{count_parameters(module):,} parameters, {config.num_channels} "
+    f"{'bits' if hasattr(config, 'num_bits') else 'channels'}, latent "
     f"{'x'.join(map(str, latent_shape))}",
     f"matrix products of {roofline.SIDE} a side: {product / 1e9:,.0f} GFLOP/s",
     "",
     "          s a clip      pixels/s   GFLOP a clip   GFLOP/s  of the limit",
   ]
-  flops = TOKENIZERS["bsq"].flops(config, f, resolution)
+  flops = family.flops(config, f, resolution)
   parts = {
     "encode": (encode / b, flops[0]),
     "decode": (decode / b, flops[1]),
@@ -157,7 +160,7 @@ def training_table(options: argparse.Namespace) -> str:
   null = run.text.encoder.null()
   grid = run.tokenizer.latent_shape(stage.data.num_frames, stage.data.resolution)
   batch = {"text": jnp.ones((b, *null.shape), null.dtype)}
-  batch["latents"] = jax.random.normal(jax.random.key(2), (b, *grid, run.tokenizer.num_channels))
+  batch["latents"] = jax.random.normal(jax.random.key(2), (b, *grid, run.tokenizer.num_encoded))
   state = trainer.init()
 
   def forward(params, batch):

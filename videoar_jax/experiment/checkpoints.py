@@ -8,12 +8,14 @@ from typing import Self
 import jax
 import numpy as np
 
+from videoar_jax.experiment import model_folder
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.token_cache import Cache
 from videoar_jax.interop import weights
-from videoar_jax.nn.layers import count_parameters
+from videoar_jax.nn.layers import count_parameters, merge_adapters
 from videoar_jax.parallel.mesh import make_mesh
-from videoar_jax.parallel.rules import AnyMesh, replicated
+from videoar_jax.parallel.rules import AnyMesh, place, replicated
+from videoar_jax.tokenizers.files import read_params
 from videoar_jax.train.checkpoint import Checkpointer, Damaged
 from videoar_jax.train.state import Template, flatten, with_shardings
 
@@ -46,6 +48,8 @@ class StageCheckpoints:
 
   def latest_step(self, stage: StageConfig) -> int:
     """Returns the step of a stage's newest checkpoint; 0 if there is none."""
+    if model_folder.is_model(self.workdir):
+      return stage.loop.num_steps
     if not self.checkpoints(stage).is_dir():
       return 0
     checkpointer = Checkpointer(self.checkpoints(stage), is_reader=True)
@@ -69,10 +73,37 @@ class StageCheckpoints:
 
   def module_template(self, stage: StageConfig) -> Template:
     """Returns the structure of the module that a stage trains."""
-    run = self.run
     if stage.kind == "tokenizer":
-      return Template.of(run.tokenizer_family.make_module(run.tokenizer))
-    return Template.of(run.family.make_module(run))
+      return self.tokenizer_template()
+    return Template.of(self.run.family.make_module(self.run))
+
+  def tokenizer_template(self) -> Template:
+    """Returns the structure of the tokenizer."""
+    return Template.of(self.run.tokenizer_family.make_module(self.run.tokenizer))
+
+  def tokenizer_for(self, stage: StageConfig) -> tuple[Template, dict]:
+    """Returns structure and parameters, replicated, of the tokenizer that a generator stage uses.
+
+    Raises:
+      Damaged: as `hand_over`.
+      ValueError: the files of a frozen tokenizer are damaged.
+    """
+    if self.run.frozen_tokenizer is None:
+      return self.hand_over(self.stage_before(stage, "tokenizer"))
+    return self.frozen_tokenizer()
+
+  def frozen_tokenizer(self) -> tuple[Template, dict]:
+    """Returns structure and parameters, replicated, of a tokenizer that no stage trains.
+
+    Raises:
+      ValueError: its files are damaged.
+    """
+    folder, template = self.run.frozen_tokenizer, self.tokenizer_template()
+    try:
+      _, params = read_params(folder, self.run.tokenizer_family)
+    except (ValueError, OSError) as error:
+      raise ValueError(f"frozen_tokenizer={folder}: {error}") from error
+    return template, jax.tree.map(lambda x: place(x, replicated(self.mesh)), params)
 
   def load_params(
     self, stage: StageConfig, step: int | None = None, *, is_split: bool = False
@@ -87,6 +118,8 @@ class StageCheckpoints:
       FileNotFoundError: the stage has no checkpoint.
     """
     template, part, abstract = self._part(stage, is_split)
+    if model_folder.is_model(self.workdir):
+      return template, model_folder.load_params(self.workdir, abstract)
     with self.reader(stage) as checkpointer:
       return template, checkpointer.restore_item(part, abstract, step)
 
@@ -123,14 +156,21 @@ class StageCheckpoints:
     check_last(stage, step)
     return template, params
 
-  def export_params(self, stage: StageConfig, path: pathlib.Path) -> int:
+  def export_params(
+    self, stage: StageConfig, path: pathlib.Path, *, has_merged_adapters: bool = False
+  ) -> int:
     """Writes a stage's (averaged) parameters as safetensors; returns their number.
 
+    Args:
+      stage: the stage.
+      path: the file.
+      has_merged_adapters: add adapters to the kernels that they belong to.
     Raises:
       FileNotFoundError: the stage has no checkpoint.
     """
-    params = self.load_params(stage)[1]
-    weights.save(path, {name: np.asarray(x) for name, x in flatten(params).items()})
+    params = flatten(self.load_params(stage)[1])
+    params = merge_adapters(params) if has_merged_adapters else params
+    weights.save(path, {name: np.asarray(x) for name, x in params.items()})
     return count_parameters(params)
 
   def shapes(self, stage: StageConfig) -> dict[str, tuple[int, ...]]:

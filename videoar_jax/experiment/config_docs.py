@@ -83,6 +83,7 @@ def _run() -> Iterator[str]:
     [
       ("seed", "int", "0", texts["seed"]),
       ("family", "str", '"videoar"', texts["family"]),
+      ("frozen_tokenizer", "str", "None", texts["frozen_tokenizer"]),
       ("stages", "(str, ...)", "required", "names of the stages that run, in order."),
       ("stage", "sections", "required", "the section of each stage, by its name."),
     ]
@@ -156,7 +157,8 @@ def section(
       rows.append((name, _type(hint), "required" if is_required else _value(own), texts[name]))
   yield f"### `{path}`\n"
   yield (cls.__doc__ or "").partition("\n\n")[0].strip() + "\n"
-  yield _table(rows)
+  if rows:
+    yield _table(rows)
   yield from within
 
 

@@ -35,6 +35,7 @@ STAGE_SECTIONS = ("kind", "data", "mixture", "loop", "loss", "init", "mesh")
 SECTIONS = (
   "seed",
   "family",
+  "frozen_tokenizer",
   "data",
   "text",
   "tokenizer",
@@ -86,16 +87,22 @@ def complete(config: ConfigDict | dict) -> ConfigDict:
   for field in family.derived:
     if field in _values(values, "generator", "config"):
       raise ValueError(f"generator.{field} follows from other fields; remove it")
+  frozen = _value(str, values, "frozen_tokenizer", "config", None)
+  network = TOKENIZERS[family.tokenizer].network
+  if frozen is not None:
+    _check_unset(network, _values(values, "tokenizer", "config"), frozen)
+    values, network = values | {"tokenizer": {}}, NoSettings
   sections = {
     "data": (DataConfig, ()),
     "text": (TextConfig, ()),
-    "tokenizer": (TOKENIZERS[family.tokenizer].network, ()),
+    "tokenizer": (network, ()),
     "generator": (family.network, family.derived),
     "sampling": (family.sampling, ()),
     "mesh": (MeshConfig, ()),
     "report": (ReportConfig, ()),
   }
   result = ConfigDict({"seed": _value(int, values, "seed", "config", 0), "family": name})
+  result.frozen_tokenizer = config_dict.FieldReference(frozen, field_type=str)
   for section, (cls, without) in sections.items():
     result[section] = _section(cls, _values(values, section, "config"), section, without=without)
   result.stages = _value(tuple, values, "stages", "config", ())
@@ -104,6 +111,22 @@ def complete(config: ConfigDict | dict) -> ConfigDict:
   for stage in stages:
     result.stage[stage] = _stage(_values(stages, stage, "stage"), stage, name)
   return result
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+  """The `tokenizer` section of a run with a frozen tokenizer, whose folder has its settings."""
+
+
+def _check_unset(network: type, values: dict, frozen: str) -> None:
+  """Raises ValueError if a config sets the network of a tokenizer that comes from a folder."""
+  own, default = (_section(network, x, "tokenizer").to_dict() for x in (values, {}))
+  for field, value in own.items():
+    if value != default[field]:
+      raise ValueError(
+        f"tokenizer.{field} is set, but frozen_tokenizer={frozen} is a folder with settings of its "
+        "own; remove one of them"
+      )
 
 
 def inherited(values: dict, changes: dict) -> dict:

@@ -1,14 +1,19 @@
-"""Copies of the small files that a config names, in the workdir, which can then be moved.
+"""Copies of files that a config names, in the workdir, which can then be moved.
 
+  WORKDIR/files/frozen_tokenizer/           of the folder of that name
   WORKDIR/files/tokenizer.json              of `text.tokenizer`
-  WORKDIR/files/text_features.safetensors   of features in `text.tokenizer`, those of "" alone
+  WORKDIR/files/text_features.safetensors   of features in `text.tokenizer`, or of those that the
+                                            encoder there computes, those of "" alone
   WORKDIR/files/guidance.json               of `sampling.guidance`
 
 Features of "" tell the width of all, and are needed for guidance; those of other prompts are as
-large as data, and are given to `sample` and `evaluate` by a flag.
+large as data, and are given to `sample` and `evaluate` by a flag, as is a text encoder, whose
+weights may be larger still.
 """
 
+import filecmp
 import pathlib
+import shutil
 
 import numpy as np
 
@@ -16,8 +21,10 @@ from videoar_jax.experiment.paths import is_path
 from videoar_jax.interop import tensors
 from videoar_jax.interop.atomic import replacing
 from videoar_jax.text.features import TextFeatures
+from videoar_jax.text.pretrained import PretrainedText
 
-FOLDER = "files"
+FOLDER, TOKENIZER_FOLDER = "files", "frozen_tokenizer"
+_ROUNDING = 0.03  # Largest error of an encoder in bfloat16, over the largest feature.
 _TOKENIZER, _FEATURES, _GUIDANCE = "tokenizer.json", "text_features.safetensors", "guidance.json"
 
 
@@ -33,6 +40,42 @@ def _fields(values: dict, workdir: pathlib.Path):
       yield section, field, pathlib.Path(value).expanduser(), workdir / FOLDER / name
 
 
+def _with_tokenizer(values: dict, workdir: pathlib.Path, *, is_preferred: bool) -> dict:
+  """Returns a config that names the copy of its frozen tokenizer, if there is one to take."""
+  path, copy = values["frozen_tokenizer"], workdir / FOLDER / TOKENIZER_FOLDER
+  if path is None or not copy.is_dir() or (is_preferred and pathlib.Path(path).is_dir()):
+    return values
+  return values | {"frozen_tokenizer": str(copy)}
+
+
+def _keep_tokenizer(values: dict, workdir: pathlib.Path) -> None:
+  """Copies the frozen tokenizer into the workdir, once: its latents must not change later."""
+  path, copy = values["frozen_tokenizer"], workdir / FOLDER / TOKENIZER_FOLDER
+  if path is not None and not copy.exists():
+    copy.parent.mkdir(exist_ok=True)
+    with replacing(copy) as partial:
+      shutil.copytree(pathlib.Path(path).expanduser(), partial)
+
+
+def check_same_tokenizer(values: dict, workdir: pathlib.Path) -> None:
+  """Checks that a frozen tokenizer is the one that the workdir was made with.
+
+  Raises:
+    ValueError: it is not.
+  """
+  copy = workdir / FOLDER / TOKENIZER_FOLDER
+  path = values["frozen_tokenizer"]
+  if path is None or not copy.is_dir() or pathlib.Path(path) == copy:
+    return
+  names = [file.name for file in copy.iterdir()]
+  _, different, missing = filecmp.cmpfiles(path, copy, names, shallow=False)
+  if different or missing:
+    raise ValueError(
+      f"frozen_tokenizer={path} differs from {copy}, with which this workdir was made, in "
+      f"{', '.join(different + missing)}; restore it, or name another workdir"
+    )
+
+
 def with_copies(values: dict, workdir: pathlib.Path, *, is_training: bool) -> dict:
   """Returns a config that names the copies instead of files that are missing.
 
@@ -42,6 +85,7 @@ def with_copies(values: dict, workdir: pathlib.Path, *, is_training: bool) -> di
     is_training: whether files that exist are preferred to their copies. A trained model is used
       with the files that it was trained with, even if these changed since.
   """
+  values = _with_tokenizer(values, workdir, is_preferred=is_training)
   for section, field, path, copy in _fields(values, workdir):
     is_preferred = is_training or copy.name == _FEATURES
     if copy.is_file() and not (is_preferred and path.exists()):
@@ -57,6 +101,7 @@ def keep(values: dict, encoder, workdir: pathlib.Path) -> None:
     encoder: its text encoder.
     workdir: of the run.
   """
+  _keep_tokenizer(values, workdir)
   fields = list(_fields(values, workdir))
   for name in (_TOKENIZER, _FEATURES, _GUIDANCE):
     if all(copy.name != name for *_, copy in fields):
@@ -68,6 +113,21 @@ def keep(values: dict, encoder, workdir: pathlib.Path) -> None:
     elif path.exists():
       with replacing(copy) as partial:
         partial.write_bytes(path.read_bytes())
+
+
+def text_part(text, folder: pathlib.Path) -> tuple[str, pathlib.Path]:
+  """Returns what a model needs for its prompts: the end of its name, and where it is.
+
+  Args:
+    text: with `tokenizer` and `encoder`.
+    folder: for features of the empty prompt, which stand for a file of features.
+  """
+  path = pathlib.Path(text.tokenizer).expanduser()
+  if isinstance(text.encoder, TextFeatures):
+    copy = folder / _FEATURES
+    tensors.write(copy, {"": text.encoder.null()})
+    return copy.suffix, copy
+  return path.suffix, path
 
 
 def has_text(workdir: pathlib.Path) -> bool:
@@ -92,10 +152,20 @@ def check_same_text(values: dict, encoder, workdir: pathlib.Path) -> None:
       file = pathlib.Path(path).expanduser()
       is_same = file.is_file() and file.read_bytes() == copy.read_bytes()
     else:
-      found = tensors.read(copy)[""]
-      is_same = isinstance(encoder, TextFeatures) and np.array_equal(found, encoder.null())
+      is_same = _is_same_null(encoder, tensors.read(copy)[""])
     if not is_same:
       raise ValueError(
         f"text.tokenizer={path!r} encodes prompts differently from {copy}, with which this workdir "
         "was made; restore the file, or name another workdir"
       )
+
+
+def _is_same_null(encoder, features: np.ndarray) -> bool:
+  """Returns whether an encoder gives the features of "" that a workdir has."""
+  if isinstance(encoder, TextFeatures):
+    return np.array_equal(features, encoder.null())
+  if not isinstance(encoder, PretrainedText) or features.shape != encoder.null().shape:
+    return False
+  # Computed again on another kind of device, they differ by rounding.
+  error = np.abs(features - encoder.null()).max()
+  return bool(error <= _ROUNDING * np.abs(features).max())

@@ -9,22 +9,36 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.experiment import file_copies, parse
 from videoar_jax.experiment.command_line import check_local
+from videoar_jax.experiment.model_folder import is_model, load_values
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
-from videoar_jax.models.base import Model
+from videoar_jax.models.base import Sampler
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.tokenizers.base import Tokenizer, TokenizerFamily
 from videoar_jax.tokenizers.families import TOKENIZERS
+from videoar_jax.tokenizers.files import saved_family
 
 log = logging.getLogger(__name__)
 
 
 def converted_family(path: str | os.PathLike) -> TokenizerFamily | None:
-  """Returns the family of the converted tokenizer in a folder; None if it holds none."""
+  """Returns the family of the converted tokenizer in a folder; None if it holds none.
+
+  Raises:
+    ValueError: its description is damaged, or names a family that is unknown.
+  """
   folder = pathlib.Path(path).expanduser()
-  return next((family for family in TOKENIZERS.values() if family.is_converted(folder)), None)
+  family = next((family for family in TOKENIZERS.values() if family.is_converted(folder)), None)
+  name = saved_family(folder) if family is None else None
+  if name is not None:
+    raise ValueError(
+      f"{path} holds a tokenizer of the family {name!r}, which is unknown; families are "
+      f"{', '.join(TOKENIZERS)}"
+    )
+  return family
 
 
 def load_tokenizer(path: str | os.PathLike, *, mesh: MeshConfig | None = None) -> Tokenizer:
@@ -48,6 +62,10 @@ def load_tokenizer(path: str | os.PathLike, *, mesh: MeshConfig | None = None) -
   # A tokenizer needs no text: files of the text encoder may be missing.
   devices = None if mesh is None else make_mesh(mesh)
   stages, wanted, step = _open(path, devices, needs_text=False)
+  if stages.run.frozen_tokenizer is not None:
+    template, params = stages.frozen_tokenizer()
+    module = template.module(params)
+    return stages.run.tokenizer_family.make_tokenizer(module, stages.run.data.resolution)
   stage = _stage(stages.run, "tokenizer", wanted)
   step = step if stage.name == wanted else None
   module = _module(stages, stage, step)
@@ -62,17 +80,18 @@ def load_model(
   batch_size: int | None = None,
   text_features: str | None = None,
   resolution: tuple[int, int] | None = None,
-) -> Model:
+) -> Sampler:
   """Loads the generator that a run trained, with its tokenizer.
 
   Args:
-    path: a workdir, or a checkpoint in one (`WORKDIR/generator/checkpoints/2400`).
+    path: a workdir, a checkpoint in one (`WORKDIR/generator/checkpoints/2400`), or the folder of a
+      model from `python -m videoar_jax.convert`.
     mesh: devices that share the work; each reads its part of the parameters. None for one device.
     dtype: of the generator's weights and cache, "float32" or "bfloat16".
     batch_size: clips that are made together, a multiple of the mesh's slice x data x fsdp; None for
       about 16.
-    text_features: file of the prompts' features, for a model that was trained on features; None
-      for the file of training, see `text.tokenizer`.
+    text_features: file of the prompts' features, or folder of their text encoder, for a model that
+      was trained on features; None for what it was trained with, see `text.tokenizer`.
     resolution: (H, W) of the clips to make, as one of a mixture's shapes; None for that of the
       stage's `data`.
   Raises:
@@ -85,12 +104,16 @@ def load_model(
   if devices is not None:
     stages.run.family.check_mesh(stages.run, devices)
   stage = _stage(stages.run, "generator", wanted)
-  tokenizer_stage = stages.stage_before(stage, "tokenizer")
+  if stages.run.frozen_tokenizer is None:
+    tokenizer = _module(stages, stages.stage_before(stage, "tokenizer"), None)
+  else:
+    template, params = stages.frozen_tokenizer()
+    tokenizer = template.module(params)
   return stages.run.family.make_model(
     stages.run,
     stage,
     _module(stages, stage, step, is_split=True),
-    _module(stages, tokenizer_stage, None),
+    tokenizer,
     resolution=resolution,
     mesh=devices,
     dtype=jnp.dtype(dtype),
@@ -117,7 +140,10 @@ def find_run(
     raise FileNotFoundError(f"{path} does not exist; train with --workdir={path} first")
   for workdir in (path, *path.parents):
     if (workdir / "config.json").is_file():
-      config = parse.load_config(workdir / "config.json")
+      if is_model(workdir):
+        config = load_values(workdir)
+      else:
+        config = parse.load_config(workdir / "config.json")
       if text_features is not None:
         config = _with_features(config, text_features)
       config = file_copies.with_copies(config, workdir, is_training=False)
@@ -144,6 +170,16 @@ def find_stage(
   """
   workdir, run = find_run(path, text_features, needs_text=kind == "generator")
   return run, _stage(run, kind, _named_in(path, workdir)[0])
+
+
+def tokenizer_data(path: str | os.PathLike) -> DataConfig:
+  """Returns the clips that a run's tokenizer was trained on; those of the run, if it is frozen.
+
+  Raises:
+    FileNotFoundError: there is no run, or it has no tokenizer.
+  """
+  _, run = find_run(path, needs_text=False)
+  return run.data if run.frozen_tokenizer else find_stage(path, "tokenizer")[1].data
 
 
 def _with_features(config: dict, path: str) -> dict:
@@ -180,6 +216,19 @@ def _named_in(path: str | os.PathLike, workdir: pathlib.Path) -> tuple[str | Non
   parts = _absolute(path).relative_to(workdir).parts
   step = int(parts[2]) if len(parts) > 2 and parts[2].isdigit() else None
   return parts[0] if parts else None, step
+
+
+def generator_stage(
+  path: str | os.PathLike, workdir: pathlib.Path, run: RunConfig
+) -> tuple[StageConfig, int | None]:
+  """Returns the generator stage that a path in a workdir names, by default the last, and the step.
+
+  Raises:
+    FileNotFoundError: the run has none.
+    ValueError: the path is of a tokenizer.
+  """
+  wanted, step = _named_in(path, workdir)
+  return _stage(run, "generator", wanted), step
 
 
 def _stage(run: RunConfig, kind: str, name: str | None) -> StageConfig:

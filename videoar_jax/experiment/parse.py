@@ -24,7 +24,9 @@ from videoar_jax.interop.strict_json import write_json
 from videoar_jax.models.base import Family
 from videoar_jax.models.families import family_of
 from videoar_jax.parallel.mesh import MeshConfig
+from videoar_jax.tokenizers.base import TokenizerConfig, TokenizerFamily
 from videoar_jax.tokenizers.families import TOKENIZERS
+from videoar_jax.tokenizers.files import read_saved, saved_family
 from videoar_jax.train.config import LoopConfig
 
 
@@ -56,13 +58,13 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
   """
   values = complete(config).to_dict()
   family = family_of(values["family"])
-  tokenizer_family = TOKENIZERS[family.tokenizer]
-  tokenizer = build(tokenizer_family.network, values["tokenizer"], "tokenizer")
+  tokenizer_family, tokenizer = _tokenizer(values, family)
   data = build(DataConfig, values["data"], "data")
   text = build(TextConfig, values["text"], "text")
   tokenizer.latent_shape(data.num_frames, data.resolution)
   mesh = build(MeshConfig, values["mesh"], "mesh")
-  stages, caches = _stages(values, data, mesh, family)
+  frozen = values["frozen_tokenizer"]
+  stages, caches = _stages(values, data, mesh, family, is_frozen=frozen is not None)
   # A run that only trains a tokenizer need not configure a generator.
   generator = None
   if any(stage.kind == "generator" for stage in stages) or _has_generator(values, family):
@@ -71,6 +73,7 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
   run = RunConfig(
     seed=values["seed"],
     family=family,
+    tokenizer_family=tokenizer_family,
     data=data,
     text=text,
     tokenizer=tokenizer,
@@ -80,6 +83,7 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
     report=build(ReportConfig, values["report"], "report"),
     stages=stages,
     caches=caches,
+    frozen_tokenizer=None if frozen is None else pathlib.Path(frozen).expanduser(),
   )
   _check_windows(run)
   tokenizer_family.check(tokenizer, None, data.resolution)
@@ -103,8 +107,32 @@ def _has_generator(values: dict, family: Family) -> bool:
   return any(default_of(x) is None and values["generator"][name] is not None for name, x in fields)
 
 
+def _tokenizer(values: dict, family: Family) -> tuple[TokenizerFamily, TokenizerConfig]:
+  """Returns the tokenizer's family and settings.
+
+  Raises:
+    ValueError: a setting is wrong, or the folder of a frozen tokenizer does not suit the model.
+  """
+  if (path := values["frozen_tokenizer"]) is None:
+    tokenizer_family = TOKENIZERS[family.tokenizer]
+    return tokenizer_family, build(tokenizer_family.network, values["tokenizer"], "tokenizer")
+  folder = pathlib.Path(path).expanduser()
+  try:
+    kind = saved_family(folder)
+    if kind is None:
+      raise ValueError("it holds no converted tokenizer; make one: `python -m videoar_jax.convert`")
+    if kind not in family.tokenizers:
+      raise ValueError(
+        f"it is of the tokenizer family {kind!r}, but {values['family']!r} takes "
+        f"{' or '.join(family.tokenizers)}"
+      )
+    return TOKENIZERS[kind], read_saved(folder, TOKENIZERS[kind]).config
+  except (ValueError, OSError) as error:
+    raise ValueError(f"frozen_tokenizer={path}: {error}") from error
+
+
 def _stages(
-  values: dict, data: DataConfig, mesh: MeshConfig, family: Family
+  values: dict, data: DataConfig, mesh: MeshConfig, family: Family, *, is_frozen: bool
 ) -> tuple[tuple[StageConfig, ...], tuple[Cache, ...]]:
   names, settings = values["stages"], values["stage"]
   if not names:
@@ -122,12 +150,16 @@ def _stages(
       )
     section, path = settings[name], f"stage.{name}"
     if section["kind"] == "cache":
-      if not any(stage.kind == "tokenizer" for stage in stages):
+      if not is_frozen and not any(stage.kind == "tokenizer" for stage in stages):
         raise ValueError(f"{path} encodes before any tokenizer is trained; put one before it")
-      source = _cache(section, path, name, stages[-1].name, data)
+      source = _cache(section, path, name, stages[-1].name if stages else "", data)
       caches.append(source)
       continue
     kind, tokenizer_family = section["kind"], TOKENIZERS[family.tokenizer]
+    if is_frozen and kind == "tokenizer":
+      raise ValueError(
+        f"{path} trains a tokenizer, but frozen_tokenizer is set; remove one of them"
+      )
     loop = build(LoopConfig, section["loop"], f"{path}.loop")
     losses = tokenizer_family.loss if kind == "tokenizer" else family.loss
     loss = build(losses, section["loss"], f"{path}.loss")
@@ -159,8 +191,12 @@ def _stages(
     stages.append(stage)
     source = stage if kind == "tokenizer" else source
   kinds = [stage.kind for stage in stages]
-  if "generator" in kinds and "tokenizer" not in kinds[: kinds.index("generator")]:
-    raise ValueError("config.stages trains a generator before any tokenizer; put one before it")
+  has_tokenizer = is_frozen or "generator" not in kinds
+  if not has_tokenizer and "tokenizer" not in kinds[: kinds.index("generator")]:
+    raise ValueError(
+      "config.stages trains a generator before any tokenizer; put one before it, or set "
+      "frozen_tokenizer to the folder of a converted one"
+    )
   if not stages:
     raise ValueError("config.stages trains nothing; name at least one stage that does")
   return tuple(stages), tuple(caches)
@@ -236,7 +272,7 @@ def _cache(section: dict, path: str, name: str, after: str, data: DataConfig) ->
     raise ValueError(f"{path}.{error}") from None
 
 
-def save_config(config: ConfigDict, path: pathlib.Path) -> None:
+def save_config(config: ConfigDict | dict, path: pathlib.Path) -> None:
   """Writes a config with all fields, as JSON."""
   write_json(path, complete(config).to_dict())
 

@@ -8,7 +8,10 @@ from videoar_jax.data.sources.remote import is_url
 
 DATA = r"(data|stage\.\w+\.data|stage\.\w+\.mixture\.\w+)\.(path|split_file)"
 CACHE = r"stage\.\w+\.path"
-_OTHERS = r"stage\.\w+\.(init\.from|loss\.lpips_weights)|text\.tokenizer|sampling\.guidance"
+_OTHERS = (
+  r"stage\.\w+\.(init\.from|loss\.lpips_weights)|text\.tokenizer|sampling\.guidance"
+  "|frozen_tokenizer"
+)
 _FIELD = re.compile(f"{DATA}|{CACHE}|{_OTHERS}")
 
 
@@ -21,9 +24,16 @@ def is_path(name: str, value) -> bool:
   return name != "sampling.guidance" or value.endswith(".json")
 
 
-def absolute(values: dict) -> dict:
-  """Returns a config whose paths hold wherever a command is run."""
-  return _with_paths(values, lambda path: os.path.abspath(os.path.expanduser(path)))
+def absolute(values: dict, folder: str | os.PathLike = "") -> dict:
+  """Returns a config whose paths hold wherever a command is run.
+
+  Args:
+    values: the config, complete.
+    folder: to which its paths are relative; by default the current one.
+  """
+  return _with_paths(
+    values, lambda path: os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
+  )
 
 
 def resolved(values: dict) -> dict:

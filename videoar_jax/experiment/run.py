@@ -22,6 +22,7 @@ from videoar_jax.experiment.validate import (
   check_frozen,
   check_init,
   check_mixtures,
+  check_null_text,
   check_report,
 )
 from videoar_jax.experiment.workdir import check_same_config, check_shared, lock, write_facts
@@ -67,7 +68,9 @@ class Run:
     self.is_new = all(self.stages.latest_step(stage) == 0 for stage in run.stages)
     if not self.is_new:
       file_copies.check_same_text(values_here, run.text.encoder, workdir)
+      file_copies.check_same_tokenizer(values_here, workdir)
     check_batches(self.stages)
+    check_null_text(run.text.encoder)
     check_report(self.stages)
     check_mixtures(self.stages)
     # Sources are opened before anything is written: a wrong folder leaves no workdir behind. So are
@@ -150,6 +153,7 @@ class Run:
 
   def _train(self, only: str | None) -> bool:
     has_trained = False
+    self._encode_after("")
     for stage in self.stages.run.stages:
       if only is not None and stage.name != only:
         continue
@@ -161,13 +165,13 @@ class Run:
           (self.workdir / "report.md").unlink(missing_ok=True)
         self.stages.on_mesh_of(stage).train(stage, *self._sources_of(stage))
         has_trained = True
-      self._encode_after(stage)
+      self._encode_after(stage.name)
     return has_trained
 
-  def _encode_after(self, stage: StageConfig) -> None:
-    """Encodes the caches that follow a stage."""
+  def _encode_after(self, stage: str) -> None:
+    """Encodes the caches that follow a stage, or for "" those before the first."""
     for cache in self.stages.run.caches:
-      if cache.after == stage.name and processes.broadcast(self.stages.is_needed(cache)):
+      if cache.after == stage and processes.broadcast(self.stages.is_needed(cache)):
         self.stages.encode(cache, self._source(cache.data))
 
   def _sources_of(self, stage: StageConfig) -> tuple[list, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import pathlib
 from typing import Any
 
 import jax
@@ -15,7 +16,6 @@ from videoar_jax.models.base import ClipShape, Family
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh, num_batch_shards, parse_mesh
 from videoar_jax.text.tokenizers import TextEncoder, make_text_encoder
 from videoar_jax.tokenizers.base import TokenizerConfig, TokenizerFamily
-from videoar_jax.tokenizers.families import TOKENIZERS
 from videoar_jax.train.config import LoopConfig
 
 
@@ -25,23 +25,30 @@ class TextConfig:
 
   Attributes:
     length: tokens of a prompt, including the end token: shorter prompts are padded, longer ones are
-      an error. 1 for classes; with features, the maximum number of features of a prompt.
+      an error. 1 for classes; with features, the maximum number of features of a prompt; a
+      pretrained encoder cuts longer prompts.
     attention: "causal", or "full": bidirectional attention within the prompt.
     tokenizer: "bytes" (UTF-8); "words" (hashed; for short captions); "classes": a prompt is the
-      name of a class; the path of a JSON file of Hugging Face `tokenizers`; or the path of a file
-      of features from a text encoder.
+      name of a class; the path of a JSON file of Hugging Face `tokenizers`; the path of a file of
+      features from a text encoder; or that of the folder of a pretrained T5, umT5 or Phi-2.
     classes: names of the classes, for tokenizer="classes".
+    dtype: of a pretrained encoder's weights, "float32" or "bfloat16".
   """
 
   length: int = 64
   attention: str = "causal"
   tokenizer: str = "bytes"
   classes: tuple[str, ...] = ()
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    if self.dtype not in ("float32", "bfloat16"):
+      raise ValueError(f"text.dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
 
   @functools.cached_property
   def encoder(self) -> TextEncoder:
     """The encoder of prompts."""
-    return make_text_encoder(self.tokenizer, self.length, self.classes)
+    return make_text_encoder(self.tokenizer, self.length, self.classes, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,15 +123,23 @@ class InitConfig:
       learning-rate schedule over the steps of both; otherwise the optimizer starts from scratch.
     temporal: initial kernel slices of earlier frames when an image tokenizer is inflated: "zeros",
       or "random" as in the paper.
+    missing: what a file of weights may lack: "error" for nothing, or "random" for parameters that
+      start at random then, such as those that a video model has and an image model has not. The
+      log lists them.
   """
 
   from_: str | None = None
   with_optimizer: bool = False
   temporal: str = "zeros"
+  missing: str = "error"
 
   def __post_init__(self):
     if self.temporal not in ("zeros", "random"):
       raise ValueError(f"temporal={self.temporal!r} is unknown; use 'zeros' or 'random'")
+    if self.missing not in ("error", "random"):
+      raise ValueError(f"missing={self.missing!r} is unknown; use 'error' or 'random'")
+    if self.missing == "random" and not self.from_:
+      raise ValueError("missing='random' is for a file of weights; set from, or remove it")
     if self.from_ and self.with_optimizer:
       raise ValueError(
         f"from={self.from_} and with_optimizer exclude each other: a file has no optimizer; remove "
@@ -232,6 +247,7 @@ class RunConfig:
   Attributes:
     seed: random seed.
     family: model family of the generator.
+    tokenizer_family: of the tokenizer.
     data: clips.
     text: prompts.
     tokenizer: an instance of the tokenizer family's `network`.
@@ -241,10 +257,13 @@ class RunConfig:
     report: what the final report measures.
     stages: those that train.
     caches: those that encode.
+    frozen_tokenizer: folder of a converted tokenizer, which no stage trains; `tokenizer` is then
+      left out.
   """
 
   seed: int
   family: Family
+  tokenizer_family: TokenizerFamily
   data: DataConfig
   text: TextConfig
   tokenizer: TokenizerConfig
@@ -254,11 +273,7 @@ class RunConfig:
   report: ReportConfig
   stages: tuple[StageConfig, ...]
   caches: tuple[Cache, ...] = ()
-
-  @property
-  def tokenizer_family(self) -> TokenizerFamily:
-    """The tokenizer family of the model family."""
-    return TOKENIZERS[self.family.tokenizer]
+  frozen_tokenizer: pathlib.Path | None = None
 
   @property
   def generator_stages(self) -> tuple[StageConfig, ...]:

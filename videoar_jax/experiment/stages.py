@@ -7,6 +7,7 @@ import jax
 
 from videoar_jax.data.sources.base import EncodedSource
 from videoar_jax.data.sources.latents import Index, LatentsSource
+from videoar_jax.experiment import model_folder
 from videoar_jax.experiment.checkpoints import StageCheckpoints, check_last
 from videoar_jax.experiment.inputs import Batches, media_batch
 from videoar_jax.experiment.schema import StageConfig
@@ -21,7 +22,14 @@ from videoar_jax.train.adversary import AdversaryTrainer
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.logging import NoLog, RunLog
 from videoar_jax.train.overview import count_by_module, parameter_table
-from videoar_jax.train.state import State, Template, state_shardings, unflatten, with_shardings
+from videoar_jax.train.state import (
+  State,
+  Template,
+  flatten,
+  state_shardings,
+  unflatten,
+  with_shardings,
+)
 from videoar_jax.train.task import Task
 from videoar_jax.train.trainer import Trainer
 
@@ -37,7 +45,7 @@ class Stages(StageCheckpoints):
     if stage.kind == "tokenizer":
       family, resolution = run.tokenizer_family, stage.data.resolution
       return family.make_task(run.tokenizer, stage.loss, resolution, None)
-    template, params = self.hand_over(self.stage_before(stage, "tokenizer"))
+    template, params = self.tokenizer_for(stage)
     return run.family.make_task(run, stage, template, params)
 
   def encode(self, cache: Cache, source) -> None:
@@ -57,10 +65,13 @@ class Stages(StageCheckpoints):
 
   def _encoder_of(self, cache: Cache, source) -> tuple[Template, dict, Index]:
     """Returns the tokenizer that encodes a cache, and the index of the finished cache."""
-    names = [stage.name for stage in self.run.stages]
-    before = self.run.stages[: names.index(cache.after) + 1]
-    tokenizer_stage = next(stage for stage in reversed(before) if stage.kind == "tokenizer")
-    template, params = self.hand_over(tokenizer_stage)
+    if self.run.frozen_tokenizer is not None:
+      template, params = self.frozen_tokenizer()
+    else:
+      names = [stage.name for stage in self.run.stages]
+      before = self.run.stages[: names.index(cache.after) + 1]
+      tokenizer_stage = next(stage for stage in reversed(before) if stage.kind == "tokenizer")
+      template, params = self.hand_over(tokenizer_stage)
     fingerprint = encoder_fingerprint(params)
     return template, params, cache.index(self.run.tokenizer, fingerprint, source)
 
@@ -85,20 +96,30 @@ class Stages(StageCheckpoints):
     params = self._first_params(stage, seed)
     if params is not None:
       # Parameters from a file are replicated.
-      params = jax.tree.map(place, params, trainer.template.shardings(self.mesh))
+      shardings = flatten(trainer.template.shardings(self.mesh))
+      placed = {name: place(x, shardings[name]) for name, x in flatten(params).items()}
+      params = unflatten(placed)
     return trainer.init(params, self._first_adversary(stage))
 
   def _first_params(self, stage: StageConfig, seed: int) -> dict | None:
-    """Returns the initial parameters of a stage; None for random ones."""
+    """Returns the initial parameters of a stage; None for random ones.
+
+    A file may lack some, if `init.missing` says so.
+    """
     path = stage.init.from_
     if path is None:
       before = self.stage_before(stage, stage.kind)
       return None if before is None else self.hand_over(before, is_split=True)[1]
     if not self.is_inflated(stage):
+      shapes, may_lack = self.shapes(stage), stage.init.missing == "random"
       try:
-        return unflatten(weights.load(path, self.shapes(stage)))
+        found = weights.load(model_folder.weights_of(path), shapes, may_lack=may_lack)
       except ValueError as error:
         raise ValueError(f"stage.{stage.name}.init.from={path}: {error}") from error
+      missing = ", ".join(name for name in shapes if name not in found)
+      if missing:
+        log.info("stage %s: not in %s, so random: %s", stage.name, path, missing)
+      return unflatten(found)
     key = jax.random.fold_in(jax.random.key(seed), 3)
     family, folder = self.run.tokenizer_family, pathlib.Path(path)
     params, lines = family.load_init(folder, self.run.tokenizer, stage.init.temporal, key)

@@ -48,6 +48,8 @@ class CacheConfig:
     num_epochs: epochs of the files to encode; each has different clips of the videos.
     batch_size: clips that are encoded together, over all devices.
     clips_per_shard: clips per shard file.
+    posterior_dtype: of the means and log-variances that a continuous tokenizer's latents are drawn
+      from in every step, "float16" or "float32"; others' latents are bfloat16.
     path: folder of the shards, which other runs may read too; None for one in the workdir.
   """
 
@@ -55,6 +57,7 @@ class CacheConfig:
   num_epochs: int = 1
   batch_size: int = 16
   clips_per_shard: int = 1024
+  posterior_dtype: str = "float16"
   path: str | None = None
 
   def __post_init__(self):
@@ -62,6 +65,8 @@ class CacheConfig:
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f"{name}={value} must be at least 1")
+    if self.posterior_dtype not in ("float16", "float32"):
+      raise ValueError(f"posterior_dtype={self.posterior_dtype!r} must be 'float16' or 'float32'")
     if self.path is not None:
       check_local(self.path, "path")
 
@@ -72,7 +77,7 @@ class Cache:
 
   Attributes:
     name: of the stage.
-    after: name of the trained stage right before it.
+    after: name of the trained stage right before it; "" for none, with a frozen tokenizer.
     data: the clips.
     config: see `CacheConfig`.
   """
@@ -100,6 +105,11 @@ class Cache:
       return workdir / self.name
     return pathlib.Path(self.config.path).expanduser().absolute()
 
+  def dtype(self, encoder: TokenizerConfig) -> str:
+    """Returns the type in which an encoder's latents, or what they are drawn from, are stored."""
+    has_posterior = encoder.num_encoded != encoder.num_channels
+    return self.config.posterior_dtype if has_posterior else latents.DTYPE
+
   def index(self, encoder: TokenizerConfig, fingerprint: str, source) -> latents.Index:
     """Returns the index of the finished cache of a source and an encoder.
 
@@ -117,12 +127,13 @@ class Cache:
       clips=latents.describe_clips(source),
       latent_shape=(
         *encoder.latent_shape(self.data.num_frames, self.data.resolution),
-        encoder.num_channels,
+        encoder.num_encoded,
       ),
       epoch_size=epoch_size,
       num_clips=epoch_size * self.config.num_epochs,
       clips_per_shard=self.config.clips_per_shard,
       files=_files_hash(source),
+      dtype=self.dtype(encoder),
     )
 
 
@@ -240,7 +251,7 @@ def encode(
     remove_partials(folder)  # Shards are large, and a run may be killed often.
     latents.write_index(folder, index)
   processes.wait_for_all(f"the index of {folder} is written")
-  encode_batch = _make_encode(family, tokenizer, mesh)
+  encode_batch = _make_encode(family, tokenizer, mesh, latents.DTYPES[index.dtype])
   process, num_processes = jax.process_index(), jax.process_count()
   if process_shard(mesh)[1] != num_processes:
     raise ValueError(
@@ -273,11 +284,11 @@ def encode(
   log.info("encoded %d clips in %.0f s, %.1f a second", total, seconds, total / seconds)
 
 
-def _make_encode(family: TokenizerFamily, tokenizer: Template, mesh: Mesh):
-  """Returns a function from parameters and a batch of pixels to latents, sharded by clips."""
+def _make_encode(family: TokenizerFamily, tokenizer: Template, mesh: Mesh, dtype: np.dtype):
+  """Returns a function from parameters and a batch of pixels to what is stored, split by clips."""
 
   def encode_batch(params, video):
-    return family.encode(tokenizer.module(params), video).astype(latents.DTYPE)
+    return family.encode_posterior(tokenizer.module(params), video).astype(dtype)
 
   split = NamedSharding(mesh, PartitionSpec(LOGICAL_AXIS_RULES["batch"]))
   return jax.jit(encode_batch, out_shardings=split)

@@ -5,13 +5,17 @@ import json
 import math
 import pathlib
 
+import numpy as np
+
 from videoar_jax.data.sources.base import ClipSource
+from videoar_jax.experiment import model_folder
 from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.token_cache import Cache, check_fits
 from videoar_jax.interop import weights
 from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import num_batch_shards, process_shard
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES
+from videoar_jax.text.pretrained import PretrainedText
 from videoar_jax.text.tokenizers import TextEncoder
 
 
@@ -101,11 +105,29 @@ def check_captions(source, encoder: TextEncoder) -> None:
   Raises:
     ValueError: too many cannot be encoded, or a caption of sprites does not fit.
   """
+  if isinstance(encoder, PretrainedText):
+    return  # It encodes any caption, and cuts those that are too long.
   if isinstance(source, ClipSource):
     source.check_captions(encoder.encode)
     return
   for caption in source.known_captions():
     encoder.encode(caption)
+
+
+def check_null_text(encoder: TextEncoder) -> None:
+  """Checks that all processes compute the same features of "", a constant of their programs.
+
+  Raises:
+    ValueError: they do not.
+  """
+  if not isinstance(encoder, PretrainedText):
+    return
+  null = encoder.null()
+  if not processes.all_true(np.array_equal(null, processes.broadcast(null))):
+    raise ValueError(
+      'text.tokenizer: processes have other features of "", as of other devices; remove '
+      "~/.cache/videoar_jax/text on each of their machines"
+    )
 
 
 def check_cache(stages: StageCheckpoints, cache: Cache, source) -> None:
@@ -134,7 +156,9 @@ def check_init(stages: StageCheckpoints) -> None:
       if stages.is_inflated(stage):
         stages.run.tokenizer_family.check_init(pathlib.Path(path), stages.run.tokenizer)
       else:
-        weights.check_file(path, stages.shapes(stage))
+        may_lack = stage.init.missing == "random"
+        path = model_folder.weights_of(path)
+        weights.check_file(path, stages.shapes(stage), may_lack=may_lack)
     except (ValueError, OSError) as error:
       raise ValueError(f"stage.{stage.name}.init.from={path}: {error}") from error
 

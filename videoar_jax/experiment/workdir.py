@@ -16,6 +16,7 @@ from videoar_jax.experiment import data_listing, file_copies, parse, paths
 from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.defaults import complete, inherited
 from videoar_jax.experiment.diff import differing_fields
+from videoar_jax.experiment.model_folder import is_model
 from videoar_jax.interop.strict_json import write_json
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import processes
@@ -91,6 +92,11 @@ def check_same_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
   path = workdir / "config.json"
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"--workdir={workdir} is a file; name a folder")
+  if is_model(workdir):
+    raise ValueError(
+      f"--workdir={workdir} is a model's folder; name another workdir, and start from the model "
+      f"with config.stage.NAME.init.from={workdir}"
+    )
   if not path.exists():
     return []
   there, now = (
@@ -110,6 +116,8 @@ def check_same_config(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
 
 def _may_change(field: str, workdir: pathlib.Path) -> bool:
   """Returns whether a field may have another value when a run resumes."""
+  if field == "config.frozen_tokenizer":
+    return (workdir / file_copies.FOLDER / file_copies.TOKENIZER_FOLDER).is_dir()  # Likewise.
   if field == "config.text.tokenizer":
     return file_copies.has_text(workdir)  # Then the files are compared.
   if _DATA.fullmatch(field):

@@ -1,6 +1,8 @@
 """Named arrays in safetensors files: one way to write them, and one to read any such file."""
 
+import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -16,6 +18,8 @@ from videoar_jax.interop.atomic import replacing
 # Types in the headers of files that numpy has, too.
 _READABLE = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "BOOL", "C64"}
 _READABLE |= {"U64", "U32", "U16", "U8"}
+# Those that `write_each` writes.
+_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "uint8": "U8"}
 T = TypeVar("T")
 
 
@@ -43,6 +47,54 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
   with replacing(path) as partial:
     # Not with the library's own writer, whose files only their owner can read.
     partial.write_bytes(to_bytes(arrays))
+
+
+def write_each(
+  path: str | os.PathLike,
+  kinds: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+  make: Callable[[str], np.ndarray],
+) -> str:
+  """Writes arrays that are made one at a time, atomically; memory holds only one of them.
+
+  The library's writer wants all of them at once.
+
+  Args:
+    path: the file.
+    kinds: shape and type of each array, by name.
+    make: returns an array of that shape by its name; it is converted to that type.
+  Returns:
+    The file's SHA-256 in hexadecimal.
+  Raises:
+    ValueError: an array has another shape.
+    OSError: the file cannot be written.
+  """
+  header, end = {}, 0
+  for name, (shape, dtype) in kinds.items():
+    start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
+    header[name] = {
+      "dtype": _NAMES[np.dtype(dtype).name],
+      "shape": list(shape),
+      "data_offsets": [start, end],
+    }
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)  # Readers map the arrays that follow, which must be aligned.
+  digest = hashlib.sha256()
+  with replacing(path) as partial, partial.open("wb") as file:
+
+    def put(data) -> None:
+      digest.update(data)
+      file.write(data)
+
+    put(len(text).to_bytes(8, "little"))
+    put(text)
+    for name, (shape, dtype) in kinds.items():
+      array = np.asarray(make(name), dtype, order="C")
+      if array.shape != tuple(shape):
+        raise ValueError(f"{name} has shape {array.shape}, not {tuple(shape)}")
+      put(_in_order(array).reshape(-1).view(np.uint8).data)
+    file.flush()
+    os.fsync(file.fileno())
+  return digest.hexdigest()
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -108,13 +108,21 @@ def _flatten(tree, path: str, arrays: dict, place: str) -> None:
     raise ValueError(f"{place}: {path or 'its root'} is a {what}, not an array of floats")
 
 
-def check(arrays: Mapping[str, np.ndarray], shapes: Shapes, place: str) -> None:
+def check(
+  arrays: Mapping[str, np.ndarray], shapes: Shapes, place: str, *, may_lack: bool = False
+) -> None:
   """Checks that arrays have the names and shapes of a network's parameters.
 
+  Args:
+    arrays: by name.
+    shapes: of the network.
+    place: for the error.
+    may_lack: some may be missing, but not all.
   Raises:
     ValueError: they do not; the message lists every missing, unexpected or misshapen key.
   """
-  wrong = [f"missing: {key}" for key in shapes if key not in arrays]
+  may_lack = may_lack and bool(arrays.keys() & shapes.keys())
+  wrong = [f"missing: {key}" for key in shapes if key not in arrays and not may_lack]
   wrong += [f"unexpected: {key}" for key in arrays if key not in shapes]
   wrong += [
     f"shape: {key} is {arrays[key].shape}, should be {tuple(shape)}"
@@ -132,29 +140,37 @@ def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
   tensors.write(path, {key: np.asarray(value, np.float32) for key, value in arrays.items()})
 
 
-def check_file(path: str | os.PathLike, shapes: Shapes) -> None:
+def check_file(path: str | os.PathLike, shapes: Shapes, *, may_lack: bool = False) -> None:
   """Makes the checks of `load`, but reads only the file's header.
 
+  Args:
+    path, shapes, may_lack: see `load`.
   Raises:
     ValueError: the file is missing, damaged, or for another network.
   """
   found = tensors.shapes(_existing(path))
   # Broadcast views with these shapes, which take no memory.
   views = {key: np.broadcast_to(np.float32(0), shape) for key, shape in found.items()}
-  _fitting(views, shapes, str(path))
+  _fitting(views, shapes, str(path), may_lack)
 
 
-def load(path: str | os.PathLike, shapes: Shapes) -> dict[str, np.ndarray]:
+def load(
+  path: str | os.PathLike, shapes: Shapes, *, may_lack: bool = False
+) -> dict[str, np.ndarray]:
   """Reads converted weights and checks them.
 
   Names may all begin with one prefix, such as `module.` or `_orig_mod.`, which is left out.
 
+  Args:
+    path: of the file.
+    shapes: of the network.
+    may_lack: some may be missing, but not all.
   Returns:
     float32 arrays.
   Raises:
     ValueError: the file is missing, damaged, or for another network.
   """
-  arrays = _fitting(tensors.read(_existing(path)), shapes, str(path))
+  arrays = _fitting(tensors.read(_existing(path)), shapes, str(path), may_lack)
   return {key: np.asarray(value, np.float32) for key, value in arrays.items()}
 
 
@@ -165,7 +181,9 @@ def _existing(path: str | os.PathLike) -> pathlib.Path:
   return path
 
 
-def _fitting(arrays: dict[str, np.ndarray], shapes: Shapes, place: str) -> dict[str, np.ndarray]:
+def _fitting(
+  arrays: dict[str, np.ndarray], shapes: Shapes, place: str, may_lack: bool
+) -> dict[str, np.ndarray]:
   """Returns the arrays of a network by its own names.
 
   Raises:
@@ -174,5 +192,5 @@ def _fitting(arrays: dict[str, np.ndarray], shapes: Shapes, place: str) -> dict[
   bare = tensors.without_prefix(arrays)
   if not arrays.keys() & shapes.keys() and bare.keys() & shapes.keys():
     arrays = bare
-  check(arrays, shapes, place)
+  check(arrays, shapes, place, may_lack=may_lack)
   return arrays

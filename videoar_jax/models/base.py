@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from videoar_jax.tokenizers.base import Tokenizer, TokenizerConfig
+from videoar_jax.tokenizers.base import Tokenizer, TokenizerConfig, TokenizerFamily
 from videoar_jax.train.state import Template
 from videoar_jax.train.task import Task
 
@@ -46,6 +46,7 @@ class Data(Protocol):
 
   num_frames: int
   resolution: tuple[int, int]
+  frame_rate: float
 
 
 @runtime_checkable
@@ -76,6 +77,7 @@ class Run(Protocol):
   Attributes:
     data: its clips.
     text: prompts: `length`, `attention`, and `encoder`, with `encode` and `null`.
+    tokenizer_family: of the tokenizer.
     tokenizer: an instance of the tokenizer family's `network`.
     generator: an instance of the family's `network`.
     sampling: an instance of the family's `sampling`.
@@ -84,6 +86,7 @@ class Run(Protocol):
 
   data: Data
   text: Any
+  tokenizer_family: TokenizerFamily
   tokenizer: TokenizerConfig
   generator: Any
   sampling: Any
@@ -143,7 +146,7 @@ class SamplingProgram:
     params: the generator's parameters among the arguments.
     work: costs of whole clips.
     description: what is sampled, for display.
-    num_parts: how often the program runs for a clip: once per latent frame.
+    num_parts: latent frames of a clip; the program makes one of them, or all.
   """
 
   program: Callable
@@ -156,11 +159,11 @@ class SamplingProgram:
 
 
 @runtime_checkable
-class Model(Protocol):
+class Sampler(Protocol):
   """A trained generator with its tokenizer and text encoder.
 
-  `sample`, `extend` and `stream` take the fields of the family's `sampling` as keyword arguments;
-  their defaults are the run's config.
+  `sample` takes the fields of the family's `sampling` as keyword arguments; their defaults are the
+  run's config. Whatever else of `Model` is missing, the commands say so or leave their part out.
 
   Attributes:
     tokenizer: the one it was trained on.
@@ -189,6 +192,11 @@ class Model(Protocol):
     **settings: Any,
   ) -> UInt8[np.ndarray, "b f H W 3"]:
     """Generates a clip for each prompt."""
+
+
+@runtime_checkable
+class Model(Sampler, Protocol):
+  """A sampler of videos; its other methods take the same settings."""
 
   def extend(
     self,
@@ -228,7 +236,8 @@ class Family(Protocol):
   """A kind of generator.
 
   Attributes:
-    tokenizer: name of its tokenizer family, in `TOKENIZERS`.
+    tokenizer: name of the tokenizer family that its runs train, in `TOKENIZERS`.
+    tokenizers: names of all whose latents it takes.
     network: dataclass of `config.generator`.
     loss: dataclass of a generator stage's `loss`.
     sampling: dataclass of `config.sampling`; its fields are flags of `sample`.
@@ -239,6 +248,7 @@ class Family(Protocol):
   """
 
   tokenizer: str
+  tokenizers: tuple[str, ...]
   network: type
   loss: type
   sampling: type
@@ -284,7 +294,7 @@ class Family(Protocol):
     mesh: Mesh | None = None,
     dtype: Any = None,
     batch_size: int | None = None,
-  ) -> Model:
+  ) -> Sampler:
     """Wraps a trained network for sampling and scoring."""
 
   def flops(self, run: Run, stage: Stage) -> tuple[float, float] | None:
@@ -299,7 +309,8 @@ class Family(Protocol):
     """Generates clips' latents; called inside jit by `bench sample`."""
 
   def sampling_work(self, run: Run, stage: Stage, batch_size: int) -> tuple[int, float] | None:
-    """Returns the steps and FLOPs of `sample_latents`; None if they are not counted."""
+    """Returns the steps of `sample_latents`, each of which reads all weights, and its FLOPs; None
+    if they are not counted."""
 
   def sampling_program(
     self, run: Run, stage: Stage, template: Template, mesh: Any, num_clips: int, dtype: Any

@@ -2,10 +2,16 @@
 
 from videoar_jax.models.base import Family
 from videoar_jax.models.infinity.family import Infinity
+from videoar_jax.models.infinity_star.family import InfinityStar
 from videoar_jax.models.nova.family import Nova
 from videoar_jax.models.videoar.family import VideoAR
 
-FAMILIES: dict[str, Family] = {"videoar": VideoAR(), "nova": Nova(), "infinity": Infinity()}
+FAMILIES: dict[str, Family] = {
+  "videoar": VideoAR(),
+  "nova": Nova(),
+  "infinity": Infinity(),
+  "infinity_star": InfinityStar(),
+}
 
 
 def family_of(name: str) -> Family:

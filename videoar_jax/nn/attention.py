@@ -8,6 +8,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from videoar_jax.nn.documents import DocumentMask, DocumentRule
 from videoar_jax.nn.layers import product
 from videoar_jax.nn.mask import AttentionMask, BlockCausalMask
 from videoar_jax.nn.splash import splash_attention
@@ -17,13 +18,14 @@ BACKENDS = ("dense", "blocked", "splash")
 # sides of _CHUNK tokens.
 _MAX_SCORES = 2**20
 _CHUNK = 256
+Mask = AttentionMask | DocumentMask
 
 
 def attend(
   query: Float[Array, "b l n k"],
   key: Float[Array, "b l g k"],
   value: Float[Array, "b l g k"],
-  attention_mask: AttentionMask,
+  attention_mask: Mask,
 ) -> Float[Array, "b l n k"]:
   """Masked softmax self-attention.
 
@@ -34,9 +36,9 @@ def attend(
     value: values.
     attention_mask: the mask and its backend: "dense" computes all scores at once; "blocked" attends
       from each group to the keys it can see, or in tiles of scores if there are many; "splash" is
-      the TPU kernel.
+      the TPU kernel, which has no masks of documents.
   Raises:
-    ValueError: the sequence is shorter than the mask, or the backend is unknown.
+    ValueError: the sequence is shorter than the mask, or the backend is unknown or lacks the mask.
   """
   length, added = attention_mask.rule.length, query.shape[1] - attention_mask.rule.length
   if added < 0:
@@ -45,10 +47,19 @@ def attend(
     raise ValueError(
       f"attention={attention_mask.backend!r} is unknown; backends are {', '.join(BACKENDS)}"
     )
+  if attention_mask.backend == "splash" and isinstance(attention_mask, DocumentMask):
+    raise ValueError("attention='splash' has no masks of documents; set 'blocked'")
   if attention_mask.backend == "splash":
     return splash_attention(query, key, value, attention_mask)
   query, key, value = (x[:, :length] for x in (query, key, value))
-  if attention_mask.backend == "dense":
+  if isinstance(attention_mask, DocumentMask):
+    if attention_mask.backend == "blocked" and length**2 > _MAX_SCORES:
+      out = _chunked(query, key, value, attention_mask)
+    else:
+      out = attention(query, key, value, attention_mask.mask())
+    # The softmax of a token that sees nothing would be a mean over all keys.
+    out = jnp.where(attention_mask.attends()[:, :, None, None], out, 0)
+  elif attention_mask.backend == "dense":
     out = attention(query, key, value, attention_mask.mask())
   else:
     out = _blocked(query, key, value, attention_mask)
@@ -156,7 +167,7 @@ def _seen_slices(rule: BlockCausalMask, group: int) -> tuple[slice, ...]:
 
 
 @jax.custom_vjp
-def _chunked(query, key, value, attention_mask: AttentionMask):
+def _chunked(query, key, value, attention_mask: Mask):
   """Computes attention one tile of scores at a time, skipping tiles that are fully masked.
 
   For the gradient it keeps only the arguments, the result, and each row's log-sum-exp.
@@ -231,19 +242,19 @@ def _join(chunks, shape):
   return rearrange(chunks, "c b g r l k -> b (c l) (g r) k")[:, : shape[1]]
 
 
-def _scores(query, key, attention_mask: AttentionMask, i, j):
+def _scores(query, key, attention_mask: Mask, i, j):
   """Returns the masked scores of a chunk of queries with a chunk of keys."""
   mask = attention_mask.part(i * _CHUNK, j * _CHUNK, _CHUNK)
   scores = product("bgrqk,bglk->bgrql", query, key) / math.sqrt(query.shape[-1])
   return scores + jnp.where(mask, 0.0, -1e30)[:, None, None]
 
 
-def _pairs(rule: BlockCausalMask) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(rule: BlockCausalMask | DocumentRule) -> tuple[np.ndarray, np.ndarray]:
   """Returns the indices (of queries, of keys) of all pairs of chunks that are not fully masked."""
   num = -(-rule.length // _CHUNK)
   pairs = []
   for i in range(num):
-    seen = rule.visible(slice(i * _CHUNK, (i + 1) * _CHUNK)).any(axis=0)
+    seen = rule.seen_by(slice(i * _CHUNK, (i + 1) * _CHUNK))
     seen = np.pad(seen, (0, num * _CHUNK - rule.length)).reshape(num, _CHUNK).any(axis=1)
     pairs += [(i, j) for j in np.flatnonzero(seen)]
   queries, keys = np.array(pairs, np.int32).T

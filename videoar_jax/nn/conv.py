@@ -136,6 +136,8 @@ class CausalConv3d(nnx.Module):
   same length, pass `is_start` with the first one: the clip then starts at its last frame, its
   other frames are ignored, and its `past` must be zeros.
 
+  Before a clip there are zeros, or copies of its first frame with `repeats_first`.
+
   Source: VIDEOAR sections 2.1 and 2.2.
   """
 
@@ -149,6 +151,7 @@ class CausalConv3d(nnx.Module):
     num_taps: int | None = None,
     stride: tuple[int, int, int] = (1, 1, 1),
     gain: float = 1.0,
+    repeats_first: bool = False,
   ):
     num_taps = size if num_taps is None else num_taps
     shape = (num_taps, size, size, num_in, num_out)
@@ -156,22 +159,34 @@ class CausalConv3d(nnx.Module):
     self.kernel = layers.param(rngs, image_start(gain), shape, axes)
     self.bias = layers.param(rngs, layers.zeros, (num_out,), ("conv_out",))
     self.stride = stride
+    self.repeats_first = repeats_first
 
   def __call__(
     self,
     x: Float[Array, "b t h w i"],
     past: Float[Array, "b p h w i"] | None = None,
     is_start: Bool[Array, ""] | None = None,
-  ) -> tuple[Float[Array, "b u y x o"], Float[Array, "b p h w i"]]:
+  ) -> tuple[Float[Array, "b u y x o"], Float[Array, "b q h w i"]]:
     num_taps, size = self.kernel.shape[:2]
     if is_start is not None:
       is_before = is_start & (jnp.arange(x.shape[1]) < x.shape[1] - 1)
-      x = jnp.where(is_before[:, None, None, None], 0.0, x)
+      before = x[:, -1:] if self.repeats_first else 0.0
+      x = jnp.where(is_before[:, None, None, None], before, x)
+    if self.repeats_first:
+      past = _copies_before(x, past, is_start, num_past(num_taps, self.stride[0]))
     half = size // 2
     pads = tuple((half, half) if step == 1 else (0, half) for step in self.stride[1:])
     y = conv3d(x, self.kernel[...].astype(x.dtype), stride=self.stride, pads=pads, past=past)
     last = _last_frames(x, past, num_past(num_taps, self.stride[0]))
     return y + self.bias[...].astype(x.dtype), last
+
+
+def _copies_before(x, past, is_start, num):
+  """Returns the past, which at the start of a clip is copies of its first frame."""
+  first = jnp.broadcast_to(x[:, :1], (x.shape[0], num, *x.shape[2:]))
+  if past is None:
+    return first
+  return past if is_start is None else jnp.where(is_start, first, past)
 
 
 def _last_frames(x, past, num):

@@ -115,6 +115,10 @@ class BlockCausalMask:
     is_near = (group == PREFIX) | (self.window is None or group >= query - (self.window or 0))
     return is_own | (self.is_shown & (group < query) & is_near)
 
+  def seen_by(self, queries: slice) -> Bool[np.ndarray, "l"]:
+    """Returns which tokens any of the queries sees."""
+    return self.visible(queries).any(axis=0)
+
 
 @functools.partial(
   jax.tree_util.register_dataclass,

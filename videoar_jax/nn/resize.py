@@ -33,20 +33,43 @@ def linear_matrix(num_in: int, num_out: int) -> Float[np.ndarray, "o i"]:
   return matrix
 
 
-def _resize(x, size, matrix):
-  height, width = x.shape[-3:-1]
+def _resize(x, size, num_channels, matrix):
+  height, width, channels = x.shape[-3:]
+  is_fewer = num_channels is not None and num_channels < channels
+  if is_fewer:  # First, so that the other axes have less to resize.
+    x = x @ matrix(channels, num_channels).T.astype(x.dtype)
   if height != size[0]:
     x = jnp.einsum("yh,...hwd->...ywd", matrix(height, size[0]).astype(x.dtype), x)
   if width != size[1]:
     x = jnp.einsum("xw,...ywd->...yxd", matrix(width, size[1]).astype(x.dtype), x)
+  if num_channels is not None and num_channels > channels:
+    x = x @ matrix(channels, num_channels).T.astype(x.dtype)
   return x
 
 
-def area_resize(x: Float[Array, "*b h w d"], size: tuple[int, int]) -> Float[Array, "*b y x d"]:
-  """Resizes by averaging cells. Source: VIDEOAR section 2.3."""
-  return _resize(x, size, area_matrix)
+def area_resize(
+  x: Float[Array, "*b h w d"], size: tuple[int, int], num_channels: int | None = None
+) -> Float[Array, "*b y x e"]:
+  """Resizes by averaging cells.
+
+  Args:
+    x: feature maps.
+    size: (y, x) of the result.
+    num_channels: of the result, for channels that are resized as a third axis; None keeps them.
+  Source: VIDEOAR section 2.3; INFINITY section 6.3 for channels.
+  """
+  return _resize(x, size, num_channels, area_matrix)
 
 
-def linear_resize(x: Float[Array, "*b h w d"], size: tuple[int, int]) -> Float[Array, "*b y x d"]:
-  """Resizes by bilinear interpolation. Source: VIDEOAR section 2.3."""
-  return _resize(x, size, linear_matrix)
+def linear_resize(
+  x: Float[Array, "*b h w d"], size: tuple[int, int], num_channels: int | None = None
+) -> Float[Array, "*b y x e"]:
+  """Resizes by bilinear interpolation, or trilinear with channels as the third axis.
+
+  Args:
+    x: feature maps.
+    size: (y, x) of the result.
+    num_channels: of the result, for channels that are resized as a third axis; None keeps them.
+  Source: VIDEOAR section 2.3; INFINITY section 6.3 for channels.
+  """
+  return _resize(x, size, num_channels, linear_matrix)

@@ -53,6 +53,7 @@ def splash_attention(
   # Filler tokens have a segment of their own: no other token sees them.
   filling = ((0, 0), (0, length - rule.length))
   padding = jnp.pad(attention_mask.padding(), filling, constant_values=2)
+  padding = jnp.broadcast_to(padding, (len(query), length))
   if rule.summary:
     query, key, value, padding = (x[:, order] for x in (query, key, value, padding))
   rest = _padded_length(length) - length

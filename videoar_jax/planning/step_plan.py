@@ -218,7 +218,7 @@ def _abstract_task(run: RunConfig, stage: StageConfig, mesh) -> tuple[Task, dict
     frozen = family.frozen_shapes(stage.loss)
     return family.make_task(run.tokenizer, stage.loss, resolution, frozen), frozen
   stages = StageCheckpoints(run, pathlib.Path(), mesh)
-  template = stages.module_template(stages.stage_before(stage, "tokenizer"))
+  template = stages.tokenizer_template()
   return run.family.make_task(run, stage, template, template.shapes), template.shapes
 
 
@@ -229,8 +229,8 @@ def _abstract_batch(run: RunConfig, stage: StageConfig, mesh: AnyMesh) -> dict:
   if stage.cache is None:
     return batch
   grid = run.tokenizer.latent_shape(data.num_frames, data.resolution)
-  latents = (b, *grid, run.tokenizer.num_channels)
-  return {"text": batch["text"], "latents": _abstract_rows(latents, jnp.bfloat16, mesh)}
+  latents, dtype = (b, *grid, run.tokenizer.num_encoded), stage.cache.dtype(run.tokenizer)
+  return {"text": batch["text"], "latents": _abstract_rows(latents, jnp.dtype(dtype), mesh)}
 
 
 def _abstract_clips(run: RunConfig, stage: StageConfig, mesh: AnyMesh, num_clips: int) -> dict:

@@ -1,7 +1,8 @@
 """Prompts as features that a text encoder, such as T5, has computed ahead of time.
 
 A safetensors file has a tensor `[n, c]` for each prompt, named by the prompt itself; n is the
-prompt's own number of tokens. A folder may have many such files. To make one:
+prompt's own number of tokens. A folder may have many such files. `python -m videoar_jax.convert
+text_features` makes them with a pretrained encoder; for one that this package does not have:
 
   from videoar_jax.interop import tensors
   tensors.write("features.safetensors", {prompt: encode(prompt) for prompt in {"", *prompts}})
@@ -9,14 +10,18 @@ prompt's own number of tokens. A folder may have many such files. To make one:
 
 import difflib
 import functools
+import os
 import pathlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from jaxtyping import Float32
 
 from videoar_jax.interop import tensors
+from videoar_jax.interop.atomic import replacing
 
 SUFFIX = ".safetensors"
+_FILE_BYTES = 2**30  # About as many are in a file of a folder, and in memory, at once.
 
 
 class TextFeatures:
@@ -83,7 +88,10 @@ class TextFeatures:
       near = difflib.get_close_matches(text, list(self._files)[:10_000], n=1)
       hint = f"; did you mean {near[0][:60]!r}?" if near and near[0] else ""
       if len(self._files) == 1:  # As in the copy that a workdir keeps.
-        hint = ", but only those of the empty prompt; name a file of the prompts: --text_features"
+        hint = (
+          ", but only those of the empty prompt; name a file of the prompts, or the folder of the "
+          "text encoder: --text_features"
+        )
       raise ValueError(f"text.tokenizer={self.path!r} has no features of {text[:60]!r}{hint}")
     found = np.asarray(_reader(self._files[text]).get_tensor(text), np.float32)
     return np.pad(found, ((0, self.length - len(found)), (0, 0)))
@@ -91,6 +99,52 @@ class TextFeatures:
   def null(self) -> Float32[np.ndarray, "P c"]:
     """Returns the features of "", which mean "no condition" in classifier-free guidance."""
     return self.encode("")
+
+
+def write_features(path: str | os.PathLike, encoder, prompts: Iterable[str]) -> int:
+  """Writes features of prompts to a file, or to a folder of files of about 1 GB each.
+
+  Args:
+    path: a file, if it ends in `.safetensors`; else a folder, which must not exist.
+    encoder: with `features`, from a prompt to `[n, c]`.
+    prompts: the prompts, each once, "" among them.
+  Returns:
+    The largest number of rows, for `text.length`.
+  Raises:
+    OSError: a file cannot be written.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if path.suffix == SUFFIX:
+    return _write_file(path, {prompt: _rows(encoder, prompt) for prompt in prompts})
+  with replacing(path) as partial:
+    partial.mkdir()
+    parts = enumerate(_parts(encoder, prompts))
+    return max(_write_file(partial / f"{i:05}{SUFFIX}", arrays) for i, arrays in parts)
+
+
+def _parts(encoder, prompts: Iterable[str]) -> Iterator[dict[str, np.ndarray]]:
+  """Yields features by prompt, as many at once as a file has."""
+  arrays, num_bytes = {}, 0
+  for prompt in prompts:
+    if num_bytes >= _FILE_BYTES:
+      yield arrays
+      arrays, num_bytes = {}, 0
+    arrays[prompt] = _rows(encoder, prompt)
+    num_bytes += arrays[prompt].nbytes
+  yield arrays
+
+
+def _write_file(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> int:
+  """Writes a file; returns its largest number of rows."""
+  tensors.write(path, arrays)
+  return max(map(len, arrays.values()))
+
+
+def _rows(encoder, prompt: str) -> np.ndarray:
+  """Returns the features of a prompt; a row of padding for one without tokens."""
+  features = encoder.features(prompt)
+  return features if len(features) else np.zeros((1, encoder.text_dim), features.dtype)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Prompts as tokens: bytes or words, which need no vocabulary; a tokenizer file; or classes.
 
-The interface, shared with `TextFeatures`, is `length`, `vocabulary_size`, `text_dim`, `encode` and
-`null`. Token 0 is padding.
+The interface, shared with `TextFeatures` and `PretrainedText`, is `length`, `vocabulary_size`,
+`text_dim`, `encode` and `null`. Token 0 is padding.
 """
 
 import difflib
@@ -13,7 +13,10 @@ import zlib
 import numpy as np
 from jaxtyping import Int32
 
+from videoar_jax.text.encoders.files import is_encoder
 from videoar_jax.text.features import SUFFIX, TextFeatures
+from videoar_jax.text.pretrained import PretrainedText
+from videoar_jax.text.tokenizer_files import open_tokenizer
 
 PAD_ID = 0
 END_ID = 1
@@ -135,17 +138,9 @@ class FileTokenizer:
   def __init__(self, path: str, length: int):
     _check_length(length)
     try:
-      import tokenizers
-    except ImportError as error:
-      raise ValueError(
-        f"text.tokenizer={path!r} needs an optional package; pip install 'videoar_jax[tokenizers]'"
-      ) from error
-    try:
-      self._tokenizer = tokenizers.Tokenizer.from_file(path)
-    except Exception as error:  # The package raises nothing narrower.
-      raise ValueError(f"text.tokenizer={path!r} is not a tokenizer file: {error}") from error
-    self._tokenizer.no_padding()
-    self._tokenizer.no_truncation()
+      self._tokenizer = open_tokenizer(path)
+    except ValueError as error:
+      raise ValueError(f"text.tokenizer={error}") from error
     self.length = length
     self.vocabulary_size = NUM_SPECIAL + 1 + max(self._tokenizer.get_vocab().values(), default=0)
 
@@ -241,16 +236,22 @@ class ClassTokenizer:
     return np.array([self.null_id], np.int32)
 
 
-TextEncoder = ByteTokenizer | WordTokenizer | FileTokenizer | ClassTokenizer | TextFeatures
+TextEncoder = (
+  ByteTokenizer | WordTokenizer | FileTokenizer | ClassTokenizer | TextFeatures | PretrainedText
+)
 
 
-def make_text_encoder(tokenizer: str, length: int, classes: tuple[str, ...]) -> TextEncoder:
+def make_text_encoder(
+  tokenizer: str, length: int, classes: tuple[str, ...], dtype: str = "float32"
+) -> TextEncoder:
   """Makes the text encoder that `text.tokenizer` names.
 
   Args:
-    tokenizer: "bytes", "words", "classes", or the path of a JSON file or of features.
+    tokenizer: "bytes", "words", "classes", or the path of a JSON file, of features, or of the
+      folder of a pretrained encoder.
     length: tokens in every encoded prompt, P.
     classes: names of the classes, for "classes".
+    dtype: of a pretrained encoder's weights, "float32" or "bfloat16".
   Raises:
     ValueError: `tokenizer` is none of these, or its files are wrong; the message names the field.
   """
@@ -265,8 +266,17 @@ def make_text_encoder(tokenizer: str, length: int, classes: tuple[str, ...]) -> 
   if tokenizer.endswith(".json"):
     return FileTokenizer(tokenizer, length)
   if tokenizer.endswith(SUFFIX) or pathlib.Path(tokenizer).is_dir():
-    return TextFeatures(tokenizer, length)
+    return _make_features(tokenizer, length, dtype)
   raise ValueError(
     f"text.tokenizer={tokenizer!r} must be 'bytes', 'words', 'classes', a .json tokenizer file, "
-    f"or a {SUFFIX} file of features or a folder of them"
+    f"a {SUFFIX} file of features or a folder of them, or the folder of a text encoder"
   )
+
+
+def _make_features(path: str, length: int, dtype: str) -> TextFeatures | PretrainedText:
+  try:
+    is_pretrained = is_encoder(path)
+    encoder = PretrainedText(path, length, dtype) if is_pretrained else None
+  except ValueError as error:
+    raise ValueError(f"text.tokenizer={path!r}: {error}") from error
+  return encoder or TextFeatures(path, length)

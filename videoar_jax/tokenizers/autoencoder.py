@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from videoar_jax.nn.conv import CausalConv3d
 from videoar_jax.nn.layers import GroupNorm
+from videoar_jax.tokenizers import shapes
 
 # The last inputs of each convolution: arrays in dicts that are nested like the modules.
 State = dict
@@ -106,12 +107,23 @@ class AutoencoderConfig:
     return 1 if self.temporal_kernels == "half" else 3
 
   @property
+  def sees_whole_clips(self) -> bool:
+    """Whether any frame of the result depends on all frames of a clip."""
+    return False
+
+  @property
   def num_encoded(self) -> int:
     """Channels that the encoder makes of a cell."""
     return self.num_channels
 
-  def latents_of(self, encoded: Float[Array, "b t h w e"]) -> Float[Array, "b t h w d"]:
-    """Returns the latents that what the encoder made stands for: itself."""
+  def posterior_of(self, encoded: Float[Array, "b t h w e"]) -> Float[Array, "b t h w e"]:
+    """Returns what a token cache stores of what the encoder made: itself."""
+    return encoded
+
+  def latents_of(
+    self, encoded: Float[Array, "b t h w e"], key: jax.Array | None = None
+  ) -> Float[Array, "b t h w d"]:
+    """Returns the latents that what the encoder made stands for: itself, with any key."""
     return encoded
 
   @property
@@ -125,29 +137,8 @@ class AutoencoderConfig:
     return math.prod(time for time, _ in self.strides)
 
   def latent_shape(self, num_frames: int, resolution: tuple[int, int]) -> tuple[int, int, int]:
-    """Returns (t, h, w) of a clip's latent.
-
-    Raises:
-      ValueError: frames are not 1 + tau k, or the stride does not divide the resolution.
-    """
-    tau, stride = self.temporal_stride, self.spatial_stride
-    if num_frames < 1 or (num_frames - 1) % tau:
-      below = max(0, (num_frames - 1) // tau) * tau + 1
-      raise ValueError(
-        f"data.num_frames={num_frames} is not 1 + {tau} k; take {below} or {below + tau}"
-      )
-    for side, size in zip(("height", "width"), resolution, strict=True):
-      if size < stride or size % stride:
-        below = max(1, size // stride) * stride
-        raise ValueError(
-          f"data.resolution: {side} {size} is not a multiple of the tokenizer's stride {stride}; "
-          f"take {below} or {below + stride}"
-        )
-    return (
-      1 + (num_frames - 1) // tau,
-      resolution[0] // stride,
-      resolution[1] // stride,
-    )
+    """Returns (t, h, w) of a clip's latent; see `shapes.latent_shape`."""
+    return shapes.latent_shape(self.temporal_stride, self.spatial_stride, num_frames, resolution)
 
 
 class ResidualBlock(nnx.Module):

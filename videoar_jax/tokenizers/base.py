@@ -23,14 +23,26 @@ class TokenizerConfig(Protocol):
     temporal_stride: `tau`; a clip of 1 + tau k frames has 1 + k latent frames.
     spatial_stride: side of a latent cell in pixels.
     num_channels: channels of a latent cell.
+    num_encoded: channels of what latents are drawn from; as many without a distribution.
+    sees_whole_clips: any frame of latents or of decoded pixels depends on all frames of a clip.
   """
 
   temporal_stride: int
   spatial_stride: int
   num_channels: int
+  num_encoded: int
+  sees_whole_clips: bool
 
   def latent_shape(self, num_frames: int, resolution: tuple[int, int]) -> tuple[int, int, int]:
     """Returns (t, h, w) of a clip's latents; ValueError names what does not fit."""
+
+  def posterior_of(self, encoded: Float[Array, "b t h w e"]) -> Float[Array, "b t h w e"]:
+    """Returns what latents are drawn from, given what the encoder made."""
+
+  def latents_of(
+    self, encoded: Float[Array, "b t h w e"], key: jax.Array | None = None
+  ) -> Float[Array, "b t h w d"]:
+    """Draws latents, or takes their means without a key; without a distribution, both are one."""
 
 
 @runtime_checkable
@@ -61,10 +73,12 @@ class TokenizerFamily(Protocol):
   """A kind of tokenizer. Trainer, data, caches and evaluation use only this interface.
 
   Attributes:
+    name: its key in `TOKENIZERS`, and in the files of converted tokenizers.
     network: dataclass of `config.tokenizer`, a `TokenizerConfig`.
     loss: dataclass of a tokenizer stage's `loss`.
   """
 
+  name: str
   network: type
   loss: type
 
@@ -90,7 +104,15 @@ class TokenizerFamily(Protocol):
   def encode(
     self, module: nnx.Module, video: UInt8[Array, "b f H W 3"]
   ) -> Float[Array, "b t h w d"]:
-    """Returns latents; called inside jit by a generator's training step and by the token cache."""
+    """Returns latents, the means of a distribution; called inside jit."""
+
+  def encode_posterior(
+    self, module: nnx.Module, video: UInt8[Array, "b f H W 3"]
+  ) -> Float[Array, "b t h w e"]:
+    """Returns what `config.latents_of` draws latents from: means and log-variances, or latents.
+
+    Called inside jit by a generator's training step, and by the token cache, which stores it.
+    """
 
   def encode_bytes(self, config: TokenizerConfig, shape: tuple[int, int, int, int]) -> float:
     """Estimates the peak bytes of `encode` on one device, for clips of shape [b, f, H, W]."""

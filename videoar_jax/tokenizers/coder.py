@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float
 
 from videoar_jax.parallel.processes import fetch
-from videoar_jax.tokenizers.autoencoder import Autoencoder, AutoencoderConfig, State
+from videoar_jax.tokenizers.autoencoder import State
+from videoar_jax.tokenizers.base import TokenizerConfig
 
 
 class Coder:
@@ -23,7 +25,7 @@ class Coder:
     autoencoder: the trained module.
   """
 
-  def __init__(self, autoencoder: Autoencoder):
+  def __init__(self, autoencoder: nnx.Module):
     self.autoencoder = autoencoder
     # A whole clip is one chunk; its state is not returned, so the compiler removes it.
     self._encode = jax.jit(lambda module, video: _encode(module, video, None)[0])
@@ -32,7 +34,7 @@ class Coder:
     self._decode_chunk = jax.jit(_decode)
 
   @property
-  def config(self) -> AutoencoderConfig:
+  def config(self) -> TokenizerConfig:
     """Static settings of the network."""
     return self.autoencoder.config
 
@@ -53,8 +55,8 @@ class Coder:
     if chunk is None:
       return self._encode(self.autoencoder, jnp.asarray(video))
     tau = self.config.temporal_stride
-    ends = [1 + tau * (end - 1) for end in _chunk_ends(num_latents, chunk)]
-    return _in_chunks(self.encode_chunk, video, ends, num_latents)
+    ends = [1 + tau * (end - 1) for end in chunk_ends(num_latents, chunk)]
+    return in_chunks(self.encode_chunk, video, ends, num_latents)
 
   def encode_chunk(
     self, video: Float[Array | np.ndarray, "b f H W 3"], state: State | None = None
@@ -98,7 +100,7 @@ class Coder:
       return self._decode(self.autoencoder, jnp.asarray(latents))
     num_latents = latents.shape[1]
     num_frames = 1 + self.config.temporal_stride * (num_latents - 1)
-    return _in_chunks(self.decode_chunk, latents, _chunk_ends(num_latents, chunk), num_frames)
+    return in_chunks(self.decode_chunk, latents, chunk_ends(num_latents, chunk), num_frames)
 
   def decode_chunk(
     self, latents: Float[Array | np.ndarray, "b t h w d"], state: State | None = None
@@ -121,24 +123,24 @@ class Coder:
       raise ValueError(f"latents: needs shape [b, t, h, w, {d}], got {latents.shape}")
 
 
-def _encode(module: Autoencoder, video: Array, past: State | None):
+def _encode(module: nnx.Module, video: Array, past: State | None):
   encoded, last = module.encoder.chunk(video, past)
   return module.config.latents_of(encoded), last
 
 
-def _decode(module: Autoencoder, latents: Array, past: State | None):
+def _decode(module: nnx.Module, latents: Array, past: State | None):
   video, last = module.decoder.chunk(latents, past)
   return jnp.clip(video, -1.0, 1.0), last
 
 
-def _chunk_ends(num_frames: int, chunk: int) -> list[int]:
+def chunk_ends(num_frames: int, chunk: int) -> list[int]:
   """Returns where each chunk of latent frames ends."""
   if chunk < 1:
     raise ValueError(f"chunk={chunk} must be at least 1 latent frame")
   return [*range(chunk, num_frames, chunk), num_frames]
 
 
-def _in_chunks(code, x, ends: list[int], num_out: int) -> np.ndarray:
+def in_chunks(code, x, ends: list[int], num_out: int) -> np.ndarray:
   """Codes a clip's chunks, one after the other, to `num_out` frames."""
   result, state, start, at = None, None, 0, 0
   for end in ends:

@@ -6,17 +6,17 @@ loops over its clips, and over each clip's latent frames as in streaming.
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from videoar_jax.parallel.rules import num_shards
-from videoar_jax.tokenizers.autoencoder import Decoder
 from videoar_jax.tokenizers.batch_parts import MAX_PIXELS, part_of
 from videoar_jax.tokenizers.encoding import on_each_device
 from videoar_jax.tokenizers.pixels import to_uint8
 
 
 def decode(
-  decoder: Decoder, latents: Float[Array, "b t h w d"], max_pixels: int = MAX_PIXELS
+  decoder: nnx.Module, latents: Float[Array, "b t h w d"], max_pixels: int = MAX_PIXELS
 ) -> UInt8[Array, "b f H W 3"]:
   """Decodes accumulated codes to pixels; inside jit on a mesh, each device decodes its own.
 
@@ -30,11 +30,14 @@ def decode(
   shape = (b // num_parts, 1 + tau * (t - 1), h * stride, w * stride)
   if b % num_parts or b * shape[1] * shape[2] * shape[3] <= num_parts * max_pixels:
     return to_uint8(decoder(latents))
-  return on_each_device(_in_chunks, decoder, latents, part_of(tau, shape, max_pixels)[0])
+  step = shape[1] if config.sees_whole_clips else tau
+  return on_each_device(_in_chunks, decoder, latents, part_of(step, shape, max_pixels)[0])
 
 
-def _in_chunks(decoder: Decoder, latents):
+def _in_chunks(decoder: nnx.Module, latents):
   """Decodes one latent frame after the other: the first one is a frame, later ones are tau."""
+  if decoder.config.sees_whole_clips:
+    return to_uint8(decoder(latents))
   first, state = decoder.chunk(latents[:, :1])
   first = to_uint8(first)
   if latents.shape[1] == 1:

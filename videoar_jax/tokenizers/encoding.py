@@ -4,7 +4,8 @@ For one clip of 33 frames of 384x672 pixels, each of the encoder's activations a
 takes 4 GiB, and TPU's compiler is slow for arrays of that size. So each device loops over its
 clips, and over each clip's frames as in streaming, in parts with a bounded number of pixels:
 neither memory nor the program grows with the batch or the clip. Nothing is kept for a backward
-pass: the encoder is frozen while a generator trains.
+pass: the encoder is frozen while a generator trains. Encoders that see whole clips get whole clips,
+and bound memory themselves.
 """
 
 from collections.abc import Callable
@@ -16,13 +17,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, num_shards
-from videoar_jax.tokenizers.autoencoder import Encoder
 from videoar_jax.tokenizers.batch_parts import MAX_PIXELS, part_of
 from videoar_jax.tokenizers.pixels import to_float
 
 
 def encode(
-  encoder: Encoder, video: UInt8[Array, "b f H W 3"], max_pixels: int = MAX_PIXELS
+  encoder: nnx.Module, video: UInt8[Array, "b f H W 3"], max_pixels: int = MAX_PIXELS
 ) -> Float[Array, "b t h w d"]:
   """Encodes clips; inside jit on a mesh, each device encodes its own.
 
@@ -33,7 +33,9 @@ def encode(
   """
   if video[..., 0].size <= num_shards("batch") * max_pixels:
     return encoder(to_float(video))
-  size, _ = part_of(encoder.config.temporal_stride, _own_shape(video), max_pixels)
+  config = encoder.config
+  step = video.shape[1] if config.sees_whole_clips else config.temporal_stride
+  size, _ = part_of(step, _own_shape(video), max_pixels)
   return on_each_device(_in_chunks, encoder, video, size)
 
 
@@ -72,7 +74,7 @@ def _in_chunks(encoder, video):
   too, of which only the last is used: this wastes some arithmetic, but halves the program.
   """
   tau = encoder.config.temporal_stride
-  if video.shape[1] == 1:
+  if video.shape[1] == 1 or encoder.config.sees_whole_clips:
     return encoder(to_float(video))
   _, state = jax.eval_shape(encoder.chunk, jax.eval_shape(to_float, video[:, :1]))
   state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)

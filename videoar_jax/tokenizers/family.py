@@ -24,6 +24,10 @@ class AutoencoderFamily:
     """See `TokenizerFamily`."""
     return lambda key: Autoencoder(nnx.Rngs(params=key), config)
 
+  def encode_posterior(self, module: Autoencoder, video):
+    """See `TokenizerFamily`."""
+    return module.config.posterior_of(encode(module.encoder, video))
+
   def encode(self, module: Autoencoder, video):
     """See `TokenizerFamily`."""
     return module.config.latents_of(encode(module.encoder, video))

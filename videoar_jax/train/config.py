@@ -34,6 +34,7 @@ class LoopConfig:
       microbatch instead.
     ema_decay: decay of the exponential moving average of the parameters, which later stages and
       sampling use; 0 for no average.
+    ema_every: steps between updates of that average.
     save_every: steps between checkpoints.
     max_to_keep: newest checkpoints to keep.
     keep_period: steps between checkpoints that are never deleted, a multiple of `save_every`; 0 for
@@ -60,6 +61,7 @@ class LoopConfig:
   optimizer: OptimizerConfig
   grad_accum_steps: int = 1
   ema_decay: float = 0.0
+  ema_every: int = 1
   save_every: int = 100
   max_to_keep: int = 2
   keep_period: int = 0
@@ -75,7 +77,7 @@ class LoopConfig:
 
   def __post_init__(self):
     counts = ("num_steps", "batch_size", "save_every", "log_every", "media_every", "max_to_keep")
-    for name in (*counts, "save_timeout_s", "grad_accum_steps", "eval_batches"):
+    for name in (*counts, "ema_every", "save_timeout_s", "grad_accum_steps", "eval_batches"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
     for name in ("step_timeout_s", "eval_every"):

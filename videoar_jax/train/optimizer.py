@@ -25,7 +25,7 @@ class OptimizerConfig:
     b1: decay of AdamW's average of the gradient.
     b2: decay of AdamW's average of the squared gradient.
     weight_decay: decoupled weight decay, of matrices, embeddings and convolutions but not of norms
-      and biases, whatever the optimizer.
+      and biases, whatever the optimizer. NOVA's biases decay, too, as in its public code.
     grad_clip_norm: global gradient norm above which gradients are scaled down to it.
   """
 
@@ -72,16 +72,24 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
 
 
 def make_optimizer(
-  config: OptimizerConfig, num_steps: int, axes: dict
+  config: OptimizerConfig,
+  num_steps: int,
+  axes: dict,
+  *,
+  is_decayed: dict | None = None,
+  is_trained: dict | None = None,
 ) -> optax.GradientTransformation:
   """Returns the optimizer.
 
   Args:
     config: settings.
     num_steps: length of the schedule.
-    axes: logical axis names of each parameter; those with two or more are matrices, which decay.
+    axes: logical axis names of each parameter.
+    is_decayed: whether each parameter decays; None for matrices, those with two or more axes.
+    is_trained: whether each parameter is trained; None for all. Others have no state.
   """
-  is_matrix = jax.tree.map(lambda names: len(names) > 1, axes, is_leaf=_is_axes)
+  if is_decayed is None:
+    is_decayed = jax.tree.map(lambda names: len(names) > 1, axes, is_leaf=_is_axes)
   schedule = learning_rate_schedule(config, num_steps)
   if config.kind == "adamw":
     step = optax.adamw(
@@ -89,7 +97,7 @@ def make_optimizer(
       b1=config.b1,
       b2=config.b2,
       weight_decay=config.weight_decay,
-      mask=is_matrix,
+      mask=is_decayed,
     )
   else:
     labels = jax.tree.map(
@@ -99,16 +107,20 @@ def make_optimizer(
     kernels = optax.chain(
       scale_by_muon(axes, config.muon_steps),
       optax.identity(),
-      optax.add_decayed_weights(config.weight_decay, is_matrix),
+      optax.add_decayed_weights(config.weight_decay, is_decayed),
       optax.scale_by_learning_rate(schedule),
     )
     rest = optax.chain(
       optax.scale_by_adam(b1=config.b1, b2=config.b2, nesterov=True),
-      _decay(config.weight_decay, is_matrix),
+      _decay(config.weight_decay, is_decayed),
       optax.scale_by_learning_rate(lambda count: config.adamw_share * schedule(count)),
     )
     step = optax.partition({"muon": kernels, "adam": rest}, labels)
-  return optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), step)
+  step = optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), step)
+  if is_trained is None:
+    return step
+  labels = jax.tree.map(lambda is_own: "trained" if is_own else "frozen", is_trained)
+  return optax.partition({"trained": step, "frozen": optax.set_to_zero()}, labels)
 
 
 def _decay(weight_decay: float, is_decayed: dict) -> optax.GradientTransformation:

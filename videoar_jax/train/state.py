@@ -120,6 +120,11 @@ def flatten(params: dict) -> dict:
   return {".".join(part.key for part in path): leaf for path, leaf in leaves}
 
 
+def by_name(select: Callable[[str], bool], params: dict) -> dict:
+  """Returns a tree like the parameters, of what a function says of their dotted names."""
+  return unflatten({name: select(name) for name in flatten(params)})
+
+
 def unflatten(leaves: dict) -> dict:
   """Undoes `flatten`."""
   params: dict = {}

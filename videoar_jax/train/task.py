@@ -40,6 +40,20 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class SelectiveTask(Task, Protocol):
+  """A task that decides by a parameter's dotted name whether it is trained, and whether it decays.
+
+  Otherwise all are trained, and those of two or more axes decay.
+  """
+
+  def is_trained(self, name: str) -> bool:
+    """Returns whether a parameter is trained; others keep their values, and have no moments."""
+
+  def is_decayed(self, name: str) -> bool:
+    """Returns whether weight decay applies to a parameter."""
+
+
+@runtime_checkable
 class AdversarialTask(Task, Protocol):
   """A task with an adversary; training calls its `adversarial_loss` instead of `loss`."""
 

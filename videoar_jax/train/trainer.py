@@ -12,7 +12,7 @@ from videoar_jax.train import state as train_state
 from videoar_jax.train.adversary import AdversaryTrainer
 from videoar_jax.train.config import LoopConfig
 from videoar_jax.train.optimizer import learning_rate_schedule, make_optimizer
-from videoar_jax.train.task import Task
+from videoar_jax.train.task import SelectiveTask, Task
 
 NUM_SHOWN = 8  # Clips of the media, on every mesh.
 
@@ -43,7 +43,20 @@ class Trainer:
     num_steps = before + config.num_steps + after
     self.key = jax.random.key(seed)
     self.template = train_state.Template.of(task.init)
-    self.optimizer = make_optimizer(config.optimizer, num_steps, self.template.axes)
+    is_decayed = None
+    self.is_trained: dict | None = None  # Of each parameter; None for all.
+    if isinstance(task, SelectiveTask):
+      is_decayed, self.is_trained = (
+        train_state.by_name(select, self.template.shapes)
+        for select in (task.is_decayed, task.is_trained)
+      )
+    self.optimizer = make_optimizer(
+      config.optimizer,
+      num_steps,
+      self.template.axes,
+      is_decayed=is_decayed,
+      is_trained=self.is_trained,
+    )
     self.adversary = AdversaryTrainer(task.adversary, num_steps)
     abstract = jax.eval_shape(self._init, self.key)
     self.templates = {"": self.template}
@@ -80,14 +93,29 @@ class Trainer:
     """Returns the state before the first step, initialized directly in its sharding.
 
     Args:
-      params: parameters to start from; None for random ones.
+      params: parameters to start from; None for random ones, as for those that are not there.
       discriminator: parts of the discriminator's state to start from, with `params`.
     """
     with jax.set_mesh(self.mesh):
       if params is None:
         return jax.jit(self._init, out_shardings=self.shardings)(self.key)
+      if len(jax.tree.leaves(params)) < len(jax.tree.leaves(self.template.shapes)):
+        params = self._completed(params)
       begin = jax.jit(self._begin, out_shardings=self.shardings)
       return begin(params, discriminator or {}, self.key)
+
+  def _completed(self, params: dict) -> dict:
+    """Returns all parameters, random ones for those that are not there."""
+
+    def make(key):
+      made = train_state.init_params(self.task.init, jax.random.fold_in(key, 0))
+      return {name: x for name, x in train_state.flatten(made).items() if name not in given}
+
+    given = train_state.flatten(params)
+    shardings = train_state.flatten(self.shardings["params"])
+    split = {name: x for name, x in shardings.items() if name not in given}
+    random = jax.jit(make, out_shardings=split)(self.key)
+    return train_state.unflatten({name: (given | random)[name] for name in shardings})
 
   def begin_again(self, state: train_state.State) -> train_state.State:
     """Returns the state before the first step, continuing another stage's last state."""
@@ -102,6 +130,7 @@ class Trainer:
     num_steps = self.before + state["step"]
 
     def loss(params, discriminator_params, lecam_ema, batch, key):
+      params = self._where_trained(lambda p: p, jax.lax.stop_gradient, params)
       module, discriminator = (
         self.template.module(params),
         self.adversary.module(discriminator_params),
@@ -136,6 +165,31 @@ class Trainer:
     gradients = jax.tree.map(lambda x: x / parts, total)
     return gradients, (jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics), lecam_ema)
 
+  def _where_trained(self, trained, frozen, *trees):
+    """Maps trees of parameters: those that are trained by one function, others by another."""
+    if self.is_trained is None:
+      return jax.tree.map(trained, *trees)
+    return jax.tree.map(
+      lambda is_own, *leaves: (trained if is_own else frozen)(*leaves), self.is_trained, *trees
+    )
+
+  def _average(self, ema: dict, params: dict, num_steps) -> dict:
+    """Returns the average of the parameters after a step."""
+    config = self.config
+    if config.ema_decay == 0:
+      return ema
+
+    def update(ema):
+      # Warm-up: early averages forget the random initialisation faster.
+      num_updates = num_steps // config.ema_every
+      decay = jnp.minimum(config.ema_decay, (1.0 + num_updates) / (10.0 + num_updates))
+      average = lambda a, p: a * decay + p * (1 - decay)  # noqa: E731
+      return self._where_trained(average, lambda a, p: p, ema, params)
+
+    if config.ema_every == 1:
+      return update(ema)
+    return jax.lax.cond((num_steps + 1) % config.ema_every == 0, update, lambda ema: ema, ema)
+
   def _step(self, state, frozen, batch, key):
     step_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
     # Counts the steps of all stages that share the optimizer.
@@ -148,12 +202,7 @@ class Trainer:
     )
     updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
-    ema = state["ema"]
-    if self.config.ema_decay > 0:
-      # Warm-up: early averages forget the random initialisation faster.
-      warm = (1.0 + num_steps) / (10.0 + num_steps)
-      decay = jnp.minimum(self.config.ema_decay, warm)
-      ema = jax.tree.map(lambda a, p: a * decay + p * (1 - decay), ema, params)
+    ema = self._average(state["ema"], params, num_steps)
     metrics = {
       **metrics,
       **discriminator_metrics,

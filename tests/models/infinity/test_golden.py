@@ -200,12 +200,12 @@ def test_public_sizes_are_recognised_and_every_key_is_used(name):
   assert ours == sum(np.prod(shape) for shape, _ in lists.values()) - buffers
   missing = {key: shape for key, shape in shapes.items() if not key.endswith("word_embed.bias")}
   changed = missing | {"module.head.bias": (3,), "module.blocks.0.new": (1,)}
-  with pytest.raises(ValueError, match="3 tensors are wrong") as raised:
+  with pytest.raises(ValueError, match="not the tensors of an Infinity transformer") as raised:
     convert.check_keys(changed, config)
   for text in (
     "missing: word_embed.bias",
     "unexpected: blocks.0.new",
-    "mis-shaped: head.bias (3,)",
+    "shape: head.bias is (3,)",
   ):
     assert text in str(raised.value)
 

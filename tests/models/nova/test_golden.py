@@ -82,7 +82,7 @@ def test_spatial_transformer_and_head(name):
   assert golden.error(nothing_known, arrays["image_encoder_out_allmask"]) < FORWARD
 
   noisy, z = patchify(golden.latents(arrays["x_t"]), size), jnp.asarray(arrays["image_encoder_out"])
-  head = jax.jit(lambda net, time: net.head(noisy, time, z))
+  head = jax.jit(lambda net, time: net.head.predict(noisy, time, net.head.condition(z)))
   assert golden.error(head(net, jnp.asarray(arrays["t_token"])), arrays["mlp_out_train"]) < FORWARD
   by_clip = head(net, jnp.asarray(arrays["t_sample"])[:, None])
   assert golden.error(by_clip, arrays["mlp_out_sample"]) < FORWARD

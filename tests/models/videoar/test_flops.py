@@ -1,13 +1,13 @@
 """Estimated FLOPs against the products in the program, and against the number of parameters."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jaxprs import products
 from tiny_networks import GENERATOR, LAYOUT
 
 from configs.common import generator_size
@@ -28,23 +28,6 @@ FEATURES = dataclasses.replace(CONFIG, vocabulary_size=0, text_dim=9)
 
 def abstract_model(layout, config=CONFIG):
   return jax.eval_shape(lambda: Generator(nnx.Rngs(params=0), config, layout))
-
-
-def products(jaxpr) -> int:
-  """Returns the FLOPs of all matrix products in a program."""
-  total = 0
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == "dot_general":
-      (contracted, _), _ = equation.params["dimension_numbers"]
-      shape = equation.invars[0].aval.shape
-      depth = math.prod(shape[axis] for axis in contracted)
-      total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
-    for value in equation.params.values():
-      if hasattr(value, "jaxpr"):
-        total += products(value.jaxpr)
-      elif hasattr(value, "eqns"):
-        total += products(value)
-  return total
 
 
 def program(layout, config=CONFIG, *, has_gradient):

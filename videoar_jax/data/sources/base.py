@@ -17,6 +17,7 @@ from videoar_jax.data.media import clips
 from videoar_jax.data.media.colour import WHITE, Colour
 from videoar_jax.data.sources.captions import CutCaptions
 from videoar_jax.data.sources.media_files import printable
+from videoar_jax.data.sources.motion import UNKNOWN
 from videoar_jax.data.synthetic.sprites import SPLITS
 from videoar_jax.data.windows import Windows
 
@@ -50,11 +51,13 @@ class Sample:
     captions: one of them is drawn for each clip.
     class_id: None if it has no class.
     read: returns a clip, uint8 [f, H, W, 3]; raises ValueError if it cannot be decoded.
+    flow: how much moves, see `motion.py`.
   """
 
   captions: list[str]
   class_id: int | None
   read: Callable[[ClipParams], np.ndarray]
+  flow: float = UNKNOWN
 
 
 def choose(options: list | tuple, chance: float):
@@ -230,8 +233,8 @@ class ClipSource:
       encode: maps captions to `text`, see `CutCaptions.fit`; where it raises ValueError, the sample
         counts as bad.
     Returns:
-      video: uint8 [f, H, W, 3]; caption; class_id; attributes: None; id: the index; text, if
-      `encode` is given.
+      video: uint8 [f, H, W, 3]; caption; class_id; flow: see `motion.py`; attributes: None; id: the
+      index; text, if `encode` is given.
     Raises:
       ValueError: no sample can be used, or too many cannot.
     """
@@ -287,7 +290,7 @@ class ClipSource:
     """Returns a clip with its caption; the caption is encoded before the clip is decoded."""
     sample = self._find(position)
     caption = "" if params.caption is None else choose(sample.captions, params.caption)
-    item = {"caption": caption, "class_id": sample.class_id or 0}
+    item = {"caption": caption, "class_id": sample.class_id or 0, "flow": np.float32(sample.flow)}
     if encode is not None:
       try:
         item["caption"], item["text"] = self.cut_captions.fit(self.files[position], caption, encode)

@@ -25,6 +25,7 @@ from videoar_jax.data.sources.media_files import (
   is_image_name,
   list_files,
 )
+from videoar_jax.data.sources.motion import UNKNOWN, read_flows
 from videoar_jax.data.sources.probes import probe_files
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class _Video:
   info: clips.VideoInfo
   captions: list[str]
   class_id: int
+  flow: float
 
 
 class _Budget:
@@ -60,7 +62,8 @@ class FolderSource(ClipSource):
   """Random access to clips of the videos below a folder; images are clips of one frame.
 
   Captions come from lists or from text files, see `captions.read_captions`. A file for which there
-  is none has the name of its own folder as caption. That name is also its class.
+  is none has the name of its own folder as caption. That name is also its class. A line of
+  `captions.jsonl` may also say how much moves, see `motion.py`.
 
   Args:
     path: the folder.
@@ -163,7 +166,8 @@ class FolderSource(ClipSource):
 
   def _find(self, position: int) -> Sample:
     video = self._videos[position]
-    return Sample(video.captions, video.class_id, lambda params: self._frames(video, params))
+    read = functools.partial(self._frames, video)
+    return Sample(video.captions, video.class_id, read, video.flow)
 
   def _frames(self, video: _Video, params: ClipParams) -> np.ndarray:
     path = self.path / video.file
@@ -185,6 +189,7 @@ class FolderSource(ClipSource):
   ) -> tuple[dict[str, _Video], list[tuple[str, str]]]:
     """Probes the files; returns the usable ones, and (file, reason) of each other one."""
     numbers = {name: number for number, name in enumerate(self.class_names)}
+    flows = read_flows(self.path, files)
     self.bad_samples.num_reads += len(files)
     usable, bad = {}, []
     for file, found in zip(files, probe_files(self.path, files), strict=True):
@@ -196,7 +201,8 @@ class FolderSource(ClipSource):
       elif not variants:
         bad.append((file, "no caption"))
       else:
-        usable[file] = _Video(file, found, variants, numbers[names[file]])
+        number, flow = numbers[names[file]], flows.get(file, UNKNOWN)
+        usable[file] = _Video(file, found, variants, number, flow)
     return usable, bad
 
   def _list_bad(self, bad: list[tuple[str, str]]) -> None:
@@ -224,13 +230,15 @@ class FolderSource(ClipSource):
 
 
 def describe_files(folder: Path) -> list[tuple[str, dict]]:
-  """Returns each video and image below a folder, with its `captions` and `class_id`.
+  """Returns each video and image below a folder, with its `captions`, `class_id` and any `flow`.
 
   Raises:
     ValueError: a list of captions is wrong.
   """
   listing = list_files(folder)
-  return describe(folder, listing.media, read_captions(folder, listing))
+  files = describe(folder, listing.media, read_captions(folder, listing))
+  flows = read_flows(folder, listing.media)
+  return [(file, facts | ({"flow": flows[file]} if file in flows else {})) for file, facts in files]
 
 
 def describe(

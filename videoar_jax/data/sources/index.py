@@ -6,9 +6,9 @@ Instead of "caption", an entry may have a list of "captions", from which each cl
 "start" and "end", in seconds, it is a segment of the file; a file may have several.
 
 Paths are relative to the index's folder, or absolute, or URLs; the index may be at a URL, too.
-`data.filter` can use any other field of an entry, such as a score; see `filters.py`. The field
-`aspect_ratio`, width / height, is computed if it is missing. Numbers that are None or NaN, as
-tables have them, count as missing.
+`flow` says how much moves, see `motion.py`. `data.filter` can use any other field of an entry, such
+as a score; see `filters.py`. The field `aspect_ratio`, width / height, is computed if it is
+missing. Numbers that are None or NaN, as tables have them, count as missing.
 """
 
 import decimal
@@ -24,6 +24,7 @@ from videoar_jax.data.sources.base import ClipParams, ClipSource, Sample
 from videoar_jax.data.sources.captions import captions_of, class_id_of, parse_json, read_lines
 from videoar_jax.data.sources.filters import parse_filter
 from videoar_jax.data.sources.media_files import normal
+from videoar_jax.data.sources.motion import flow_of
 
 EXTENSIONS = (".jsonl", ".parquet")
 _SIZES = ("width", "height", "aspect_ratio")
@@ -55,12 +56,12 @@ def read_entries(path: Path) -> list[tuple[str, dict]]:
 
 
 def _check_numbers(place: str, entry: dict) -> None:
-  """Checks an entry's class, size and segment; None replaces numbers that count as missing.
+  """Checks an entry's class, motion, size and segment; None replaces numbers that count as missing.
 
   Raises:
     ValueError: one is not a number, or cannot be.
   """
-  for name in (*_SIZES, "start", "end"):
+  for name in (*_SIZES, "start", "end", "flow"):
     if name in entry:
       entry[name] = _number(place, entry, name)
   for name in _SIZES:
@@ -71,6 +72,10 @@ def _check_numbers(place: str, entry: dict) -> None:
       entry["class_id"] = class_id_of(entry)
     except ValueError as error:
       raise ValueError(f"{place}: {error}, but {entry['class_id']!r}; fix or remove it") from None
+  try:
+    flow_of(entry)
+  except ValueError as error:
+    raise ValueError(f"{place}: {error}, but {entry['flow']!r}; fix or remove it") from None
   start_s, end_s = segment_of(entry)
   if start_s < 0 or end_s <= start_s:
     raise ValueError(
@@ -218,7 +223,7 @@ class IndexSource(ClipSource):
       media = open_media(path)
       return self._clip(lambda: media, params, *segment_of(entry))
 
-    return Sample(captions_of(entry), entry.get("class_id"), read)
+    return Sample(captions_of(entry), entry.get("class_id"), read, flow_of(entry))
 
 
 def open_media(path: str) -> clips.Media:

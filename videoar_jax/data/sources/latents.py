@@ -1,29 +1,35 @@
 """Latents that a trained tokenizer has encoded ahead of training: shards with random access.
 
   FOLDER/index.json                               the encoder, and the clips that it encoded
-  FOLDER/latents-00000-of-00004.array_record      records as in `records.py`: id, caption, class_id;
-                                                  then the latent, bfloat16, in C order
+  FOLDER/latents-00000-of-00004.array_record      records as in `records.py`: id, caption, class_id,
+                                                  flow if known; then the latent, in C order
 
 Record i of the concatenated shards is clip i of the encoded source. The index is written first;
-then shards appear one by one, each complete.
+then shards appear one by one, each complete. Of continuous tokenizers, a record has what latents
+are drawn from: means, and logarithms of variances.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from jaxtyping import BFloat16
+from jaxtyping import Float
 
 from videoar_jax.data.sources import records
 from videoar_jax.data.sources.captions import CutCaptions
+from videoar_jax.data.sources.motion import UNKNOWN
 from videoar_jax.interop.strict_json import to_json, write_json
 
 INDEX = "index.json"
-DTYPE = np.dtype(ml_dtypes.bfloat16)
+DTYPE = "bfloat16"  # Of latents, and of everything in earlier versions.
+DTYPES = {name: np.dtype(name) for name in ("float16", "float32")} | {
+  DTYPE: np.dtype(ml_dtypes.bfloat16)
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Index:
     num_clips: clips in all shards, one or more epochs.
     clips_per_shard: clips in every shard but the last.
     files: hash of the source's files and their sizes; "" for none, and in earlier versions.
+    dtype: of the latents, in `DTYPES`.
   """
 
   encoder: dict
@@ -51,6 +58,7 @@ class Index:
   num_clips: int
   clips_per_shard: int
   files: str = ""
+  dtype: str = DTYPE
 
   @property
   def num_shards(self) -> int:
@@ -88,7 +96,9 @@ def read_index(folder: Path) -> Index | None:
     return None
   try:
     values = json.loads(path.read_text())
-    return Index(**values | {"latent_shape": tuple(values["latent_shape"])})
+    index = Index(**values | {"latent_shape": tuple(values["latent_shape"])})
+    DTYPES[index.dtype]  # KeyError if it is unknown.
+    return index
   except (ValueError, TypeError, KeyError) as error:
     raise ValueError(f"{path} is damaged ({error!r}); remove {folder} to encode again") from error
 
@@ -99,12 +109,14 @@ def write_index(folder: Path, index: Index) -> None:
   write_json(folder / INDEX, dataclasses.asdict(index))
 
 
-def write_clips(path: Path, clips: Iterable[tuple[dict, BFloat16[np.ndarray, "t h w d"]]]) -> None:
-  """Writes a shard of items and their latents, atomically."""
+def write_clips(path: Path, clips: Iterable[tuple[dict, Float[np.ndarray, "t h w d"]]]) -> None:
+  """Writes a shard of items and their latents, of the index's type, atomically."""
 
   def pack(item: dict, latents: np.ndarray) -> bytes:
     header = {name: item[name] for name in ("id", "caption", "class_id")}
-    return records.pack(header, np.ascontiguousarray(latents, DTYPE).tobytes())
+    if not math.isnan(item.get("flow", UNKNOWN)):
+      header["flow"] = float(item["flow"])
+    return records.pack(header, np.ascontiguousarray(latents).tobytes())
 
   records.write_shard(path, (pack(item, latents) for item, latents in clips))
 
@@ -145,8 +157,9 @@ class LatentsSource:
     """Returns item `index`.
 
     Returns:
-      latents: bfloat16 [t, h, w, d]; caption; class_id; attributes: None; id: index of the clip.
+      latents: [t, h, w, d], of the index's type; caption; class_id; flow; attributes: None; id.
     """
     header, payload = records.unpack(self._records[index % self.index.num_clips])
-    latents = np.frombuffer(payload, DTYPE).reshape(self.index.latent_shape)
-    return {"latents": latents, "attributes": None} | header
+    latents = np.frombuffer(payload, DTYPES[self.index.dtype]).reshape(self.index.latent_shape)
+    flow = np.float32(header.pop("flow", UNKNOWN))
+    return {"latents": latents, "flow": flow, "attributes": None} | header

@@ -1,7 +1,7 @@
 """Encoded videos and images in shards: tar files as in WebDataset, or ArrayRecord files.
 
 In a tar file, see `tar.py`, a sample is a media file and the members of the same name: its caption
-in `.txt`, or in `.json` as {"caption": "...", "class_id": 3}.
+in `.txt`, or in `.json` as {"caption": "...", "class_id": 3}; also a `flow`, see `motion.py`.
 
 In an ArrayRecord file, a sample is a record as in `records.py`: {"caption": "...", "class_id": 3},
 then the bytes of the media file. Beside files from `prepare.py` is a .json file with the samples'
@@ -17,6 +17,7 @@ from videoar_jax.data.sources import records, remote, splits
 from videoar_jax.data.sources.base import ClipParams, ClipSource, Sample
 from videoar_jax.data.sources.captions import captions_of, class_id_of, parse_json
 from videoar_jax.data.sources.media_files import is_hidden
+from videoar_jax.data.sources.motion import flow_of
 from videoar_jax.data.sources.tar import TarShard
 
 PREPARED = "prepared.json"
@@ -207,4 +208,4 @@ class ShardsSource(ClipSource):
     def read(params: ClipParams):
       return self._clip(lambda: io.BytesIO(data), params)
 
-    return Sample(captions_of(facts), class_id_of(facts), read)
+    return Sample(captions_of(facts), class_id_of(facts), read, flow_of(facts))

@@ -156,13 +156,17 @@ class SpritesSource:
     """Returns sample `index`.
 
     Returns:
-      video: uint8 [f, H, W, 3]; caption; class_id of the first object; attributes: `Scene`; id.
+      video: uint8 [f, H, W, 3]; caption; class_id of the first object; flow: mean speed of the
+      objects, in pixels a frame; attributes: `Scene`; id.
     """
     scene, paths = self.scene(index)
+    speed = np.mean([np.linalg.norm(path.velocity) for path in paths])
+    scale = min(self.resolution) * FRAME_RATE / self.frame_rate
     return {
       "video": render(scene, paths, self.times, self.resolution),
       "caption": captions.to_caption(scene),
       "class_id": captions.class_id(scene.objects[0]),
+      "flow": np.float32(speed * scale),
       "attributes": scene,
       "id": index,
     }

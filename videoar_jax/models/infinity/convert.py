@@ -5,25 +5,17 @@ Source: INFINITY section 5.9.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
+from videoar_jax.interop.public_keys import PublicTensors, Source
+from videoar_jax.interop.tensor_files import LazyTensors, renamed
 from videoar_jax.models.infinity.config import InfinityConfig
 from videoar_jax.models.infinity.network import template_of
 from videoar_jax.train.state import flatten, unflatten
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-@runtime_checkable
-class Tensors(Protocol):
-  """Tensors by name; a dict, or a file of which each is read as it is asked for."""
-
-  def keys(self) -> Iterable[str]: ...
-
-  def __getitem__(self, name: str) -> np.ndarray: ...
 
 
 # Buffers that old checkpoints hold, which follow from the settings.
@@ -92,57 +84,40 @@ def config_of(shapes: Shapes, patch_size: int | None = None) -> InfinityConfig:
   )
 
 
-def check_keys(shapes: Shapes, config: InfinityConfig) -> None:
-  """Checks the names and shapes of a checkpoint, before anything is read.
-
-  Raises:
-    ValueError: lists every missing, unexpected or misshapen tensor.
-  """
-  shapes = dict(_without_prefix(shapes))
-  entries = {entry.key: entry for entry in _entries(config, _layer_prefixes(shapes))}
-  wrong = _wrong_names(shapes, entries)
-  wrong += [
-    _misshapen(entries[key], shape)
-    for key, shape in shapes.items()
-    if key in entries and not _fits(entries[key], shape)
-  ]
-  _refuse(wrong)
-
-
-def import_params(tensors: Tensors, config: InfinityConfig) -> dict:
-  """Returns the network's parameters, float32, as a nested dict.
-
-  Tensors are read one at a time, each once, into the stacked parameters: the mapping may read them
-  from a file as they are asked for.
+def import_params(tensors: Mapping[str, np.ndarray], config: InfinityConfig) -> dict:
+  """Returns the network's parameters, as a nested dict, in the types of the tensors.
 
   Args:
     tensors: by the public name, with any prefix such as `module.`.
     config: from `config_of`; fewer rows of `text_length` cut off those of "no prompt".
   Raises:
-    ValueError: lists every missing, unexpected or misshapen tensor, and those that are no finite
-      numbers.
+    ValueError: lists every missing, unexpected or misshapen tensor.
   """
+  return unflatten(public_tensors(tensors, config).read_all())
+
+
+def public_tensors(tensors: Mapping[str, np.ndarray], config: InfinityConfig) -> PublicTensors:
+  """Returns the network's parameters, to be read one at a time; see `import_params`."""
   names = _without_prefix(tensors.keys())
-  entries = {entry.key: entry for entry in _entries(config, _layer_prefixes(names))}
-  _refuse(_wrong_names(names, entries))
-  abstract = flatten(template_of(config).shapes)
-  params = {name: np.empty(leaf.shape, np.float32) for name, leaf in abstract.items()}
-  wrong = []
-  for key, entry in entries.items():
-    tensor = np.asarray(tensors[names[key]])
-    if not _fits(entry, tensor.shape):
-      wrong.append(_misshapen(entry, tensor.shape))
-    elif not jnp.issubdtype(tensor.dtype, jnp.floating):
-      wrong.append(f"{key} is of type {tensor.dtype}, not a floating-point number")
-    else:
-      tensor = tensor.astype(np.float32)
-      if not np.isfinite(tensor).all():
-        wrong.append(f"{key} holds values that are not finite")
-      for name, transform in entry.targets:
-        own = params[name] if entry.layer is None else params[name][entry.layer]
-        own[...] = transform(tensor)
-  _refuse(wrong)
-  return unflatten(params)
+  sources: dict[str, Source] = {}
+  for entry in _entries(config, _layer_prefixes(names)):
+    for name, transform in entry.targets:
+      before = sources[name].names if name in sources else ()
+      sources[name] = Source((*before, entry.key), transform, entry.layer is not None)
+  shapes = {name: leaf.shape for name, leaf in flatten(template_of(config).shapes).items()}
+  buffers = frozenset(filter(_is_buffer, names))
+  found = PublicTensors(renamed(tensors, names), sources, shapes, buffers)
+  found.check("an Infinity transformer of that size")
+  return found
+
+
+def check_keys(shapes: Shapes, config: InfinityConfig) -> None:
+  """Checks the names and shapes of a checkpoint.
+
+  Raises:
+    ValueError: lists every missing, unexpected or misshapen tensor.
+  """
+  public_tensors(LazyTensors(shapes, lambda name: np.zeros(shapes[name])), config)
 
 
 def _without_prefix(names: Iterable[str] | Shapes) -> dict:
@@ -176,35 +151,9 @@ def _layer_prefixes(names: Iterable[str]) -> list[str]:
   raise ValueError(f"this is not an Infinity transformer: there are no blocks; {hint}")
 
 
-def _wrong_names(names: Iterable[str], entries: Mapping[str, Entry]) -> list[str]:
-  names = set(names)
-  unexpected = sorted(name for name in names - entries.keys() if not _is_buffer(name))
-  missing = [key for key in entries if key not in names]
-  return [f"missing: {key}" for key in missing] + [f"unexpected: {key}" for key in unexpected]
-
-
 def _is_buffer(name: str) -> bool:
   """Returns whether a tensor holds no weights: zeros in place of the bias of keys, for example."""
   return name in _LEGACY or name.endswith(".zero_k_bias")
-
-
-def _fits(entry: Entry, shape: Iterable[int]) -> bool:
-  shape = tuple(shape)
-  if entry.key == "cfg_uncond":
-    return len(shape) == 2 and shape[0] >= entry.shape[0] and shape[1] == entry.shape[1]
-  return shape == entry.shape
-
-
-def _misshapen(entry: Entry, shape: Iterable[int]) -> str:
-  return f"mis-shaped: {entry.key} {tuple(shape)}, needs {entry.shape}"
-
-
-def _refuse(wrong: list[str]) -> None:
-  if wrong:
-    raise ValueError(
-      f"not an Infinity transformer of the expected size, {len(wrong)} tensors are wrong: "
-      f"{'; '.join(wrong)}"
-    )
 
 
 def _entries(config: InfinityConfig, layers: list[str]) -> Iterator[Entry]:
@@ -219,7 +168,7 @@ def _entries(config: InfinityConfig, layers: list[str]) -> Iterator[Entry]:
   yield one("text_norm.weight", (e,), "text.norm.scale")
   n = config.num_pool_heads
   pool = "text_proj_for_sos.ca"
-  yield one(f"{pool}.mat_q", (1, n, m // n), "text.pool.query", np.squeeze)
+  yield one(f"{pool}.mat_q", (1, n, m // n), "text.pool.query", _row)
   yield _keys_and_values(f"{pool}.mat_kv.weight", (2 * m, e), "text.pool", None)
   yield one(f"{pool}.v_bias", (m,), "text.pool.value.bias")
   linear = (
@@ -248,7 +197,7 @@ def _layer(config: InfinityConfig, layer: int, prefix: str) -> Iterator[Entry]:
   def pairs(x: np.ndarray) -> np.ndarray:
     return _halves(x, n)
 
-  yield one("ada_gss", (1, 1, 6, m), "modulation", np.squeeze)
+  yield one("ada_gss", (1, 1, 6, m), "modulation", lambda x: x[0, 0])
   yield one("ca_norm.weight", (m,), "cross_norm.scale")
   yield one("ca_norm.bias", (m,), "cross_norm.bias")
   targets = (
@@ -287,6 +236,10 @@ def _halves(x: np.ndarray, num_heads: int) -> np.ndarray:
   """Moves pairs of neighbours, which public rotary heads rotate, to a head's two halves."""
   pairs = x.reshape(num_heads, -1, 2, *x.shape[1:])
   return np.swapaxes(pairs, 1, 2).reshape(x.shape)
+
+
+def _row(x: np.ndarray) -> np.ndarray:
+  return x[0]
 
 
 def _first(num: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -34,13 +34,14 @@ class Infinity:
   """Next-scale prediction of an image's bits (arXiv 2412.04431)."""
 
   tokenizer = "bsq"
+  tokenizers = ("bsq",)
   network = InfinityConfig
   loss = InfinityLossConfig
   sampling = InfinitySampling
-  # All but `tiny` are the public ones; `layer12` is the one of 125M parameters.
+  # All but `tiny` are the public ones; `125m` is called layer12 there.
   sizes: ClassVar[dict[str, dict[str, Any]]] = {
     "tiny": _size(4, 128, 2) | {"num_pool_heads": 2, "dtype": "float32"},
-    "layer12": _size(12, 768, 8),
+    "125m": _size(12, 768, 8),
     "layer16": _size(16, 1152, 12),
     "layer24": _size(24, 1536, 16),
     "layer32": _size(32, 2080, 20),

@@ -8,37 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from videoar_jax.interop.public_keys import PublicTensors, Source
+from videoar_jax.interop.tensor_files import shapes_of
 from videoar_jax.models.nova.config import NovaConfig
 from videoar_jax.models.nova.network import template_of
 from videoar_jax.train.state import flatten, unflatten
 
 # Heads of the public widths; a checkpoint does not say.
 _NUM_HEADS = {768: 12, 1024: 16, 1536: 16}
-
-
-class Tensors:
-  """Tensors of a checkpoint; remembers which were used, and collects what is wrong.
-
-  Args:
-    tensors: by the public name.
-  """
-
-  def __init__(self, tensors: Mapping[str, np.ndarray]):
-    self._tensors, self.used, self.wrong = tensors, set(), []
-
-  def get(self, name: str) -> np.ndarray | None:
-    """Returns a tensor; None if it is missing."""
-    if name not in self._tensors:
-      self.wrong.append(f"missing: {name}")
-      return None
-    self.used.add(name)
-    return np.asarray(self._tensors[name])
-
-  def check(self) -> None:
-    """Raises ValueError if anything is wrong, or a tensor was not used."""
-    wrong = self.wrong + [f"unexpected: {name}" for name in self._tensors if name not in self.used]
-    if wrong:
-      raise ValueError(f"not a NOVA transformer as its config says: {'; '.join(wrong)}")
 
 
 def config_of(
@@ -54,10 +31,12 @@ def config_of(
     ValueError: a tensor that says a width is missing, or the heads are not known.
   """
 
+  shapes = shapes_of(tensors)
+
   def shape(name: str) -> tuple[int, ...]:
-    if name not in tensors:
+    if name not in shapes:
       raise ValueError(f"this is not a NOVA transformer: {name} is missing")
-    return tuple(tensors[name].shape)
+    return shapes[name]
 
   def count(stack: str) -> int:
     found = [re.fullmatch(rf"{stack}\.(\d+)\..*", name) for name in tensors]
@@ -71,6 +50,8 @@ def config_of(
   if "video_encoder.mixer.proj.weight" in tensors:
     is_low = "video_encoder.mixer.lora.weight" in tensors
     rank = shape("video_encoder.mixer.lora.weight")[0] if is_low else 0
+  if "video_base_size" not in values:
+    raise ValueError("its config.json has no video_base_size; fetch the checkpoint's own")
   has_text = values.get("text_token_dim") is not None
   return NovaConfig(
     d_model=width,
@@ -87,35 +68,39 @@ def config_of(
     positions="absolute" if "video_pos_embed.norm.weight" in tensors else "rope",
     has_motion="motion_embed.flow_proj.0.weight" in tensors,
     num_channels=channels,
-    vocabulary_size=0 if has_text else shape("label_embed.weight")[0],
+    # Public labels have no padding.
+    vocabulary_size=0 if has_text else shape("label_embed.weight")[0] + 1,
     text_dim=values["text_token_dim"] if has_text else 0,
     text_length=values.get("text_token_len", 256) if has_text else 1,
   )
 
 
 def import_params(tensors: Mapping[str, np.ndarray], config: NovaConfig) -> dict:
-  """Returns the network's parameters, as a nested dict.
+  """Returns the network's parameters, as a nested dict, in the types of the tensors.
 
   Raises:
     ValueError: lists every missing, unexpected or misshapen tensor.
   """
-  reader, params = Tensors(tensors), {}
-  for name, make in _parameters(config):
-    params[name] = make(reader)
-  shapes = flatten(template_of(config).shapes)
-  for name, leaf in shapes.items():
-    found = params[name]
-    if found is not None and found.shape != leaf.shape:
-      reader.wrong.append(f"shape: {name} would be {found.shape}, should be {leaf.shape}")
-  reader.check()
-  return unflatten({name: params[name] for name in shapes})
+  return unflatten(public_tensors(tensors, config).read_all())
 
 
-Make = Callable[[Tensors], np.ndarray | None]
+def public_tensors(tensors: Mapping[str, np.ndarray], config: NovaConfig) -> PublicTensors:
+  """Returns the network's parameters, to be read one at a time.
+
+  Raises:
+    ValueError: lists every missing, unexpected or misshapen tensor.
+  """
+  shapes = {name: leaf.shape for name, leaf in flatten(template_of(config).shapes).items()}
+  found = PublicTensors(tensors, dict(_sources(config)), shapes)
+  found.check("a NOVA transformer as its config says")
+  return found
 
 
-def _parameters(config: NovaConfig) -> Iterator[tuple[str, Make]]:
-  """Yields the name of each parameter, and what makes it from public tensors."""
+Sources = Iterator[tuple[str, Source]]
+
+
+def _sources(config: NovaConfig) -> Sources:
+  """Yields the name of each parameter, and where it comes from."""
   yield from _stack(
     "temporal.blocks", "video_encoder.blocks", range(config.num_video_layers), config
   )
@@ -126,8 +111,8 @@ def _parameters(config: NovaConfig) -> Iterator[tuple[str, Make]]:
   yield from _patch("spatial.patch", "image_encoder.patch_embed.proj")
   yield from _norm("temporal.norm", "video_encoder.norm")
   yield from _norm("spatial.norm", "image_encoder.norm")
-  yield "temporal.start", lambda t: _first_row(t.get("mask_embed.bos_token"))
-  yield "spatial.unknown", lambda t: _first_row(t.get("mask_embed.mask_token"))
+  yield "temporal.start", Source(("mask_embed.bos_token",), np.ravel)
+  yield "spatial.unknown", Source(("mask_embed.mask_token",), np.ravel)
   yield from _text(config)
   if config.positions == "absolute":
     yield from _waves("temporal.time", "video_pos_embed.time_proj", ("0", "2"))
@@ -137,22 +122,24 @@ def _parameters(config: NovaConfig) -> Iterator[tuple[str, Make]]:
     yield from _waves("temporal.motion.frame_rate", "motion_embed.fps_proj", ("0", "2"))
   if config.mixer_rank is not None:
     if config.mixer_rank:
-      yield "temporal.mixer.down.kernel", _transposed("video_encoder.mixer.lora.weight")
+      names = ("video_encoder.mixer.lora.weight",)
+      yield "temporal.mixer.down.kernel", Source(names, np.transpose)
     yield from _linear("temporal.mixer.up", "video_encoder.mixer.proj")
   yield from _head(config)
 
 
-def _text(config: NovaConfig) -> Iterator[tuple[str, Make]]:
+def _text(config: NovaConfig) -> Sources:
   if not config.text_dim:
-    yield "temporal.text.table.table", lambda t: t.get("label_embed.weight")
+    yield "temporal.text.table.table", Source(("label_embed.weight",), _labels)
     yield from _norm("temporal.text.norm", "label_embed.norm")
     return
-  yield "temporal.text.padding", lambda t: _rows(t.get("text_embed.weight"), config.text_length)
+  length = config.text_length
+  yield "temporal.text.padding", Source(("text_embed.weight",), lambda x: x[:length])
   yield from _linear("temporal.text.project", "text_embed.proj")
   yield from _norm("temporal.text.norm", "text_embed.norm")
 
 
-def _head(config: NovaConfig) -> Iterator[tuple[str, Make]]:
+def _head(config: NovaConfig) -> Sources:
   yield from _patch("head.embed", "image_decoder.patch_embed.proj")
   condition = "image_decoder.time_cond_embed"
   yield from _waves("head.time", f"{condition}.timestep_proj", ("fc1", "fc2"))
@@ -165,9 +152,7 @@ def _head(config: NovaConfig) -> Iterator[tuple[str, Make]]:
   yield from _linear("head.out", "image_decoder.head")
 
 
-def _stack(
-  ours: str, theirs: str, numbers: range, config: NovaConfig
-) -> Iterator[tuple[str, Make]]:
+def _stack(ours: str, theirs: str, numbers: range, config: NovaConfig) -> Sources:
   """Yields the parameters of stacked transformer blocks."""
   stacked = _stacker(theirs, numbers)
   for place, part in enumerate(("query", "key", "value")):
@@ -185,28 +170,24 @@ def _stack(
   yield from _stacked(ours, stacked, linear, {"attention_norm": "norm1", "mlp_norm": "norm2"})
 
 
-def _stacker(theirs: str, numbers: range) -> Callable[..., Make]:
+def _stacker(theirs: str, numbers: range) -> Callable[..., Source]:
   """Returns a function from a name in each block, and a transform, to the stacked parameter."""
 
-  def stacked(name: str, transform: Callable[[np.ndarray], np.ndarray]) -> Make:
-    def make(tensors: Tensors) -> np.ndarray | None:
-      found = [tensors.get(f"{theirs}.{i}.{name}") for i in numbers]
-      return None if any(x is None for x in found) else np.stack([transform(x) for x in found])
-
-    return make
+  def stacked(name: str, transform: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Source:
+    return Source(tuple(f"{theirs}.{i}.{name}" for i in numbers), transform, is_stacked=True)
 
   return stacked
 
 
 def _stacked(
-  ours: str, stacked: Callable[..., Make], linear: dict[str, str], norms: dict[str, str]
-) -> Iterator[tuple[str, Make]]:
+  ours: str, stacked: Callable[..., Source], linear: dict[str, str], norms: dict[str, str]
+) -> Sources:
   for own, other in linear.items():
     yield f"{ours}.{own}.kernel", stacked(f"{other}.weight", np.transpose)
-    yield f"{ours}.{own}.bias", stacked(f"{other}.bias", np.asarray)
+    yield f"{ours}.{own}.bias", stacked(f"{other}.bias")
   for own, other in norms.items():
-    yield f"{ours}.{own}.scale", stacked(f"{other}.weight", np.asarray)
-    yield f"{ours}.{own}.bias", stacked(f"{other}.bias", np.asarray)
+    yield f"{ours}.{own}.scale", stacked(f"{other}.weight")
+    yield f"{ours}.{own}.bias", stacked(f"{other}.bias")
 
 
 def _halves(x: np.ndarray, num_heads: int) -> np.ndarray:
@@ -215,45 +196,31 @@ def _halves(x: np.ndarray, num_heads: int) -> np.ndarray:
   return np.swapaxes(pairs, 1, 2).reshape(x.shape)
 
 
-def _linear(ours: str, theirs: str) -> Iterator[tuple[str, Make]]:
-  yield f"{ours}.kernel", _transposed(f"{theirs}.weight")
-  yield f"{ours}.bias", lambda t: t.get(f"{theirs}.bias")
+def _linear(ours: str, theirs: str) -> Sources:
+  yield f"{ours}.kernel", Source((f"{theirs}.weight",), np.transpose)
+  yield f"{ours}.bias", Source((f"{theirs}.bias",))
 
 
-def _norm(ours: str, theirs: str) -> Iterator[tuple[str, Make]]:
-  yield f"{ours}.scale", lambda t: t.get(f"{theirs}.weight")
-  yield f"{ours}.bias", lambda t: t.get(f"{theirs}.bias")
+def _norm(ours: str, theirs: str) -> Sources:
+  yield f"{ours}.scale", Source((f"{theirs}.weight",))
+  yield f"{ours}.bias", Source((f"{theirs}.bias",))
 
 
-def _waves(ours: str, theirs: str, names: tuple[str, str]) -> Iterator[tuple[str, Make]]:
+def _waves(ours: str, theirs: str, names: tuple[str, str]) -> Sources:
   for own, name in zip(("into", "out"), names, strict=True):
     yield from _linear(f"{ours}.{own}", f"{theirs}.{name}")
 
 
-def _patch(ours: str, theirs: str) -> Iterator[tuple[str, Make]]:
+def _patch(ours: str, theirs: str) -> Sources:
   """A convolution over patches is a product with patches in the order (row, column, channel)."""
 
-  def make(tensors: Tensors) -> np.ndarray | None:
-    kernel = tensors.get(f"{theirs}.weight")
-    if kernel is None or kernel.ndim != 4:
-      return kernel
+  def make(kernel: np.ndarray) -> np.ndarray:
     return kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0])
 
-  yield f"{ours}.kernel", make
-  yield f"{ours}.bias", lambda t: t.get(f"{theirs}.bias")
+  yield f"{ours}.kernel", Source((f"{theirs}.weight",), make)
+  yield f"{ours}.bias", Source((f"{theirs}.bias",))
 
 
-def _transposed(name: str) -> Make:
-  def make(tensors: Tensors) -> np.ndarray | None:
-    found = tensors.get(name)
-    return None if found is None else found.T
-
-  return make
-
-
-def _first_row(x: np.ndarray | None) -> np.ndarray | None:
-  return None if x is None else x.reshape(-1)
-
-
-def _rows(x: np.ndarray | None, num: int) -> np.ndarray | None:
-  return None if x is None else x[:num]
+def _labels(x: np.ndarray) -> np.ndarray:
+  """Moves the last label, "no condition", to the front, after padding; see `ClassTokenizer`."""
+  return np.concatenate([np.zeros_like(x[:1]), x[-1:], x[:-1]])

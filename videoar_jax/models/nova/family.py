@@ -5,14 +5,15 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import nnx
 
-from videoar_jax.models.base import ClipShape, Curves, Run, Stage
-from videoar_jax.models.nova import generate
+from videoar_jax.models.base import ClipShape, Curves, Run, SamplingProgram, Stage, StepWork
+from videoar_jax.models.nova import flops, generate, work
 from videoar_jax.models.nova.config import NovaConfig, NovaSampling
 from videoar_jax.models.nova.network import Nova as Network
+from videoar_jax.models.nova.network import template_of
 from videoar_jax.models.nova.sampler import Model
-from videoar_jax.models.nova.task import NovaLossConfig, NovaTask, null_of, plan_of
+from videoar_jax.models.nova.task import NovaLossConfig, NovaTask, is_part, null_of, plan_of
 from videoar_jax.parallel.rules import ShardingError
-from videoar_jax.tokenizers.families import TOKENIZERS
+from videoar_jax.train.state import flatten
 
 
 def _size(d_model: int, num_heads: int, head_mlp_dim: int, num_head_layers: int) -> dict[str, Any]:
@@ -32,6 +33,7 @@ class Nova:
   """Continuous tokens, set by set within frames, with a diffusion head (arXiv 2412.14169)."""
 
   tokenizer = "kl"
+  tokenizers = ("kl", "kl_image", "kl_opensora")
   network = NovaConfig
   loss = NovaLossConfig
   sampling = NovaSampling
@@ -51,7 +53,7 @@ class Nova:
     "d48w1024-t2v": _size(1024, 16, 1280, 3),
   }
   derived = ("num_channels", "vocabulary_size", "text_dim", "text_length")
-  batch_fields = ()
+  batch_fields = ("flow",)
   headline: ClassVar[dict[str, str]] = {}
 
   def network_config(self, values: dict, tokenizer, text) -> dict:
@@ -76,23 +78,22 @@ class Nova:
           f"generator.video_patch_size={size} does not divide latents of {h}x{w} cells, of "
           f"{clip.resolution[0]}x{clip.resolution[1]} pixels; take another resolution or patch"
         )
+    for stage in run.generator_stages:
+      _check_frozen(run.generator, stage)
 
   def check_mesh(self, run: Run, mesh) -> None:
     """See `Family`."""
-    if run.generator.num_heads % mesh.shape["tensor"]:
+    tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]
+    if run.generator.num_heads % (tensor * sequence):
       raise ShardingError(
-        f"generator.num_heads={run.generator.num_heads} does not divide over "
-        f"mesh.tensor={mesh.shape['tensor']}; take fewer devices for it"
+        f"generator.num_heads={run.generator.num_heads} does not divide over mesh.tensor={tensor} "
+        f"x mesh.sequence={sequence}; take fewer devices for them"
       )
-    if mesh.shape["sequence"] > 1:
-      raise ShardingError("mesh.sequence: this family does not split sequences; set it to 1")
 
   def num_tokens(self, run: Run, shape: ClipShape) -> int:
     """See `Family`."""
-    t, h, w = run.tokenizer.latent_shape(shape.num_frames, shape.resolution)
-    config = run.generator
-    image, video = (h * w // size**2 for size in (config.patch_size, config.video_patch_size))
-    return run.text.length + t * (image + video)
+    latent_shape = run.tokenizer.latent_shape(shape.num_frames, shape.resolution)
+    return flops.Sizes.of(run.generator, latent_shape).total
 
   def describe(self, run: Run) -> dict[str, Any]:
     """See `Family`."""
@@ -113,11 +114,12 @@ class Nova:
       run.generator,
       run.tokenizer.latent_shape(stage.data.num_frames, stage.data.resolution),
       stage.loss,
-      TOKENIZERS[self.tokenizer],
+      run.tokenizer_family,
       tokenizer,
       tokenizer_params,
       run.text.encoder,
       run.sampling,
+      run.tokenizer,
     )
 
   def make_model(
@@ -136,7 +138,7 @@ class Nova:
     shape = ClipShape(stage.data.num_frames, tuple(resolution or stage.data.resolution))
     return Model(
       module,
-      TOKENIZERS[self.tokenizer].make_tokenizer(tokenizer_module),
+      run.tokenizer_family.make_tokenizer(tokenizer_module),
       run.text.encoder,
       shape,
       run.sampling,
@@ -145,11 +147,14 @@ class Nova:
       batch_size=batch_size,
     )
 
-  def flops(self, run: Run, stage: Stage) -> None:
+  def flops(self, run: Run, stage: Stage) -> tuple[int, int]:
     """See `Family`."""
+    clip = run.generator, work.sizes_of(run, stage), stage.loss.repeats
+    return flops.forward_flops(*clip), flops.training_flops(*clip)
 
-  def step_work(self, run: Run, stage: Stage, mesh) -> None:
+  def step_work(self, run: Run, stage: Stage, mesh) -> StepWork:
     """See `Family`."""
+    return work.step_work(run, stage, mesh)
 
   def sample_latents(self, run: Run, stage: Stage, module: Network, text, seed):
     """See `Family`."""
@@ -159,8 +164,29 @@ class Nova:
     null = jnp.asarray(null_of(run.text.encoder))
     return generate.generate(module, plan, text, null, None, draws)
 
-  def sampling_work(self, run: Run, stage: Stage, batch_size: int) -> None:
+  def sampling_work(self, run: Run, stage: Stage, batch_size: int) -> tuple[int, float]:
     """See `Family`."""
+    return work.sampling_work(run, stage, batch_size)
 
-  def sampling_program(self, run, stage, template, mesh, num_clips: int, dtype) -> None:
+  def sampling_program(self, run, stage, template, mesh, num_clips: int, dtype) -> SamplingProgram:
     """See `Family`."""
+    return work.sampling_program(run, stage, template, mesh, num_clips, jnp.dtype(dtype))
+
+
+def _check_frozen(config: NovaConfig, stage: Stage) -> None:
+  """Raises ValueError if a stage freezes what the network does not have, or all of it."""
+  if not stage.loss.frozen:
+    return
+  field, names = f"stage.{stage.name}.loss.frozen", list(flatten(template_of(config).shapes))
+  for part in stage.loss.frozen:
+    if not any(is_part(name, part) for name in names):
+      above = part.rpartition(".")[0]
+      depth = above.count(".") + 1 if above else 0
+      near = {".".join(name.split(".")[: depth + 1]) for name in names if is_part(name, above)}
+      near = near or {name.split(".")[0] for name in names}
+      raise ValueError(
+        f"{field} names {part!r}, which this network does not have; it has "
+        f"{', '.join(sorted(near))}"
+      )
+  if all(any(is_part(name, part) for part in stage.loss.frozen) for name in names):
+    raise ValueError(f"{field} leaves nothing to train; name fewer parts")

@@ -19,6 +19,7 @@ from videoar_jax.models.nova import orders
 from videoar_jax.models.nova.config import NovaConfig
 from videoar_jax.models.nova.network import Nova
 from videoar_jax.models.nova.noise import NoiseProcess
+from videoar_jax.models.nova.spatial import write as write_tokens
 from videoar_jax.models.nova.tokens import patchify, unpatchify
 from videoar_jax.models.request import sample_keys
 from videoar_jax.nn.cache import make_ring, write
@@ -155,7 +156,8 @@ def generate(
     draws: random numbers.
     given: latents of the first frames, if they are given; fewer than the clip has.
   """
-  config, dtype = net.config, jnp.dtype(net.config.dtype)
+  config, weights = net.config, net.temporal.start.dtype
+  dtype = jnp.dtype(config.dtype) if weights == jnp.float32 else weights
   passes, b = plan.guidance.num_passes, len(text)
   nulls = jnp.broadcast_to(null, text.shape).astype(text.dtype)
   text = jnp.concatenate([text, *[nulls] * (passes - 1)])
@@ -176,12 +178,12 @@ def generate(
   if given is None:
     first = fill(anchor, 0)[:, None]
   else:
-    first = patchify(given.astype(dtype), config.patch_size)
+    first = patchify(given.astype(jnp.float32), config.patch_size)
   if plan.num_frames > 1:
     cache = write(make_ring(cache, n + plan.num_frames * v), cache, 0)
 
   def condition_of(cache, x, t):
-    latents = unpatchify(x, grid, config.patch_size)[:, None]
+    latents = unpatchify(x.astype(dtype), grid, config.patch_size)[:, None]
     is_seen = jnp.arange(n + plan.num_frames * v) < n + t * v
     y, new = net.temporal.step(
       _slot(net, plan, latents, t), net.temporal.angles(0, t, 1, video_grid), cache, is_seen
@@ -214,35 +216,59 @@ def _slot(net: Nova, plan: Plan, latents, t) -> Float[Array, "_ v m"]:
   return jnp.concatenate(copies)
 
 
+class SetGroup(NamedTuple):
+  """Steps of a frame with the same static shapes.
+
+  Attributes:
+    index: number of each step.
+    known: tokens that are known before it.
+    sizes: tokens that it fills in.
+    capacity: places for known tokens.
+  """
+
+  index: Int[np.ndarray, "n"]
+  known: Int[np.ndarray, "n"]
+  sizes: Int[np.ndarray, "n"]
+  capacity: int
+
+
+def set_groups(sizes: Int[np.ndarray, "n"]) -> list[SetGroup]:
+  """Returns the steps in groups, given how many tokens each fills in."""
+  known = np.cumsum(sizes) - sizes
+  parts = np.array_split(np.arange(len(sizes)), min(_NUM_GROUPS, len(sizes)))
+  return [
+    SetGroup(part, known[part], sizes[part], max(int(known[part].max()), 1)) for part in parts
+  ]
+
+
 def _fill(net: Nova, plan: Plan, draws: Draws, order, grid, condition, frame):
   """Returns a frame's tokens `[b, l, p]`, filled in set by set."""
   b, l = order.shape
   sizes = orders.set_sizes(plan.num_ar_steps, l)
-  known = np.concatenate([[0], np.cumsum(sizes)[:-1]])
   largest = int(sizes.max())
   # Beyond the last token, where writes are dropped.
   padded = jnp.pad(order, ((0, 0), (0, largest)), constant_values=l)
   passes = plan.guidance.num_passes
-  x = jnp.zeros((b, l, net.config.token_width), condition.dtype)
+  x = jnp.zeros((b, l, net.config.token_width))
 
   def step(x, i, num_known, size, scale, capacity):
     shown = jnp.tile(order[:, :capacity], (passes, 1))
-    z = net.spatial(condition, jnp.tile(x, (passes, 1, 1)), shown, num_known, grid)
+    tokens = jnp.tile(x.astype(condition.dtype), (passes, 1, 1))
+    z = net.spatial(condition, tokens, shown, num_known, grid)
     chosen = jax.lax.dynamic_slice_in_dim(padded, num_known, largest, axis=1)
     chosen = jnp.where(jnp.arange(largest) < size, chosen, l)
     sample = _denoise(net, plan, draws, z, chosen, frame, i, scale)
     values = jnp.take_along_axis(sample, jnp.minimum(chosen, l - 1)[..., None], axis=1)
-    return x.at[jnp.arange(b)[:, None], chosen].set(values, mode="drop")
+    return write_tokens(x, chosen, values)
 
   scales = _scales(plan.guidance, len(sizes))
-  for part in np.array_split(np.arange(len(sizes)), min(_NUM_GROUPS, len(sizes))):
-    capacity = max(int(known[part].max()), 1)
+  for group in set_groups(sizes):
 
-    def body(x, step_of, capacity=capacity):
+    def body(x, step_of, capacity=group.capacity):
       return step(x, *step_of, capacity), None
 
-    each = (jnp.asarray(values[part]) for values in (np.arange(len(sizes)), known, sizes, scales))
-    x, _ = jax.lax.scan(body, x, tuple(each))
+    each = (group.index, group.known, group.sizes, scales[group.index])
+    x, _ = jax.lax.scan(body, x, tuple(map(jnp.asarray, each)))
   return x
 
 
@@ -256,22 +282,19 @@ def _denoise(net: Nova, plan: Plan, draws: Draws, z, chosen, frame, step, scale)
   """Returns tokens `[b, l, p]`, of which the chosen ones are samples.
 
   All others are predicted as they are: no network runs on them, but renormalised guidance counts
-  them, as the public code does.
+  them, as the public code does. The process runs in float32, the network in the type of `z`.
   """
   steps = plan.noise.steps(plan.num_diffusion_steps)
   passes, b = plan.guidance.num_passes, len(chosen)
   places = jnp.minimum(chosen, z.shape[1] - 1)[..., None]
-  condition = jnp.take_along_axis(z, jnp.tile(places, (passes, 1, 1)), axis=1)
-  x = draws.start(frame, step).astype(z.dtype)
+  z = jnp.take_along_axis(z, jnp.tile(places, (passes, 1, 1)), axis=1)
+  condition, x = net.head.condition(z), draws.start(frame, step)
 
   def predict(x, time, num_passes):
-    own = jnp.take_along_axis(x, places, axis=1)
-    own = net.head(jnp.tile(own, (num_passes, 1, 1)), time, condition[: num_passes * b])
+    own = jnp.take_along_axis(x, places, axis=1).astype(z.dtype)
+    own = net.head.predict(jnp.tile(own, (num_passes, 1, 1)), time, condition[: num_passes * b])
     whole = jnp.tile(x, (num_passes, 1, 1))
-    whole = whole.at[jnp.arange(len(whole))[:, None], jnp.tile(chosen, (num_passes, 1))].set(
-      own, mode="drop"
-    )
-    return whole
+    return write_tokens(whole, jnp.tile(chosen, (num_passes, 1)), own.astype(x.dtype))
 
   def body(x, step_of, num_passes):
     i, time, keep, add, noise = step_of
@@ -280,7 +303,7 @@ def _denoise(net: Nova, plan: Plan, draws: Draws, z, chosen, frame, step, scale)
       prediction = plan.guidance.mix(prediction, scale)
     x = keep * x + add * prediction
     if steps.noise.any():
-      x = x + noise * draws.fresh(frame, step, i).astype(x.dtype)
+      x = x + noise * draws.fresh(frame, step, i)
     return x, None
 
   is_guided = (steps.times >= plan.guidance.trunc) & (passes > 1)

@@ -50,6 +50,7 @@ class Head(nnx.Module):
 
   def __init__(self, rngs: nnx.Rngs, config: NovaConfig):
     width, m = config.head_mlp_dim, config.d_model
+    self.config = config
     self.embed = _linear(rngs, config.token_width, width)
     self.time = WaveMLP(rngs, width, is_cosine_first=True)
     self.condition_in, self.condition_out = _linear(rngs, m, width), _linear(rngs, width, width)
@@ -59,21 +60,27 @@ class Head(nnx.Module):
     self.modulated = _Modulated(rngs, width, 2)
     self.out = _linear(rngs, width, config.token_width)
 
-  def __call__(
+  def condition(self, z: Float[Array, "*b m"]) -> Float[Array, "*b w"]:
+    """Returns what `predict` needs of the spatial decoder's output for each token."""
+    return self.condition_out(jax.nn.silu(self.condition_in(z)))
+
+  def predict(
     self,
     noisy: Float[Array, "*b p"],
     time: Int[Array, "*t"] | Float[Array, "*t"],
-    condition: Float[Array, "*b m"],
+    condition: Float[Array, "*c w"],
   ) -> Float[Array, "*b p"]:
     """Returns the prediction for noisy tokens.
 
     Args:
       noisy: the tokens.
       time: noise level in steps of training, from 0 to 1000; broadcast against `*b`.
-      condition: the spatial decoder's output for each token.
+      condition: from `condition`, broadcast against `*b`.
     """
-    hidden = self.condition_out(jax.nn.silu(self.condition_in(condition)))
-    condition = hidden + self.time(time.astype(jnp.float32)).astype(hidden.dtype)
+    condition = condition + self.time(time.astype(jnp.float32)).astype(condition.dtype)
     x = self.embed(noisy)
-    x, _ = jax.lax.scan(lambda x, block: (block(x, condition), None), x, self.blocks)
+    body = lambda x, block: (block(x, condition), None)  # noqa: E731
+    x, _ = layers.run_stacked(
+      body, x, self.blocks, is_scanned=self.config.scan_layers, remat=self.config.remat
+    )
     return self.out(self.modulated(x, condition)[0])

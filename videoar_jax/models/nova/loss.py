@@ -10,6 +10,7 @@ from videoar_jax.models.nova import orders
 from videoar_jax.models.nova.network import Nova
 from videoar_jax.models.nova.noise import NoiseProcess
 from videoar_jax.models.nova.tokens import patchify
+from videoar_jax.parallel.rules import constrain, num_shards
 
 
 class Draws(NamedTuple):
@@ -79,10 +80,17 @@ def losses(
   z = net.spatial(
     conditions, tokens.astype(prefix.dtype), order, draws.num_known, (h // size, w // size)
   )
-  repeats = len(draws.noise) // (b * t)
-  z, clean = (jnp.tile(x, (repeats, 1, 1)) for x in (z, tokens))
-  noisy = process.add(clean, draws.noise, draws.level)
-  prediction = net.head(noisy.tokens.astype(z.dtype), noisy.time, z).astype(jnp.float32)
+  noise, level = (
+    x.reshape(-1, *tokens.shape[:2], *x.shape[2:]) for x in (draws.noise, draws.level)
+  )
+  repeats = len(noise)
+  noisy = process.add(jnp.broadcast_to(tokens, noise.shape), noise, level)
+  # The mesh axis for sequences splits a frame's tokens, if it divides them.
+  axis = "sequence" if num_tokens % num_shards("sequence") == 0 else None
+  split = (None, "batch", axis, None)
+  inputs = constrain(noisy.tokens.astype(z.dtype), split)
+  prediction = net.head.predict(inputs, noisy.time, net.head.condition(constrain(z, split[1:])))
+  prediction = prediction.astype(jnp.float32)
   # Place of each token in its frame's order: the first ones are known.
   is_unknown = jnp.argsort(draws.order, axis=1) >= draws.num_known
   error = jnp.mean(jnp.square(prediction - noisy.target), axis=-1).reshape(repeats, b, t, -1)

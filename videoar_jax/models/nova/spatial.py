@@ -6,16 +6,18 @@ unknown ones as a learned token with their place. Frames do not see each other.
 Source: NOVA section 10.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from videoar_jax.models.nova import blocks
 from videoar_jax.models.nova.config import NovaConfig
 from videoar_jax.models.nova.tokens import places, rotary_angles
 from videoar_jax.nn import layers
-from videoar_jax.nn.attention import attention
+from videoar_jax.nn.mask import AttentionMask, BlockCausalMask
+from videoar_jax.parallel.rules import is_for_tpu
 
 
 class SpatialTransformer(nnx.Module):
@@ -50,8 +52,8 @@ class SpatialTransformer(nnx.Module):
       grid: tokens per column and per row.
     """
     (b, v, m), k = condition.shape, order.shape[1]
-    rows, is_known = jnp.arange(b)[:, None], jnp.arange(k) < num_known
-    known = jnp.zeros(tokens.shape[:2], bool).at[rows, order].set(is_known)
+    is_known = jnp.arange(k) < num_known
+    known = write(jnp.zeros(tokens.shape[:2], bool), order, jnp.broadcast_to(is_known, (b, k)))
     x = jnp.where(known[..., None], self.patch(tokens), self.unknown[...].astype(tokens.dtype))
     angles = self._angles(v, grid)
     if angles is None:
@@ -66,8 +68,9 @@ class SpatialTransformer(nnx.Module):
     )
     condition, shown = shown[:, :v], shown[:, v:]
     shown = jnp.where(is_known[:, None], shown, jnp.take_along_axis(x, order[..., None], axis=1))
-    x = jnp.concatenate([condition, x.at[rows, order].set(shown)], axis=1)
-    return self.norm(self._run(self.decoder, x, angles, None)[:, v:])
+    x = jnp.concatenate([condition, write(x, order, shown)], axis=1)
+    is_seen = jnp.ones(x.shape[1], bool)
+    return self.norm(self._run(self.decoder, x, angles, is_seen)[:, v:])
 
   def _angles(self, num_conditions: int, grid: tuple[int, int]) -> Float[Array, "l p"] | None:
     if self.config.positions == "absolute":
@@ -77,13 +80,20 @@ class SpatialTransformer(nnx.Module):
     positions = np.concatenate([np.zeros((num_conditions, 3)), own]).astype(np.float32)
     return rotary_angles(jnp.asarray(positions), self.config.head_dim)
 
-  def _run(self, stack, x, angles, is_seen: Bool[Array, "l"] | None):
-    mask = jnp.ones((1, x.shape[1], x.shape[1]), bool)
-    if is_seen is not None:
-      mask = mask & is_seen
-    return blocks.run(
-      stack, x, angles, lambda q, k, v: (attention(q, k, v, mask), None), self.config
-    )[0]
+  def _run(self, stack, x, angles, is_seen: Bool[Array, "l"]):
+    """Runs blocks in which every token sees all that are seen."""
+    length = x.shape[1]
+    backend = "splash" if is_for_tpu() else "dense"
+    mask = AttentionMask(BlockCausalMask(length, False, 0, (1,)), is_seen[None], None, backend)
+    return blocks.run(stack, x, angles, mask, self.config)
+
+
+def write(
+  x: Shaped[Array, "b l ..."], index: Int[Array, "b k"], values: Shaped[Array, "b k ..."]
+) -> Shaped[Array, "b l ..."]:
+  """Returns tokens, of which some are replaced; values at places beyond the last are dropped."""
+  # Mapped, so that each device writes its own part of the batch.
+  return jax.vmap(lambda x, i, y: x.at[i].set(y, mode="drop"))(x, index, values)
 
 
 def _take(angles: Float[Array, "l p"], order: Int[Array, "b k"], num_conditions: int):

@@ -10,8 +10,10 @@ from jaxtyping import Array
 
 from videoar_jax.models.nova import generate, loss
 from videoar_jax.models.nova.config import NovaConfig, NovaSampling
+from videoar_jax.models.nova.flops import Sizes, training_flops
 from videoar_jax.models.nova.network import Nova
-from videoar_jax.tokenizers.base import TokenizerFamily
+from videoar_jax.parallel.hardware import peak_flops
+from videoar_jax.tokenizers.base import TokenizerConfig, TokenizerFamily
 from videoar_jax.tokenizers.decoding import decode
 from videoar_jax.train.state import Template
 
@@ -23,16 +25,32 @@ class NovaLossConfig:
   Attributes:
     repeats: how often each token is noised in a step, with other noise.
     text_dropout: share of prompts that are replaced by "no condition", which guidance needs.
+    sample_posterior: draw latents from the tokenizer's distribution at every step, as the public
+      code does; otherwise its means. Outside training, latents are always the means.
+    frozen: parts of the network that keep their initial values, by dotted name, such as
+      "temporal.motion"; see configs/nova_t2i.py for what the public code freezes.
   """
 
   repeats: int = 4
   text_dropout: float = 0.1
+  sample_posterior: bool = True
+  frozen: tuple[str, ...] = ()
 
   def __post_init__(self):
+    object.__setattr__(self, "frozen", tuple(self.frozen))
     if self.repeats < 1:
       raise ValueError(f"repeats={self.repeats} must be at least 1")
     if not 0 <= self.text_dropout < 1:
       raise ValueError(f"text_dropout={self.text_dropout} must be in [0, 1)")
+
+
+# Stands for what prompts lack, and is random for good.
+PADDING = "temporal.text.padding"
+
+
+def is_part(name: str, part: str) -> bool:
+  """Returns whether a parameter belongs to a part of the network, by their dotted names."""
+  return f"{name}.".startswith(f"{part}.")
 
 
 def null_of(text_encoder) -> np.ndarray:
@@ -84,6 +102,7 @@ class NovaTask:
     tokenizer_params: its parameters.
     text_encoder: with `null`.
     sampling: of the samples to show.
+    tokenizer_config: draws latents from what the tokenizer makes of a clip.
   """
 
   def __init__(
@@ -96,28 +115,38 @@ class NovaTask:
     tokenizer_params: dict,
     text_encoder,
     sampling: NovaSampling,
+    tokenizer_config: TokenizerConfig,
   ):
+    self.tokenizer_config = tokenizer_config
     self.config, self.settings, self.family = config, settings, family
     self.tokenizer, self.frozen = tokenizer, tokenizer_params
     self.text_encoder, self.adversary = text_encoder, None
     self.plan = plan_of(config, sampling, latent_shape)
+    self.sizes = Sizes.of(config, latent_shape)
 
   def init(self, key) -> Nova:
     """Makes the network."""
     return Nova(nnx.Rngs(params=key), self.config)
 
+  def is_trained(self, name: str) -> bool:
+    """See `SelectiveTask`."""
+    return not any(is_part(name, part) for part in (PADDING, *self.settings.frozen))
+
+  def is_decayed(self, name: str) -> bool:
+    """See `SelectiveTask`: all but norms, as in the public code. Source: NOVA section 15."""
+    *parents, _ = name.split(".")
+    return not any(part.endswith("norm") for part in parents)
+
   def loss(self, module: Nova, frozen, batch, key, is_training: bool):
     """Returns the loss, and those of first and of later frames.
 
-    The batch needs `text`, `[b, P]` or `[b, P, e]`, and `video`, uint8 `[b, f, H, W, 3]`, or its
-    encoded `latents`, `[b, t, h, w, c]`. Outside training no prompt is dropped.
+    The batch needs `text`, `[b, P]` or `[b, P, e]`, and `video`, uint8 `[b, f, H, W, 3]`, or
+    `latents`, what a token cache stores of it, `[b, t, h, w, e]`. It may have `flow`, `[b]`: how
+    much moves, in pixels a frame, or NaN for the default. Outside training no prompt is dropped,
+    and latents are means.
     """
     dtype = jnp.dtype(self.config.dtype)
-    if "latents" in batch:
-      latents = batch["latents"].astype(jnp.float32)
-    else:
-      latents = self.family.encode(self.tokenizer.module(frozen), batch["video"])
-      latents = jax.lax.stop_gradient(latents)
+    latents = self._latents(frozen, batch, key if is_training else None)
     b, t, h, w, _ = latents.shape
     keys = jax.random.split(key)
     text = batch["text"]
@@ -130,19 +159,38 @@ class NovaTask:
     draws = loss.draw(
       keys[1], b * t, num_tokens, self.config.token_width, self.settings.repeats, process
     )
-    prefix = module.temporal.prefix(text, None, dtype)
+    prefix = module.temporal.prefix(text, batch.get("flow"), dtype)
     first, later = loss.losses(module, latents, prefix, draws, process)
     metrics = {"loss_first": first, "loss_later": later} if t > 1 else {}
     return first + later, metrics
 
+  def _latents(self, frozen, batch, key: jax.Array | None) -> Array:
+    """Returns the latents of a batch; in training, with a key, as `sample_posterior` says."""
+    if "latents" in batch:
+      encoded = batch["latents"].astype(jnp.float32)
+    else:
+      encoded = self.family.encode_posterior(self.tokenizer.module(frozen), batch["video"])
+      encoded = jax.lax.stop_gradient(encoded)
+    if key is None or not self.settings.sample_posterior:
+      return self.tokenizer_config.latents_of(encoded)
+    return self.tokenizer_config.latents_of(encoded, jax.random.fold_in(key, 2))
+
   def rates(self, clips_per_s: float) -> dict[str, float]:
-    """Returns nothing: clips per second say it all."""
-    return {}
+    """Returns tokens per second, and the share of the devices' peak FLOP/s if that is known.
+
+    The frozen tokenizer's FLOPs are not counted.
+    """
+    rates = {"tokens_per_s": clips_per_s * self.sizes.total}
+    peak = peak_flops()
+    if peak is not None:
+      flops = training_flops(self.config, self.sizes, self.settings.repeats)
+      rates["flops_utilisation"] = clips_per_s * flops / peak
+    return rates
 
   def media(self, module: Nova, frozen, batch) -> dict[str, Array]:
     """Returns samples for the batch's prompts."""
     latents = generate.generate(
-      module,
+      jax.tree.map(lambda x: x.astype(self.config.dtype), module),
       self.plan,
       batch["text"],
       jnp.asarray(null_of(self.text_encoder)),

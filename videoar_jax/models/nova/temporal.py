@@ -17,7 +17,6 @@ from videoar_jax.models.nova import blocks
 from videoar_jax.models.nova.config import NovaConfig
 from videoar_jax.models.nova.tokens import WaveMLP, patchify, places, rotary_angles
 from videoar_jax.nn import layers
-from videoar_jax.nn.attention import attend
 from videoar_jax.nn.cache import Cache, attend_cached
 from videoar_jax.nn.mask import AttentionMask, BlockCausalMask
 from videoar_jax.parallel.rules import is_for_tpu
@@ -106,13 +105,14 @@ class TemporalEncoder(nnx.Module):
 
     Args:
       text: tokens or features of prompts.
-      flow: how much moves, in pixels a frame; None for the default.
+      flow: how much moves, in pixels a frame; None for the default, as NaN.
       dtype: of the tokens.
     """
     tokens = self.text(text, dtype)
     if self.motion is None:
       return tokens
-    flow = jnp.full(len(tokens), MOTION_FLOW) if flow is None else flow
+    flow = jnp.full(len(tokens), jnp.nan) if flow is None else flow
+    flow = jnp.where(jnp.isnan(flow), MOTION_FLOW, flow)
     return jnp.concatenate([tokens, self.motion(flow).astype(dtype)], axis=1)
 
   def slots(
@@ -166,19 +166,13 @@ class TemporalEncoder(nnx.Module):
     grid = tuple(side // self.config.video_patch_size for side in latents.shape[2:4])
     rule = BlockCausalMask(num_prefix + v, False, t - 1, (v,))
     mask = AttentionMask(rule, jnp.ones((b, num_prefix + v), bool), None, self._backend(t))
-    x, _ = blocks.run(
-      self.blocks,
-      x,
-      self.angles(num_prefix, 0, t, grid),
-      lambda q, k, v: (attend(q, k, v, mask), None),
-      self.config,
-    )
+    x = blocks.run(self.blocks, x, self.angles(num_prefix, 0, t, grid), mask, self.config)
     return self.norm(x[:, num_prefix:]).reshape(b, t, v, -1)
 
   def _backend(self, num_frames: int) -> str:
-    if num_frames == 1:
-      return "dense"  # Every token sees every other one.
-    return "splash" if is_for_tpu() else "blocked"
+    if is_for_tpu():
+      return "splash"
+    return "blocked" if num_frames > 1 else "dense"  # In an image, all tokens see all.
 
   def step(
     self,
@@ -206,7 +200,7 @@ class TemporalEncoder(nnx.Module):
       masks = (*(mask for _ in earlier), None)
       return attend_cached(query, (*earlier, new), masks), new
 
-    x, new = blocks.run(self.blocks, x, angles, attend_to_all, self.config, seen)
+    x, new = blocks.step(self.blocks, x, angles, attend_to_all, self.config, seen)
     return self.norm(x[:, num_prefix:]), new
 
   def conditions(self, outputs: Float[Array, "b t v m"]) -> Float[Array, "b t v m"]:

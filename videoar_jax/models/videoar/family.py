@@ -45,6 +45,7 @@ class VideoAR:
   """Next-frame, next-scale prediction of bits (arXiv 2601.05966)."""
 
   tokenizer = "bsq"
+  tokenizers = ("bsq",)
   network = GeneratorConfig
   loss = GeneratorLossConfig
   sampling = SamplingConfig

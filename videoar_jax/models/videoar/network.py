@@ -3,9 +3,6 @@
 Source: VIDEOAR sections 3.1 to 3.4.
 """
 
-import math
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -16,105 +13,10 @@ from videoar_jax.models.videoar import patches
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.nn import layers
-from videoar_jax.nn.attention import attend
-from videoar_jax.nn.cache import Cache, attend_cached
 from videoar_jax.nn.mask import AttentionMask
-from videoar_jax.nn.rope import rope_angles, rotate
-from videoar_jax.nn.splash import filled_length
-from videoar_jax.parallel.rules import constrain, is_for_tpu, num_shards
-
-
-def _sequence_axis(seen: tuple[Cache, ...] | None) -> str | None:
-  """Returns the sequence's logical axis; None when decoding, where a step may be a single token."""
-  return "sequence" if seen is None else None
-
-
-class Attention(nnx.Module):
-  """Grouped-query attention with rotary positions and optional norms of queries and keys."""
-
-  def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig):
-    m, k = config.d_model, config.head_dim
-    n, g = config.num_heads, config.num_kv_heads
-    self.query = layers.Linear(rngs, m, n * k, ("embed", "heads"))
-    self.key = layers.Linear(rngs, m, g * k, ("embed", "kv_heads"))
-    self.value = layers.Linear(rngs, m, g * k, ("embed", "kv_heads"))
-    # Outputs of residual branches start small, scaled by depth: deep stacks start near identity.
-    init = layers.fan_in((n * k, m), 1.0 / (2 * config.num_layers))
-    self.out = layers.Linear(rngs, n * k, m, ("heads", "embed"), init=init)
-    self.query_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
-    self.key_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
-    self.config = config
-
-  def __call__(self, x, angles, mask, seen: tuple[Cache, ...] | None):
-    b, l, _ = x.shape
-    config = self.config
-    sequence = _sequence_axis(seen)
-    query = constrain(self.query(x), ("batch", sequence, "heads"))
-    key = constrain(self.key(x), ("batch", sequence, "kv_heads"))
-    value = constrain(self.value(x), ("batch", sequence, "kv_heads"))
-    query = query.reshape(b, l, config.num_heads, config.head_dim)
-    key = key.reshape(b, l, config.num_kv_heads, config.head_dim)
-    value = value.reshape(b, l, config.num_kv_heads, config.head_dim)
-    if self.query_norm is not None:
-      query, key = self.query_norm(query), self.key_norm(key)
-    if angles is not None:
-      query, key = rotate(query, angles), rotate(key, angles)
-    if seen is not None:
-      new = Cache.of(key, value)
-      y = attend_cached(query, (*seen, new), mask)
-    else:
-      new, y = None, self._attend(query, key, value, mask)
-    return self.out(y.reshape(b, l, -1)), new
-
-  def _attend(self, query, key, value, mask):
-    """Attends within a whole sequence; if the sequence is sharded, heads are sharded instead.
-
-    An all-to-all exchanges parts of the tokens for parts of the heads, and back. Each device then
-    has all queries of its heads, and the same work as the others whatever the mask hides (DeepSpeed
-    Ulysses, arXiv 2309.14509).
-    """
-    num_parts = num_shards("attended_heads")
-    copies = num_parts // math.gcd(num_parts, key.shape[2])
-    if copies > 1:
-      # There are fewer key heads than devices: the devices of a sequence gather all its keys, and
-      # heads are repeated so that several devices share one.
-      heads = "kv_heads" if key.shape[2] % num_shards("kv_heads") == 0 else None
-      key, value = (constrain(x, ("batch", None, heads, None)) for x in (key, value))
-      key, value = (jnp.repeat(x, copies, axis=2) for x in (key, value))
-    split = ("batch", None, "attended_heads", None)
-    query, key, value = (constrain(x, split) for x in (query, key, value))
-    y = constrain(attend(query, key, value, mask), split)
-    return constrain(y, ("batch", "sequence", "heads", None))
-
-
-class GatedMLP(nnx.Module):
-  """SwiGLU."""
-
-  def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig):
-    m, hidden = config.d_model, config.mlp_dim
-    self.gate = layers.Linear(rngs, m, hidden, ("embed", "mlp"))
-    self.up = layers.Linear(rngs, m, hidden, ("embed", "mlp"))
-    init = layers.fan_in((hidden, m), 1.0 / (2 * config.num_layers))
-    self.down = layers.Linear(rngs, hidden, m, ("mlp", "embed"), init=init)
-
-  def __call__(self, x):
-    return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
-
-
-class Block(nnx.Module):
-  """Attention and MLP, each with a pre-norm and a residual connection."""
-
-  def __init__(self, rngs: nnx.Rngs, config: GeneratorConfig):
-    self.attention_norm = layers.RMSNorm(rngs, config.d_model)
-    self.attention = Attention(rngs, config)
-    self.mlp_norm = layers.RMSNorm(rngs, config.d_model)
-    self.mlp = GatedMLP(rngs, config)
-
-  def __call__(self, x, angles, mask, seen: tuple[Cache, ...] | None = None):
-    y, new = self.attention(self.attention_norm(x), angles, mask, seen)
-    x = x + y
-    x = constrain(x + self.mlp(self.mlp_norm(x)), ("batch", _sequence_axis(seen), None))
-    return x, new
+from videoar_jax.nn.rope import rope_angles
+from videoar_jax.nn.transformer import make_blocks, run_blocks, step_blocks
+from videoar_jax.parallel.rules import constrain, is_for_tpu
 
 
 class Generator(nnx.Module):
@@ -137,7 +39,7 @@ class Generator(nnx.Module):
     self.position_embedding = (
       layers.Embedding(rngs, layout.length, m) if config.positions == "learned" else None
     )
-    self.blocks = layers.stack_layers(lambda r: Block(r, config), rngs.params(), config.num_layers)
+    self.blocks = make_blocks(rngs, config)
     self.norm_out = layers.RMSNorm(rngs, m)
     self.head = layers.Linear(
       rngs, m, layout.logit_width(config.num_bits), ("embed", None), init=layers.zeros
@@ -258,25 +160,7 @@ class Generator(nnx.Module):
 
   def run(self, x: Float[Array, "b l m"], angles, mask: AttentionMask) -> Float[Array, "b l m"]:
     """Runs the blocks on a whole sequence."""
-    length, num_parts = x.shape[1], num_shards("sequence")
-    # Padding gives devices equal parts; attention masks it out.
-    added = -length % num_parts
-    if mask.backend == "splash":
-      added = filled_length(length, num_parts) - length
-    x = jnp.pad(x, ((0, 0), (0, added), (0, 0)))
-    if angles is not None:
-      angles = jnp.pad(angles, ((0, added), (0, 0)))
-
-    def body(x, block):
-      return block(x, angles, mask)
-
-    if self.config.remat != "none":
-      body = jax.checkpoint(body, policy=layers.REMAT_POLICIES[self.config.remat])
-    if self.config.scan_layers:
-      return jax.lax.scan(body, x, self.blocks)[0][:, :length]
-    for i in range(self.config.num_layers):
-      x, _ = body(x, self._block(i))
-    return x[:, :length]
+    return run_blocks(self.blocks, x, angles, mask, self.config)
 
   def step(self, x: Float[Array, "b q m"], angles, seen: tuple, masks: tuple):
     """Runs the blocks for the next tokens of a sequence.
@@ -289,21 +173,7 @@ class Generator(nnx.Module):
     Returns:
       `[b, q, m]`, and the tokens' keys and values: stacked, or a list if layers are unrolled.
     """
-
-    def body(x, layer):
-      block, caches = layer
-      return block(x, angles, masks, seen=caches)
-
-    if self.config.scan_layers:
-      return jax.lax.scan(body, x, (self.blocks, seen))
-    news = []
-    for i in range(self.config.num_layers):
-      x, new = body(x, (self._block(i), tuple(caches[i] for caches in seen)))
-      news.append(new)
-    return x, news
-
-  def _block(self, i: int) -> Block:
-    return jax.tree.map(lambda weight: weight[i], self.blocks)
+    return step_blocks(self.blocks, x, angles, seen, masks, self.config)
 
   def logits(self, x: Float[Array, "b n m"]) -> Float[Array, "b n i"]:
     """Returns float32 logits, one per bit of the tokens."""

@@ -7,17 +7,18 @@ import jax.numpy as jnp
 
 from videoar_jax.tokenizers.autoencoder import Autoencoder, autoencoder_of
 from videoar_jax.tokenizers.bsq.config import BSQConfig
-from videoar_jax.tokenizers.bsq.files import is_saved, read_params, read_saved
 from videoar_jax.tokenizers.bsq.inflation import check_inflatable, inflate
 from videoar_jax.tokenizers.bsq.schedules import check_schedule, parse_schedule
 from videoar_jax.tokenizers.bsq.task import TokenizerLossConfig, TokenizerTask
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
 from videoar_jax.tokenizers.family import AutoencoderFamily, check_adversary
+from videoar_jax.tokenizers.files import is_saved, read_params, read_saved
 
 
 class BSQ(AutoencoderFamily):
   """Multi-scale binary spherical quantization of a causal 3-D autoencoder."""
 
+  name = "bsq"
   network = BSQConfig
   loss = TokenizerLossConfig
 
@@ -43,21 +44,21 @@ class BSQ(AutoencoderFamily):
 
   def is_converted(self, folder: pathlib.Path) -> bool:
     """See `TokenizerFamily`."""
-    return is_saved(folder)
+    return is_saved(folder, self.name)
 
   def load_converted(self, folder: pathlib.Path) -> Tokenizer:
     """See `TokenizerFamily`."""
-    saved, params = read_params(folder)
+    saved, params = read_params(folder, self)
     params = jax.tree.map(jnp.asarray, params)
     return self.make_tokenizer(autoencoder_of(saved.config, params))
 
   def check_init(self, folder: pathlib.Path, config: BSQConfig) -> None:
     """See `TokenizerFamily`."""
-    check_inflatable(read_saved(folder).config, config)
+    check_inflatable(read_saved(folder, self).config, config)
 
   def load_init(self, folder, config, temporal: str, key) -> tuple[dict, list[str]]:
     """See `TokenizerFamily`."""
-    saved, params = read_params(folder)
+    saved, params = read_params(folder, self)
     params, fresh = inflate(params, saved.config, config, temporal, key)
     lines = [f"starts from {folder} ({saved.source}), kernels of earlier frames are {temporal}"]
     if fresh:

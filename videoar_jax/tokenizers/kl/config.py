@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import jax
 from jaxtyping import Array, Float
 
 from videoar_jax.tokenizers.autoencoder import AutoencoderConfig
+from videoar_jax.tokenizers.kl import posterior
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,12 @@ class KLConfig(AutoencoderConfig):
     """Channels that the encoder makes of a cell: mean and logarithm of the variance of each."""
     return 2 * self.num_channels
 
-  def latents_of(self, encoded: Float[Array, "b t h w e"]) -> Float[Array, "b t h w d"]:
-    """Returns the means."""
-    return encoded[..., : self.num_channels]
+  def posterior_of(self, encoded: Float[Array, "b t h w e"]) -> Float[Array, "b t h w e"]:
+    """Returns the encoder's output with bounded variances."""
+    return posterior.bounded(encoded)
+
+  def latents_of(
+    self, encoded: Float[Array, "b t h w e"], key: jax.Array | None = None
+  ) -> Float[Array, "b t h w d"]:
+    """Draws latents from their distribution; without a key, returns the means."""
+    return posterior.latents_of(encoded, key)

@@ -14,6 +14,7 @@ _NOT_CONVERTED = "no public tokenizer of this kind can be converted yet; leave i
 class KL(AutoencoderFamily):
   """A causal 3-D autoencoder with normally distributed latents."""
 
+  name = "kl"
   network = KLConfig
   loss = KLLossConfig
 

@@ -4,25 +4,15 @@ Source: NOVA section 13; arXiv 1312.6114.
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from videoar_jax.tokenizers.autoencoder import Autoencoder
 from videoar_jax.tokenizers.decoding import decode
 from videoar_jax.tokenizers.encoding import encode
+from videoar_jax.tokenizers.kl.posterior import Posterior, posterior_of
 from videoar_jax.tokenizers.task import AutoencoderTask, ReconstructionLoss
-
-_LOG_VARIANCES = (-30.0, 20.0)  # As in the public autoencoders.
-
-
-class Posterior(NamedTuple):
-  """A normal distribution of each channel of a latent cell."""
-
-  mean: Float[Array, "b t h w d"]
-  log_variance: Float[Array, "b t h w d"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,12 +37,9 @@ class KLTask(AutoencoderTask):
 
   def code(self, module: Autoencoder, video, key, is_training: bool):
     """Encodes, and in training draws from the posterior."""
-    mean, log_variance = jnp.split(module.encoder(video), 2, axis=-1)
-    posterior = Posterior(mean, jnp.clip(log_variance, *_LOG_VARIANCES))
-    if not is_training:
-      return mean, posterior
-    noise = jax.random.normal(jax.random.fold_in(key, 3), mean.shape, mean.dtype)
-    return mean + jnp.exp(0.5 * posterior.log_variance) * noise, posterior
+    encoded = module.encoder(video)
+    key = jax.random.fold_in(key, 3) if is_training else None
+    return self.config.latents_of(encoded, key), posterior_of(encoded)
 
   def regularisation(self, coded: Posterior):
     """Returns the weighted divergence, the divergence, and the latents' spread."""

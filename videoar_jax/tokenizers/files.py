@@ -1,18 +1,22 @@
-"""Saves and loads a tokenizer as a folder with `tokenizer.json` and `tokenizer.safetensors`."""
+"""Saves and loads a tokenizer as a folder with `tokenizer.json` and `tokenizer.safetensors`.
 
+The first versions saved tokenizers of the family "bsq" alone, and did not name it.
+"""
+
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
 from videoar_jax.interop import tensors
 from videoar_jax.interop.atomic import replacing
 from videoar_jax.interop.strict_json import to_json
-from videoar_jax.tokenizers.autoencoder import abstract_params
-from videoar_jax.tokenizers.bsq.config import BSQConfig
-from videoar_jax.train.state import flatten, unflatten
+from videoar_jax.tokenizers.base import TokenizerConfig, TokenizerFamily
+from videoar_jax.train.state import Template, flatten, unflatten
 
 CONFIG_FILE, WEIGHTS_FILE = "tokenizer.json", "tokenizer.safetensors"
 
@@ -22,17 +26,45 @@ class Saved:
   """The contents of `tokenizer.json`.
 
   Attributes:
+    family: name of its family, in `TOKENIZERS`.
     config: the network's, with the scales that it was trained with.
     source: where it came from, for display.
   """
 
-  config: BSQConfig
+  family: str
+  config: TokenizerConfig
   source: str
 
 
-def is_saved(folder: str | os.PathLike) -> bool:
-  """Returns whether a folder holds a saved tokenizer."""
-  return (pathlib.Path(folder) / CONFIG_FILE).is_file()
+def is_saved(folder: str | os.PathLike, family: str) -> bool:
+  """Returns whether a folder holds a saved tokenizer of a family.
+
+  Raises:
+    ValueError: its description is damaged.
+  """
+  return saved_family(folder) == family
+
+
+def saved_family(folder: str | os.PathLike) -> str | None:
+  """Returns the name of the family of the tokenizer in a folder; None if it holds none.
+
+  Raises:
+    ValueError: its description is damaged.
+  """
+  path = pathlib.Path(folder) / CONFIG_FILE
+  if not path.is_file():
+    return None
+  with _named(path):
+    return json.loads(path.read_text()).get("family", "bsq")
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+  """Names the damaged file in errors."""
+  try:
+    yield
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    raise ValueError(f"{path} is damaged ({error!r}); convert the checkpoint again") from error
 
 
 def check_new(folder: str | os.PathLike) -> None:
@@ -71,28 +103,27 @@ def save_tokenizer(folder: str | os.PathLike, saved: Saved, params: dict) -> Non
     (partial / CONFIG_FILE).write_text(text + "\n")
 
 
-def read_saved(folder: str | os.PathLike) -> Saved:
-  """Reads a tokenizer's description, without its weights.
+def read_saved(folder: str | os.PathLike, family: TokenizerFamily) -> Saved:
+  """Reads the description of a family's tokenizer, without its weights.
 
   Raises:
     FileNotFoundError: there is no tokenizer in it.
-    ValueError: its description is damaged.
+    ValueError: its description is damaged, or it is of another family.
   """
-  path = pathlib.Path(folder) / CONFIG_FILE
-  if not path.is_file():
+  path, found = pathlib.Path(folder) / CONFIG_FILE, saved_family(folder)
+  if found is None:
     raise FileNotFoundError(
       f"no {CONFIG_FILE} in {folder}; make it with `python -m videoar_jax.convert`"
     )
-  try:
+  if found != family.name:
+    raise ValueError(f"{path} is of the tokenizer family {found!r}; {family.name!r} is needed here")
+  with _named(path):
     values = json.loads(path.read_text())
-    config = BSQConfig(**_as_tuples(values["config"]))
+    config = _as_tuples(values["config"])
     # The first versions stored the scales beside the network's settings.
     if scales := values.get("schedule"):
-      text = " ".join(f"{int(h)}x{int(w)}" for h, w in scales)
-      config = dataclasses.replace(config, schedule=text)
-    return Saved(config, values["source"])
-  except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(f"{path} is damaged ({error!r}); convert the checkpoint again") from error
+      config["schedule"] = " ".join(f"{int(h)}x{int(w)}" for h, w in scales)
+    return Saved(found, family.network(**config), values["source"])
 
 
 def _as_tuples(value):
@@ -102,19 +133,20 @@ def _as_tuples(value):
   return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
-def read_params(folder: str | os.PathLike) -> tuple[Saved, dict]:
-  """Reads a tokenizer: its description and its parameters.
+def read_params(folder: str | os.PathLike, family: TokenizerFamily) -> tuple[Saved, dict]:
+  """Reads a family's tokenizer: its description and its parameters.
 
   Raises:
     FileNotFoundError: there is no tokenizer in it.
-    ValueError: it is damaged.
+    ValueError: it is damaged, or of another family.
   """
-  saved, path = read_saved(folder), pathlib.Path(folder) / WEIGHTS_FILE
+  saved, path = read_saved(folder, family), pathlib.Path(folder) / WEIGHTS_FILE
   try:
     weights = tensors.read(path)
   except ValueError as error:
     raise ValueError(f"{error}; convert the checkpoint again") from error
-  wanted = {name: leaf.shape for name, leaf in flatten(abstract_params(saved.config)).items()}
+  abstract = Template.of(family.make_module(saved.config)).shapes
+  wanted = {name: leaf.shape for name, leaf in flatten(abstract).items()}
   if wanted != {name: leaf.shape for name, leaf in weights.items()}:
     raise ValueError(f"{path} does not fit {CONFIG_FILE} beside it; convert the checkpoint again")
   return saved, unflatten(weights)

@@ -1,0 +1,137 @@
+"""Models as folders: the same clips as the run, nothing else needed, damage is named."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from tiny_runs import make_config, save_tokenizer
+
+import videoar_jax
+from videoar_jax import convert, sample
+from videoar_jax.experiment import model_folder, parse, run
+from videoar_jax.experiment.stages import Stages
+from videoar_jax.models.videoar.task import GeneratorTask
+from videoar_jax.parallel.mesh import make_mesh
+from videoar_jax.train.state import flatten
+
+PROMPTS = ["a large red circle moves left", "a small blue star moves up"]
+
+
+@pytest.fixture(scope="module")
+def patch():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(GeneratorTask, "media", lambda *_: {})
+    patch.setattr(run, "start_log", lambda path: None)
+    yield patch
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, patch):
+  workdir = tmp_path_factory.mktemp("model") / "run"
+  values = make_config()
+  save_tokenizer(values, workdir, seed=0)
+  run.Run(values, workdir).train()
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def folder(workdir, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("exported") / "model"
+  assert convert.main(["model", f"--workdir={workdir}", f"--out={folder}"]) == 0
+  return folder
+
+
+@pytest.fixture(scope="module")
+def clips(workdir):
+  return videoar_jax.load_model(workdir).sample(PROMPTS, seed=3)
+
+
+def test_a_model_makes_the_clips_of_its_run(workdir, folder, clips, tmp_path):
+  moved = shutil.copytree(folder, tmp_path / "elsewhere")
+  np.testing.assert_array_equal(videoar_jax.load_model(moved).sample(PROMPTS, seed=3), clips)
+  assert model_folder.check_hashes(moved) == 4
+  flags = [f"--model={moved}", f"--prompt={PROMPTS[0]}", "--num_samples=1", "--seed=3"]
+  assert sample.main([*flags, f"--out={tmp_path / 'clips'}"]) == 0
+  assert len(list((tmp_path / "clips").glob("*.mp4"))) == 1
+  again = tmp_path / "again"
+  assert convert.main(["model", f"--workdir={moved}", f"--out={again}", "--dtype=bfloat16"]) == 0
+  half = (again / model_folder.WEIGHTS).stat().st_size
+  assert half < 0.6 * (moved / model_folder.WEIGHTS).stat().st_size
+  rounded = videoar_jax.load_model(again).sample(PROMPTS, seed=3)
+  assert rounded.shape == clips.shape
+
+
+def test_a_stage_starts_from_a_model_with_a_frozen_tokenizer(workdir, folder, tmp_path):
+  """With a cache before its first stage; the workdir needs neither folder afterwards."""
+  model = shutil.copytree(folder, tmp_path / "model")
+  values = make_config(
+    stages=("cache", "generator"),
+    frozen_tokenizer=str(model / "tokenizer"),
+    tokenizer={},
+    **{"stage.generator.init.from": str(model), "stage.generator.loop.num_steps": 2},
+  )
+  opened = run.Run(values, tmp_path / "w")
+  stages, (stage,) = opened.stages, opened.stages.run.stages
+  trained = Stages(parse.finalize(make_config()), workdir, make_mesh(stages.run.mesh))
+  first = stages.first_state(stage, stages.make_trainer(stage, 0), 0)
+  _, wanted = trained.load_params(trained.run.stages[-1])
+  for name, leaf in flatten(wanted).items():
+    np.testing.assert_array_equal(flatten(first["params"])[name], leaf)
+  assert opened.train()
+  shutil.rmtree(model)
+  made = videoar_jax.load_model(tmp_path / "w").sample(PROMPTS[:1])
+  assert made.shape == (1, 5, 16, 16, 3)
+  tokenizer = videoar_jax.load_tokenizer(tmp_path / "w")
+  video = np.zeros((1, 5, 16, 16, 3), np.float32)
+  expected = videoar_jax.load_tokenizer(workdir).encode(video)
+  np.testing.assert_array_equal(tokenizer.encode(video), expected)
+  assert not run.Run(values, tmp_path / "w").train()
+
+
+def test_a_frozen_tokenizer_that_does_not_fit_is_named(folder, tmp_path):
+  frozen = str(folder / "tokenizer")
+
+  def said(text, **changes):
+    settings = {"frozen_tokenizer": frozen, "tokenizer": {}, "stages": ("generator",)}
+    with pytest.raises(ValueError, match=text):
+      parse.finalize(make_config(**settings | changes))
+
+  said("stage.tokenizer trains a tokenizer, but frozen_tokenizer", stages=("tokenizer",))
+  said("tokenizer.num_bits is set, but frozen_tokenizer=", tokenizer={"num_bits": 3})
+  said("holds no converted tokenizer", frozen_tokenizer=str(tmp_path))
+  other = shutil.copytree(frozen, tmp_path / "other")
+  text = (other / "tokenizer.json").read_text()
+  (other / "tokenizer.json").write_text(text.replace('"bsq"', '"kl"'))
+  said("of the tokenizer family 'kl', but 'videoar' takes bsq", frozen_tokenizer=str(other))
+  (other / "tokenizer.json").write_text(text[:-9])
+  said("tokenizer.json is damaged", frozen_tokenizer=str(other))
+
+
+def test_damage_is_named(folder, tmp_path, capsys):
+  model = shutil.copytree(folder, tmp_path / "model")
+
+  def said(text):
+    assert sample.main([f"--model={model}", "--prompt=x", f"--out={tmp_path / 'clips'}"]) == 2
+    assert text in capsys.readouterr().err
+
+  weights = model / model_folder.WEIGHTS
+  whole = weights.read_bytes()
+  weights.write_bytes(whole[:-1])
+  said(f"generator.safetensors has {len(whole) - 1:,} bytes instead of {len(whole):,}")
+  weights.write_bytes(whole[:-1] + b"x")
+  with pytest.raises(ValueError, match="has changed since"):
+    model_folder.check_hashes(model)
+  weights.unlink()
+  said("generator.safetensors is missing; copy or convert the model again")
+  weights.write_bytes(whole)
+  facts = json.loads((model / "model.json").read_text())
+  (model / "model.json").write_text(json.dumps(facts["source"]))
+  said("model.json is damaged")
+  assert convert.main(["model", f"--workdir={folder}", f"--out={folder}"]) == 2
+  assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_model_is_no_workdir_to_train_in(folder):
+  with pytest.raises(ValueError, match="is a model's folder"):
+    run.Run(make_config(), folder)

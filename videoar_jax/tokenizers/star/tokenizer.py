@@ -1,0 +1,47 @@
+"""InfinityStar's converted autoencoder: video to latents and back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from videoar_jax.tokenizers.coder import Coder, chunk_ends, in_chunks
+from videoar_jax.tokenizers.star.network import StarAutoencoder
+
+
+class StarTokenizer(Coder):
+  """The autoencoder; see `Coder`. The quantizer has no parameters: `star.quantizer.quantize`.
+
+  Args:
+    autoencoder: the converted module.
+  """
+
+  def __init__(self, autoencoder: StarAutoencoder):
+    super().__init__(autoencoder)
+    self._moments = jax.jit(lambda module, *args: module.encoder.moments_chunk(*args))
+    self._latents_of = jax.jit(lambda module, *args: module.encoder.latents_of(*args))
+
+  def draw(
+    self,
+    video: Float[Array | np.ndarray, "b f H W 3"],
+    key: jax.Array,
+    chunk: int | None = None,
+  ) -> Float[Array, "b t h w d"]:
+    """Draws latents of a clip from the encoder's distribution, as public code does.
+
+    Args:
+      video: in [-1, 1], of 1 + tau k frames.
+      key: random key.
+      chunk: latent frames to encode at a time, see `encode`; the draw does not depend on it.
+    Raises:
+      ValueError: the clip is not `[b, f, H, W, 3]` of floats, or its frames or size do not fit.
+    """
+    self._check_video(video)
+    num_latents, *_ = self.config.latent_shape(video.shape[1], video.shape[2:4])
+    tau = self.config.temporal_stride
+    ends = [1 + tau * (end - 1) for end in chunk_ends(num_latents, chunk or num_latents)]
+    moments = in_chunks(self._moments_of, video, ends, num_latents)
+    return self._latents_of(self.autoencoder, jnp.asarray(moments), key)
+
+  def _moments_of(self, video, state):
+    return self._moments(self.autoencoder, jnp.asarray(video), state)
