@@ -21,8 +21,10 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from videoar_jax.experiment import parse, paths
+from videoar_jax.experiment.defaults import complete
 from videoar_jax.interop import tensors
 from videoar_jax.interop.atomic import replacing
 from videoar_jax.interop.strict_json import write_json
@@ -86,6 +88,29 @@ def load_values(folder: pathlib.Path) -> dict:
       what = "is missing" if found is None else f"has {found:,} bytes instead of {size:,}"
       raise ValueError(f"{file} {what}; copy or convert the model again")
   return paths.absolute(parse.load_config(folder / CONFIG), folder)
+
+
+def fine_tuning_config(folder: str | os.PathLike) -> ConfigDict:
+  """Returns the config of a run that goes on from a model: its network, tokenizer and prompts.
+
+  The stage is called "generator"; data, loss and loop are left to set.
+
+  Args:
+    folder: of the model.
+  Raises:
+    ValueError: there is no model, or it is damaged.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  if not is_model(folder):
+    raise ValueError(f"{folder} is no model's folder; make one: `python -m videoar_jax.convert`")
+  values = load_values(folder)
+  stage = {"kind": "generator", "init": {"from": str(folder.absolute())}}
+  kept = ("family", "text", "generator", "sampling", "frozen_tokenizer")
+  data = {name: values["data"][name] for name in ("num_frames", "resolution", "frame_rate")}
+  return complete(
+    {name: values[name] for name in kept}
+    | {"data": data, "stages": (STAGE,), "stage": {STAGE: stage}}
+  )
 
 
 def write(

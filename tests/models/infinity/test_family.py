@@ -149,7 +149,7 @@ def test_public_networks_make_the_nearest_public_size(caplog, monkeypatch):
     found = parse.finalize(config)
     tokenizer = types.SimpleNamespace(config=found.tokenizer)
     monkeypatch.setattr(
-      "videoar_jax.tokenizers.bsq.family.BSQ.make_tokenizer", lambda *_: tokenizer
+      "videoar_jax.tokenizers.bsq.family.BSQ.make_tokenizer", lambda *_, found=tokenizer: found
     )
     with caplog.at_level(logging.WARNING):
       stage = found.generator_stages[0]

@@ -92,10 +92,8 @@ class Nova:
 
   def num_tokens(self, run: Run, shape: ClipShape) -> int:
     """See `Family`."""
-    t, h, w = run.tokenizer.latent_shape(shape.num_frames, shape.resolution)
-    config = run.generator
-    image, video = (h * w // size**2 for size in (config.patch_size, config.video_patch_size))
-    return run.text.length + t * (image + video)
+    latent_shape = run.tokenizer.latent_shape(shape.num_frames, shape.resolution)
+    return flops.Sizes.of(run.generator, latent_shape).total
 
   def describe(self, run: Run) -> dict[str, Any]:
     """See `Family`."""

@@ -46,6 +46,11 @@ class Sizes:
     return cls(config.text_length + _NUM_MOTION * config.has_motion, t, slot, frame)
 
   @property
+  def total(self) -> int:
+    """Tokens of a clip: those of the prefix, of slots, and of frames."""
+    return self.temporal + self.num_frames * self.frame
+
+  @property
   def temporal(self) -> int:
     """Tokens of the temporal encoder's sequence."""
     return self.prefix + self.num_frames * self.slot

@@ -10,7 +10,9 @@ from jaxtyping import Array
 
 from videoar_jax.models.nova import generate, loss
 from videoar_jax.models.nova.config import NovaConfig, NovaSampling
+from videoar_jax.models.nova.flops import Sizes, training_flops
 from videoar_jax.models.nova.network import Nova
+from videoar_jax.parallel.hardware import peak_flops
 from videoar_jax.tokenizers.base import TokenizerConfig, TokenizerFamily
 from videoar_jax.tokenizers.decoding import decode
 from videoar_jax.train.state import Template
@@ -120,6 +122,7 @@ class NovaTask:
     self.tokenizer, self.frozen = tokenizer, tokenizer_params
     self.text_encoder, self.adversary = text_encoder, None
     self.plan = plan_of(config, sampling, latent_shape)
+    self.sizes = Sizes.of(config, latent_shape)
 
   def init(self, key) -> Nova:
     """Makes the network."""
@@ -173,8 +176,16 @@ class NovaTask:
     return self.tokenizer_config.latents_of(encoded, jax.random.fold_in(key, 2))
 
   def rates(self, clips_per_s: float) -> dict[str, float]:
-    """Returns nothing: clips per second say it all."""
-    return {}
+    """Returns tokens per second, and the share of the devices' peak FLOP/s if that is known.
+
+    The frozen tokenizer's FLOPs are not counted.
+    """
+    rates = {"tokens_per_s": clips_per_s * self.sizes.total}
+    peak = peak_flops()
+    if peak is not None:
+      flops = training_flops(self.config, self.sizes, self.settings.repeats)
+      rates["flops_utilisation"] = clips_per_s * flops / peak
+    return rates
 
   def media(self, module: Nova, frozen, batch) -> dict[str, Array]:
     """Returns samples for the batch's prompts."""

@@ -1,4 +1,4 @@
-"""What NOVA freezes and decays, and videos that start from images."""
+"""The task of NOVA: what it freezes and decays, and videos that start from images."""
 
 import logging
 
@@ -60,6 +60,11 @@ def test_padding_is_never_trained_and_only_norms_do_not_decay():
   assert len(spared) == 2 * (2 * 3 + 1 + 4)  # Of three stacks of blocks, the head's, and four more.
   assert all(name.endswith(("norm.scale", "norm.bias")) for name in spared)
   assert {"temporal.start", "spatial.unknown", "head.out.bias"} <= set(names) - spared
+
+
+def test_tokens_are_those_of_text_and_motion_and_of_both_transformers():
+  task, _ = make_task(())
+  assert task.rates(2.0)["tokens_per_s"] == 2 * (2 + 2 + 1 + 4)
 
 
 def test_parts_that_are_not_there_are_named():
