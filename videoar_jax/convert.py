@@ -40,7 +40,7 @@ from videoar_jax.experiment.command_line import (
   parse_resolution,
   print_result,
 )
-from videoar_jax.interop import weights
+from videoar_jax.interop import hub, weights
 from videoar_jax.text.encoders.files import DTYPES
 from videoar_jax.text.features import SUFFIX, write_features
 from videoar_jax.text.pretrained import PretrainedText
@@ -56,7 +56,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> str | pathlib.Path:
   """Converts; returns what to print."""
-  check_local(options.out, "--out")
+  if hasattr(options, "out"):
+    check_local(options.out, "--out")
+  for name in ("checkpoint", "tokenizer", "text_encoder"):
+    if path := getattr(options, name, None):
+      has_pickles = name != "text_encoder"
+      setattr(options, name, hub.local(path, f"--{name}", has_pickles=has_pickles))
   return options.run(options)
 
 

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from videoar_jax.converters.checkpoints import diffusers_tensors, read_config, read_tensors
+from videoar_jax.converters.checkpoints import diffusers_tensors, name_of, read_config, read_tensors
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.tokenizers import files
 from videoar_jax.tokenizers.bsq import infinity
@@ -22,7 +22,7 @@ def convert_infinity(checkpoint: pathlib.Path, out: pathlib.Path) -> str:
     config, params = infinity.import_params(tensors)
   except ValueError as error:
     raise ValueError(f"{checkpoint}: {error}") from error
-  source = f"Infinity's image tokenizer, from {checkpoint.name}"
+  source = f"Infinity's image tokenizer, from {name_of(checkpoint)}"
   files.save_tokenizer(out, files.Saved("bsq", config, source), params)
   unused += [key for key in tensors if key in infinity.NOT_NEEDED]
   lines = [f"{out}: {infinity.summary(config)}, {count_parameters(params):,} parameters"]
@@ -54,7 +54,7 @@ def convert_kl(checkpoint: pathlib.Path, out: pathlib.Path, *, tiling: bool = Fa
     params = kl.import_params(tensors, config)
   except ValueError as error:
     raise ValueError(f"{checkpoint}: {error}") from error
-  source = f"{values['_class_name']}, from {checkpoint.name}"
+  source = f"{values['_class_name']}, from {name_of(checkpoint)}"
   files.save_tokenizer(out, files.Saved(family, config, source), params)
   return f"{out}: {kl.summary(config)}, {count_parameters(params):,} parameters"
 
@@ -71,7 +71,7 @@ def convert_star(checkpoint: pathlib.Path, out: pathlib.Path) -> str:
     config, params = star.import_params(tensors)
   except ValueError as error:
     raise ValueError(f"{checkpoint}: {error}") from error
-  source = f"InfinityStar's video autoencoder, from {checkpoint.name}"
+  source = f"InfinityStar's video autoencoder, from {name_of(checkpoint)}"
   files.save_tokenizer(out, files.Saved("star", config, source), params)
   unused += [key for key in tensors if key in star.NOT_NEEDED]
   lines = [f"{out}: {star.summary(config)}, {count_parameters(params):,} parameters"]
