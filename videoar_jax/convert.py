@@ -287,6 +287,9 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--out", required=True, default=argparse.SUPPRESS, help="the .safetensors file to write"
   )
+  parser.add_argument(
+    "--merge_lora", action="store_true", help="add adapters to the kernels that they belong to"
+  )
   parser.set_defaults(run=_export_weights)
 
 
@@ -308,7 +311,9 @@ def _export_weights(options: argparse.Namespace) -> str:
     raise ValueError(f"--stage={options.stage} is not in the run; it has {', '.join(stages)}")
   mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
   out = pathlib.Path(options.out)
-  num = Stages(run, workdir, mesh).export_params(stages[options.stage], out)
+  num = Stages(run, workdir, mesh).export_params(
+    stages[options.stage], out, has_merged_adapters=options.merge_lora
+  )
   return f"{out}: {num:,} parameters; start from them with config.stage.NAME.init.from={out}"
 
 

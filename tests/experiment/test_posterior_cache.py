@@ -35,7 +35,9 @@ def make_config(**changes):
   config.generator.update(mlp_ratio=1, time_base=3, has_motion=False, mixer_rank=2, noise="flow")
   config.stage.cache.update(num_clips=NUM_CLIPS, batch_size=NUM_CLIPS)
   config.stage.cache.update(changes)
-  config.stage.generator.loop.batch_size = NUM_CLIPS
+  for name in ("tokenizer", "generator"):
+    config.stage[name].loop.update(num_steps=2, batch_size=NUM_CLIPS)
+    config.stage[name].loop.optimizer.update(kind="adamw", warmup_steps=1)
   return config
 
 

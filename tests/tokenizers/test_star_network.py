@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import star_golden as golden
+import star_tokenizer_golden as golden
 from safetensors.numpy import load_file
 
 from videoar_jax.tokenizers import decoding, encoding

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import star_golden as golden
+import star_tokenizer_golden as golden
 
 from videoar_jax.tokenizers.star import quantizer
 from videoar_jax.tokenizers.star.schedules import Pyramid

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-import star_golden as golden
+import star_tokenizer_golden as golden
 
 from videoar_jax.tokenizers.star import schedules
 

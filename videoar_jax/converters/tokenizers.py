@@ -16,16 +16,38 @@ def convert_infinity(checkpoint: pathlib.Path, out: pathlib.Path) -> str:
   Raises:
     ValueError, OSError: names the file and the reason.
   """
+  return _convert(checkpoint, out, "bsq", infinity, "Infinity's image tokenizer")
+
+
+def convert_star(checkpoint: pathlib.Path, out: pathlib.Path) -> str:
+  """Converts InfinityStar's video autoencoder; returns a summary.
+
+  Raises:
+    ValueError, OSError: names the file and the reason.
+  """
+  return _convert(checkpoint, out, "star", star, "InfinityStar's video autoencoder")
+
+
+def _convert(checkpoint: pathlib.Path, out: pathlib.Path, family: str, module, name: str) -> str:
+  """Converts a file that may have the tokenizer as its part `vae`.
+
+  Args:
+    checkpoint: the file.
+    out: new folder.
+    family: name of the tokenizer family.
+    module: with `import_params`, `summary` and `NOT_NEEDED`.
+    name: what it is, for display.
+  """
   files.check_new(out)
   tensors, unused = read_tensors(checkpoint, part="vae")
   try:
-    config, params = infinity.import_params(tensors)
+    config, params = module.import_params(tensors)
   except ValueError as error:
     raise ValueError(f"{checkpoint}: {error}") from error
-  source = f"Infinity's image tokenizer, from {name_of(checkpoint)}"
-  files.save_tokenizer(out, files.Saved("bsq", config, source), params)
-  unused += [key for key in tensors if key in infinity.NOT_NEEDED]
-  lines = [f"{out}: {infinity.summary(config)}, {count_parameters(params):,} parameters"]
+  source = f"{name}, from {name_of(checkpoint)}"
+  files.save_tokenizer(out, files.Saved(family, config, source), params)
+  unused += [key for key in tensors if key in module.NOT_NEEDED]
+  lines = [f"{out}: {module.summary(config)}, {count_parameters(params):,} parameters"]
   if unused:
     lines.append(f"not needed, omitted: {', '.join(unused)}")
   return "\n".join(lines)
@@ -57,24 +79,3 @@ def convert_kl(checkpoint: pathlib.Path, out: pathlib.Path, *, tiling: bool = Fa
   source = f"{values['_class_name']}, from {name_of(checkpoint)}"
   files.save_tokenizer(out, files.Saved(family, config, source), params)
   return f"{out}: {kl.summary(config)}, {count_parameters(params):,} parameters"
-
-
-def convert_star(checkpoint: pathlib.Path, out: pathlib.Path) -> str:
-  """Converts InfinityStar's video autoencoder; returns a summary.
-
-  Raises:
-    ValueError, OSError: names the file and the reason.
-  """
-  files.check_new(out)
-  tensors, unused = read_tensors(checkpoint, part="vae")
-  try:
-    config, params = star.import_params(tensors)
-  except ValueError as error:
-    raise ValueError(f"{checkpoint}: {error}") from error
-  source = f"InfinityStar's video autoencoder, from {name_of(checkpoint)}"
-  files.save_tokenizer(out, files.Saved("star", config, source), params)
-  unused += [key for key in tensors if key in star.NOT_NEEDED]
-  lines = [f"{out}: {star.summary(config)}, {count_parameters(params):,} parameters"]
-  if unused:
-    lines.append(f"not needed, omitted: {', '.join(unused)}")
-  return "\n".join(lines)

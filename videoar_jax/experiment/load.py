@@ -16,7 +16,7 @@ from videoar_jax.experiment.model_folder import is_model, load_values
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.interop import hub
-from videoar_jax.models.base import Model
+from videoar_jax.models.base import Sampler
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.tokenizers.base import Tokenizer, TokenizerFamily
 from videoar_jax.tokenizers.families import TOKENIZERS
@@ -81,7 +81,7 @@ def load_model(
   batch_size: int | None = None,
   text_features: str | None = None,
   resolution: tuple[int, int] | None = None,
-) -> Model:
+) -> Sampler:
   """Loads the generator that a run trained, with its tokenizer.
 
   Args:

@@ -1,4 +1,4 @@
-"""InfinityStar's trained tokenizer: video to latents to bits and back."""
+"""InfinityStar's converted autoencoder: video to latents and back."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from videoar_jax.tokenizers.coder import Coder, chunk_ends, in_chunks
-from videoar_jax.tokenizers.star import quantizer
 from videoar_jax.tokenizers.star.network import StarAutoencoder
-from videoar_jax.tokenizers.star.schedules import Schedule
 
 
 class StarTokenizer(Coder):
-  """The autoencoder with its quantizer; see `Coder`.
+  """The autoencoder; see `Coder`. The quantizer has no parameters: `star.quantizer.quantize`.
 
   Args:
     autoencoder: the converted module.
@@ -20,7 +18,6 @@ class StarTokenizer(Coder):
 
   def __init__(self, autoencoder: StarAutoencoder):
     super().__init__(autoencoder)
-    self._quantize = jax.jit(quantizer.quantize, static_argnums=1)
     self._moments = jax.jit(lambda module, *args: module.encoder.moments_chunk(*args))
     self._latents_of = jax.jit(lambda module, *args: module.encoder.latents_of(*args))
 
@@ -48,13 +45,3 @@ class StarTokenizer(Coder):
 
   def _moments_of(self, video, state):
     return self._moments(self.autoencoder, jnp.asarray(video), state)
-
-  def quantize(
-    self, latents: Float[Array | np.ndarray, "b t h w d"], schedule: Schedule
-  ) -> quantizer.Quantized:
-    """Quantizes latents at all repetitions of all scales; see `quantizer.quantize`.
-
-    Raises:
-      ValueError: the schedule is for latents of another shape.
-    """
-    return self._quantize(jnp.asarray(latents), schedule)
