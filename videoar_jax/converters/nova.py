@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import tempfile
 
-from videoar_jax.converters.checkpoints import diffusers_tensors, read_config
+from videoar_jax.converters.checkpoints import diffusers_tensors, name_of, read_config
 from videoar_jax.converters.models import (
   check_fits,
   model_settings,
@@ -66,7 +66,7 @@ def convert_nova(
     files = {name: path for part in parts for name, path in part.files.items()}
     check_fits(settings, files, config)
     weights = weights_of(public, dtype)
-    model_folder.write(out, settings, f"NOVA, from {checkpoint.name}", weights, files)
+    model_folder.write(out, settings, f"NOVA, from {name_of(checkpoint)}", weights, files)
   lines += [line for part in parts for line in part.missing]
   size = f"width {config.d_model}, {weights.num_parameters:,} parameters"
   return "\n".join([f"{out}: {size}", *lines])
