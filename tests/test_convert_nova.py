@@ -102,7 +102,7 @@ def test_the_text_encoder_comes_along(pipeline, tmp_path, capsys):
   pytest.importorskip("tokenizers")
   encoder = tmp_path / "phi" / "text_encoder"
   encoder.mkdir(parents=True)
-  values = PHI | {"hidden_size": 16}
+  values = PHI | {"hidden_size": 16, "partial_rotary_factor": 0.5}
   (encoder / "config.json").write_text(json.dumps(values))
   tensors.write(encoder / "model.safetensors", random_tensors(values))
   (encoder.parent / "tokenizer").mkdir()

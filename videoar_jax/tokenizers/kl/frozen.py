@@ -61,5 +61,5 @@ class KLOpenSora(FrozenKL):
     frames = min(frames, config.tile_frames or frames)
     if rows * frames * pixels <= MAX_PIXELS:
       return 4 * _ARRAYS * rows * frames * pixels * first
-    # A frame at full resolution, and the first array of all frames, at half of it, with its copy.
-    return 4 * rows * (_ARRAYS * pixels * first + 2 * frames * pixels / 4 * second)
+    # A frame at full resolution, and the first array of all frames, at half of it.
+    return 4 * rows * (_ARRAYS * pixels * first + frames * pixels / 4 * second)
