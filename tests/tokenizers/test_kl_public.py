@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from public_kl import module_of, random_params
 
@@ -208,3 +209,11 @@ def test_memory_of_encoding_is_about_what_is_estimated(family):
   memory = program.lower(template.shapes, video).compile().memory_analysis()
   estimate, found = TOKENIZERS[family].encode_bytes(config, shape), memory.temp_size_in_bytes
   assert estimate / 2 < found < 2 * estimate, (found, estimate)
+
+
+def test_layers_by_frame_hold_three_activations():
+  """However many layers there are, besides the input."""
+  layers = blocks.Blocks(nnx.Rngs(params=jax.random.key(0)), 8, 8, 4, 2, is_flat=False)
+  x = jax.ShapeDtypeStruct((1, 33, 32, 32, 8), jnp.float32)
+  program = jax.jit(lambda layers, x: layers(x, True)).lower(layers, x).compile()
+  assert program.memory_analysis().temp_size_in_bytes < 3.5 * 4 * x.size
