@@ -70,7 +70,7 @@ def lazy(shapes, read):
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_each_tensor_is_used_once(prefix):
+def test_each_tensor_is_used_once(prefix, without_type_checks):
   shapes = shapes_of(prefix)
   read = collections.Counter()
   config, tensors = convert.config_of(shapes), lazy(shapes, read)
@@ -120,7 +120,7 @@ def test_fewer_rows_of_no_prompt():
   np.testing.assert_array_equal(rows, tensors["cfg_uncond"][:3])
 
 
-def test_wrong_tensors_are_all_named():
+def test_wrong_tensors_are_all_named(without_type_checks):
   shapes = shapes_of()
   config, read = convert.config_of(shapes), collections.Counter()
   del shapes["head.bias"]
