@@ -79,24 +79,3 @@ def convert_kl(checkpoint: pathlib.Path, out: pathlib.Path, *, tiling: bool = Fa
   source = f"{values['_class_name']}, from {checkpoint.name}"
   files.save_tokenizer(out, files.Saved(family, config, source), params)
   return f"{out}: {kl.summary(config)}, {count_parameters(params):,} parameters"
-
-
-def convert_star(checkpoint: pathlib.Path, out: pathlib.Path) -> str:
-  """Converts InfinityStar's video autoencoder; returns a summary.
-
-  Raises:
-    ValueError, OSError: names the file and the reason.
-  """
-  files.check_new(out)
-  tensors, unused = read_tensors(checkpoint, part="vae")
-  try:
-    config, params = star.import_params(tensors)
-  except ValueError as error:
-    raise ValueError(f"{checkpoint}: {error}") from error
-  source = f"InfinityStar's video autoencoder, from {checkpoint.name}"
-  files.save_tokenizer(out, files.Saved("star", config, source), params)
-  unused += [key for key in tensors if key in star.NOT_NEEDED]
-  lines = [f"{out}: {star.summary(config)}, {count_parameters(params):,} parameters"]
-  if unused:
-    lines.append(f"not needed, omitted: {', '.join(unused)}")
-  return "\n".join(lines)
