@@ -272,6 +272,9 @@ def _settings(options: argparse.Namespace, model, prompts: list[str], data: Data
       f"--overlap_frames={options.overlap_frames} is for clips longer than the trained "
       f"{model.num_frames} frames, or --multi_shot; set --num_frames, or leave it out"
     )
+  for flag, method in (("stream", "stream"), ("multi_shot", "extend")):
+    if getattr(options, flag) and not hasattr(model, method):
+      raise ValueError(f"--{flag}: this model makes images; leave it out")
   for prompt in prompts:
     model.text_encoder.encode(prompt)
   settings = _settings_of(options)

@@ -31,9 +31,9 @@ AUTOENCODER = BSQConfig(
 )
 
 
-def make_net(config=CONFIG) -> InfinityStar:
+def make_net(config=CONFIG, noise=0.3) -> InfinityStar:
   """A network with only random parameters."""
   leaves, tree = jax.tree.flatten(InfinityStar(nnx.Rngs(params=0), config))
   keys = jax.random.split(jax.random.key(9), len(leaves))
-  drawn = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+  drawn = [x + noise * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
   return jax.tree.unflatten(tree, drawn)

@@ -11,8 +11,8 @@ import numpy as np
 from videoar_jax.experiment import model_folder
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.token_cache import Cache
-from videoar_jax.interop import weights
-from videoar_jax.nn.layers import count_parameters
+from videoar_jax.interop import hub, weights
+from videoar_jax.nn.layers import count_parameters, merge_adapters
 from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.parallel.rules import AnyMesh, place, replicated
 from videoar_jax.tokenizers.files import read_params
@@ -156,14 +156,21 @@ class StageCheckpoints:
     check_last(stage, step)
     return template, params
 
-  def export_params(self, stage: StageConfig, path: pathlib.Path) -> int:
+  def export_params(
+    self, stage: StageConfig, path: pathlib.Path, *, has_merged_adapters: bool = False
+  ) -> int:
     """Writes a stage's (averaged) parameters as safetensors; returns their number.
 
+    Args:
+      stage: the stage.
+      path: the file.
+      has_merged_adapters: add adapters to the kernels that they belong to.
     Raises:
       FileNotFoundError: the stage has no checkpoint.
     """
-    params = self.load_params(stage)[1]
-    weights.save(path, {name: np.asarray(x) for name, x in flatten(params).items()})
+    params = flatten(self.load_params(stage)[1])
+    params = merge_adapters(params) if has_merged_adapters else params
+    weights.save(path, {name: np.asarray(x) for name, x in params.items()})
     return count_parameters(params)
 
   def shapes(self, stage: StageConfig) -> dict[str, tuple[int, ...]]:
@@ -173,8 +180,18 @@ class StageCheckpoints:
   @staticmethod
   def is_inflated(stage: StageConfig) -> bool:
     """Returns whether a stage starts from a converted image tokenizer, which is a folder."""
-    path = stage.init.from_
+    path = init_path(stage)
     return path is not None and stage.kind == "tokenizer" and pathlib.Path(path).is_dir()
+
+
+def init_path(stage: StageConfig) -> str | None:
+  """Returns where the initial weights of a stage are, downloaded if they are on the hub.
+
+  Raises:
+    ValueError: they cannot be; names the field.
+  """
+  path = stage.init.from_
+  return None if path is None else hub.local(path, f"stage.{stage.name}.init.from")
 
 
 def check_last(stage: StageConfig, step: int) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 from videoar_jax.experiment import file_copies, load, model_folder, parse
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
+from videoar_jax.interop import hub
+from videoar_jax.nn.layers import merge_adapters
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.tokenizers.files import Saved, save_tokenizer
 from videoar_jax.train.state import flatten
@@ -18,6 +20,8 @@ from videoar_jax.train.state import flatten
 
 def export_model(path: str | os.PathLike, out: str | os.PathLike, dtype: str = "float32") -> int:
   """Writes the (averaged) weights of a run's last generator stage with all that they need.
+
+  Adapters are merged into the weights that they belong to.
 
   Args:
     path: the workdir, or a checkpoint of a generator in it.
@@ -35,12 +39,13 @@ def export_model(path: str | os.PathLike, out: str | os.PathLike, dtype: str = "
   values = parse.load_config(workdir / "config.json")
   stages = Stages(run, workdir, make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1]))
   _, params = stages.load_params(stage, step)
-  flat = flatten(params)
+  flat = merge_adapters(flatten(params))
   kind = np.dtype(dtype)
   weights = model_folder.Weights(
     {name: (leaf.shape, kind) for name, leaf in flat.items()}, lambda name: np.asarray(flat[name])
   )
-  source = f"{workdir.name}, stage {stage.name}, {step or stages.latest_step(stage):,} steps"
+  name = hub.origin(workdir) or workdir.name
+  source = f"{name}, stage {stage.name}, {step or stages.latest_step(stage):,} steps"
   values = _shared_values(values, run, stage)
   with tempfile.TemporaryDirectory(dir=_parent(out)) as folder:
     parts = _text_parts(run, values, pathlib.Path(folder))
@@ -64,8 +69,12 @@ def _shared_values(values: dict, run: RunConfig, stage: StageConfig) -> dict:
   if data["source"] != "sprites":
     # There is no such folder: who evaluates names one.
     data = data | dict.fromkeys(_FILES) | {"source": "folder", "path": "data"}
+  generator = values["generator"]
+  if "lora_rank" in generator:
+    generator = generator | {"lora_rank": 0}
   return values | {
     "data": data,
+    "generator": generator,
     "stages": names,
     "stage": {name: _shared_stage(values["stage"][name]) for name in names},
   }

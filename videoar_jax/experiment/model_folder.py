@@ -21,9 +21,11 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from videoar_jax.experiment import parse, paths
-from videoar_jax.interop import tensors
+from videoar_jax.experiment.defaults import complete
+from videoar_jax.interop import hub, tensors
 from videoar_jax.interop.atomic import replacing
 from videoar_jax.interop.strict_json import write_json
 from videoar_jax.interop.tensor_files import TensorFiles
@@ -62,7 +64,7 @@ def is_model(folder: str | os.PathLike) -> bool:
 
 def weights_of(path: str | os.PathLike) -> pathlib.Path:
   """Returns the file of a generator's weights: the path itself, or that in a model's folder."""
-  path = pathlib.Path(path).expanduser()
+  path = pathlib.Path(hub.local(path)).expanduser()
   return path / WEIGHTS if is_model(path) else path
 
 
@@ -86,6 +88,34 @@ def load_values(folder: pathlib.Path) -> dict:
       what = "is missing" if found is None else f"has {found:,} bytes instead of {size:,}"
       raise ValueError(f"{file} {what}; copy or convert the model again")
   return paths.absolute(parse.load_config(folder / CONFIG), folder)
+
+
+def fine_tuning_config(folder: str | os.PathLike) -> ConfigDict:
+  """Returns the config of a run that goes on from a model: its network, tokenizer and prompts.
+
+  The stage is called "generator"; data, loss and loop are left to set.
+
+  Args:
+    folder: of the model, here or on the hub, which the config then names by its commit.
+  Raises:
+    ValueError: there is no model, or it is damaged, or cannot be downloaded.
+  """
+  folder = pathlib.Path(hub.local(folder)).expanduser()
+  if not is_model(folder):
+    raise ValueError(f"{folder} is no model's folder; make one: `python -m videoar_jax.convert`")
+  values = load_values(folder)
+  text = values["text"]
+  values["text"] = text | {"tokenizer": hub.origin(text["tokenizer"]) or text["tokenizer"]}
+  if (frozen := values["frozen_tokenizer"]) is not None:
+    values["frozen_tokenizer"] = hub.origin(frozen) or frozen
+  path = hub.origin(folder) or str(folder.absolute())
+  stage = {"kind": "generator", "init": {"from": path}}
+  kept = ("family", "text", "generator", "sampling", "frozen_tokenizer")
+  data = {name: values["data"][name] for name in ("num_frames", "resolution", "frame_rate")}
+  return complete(
+    {name: values[name] for name in kept}
+    | {"data": data, "stages": (STAGE,), "stage": {STAGE: stage}}
+  )
 
 
 def write(

@@ -159,11 +159,11 @@ class SamplingProgram:
 
 
 @runtime_checkable
-class Model(Protocol):
+class Sampler(Protocol):
   """A trained generator with its tokenizer and text encoder.
 
-  `sample`, `extend` and `stream` take the fields of the family's `sampling` as keyword arguments;
-  their defaults are the run's config.
+  `sample` takes the fields of the family's `sampling` as keyword arguments; their defaults are the
+  run's config. Whatever else of `Model` is missing, the commands say so or leave their part out.
 
   Attributes:
     tokenizer: the one it was trained on.
@@ -192,6 +192,11 @@ class Model(Protocol):
     **settings: Any,
   ) -> UInt8[np.ndarray, "b f H W 3"]:
     """Generates a clip for each prompt."""
+
+
+@runtime_checkable
+class Model(Sampler, Protocol):
+  """A sampler of videos; its other methods take the same settings."""
 
   def extend(
     self,
@@ -289,7 +294,7 @@ class Family(Protocol):
     mesh: Mesh | None = None,
     dtype: Any = None,
     batch_size: int | None = None,
-  ) -> Model:
+  ) -> Sampler:
     """Wraps a trained network for sampling and scoring."""
 
   def flops(self, run: Run, stage: Stage) -> tuple[float, float] | None:

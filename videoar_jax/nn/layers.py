@@ -6,7 +6,7 @@ mesh. Layers compute in the dtype of their input; normalisation statistics are f
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +102,21 @@ class Linear(nnx.Module):
     if self.lora_down is not None:
       y = y + added
     return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+def merge_adapters(params: Mapping[str, Array]) -> dict[str, Array]:
+  """Returns parameters by name in which adapters are added to their kernels.
+
+  Args:
+    params: by dotted name; adapters, `lora_down` and `lora_up`, may be stacked.
+  """
+  merged = {name: x for name, x in params.items() if ".lora_" not in name}
+  for name in params:
+    if name.endswith(".lora_down"):
+      linear = name.removesuffix(".lora_down")
+      added = jnp.matmul(params[name], params[f"{linear}.lora_up"], precision="highest")
+      merged[f"{linear}.kernel"] = params[f"{linear}.kernel"] + added
+  return merged
 
 
 class Embedding(nnx.Module):

@@ -19,7 +19,7 @@ from videoar_jax.tokenizers.families import TOKENIZERS
 from videoar_jax.tokenizers.star.quantizer import corrupt, draw
 from videoar_jax.train.config import LoopConfig
 from videoar_jax.train.optimizer import OptimizerConfig
-from videoar_jax.train.state import flatten, unflatten
+from videoar_jax.train.state import Template, flatten, unflatten
 from videoar_jax.train.trainer import Trainer
 
 LAYOUT = layout_of(CONFIG, (4, 4, 4))
@@ -87,6 +87,24 @@ def test_only_training_corrupts_and_drops():
   assert abs(total / weight - found["plain"]) < 1e-5
 
 
+@pytest.mark.parametrize("axes", [{"tensor": 2}, {"sequence": 2}])
+def test_loss_is_the_same_on_a_mesh(axes):
+  task = make_task()
+  net = make_net()
+
+  def run(net):
+    return task.loss(net, {}, BATCH, jax.random.key(2), True)[0]
+
+  expected = jax.jit(jax.value_and_grad(run))(net)
+  mesh = make_mesh(MeshConfig(data=1, **axes), jax.devices()[:2])
+  with jax.set_mesh(mesh):
+    shardings = Template.of(task.init).shardings(mesh)
+    placed = jax.device_put(nnx.to_pure_dict(nnx.split(net)[1]), shardings)
+    found = jax.jit(jax.value_and_grad(run))(nnx.merge(nnx.split(net)[0], placed))
+  for ours, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(ours, wanted, atol=1e-5)
+
+
 def test_adapters_alone_are_trained_and_merge():
   base = flatten(train(make_task(), 0)[0])
   params, state, _ = train(make_task(ADAPTERS), 3, unflatten(base))
@@ -102,7 +120,7 @@ def test_adapters_alone_are_trained_and_merge():
   moments = [x.shape for x in jax.tree.leaves(state["opt_state"]) if x.ndim]
   assert sorted(moments) == sorted(2 * [before[name].shape for name in adapters])
 
-  net = make_net(ADAPTERS)
+  net = make_net(ADAPTERS, noise=0.1)
   inputs = jax.random.normal(jax.random.key(5), (2, LAYOUT.num_tokens, 6))
   run = jax.jit(lambda net: net(BATCH["text"], inputs, LAYOUT))
   merged = with_merged_adapters(net)
@@ -110,7 +128,8 @@ def test_adapters_alone_are_trained_and_merge():
   assert flatten(nnx.to_pure_dict(nnx.split(merged)[1])).keys() == base.keys()
   for ours, expected in zip(run(merged), run(net), strict=True):
     assert np.abs(ours - expected).max() < 1e-6 * np.abs(expected).max()
-  assert np.abs(run(make_net())[1] - run(merged)[1]).max() > 0.1
+  merged_kernel, kernel = (x.blocks.attention.query.kernel[...] for x in (merged, net))
+  assert np.abs(merged_kernel - kernel).max() > 1e-3
 
 
 def test_settings_out_of_range_are_named():

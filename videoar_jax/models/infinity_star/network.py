@@ -176,13 +176,7 @@ def with_merged_adapters(net: InfinityStar) -> InfinityStar:
   """Returns a network without adapters, whose kernels contain them."""
   if not net.config.lora_rank:
     return net
-  params = flatten(nnx.to_pure_dict(nnx.split(net)[1]))
-  merged = {name: x for name, x in params.items() if ".lora_" not in name}
-  for name in params:
-    if name.endswith(".lora_down"):
-      linear = name.removesuffix(".lora_down")
-      added = jnp.matmul(params[name], params[f"{linear}.lora_up"], precision="highest")
-      merged[f"{linear}.kernel"] = params[f"{linear}.kernel"] + added
+  merged = layers.merge_adapters(flatten(nnx.to_pure_dict(nnx.split(net)[1])))
   return network_of(dataclasses.replace(net.config, lora_rank=0), unflatten(merged))
 
 

@@ -51,10 +51,25 @@ class Prompter:
       text: of the user.
       sampling: what prompts begin and end with; None for the default.
       seconds: duration of the clip; None for the default.
+    Raises:
+      ValueError: it cannot be encoded. If it is only too long, the error has an attribute `cut`, as
+        `text.tokenizers.PromptTooLong` has: the user's words that fit.
     """
     sampling = self.sampling if sampling is None else sampling
     seconds = self.seconds if seconds is None else seconds
-    return self.text_encoder.encode(sampling.prompt(text, seconds))
+    words = text.split(" ")
+    try:
+      return self.text_encoder.encode(sampling.prompt(text, seconds))
+    except ValueError as error:
+      if not hasattr(error, "cut"):
+        raise
+      del error.cut
+      while words and not hasattr(error, "cut"):
+        words.pop()
+        with contextlib.suppress(ValueError):
+          self.text_encoder.encode(sampling.prompt(" ".join(words), seconds))
+          error.cut = " ".join(words)
+      raise
 
 
 class Model:

@@ -1,0 +1,125 @@
+"""InfinityStar from config to clips, through the commands, with a frozen tokenizer."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import videoar_jax
+from videoar_jax import sample
+from videoar_jax.experiment import parse, run
+from videoar_jax.experiment.defaults import default_config
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh
+from videoar_jax.parallel.rules import ShardingError
+from videoar_jax.tokenizers import files
+from videoar_jax.tokenizers.star.config import StarConfig
+from videoar_jax.tokenizers.star.network import abstract_params
+
+PROMPT = "a large red circle moves left"
+TOKENIZER = StarConfig(widths=(4, 8, 8, 4, 4), num_blocks=1, z_channels=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+  generator = np.random.default_rng(0)
+
+  def draw(leaf):
+    fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 10
+    return generator.normal(0, fan_in**-0.5, leaf.shape).astype(np.float32)
+
+  folder = tmp_path_factory.mktemp("star") / "tokenizer"
+  params = jax.tree.map(draw, abstract_params(TOKENIZER))
+  files.save_tokenizer(folder, files.Saved("star", TOKENIZER, "random"), params)
+  return folder
+
+
+def make_config(tokenizer):
+  config = default_config({"generator": "generator"}, family="infinity_star")
+  config.frozen_tokenizer = str(tokenizer)
+  config.data.update(num_frames=9, resolution=(32, 32), frame_rate=4.0)
+  config.text.update(tokenizer="words", length=20)
+  config.generator.update(num_layers=1, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8)
+  config.generator.update(mlp_dim=16, semantic_bits=4, clip_length=1, min_detail_tokens=4)
+  config.sampling.update(guidance=3.0, prompt_suffix=".")
+  config.report.update(num_clips=2, num_prompts=2)
+  loop = config.stage.generator.loop
+  loop.update(num_steps=4, batch_size=2, save_every=2, eval_every=2, media_every=4)
+  # The released optimizer: a constant rate, without decay.
+  loop.optimizer.update(learning_rate=4e-5, warmup_steps=0, final_fraction=1.0, b2=0.97)
+  loop.optimizer.update(weight_decay=0.0, grad_clip_norm=5.0)
+  return config
+
+
+@pytest.fixture(scope="module")
+def workdir(tokenizer, tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(run, "start_log", lambda path: None)
+    folder = tmp_path_factory.mktemp("infinity_star") / "run"
+    run.Run(make_config(tokenizer), folder).train()
+  return folder
+
+
+def records(workdir):
+  lines = (workdir / "generator" / "metrics.jsonl").read_text().splitlines()
+  return [{k: v for k, v in json.loads(line).items() if "per_s" not in k} for line in lines]
+
+
+def test_it_trains_and_resumes(tokenizer, workdir, monkeypatch):
+  monkeypatch.setattr(run, "start_log", lambda path: None)
+  whole = records(workdir)
+  assert len(whole) == 4 and {"bit_accuracy", "dropped_share", "eval/loss"} <= whole[-1].keys()
+  assert whole[0]["learning_rate"] == whole[-1]["learning_rate"] == pytest.approx(4e-5)
+  shutil.rmtree(workdir / "generator" / "checkpoints" / "4")
+  assert run.Run(make_config(tokenizer), workdir).train()
+  assert records(workdir) == whole
+
+
+def test_it_samples(workdir, tmp_path, capsys):
+  flags = [f"--workdir={workdir}", f"--prompt={PROMPT}", "--num_samples=2"]
+  command = [*flags, f"--out={tmp_path}", "--guidance_kind=cfg", "--image_temperature=0.5"]
+  assert sample.main(command) == 0, capsys.readouterr().err
+  assert len(list(tmp_path.glob("*.mp4"))) == 2
+  for flag, text in (
+    ("--guidance_kind=both", "--guidance_kind='both' must be in ('apg', 'cfg')"),
+    ("--top_p=0.5", "but the run's family is infinity_star; remove it"),
+    ("--guidance=ucf101", "--guidance=ucf101 is not a number"),
+  ):
+    assert sample.main([*flags, f"--out={tmp_path}", flag]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_loaded_model_continues_images(workdir):
+  model = videoar_jax.load_model(workdir)
+  image = np.full((32, 32, 3), 90, np.uint8)
+  clip = model.sample([PROMPT], image=image, prompt_prefix="")
+  assert clip.shape == (1, 9, 32, 32, 3) and clip.dtype == np.uint8
+  assert set(model.score([PROMPT], clip)) == {"loss", "bit_accuracy"}
+  # The 9 signs around the user's words leave room for 10 of them.
+  with pytest.raises(ValueError, match="has 21 words") as error:
+    model.text_encoder.encode("one two three four five six seven eight nine ten eleven twelve")
+  assert error.value.cut == "one two three four five six seven eight nine ten"
+
+
+def test_what_does_not_fit_is_named(tokenizer):
+  config = make_config(tokenizer)
+  config.generator.image_repetitions = (3, 2, 1)
+  with pytest.raises(ValueError, match=r"generator\.image_repetitions=\(3, 2, 1\) needs a number"):
+    parse.finalize(config)
+  config = make_config(tokenizer)
+  config.stage.generator.loss.parts = "released"
+  with pytest.raises(ValueError, match="parts='released' needs one or two clips"):
+    parse.finalize(config)
+  config = make_config(tokenizer)
+  config.generator.semantic_bits = 16
+  with pytest.raises(ValueError, match=r"generator\.num_channels=8 must be at least semantic_bits"):
+    parse.finalize(config)
+  settings = parse.finalize(make_config(tokenizer))
+  mesh = make_mesh(MeshConfig(data=1, sequence=1, tensor=2), jax.devices()[:2])
+  settings.family.check_mesh(settings, mesh)
+  config = make_config(tokenizer)
+  config.generator.update(num_heads=1)
+  settings = parse.finalize(config)
+  with pytest.raises(ShardingError, match=r"generator\.num_heads=1 does not divide over"):
+    settings.family.check_mesh(settings, mesh)
