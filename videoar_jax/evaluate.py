@@ -25,7 +25,7 @@ from videoar_jax.experiment.command_line import (
   parse_resolution,
   print_result,
 )
-from videoar_jax.interop import weights
+from videoar_jax.interop import hub, weights
 
 # Fields of the run's own data that other sources may refuse; most are of training clips alone.
 _OTHER_DATA = {
@@ -171,7 +171,7 @@ def _reconstruction(options: argparse.Namespace) -> tuple:
     mesh=mesh,
   )
   result = {
-    "workdir": str(options.workdir),
+    "workdir": hub.origin(options.workdir) or str(options.workdir),
     "data": dataclasses.asdict(data)
     | {"num_clips": num_clips, "has_test_split": getattr(source, "has_test_split", True)},
     **found.scores(),
@@ -246,7 +246,7 @@ def _generation(options: argparse.Namespace) -> tuple:
     long_clips=long_clips,
   )
   result = {
-    "workdir": str(options.workdir),
+    "workdir": hub.origin(options.workdir) or str(options.workdir),
     "data": dataclasses.asdict(data)
     | {"num_clips": num_clips, "has_test_split": getattr(source, "has_test_split", True)},
     **found.scores(),

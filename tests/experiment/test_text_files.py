@@ -1,5 +1,6 @@
 """Runs whose prompts a pretrained text encoder encodes: what is checked, and kept in a workdir."""
 
+import contextlib
 import shutil
 
 import numpy as np
@@ -7,11 +8,14 @@ import pytest
 from tiny_encoders import PHI, T5, write_encoder
 from tiny_runs import make_config
 
+from videoar_jax.data.pipeline import make_source
 from videoar_jax.experiment import parse, run
+from videoar_jax.experiment.inputs import Batches, media_batch
 from videoar_jax.experiment.load import find_run
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.interop import tensors
 from videoar_jax.parallel import processes
+from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.text.encoders.files import EncoderFolder
 
 pytest.importorskip("tokenizers")
@@ -46,6 +50,22 @@ def test_captions_are_not_encoded_before_training(tmp_path, monkeypatch):
   run.Run(config_of(write_encoder(tmp_path / "t5")), tmp_path / "w")
   assert len(list((tmp_path / "cache" / "videoar_jax" / "text").rglob("*.safetensors"))) == 1
   assert len(loads) == 1  # For "" alone.
+
+
+@pytest.mark.parametrize(("stage", "shape"), [(0, (4, 1)), (1, (4, 24, 12))])
+def test_a_tokenizer_is_trained_without_the_encoder(tmp_path, monkeypatch, stage, shape):
+  loads, load = [], EncoderFolder.load
+  monkeypatch.setattr(EncoderFolder, "load", lambda *args: loads.append(1) or load(*args))
+  config = config_of(write_encoder(tmp_path / "t5"), **{"stage.tokenizer.loop.batch_size": 4})
+  found = parse.finalize(config)
+  stage, source = found.stages[stage], make_source(found.data, "train")
+  batches = Batches(found, make_mesh(found.mesh))
+  with contextlib.closing(batches.iterator(stage, [source], 0)) as iterator:
+    assert next(iterator)["text"].shape == shape
+  test_source = make_source(found.data, "test")
+  media = media_batch(stage.data, test_source, batches.text_encoder(stage))
+  assert media["text"].shape[1:] == shape[1:]
+  assert len(loads) == (stage.kind == "generator")
 
 
 def test_a_workdir_keeps_the_null_features_alone(tmp_path, monkeypatch):

@@ -81,9 +81,11 @@ def test_long_prompts_are_cut_before_the_end_token(folder, caplog):
 
 def test_few_programs_are_compiled(folder):
   encoder = PretrainedText(str(folder), 100)
-  for num in (1, 5, 15, 16, 31, 40, 99):  # With the end token, 2 to 100.
-    encoder.encode("a " * num)
-  assert encoder._program._cache_size() == 4  # 16, 32, 64, 128
+  counts = []
+  for num in (2, 6, 16, 17, 32, 41, 100):  # With the end token.
+    encoder.encode("a " * (num - 1))
+    counts.append(encoder._program._cache_size())
+  assert counts == [1, 1, 1, 2, 2, 3, 4]  # 16, 32, 64, 128
 
 
 def test_weights_are_loaded_late_and_features_are_kept(folder, cache, monkeypatch):

@@ -10,11 +10,16 @@ import ml_dtypes
 import numpy as np
 
 from videoar_jax.experiment.command_line import one_line
-from videoar_jax.interop import tensor_files
+from videoar_jax.interop import hub, tensor_files
 from videoar_jax.interop.tensor_files import LazyTensors, TensorFiles
 from videoar_jax.interop.tensors import refuse_types
 
 PTH_SUFFIXES = (".pth", ".pt", ".bin")
+
+
+def name_of(checkpoint: pathlib.Path) -> str:
+  """Returns the name of a checkpoint, for display; with its commit, if it is of the hub."""
+  return hub.origin(checkpoint) or checkpoint.name
 
 
 def read_config(path: pathlib.Path) -> dict:

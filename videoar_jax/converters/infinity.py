@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from videoar_jax.converters.checkpoints import read_tensors
+from videoar_jax.converters.checkpoints import name_of, read_tensors
 from videoar_jax.converters.models import (
   check_fits,
   model_settings,
@@ -164,7 +164,7 @@ def _convert(
     files = {place: path for part in parts for place, path in part.files.items()}
     check_fits(settings, files, config)
     weights = weights_of(public, dtype)
-    model_folder.write(out, settings, f"{name}, from {checkpoint.name}", weights, files)
+    model_folder.write(out, settings, f"{name}, from {name_of(checkpoint)}", weights, files)
   size = f"width {config.d_model}, {config.num_layers} layers"
   lines = [f"{out}: {size}, {weights.num_parameters:,} parameters"]
   return "\n".join([*lines, *(line for part in parts for line in part.missing)])

@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import tempfile
 
-from videoar_jax.converters.checkpoints import diffusers_tensors, read_config
+from videoar_jax.converters.checkpoints import diffusers_tensors, name_of, read_config
 from videoar_jax.converters.models import (
   check_fits,
   model_settings,
@@ -60,16 +60,23 @@ def convert_nova(
   settings = _settings(values, config)
   with tempfile.TemporaryDirectory() as scratch:
     folder = pathlib.Path(scratch)
-    parts = [tokenizer_part(tokenizer, checkpoint / "vae", folder, convert_kl)]
+    parts = [tokenizer_part(tokenizer, checkpoint / "vae", folder, _convert_vae)]
     if config.text_dim:
       parts.append(text_part(text_encoder, checkpoint / "text_encoder", config.text_dim, folder))
     files = {name: path for part in parts for name, path in part.files.items()}
     check_fits(settings, files, config)
     weights = weights_of(public, dtype)
-    model_folder.write(out, settings, f"NOVA, from {checkpoint.name}", weights, files)
+    model_folder.write(out, settings, f"NOVA, from {name_of(checkpoint)}", weights, files)
   lines += [line for part in parts for line in part.missing]
   size = f"width {config.d_model}, {weights.num_parameters:,} parameters"
   return "\n".join([f"{out}: {size}", *lines])
+
+
+def _convert_vae(checkpoint: pathlib.Path, out: pathlib.Path) -> str:
+  """Converts the autoencoder; that of video codes tiles, on whose latents NOVA was trained."""
+  folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+  name = read_config(folder / "config.json").get("_class_name")
+  return convert_kl(checkpoint, out, tiling=name == "AutoencoderKLOpenSora")
 
 
 def _with_noise(checkpoint: pathlib.Path, config: NovaConfig) -> tuple[NovaConfig, list[str]]:

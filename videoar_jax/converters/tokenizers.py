@@ -2,7 +2,7 @@
 
 import pathlib
 
-from videoar_jax.converters.checkpoints import diffusers_tensors, read_config, read_tensors
+from videoar_jax.converters.checkpoints import diffusers_tensors, name_of, read_config, read_tensors
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.tokenizers import files
 from videoar_jax.tokenizers.bsq import infinity
@@ -44,7 +44,7 @@ def _convert(checkpoint: pathlib.Path, out: pathlib.Path, family: str, module, n
     config, params = module.import_params(tensors)
   except ValueError as error:
     raise ValueError(f"{checkpoint}: {error}") from error
-  source = f"{name}, from {checkpoint.name}"
+  source = f"{name}, from {name_of(checkpoint)}"
   files.save_tokenizer(out, files.Saved(family, config, source), params)
   unused += [key for key in tensors if key in module.NOT_NEEDED]
   lines = [f"{out}: {module.summary(config)}, {count_parameters(params):,} parameters"]
@@ -76,6 +76,6 @@ def convert_kl(checkpoint: pathlib.Path, out: pathlib.Path, *, tiling: bool = Fa
     params = kl.import_params(tensors, config)
   except ValueError as error:
     raise ValueError(f"{checkpoint}: {error}") from error
-  source = f"{values['_class_name']}, from {checkpoint.name}"
+  source = f"{values['_class_name']}, from {name_of(checkpoint)}"
   files.save_tokenizer(out, files.Saved(family, config, source), params)
   return f"{out}: {kl.summary(config)}, {count_parameters(params):,} parameters"

@@ -11,7 +11,7 @@ import numpy as np
 from videoar_jax.experiment import model_folder
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.token_cache import Cache
-from videoar_jax.interop import weights
+from videoar_jax.interop import hub, weights
 from videoar_jax.nn.layers import count_parameters, merge_adapters
 from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.parallel.rules import AnyMesh, place, replicated
@@ -180,8 +180,18 @@ class StageCheckpoints:
   @staticmethod
   def is_inflated(stage: StageConfig) -> bool:
     """Returns whether a stage starts from a converted image tokenizer, which is a folder."""
-    path = stage.init.from_
+    path = init_path(stage)
     return path is not None and stage.kind == "tokenizer" and pathlib.Path(path).is_dir()
+
+
+def init_path(stage: StageConfig) -> str | None:
+  """Returns where the initial weights of a stage are, downloaded if they are on the hub.
+
+  Raises:
+    ValueError: they cannot be; names the field.
+  """
+  path = stage.init.from_
+  return None if path is None else hub.local(path, f"stage.{stage.name}.init.from")
 
 
 def check_last(stage: StageConfig, step: int) -> None:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from videoar_jax.data.sources.remote import is_url
 from videoar_jax.experiment.overrides import set_fields
+from videoar_jax.interop import hub
 from videoar_jax.runtime.versions import untested_warning
 
 
@@ -88,6 +89,8 @@ def print_result(run: Callable[[], str], *, uses_jax: bool = True) -> int:
   except (ImportError, ValueError, OSError) as error:
     print(f"error: {one_line(error)}", file=sys.stderr)
     return 2
+  for name, commit in hub.commits().items():
+    print(f"note: {name} is of commit {commit}", file=sys.stderr)
   return 0
 
 
@@ -166,6 +169,11 @@ def _imports_of(path: str):
 
 def check_local(path: str | os.PathLike, flag: str) -> None:
   """Raises ValueError if a path is a URL, such as of object storage, where runs are not kept."""
+  if hub.is_hub(path):
+    raise ValueError(
+      f"{flag}={path} is on the Hugging Face hub, from which models are only read here; name a "
+      "local folder, and upload a model with `python -m videoar_jax.convert push`"
+    )
   if is_url(os.fspath(path)):
     raise ValueError(
       f"{flag}={path} is a URL, but runs and results are kept in folders; mount the bucket "

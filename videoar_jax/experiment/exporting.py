@@ -11,6 +11,7 @@ import numpy as np
 from videoar_jax.experiment import file_copies, load, model_folder, parse
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
+from videoar_jax.interop import hub
 from videoar_jax.nn.layers import merge_adapters
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.tokenizers.files import Saved, save_tokenizer
@@ -43,7 +44,8 @@ def export_model(path: str | os.PathLike, out: str | os.PathLike, dtype: str = "
   weights = model_folder.Weights(
     {name: (leaf.shape, kind) for name, leaf in flat.items()}, lambda name: np.asarray(flat[name])
   )
-  source = f"{workdir.name}, stage {stage.name}, {step or stages.latest_step(stage):,} steps"
+  name = hub.origin(workdir) or workdir.name
+  source = f"{name}, stage {stage.name}, {step or stages.latest_step(stage):,} steps"
   values = _shared_values(values, run, stage)
   with tempfile.TemporaryDirectory(dir=_parent(out)) as folder:
     parts = _text_parts(run, values, pathlib.Path(folder))

@@ -12,16 +12,19 @@ weights may be larger still.
 """
 
 import filecmp
+import logging
 import pathlib
 import shutil
 
 import numpy as np
 
 from videoar_jax.experiment.paths import is_path
-from videoar_jax.interop import tensors
+from videoar_jax.interop import hub, tensors
 from videoar_jax.interop.atomic import replacing
 from videoar_jax.text.features import TextFeatures
 from videoar_jax.text.pretrained import PretrainedText
+
+log = logging.getLogger(__name__)
 
 FOLDER, TOKENIZER_FOLDER = "files", "frozen_tokenizer"
 _ROUNDING = 0.03  # Largest error of an encoder in bfloat16, over the largest feature.
@@ -29,22 +32,34 @@ _TOKENIZER, _FEATURES, _GUIDANCE = "tokenizer.json", "text_features.safetensors"
 
 
 def _fields(values: dict, workdir: pathlib.Path):
-  """Yields (section, field, path, place of its copy) for each file that a config names."""
+  """Yields (section, field, its value, place of the copy) for each file that a config names."""
   for section, field, name in (
     ("text", "tokenizer", _TOKENIZER),
     ("sampling", "guidance", _GUIDANCE),
   ):
     value = values[section].get(field)
-    if is_path(f"{section}.{field}", value):
-      name = name if value.endswith(".json") else _FEATURES
-      yield section, field, pathlib.Path(value).expanduser(), workdir / FOLDER / name
+    is_on_hub = field == "tokenizer" and value is not None and hub.is_hub(value)
+    if is_on_hub or is_path(f"{section}.{field}", value):
+      name = name if hub.without_revision(value).endswith(".json") else _FEATURES
+      yield section, field, value, workdir / FOLDER / name
+
+
+def _is_there(path: str) -> bool:
+  """Returns whether a path exists, here or on the hub, for use instead of its copy."""
+  try:
+    return pathlib.Path(hub.local(path)).expanduser().exists()
+  except ValueError as error:
+    log.warning("%s; the copy in the workdir is used instead", error)
+    return False
 
 
 def _with_tokenizer(values: dict, workdir: pathlib.Path, *, is_preferred: bool) -> dict:
-  """Returns a config that names the copy of its frozen tokenizer, if there is one to take."""
+  """Returns a config that names its frozen tokenizer here: the copy, if there is one to take."""
   path, copy = values["frozen_tokenizer"], workdir / FOLDER / TOKENIZER_FOLDER
-  if path is None or not copy.is_dir() or (is_preferred and pathlib.Path(path).is_dir()):
+  if path is None:
     return values
+  if not copy.is_dir() or (is_preferred and _is_there(path)):
+    return values | {"frozen_tokenizer": hub.local(path, "frozen_tokenizer")}
   return values | {"frozen_tokenizer": str(copy)}
 
 
@@ -70,26 +85,35 @@ def check_same_tokenizer(values: dict, workdir: pathlib.Path) -> None:
   names = [file.name for file in copy.iterdir()]
   _, different, missing = filecmp.cmpfiles(path, copy, names, shallow=False)
   if different or missing:
+    name = hub.origin(path)
+    fix = "restore it" if name is None else "name the @REVISION that run.json has"
     raise ValueError(
-      f"frozen_tokenizer={path} differs from {copy}, with which this workdir was made, in "
-      f"{', '.join(different + missing)}; restore it, or name another workdir"
+      f"frozen_tokenizer={name or path} differs from {copy}, with which this workdir was made, in "
+      f"{', '.join(different + missing)}; {fix}, or name another workdir"
     )
 
 
 def with_copies(values: dict, workdir: pathlib.Path, *, is_training: bool) -> dict:
   """Returns a config that names the copies instead of files that are missing.
 
+  What is on the hub is downloaded, unless its copy is used.
+
   Args:
     values: the config, complete.
     workdir: of the run.
     is_training: whether files that exist are preferred to their copies. A trained model is used
       with the files that it was trained with, even if these changed since.
+  Raises:
+    ValueError: what has no copy cannot be downloaded; names the field.
   """
   values = _with_tokenizer(values, workdir, is_preferred=is_training)
   for section, field, path, copy in _fields(values, workdir):
     is_preferred = is_training or copy.name == _FEATURES
-    if copy.is_file() and not (is_preferred and path.exists()):
-      values = values | {section: values[section] | {field: str(copy)}}
+    if copy.is_file() and not (is_preferred and _is_there(path)):
+      path = str(copy)
+    else:
+      path = hub.local(path, f"{section}.{field}")
+    values = values | {section: values[section] | {field: path}}
   return values
 
 
@@ -97,7 +121,7 @@ def keep(values: dict, encoder, workdir: pathlib.Path) -> None:
   """Copies the files that a config names into the workdir; removes copies of others.
 
   Args:
-    values: the config, complete.
+    values: the config, complete, after `with_copies`.
     encoder: its text encoder.
     workdir: of the run.
   """
@@ -106,7 +130,8 @@ def keep(values: dict, encoder, workdir: pathlib.Path) -> None:
   for name in (_TOKENIZER, _FEATURES, _GUIDANCE):
     if all(copy.name != name for *_, copy in fields):
       (workdir / FOLDER / name).unlink(missing_ok=True)
-  for _, _, path, copy in fields:
+  for _, _, value, copy in fields:
+    path = pathlib.Path(value).expanduser()
     copy.parent.mkdir(exist_ok=True)
     if copy.name == _FEATURES:
       tensors.write(copy, {"": encoder.null()})

@@ -13,12 +13,20 @@ from videoar_jax.data.sources.base import EncodedSource
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.base import ClipShape
 from videoar_jax.parallel.mesh import num_batch_shards, process_shard
-from videoar_jax.text.tokenizers import TextEncoder
+from videoar_jax.text.pretrained import PretrainedText
 from videoar_jax.train.trainer import NUM_SHOWN
 
 log = logging.getLogger(__name__)
 
 TOKENS_TOLERANCE = 0.1  # Larger relative deviations of a batch's tokens are logged.
+
+
+class _NoText:
+  """Stands for a text encoder where nothing reads captions."""
+
+  @staticmethod
+  def encode(text: str) -> np.ndarray:
+    return np.zeros(1, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Batches:
       sources[0],
       batch_size=stage.loop.batch_size,
       seed=seed,
-      tokenize=self.run.text.encoder.encode,
+      tokenize=self.text_encoder(stage).encode,
       fields=self._fields(stage),
       windows=windows_of(stage.data),
       **processes,
@@ -89,8 +97,17 @@ class Batches:
         ),
         share=part.weight,
       )
-    tokenize = self.run.text.encoder.encode
+    tokenize = self.text_encoder(stage).encode
     return Mixture(buckets, seed=seed, tokenize=tokenize, fields=self._fields(stage))
+
+  def text_encoder(self, stage: StageConfig):
+    """Returns what encodes a stage's captions.
+
+    A tokenizer reads none: the weights of a pretrained encoder stay on disk.
+    """
+    encoder = self.run.text.encoder
+    is_read = stage.kind == "generator" or not isinstance(encoder, PretrainedText)
+    return encoder if is_read else _NoText
 
   def _fields(self, stage: StageConfig) -> tuple[str, ...]:
     """Returns the fields of a stage's batches besides clips and texts."""
@@ -117,7 +134,7 @@ class Batches:
       source,
       batch_size=size,
       seed=self.run.seed,
-      tokenize=self.run.text.encoder.encode,
+      tokenize=self.text_encoder(stage).encode,
       fields=self._fields(stage),
       windows=windows_of(stage.data),
       process_index=part,
@@ -167,7 +184,7 @@ def _log_drawn(name: str, drawn: dict[str, dict[str, int]]) -> None:
     )
 
 
-def media_batch(data: DataConfig, source, text_encoder: TextEncoder) -> dict[str, np.ndarray]:
+def media_batch(data: DataConfig, source, text_encoder) -> dict[str, np.ndarray]:
   """Returns the first clips of a source, to show during training."""
   source = EncodedSource(source, text_encoder.encode, windows_of(data))
   items = [source[i % len(source)] for i in range(NUM_SHOWN)]

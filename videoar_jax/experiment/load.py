@@ -15,6 +15,7 @@ from videoar_jax.experiment.command_line import check_local
 from videoar_jax.experiment.model_folder import is_model, load_values
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
+from videoar_jax.interop import hub
 from videoar_jax.models.base import Sampler
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.tokenizers.base import Tokenizer, TokenizerFamily
@@ -30,7 +31,7 @@ def converted_family(path: str | os.PathLike) -> TokenizerFamily | None:
   Raises:
     ValueError: its description is damaged, or names a family that is unknown.
   """
-  folder = pathlib.Path(path).expanduser()
+  folder = _folder(path)
   family = next((family for family in TOKENIZERS.values() if family.is_converted(folder)), None)
   name = saved_family(folder) if family is None else None
   if name is not None:
@@ -47,7 +48,7 @@ def load_tokenizer(path: str | os.PathLike, *, mesh: MeshConfig | None = None) -
   Args:
     path: a workdir, a checkpoint in one (`WORKDIR/tokenizer/checkpoints/680`; a generator's
       checkpoint stands for the tokenizer that it was trained with), or a folder with a converted
-      tokenizer.
+      tokenizer, here or on the hub (`hf://OWNER/NAME/tokenizer`, see `hub`).
     mesh: devices that hold it, and share batches that are split over them; None for one device.
   Raises:
     FileNotFoundError: the path is none of these, or the run has no tokenizer checkpoint yet.
@@ -58,7 +59,7 @@ def load_tokenizer(path: str | os.PathLike, *, mesh: MeshConfig | None = None) -
   if family is not None and mesh is not None:
     raise ValueError(f"{path} is a converted tokenizer, which runs on one device; name no mesh")
   if family is not None:
-    return family.load_converted(pathlib.Path(path).expanduser())
+    return family.load_converted(_folder(path))
   # A tokenizer needs no text: files of the text encoder may be missing.
   devices = None if mesh is None else make_mesh(mesh)
   stages, wanted, step = _open(path, devices, needs_text=False)
@@ -85,7 +86,7 @@ def load_model(
 
   Args:
     path: a workdir, a checkpoint in one (`WORKDIR/generator/checkpoints/2400`), or the folder of a
-      model from `python -m videoar_jax.convert`.
+      model from `python -m videoar_jax.convert`, here or on the hub (`hf://OWNER/NAME`, see `hub`).
     mesh: devices that share the work; each reads its part of the parameters. None for one device.
     dtype: of the generator's weights and cache, "float32" or "bfloat16".
     batch_size: clips that are made together, a multiple of the mesh's slice x data x fsdp; None for
@@ -127,14 +128,21 @@ def find_run(
   """Returns the workdir of a path, and the config of its run.
 
   Args:
-    path: the workdir, or a path in it.
+    path: the workdir, or a path in it, or a model's folder, here or on the hub.
     text_features: see `load_model`.
     needs_text: whether to keep the config's text encoder.
   Raises:
     FileNotFoundError: there is no run.
-    ValueError: `text_features` is set, but the run was not trained on features.
+    ValueError: `text_features` is set, but the run was not trained on features; or what is on the
+      hub is no model, or cannot be downloaded.
   """
-  check_local(path, "--workdir")
+  if not hub.is_hub(path):
+    check_local(path, "--workdir")
+  elif not is_model(hub.local(path)):
+    raise ValueError(
+      f"{path} holds no model of this package, which has a file model.json; convert it first: "
+      "`python -m videoar_jax.convert --help`"
+    )
   path = _absolute(path)
   if not path.exists():
     raise FileNotFoundError(f"{path} does not exist; train with --workdir={path} first")
@@ -146,9 +154,9 @@ def find_run(
         config = parse.load_config(workdir / "config.json")
       if text_features is not None:
         config = _with_features(config, text_features)
-      config = file_copies.with_copies(config, workdir, is_training=False)
       if not needs_text:
         config = config | {"text": {}}
+      config = file_copies.with_copies(config, workdir, is_training=False)
       return workdir, parse.finalize(config)
   raise FileNotFoundError(
     f"{path} is neither a workdir nor a checkpoint in one: no config.json in it or above it"
@@ -185,7 +193,9 @@ def tokenizer_data(path: str | os.PathLike) -> DataConfig:
 def _with_features(config: dict, path: str) -> dict:
   text = config.get("text", {})
   tokenizer = text.get("tokenizer", "bytes")
-  if tokenizer in ("bytes", "words", "classes") or tokenizer.endswith(".json"):
+  if tokenizer in ("bytes", "words", "classes") or hub.without_revision(tokenizer).endswith(
+    ".json"
+  ):
     raise ValueError(
       f"text_features={path!r}: the run was trained with text.tokenizer={tokenizer!r}, not on "
       "features of text"
@@ -207,8 +217,13 @@ def _open(
   return Stages(run, workdir, mesh), *_named_in(path, workdir)
 
 
+def _folder(path: str | os.PathLike) -> pathlib.Path:
+  """Returns a path here; what is on the hub is downloaded."""
+  return pathlib.Path(hub.local(path)).expanduser()
+
+
 def _absolute(path: str | os.PathLike) -> pathlib.Path:
-  return pathlib.Path(path).expanduser().absolute()
+  return _folder(path).absolute()
 
 
 def _named_in(path: str | os.PathLike, workdir: pathlib.Path) -> tuple[str | None, int | None]:

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from videoar_jax.experiment import parse, paths
 from videoar_jax.experiment.defaults import complete
-from videoar_jax.interop import tensors
+from videoar_jax.interop import hub, tensors
 from videoar_jax.interop.atomic import replacing
 from videoar_jax.interop.strict_json import write_json
 from videoar_jax.interop.tensor_files import TensorFiles
@@ -64,7 +64,7 @@ def is_model(folder: str | os.PathLike) -> bool:
 
 def weights_of(path: str | os.PathLike) -> pathlib.Path:
   """Returns the file of a generator's weights: the path itself, or that in a model's folder."""
-  path = pathlib.Path(path).expanduser()
+  path = pathlib.Path(hub.local(path)).expanduser()
   return path / WEIGHTS if is_model(path) else path
 
 
@@ -96,15 +96,20 @@ def fine_tuning_config(folder: str | os.PathLike) -> ConfigDict:
   The stage is called "generator"; data, loss and loop are left to set.
 
   Args:
-    folder: of the model.
+    folder: of the model, here or on the hub, which the config then names by its commit.
   Raises:
-    ValueError: there is no model, or it is damaged.
+    ValueError: there is no model, or it is damaged, or cannot be downloaded.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = pathlib.Path(hub.local(folder)).expanduser()
   if not is_model(folder):
     raise ValueError(f"{folder} is no model's folder; make one: `python -m videoar_jax.convert`")
   values = load_values(folder)
-  stage = {"kind": "generator", "init": {"from": str(folder.absolute())}}
+  text = values["text"]
+  values["text"] = text | {"tokenizer": hub.origin(text["tokenizer"]) or text["tokenizer"]}
+  if (frozen := values["frozen_tokenizer"]) is not None:
+    values["frozen_tokenizer"] = hub.origin(frozen) or frozen
+  path = hub.origin(folder) or str(folder.absolute())
+  stage = {"kind": "generator", "init": {"from": path}}
   kept = ("family", "text", "generator", "sampling", "frozen_tokenizer")
   data = {name: values["data"][name] for name in ("num_frames", "resolution", "frame_rate")}
   return complete(

@@ -20,6 +20,7 @@ from videoar_jax.experiment.schema import (
   TextConfig,
 )
 from videoar_jax.experiment.token_cache import Cache, CacheConfig
+from videoar_jax.interop import hub
 from videoar_jax.interop.strict_json import write_json
 from videoar_jax.models.base import Family
 from videoar_jax.models.families import family_of
@@ -60,10 +61,12 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
   family = family_of(values["family"])
   tokenizer_family, tokenizer = _tokenizer(values, family)
   data = build(DataConfig, values["data"], "data")
-  text = build(TextConfig, values["text"], "text")
+  tokenizer_file = hub.local(values["text"]["tokenizer"], "text.tokenizer")
+  text = build(TextConfig, values["text"] | {"tokenizer": tokenizer_file}, "text")
   tokenizer.latent_shape(data.num_frames, data.resolution)
   mesh = build(MeshConfig, values["mesh"], "mesh")
   frozen = values["frozen_tokenizer"]
+  frozen = None if frozen is None else hub.local(frozen, "frozen_tokenizer")
   stages, caches = _stages(values, data, mesh, family, is_frozen=frozen is not None)
   # A run that only trains a tokenizer need not configure a generator.
   generator = None
@@ -116,7 +119,7 @@ def _tokenizer(values: dict, family: Family) -> tuple[TokenizerFamily, Tokenizer
   if (path := values["frozen_tokenizer"]) is None:
     tokenizer_family = TOKENIZERS[family.tokenizer]
     return tokenizer_family, build(tokenizer_family.network, values["tokenizer"], "tokenizer")
-  folder = pathlib.Path(path).expanduser()
+  folder = pathlib.Path(hub.local(path, "frozen_tokenizer")).expanduser()
   try:
     kind = saved_family(folder)
     if kind is None:

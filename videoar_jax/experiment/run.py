@@ -19,6 +19,7 @@ from videoar_jax.experiment.validate import (
   check_batches,
   check_cache,
   check_captions,
+  check_commits,
   check_frozen,
   check_init,
   check_mixtures,
@@ -83,6 +84,7 @@ class Run:
         self._sources_of(stage)
     check_init(self.stages)
     check_frozen(self.stages)
+    check_commits()
     for cache in filter(self.stages.is_needed, run.caches):
       check_cache(self.stages, cache, self._source(cache.data))
     listings, changed_data = self._listings(), []
@@ -93,7 +95,7 @@ class Run:
       lock(workdir)
       start_log(workdir / "log.txt")
       parse.save_config(config, workdir / "config.json")
-      file_copies.keep(values, run.text.encoder, workdir)
+      file_copies.keep(values_here, run.text.encoder, workdir)
       data_listing.write(workdir, listings)
       write_facts(self.stages)
       if any(re.match(r"config\.(report|sampling)\.", line) for line in changes):

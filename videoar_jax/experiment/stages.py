@@ -8,7 +8,7 @@ import jax
 from videoar_jax.data.sources.base import EncodedSource
 from videoar_jax.data.sources.latents import Index, LatentsSource
 from videoar_jax.experiment import model_folder
-from videoar_jax.experiment.checkpoints import StageCheckpoints, check_last
+from videoar_jax.experiment.checkpoints import StageCheckpoints, check_last, init_path
 from videoar_jax.experiment.inputs import Batches, media_batch
 from videoar_jax.experiment.schema import StageConfig
 from videoar_jax.experiment.token_cache import Cache, check_fits, encode, encoder_fingerprint
@@ -106,7 +106,7 @@ class Stages(StageCheckpoints):
 
     A file may lack some, if `init.missing` says so.
     """
-    path = stage.init.from_
+    path = init_path(stage)
     if path is None:
       before = self.stage_before(stage, stage.kind)
       return None if before is None else self.hand_over(before, is_split=True)[1]
@@ -177,7 +177,6 @@ class Stages(StageCheckpoints):
       Damaged: a stage that it starts from has to resume first.
     """
     loop = stage.loop
-    text_encoder = self.run.text.encoder
     seed = self.run.seed + 1000 * (1 + self.run.stages.index(stage))
     clock = GoodputTracker()
     trainer = self.make_trainer(stage, seed)
@@ -214,7 +213,7 @@ class Stages(StageCheckpoints):
       log.info("stage %s: resumes from step %d", stage.name, step)
     run_log = self._open_log(stage, step)
     try:
-      media = media_batch(stage.data, test_source, text_encoder)
+      media = media_batch(stage.data, test_source, batches.text_encoder(stage))
       held_out = batches.held_out(stage, test_source)
       clock.count_rest("start")
       clock.lose(run_log.lost_s)

@@ -1,6 +1,7 @@
 """Checks before anything is trained or written; each error names the field and the fix."""
 
 import functools
+import hashlib
 import json
 import math
 import pathlib
@@ -9,9 +10,9 @@ import numpy as np
 
 from videoar_jax.data.sources.base import ClipSource
 from videoar_jax.experiment import model_folder
-from videoar_jax.experiment.checkpoints import StageCheckpoints
+from videoar_jax.experiment.checkpoints import StageCheckpoints, init_path
 from videoar_jax.experiment.token_cache import Cache, check_fits
-from videoar_jax.interop import weights
+from videoar_jax.interop import hub, weights
 from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import num_batch_shards, process_shard
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES
@@ -149,9 +150,9 @@ def check_init(stages: StageCheckpoints) -> None:
     ValueError: they do not; names the field.
   """
   for stage in stages.run.stages:
-    path = stage.init.from_
-    if path is None or stages.latest_step(stage) > 0:
+    if stage.init.from_ is None or stages.latest_step(stage) > 0:
       continue
+    path = init_path(stage)
     try:
       if stages.is_inflated(stage):
         stages.run.tokenizer_family.check_init(pathlib.Path(path), stages.run.tokenizer)
@@ -161,6 +162,21 @@ def check_init(stages: StageCheckpoints) -> None:
         weights.check_file(path, stages.shapes(stage), may_lack=may_lack)
     except (ValueError, OSError) as error:
       raise ValueError(f"stage.{stage.name}.init.from={path}: {error}") from error
+
+
+def check_commits() -> None:
+  """Checks that all processes took the same commits of what is on the hub.
+
+  Raises:
+    ValueError: they did not.
+  """
+  text = json.dumps(hub.commits(), sort_keys=True)
+  own = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+  if not processes.all_true(np.array_equal(own, processes.broadcast(own))):
+    raise ValueError(
+      f"processes took other commits of {', '.join(hub.commits())}; start again, or name one as "
+      "@REVISION"
+    )
 
 
 def check_frozen(stages: StageCheckpoints) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import importlib.metadata
+import json
 import logging
 import pathlib
 import platform
@@ -17,6 +18,7 @@ from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.defaults import complete, inherited
 from videoar_jax.experiment.diff import differing_fields
 from videoar_jax.experiment.model_folder import is_model
+from videoar_jax.interop import hub
 from videoar_jax.interop.strict_json import write_json
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import processes
@@ -155,8 +157,8 @@ def _differing(section: dict, around: dict) -> dict:
 
 
 def write_facts(stages: StageCheckpoints) -> None:
-  """Writes `run.json`: versions, devices, numbers of parameters."""
-  run = stages.run
+  """Writes `run.json`: versions, devices, numbers of parameters, commits of what is on the hub."""
+  run, path = stages.run, stages.workdir / "run.json"
   shapes = {stage.name: stages.module_template(stage).shapes for stage in run.stages}
   facts = {
     "command": sys.argv,
@@ -172,4 +174,15 @@ def write_facts(stages: StageCheckpoints) -> None:
   }
   if run.generator is not None:
     facts |= run.family.describe(run)
-  write_json(stages.workdir / "run.json", facts)
+  # Those that the run began with count: a stage that resumes does not ask for its `init.from`.
+  has_begun = any(stages.latest_step(stage) for stage in run.stages)
+  facts["hub"] = hub.commits() | (_known_commits(path) if has_begun else {})
+  write_json(path, facts)
+
+
+def _known_commits(path: pathlib.Path) -> dict[str, str]:
+  """Returns the commits in a `run.json`; none if it is missing or damaged."""
+  try:
+    return dict(json.loads(path.read_text()).get("hub", {}))
+  except (OSError, ValueError, TypeError, AttributeError):
+    return {}

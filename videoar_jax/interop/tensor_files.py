@@ -59,28 +59,30 @@ class TensorFiles(LazyTensors):
     wanted = None if index is None else _read_index(index)
     self.files = _files(self.path, index, wanted)
     self.num_bytes = sum(file.stat().st_size for file in self.files)
-    shapes, self._readers = {}, {}
+    shapes, self._file_of = {}, {}
     for file in self.files:
-      reader = tensors.open_file(file)
       for name, shape in tensors.shapes(file).items():
-        if name in self._readers:
+        if name in shapes:
           raise ValueError(f"{file}: the tensor {name!r} is in another file of {self.path}, too")
-        self._readers[name], shapes[name] = reader, shape
+        self._file_of[name], shapes[name] = file, shape
     if wanted is not None:
-      absent = [name for name in wanted if name not in self._readers]
+      absent = [name for name in wanted if name not in shapes]
       if absent:
         raise ValueError(
           f"{index} names {len(absent)} tensors that its files lack: {_some(absent)}; fetch the "
           "files again"
         )
-    super().__init__(shapes, lambda name: self._readers[name].get_tensor(name))
+    super().__init__(shapes, self._get)
+
+  def _get(self, name: str) -> np.ndarray:
+    # Opened anew: what an open file has read stays in this process's memory.
+    return tensors.open_file(self._file_of[name]).get_tensor(name)
 
   def reader(self, name: str) -> Callable[[tuple[slice, ...]], np.ndarray]:
     """Returns a function that reads a part of a tensor, as `jax.make_array_from_callback` wants."""
     if not self.shapes[name]:
       return lambda index: self[name]
-    part = self._readers[name].get_slice(name)
-    return lambda index: part[index]
+    return lambda index: tensors.open_file(self._file_of[name]).get_slice(name)[index]
 
 
 def renamed(tensors: Mapping[str, np.ndarray], names: Mapping[str, str]) -> LazyTensors:

@@ -35,7 +35,7 @@ def sample_bits(
   keys: Array,
   logits: Float[Array, "b n d"],
   *,
-  temperature: float | Array,
+  temperature: float | np.floating | Array,
   top_p: float | Array,
 ) -> UInt8[Array, "b n d"]:
   """Draws bits; each sample has a key of its own, whatever batch it is in.

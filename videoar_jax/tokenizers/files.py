@@ -95,10 +95,11 @@ def save_tokenizer(folder: str | os.PathLike, saved: Saved, params: dict) -> Non
   folder = pathlib.Path(folder).absolute()
   check_new(folder)
   folder.parent.mkdir(parents=True, exist_ok=True)
-  weights = {name: np.asarray(leaf, np.float32) for name, leaf in flatten(params).items()}
+  weights = flatten(params)
+  kinds = {name: (leaf.shape, np.dtype(np.float32)) for name, leaf in weights.items()}
   with replacing(folder) as partial:
     partial.mkdir()
-    tensors.write(partial / WEIGHTS_FILE, weights)
+    tensors.write_each(partial / WEIGHTS_FILE, kinds, lambda name: np.asarray(weights[name]))
     text = to_json(dataclasses.asdict(saved), indent=2)
     (partial / CONFIG_FILE).write_text(text + "\n")
 

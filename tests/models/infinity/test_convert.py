@@ -5,6 +5,7 @@ import collections
 import numpy as np
 import pytest
 
+from videoar_jax.interop.tensor_files import LazyTensors
 from videoar_jax.models.infinity import convert
 
 M, HEADS, POOL, TEXT, ROWS, BITS, HIDDEN = 16, 2, 2, 6, 5, 4, 24
@@ -57,31 +58,30 @@ def shapes_of(prefix=""):
   return {prefix + key: shape for key, shape in top.items()}
 
 
-class Lazy:
-  """Makes a tensor when it is asked for; each element says which tensor it is of."""
+def lazy(shapes, read):
+  """Returns tensors that are made when they are asked for, and counted in `read`."""
 
-  def __init__(self, shapes):
-    self.shapes, self.read = shapes, collections.Counter()
+  def make(key):
+    read[key] += 1
+    generator = np.random.default_rng(list(shapes).index(key))
+    return generator.normal(size=shapes[key]).astype(np.float32)
 
-  def keys(self):
-    return self.shapes.keys()
-
-  def __getitem__(self, key):
-    self.read[key] += 1
-    generator = np.random.default_rng(list(self.shapes).index(key))
-    return generator.normal(size=self.shapes[key]).astype(np.float32)
+  return LazyTensors(shapes, make)
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_each_tensor_is_read_once(prefix):
+def test_each_tensor_is_used_once(prefix):
   shapes = shapes_of(prefix)
-  config, tensors = convert.config_of(shapes), Lazy(shapes)
+  read = collections.Counter()
+  config, tensors = convert.config_of(shapes), lazy(shapes, read)
   assert (config.num_layers, config.d_model, config.num_heads) == (CHUNKS * LAYERS, M, HEADS)
   assert (config.text_dim, config.text_length, config.num_bits) == (TEXT, ROWS, BITS)
   convert.check_keys(shapes, config)
   params = convert.import_params(tensors, config)
-  wanted = {key for key in shapes if not key.endswith("zero_k_bias")}
-  assert tensors.read == collections.Counter(wanted)
+  # Once for each parameter that a tensor holds.
+  parts = {"sa.mat_qkv.weight": 3, "ca.mat_kv.weight": 2, "zero_k_bias": 0}
+  for key in shapes:
+    assert read[key] == next((num for end, num in parts.items() if key.endswith(end)), 1), key
   # Layers of all chunks are in order; the others are not mixed up.
   fourth = tensors[f"{prefix}block_chunks.1.module.1.ffn.fc1.weight"].T
   np.testing.assert_array_equal(params["blocks"]["up"]["kernel"][4], fourth)
@@ -103,7 +103,7 @@ def test_one_chunk_is_called_blocks():
   }
   config = convert.config_of(shapes)
   assert config.num_layers == LAYERS
-  convert.import_params(Lazy(shapes), config)
+  convert.import_params(lazy(shapes, collections.Counter()), config)
 
 
 def test_tokens_of_several_cells_have_fewer_bits_each():
@@ -114,30 +114,31 @@ def test_tokens_of_several_cells_have_fewer_bits_each():
 
 def test_fewer_rows_of_no_prompt():
   shapes = shapes_of()
-  config, tensors = convert.config_of(shapes | {"cfg_uncond": (3, TEXT)}), Lazy(shapes)
+  config = convert.config_of(shapes | {"cfg_uncond": (3, TEXT)})
+  tensors = lazy(shapes, collections.Counter())
   rows = convert.import_params(tensors, config)["text"]["no_prompt"]
   np.testing.assert_array_equal(rows, tensors["cfg_uncond"][:3])
 
 
 def test_wrong_tensors_are_all_named():
   shapes = shapes_of()
-  config, tensors = convert.config_of(shapes), Lazy(shapes)
-  del tensors.shapes["head.bias"]
-  tensors.shapes["extra"] = (2,)
-  with pytest.raises(ValueError, match=r"2 tensors.*missing: head.bias; unexpected: extra"):
-    convert.import_params(tensors, config)
-  shapes = shapes_of() | {"head.bias": (7,)}
-  found = {key: Lazy(shapes)[key] for key in shapes}
-  found["lvl_embed.weight"][0, 0] = np.nan
-  found["pos_start"] = found["pos_start"].astype(np.int32)
-  with pytest.raises(ValueError, match="3 tensors are wrong") as raised:
-    convert.import_params(found, config)
-  for text in (
-    "head.bias (7,), needs (8,)",
-    "lvl_embed.weight holds",
-    "pos_start is of type int32",
-  ):
+  config, read = convert.config_of(shapes), collections.Counter()
+  del shapes["head.bias"]
+  shapes |= {"extra": (2,), "lvl_embed.weight": (14, M), "lvl_1L": (1, 9)}
+  with pytest.raises(ValueError, match="not the tensors of an Infinity transformer") as raised:
+    convert.import_params(lazy(shapes, read), config)
+  assert not read  # Before anything is read.
+  for text in ("missing: head.bias", "unexpected: extra", "lvl_embed.weight is (14, 16)"):
     assert text in str(raised.value)
+  assert "lvl_1L" not in str(raised.value)
+  whole = shapes_of()
+  tensors = dict(lazy(whole, read))
+  for key, value, text in (
+    ("lvl_embed.weight", np.full((15, M), np.nan, np.float32), "lvl_embed.weight holds values"),
+    ("pos_start", np.zeros((1, 1, M), np.int32), "pos_start is of type int32"),
+  ):
+    with pytest.raises(ValueError, match=text):
+      convert.import_params(tensors | {key: value}, config)
 
 
 @pytest.mark.parametrize(

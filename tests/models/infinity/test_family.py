@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import shutil
-import types
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,9 @@ from videoar_jax import sample
 from videoar_jax.experiment import parse, run
 from videoar_jax.experiment.defaults import default_config
 from videoar_jax.models.bits import scale_weights
-from videoar_jax.models.families import FAMILIES
 from videoar_jax.models.infinity import task
 from videoar_jax.models.infinity.config import InfinitySampling
+from videoar_jax.models.infinity.family import sampled_resolution
 from videoar_jax.models.infinity.layout import Layout
 
 PROMPTS = ["a large red circle moves left", "a small blue star moves up"]
@@ -99,6 +98,8 @@ def test_wrong_requests_are_named(model):
   ):
     with pytest.raises(ValueError, match=text):
       model.sample(PROMPTS[:1], **settings)
+  with pytest.raises(ValueError, match="cannot continue"):
+    model.extend(image[None, None], PROMPTS[:1], 5)
 
 
 def test_the_command_takes_the_flags_of_the_family(workdir, tmp_path, capsys):
@@ -132,14 +133,11 @@ def test_impossible_configs_are_named(field, value, text):
     parse.finalize(config)
 
 
-def test_public_networks_make_the_nearest_public_size(caplog, monkeypatch):
+def test_public_networks_make_the_nearest_public_size(caplog):
   """Others make any size that their tokenizer codes."""
-  family, made = FAMILIES["infinity"], []
-  monkeypatch.setattr(
-    "videoar_jax.models.infinity.family.Model", lambda *arguments, **_: made.append(arguments[3])
-  )
   for trained, wanted, expected in (
-    ((256, 256), (300, 500), (256, 448)),
+    ((256, 256), (300, 500), (384, 672)),
+    ((256, 256), (512, 512), (512, 512)),
     ((256, 256), None, (256, 256)),
     ((64, 64), (64, 96), (64, 96)),
   ):
@@ -147,14 +145,9 @@ def test_public_networks_make_the_nearest_public_size(caplog, monkeypatch):
     config.data.resolution = trained
     config.tokenizer.update(patch_size=16, schedule="")
     found = parse.finalize(config)
-    tokenizer = types.SimpleNamespace(config=found.tokenizer)
-    monkeypatch.setattr(
-      "videoar_jax.tokenizers.bsq.family.BSQ.make_tokenizer", lambda *_, found=tokenizer: found
-    )
     with caplog.at_level(logging.WARNING):
-      stage = found.generator_stages[0]
-      family.make_model(found, stage, None, None, resolution=wanted)
-    assert made.pop() == expected
+      size = sampled_resolution(found, found.generator_stages[0], wanted)
+    assert size == expected
     assert ("nearest public size" in caplog.text) == (wanted not in (None, expected))
     caplog.clear()
 

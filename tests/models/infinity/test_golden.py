@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from videoar_jax.models.bits import cross_entropy, scale_weights
+from videoar_jax.models.families import FAMILIES
 from videoar_jax.models.infinity import convert
 from videoar_jax.models.infinity.decode import decode
 from videoar_jax.models.infinity.network import network_of, template_of
@@ -187,18 +188,24 @@ def test_public_sizes_are_recognised_and_every_key_is_used(name):
   config = convert.config_of(shapes)
   convert.check_keys(shapes, config)
   assert config.text_dim == 2048 and config.text_length == 512
+  known = [
+    size
+    for size in FAMILIES["infinity"].sizes.values()
+    if all(getattr(config, name) == x for name, x in size.items() if name != "dtype")
+  ]
+  assert len(known) == 1
   # All weights are there: those that are not ours are zeros in place of biases.
   buffers = sum(np.prod(shape) for key, (shape, _) in lists.items() if key.endswith("zero_k_bias"))
   ours = sum(np.prod(leaf.shape) for leaf in flatten(template_of(config).shapes).values())
   assert ours == sum(np.prod(shape) for shape, _ in lists.values()) - buffers
   missing = {key: shape for key, shape in shapes.items() if not key.endswith("word_embed.bias")}
   changed = missing | {"module.head.bias": (3,), "module.blocks.0.new": (1,)}
-  with pytest.raises(ValueError, match="3 tensors are wrong") as raised:
+  with pytest.raises(ValueError, match="not the tensors of an Infinity transformer") as raised:
     convert.check_keys(changed, config)
   for text in (
     "missing: word_embed.bias",
     "unexpected: blocks.0.new",
-    "mis-shaped: head.bias (3,)",
+    "shape: head.bias is (3,)",
   ):
     assert text in str(raised.value)
 

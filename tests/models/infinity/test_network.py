@@ -12,11 +12,12 @@ from flax import nnx
 from videoar_jax.models.infinity.config import InfinityConfig, InfinitySampling, as_text, by_scale
 from videoar_jax.models.infinity.decode import decode
 from videoar_jax.models.infinity.layout import Layout
-from videoar_jax.models.infinity.network import Infinity
+from videoar_jax.models.infinity.network import Infinity, template_of
 from videoar_jax.models.infinity.task import predict
 from videoar_jax.models.request import sample_keys
 from videoar_jax.nn.patches import join_cells
 from videoar_jax.nn.resize import linear_resize
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes
 
 LAYOUT = Layout(((1, 1), (2, 2), (3, 4)), patch_size=2)
@@ -226,3 +227,24 @@ def test_predictions_of_given_latents(net):
   for s in range(3):
     own = right[:, LAYOUT.slice_of(s)].mean(1)
     np.testing.assert_allclose(shares[f"bit_accuracy/scale_{s}"], own, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", ["tensor", "fsdp"])
+def test_two_devices_equal_one(net, axis):
+  """Heads or samples are shared; images, losses and gradients are those of one device."""
+  latents = jax.random.normal(jax.random.key(3), (2, 1, 6, 8, 3))
+
+  def loss(net):
+    return jnp.mean(predict(net, LAYOUT, prompts(), latents)[0])
+
+  one, gradient = draws(net), jax.jit(jax.grad(loss))(net)
+  mesh = make_mesh(MeshConfig(**{"data": 1, axis: 2}))
+  template = template_of(CONFIG)
+  params = jax.device_put(nnx.to_pure_dict(nnx.split(net)[1]), template.shardings(mesh))
+  split = template.module(params)
+  with jax.set_mesh(mesh):
+    two, other = draws(split), jax.jit(jax.grad(loss))(split)
+  for a, b in zip(one.bits, two.bits, strict=True):
+    np.testing.assert_array_equal(a, b)
+  for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(other), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(np.abs(a).max())))

@@ -168,7 +168,7 @@ def _entries(config: InfinityConfig, layers: list[str]) -> Iterator[Entry]:
   yield one("text_norm.weight", (e,), "text.norm.scale")
   n = config.num_pool_heads
   pool = "text_proj_for_sos.ca"
-  yield one(f"{pool}.mat_q", (1, n, m // n), "text.pool.query", np.squeeze)
+  yield one(f"{pool}.mat_q", (1, n, m // n), "text.pool.query", _row)
   yield _keys_and_values(f"{pool}.mat_kv.weight", (2 * m, e), "text.pool", None)
   yield one(f"{pool}.v_bias", (m,), "text.pool.value.bias")
   linear = (
@@ -197,7 +197,7 @@ def _layer(config: InfinityConfig, layer: int, prefix: str) -> Iterator[Entry]:
   def pairs(x: np.ndarray) -> np.ndarray:
     return _halves(x, n)
 
-  yield one("ada_gss", (1, 1, 6, m), "modulation", np.squeeze)
+  yield one("ada_gss", (1, 1, 6, m), "modulation", lambda x: x[0, 0])
   yield one("ca_norm.weight", (m,), "cross_norm.scale")
   yield one("ca_norm.bias", (m,), "cross_norm.bias")
   targets = (
@@ -236,6 +236,10 @@ def _halves(x: np.ndarray, num_heads: int) -> np.ndarray:
   """Moves pairs of neighbours, which public rotary heads rotate, to a head's two halves."""
   pairs = x.reshape(num_heads, -1, 2, *x.shape[1:])
   return np.swapaxes(pairs, 1, 2).reshape(x.shape)
+
+
+def _row(x: np.ndarray) -> np.ndarray:
+  return x[0]
 
 
 def _first(num: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -68,6 +68,8 @@ def decode(
     ValueError: there is no such layer.
   """
   b, d, p = len(text), model.config.num_bits, layout.patch_size
+  temperature = jnp.asarray(temperature)
+  guidance = None if guidance is None else jnp.asarray(guidance)
   prompt = encode_prompts(model, text, negative, is_guided=guidance is not None)
   prompt_keys = model.prompt_keys(prompt)
   total, seen = jnp.zeros((b, *layout.cell_grids[-1], d)), None
@@ -105,7 +107,7 @@ def encode_prompts(
   if not is_guided:
     return model.encode_text(text)
   b = len(text)
-  others = text if negative is None else jnp.broadcast_to(negative, text.shape)
+  others = text if negative is None else negative
   is_dropped = np.arange(2 * b) >= b if negative is None else None
   return model.encode_text(jnp.concatenate([text, others]), is_dropped)
 
@@ -130,21 +132,26 @@ def _mixer(guidance, guidance_layers: tuple[int, ...], model: Infinity):
   return mix
 
 
-def settings_of(sampling: InfinitySampling, num_scales: int, text_encoder) -> dict[str, Any]:
+def settings_of(
+  sampling: InfinitySampling, num_scales: int, text: Text, text_encoder
+) -> dict[str, Any]:
   """Returns the keyword arguments of `decode` for the settings of a request.
 
   Args:
     sampling: settings.
     num_scales: scales of an image.
+    text: of the prompts.
     text_encoder: encodes the negative prompt.
   """
   guidance = by_scale("guidance", sampling.guidance, num_scales)
-  negative = sampling.negative_prompt
+  negative = None
+  if sampling.negative_prompt is not None:
+    negative = jnp.broadcast_to(text_encoder.encode(sampling.negative_prompt), text.shape)
   return {
     "guidance": None if (guidance == 1).all() else guidance,
     "temperature": by_scale("temperature", sampling.temperature, num_scales),
     "top_k": sampling.top_k,
     "top_p": sampling.top_p,
     "guidance_layers": (sampling.guidance_layer,),
-    "negative": None if negative is None else jnp.asarray(text_encoder.encode(negative))[None],
+    "negative": negative,
   }

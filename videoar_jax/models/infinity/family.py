@@ -38,10 +38,10 @@ class Infinity:
   network = InfinityConfig
   loss = InfinityLossConfig
   sampling = InfinitySampling
-  # All but `tiny` are the public ones; `layer12` is the one of 125M parameters.
+  # All but `tiny` are the public ones; `125m` is called layer12 there.
   sizes: ClassVar[dict[str, dict[str, Any]]] = {
     "tiny": _size(4, 128, 2) | {"num_pool_heads": 2, "dtype": "float32"},
-    "layer12": _size(12, 768, 8),
+    "125m": _size(12, 768, 8),
     "layer16": _size(16, 1152, 12),
     "layer24": _size(24, 1536, 16),
     "layer32": _size(32, 2080, 20),
@@ -136,14 +136,8 @@ class Infinity:
     dtype=None,
     batch_size=None,
   ) -> Model:
-    """See `Family`; a network that was trained on public sizes makes the nearest of these."""
-    size = tuple(stage.data.resolution if resolution is None else resolution)
-    if resolution is not None and _layout(run, stage.data).grids in public_schedules().values():
-      size = nearest_resolution(size)
-      if size != tuple(resolution):
-        log.warning(
-          "resolution=%dx%d: images have %dx%d pixels, the nearest public size", *resolution, *size
-        )
+    """See `Family`."""
+    size = sampled_resolution(run, stage, resolution)
     return Model(
       module,
       TOKENIZERS[self.tokenizer].make_tokenizer(tokenizer_module, size),
@@ -172,6 +166,31 @@ class Infinity:
 
   def sampling_program(self, run, stage, template, mesh, num_clips: int, dtype) -> None:
     """See `Family`."""
+
+
+def sampled_resolution(
+  run: Run, stage: Stage, resolution: tuple[int, int] | None
+) -> tuple[int, int]:
+  """Returns the (H, W) of the images that a network makes where a resolution is asked for.
+
+  One that was trained on a public size makes the nearest public one, and says so in the log; others
+  make any that the tokenizer can code.
+
+  Args:
+    run: the run that trained the network.
+    stage: the stage that did.
+    resolution: (H, W) in pixels; None for that of the stage.
+  """
+  if resolution is None:
+    return tuple(stage.data.resolution)
+  if _layout(run, stage.data).grids not in public_schedules().values():
+    return tuple(resolution)
+  size = nearest_resolution(tuple(resolution))
+  if size != tuple(resolution):
+    log.warning(
+      "resolution=%dx%d: images have %dx%d pixels, the nearest public size", *resolution, *size
+    )
+  return size
 
 
 def _shapes(run: Run) -> list[ClipShape]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -129,6 +129,32 @@ class Model:
       images.append(fetch(pixels)[:count])
     return np.concatenate(images)
 
+  def extend(
+    self,
+    clips: UInt8[np.ndarray, "b f H W 3"],
+    prompts: list[str],
+    num_frames: int,
+    seed: int = 0,
+    *,
+    overlap_frames: int = 1,
+    **settings: Any,
+  ) -> UInt8[np.ndarray, "b g H W 3"]:
+    """Raises ValueError: an image has no frames that follow."""
+    raise ValueError("the model makes images, which it cannot continue; use a video model")
+
+  def stream(
+    self,
+    prompts: list[str],
+    num_frames: float | None = None,
+    seed: int = 0,
+    *,
+    image: UInt8[np.ndarray, "*b H W 3"] | None = None,
+    video: UInt8[np.ndarray, "*b f H W 3"] | None = None,
+    **settings: Any,
+  ) -> Iterator[UInt8[np.ndarray, "b f H W 3"]]:
+    """Generates images and yields them; see `sample`."""
+    yield self.sample(prompts, num_frames, seed, image=image, video=video, **settings)
+
   def score(
     self, prompts: list[str], video: UInt8[np.ndarray, "b f H W 3"]
   ) -> dict[str, Float[np.ndarray, "b"]]:
@@ -154,7 +180,7 @@ class Model:
       parts.append({name: fetch(values)[:count] for name, values in found.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-  def _check_frames(self, num_frames: int | None) -> None:
+  def _check_frames(self, num_frames: float | None) -> None:
     if num_frames not in (None, 1):
       raise ValueError(f"num_frames={num_frames}: the model makes images, of 1 frame")
 
@@ -164,7 +190,7 @@ class Model:
       return function(*arguments, **settings)
 
   def _sample_batch(self, generator, texts, seed, sample_ids, *, sampling: InfinitySampling):
-    settings = settings_of(sampling, self.layout.num_scales, self.text_encoder)
+    settings = settings_of(sampling, self.layout.num_scales, texts, self.text_encoder)
     found = decode(generator, self.layout, texts, sample_keys(seed, sample_ids), **settings)
     latents = found.quantized[:, None].astype(jnp.float32)
     return constrain(latents, ("batch", None, None, None, None))

@@ -200,6 +200,5 @@ def sample(
 ) -> Decoded:
   """Samples an image for each prompt, with the numbers 0, 1 and so on under a seed."""
   keys = sample_keys(seed, jnp.arange(len(text)))
-  return decode(
-    module, layout, text, keys, **settings_of(sampling, layout.num_scales, text_encoder)
-  )
+  settings = settings_of(sampling, layout.num_scales, text, text_encoder)
+  return decode(module, layout, text, keys, **settings)

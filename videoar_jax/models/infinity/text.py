@@ -57,9 +57,9 @@ class TextEncoder(nnx.Module):
 
   def __init__(self, rngs: nnx.Rngs, config: InfinityConfig):
     m, e, init = config.d_model, config.text_width, layers.normal(base_scale(config))
-    self.table = None
-    if not config.text_dim:
-      self.table = layers.Embedding(rngs, config.vocabulary_size, e, scale=1.0)
+    self.table = (
+      None if config.text_dim else layers.Embedding(rngs, config.vocabulary_size, e, scale=1.0)
+    )
     # Takes the place of a prompt's rows in predictions without a prompt.
     self.no_prompt = layers.param(
       rngs, layers.normal(1.2 * e**-0.5), (config.text_length, e), (None, None)
