@@ -96,10 +96,10 @@ def test_a_loaded_model_continues_images(workdir):
   clip = model.sample([PROMPT], image=image, prompt_prefix="")
   assert clip.shape == (1, 9, 32, 32, 3) and clip.dtype == np.uint8
   assert set(model.score([PROMPT], clip)) == {"loss", "bit_accuracy"}
-  # The 9 signs around the user's words leave room for 10 of them.
-  with pytest.raises(ValueError, match="has 21 words") as error:
+  # The 10 signs around the user's words leave room for 9 of them.
+  with pytest.raises(ValueError, match="has 22 words") as error:
     model.text_encoder.encode("one two three four five six seven eight nine ten eleven twelve")
-  assert error.value.cut == "one two three four five six seven eight nine ten"
+  assert error.value.cut == "one two three four five six seven eight nine"
 
 
 def test_what_does_not_fit_is_named(tokenizer):

@@ -105,7 +105,6 @@ class InfinityStar(nnx.Module):
     if self.config.text_dim:
       rows = self.text_in(text.astype(self.activation_dtype))
     else:
-      # Replicated, see VideoAR's embedding of scales.
       rows = self.text_in(text).astype(self.activation_dtype)
     return jnp.where(is_text(text)[..., None], rows, 0)
 
