@@ -36,7 +36,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config = nova_config(args)
   config.data.num_frames = 1
   config.data.resolution = (args.resolution, args.resolution)
-  config.generator.update(generator_size(args.size, "nova"))
+  config.generator.update(generator_size(args.size, "nova"), remat="full")
   config.generator.update(time_base=1, mixer_rank=None, has_motion=False, noise="flow")
   if args.resolution == 512:
     # As in the video model, which starts from this one.

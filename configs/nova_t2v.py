@@ -36,7 +36,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config = nova_config(args)
   config.data.num_frames, config.data.frame_rate = 33, 12.0
   config.data.resolution = (480, 768)
-  config.generator.update(generator_size("d48w1024-t2v", "nova"))
+  config.generator.update(generator_size("d48w1024-t2v", "nova"), remat="full")
   config.generator.update(time_base=16, mixer_rank=24, has_motion=True, noise="ddpm")
   config.sampling.update(num_ar_steps=128, num_diffusion_steps=25, guidance=7.0)
   stage = config.stage.generator

@@ -12,6 +12,10 @@ from videoar_jax.interop import tensors
 from videoar_jax.models.nova import work
 from videoar_jax.models.nova.network import template_of
 from videoar_jax.nn.layers import count_parameters
+from videoar_jax.parallel.hardware import parse_topology
+from videoar_jax.parallel.mesh import parse_mesh
+from videoar_jax.planning.pod import Pod
+from videoar_jax.planning.step_plan import StepPlan
 from videoar_jax.tokenizers.families import TOKENIZERS
 from videoar_jax.tokenizers.files import Saved, save_tokenizer
 from videoar_jax.train.state import Template
@@ -102,3 +106,25 @@ def test_commands_of_the_docstrings_name_arguments_that_there_are(name):
     path, _, arguments = word.partition(":")
     stem = path.removeprefix("--config=configs/").removesuffix(".py")
     importlib.import_module(f"configs.{stem}").get_config(arguments)
+
+
+@pytest.mark.parametrize(
+  ("name", "arg", "vae", "pod", "mesh"),
+  [
+    ("nova_t2v", "", "kl_opensora", "v5p:4x4x4", "fsdp:64"),
+    ("nova_t2v", "", "kl_opensora", "v5p:4x4x4", "fsdp:16,sequence:2,tensor:2"),
+    ("nova_t2i", "size=d48w1536,", "kl_image", "v5e:16x16", "fsdp:256"),
+  ],
+)
+def test_they_are_planned_on_pods(folders, name, arg, vae, pod, mesh):
+  """Every parameter divides over the devices, and a step fits into their memory by estimate."""
+  config = importlib.import_module(f"configs.{name}").get_config(arg + folders[vae])
+  run, pod = finalize(config), Pod(pod, *parse_topology(pod), is_compiled=False)
+  plan = StepPlan.of(run, run.stages[0], pod, parse_mesh(mesh))
+  shardings = jax.tree.leaves(plan.trainer.shardings["params"])
+  assert len(shardings) == len(jax.tree.leaves(plan.trainer.template.shapes))
+  cost = plan.estimate()
+  assert 0.02 < cost.memory / pod.chip.device_memory < 1
+  # Six for each parameter of the temporal encoder alone.
+  tokens = run.stages[0].loop.batch_size * run.num_tokens(run.stages[0], run.stages[0].shape)
+  assert cost.flops > 6 * tokens * run.generator.num_video_layers * 12 * run.generator.d_model**2

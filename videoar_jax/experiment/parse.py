@@ -216,6 +216,8 @@ def _check_with_optimizer(stage: StageConfig, before: list[StageConfig], path: s
   }
   if stage.kind == "tokenizer":
     pairs["loss.adversarial"] = (stage.loss.adversarial, last.loss.adversarial)
+  elif hasattr(stage.loss, "frozen"):  # What is frozen has no state of the optimizer.
+    pairs["loss.frozen"] = (stage.loss.frozen, last.loss.frozen)
   for field, (own, other) in pairs.items():
     if own != other:
       raise ValueError(

@@ -104,15 +104,22 @@ def class_config(folder, **changes):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def folder(tmp_path_factory):
+  """Videos of three classes."""
   folder = tmp_path_factory.mktemp("classes")
   for i, name in enumerate(NAMES):
-    write_video(folder / "data" / name / "a.mp4", 24, 8, value=i)
+    write_video(folder / name / "a.mp4", 24, 8, value=i)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(folder, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("workdir") / "run"
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(run, "start_log", lambda path: None)
     patch.setattr(NovaTask, "media", lambda *_: {})
-    run.Run(class_config(folder / "data"), folder / "run").train()
-  return folder / "run"
+    run.Run(class_config(folder), workdir).train()
+  return workdir
 
 
 def test_classes_are_trained_and_sampled(workdir, tmp_path, capsys):
@@ -126,13 +133,13 @@ def test_classes_are_trained_and_sampled(workdir, tmp_path, capsys):
     model.sample(["dot"])
 
 
-def test_settings_that_do_not_fit_classes_are_named(workdir):
-  folder = workdir.parent / "data"
+def test_settings_that_do_not_fit_classes_are_named(folder, tmp_path):
   for changes, message in (
     ({"text.length": 4}, r"a class is one token: set text\.length = 1"),
     ({"text.classes": ()}, r"text\.classes must list the names"),
   ):
     with pytest.raises(ValueError, match=message):
       parse.finalize(class_config(folder, **changes))
-  with pytest.raises(ValueError, match="'fish' is unknown"):
-    run.Run(class_config(folder, **{"text.classes": ("cat", "dog", "cow")}), workdir.parent / "x")
+  others = class_config(folder, **{"text.classes": ("cow", "pig", "hen")})
+  with pytest.raises(ValueError, match="caption cannot be encoded"):
+    run.Run(others, tmp_path / "run")

@@ -17,6 +17,7 @@ from videoar_jax.models.nova.config import NovaConfig
 from videoar_jax.models.nova.noise import Flow
 from videoar_jax.models.nova.temporal import TemporalEncoder
 from videoar_jax.models.nova.tokens import patchify
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 
 PROMPTS = ["a large red circle moves left", "a small blue star moves up"]
 
@@ -55,6 +56,19 @@ def test_clips_begin_with_what_is_given(model):
   assert longer.shape[1] == 9
   extended = model.extend(longer, PROMPTS[:1], 11, overlap_frames=1)
   np.testing.assert_array_equal(extended[:, :9], longer)
+
+
+def test_scores_do_not_depend_on_batches_or_devices(workdir, model):
+  video = np.random.default_rng(0).integers(0, 256, (3, 5, 16, 16, 3), np.uint8)
+  prompts = [PROMPTS[0], *PROMPTS]
+  alone = [model.score(prompts[i : i + 1], video[i : i + 1]) for i in range(3)]
+  mesh = make_mesh(MeshConfig(data=2))
+  shared = videoar_jax.load_model(workdir, mesh=mesh).score(prompts, video)
+  for name in ("loss", "loss_first", "loss_later"):
+    expected = np.concatenate([each[name] for each in alone])
+    np.testing.assert_allclose(shared[name], expected, rtol=1e-5)
+    assert len(set(expected.tolist())) == 3
+  np.testing.assert_allclose(shared["loss"], shared["loss_first"] + shared["loss_later"], rtol=1e-6)
 
 
 def test_wrong_requests_are_named(model):

@@ -82,6 +82,19 @@ def test_parts_that_are_not_there_are_named():
   parse.finalize(make_config(**IMAGES_ARE | {"stage.generator.loss.frozen": IMAGES}))
 
 
+def test_an_optimizer_goes_on_with_the_same_parts_frozen():
+  config = make_config()
+  config.stages = (*config.stages, "second")
+  config.stage.second = config.stage.generator.copy_and_resolve_references()
+  config.stage.second.init.with_optimizer = True
+  assert parse.finalize(config).stages[-1].init.with_optimizer
+  config.stage.second.loss.frozen = ("spatial",)
+  with pytest.raises(
+    ValueError, match=r"stage\.second\.loss\.frozen differs from stage\.generator"
+  ):
+    parse.finalize(config)
+
+
 def first_state(config, workdir):
   run = parse.finalize(config)
   stages, stage = Stages(run, workdir, make_mesh(run.mesh)), run.stages[-1]

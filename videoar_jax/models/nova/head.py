@@ -15,8 +15,8 @@ from videoar_jax.nn import layers
 _EPSILON = 1e-6  # Of the norms that the condition modulates.
 
 
-def _linear(rngs, num_in, num_out):
-  return layers.Linear(rngs, num_in, num_out, ("embed", "mlp"), use_bias=True)
+def _linear(rngs, num_in, num_out, axes=("embed", "mlp")):
+  return layers.Linear(rngs, num_in, num_out, axes, use_bias=True)
 
 
 class _Modulated(nnx.Module):
@@ -51,14 +51,15 @@ class Head(nnx.Module):
   def __init__(self, rngs: nnx.Rngs, config: NovaConfig):
     width, m = config.head_mlp_dim, config.d_model
     self.config = config
-    self.embed = _linear(rngs, config.token_width, width)
+    # A token has too few channels to divide over many devices.
+    self.embed = _linear(rngs, config.token_width, width, (None, "mlp"))
     self.time = WaveMLP(rngs, width, is_cosine_first=True)
     self.condition_in, self.condition_out = _linear(rngs, m, width), _linear(rngs, width, width)
     self.blocks = layers.stack_layers(
       lambda r: HeadBlock(r, width), rngs.params(), config.num_head_layers
     )
     self.modulated = _Modulated(rngs, width, 2)
-    self.out = _linear(rngs, width, config.token_width)
+    self.out = _linear(rngs, width, config.token_width, ("embed", None))
 
   def condition(self, z: Float[Array, "*b m"]) -> Float[Array, "*b w"]:
     """Returns what `predict` needs of the spatial decoder's output for each token."""

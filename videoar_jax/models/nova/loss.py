@@ -51,17 +51,39 @@ def draw(
   )
 
 
-def losses(
+class Errors(NamedTuple):
+  """Errors of a network's predictions.
+
+  Attributes:
+    squared: mean squared error of each token, `r` times; 0 for known ones.
+    is_unknown: 1 for the tokens that count.
+  """
+
+  squared: Float[Array, "r b t l"]
+  is_unknown: Float[Array, "b t l"]
+
+  def by_frame(self) -> Float[Array, " t"]:
+    """Returns each frame's part of the mean over all clips."""
+    total = len(self.squared) * jnp.sum(self.is_unknown)
+    return jnp.sum(self.squared, (0, 1, 3)) / (total + 1e-5)
+
+  def by_clip(self) -> Float[Array, "b t"]:
+    """Returns each frame's part of the mean over its clip."""
+    total = len(self.squared) * jnp.sum(self.is_unknown, (1, 2))
+    return jnp.sum(self.squared, (0, 3)) / (total[:, None] + 1e-5)
+
+
+def errors(
   net: Nova,
   latents: Float[Array, "b t h w c"],
   prefix: Float[Array, "b n m"],
   draws: Draws,
   process: NoiseProcess,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-  """Returns the loss of first frames and that of later ones, which counts as much.
+) -> Errors:
+  """Returns how far predictions are from their targets.
 
-  The second is 0 for images. All tokens of a frame have one shape, whatever is known of them: the
-  encoder's share of them is padded to the most that may be known.
+  All tokens of a frame have one shape, whatever is known of them: the encoder's share of them is
+  padded to the most that may be known.
 
   Args:
     net: the network.
@@ -95,7 +117,30 @@ def losses(
   is_unknown = jnp.argsort(draws.order, axis=1) >= draws.num_known
   error = jnp.mean(jnp.square(prediction - noisy.target), axis=-1).reshape(repeats, b, t, -1)
   weights = is_unknown.reshape(b, t, -1).astype(jnp.float32)
-  by_frame = jnp.sum(error * weights, (0, 1, 3)) / (repeats * jnp.sum(weights) + 1e-5)
+  return Errors(error * weights, weights)
+
+
+def parts_of(by_frame: Float[Array, "*b t"]) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
+  """Returns the loss of first frames and that of later ones, which counts as much.
+
+  The second is 0 for images.
+
+  Args:
+    by_frame: each frame's part of a mean, see `Errors`.
+  """
+  t = by_frame.shape[-1]
+  first = t * by_frame[..., 0]
   if t == 1:
-    return by_frame[0], jnp.zeros(())
-  return t * by_frame[0], t / (t - 1) * jnp.sum(by_frame[1:])
+    return first, jnp.zeros_like(first)
+  return first, t / (t - 1) * jnp.sum(by_frame[..., 1:], axis=-1)
+
+
+def losses(
+  net: Nova,
+  latents: Float[Array, "b t h w c"],
+  prefix: Float[Array, "b n m"],
+  draws: Draws,
+  process: NoiseProcess,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """Returns the loss of first frames and that of later ones; see `errors` and `parts_of`."""
+  return parts_of(errors(net, latents, prefix, draws, process).by_frame())

@@ -19,7 +19,7 @@ from videoar_jax.models.nova.task import null_of, plan_of
 from videoar_jax.models.request import ClipRequests, first_frames
 from videoar_jax.parallel.mesh import num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
-from videoar_jax.parallel.rules import constrain
+from videoar_jax.parallel.rules import constrain, num_shards
 from videoar_jax.tokenizers.base import Tokenizer
 from videoar_jax.tokenizers.decoding import decode
 from videoar_jax.tokenizers.pixels import to_float
@@ -211,8 +211,12 @@ class Model:
     """
     video = self.requests.check_conditioning(np.asarray(video), len(prompts), "video")
     texts = np.stack([self.text_encoder.encode(prompt) for prompt in prompts])
-    found = self._run(self._score, self.generator, texts, self._latents(video))
-    return {name: fetch(values) for name, values in found.items()}
+    parts = []
+    for rows, num in self.requests.batches(len(prompts)):
+      latents = self._latents(video[rows])
+      found = self._run(self._score, self.generator, texts[rows], latents)
+      parts.append({name: fetch(values)[:num] for name, values in found.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
   def _clips(self, prompts, num_frames: int, seed: int, given, sample_ids, settings: dict):
     """Generates clips of at most the trained length, one batch after the other."""
@@ -269,13 +273,27 @@ class Model:
 
 
 def _score(generator: Nova, texts, latents: Float[Array, "b t h w c"]) -> dict[str, Array]:
-  config, (_, t, h, w, _) = generator.config, latents.shape
+  """Scores one clip of each device at a time."""
+  config, (b, t, h, w, _) = generator.config, latents.shape
   process, num_tokens = config.process(), h * w // config.patch_size**2
-  draws = loss.draw(jax.random.key(0), t, num_tokens, config.token_width, _REPEATS, process)
+  own = loss.draw(jax.random.key(0), t, num_tokens, config.token_width, _REPEATS, process)
+  num = num_shards("batch")
 
-  def one(text, clip):
-    prefix = generator.temporal.prefix(text[None], None, jnp.dtype(config.dtype))
-    first, later = loss.losses(generator, clip[None], prefix, draws, process)
-    return {"loss": first + later, "loss_first": first, "loss_later": later}
+  def for_each(x):
+    """Repeats the draws of a clip's frames for each clip of a group."""
+    frames = x.reshape(-1, 1, t, *x.shape[1:])
+    return jnp.broadcast_to(frames, (len(frames), num, *frames.shape[2:])).reshape(-1, *x.shape[1:])
 
-  return jax.lax.map(lambda pair: one(*pair), (texts, latents))
+  draws = loss.Draws(for_each(own.order), own.num_known, for_each(own.noise), for_each(own.level))
+
+  def group(pair):
+    text, clips = pair
+    prefix = generator.temporal.prefix(text, None, jnp.dtype(config.dtype))
+    return loss.parts_of(loss.errors(generator, clips, prefix, draws, process).by_clip())
+
+  def split(x):  # Every group has a clip of each device.
+    return jnp.swapaxes(jnp.reshape(x, (num, b // num, *x.shape[1:])), 0, 1)
+
+  parts = jax.lax.map(group, (split(jnp.asarray(texts)), split(latents)))
+  first, later = (jnp.swapaxes(part, 0, 1).reshape(b) for part in parts)
+  return {"loss": first + later, "loss_first": first, "loss_later": later}
