@@ -35,8 +35,7 @@ class Hub:
     self.created, self.messages, self.downloaded = [], [], []
     self._has_broken = False
     handler = type("Handler", (_Handler,), {"hub": self})
-    self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    self._server.daemon_threads = True
+    self._server = _Server(("127.0.0.1", 0), handler)
     self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
 
   @contextlib.contextmanager
@@ -98,6 +97,13 @@ class Hub:
     hub._download.cache_clear()
 
 
+class _Server(http.server.ThreadingHTTPServer):
+  daemon_threads = True
+
+  def handle_error(self, request, client_address):
+    """Says nothing where a client closes a connection that it does not need any more."""
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
   protocol_version = "HTTP/1.1"
   hub: Hub
@@ -151,8 +157,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def _read(self):
     parts = unquote(urlsplit(self.path).path).strip("/").split("/")
     is_api = parts[:2] == ["api", "models"]
-    name, what, *rest = parts[2:] if is_api else parts
-    name, what, *rest = f"{name}/{what}", *rest
+    owner, name, *rest = parts[2:] if is_api else parts
+    name, (what, *rest) = f"{owner}/{name}", rest or ("revision", "main")
     closed = self.hub.closed.get(name)
     if name not in self.hub.commits or (closed == "private" and not self._has_token()):
       return self._refuse(401 if closed else 404, "RepoNotFound")

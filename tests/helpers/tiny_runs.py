@@ -81,11 +81,18 @@ def make_mixed_config(**changes):
   return make_config(**settings | changes)
 
 
-def save_tokenizer(values, workdir, seed):
-  """Saves the first stage of a run as finished, without training it."""
+def save_run(values, workdir):
+  """Writes a run whose stages all seem finished, with random weights."""
+  for i in range(len(parse.finalize(values).stages)):
+    save_tokenizer(values, workdir, seed=i, index=i)
+  parse.save_config(values, workdir / "config.json")
+
+
+def save_tokenizer(values, workdir, seed, index=0):
+  """Saves the first stage of a run, or another one, as finished, without training it."""
   settings = parse.finalize(values)
   stages = Stages(settings, workdir, make_mesh(settings.mesh))
-  stage = settings.stages[0]
+  stage = settings.stages[index]
   trainer = Trainer(stages.make_task(stage), stage.loop, stages.mesh, seed)
   checkpointer = Checkpointer(stages.checkpoints(stage))
   state = trainer.init() | {"step": jnp.int32(stage.loop.num_steps)}

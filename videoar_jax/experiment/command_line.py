@@ -171,8 +171,8 @@ def check_local(path: str | os.PathLike, flag: str) -> None:
   """Raises ValueError if a path is a URL, such as of object storage, where runs are not kept."""
   if hub.is_hub(path):
     raise ValueError(
-      f"{flag}={path} is on the Hugging Face hub, from which models are only read here; name a "
-      "local folder, and upload a model with `python -m videoar_jax.convert push`"
+      f"{flag}={hub.spelling(path)} is on the Hugging Face hub, from which models are only read "
+      "here; name a local folder, and upload a model with `python -m videoar_jax.convert push`"
     )
   if is_url(os.fspath(path)):
     raise ValueError(

@@ -73,9 +73,9 @@ def _head(values: dict, license_name: str | None) -> list[str]:
 def _sizes(folder: pathlib.Path, values: dict, files: dict) -> Iterator[tuple[str, str]]:
   shapes = TensorFiles(folder / model_folder.WEIGHTS).shapes
   yield "parameters of the generator", f"{sum(map(math.prod, shapes.values())):,}"
-  for field in ("num_layers", "d_model"):
-    if values["generator"].get(field) is not None:
-      yield field, f"{values['generator'][field]:,}"
+  for field, value in values["generator"].items():
+    if value is not None and re.fullmatch(r"d_model|num_(\w+_)?layers", field):
+      yield field, f"{value:,}"
   data = values["data"]
   height, width = data["resolution"]
   if data["num_frames"] == 1:

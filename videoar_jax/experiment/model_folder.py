@@ -64,7 +64,7 @@ def is_model(folder: str | os.PathLike) -> bool:
 
 def weights_of(path: str | os.PathLike) -> pathlib.Path:
   """Returns the file of a generator's weights: the path itself, or that in a model's folder."""
-  path = pathlib.Path(hub.local(path)).expanduser()
+  path = pathlib.Path(path).expanduser()
   return path / WEIGHTS if is_model(path) else path
 
 

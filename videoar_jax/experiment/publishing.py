@@ -57,7 +57,7 @@ def push_model(
   if sheet is not None:
     files[SHEET] = sheet
   message = f"Upload a model of the family {model_folder.load_values(folder)['family']}"
-  address, commit = hub.push(repository, files, message, is_private=is_private)
+  address, commit = hub.push(repository, files, message, is_private=is_private, field="--to")
   return (
     f"{address}: {len(files)} files, commit {commit}; sample with --model=hf://{repository}, or "
     f"start from it with config.stage.NAME.init.from=hf://{repository}"

@@ -24,8 +24,7 @@ log = logging.getLogger(__name__)
 
 _FORM = "hf://OWNER/NAME[/PATH][@REVISION]"
 _REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
-# A `Path` has only one of the slashes.
-_NAME = re.compile(rf"hf:/{{1,2}}({_REPOSITORY})(?:/([^@]*))?(?:@(.+))?", re.ASCII)
+_NAME = re.compile(rf"hf://({_REPOSITORY})(?:/([^@]*))?(?:@(.+))?", re.ASCII)
 
 # Formats that are never read here, but lie beside those that are, as large.
 _OTHER_FORMATS = ("*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.tflite", "*.gguf")
@@ -49,6 +48,12 @@ class _Name(NamedTuple):
 def is_hub(path: str | os.PathLike) -> bool:
   """Returns whether a path is of the hub."""
   return os.fspath(path).startswith("hf:/")
+
+
+def spelling(path: str | os.PathLike) -> str:
+  """Returns a path as it is written: a `Path` has lost one slash of a name of the hub."""
+  text = os.fspath(path)
+  return f"hf://{text[4:].lstrip('/')}" if is_hub(path) else text
 
 
 def without_revision(path: str) -> str:
@@ -76,7 +81,7 @@ def local(path: Any, field: str = "", *, has_pickles: bool = False) -> Any:
   if not is_hub(path):
     return path
   try:
-    found = _download(_parse(os.fspath(path)), has_pickles)
+    found = _download(_parse(spelling(path)), has_pickles)
   except ValueError as error:
     raise ValueError(f"{field}={error}" if field else str(error)) from error
   return str(found) if isinstance(path, str) else found
@@ -98,7 +103,12 @@ def commits() -> dict[str, str]:
 
 
 def push(
-  repository: str, files: Mapping[str, pathlib.Path | bytes], message: str, *, is_private: bool
+  repository: str,
+  files: Mapping[str, pathlib.Path | bytes],
+  message: str,
+  *,
+  is_private: bool,
+  field: str,
 ) -> tuple[str, str]:
   """Uploads files in one commit, so that nobody loads half of them.
 
@@ -107,6 +117,7 @@ def push(
     files: by their paths in the repository.
     message: of the commit.
     is_private: whether a new repository is.
+    field: name of the flag that names the repository, for errors.
   Returns:
     The address of the repository, and the commit.
   Raises:
@@ -115,7 +126,7 @@ def push(
   package = _package(repository)
   api = package.HfApi()
   operations = [package.CommitOperationAdd(name, content) for name, content in files.items()]
-  with _errors(repository, "written"):
+  with _errors(f"{field}={repository}", "written"):
     address = api.create_repo(repository, private=is_private or None, exist_ok=True)
     done = api.create_commit(repository, operations, commit_message=message)
   return str(address), done.oid
@@ -192,10 +203,11 @@ def _reason(error: Exception, doing: str) -> str:
   if isinstance(error, errors.RevisionNotFoundError):
     return f"there is no such revision; names have the form {_FORM}"
   if isinstance(error, errors.RepositoryNotFoundError) or _status(error) in (401, 403):
-    kind = "write to" if doing == "written" else "read"
+    if doing == "written":
+      return "the hub refuses; check the name, and set HF_TOKEN to a token that may write to it"
     return (
-      f"there is no such repository, or it is private; check the name, or set HF_TOKEN to a token "
-      f"that may {kind} it"
+      "there is no such repository, or it is private; check the name, or set HF_TOKEN to a token "
+      "that may read it"
     )
   return f"it cannot be {doing} ({_line(error)}); try again"
 
