@@ -135,6 +135,8 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
       raise ValueError("its files must be in its own folder")
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f"{path} is not an index of safetensors files ({error!r})") from error
+  if not names:
+    raise ValueError(f"{path} is empty; fetch it again")
   return names
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from videoar_jax.interop import weights
 from videoar_jax.interop.atomic import write_text
 from videoar_jax.interop.caches import cache_root
-from videoar_jax.text.encoders.checkpoint import CheckpointFiles
+from videoar_jax.interop.tensor_files import TensorFiles
 from videoar_jax.text.encoders.config import EncoderConfig, T5Config, Tensor, config_of, read_values
 from videoar_jax.text.tokenizer_files import open_tokenizer
 
@@ -57,7 +57,7 @@ class EncoderFolder:
       raise ValueError(f"{self.path / 'config.json'}: {error}") from None
     self._weights = self._check()[0].files
 
-  def _check(self) -> tuple[CheckpointFiles, dict[str, str]]:
+  def _check(self) -> tuple[TensorFiles, dict[str, str]]:
     """Opens the weights, and checks their names and shapes.
 
     Returns:
@@ -65,7 +65,9 @@ class EncoderFolder:
     Raises:
       ValueError: lists every missing, unexpected or misshapen tensor.
     """
-    files, config = CheckpointFiles(self.path), self.config
+    whole, config = self.path / "model.safetensors", self.config
+    # A folder may hold the same weights in shards, too.
+    files = TensorFiles(whole if whole.is_file() else self.path)
     found, wanted = set(files.keys()), {}
     names: dict[str, str] = {}
     for tensor in config.tensors().values():
@@ -76,7 +78,7 @@ class EncoderFolder:
     unneeded = {key for key in found - wanted.keys() if config.not_needed.fullmatch(key)}
     # Broadcast views with these shapes, which take no memory.
     zero = np.float32(0)
-    views = {key: np.broadcast_to(zero, files.shape(key)) for key in sorted(found - unneeded)}
+    views = {key: np.broadcast_to(zero, files.shapes[key]) for key in sorted(found - unneeded)}
     weights.check(views, wanted, str(self.path))
     return files, names
 
@@ -106,7 +108,7 @@ class EncoderFolder:
       array = np.empty(leaf.shape, np.dtype(dtype))
       rows = array if "{}" in tensors[name].key else array[None]
       for i, key in enumerate(_keys(tensors[name], config)):
-        value = files.get(names[key])
+        value = files[names[key]]
         if value.dtype.kind in "biu":
           raise ValueError(f"{self.path}: {key} has whole numbers; take weights that are floats")
         rows[i] = value.T if name.endswith(".kernel") else value
