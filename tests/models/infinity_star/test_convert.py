@@ -2,13 +2,13 @@
 
 import json
 import math
-from collections.abc import Mapping
 
 import jax
 import numpy as np
 import pytest
 import star_golden as golden
 
+from videoar_jax.interop.tensor_files import LazyTensors
 from videoar_jax.models.infinity_star import convert
 from videoar_jax.models.infinity_star.config import InfinityStarConfig
 from videoar_jax.models.infinity_star.network import template_of
@@ -46,26 +46,6 @@ def make_tensors(prefix="block_chunks.{}.module.0") -> dict[str, np.ndarray]:
   return {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-class Lazy(Mapping):
-  """Tensors that are read when they are asked for."""
-
-  def __init__(self, tensors):
-    self.tensors, self.read = tensors, []
-
-  def __getitem__(self, name):
-    self.read.append(name)
-    return self.tensors[name]
-
-  def __contains__(self, name):
-    return name in self.tensors
-
-  def __iter__(self):
-    return iter(self.tensors)
-
-  def __len__(self):
-    return len(self.tensors)
-
-
 def shapes_of(tensors):
   return {name: tensor.shape for name, tensor in tensors.items()}
 
@@ -73,9 +53,15 @@ def shapes_of(tensors):
 def test_tensors_are_read_once_and_layers_stacked(without_type_checks):
   tensors = make_tensors()
   assert convert.config_of(shapes_of(tensors)) == CONFIG
-  lazy = Lazy(tensors)
+  asked = []
+
+  def read(name):
+    asked.append(name)
+    return tensors[name]
+
+  lazy = LazyTensors(shapes_of(tensors), read)
   params = flatten(convert.import_params(lazy, CONFIG))
-  assert sorted(lazy.read) == sorted(tensors.keys() - {"sos_token"})
+  assert sorted(asked) == sorted(tensors.keys() - {"sos_token"})
   kernel = tensors["block_chunks.1.module.0.mlp.gate_proj.weight"].T
   np.testing.assert_array_equal(params["blocks.mlp.gate.kernel"][1], kernel)
   # Pairs of neighbours of a head become its two halves; the second head begins at row 8.
@@ -112,14 +98,14 @@ def test_all_that_is_wrong_is_named():
   tensors["lvl_embed.weight"] = np.zeros((15, 8))
   tensors["head.bias"] = np.zeros(13)
   tensors["block_chunks.0.module.0.mlp.up_proj.weight"] = np.zeros((11, 8))
-  with pytest.raises(ValueError, match="not a transformer of InfinityStar") as error:
+  with pytest.raises(ValueError, match="not the tensors of a transformer of InfinityStar") as error:
     convert.import_params(tensors, CONFIG)
   for text in (
     "missing: text_proj.bias",
     "missing: block_chunks.1.module.0.attn.k_proj.weight",
     "unexpected: lvl_embed.weight",
-    "shape: head.bias is (13,), but the parameter (12,)",
-    "shape: block_chunks.0.module.0.mlp.up_proj.weight is (11, 8), but the parameter (8, 12)",
+    "shape: head.bias is (13,), which does not make (12,)",
+    "shape: block_chunks.0.module.0.mlp.up_proj.weight is (11, 8), which does not make (8, 12)",
   ):
     assert text in str(error.value)
   with pytest.raises(ValueError, match=r"q_norm\.weight is missing"):

@@ -117,10 +117,10 @@ def check_gradients(name, arrays, ours):
     return
   whole = {key: np.zeros_like(value) for key, value in golden.tensors_of(name).items()}
   wanted = flatten(convert.import_params(whole | found, golden.config_of(name)))
-  marked = {key: np.full(value.shape, key in found) for key, value in whole.items()}
+  marked = {key: np.full(value.shape, float(key in found)) for key, value in whole.items()}
   is_given = flatten(
     convert.import_params(
-      marked | {k: np.ones(v.shape, bool) for k, v in found.items()}, golden.config_of(name)
+      marked | {k: np.ones(v.shape) for k, v in found.items()}, golden.config_of(name)
     )
   )
   for key, value in wanted.items():
