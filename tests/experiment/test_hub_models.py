@@ -15,9 +15,10 @@ from tiny_runs import make_config, save_run
 
 import videoar_jax
 from videoar_jax import convert, evaluate, plan, sample
-from videoar_jax.experiment import load, model_folder, run
-from videoar_jax.interop import hub
+from videoar_jax.experiment import file_copies, load, model_folder, parse, run, validate
+from videoar_jax.interop import hub, tensors
 from videoar_jax.models.videoar.task import GeneratorTask
+from videoar_jax.parallel import processes
 
 pytest.importorskip("huggingface_hub")
 PROMPTS = ["a large red circle moves left"]
@@ -163,6 +164,44 @@ def test_fine_tuning_names_the_commit(folder, server):
   assert config.frozen_tokenizer == f"hf://me/model/tokenizer@{commit}"
   assert config.stage.generator.init["from"] == f"hf://me/model@{commit}"
   assert config.text.tokenizer == "words"
+
+
+def test_texts_on_the_hub(server, tmp_path, monkeypatch, caplog):
+  """A tokenizer's file is copied into the workdir; features are read where they were downloaded."""
+  tensors.write(tmp_path / "x.safetensors", {"": np.ones((1, 8), np.float32)})
+  features = (tmp_path / "x.safetensors").read_bytes()
+  commit = server.put("me/text", {"a/tokenizer.json": b"{}", "x.safetensors": features})
+  read = parse.finalize(make_config(**{"text.tokenizer": "hf://me/text/x.safetensors"}))
+  assert commit in read.text.tokenizer
+  np.testing.assert_array_equal(read.text.encoder.null()[0], np.ones(8))
+  name, workdir = "hf://me/text/a/tokenizer.json@main", tmp_path / "w"
+  values = {"frozen_tokenizer": None, "text": {"tokenizer": name}, "sampling": {}}
+  found = file_copies.with_copies(values, workdir, is_training=True)
+  assert commit in found["text"]["tokenizer"]
+  workdir.mkdir()
+  file_copies.keep(found, None, workdir)
+  copy = workdir / "files" / "tokenizer.json"
+  assert copy.read_bytes() == b"{}"
+  # A trained model has its copy. So has a run that resumes without network.
+  server.address = NOWHERE
+  server.use(monkeypatch, tmp_path / "other_home")
+  for is_training in (False, True):
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, logger="videoar_jax"):
+      found = file_copies.with_copies(values, workdir, is_training=is_training)
+    assert found["text"]["tokenizer"] == str(copy)
+  assert "copy in the workdir is used" in caplog.text
+  with pytest.raises(ValueError, match=f"^text.tokenizer={name}: the hub cannot be reached"):
+    file_copies.with_copies(values, tmp_path / "new", is_training=True)
+
+
+def test_processes_have_one_commit(server, monkeypatch):
+  server.put("me/model", {"model.json": b""})
+  hub.local("hf://me/model")
+  validate.check_commits()
+  monkeypatch.setattr(processes, "broadcast", lambda own: own + 1)
+  with pytest.raises(ValueError, match="processes took other commits of hf://me/model; "):
+    validate.check_commits()
 
 
 def test_the_command_line_uses_the_hub_of_its_environment(folder, server, tmp_path):

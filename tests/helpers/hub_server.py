@@ -139,12 +139,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.hub.created.append(wanted)
     name = f"{wanted['organization']}/{wanted['name']}"
     status = 409 if name in self.hub.commits else 200
-    self.hub.commits.setdefault(name, [])
+    if status == 200:
+      self.hub.put(name, {".gitattributes": b""})
     self._answer({"url": f"{self.hub.address}/{name}"}, status)
 
   def _commit(self, name, lines):
-    history = self.hub.commits[name]
-    files = dict(history[-1][1]) if history else {}
+    files = dict(self.hub.files(name))
     for line in lines:
       if line["key"] == "header":
         self.hub.messages.append(line["value"]["summary"])

@@ -83,9 +83,10 @@ def test_a_process_stays_with_one_commit(server, monkeypatch, caplog):
   assert old in hub.local(f"hf://me/model/model.json@{old}")
 
 
-def test_a_broken_download_leaves_no_file(server, tmp_path):
+def test_a_broken_download_leaves_no_file(server, tmp_path, monkeypatch):
   server.put("me/model", {"model.json": b"x" * 100_000})
   server.is_breaking = True
+  monkeypatch.setattr("time.sleep", lambda _: None)  # Between attempts.
   with pytest.raises(ValueError, match=r"^hf://me/model: it cannot be downloaded \(.*try again"):
     hub.local("hf://me/model")
   assert len(server.downloaded) == 1  # It began.
@@ -98,6 +99,7 @@ def test_without_network_the_cache_is_used(server, monkeypatch, tmp_path):
   server.put("me/model", FILES)
   found = hub.local("hf://me/model/tokenizer")
   server.address = "http://127.0.0.1:9"
+  monkeypatch.setattr("time.sleep", lambda _: None)  # Between attempts.
   server.use(monkeypatch, tmp_path / "home")
   assert hub.local("hf://me/model/tokenizer") == found
   for name in ("hf://me/other", "hf://me/model/text_encoder"):

@@ -30,7 +30,8 @@ class TextConfig:
     attention: "causal", or "full": bidirectional attention within the prompt.
     tokenizer: "bytes" (UTF-8); "words" (hashed; for short captions); "classes": a prompt is the
       name of a class; the path of a JSON file of Hugging Face `tokenizers`; the path of a file of
-      features from a text encoder; or that of the folder of a pretrained T5, umT5 or Phi-2.
+      features from a text encoder; or that of the folder of a pretrained T5, umT5 or Phi-2. Paths
+      may be on the hub (`hf://OWNER/NAME/PATH`).
     classes: names of the classes, for tokenizer="classes".
     dtype: of a pretrained encoder's weights, "float32" or "bfloat16".
   """
@@ -116,9 +117,10 @@ class InitConfig:
   """The initial state of a stage.
 
   Attributes:
-    from_: a file of weights from `python -m videoar_jax.convert weights`, or the folder of a
-      converted image tokenizer, which is inflated over time; None for the averaged weights of the
-      last stage of the same kind, or random ones if there is none.
+    from_: a file of weights from `python -m videoar_jax.convert weights`, a model's folder, or the
+      folder of a converted image tokenizer, which is inflated over time, here or on the hub
+      (`hf://OWNER/NAME[/PATH]`); None for the averaged weights of the last stage of the same kind,
+      or random ones if there is none.
     with_optimizer: also continue the optimizer of the last stage of the same kind, with one
       learning-rate schedule over the steps of both; otherwise the optimizer starts from scratch.
     temporal: initial kernel slices of earlier frames when an image tokenizer is inflated: "zeros",
@@ -257,8 +259,8 @@ class RunConfig:
     report: what the final report measures.
     stages: those that train.
     caches: those that encode.
-    frozen_tokenizer: folder of a converted tokenizer, which no stage trains; `tokenizer` is then
-      left out.
+    frozen_tokenizer: folder of a converted tokenizer, here or on the hub (`hf://OWNER/NAME/PATH`),
+      which no stage trains; `tokenizer` is then left out.
   """
 
   seed: int
