@@ -156,10 +156,15 @@ def test_guidance_mixes_logits_or_outputs_of_a_layer(net):
   mixed = draws(net, top_k=1)
   rows = mixed.raw_logits[0][..., 1] - mixed.raw_logits[0][..., 0]
   np.testing.assert_allclose(mixed.logits[0], 3 * rows[:2] - 2 * rows[2:], atol=1e-4)
-  # After the last layer, both halves are the mixed one; logits differ by their modulation alone.
-  last = draws(net, top_k=1, guidance_layers=(-1,))
-  assert last.raw_logits[0].shape[0] == 4
-  assert np.abs(last.logits[0] - mixed.logits[0]).max() > 1e-2
+  # After the last layer, both halves are the mixed one; only the head's modulation differs.
+  alike = make_network()
+  for weights in (alike.head_modulation.kernel, alike.head_modulation.bias):
+    weights[...] = jnp.zeros_like(weights[...])
+  last = draws(alike, top_k=1, guidance_layers=(-1,))
+  for scale, is_mixed in enumerate((True, False, True)):  # Guidance is 1 at the second scale.
+    with_prompt, without = jnp.split(last.raw_logits[scale], 2)
+    assert (np.abs(with_prompt - without).max() < 1e-5) == is_mixed
+  assert np.abs(last.logits[0] - draws(alike, top_k=1).logits[0]).max() > 1e-2
   none = draws(net, guidance=jnp.ones(3), top_k=1, guidance_layers=(-1,))
   for a, b in zip(plain.logits, none.logits, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4)

@@ -46,11 +46,13 @@ def test_the_nearest_public_size(wanted, nearest):
 
 def test_positions_count_in_the_largest_image():
   small, large = PUBLIC[1.5][:7], PUBLIC[1.5]
-  assert largest_grid(small) == largest_grid(large) == (78, 52)
+  assert largest_grid(small) == largest_grid(large[:10]) == largest_grid(large) == (78, 52)
   assert largest_grid(((1, 1), (3, 2))) == (3, 2)
   positions = Layout(small).positions
   # The last scale of 21x14: the first row and column are 0, the last ones at 20 of 21 and 13 of 14.
   assert positions[-1].tolist() == [round(20 * 78 / 21), round(13 * 52 / 14)]
+  # The nearest row and column, not the one before: 4 * 78 / 21 is 14.9, 13 * 52 / 14 is 48.3.
+  assert positions[-(17 * 14)].tolist() == [15, 0] and positions[-1].tolist() == [74, 48]
   assert Layout(small, rope_grid="scale").positions[-1].tolist() == [20, 13]
 
 
