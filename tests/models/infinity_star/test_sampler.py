@@ -88,7 +88,8 @@ def test_guidance_leads_away_from_a_negative_prompt_of_any_length():
   long, short = jnp.array([[3, 4, 5, 6, 7, 8]]), jnp.array([[9, 2, 0, 0, 0, 0]])
   plan = generate.Plan.of(layout, SAMPLING)
   _, both = record(net, plan, generate.prompts_of(net, long, short, is_guided=True), None)
-  for row, text in enumerate((long, short)):
+  # Without its padding, the short one gives the same.
+  for row, text in enumerate((long, short[:, :2])):
     _, alone = record(net, plan, generate.prompts_of(net, text, None, is_guided=False), None)
     np.testing.assert_allclose(both[0].logits[0][row], alone[0].logits[0][0], atol=1e-5)
 
