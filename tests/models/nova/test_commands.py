@@ -137,4 +137,4 @@ def test_it_is_timed(config, capsys, monkeypatch):
   sets = 3 * len(orders.set_sizes(3, 16))
   read = {"temporal": 3, "spatial": sets, "head": sets * 2}
   read = sum(count * count_parameters(shapes[part]) for part, count in read.items())
-  assert steps == read // count_parameters(shapes) > 3
+  assert steps == read // count_parameters(shapes) > 0

@@ -11,7 +11,7 @@ from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.experiment import run
 from videoar_jax.models.nova.task import NovaTask
 
-NUM_CLIPS = 10  # More than two batches of four, and no multiple of a batch.
+NUM_CLIPS = 18  # More than four batches of four: a later epoch of sprites has other clips.
 CACHE = {"kind": "cache", "num_clips": NUM_CLIPS, "batch_size": 4, "clips_per_shard": 4}
 CACHE["posterior_dtype"] = "float32"  # Else a run without a cache would not round as it does.
 
