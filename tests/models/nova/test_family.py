@@ -147,3 +147,19 @@ def test_patches_are_rows_of_cells():
   latents = np.arange(2 * 4 * 4 * 3).reshape(2, 4, 4, 3).astype(np.float32)
   tokens = patchify(jnp.asarray(latents), 2)
   np.testing.assert_array_equal(tokens[1, 1], latents[1, :2, 2:4].reshape(-1))
+
+
+def test_windows_of_a_longer_clip_have_different_random_numbers(model):
+  """From the same frames, the second window is no repetition of the first."""
+  config, ids = model.generator.config, jnp.arange(2)
+  plan = generate.Plan(1, (4, 4), 1, 1, Flow(), generate.Guidance(1.0))
+  starts = [generate.key_draws(5, ids, plan, config, window).start(0, 0) for window in (0, 3, 5)]
+  for i, start in enumerate(starts):
+    for other in starts[:i]:
+      assert np.abs(start - other).min(axis=(1, 2)).max() > 0
+      assert np.abs(start - other).mean() > 0.5
+  image = np.full((1, 1, 16, 16, 3), 90, np.uint8)
+  windows = [
+    model._clips(PROMPTS[:1], 5, 1, image, None, {}, window)[:, 1:].astype(int) for window in (0, 3)
+  ]
+  assert np.abs(windows[0] - windows[1]).max() > 1

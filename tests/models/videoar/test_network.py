@@ -147,7 +147,8 @@ def test_a_sequence_that_is_filled_up_for_the_kernel_gives_the_same(sequence, la
   keep = jax.random.bernoulli(jax.random.key(3), 0.5, (2, 3, 3))
   expected = run("dense", MeshConfig(data=1))
   for a, b in zip(run("splash", MeshConfig(data=1, sequence=sequence)), expected, strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-4)
+    # Rounding is relative to the largest values, of which some gradients are sums.
+    np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(b).max()))
 
 
 @pytest.mark.parametrize("attention", ["dense", "blocked"])

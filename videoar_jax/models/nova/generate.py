@@ -321,7 +321,17 @@ def key_draws(
   sample_ids: Int[Array, "b"],
   plan: Plan,
   config: NovaConfig,
+  window: int | Int[Array, ""] | UInt[Array, ""] = 0,
 ) -> KeyDraws:
-  """Returns the random numbers of clips with given numbers under a seed."""
+  """Returns the random numbers of clips with given numbers under a seed.
+
+  Args:
+    seed: random seed.
+    sample_ids: numbers of the clips.
+    plan: how they are sampled.
+    config: the network.
+    window: frames before the first one; windows of a longer clip have different numbers.
+  """
   num_tokens = (plan.size[0] // config.patch_size) * (plan.size[1] // config.patch_size)
-  return KeyDraws(sample_keys(seed, sample_ids), num_tokens, config.token_width)
+  keys = jax.vmap(lambda key: jax.random.fold_in(key, window))(sample_keys(seed, sample_ids))
+  return KeyDraws(keys, num_tokens, config.token_width)

@@ -155,10 +155,8 @@ class Model:
     """
     clips = self.requests.check_extension(clips, len(prompts), num_frames, overlap_frames)
     while clips.shape[1] < num_frames:
-      # Another seed for each window, which would repeat itself otherwise.
-      window_seed = seed + (clips.shape[1] << 32)
-      head = clips[:, -overlap_frames:]
-      new = self._clips(prompts, self.num_frames, window_seed, head, sample_ids, settings)
+      head, before = clips[:, -overlap_frames:], clips.shape[1]
+      new = self._clips(prompts, self.num_frames, seed, head, sample_ids, settings, before)
       clips = np.concatenate([clips, new[:, overlap_frames:]], axis=1)
     return clips[:, :num_frames]
 
@@ -192,9 +190,10 @@ class Model:
     yield clips
     while done < num_frames:
       more = int(min(num_frames - done, self.num_frames - 1))
-      # Another seed for each window, as in `extend`.
-      head = clips[:, -1:]
-      clips = self.extend(head, prompts, 1 + more, seed + (done << 32), **settings)
+      head = self.requests.check_extension(clips[:, -1:], len(prompts), 1 + more, 1)
+      values = dict(settings)
+      ids = values.pop("sample_ids")
+      clips = self._clips(prompts, self.num_frames, seed, head, ids, values, done)[:, : 1 + more]
       done += more
       yield clips[:, 1:]
 
@@ -218,8 +217,16 @@ class Model:
       parts.append({name: fetch(values)[:num] for name, values in found.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-  def _clips(self, prompts, num_frames: int, seed: int, given, sample_ids, settings: dict):
-    """Generates clips of at most the trained length, one batch after the other."""
+  def _clips(
+    self, prompts, num_frames: int, seed: int, given, sample_ids, settings: dict, window: int = 0
+  ):
+    """Generates clips of at most the trained length, one batch after the other.
+
+    Args:
+      prompts, num_frames, seed, sample_ids, settings: see `sample`.
+      given: their first frames; None for none.
+      window: frames before them, which have other random numbers.
+    """
     requests, num = self.requests, len(prompts)
     requests.check_prompts(prompts)
     sampling = NovaSampling(**requests.with_defaults(settings))
@@ -239,6 +246,7 @@ class Model:
         texts[rows],
         np.uint64(seed),
         sample_ids[rows],
+        np.uint32(window),
         None if given is None else self._latents(given[rows]),
         sampling=sampling,
         num_latents=num_latents,
@@ -256,7 +264,9 @@ class Model:
     with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
       return function(*arguments, **settings)
 
-  def _sample_batch(self, generator, texts, seed, sample_ids, given, *, sampling, num_latents):
+  def _sample_batch(
+    self, generator, texts, seed, sample_ids, window, given, *, sampling, num_latents
+  ):
     _, h, w = self.tokenizer.config.latent_shape(1, self.resolution)
     plan = plan_of(generator.config, sampling, (num_latents, h, w))
     flow = None if sampling.motion is None else jnp.full(len(texts), sampling.motion)
@@ -266,7 +276,7 @@ class Model:
       texts,
       jnp.asarray(null_of(self.text_encoder)),
       flow,
-      generate.key_draws(seed, sample_ids, plan, generator.config),
+      generate.key_draws(seed, sample_ids, plan, generator.config, window),
       given,
     )
     return constrain(latents.astype(jnp.float32), ("batch", None, None, None, None))
