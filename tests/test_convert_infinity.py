@@ -57,7 +57,7 @@ def test_infinity_makes_images(vae, tmp_path, capsys):
   status, said = run(
     capsys, "infinity", *flags, f"--text_encoder={other}", f"--out={tmp_path / 'other'}"
   )
-  assert status == 2 and f"text_dim is {width}, but {width + 4}" in said
+  assert status == 2 and f"features of width {width + 4}, but the model takes {width}" in said
 
 
 @pytest.mark.skipif(not STAR.exists(), reason=f"there is no {STAR}")

@@ -1,6 +1,7 @@
 """A public NOVA pipeline makes clips, its tensors are where they belong, mistakes are named."""
 
 import json
+import shutil
 
 import numpy as np
 import public_nova
@@ -12,6 +13,7 @@ from tiny_encoders import PHI, random_tensors, write_tokenizer
 import videoar_jax
 from videoar_jax import convert, sample
 from videoar_jax.experiment import model_folder
+from videoar_jax.experiment.load import find_run
 from videoar_jax.interop import tensors
 from videoar_jax.tokenizers.kl import convert as kl
 
@@ -108,8 +110,36 @@ def test_the_text_encoder_comes_along(pipeline, tmp_path, capsys):
   (encoder.parent / "tokenizer").mkdir()
   write_tokenizer(encoder.parent / "tokenizer" / "tokenizer.json", has_end=False)
   status, said = run(pipeline, tmp_path / "out", capsys, HEADS, f"--text_encoder={encoder}")
-  assert status == 2 and "the transformer's text_dim is 12, but 16" in said
+  assert status == 2 and "features of width 16, but the model takes 12" in said
   assert not (tmp_path / "out").exists()
+  values |= {"hidden_size": public_nova.TEXT_WIDTH, "num_attention_heads": 1}
+  (encoder / "config.json").write_text(json.dumps(values))
+  tensors.write(encoder / "model.safetensors", random_tensors(values))
+  status, said = run(pipeline, tmp_path / "out", capsys, HEADS, f"--text_encoder={encoder}")
+  assert status == 0 and "missing" not in said, said
+  names = {file.name for file in (tmp_path / "out" / "text_encoder").iterdir()}
+  assert names == {"config.json", "model.safetensors", "tokenizer.json"}
+  _, found = find_run(tmp_path / "out")
+  assert found.text.encoder.encode("a red star").any()
+  (encoder.parent / "tokenizer" / "tokenizer.json").unlink()
+  status, said = run(pipeline, tmp_path / "rest", capsys, HEADS, f"--text_encoder={encoder}")
+  assert status == 0 and "missing: tokenizer.json of the text encoder" in said
+
+
+def test_a_network_of_classes_is_converted(pipeline, tmp_path, capsys):
+  folder, num = tmp_path / "classes", 5
+  public = {k: x for k, x in public_nova.tensors().items() if not k.startswith("text_embed")}
+  public["label_embed.weight"] = np.ones((num + 1, public_nova.WIDTH), np.float32)
+  for end in ("weight", "bias"):
+    public[f"label_embed.norm.{end}"] = np.ones(public_nova.WIDTH, np.float32)
+  public_nova.write_transformer(folder, public)
+  values = public_nova.CONFIG | {"text_token_dim": None}
+  (folder / "transformer" / "config.json").write_text(json.dumps(values))
+  shutil.copytree(pipeline / "vae", folder / "vae")
+  status, said = run(folder, tmp_path / "out", capsys, HEADS)
+  assert status == 0, said
+  _, found = find_run(tmp_path / "out")
+  assert len(found.text.classes) == num
 
 
 def test_what_is_wrong_is_named(pipeline, tmp_path, capsys):
@@ -139,6 +169,7 @@ def test_what_is_wrong_is_named(pipeline, tmp_path, capsys):
     ({"_class_name": "PNDMScheduler"}, "'PNDMScheduler' is unknown; known are DDPMScheduler"),
     ({"prediction_type": "v_prediction"}, "prediction_type='v_prediction' is not supported"),
     ({"timestep_spacing": "odd"}, "timestep_spacing: "),
+    ({"variance_type": "fixed_large"}, "variance_type='fixed_large' is not supported"),
   ):
     public_nova.write_scheduler(tmp_path / "noise", public_nova.DDPM | change)
     assert text in refused(tmp_path / "noise")

@@ -169,6 +169,12 @@ def _add_infinity_star(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--size", choices=("480p", "720p"), default="480p", help="of the videos it was trained on"
   )
+  parser.add_argument(
+    "--num_frames",
+    type=int,
+    default=81,
+    help="of a clip by default, 81 or 161; with 161, --video continues a whole clip of 81",
+  )
   parser.set_defaults(run=_convert_infinity_star)
 
 

@@ -275,9 +275,10 @@ def _settings(options: argparse.Namespace, model, prompts: list[str], data: Data
   for flag, method in (("stream", "stream"), ("multi_shot", "extend")):
     if getattr(options, flag) and not hasattr(model, method):
       raise ValueError(f"--{flag}: this model makes images; leave it out")
-  for prompt in prompts:
-    model.text_encoder.encode(prompt)
   settings = _settings_of(options)
+  if not hasattr(model.text_encoder, "text_encoder"):  # Else settings add words to prompts.
+    for prompt in prompts:
+      model.text_encoder.encode(prompt)
   if hasattr(options, "overlap_frames"):
     settings["overlap_frames"] = options.overlap_frames
   return settings | _conditioning(options, model, num_frames, data)

@@ -179,7 +179,7 @@ def test_texts_on_the_hub(server, tmp_path, monkeypatch, caplog):
   found = file_copies.with_copies(values, workdir, is_training=True)
   assert commit in found["text"]["tokenizer"]
   workdir.mkdir()
-  file_copies.keep(found, None, workdir)
+  file_copies.keep(found, None, workdir, is_new=True)
   copy = workdir / "files" / "tokenizer.json"
   assert copy.read_bytes() == b"{}"
   # A trained model has its copy. So has a run that resumes without network.

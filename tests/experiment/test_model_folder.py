@@ -9,7 +9,7 @@ from tiny_runs import make_config, save_tokenizer
 
 import videoar_jax
 from videoar_jax import convert, sample
-from videoar_jax.experiment import model_folder, parse, run
+from videoar_jax.experiment import file_copies, model_folder, parse, run
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.models.videoar.task import GeneratorTask
 from videoar_jax.parallel.mesh import make_mesh
@@ -106,6 +106,26 @@ def test_a_frozen_tokenizer_that_does_not_fit_is_named(folder, tmp_path):
   said("of the tokenizer family 'kl', but 'videoar' takes bsq", frozen_tokenizer=str(other))
   (other / "tokenizer.json").write_text(text[:-9])
   said("tokenizer.json is damaged", frozen_tokenizer=str(other))
+
+
+def test_the_copy_of_a_tokenizer_is_replaced_until_something_is_trained(folder, tmp_path):
+  kept = tmp_path / "w" / "files" / "frozen_tokenizer"
+  values = {"text": {"tokenizer": "words"}, "sampling": {}}
+  for name, is_new in (("one", True), ("two", True), ("three", False)):
+    other = shutil.copytree(folder / "tokenizer", tmp_path / name)
+    text = (other / "tokenizer.json").read_text().replace('"source": "', f'"source": "{name} ')
+    (other / "tokenizer.json").write_text(text)
+    (other / ".cache").mkdir()
+    values["frozen_tokenizer"] = str(other)
+    (tmp_path / "w").mkdir(exist_ok=True)
+    file_copies.keep(values, None, tmp_path / "w", is_new=is_new)
+    found = json.loads((kept / "tokenizer.json").read_text())["source"]
+    assert found.startswith(f"{name} " if is_new else "two ")
+  with pytest.raises(ValueError, match=r"three differs from .* in tokenizer\.json"):
+    file_copies.check_same_tokenizer(values, tmp_path / "w")
+  file_copies.check_same_tokenizer(
+    values | {"frozen_tokenizer": str(tmp_path / "two")}, tmp_path / "w"
+  )
 
 
 def test_damage_is_named(folder, tmp_path, capsys):

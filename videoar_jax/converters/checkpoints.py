@@ -150,6 +150,7 @@ def _to_arrays(path: pathlib.Path, tensors) -> LazyTensors:
 
 
 def _to_array(tensor) -> np.ndarray:
+  tensor = tensor.detach()  # A parameter is no plain tensor.
   if str(tensor.dtype) == "torch.bfloat16":  # Which PyTorch cannot give to numpy.
     import torch
 

@@ -29,7 +29,7 @@ from videoar_jax.tokenizers.files import check_new
 
 # (H, W) of the released videos; both have the same network.
 STAR_RESOLUTIONS = {"480p": (480, 848), "720p": (720, 1280)}
-STAR_FRAMES, STAR_RATE = 81, 16.0
+STAR_FRAMES, STAR_RATE = (81, 161), 16.0
 
 
 def convert_infinity_model(
@@ -84,6 +84,7 @@ def convert_star_model(
   tokenizer: pathlib.Path | None = None,
   text_encoder: pathlib.Path | None = None,
   size: str = "480p",
+  num_frames: int = STAR_FRAMES[0],
   dtype: str | None = None,
 ) -> str:
   """Converts InfinityStar; returns a summary.
@@ -91,14 +92,18 @@ def convert_star_model(
   Args:
     checkpoint, out, tokenizer, text_encoder, dtype: see `convert_infinity_model`.
     size: "480p" or "720p"; the checkpoints differ in nothing that shows.
+    num_frames: of a clip, one of `STAR_FRAMES`; at 720p the first.
   Raises:
     ValueError, OSError: names the file or the flag, and the reason.
   """
 
+  if num_frames not in STAR_FRAMES or (size == "720p" and num_frames != STAR_FRAMES[0]):
+    raise ValueError(f"--num_frames={num_frames}: {size} has 81 frames, and 480p also 161")
+
   def settings_of(config: InfinityStarConfig) -> dict:
     settings = model_settings("infinity_star", config)
     settings.data.resolution = STAR_RESOLUTIONS[size]
-    settings.data.num_frames, settings.data.frame_rate = STAR_FRAMES, STAR_RATE
+    settings.data.num_frames, settings.data.frame_rate = num_frames, STAR_RATE
     settings.text.length = config.text_length
     return settings.to_dict()
 

@@ -12,6 +12,7 @@ from videoar_jax.experiment.defaults import default_config
 from videoar_jax.interop import tensors
 from videoar_jax.interop.public_keys import PublicTensors
 from videoar_jax.models.families import FAMILIES
+from videoar_jax.text.encoders.files import EncoderFolder
 from videoar_jax.tokenizers.files import saved_family
 
 _FEATURES = "text_encoder.safetensors"
@@ -51,6 +52,8 @@ def tokenizer_part(
     line = f"missing: {public.name}/" if public is not None else "missing: tokenizer"
     fix = f"name one by --tokenizer, or put a converted one into the folder as {place}/"
     return Parts({}, [f"{line}; {fix}"])
+  if not path.exists():
+    raise ValueError(f"--tokenizer={path} does not exist")
   if saved_family(path) is not None:
     return Parts({place: path}, [])
   convert(path, scratch / place)
@@ -68,15 +71,24 @@ def text_part(
     text_dim: width of its features.
     scratch: folder for a file of features.
   Raises:
-    ValueError: the path is no folder.
+    ValueError: the path is no folder, or its features have another width.
   """
   if path is not None and not path.is_dir():
     raise ValueError(f"--text_encoder={path} is no folder")
   path = path or (public if public is not None and public.is_dir() else None)
   if path is not None:
-    return Parts(model_folder.text_encoder_parts(path), [])
+    width = EncoderFolder(path).config.d_model
+    if width != text_dim:
+      raise ValueError(
+        f"{path} makes features of width {width}, but the model takes {text_dim}; name its own "
+        "encoder by --text_encoder"
+      )
+    files = model_folder.text_encoder_parts(path)
+    if any(file.name == "tokenizer.json" for file in files.values()):
+      return Parts(files, [])
   tensors.write(scratch / _FEATURES, {"": np.zeros((1, text_dim), np.float32)})
-  line = "missing: text_encoder/; name one by --text_encoder, or sample with --text_features=FILE"
+  what = "text_encoder/" if path is None else "tokenizer.json of the text encoder"
+  line = f"missing: {what}; name a folder by --text_encoder, or sample with --text_features=FILE"
   return Parts({_FEATURES: scratch / _FEATURES}, [line])
 
 

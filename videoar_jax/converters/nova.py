@@ -19,9 +19,28 @@ from videoar_jax.converters.tokenizers import convert_kl
 from videoar_jax.experiment import model_folder
 from videoar_jax.models.nova import convert
 from videoar_jax.models.nova.config import NovaConfig
+from videoar_jax.text.tokenizers import NUM_SPECIAL
 from videoar_jax.tokenizers.files import check_new
 
 NUM_FRAMES, FRAME_RATE = 33, 12.0  # Of the public text-to-video model.
+# What a scheduler's settings must be, where it has them.
+_FLOW_SETTINGS = {"num_train_timesteps": 1000, "shift_terminal": None} | dict.fromkeys(
+  (
+    *("use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"),
+    *("invert_sigmas", "stochastic_sampling"),
+  ),
+  False,
+)
+_DDPM_SETTINGS = {
+  "num_train_timesteps": 1000,
+  "beta_schedule": "squaredcos_cap_v2",
+  "trained_betas": None,
+  "prediction_type": "epsilon",
+  "variance_type": "fixed_small",
+  "clip_sample": False,
+  "thresholding": False,
+  "rescale_betas_zero_snr": False,
+}
 _FLOW, _DDPM = "FlowMatchEulerDiscreteScheduler", "DDPMScheduler"
 
 
@@ -94,28 +113,25 @@ def _with_noise(checkpoint: pathlib.Path, config: NovaConfig) -> tuple[NovaConfi
   values = read_config(path)
   name = values.get("_sample_class_name") or values.get("_class_name")
   if name == _FLOW:
-    if values.get("use_dynamic_shifting"):
-      raise ValueError(f"{path}: use_dynamic_shifting is not supported; set it to false")
+    _check_settings(path, values, _FLOW_SETTINGS)
     shift = float(values.get("shift", 1.0))
     return dataclasses.replace(config, noise="flow", noise_shift=shift), []
   if name != _DDPM:
     raise ValueError(f"{path}: _class_name={name!r} is unknown; known are {_DDPM} and {_FLOW}")
-  wanted = {
-    "num_train_timesteps": 1000,
-    "beta_schedule": "squaredcos_cap_v2",
-    "prediction_type": "epsilon",
-    "clip_sample": False,
-    "thresholding": False,
-  }
-  for field, value in wanted.items():
-    if values.get(field, value) != value:
-      raise ValueError(f"{path}: {field}={values[field]!r} is not supported, only {value!r}")
+  _check_settings(path, values, _DDPM_SETTINGS)
   spacing = values.get("timestep_spacing", "leading")
   offset = int(values.get("steps_offset", 0))
   try:
     return dataclasses.replace(config, noise="ddpm", noise_spacing=spacing, noise_offset=offset), []
   except ValueError as error:
     raise ValueError(f"{path}: timestep_spacing: {error}") from error
+
+
+def _check_settings(path: pathlib.Path, values: dict, wanted: dict) -> None:
+  """Raises ValueError if a scheduler has a setting that the network here lacks."""
+  for field, value in wanted.items():
+    if values.get(field, value) != value:
+      raise ValueError(f"{path}: {field}={values[field]!r} is not supported, only {value!r}")
 
 
 def _settings(values: dict, config: NovaConfig) -> dict:
@@ -133,6 +149,7 @@ def _settings(values: dict, config: NovaConfig) -> dict:
   result.text.length = config.text_length
   if not config.text_dim:
     result.text.tokenizer = "classes"
-    # The last row is "no condition".
-    result.text.classes = tuple(f"class {i}" for i in range(config.vocabulary_size - 1))
+    num = config.vocabulary_size - NUM_SPECIAL
+    result.text.classes = tuple(f"class {i}" for i in range(num))
+    result.text.length = 1
   return result.to_dict()

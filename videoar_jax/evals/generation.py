@@ -86,12 +86,13 @@ def long_clips_of(model, data: DataConfig, num_clips: int, settings: dict | None
     model: with `num_frames` and `tokenizer`.
     data: of the test clips; sprites have real ones of any length.
     num_clips: number of clips.
-    settings: as `sample` takes them; None re-encodes half a clip, which works for every model, also
-      with learned positions.
+    settings: as `sample` takes them; None re-encodes half a clip, or what the model says, which
+      works for every model, also with learned positions.
   """
   size, tau = model.num_frames, model.tokenizer.config.temporal_stride
   if settings is None:
-    settings = {"overlap_frames": 1 + (size - 1) // (2 * tau) * tau}
+    half = 1 + (size - 1) // (2 * tau) * tau
+    settings = {"overlap_frames": getattr(model, "default_overlap_frames", half)}
   source = None
   if data.source == "sprites":
     source = make_source(dataclasses.replace(data, num_frames=drift.long_length(size)), "test")

@@ -8,7 +8,7 @@ import jax
 import ml_dtypes  # noqa: F401  # Registers bfloat16 with numpy.
 import numpy as np
 
-from videoar_jax.experiment import file_copies, load, model_folder, parse
+from videoar_jax.experiment import file_copies, load, model_folder, parse, paths
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.interop import hub
@@ -109,9 +109,8 @@ def _tokenizer(
 def _text_parts(run: RunConfig, values: dict, folder: pathlib.Path) -> dict[str, pathlib.Path]:
   """Returns the files of a run's text encoder and guidance, by their names in a model's folder."""
   parts = {}
-  if values["text"]["tokenizer"] not in ("bytes", "words", "classes"):
-    suffix, path = file_copies.text_part(run.text, folder)
-    parts[f"{model_folder.TEXT_ENCODER}{suffix}"] = path
+  if values["text"]["tokenizer"] not in paths.NAMED_TOKENIZERS:
+    parts |= file_copies.text_parts(run.text, model_folder.TEXT_ENCODER, folder)
   guidance = getattr(run.sampling, "guidance", None)
   if isinstance(guidance, str) and guidance.endswith(".json"):
     parts[model_folder.GUIDANCE] = pathlib.Path(guidance)

@@ -21,12 +21,17 @@ import numpy as np
 from videoar_jax.experiment.paths import is_path
 from videoar_jax.interop import hub, tensors
 from videoar_jax.interop.atomic import replacing
+from videoar_jax.text.encoders.files import encoder_files
 from videoar_jax.text.features import TextFeatures
 from videoar_jax.text.pretrained import PretrainedText
+from videoar_jax.tokenizers.files import CONFIG_FILE, WEIGHTS_FILE
 
 log = logging.getLogger(__name__)
 
 FOLDER, TOKENIZER_FOLDER = "files", "frozen_tokenizer"
+_TOKENIZER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+# Features of a prompt, in which no two encoders agree.
+_PROBE, _PROMPT = "text_probe.safetensors", "a red ball rolls down the stairs"
 _ROUNDING = 0.03  # Largest error of an encoder in bfloat16, over the largest feature.
 _TOKENIZER, _FEATURES, _GUIDANCE = "tokenizer.json", "text_features.safetensors", "guidance.json"
 
@@ -63,13 +68,19 @@ def _with_tokenizer(values: dict, workdir: pathlib.Path, *, is_preferred: bool) 
   return values | {"frozen_tokenizer": str(copy)}
 
 
-def _keep_tokenizer(values: dict, workdir: pathlib.Path) -> None:
-  """Copies the frozen tokenizer into the workdir, once: its latents must not change later."""
+def _keep_tokenizer(values: dict, workdir: pathlib.Path, *, is_new: bool) -> None:
+  """Copies the frozen tokenizer into the workdir; once anything is trained, it stays as it is."""
   path, copy = values["frozen_tokenizer"], workdir / FOLDER / TOKENIZER_FOLDER
-  if path is not None and not copy.exists():
+  if path is None or pathlib.Path(path).expanduser() == copy:
+    return
+  if is_new and copy.exists():
+    shutil.rmtree(copy)
+  if not copy.exists():
     copy.parent.mkdir(exist_ok=True)
     with replacing(copy) as partial:
-      shutil.copytree(pathlib.Path(path).expanduser(), partial)
+      partial.mkdir()
+      for name in _TOKENIZER_FILES:
+        shutil.copyfile(pathlib.Path(path).expanduser() / name, partial / name)
 
 
 def check_same_tokenizer(values: dict, workdir: pathlib.Path) -> None:
@@ -82,8 +93,7 @@ def check_same_tokenizer(values: dict, workdir: pathlib.Path) -> None:
   path = values["frozen_tokenizer"]
   if path is None or not copy.is_dir() or pathlib.Path(path) == copy:
     return
-  names = [file.name for file in copy.iterdir()]
-  _, different, missing = filecmp.cmpfiles(path, copy, names, shallow=False)
+  _, different, missing = filecmp.cmpfiles(path, copy, _TOKENIZER_FILES, shallow=False)
   if different or missing:
     name = hub.origin(path)
     fix = "restore it" if name is None else "name the @REVISION that run.json has"
@@ -117,15 +127,16 @@ def with_copies(values: dict, workdir: pathlib.Path, *, is_training: bool) -> di
   return values
 
 
-def keep(values: dict, encoder, workdir: pathlib.Path) -> None:
+def keep(values: dict, encoder, workdir: pathlib.Path, *, is_new: bool) -> None:
   """Copies the files that a config names into the workdir; removes copies of others.
 
   Args:
     values: the config, complete, after `with_copies`.
     encoder: its text encoder.
     workdir: of the run.
+    is_new: whether nothing was trained in it yet.
   """
-  _keep_tokenizer(values, workdir)
+  _keep_tokenizer(values, workdir, is_new=is_new)
   fields = list(_fields(values, workdir))
   for name in (_TOKENIZER, _FEATURES, _GUIDANCE):
     if all(copy.name != name for *_, copy in fields):
@@ -135,24 +146,29 @@ def keep(values: dict, encoder, workdir: pathlib.Path) -> None:
     copy.parent.mkdir(exist_ok=True)
     if copy.name == _FEATURES:
       tensors.write(copy, {"": encoder.null()})
+      if isinstance(encoder, PretrainedText):
+        tensors.write(copy.with_name(_PROBE), {_PROMPT: encoder.features(_PROMPT)})
     elif path.exists():
       with replacing(copy) as partial:
         partial.write_bytes(path.read_bytes())
 
 
-def text_part(text, folder: pathlib.Path) -> tuple[str, pathlib.Path]:
-  """Returns what a model needs for its prompts: the end of its name, and where it is.
+def text_parts(text, name: str, folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns the files that a model needs for its prompts, by their places in its folder.
 
   Args:
     text: with `tokenizer` and `encoder`.
+    name: of the text encoder in the folder, without a suffix.
     folder: for features of the empty prompt, which stand for a file of features.
   """
   path = pathlib.Path(text.tokenizer).expanduser()
   if isinstance(text.encoder, TextFeatures):
     copy = folder / _FEATURES
     tensors.write(copy, {"": text.encoder.null()})
-    return copy.suffix, copy
-  return path.suffix, path
+    return {f"{name}{copy.suffix}": copy}
+  if isinstance(text.encoder, PretrainedText):
+    return {f"{name}/{file.name}": file for file in encoder_files(path)}
+  return {f"{name}{path.suffix}": path}
 
 
 def has_text(workdir: pathlib.Path) -> bool:
@@ -178,6 +194,10 @@ def check_same_text(values: dict, encoder, workdir: pathlib.Path) -> None:
       is_same = file.is_file() and file.read_bytes() == copy.read_bytes()
     else:
       is_same = _is_same_null(encoder, tensors.read(copy)[""])
+      probe = copy.with_name(_PROBE)
+      if is_same and isinstance(encoder, PretrainedText) and probe.is_file():
+        # Some encoders make nothing of no words.
+        is_same = _is_near(encoder.features(_PROMPT), tensors.read(probe)[_PROMPT])
     if not is_same:
       raise ValueError(
         f"text.tokenizer={path!r} encodes prompts differently from {copy}, with which this workdir "
@@ -189,8 +209,12 @@ def _is_same_null(encoder, features: np.ndarray) -> bool:
   """Returns whether an encoder gives the features of "" that a workdir has."""
   if isinstance(encoder, TextFeatures):
     return np.array_equal(features, encoder.null())
-  if not isinstance(encoder, PretrainedText) or features.shape != encoder.null().shape:
+  return isinstance(encoder, PretrainedText) and _is_near(encoder.null(), features)
+
+
+def _is_near(features: np.ndarray, kept: np.ndarray) -> bool:
+  """Returns whether features are the kept ones, but for the rounding of another kind of device."""
+  if features.shape != kept.shape:
     return False
-  # Computed again on another kind of device, they differ by rounding.
-  error = np.abs(features - encoder.null()).max()
-  return bool(error <= _ROUNDING * np.abs(features).max())
+  features, kept = (np.asarray(x, np.float32) for x in (features, kept))
+  return bool(np.abs(features - kept).max() <= _ROUNDING * np.abs(kept).max())

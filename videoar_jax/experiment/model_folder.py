@@ -29,6 +29,7 @@ from videoar_jax.interop import hub, tensors
 from videoar_jax.interop.atomic import replacing
 from videoar_jax.interop.strict_json import write_json
 from videoar_jax.interop.tensor_files import TensorFiles
+from videoar_jax.text.encoders.files import encoder_files
 from videoar_jax.tokenizers.files import check_new
 from videoar_jax.train.state import flatten, unflatten
 
@@ -91,7 +92,7 @@ def load_values(folder: pathlib.Path) -> dict:
 
 
 def fine_tuning_config(folder: str | os.PathLike) -> ConfigDict:
-  """Returns the config of a run that goes on from a model: its network, tokenizer and prompts.
+  """Returns the config of a run that starts from a model: its network, tokenizer and prompts.
 
   The stage is called "generator"; data, loss and loop are left to set.
 
@@ -170,10 +171,7 @@ def text_encoder_parts(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   Args:
     folder: of the encoder; its tokenizer may be in `../tokenizer`, as in pipelines.
   """
-  files = [folder / "config.json", *sorted(folder.glob("*.safetensors*"))]
-  tokenizers = (folder / "tokenizer.json", folder.parent / "tokenizer" / "tokenizer.json")
-  files += [file for file in tokenizers if file.is_file()][:1]
-  return {f"{TEXT_ENCODER}/{file.name}": file for file in files}
+  return {f"{TEXT_ENCODER}/{file.name}": file for file in encoder_files(folder)}
 
 
 def text_encoder_of(parts: Mapping[str, pathlib.Path]) -> pathlib.Path | None:

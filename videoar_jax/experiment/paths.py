@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from videoar_jax.data.sources.remote import is_url
 
+NAMED_TOKENIZERS = ("bytes", "words", "classes")
 DATA = r"(data|stage\.\w+\.data|stage\.\w+\.mixture\.\w+)\.(path|split_file)"
 CACHE = r"stage\.\w+\.path"
 _OTHERS = (
@@ -20,7 +21,7 @@ def is_path(name: str, value) -> bool:
   if not isinstance(value, str) or not value or not _FIELD.fullmatch(name) or is_url(value):
     return False
   if name == "text.tokenizer":
-    return value not in ("bytes", "words", "classes")
+    return value not in NAMED_TOKENIZERS
   return name != "sampling.guidance" or value.endswith(".json")
 
 

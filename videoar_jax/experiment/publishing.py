@@ -2,9 +2,10 @@
 
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
-from videoar_jax.experiment import model_folder
+from videoar_jax.experiment import model_folder, paths
 from videoar_jax.experiment.model_card import SHEET, model_card
 from videoar_jax.interop import hub
 
@@ -52,6 +53,7 @@ def push_model(
   )
   model_folder.check_hashes(folder)
   names = json.loads((folder / model_folder.FILE).read_text())["files"]
+  _check_complete(folder, names)
   files = {name: folder / name for name in (*names, model_folder.FILE)}
   files["README.md"] = page.encode()
   if sheet is not None:
@@ -62,6 +64,22 @@ def push_model(
     f"{address}: {len(files)} files, commit {commit}; sample with --model=hf://{repository}, or "
     f"start from it with config.stage.NAME.init.from=hf://{repository}"
   )
+
+
+def _check_complete(folder: pathlib.Path, names: Iterable[str]) -> None:
+  """Raises ValueError if what a model's config names is not among the files to upload."""
+  values = model_folder.load_values(folder)
+  tokenizer, text = values["frozen_tokenizer"], values["text"]["tokenizer"]
+  wanted = {"tokenizer": tokenizer} | (
+    {} if text in paths.NAMED_TOKENIZERS else {"text encoder": text}
+  )
+  for what, path in wanted.items():
+    place = pathlib.Path(path).relative_to(folder.absolute()).as_posix()
+    if not any(name == place or name.startswith(f"{place}/") for name in names):
+      raise ValueError(
+        f"{folder / model_folder.FILE} lists no {what}, without which nobody can sample; convert "
+        "the model again, with all its parts"
+      )
 
 
 def _check_picture(path: pathlib.Path) -> None:

@@ -95,7 +95,7 @@ class Run:
       lock(workdir)
       start_log(workdir / "log.txt")
       parse.save_config(config, workdir / "config.json")
-      file_copies.keep(values_here, run.text.encoder, workdir)
+      file_copies.keep(values_here, run.text.encoder, workdir, is_new=self.is_new)
       data_listing.write(workdir, listings)
       write_facts(self.stages)
       if any(re.match(r"config\.(report|sampling)\.", line) for line in changes):

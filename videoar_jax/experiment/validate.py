@@ -106,7 +106,8 @@ def check_captions(source, encoder: TextEncoder) -> None:
   Raises:
     ValueError: too many cannot be encoded, or a caption of sprites does not fit.
   """
-  if isinstance(encoder, PretrainedText):
+  # Some models complete prompts before their encoder gets them.
+  if isinstance(getattr(encoder, "text_encoder", encoder), PretrainedText):
     return  # It encodes any caption, and cuts those that are too long.
   if isinstance(source, ClipSource):
     source.check_captions(encoder.encode)

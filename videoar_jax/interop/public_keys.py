@@ -1,6 +1,6 @@
 """Public checkpoints as parameters of a network: every tensor is checked, and read when needed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +8,25 @@ import numpy as np
 from videoar_jax.interop.tensor_files import shapes_of
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+# Tensors by which public networks are known.
+_KNOWN = {
+  "semantic_head2.weight": "InfinityStar's transformer",
+  "semantic_head.weight": "InfinityStar's transformer",
+  "pos_start": "Infinity's transformer",
+  "encoder.conv_in.conv.weight": "an image or video tokenizer of Infinity or InfinityStar",
+  "image_encoder.patch_embed.proj.weight": "NOVA's transformer",
+  "encoder.block.0.layer.0.SelfAttention.q.weight": "a T5 encoder",
+}
+
+
+def looks_like(names: Iterable[str]) -> str:
+  """Returns what a checkpoint's names look like, for errors."""
+  names = sorted(names)
+  for known, what in _KNOWN.items():
+    if any(name == known or name.endswith(f".{known}") for name in names):
+      return f"it looks like {what}"
+  return f"its names begin with {', '.join(names[:3])}" if names else "it is empty"
 
 
 class Source(NamedTuple):

@@ -19,7 +19,7 @@ from videoar_jax.interop.atomic import replacing
 _READABLE = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "BOOL", "C64"}
 _READABLE |= {"U64", "U32", "U16", "U8"}
 # Those that `write_each` writes.
-_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "uint8": "U8"}
+_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 T = TypeVar("T")
 
 
@@ -70,6 +70,8 @@ def write_each(
   """
   header, end = {}, 0
   for name, (shape, dtype) in kinds.items():
+    if np.dtype(dtype).name not in _NAMES:
+      raise ValueError(f"{name} is of type {np.dtype(dtype)}; files here are {', '.join(_NAMES)}")
     start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
     header[name] = {
       "dtype": _NAMES[np.dtype(dtype).name],

@@ -10,7 +10,7 @@ from flax import nnx
 from tiny_nova import make_config
 
 import videoar_jax
-from videoar_jax import sample
+from videoar_jax import convert, sample
 from videoar_jax.experiment import run
 from videoar_jax.models.nova import generate, orders
 from videoar_jax.models.nova.config import NovaConfig
@@ -81,6 +81,17 @@ def test_wrong_requests_are_named(model):
   ):
     with pytest.raises(ValueError, match=text):
       model.sample(PROMPTS[:1], **settings)
+
+
+def test_an_exported_model_and_its_tokenizer_load(workdir, model, tmp_path):
+  assert convert.main(["model", f"--workdir={workdir}", f"--out={tmp_path / 'm'}"]) == 0
+  same = videoar_jax.load_model(tmp_path / "m").sample(PROMPTS, seed=1)
+  np.testing.assert_array_equal(same, model.sample(PROMPTS, seed=1))
+  video = np.zeros((1, 5, 16, 16, 3), np.float32)
+  tokenizer = videoar_jax.load_tokenizer(tmp_path / "m" / "tokenizer")
+  np.testing.assert_array_equal(tokenizer.encode(video), model.tokenizer.encode(video))
+  with pytest.raises(ValueError, match=r"video_patch_size=2 does not divide latents of 3x4"):
+    videoar_jax.load_model(workdir, resolution=(12, 16))
 
 
 def test_the_command_takes_the_flags_of_the_family(workdir, tmp_path, capsys):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videoar_jax.interop.public_keys import PublicTensors, Source
+from videoar_jax.interop.public_keys import PublicTensors, Source, looks_like
 from videoar_jax.interop.tensor_files import LazyTensors, renamed
 from videoar_jax.models.infinity.config import InfinityConfig
 from videoar_jax.models.infinity.network import template_of
@@ -20,13 +20,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # Buffers that old checkpoints hold, which follow from the settings.
 _LEGACY = ("lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen")
-# Keys by which other networks are known.
-_OTHERS = {
-  "text_proj.weight": "InfinityStar's transformer",
-  "encoder.conv_in.conv.weight": "an Infinity image tokenizer, for `convert infinity_tokenizer`",
-  "image_encoder.patch_embed.proj.weight": "NOVA's transformer",
-  "encoder.block.0.layer.0.SelfAttention.q.weight": "a T5 encoder",
-}
 
 
 class Target(NamedTuple):
@@ -146,9 +139,7 @@ def _layer_prefixes(names: Iterable[str]) -> list[str]:
       found.add((numbers, match[1]))
   if found:
     return [prefix for _, prefix in sorted(found)]
-  looks = next((other for key, other in _OTHERS.items() if key in names), None)
-  hint = f"it looks like {looks}" if looks else f"its names begin with {sorted(names)[:3]}"
-  raise ValueError(f"this is not an Infinity transformer: there are no blocks; {hint}")
+  raise ValueError(f"this is not an Infinity transformer: there are no blocks; {looks_like(names)}")
 
 
 def _is_buffer(name: str) -> bool:

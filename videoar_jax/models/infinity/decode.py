@@ -85,8 +85,8 @@ def decode(
       if 0 in guidance_layers:
         logits = guidance[s] * logits + (1 - guidance[s]) * without
     scale_keys = jax.vmap(lambda key, s=s: jax.random.fold_in(key, s))(keys)
-    warmth = 0.0 if top_k == 1 else temperature[s]
-    bits = sample_bits(scale_keys, logits, temperature=warmth, top_p=top_p)
+    divisor = 0.0 if top_k == 1 else temperature[s]
+    bits = sample_bits(scale_keys, logits, temperature=divisor, top_p=top_p)
     bits = split_tokens(bits, grid, p).reshape(b, *cells, d)
     total = total + linear_resize(bits_to_codes(bits), layout.cell_grids[-1])
     for kept, value in ((result.bits, bits), (result.raw_logits, raw), (result.logits, logits)):

@@ -117,6 +117,13 @@ def predict(
   return cross_entropy(logits, labels), found
 
 
+# Besides norms and biases, what the public code does not decay.
+_NOT_DECAYED = (
+  *("text.no_prompt", "start", "text.pool.query", "level_embedding.table"),
+  *("blocks.modulation", "blocks.attention.log_scale"),
+)
+
+
 class InfinityTask:
   """The training task of Infinity, with a frozen tokenizer.
 
@@ -145,6 +152,14 @@ class InfinityTask:
     self.layouts = {layout.cell_grids[-1]: layout for layout in reversed(layouts)}
     self.tokenizer, self.frozen, self.adversary = tokenizer, tokenizer_params, None
     self.text_encoder, self.sampling = text_encoder, sampling
+
+  def is_trained(self, name: str) -> bool:
+    """See `SelectiveTask`."""
+    return True
+
+  def is_decayed(self, name: str) -> bool:
+    """See `SelectiveTask`. Source: INFINITY section 5.7."""
+    return not name.endswith((".bias", ".scale")) and name not in _NOT_DECAYED
 
   def init(self, key) -> Infinity:
     """Makes the network."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from videoar_jax.interop.public_keys import PublicTensors, Source
+from videoar_jax.interop.public_keys import PublicTensors, Source, looks_like
 from videoar_jax.interop.tensor_files import renamed
 from videoar_jax.models.infinity_star.config import InfinityStarConfig
 from videoar_jax.models.infinity_star.network import template_of
@@ -41,7 +41,9 @@ def config_of(
 
   def shape(name: str) -> tuple[int, ...]:
     if name not in names:
-      raise ValueError(f"this is not a transformer of InfinityStar: {name} is missing")
+      raise ValueError(
+        f"this is not a transformer of InfinityStar, since {name} is missing; {looks_like(names)}"
+      )
     return tuple(shapes[names[name]])
 
   first = layers[0] if layers else "block_chunks.0.module.0"

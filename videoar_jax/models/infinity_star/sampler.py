@@ -24,7 +24,8 @@ from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.rules import constrain
 from videoar_jax.tokenizers.base import Tokenizer
 from videoar_jax.tokenizers.decoding import decode
-from videoar_jax.tokenizers.pixels import to_float, to_uint8
+from videoar_jax.tokenizers.encoding import encode
+from videoar_jax.tokenizers.pixels import to_uint8
 from videoar_jax.tokenizers.star.quantizer import corrupt, draw, quantize
 
 _REWEIGHT = 4.0  # Of the loss that clips are scored by, the released one.
@@ -75,6 +76,9 @@ class Prompter:
 class Model:
   """Generates clips; see `models.base.Model`.
 
+  Attributes:
+    default_overlap_frames: that a longer clip continues from; half a clip would end within one.
+
   Args:
     generator: the network; with a mesh, its parameters must already be on it.
     tokenizer: codes frames.
@@ -88,6 +92,8 @@ class Model:
   Raises:
     ValueError: the devices cannot share batches of that size.
   """
+
+  default_overlap_frames = 1
 
   def __init__(
     self,
@@ -117,6 +123,7 @@ class Model:
     self.batch_size = self.requests.batch_size
     self._prompts = jax.jit(generate.prompts_of, static_argnames="is_guided")
     self._read = jax.jit(generate.read_prompts)
+    self._encode = jax.jit(lambda module, video: encode(module.encoder, video))
     self._run_scale = jax.jit(_run_scale, static_argnames=("scale", "size", "is_kept"))
     self._quantize = jax.jit(
       lambda latents, schedule: quantize(latents, schedule).bits, static_argnums=1
@@ -372,7 +379,7 @@ class Model:
 
   def _latents(self, video: UInt8[np.ndarray, "b f H W 3"]) -> Float[Array, "b t h w c"]:
     batch = video if self.mesh is None else shard_padded(video, self.mesh)
-    return self._run(self.tokenizer.encode, to_float(batch))
+    return self._run(self._encode, self.tokenizer.autoencoder, batch)
 
   def _run(self, function, *arguments, **settings):
     """Calls a function, on the mesh if there is one."""

@@ -73,11 +73,20 @@ class NovaConfig:
       ("noise", PROCESSES),
       ("noise_spacing", SPACINGS),
       ("remat", ("none", "dots", "full")),
+      ("dtype", ("float32", "bfloat16")),
     ):
       if getattr(self, name) not in known:
         raise ValueError(
           f"generator.{name}={getattr(self, name)!r} is unknown; set one of {', '.join(known)}"
         )
+    for name in (
+      *("d_model", "num_heads", "num_video_layers", "num_image_layers", "mlp_ratio"),
+      *("head_mlp_dim", "num_head_layers", "patch_size", "video_patch_size", "time_base"),
+    ):
+      if getattr(self, name) < 1:
+        raise ValueError(f"generator.{name}={getattr(self, name)} must be at least 1")
+    if self.noise_offset < 0:
+      raise ValueError(f"generator.noise_offset={self.noise_offset} must be 0 or more")
     if not self.noise_shift > 0:
       raise ValueError(f"generator.noise_shift={self.noise_shift} must be positive")
     if self.d_model % (4 * self.num_heads):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from videoar_jax.interop.public_keys import PublicTensors, Source
+from videoar_jax.interop.public_keys import PublicTensors, Source, looks_like
 from videoar_jax.interop.tensor_files import shapes_of
 from videoar_jax.models.nova.config import NovaConfig
 from videoar_jax.models.nova.network import template_of
@@ -32,10 +32,15 @@ def config_of(
   """
 
   shapes = shapes_of(tensors)
+  if num_heads is not None and num_heads < 1:
+    raise ValueError(f"num_heads={num_heads} must be at least 1")
 
   def shape(name: str) -> tuple[int, ...]:
     if name not in shapes:
-      raise ValueError(f"this is not a NOVA transformer: {name} is missing")
+      looks = looks_like(shapes)
+      if "_class_name" in values:
+        looks += f", and its config.json says {values['_class_name']}"
+      raise ValueError(f"this is not a NOVA transformer, since {name} is missing; {looks}")
     return shapes[name]
 
   def count(stack: str) -> int:

@@ -69,15 +69,8 @@ class Nova:
     """See `Family`."""
     if run.sampling.motion is not None and not run.generator.has_motion:
       raise ValueError("sampling.motion needs generator.has_motion=True; leave it unset")
-    clips = (run.data, *(stage.data for stage in run.generator_stages))
-    for clip in clips:
-      _, h, w = run.tokenizer.latent_shape(clip.num_frames, clip.resolution)
-      size = run.generator.video_patch_size
-      if h % size or w % size:
-        raise ValueError(
-          f"generator.video_patch_size={size} does not divide latents of {h}x{w} cells, of "
-          f"{clip.resolution[0]}x{clip.resolution[1]} pixels; take another resolution or patch"
-        )
+    for clip in (run.data, *(shape for stage in run.generator_stages for shape in stage.shapes)):
+      _check_shape(run, clip.num_frames, clip.resolution)
     for stage in run.generator_stages:
       _check_frozen(run.generator, stage)
 
@@ -136,6 +129,7 @@ class Nova:
   ) -> Model:
     """See `Family`."""
     shape = ClipShape(stage.data.num_frames, tuple(resolution or stage.data.resolution))
+    _check_shape(run, *shape)
     return Model(
       module,
       run.tokenizer_family.make_tokenizer(tokenizer_module),
@@ -171,6 +165,17 @@ class Nova:
   def sampling_program(self, run, stage, template, mesh, num_clips: int, dtype) -> SamplingProgram:
     """See `Family`."""
     return work.sampling_program(run, stage, template, mesh, num_clips, jnp.dtype(dtype))
+
+
+def _check_shape(run: Run, num_frames: int, resolution: tuple[int, int]) -> None:
+  """Raises ValueError if frames of a resolution do not divide into tokens."""
+  _, h, w = run.tokenizer.latent_shape(num_frames, resolution)
+  size = run.generator.video_patch_size
+  if h % size or w % size:
+    raise ValueError(
+      f"generator.video_patch_size={size} does not divide latents of {h}x{w} cells, of "
+      f"{resolution[0]}x{resolution[1]} pixels; take another resolution or patch"
+    )
 
 
 def _check_frozen(config: NovaConfig, stage: Stage) -> None:

@@ -111,9 +111,16 @@ class DDPM:
     if not 1 <= num <= NUM_STEPS:
       raise ValueError(f"{num} diffusion steps: there are 1 to {NUM_STEPS}")
     if self.spacing == "leading":
-      return np.arange(num)[::-1] * (NUM_STEPS // num) + self.steps_offset
+      levels = np.arange(num)[::-1] * (NUM_STEPS // num) + self.steps_offset
+      if levels[0] >= NUM_STEPS:
+        raise ValueError(
+          f"{num} diffusion steps with an offset of {self.steps_offset} begin above the last of "
+          f"{NUM_STEPS} noise levels; take fewer"
+        )
+      return levels
     if self.spacing == "trailing":
-      return np.round(np.arange(NUM_STEPS, 0, -NUM_STEPS / num)).astype(int) - 1
+      # Not by a range with a step that is no whole number, which may have one level too many.
+      return np.round(NUM_STEPS - np.arange(num) * NUM_STEPS / num).astype(int) - 1
     return np.round(np.linspace(0, NUM_STEPS - 1, num)).astype(int)[::-1]
 
   def steps(self, num: int) -> Steps:

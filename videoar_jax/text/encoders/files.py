@@ -34,6 +34,12 @@ def is_encoder(folder: str | os.PathLike) -> bool:
   return "model_type" in read_values(pathlib.Path(folder).expanduser())
 
 
+def encoder_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the files of a text encoder; its tokenizer may be missing, or in `../tokenizer`."""
+  files = [folder / "config.json", *sorted(folder.glob("*.safetensors*"))]
+  return files + [file for file in _tokenizer_places(folder) if file.is_file()][:1]
+
+
 class EncoderFolder:
   """A pretrained text encoder on disk.
 
@@ -145,9 +151,12 @@ def _keys(tensor: Tensor, config: EncoderConfig) -> list[str]:
   return [tensor.key.format(i) for i in range(config.num_layers)]
 
 
+def _tokenizer_places(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+  return folder / "tokenizer.json", folder.parent / "tokenizer" / "tokenizer.json"
+
+
 def _tokenizer_of(folder: pathlib.Path) -> pathlib.Path:
-  places = (folder / "tokenizer.json", folder.parent / "tokenizer" / "tokenizer.json")
-  found = next((place for place in places if place.is_file()), None)
+  found = next((place for place in _tokenizer_places(folder) if place.is_file()), None)
   if found is None:
     raise ValueError(
       f"{folder} has no tokenizer.json; fetch it, or write it with "

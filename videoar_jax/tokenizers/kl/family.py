@@ -2,11 +2,16 @@
 
 import pathlib
 
+import jax
+import jax.numpy as jnp
+
 from videoar_jax.tokenizers.autoencoder import Autoencoder
 from videoar_jax.tokenizers.coder import Coder
 from videoar_jax.tokenizers.family import AutoencoderFamily, check_adversary
+from videoar_jax.tokenizers.files import is_saved, read_params
 from videoar_jax.tokenizers.kl.config import KLConfig
 from videoar_jax.tokenizers.kl.task import KLLossConfig, KLTask
+from videoar_jax.train.state import Template
 
 _NOT_CONVERTED = "no public tokenizer of this kind can be converted yet; leave init.from out"
 
@@ -33,11 +38,13 @@ class KL(AutoencoderFamily):
 
   def is_converted(self, folder: pathlib.Path) -> bool:
     """See `TokenizerFamily`."""
-    return False
+    return is_saved(folder, self.name)
 
   def load_converted(self, folder: pathlib.Path) -> Coder:
     """See `TokenizerFamily`."""
-    raise ValueError(f"{folder}: {_NOT_CONVERTED}")
+    saved, params = read_params(folder, self)
+    template = Template.of(self.make_module(saved.config))
+    return self.make_tokenizer(template.module(jax.tree.map(jnp.asarray, params)))
 
   def check_init(self, folder: pathlib.Path, config: KLConfig) -> None:
     """See `TokenizerFamily`."""
