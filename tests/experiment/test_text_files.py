@@ -48,8 +48,9 @@ def test_captions_are_not_encoded_before_training(tmp_path, monkeypatch):
   loads, load = [], EncoderFolder.load
   monkeypatch.setattr(EncoderFolder, "load", lambda *args: loads.append(1) or load(*args))
   run.Run(config_of(write_encoder(tmp_path / "t5")), tmp_path / "w")
-  assert len(list((tmp_path / "cache" / "videoar_jax" / "text").rglob("*.safetensors"))) == 1
-  assert len(loads) == 1  # For "" alone.
+  # Of "", and of the prompt by which a resumed run knows its encoder.
+  assert len(list((tmp_path / "cache" / "videoar_jax" / "text").rglob("*.safetensors"))) == 2
+  assert len(loads) == 1
 
 
 @pytest.mark.parametrize(("stage", "shape"), [(0, (4, 1)), (1, (4, 24, 12))])
@@ -72,8 +73,8 @@ def test_a_workdir_keeps_the_null_features_alone(tmp_path, monkeypatch):
   monkeypatch.setattr(Stages, "latest_step", lambda self, stage: 1)
   folder = write_encoder(tmp_path / "t5")
   null = run.Run(config_of(folder), tmp_path / "w").stages.run.text.encoder.null()
-  (copy,) = (tmp_path / "w" / "files").iterdir()
-  assert copy.stat().st_size < 3000
+  copy, probe = sorted((tmp_path / "w" / "files").iterdir())
+  assert copy.stat().st_size < 3000 and len(tensors.read(probe)) == 1
   np.testing.assert_array_equal(tensors.read(copy)[""], null)
   folder.rename(tmp_path / "moved")
   _, found = find_run(tmp_path / "w")
@@ -99,6 +100,13 @@ def test_a_run_resumes_with_the_same_encoder_only(tmp_path, monkeypatch):
   tensors.write(copy, {"": null * 1.001})
   run.Run(config_of(one), tmp_path / "w")
   tensors.write(copy, {"": null * 1.1})
+  with pytest.raises(ValueError, match="encodes prompts differently"):
+    run.Run(config_of(one), tmp_path / "w")
+  # An encoder that makes nothing of "" is known by another prompt.
+  tensors.write(copy, {"": null})
+  probe = copy.with_name("text_probe.safetensors")
+  ((prompt, features),) = tensors.read(probe).items()
+  tensors.write(probe, {prompt: features[::-1]})
   with pytest.raises(ValueError, match="encodes prompts differently"):
     run.Run(config_of(one), tmp_path / "w")
 

@@ -79,8 +79,8 @@ class LoopConfig:
     counts = ("num_steps", "batch_size", "save_every", "log_every", "media_every", "max_to_keep")
     if self.ema_decay > 0 and self.ema_every > self.num_steps:
       raise ValueError(
-        f"ema_every={self.ema_every} is more than num_steps={self.num_steps}: the average would stay "
-        "at the initial weights; set it to at most that"
+        f"ema_every={self.ema_every} is more than num_steps={self.num_steps}: the average would "
+        "stay at the initial weights; set it to at most that"
       )
     for name in (*counts, "ema_every", "save_timeout_s", "grad_accum_steps", "eval_batches"):
       if getattr(self, name) < 1:
