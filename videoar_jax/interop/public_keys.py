@@ -12,6 +12,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 # Tensors by which public networks are known.
 _KNOWN = {
   "semantic_head2.weight": "InfinityStar's transformer",
+  "text_proj.weight": "InfinityStar's transformer",
   "semantic_head.weight": "InfinityStar's transformer",
   "pos_start": "Infinity's transformer",
   "encoder.conv_in.conv.weight": "an image or video tokenizer of Infinity or InfinityStar",

@@ -144,7 +144,7 @@ def test_wrong_tensors_are_all_named(without_type_checks):
 @pytest.mark.parametrize(
   ("key", "text"),
   [
-    ("encoder.conv_in.conv.weight", "Infinity image tokenizer"),
+    ("encoder.conv_in.conv.weight", "image or video tokenizer"),
     ("image_encoder.patch_embed.proj.weight", "NOVA"),
     ("text_proj.weight", "InfinityStar"),
     ("layer.weight", "names begin with"),
