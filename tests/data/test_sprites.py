@@ -164,6 +164,7 @@ def test_colours_are_exact_inside_and_mixed_at_edges():
   assert len(found) > 20
 
 
+@pytest.mark.slow  # Its bound is of a usual core; some machines have slower ones.
 @pytest.mark.parametrize("num_objects", [1, 2])
 def test_makes_300_clips_a_second(num_objects, without_type_checks):
   clips, times = source(num_objects=num_objects), []
