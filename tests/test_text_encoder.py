@@ -13,6 +13,8 @@ from videoar_jax import convert, sample
 from videoar_jax.interop import tensors
 
 pytest.importorskip("tokenizers")
+# Four runs; tests/experiment/test_text_files.py has their parts.
+pytestmark = pytest.mark.slow
 
 # Sprites' captions are mostly words that the tiny tokenizer does not know: <unk>.
 PROMPT = "a red circle moves left"
