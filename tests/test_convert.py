@@ -137,8 +137,8 @@ def test_without_torch_a_pth_names_what_to_install(tmp_path, capsys, monkeypatch
 def test_wrong_files_and_folders_are_named(checkpoint, tmp_path, capsys):
   out = tmp_path / "out"
   assert "is not a file" in refused(tmp_path / "nope.pth", out, capsys)
-  (tmp_path / "a.bin").touch()
-  assert "must be a .safetensors or a .pth file" in refused(tmp_path / "a.bin", out, capsys)
+  (tmp_path / "a.npz").touch()
+  assert "must be a .safetensors or a .pth file" in refused(tmp_path / "a.npz", out, capsys)
   save_file({"layer.weight": np.zeros((2, 2), np.float32)}, tmp_path / "other.safetensors")
   said = refused(tmp_path / "other.safetensors", out, capsys)
   assert "other.safetensors: it holds no Infinity image tokenizer" in said
@@ -147,7 +147,7 @@ def test_wrong_files_and_folders_are_named(checkpoint, tmp_path, capsys):
   save_file(tensors, tmp_path / "less.safetensors")
   said = refused(tmp_path / "less.safetensors", out, capsys)
   assert "missing encoder.conv_in.conv.bias (32,)" in said
-  assert "is a file; name a folder" in refused(checkpoint, tmp_path / "a.bin" / "x", capsys)
+  assert "is a file; name a folder" in refused(checkpoint, tmp_path / "a.npz" / "x", capsys)
   out.mkdir()
   (out / "mine.txt").touch()
   assert "is not empty" in refused(checkpoint, out, capsys)

@@ -79,12 +79,12 @@ class NovaConfig:
         raise ValueError(
           f"generator.{name}={getattr(self, name)!r} is unknown; set one of {', '.join(known)}"
         )
-    for name in (
-      *("d_model", "num_heads", "num_video_layers", "num_image_layers", "mlp_ratio"),
-      *("head_mlp_dim", "num_head_layers", "patch_size", "video_patch_size", "time_base"),
-    ):
-      if getattr(self, name) < 1:
-        raise ValueError(f"generator.{name}={getattr(self, name)} must be at least 1")
+    at_least = dict.fromkeys(("num_video_layers", "num_image_layers", "num_head_layers"), 0)
+    at_least |= dict.fromkeys(("d_model", "num_heads", "mlp_ratio", "head_mlp_dim"), 1)
+    at_least |= dict.fromkeys(("patch_size", "video_patch_size", "time_base"), 1)
+    for name, least in at_least.items():
+      if getattr(self, name) < least:
+        raise ValueError(f"generator.{name}={getattr(self, name)} must be at least {least}")
     if self.noise_offset < 0:
       raise ValueError(f"generator.noise_offset={self.noise_offset} must be 0 or more")
     if not self.noise_shift > 0:
