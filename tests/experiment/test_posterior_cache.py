@@ -1,4 +1,4 @@
-"""Caches of a continuous tokenizer: from posteriors, latents are drawn anew at every step."""
+"""Caches of a continuous tokenizer: from posteriors, latents are drawn at every step."""
 
 import dataclasses
 
@@ -93,7 +93,7 @@ def test_losses_are_those_of_clips(caches, source):
       assert stored["latents"].dtype == dtype and stored["latents"].shape[-1] == 4
       found = loss(module, task.frozen, stored, key, is_training)[0]
       np.testing.assert_allclose(found, expected, rtol=rtol)
-  # Nothing is drawn if so asked; each step draws anew.
+  # Nothing is drawn if so asked; each step has other draws.
   latents_of = jax.jit(task._latents)
   stored, _ = read(stages, source)
   one, again, other, means = (

@@ -75,7 +75,7 @@ class TensorFiles(LazyTensors):
     super().__init__(shapes, self._get)
 
   def _get(self, name: str) -> np.ndarray:
-    # Opened anew: what an open file has read stays in this process's memory.
+    # Opened for each tensor: what an open file has read stays in this process's memory.
     return tensors.open_file(self._file_of[name]).get_tensor(name)
 
   def reader(self, name: str) -> Callable[[tuple[slice, ...]], np.ndarray]:

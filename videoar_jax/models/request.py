@@ -98,6 +98,14 @@ class ClipRequests:
     """Returns the latent frames of a clip; raises ValueError if its length does not fit."""
     return self.config.latent_shape(num_frames, self.resolution)[0]
 
+  def check_is_trained_length(self, num_frames: int) -> None:
+    """Raises ValueError if a clip is longer than those of training."""
+    if num_frames > self.num_frames:
+      raise ValueError(
+        f"num_frames={num_frames}: the model was trained on {self.num_frames} frames; longer clips "
+        "need overlap_frames"
+      )
+
   def check_overlap_frames(self, overlap_frames: int) -> None:
     """Raises ValueError if a window of the trained length cannot start from that many frames."""
     tau = self.config.temporal_stride

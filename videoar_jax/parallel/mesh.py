@@ -1,8 +1,11 @@
 """The device mesh, and the shard of a batch that each process reads."""
 
+import contextlib
 import dataclasses
 import math
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -10,6 +13,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, AnyMesh, place
+
+T = TypeVar("T")
 
 # From the slowest network to the fastest: the data-centre network connects slices.
 AXES = ("slice", "data", "fsdp", "sequence", "tensor")
@@ -137,11 +142,19 @@ def process_shard(mesh: Mesh) -> tuple[int, int]:
   return parts.index(tuple(sorted(owned[jax.process_index()]))), len(parts)
 
 
-def shard_padded(batch, mesh: Mesh):
+def call_on(mesh: Mesh | None, function: Callable[..., T], *arguments, **settings) -> T:
+  """Calls a function, on a mesh if there is one."""
+  with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+    return function(*arguments, **settings)
+
+
+def shard_padded(batch, mesh: Mesh | None):
   """Splits a batch that every process has in full over the devices, along the first axis.
 
-  Rows are repeated from the start until they divide.
+  Rows are repeated from the start until they divide. Without a mesh, the batch stays as it is.
   """
+  if mesh is None:
+    return batch
   spec, shards = PartitionSpec(LOGICAL_AXIS_RULES["batch"]), num_batch_shards(mesh)
 
   def split(x) -> jax.Array:

@@ -13,6 +13,7 @@ from videoar_jax.models.infinity.network import Infinity as Network
 from videoar_jax.models.infinity.sampler import Model
 from videoar_jax.models.infinity.schedules import nearest_resolution, public_schedules
 from videoar_jax.models.infinity.task import InfinityLossConfig, InfinityTask, sample
+from videoar_jax.models.prompts import text_settings
 from videoar_jax.parallel.rules import ShardingError
 from videoar_jax.tokenizers.families import TOKENIZERS
 
@@ -56,12 +57,7 @@ class Infinity:
 
   def network_config(self, values: dict, tokenizer, text) -> dict:
     """See `Family`."""
-    return values | {
-      "num_bits": tokenizer.num_bits,
-      "vocabulary_size": text.encoder.vocabulary_size,
-      "text_dim": text.encoder.text_dim,
-      "text_length": text.length,
-    }
+    return values | {"num_bits": tokenizer.num_bits} | text_settings(text)
 
   def check(self, run: Run) -> None:
     """See `Family`."""

@@ -1,6 +1,5 @@
 """A trained Infinity with its tokenizer and text encoder: from prompts to images."""
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from videoar_jax.models.infinity.layout import layout_of
 from videoar_jax.models.infinity.network import Infinity
 from videoar_jax.models.infinity.task import predict
 from videoar_jax.models.request import ClipRequests, sample_keys
-from videoar_jax.parallel.mesh import num_batch_shards, shard_padded
+from videoar_jax.parallel.mesh import call_on, num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.rules import constrain
 from videoar_jax.tokenizers.base import Tokenizer
@@ -174,7 +173,7 @@ class Model:
     texts = np.stack([self.text_encoder.encode(prompt) for prompt in prompts])
     parts = []
     for rows, count in self.requests.batches(len(prompts)):
-      batch = video[rows] if self.mesh is None else shard_padded(video[rows], self.mesh)
+      batch = shard_padded(video[rows], self.mesh)
       latents = self._run(self._encode, self.tokenizer.autoencoder, batch)
       found = self._run(self._score, self.generator, texts[rows], latents)
       parts.append({name: fetch(values)[:count] for name, values in found.items()})
@@ -186,8 +185,7 @@ class Model:
 
   def _run(self, function, *arguments, **settings):
     """Calls a function, on the mesh if there is one."""
-    with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
-      return function(*arguments, **settings)
+    return call_on(self.mesh, function, *arguments, **settings)
 
   def _sample_batch(self, generator, texts, seed, sample_ids, *, sampling: InfinitySampling):
     settings = settings_of(sampling, self.layout.num_scales, texts, self.text_encoder)

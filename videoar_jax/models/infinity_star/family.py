@@ -14,6 +14,7 @@ from videoar_jax.models.infinity_star.network import InfinityStar as Network
 from videoar_jax.models.infinity_star.sampler import Model
 from videoar_jax.models.infinity_star.sequences import layout_of, released_parts
 from videoar_jax.models.infinity_star.task import InfinityStarLossConfig, InfinityStarTask
+from videoar_jax.models.prompts import text_settings
 from videoar_jax.models.request import sample_keys
 from videoar_jax.parallel.rules import ShardingError
 
@@ -56,12 +57,7 @@ class InfinityStar:
 
   def network_config(self, values: dict, tokenizer, text) -> dict:
     """See `Family`."""
-    return values | {
-      "num_channels": tokenizer.num_channels,
-      "vocabulary_size": text.encoder.vocabulary_size,
-      "text_dim": text.encoder.text_dim,
-      "text_length": text.length,
-    }
+    return values | {"num_channels": tokenizer.num_channels} | text_settings(text)
 
   def check(self, run: Run) -> None:
     """See `Family`."""

@@ -19,7 +19,7 @@ from videoar_jax.models.infinity_star.layout import Layout
 from videoar_jax.models.infinity_star.network import InfinityStar, with_merged_adapters
 from videoar_jax.models.infinity_star.sequences import layout_of
 from videoar_jax.models.request import ClipRequests, first_frames, sample_keys
-from videoar_jax.parallel.mesh import num_batch_shards, shard_padded
+from videoar_jax.parallel.mesh import call_on, num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.rules import constrain
 from videoar_jax.tokenizers.base import Tokenizer
@@ -175,14 +175,11 @@ class Model:
     num_frames = self.num_frames if num_frames is None else num_frames
     if overlap_frames is not None:
       self._check_overlap_frames(overlap_frames)
+    else:
+      self.requests.check_is_trained_length(num_frames)
     given, keys = first_frames(image, video), self._keys(prompts, seed, sample_ids)
     if num_frames <= self.num_frames:
       return self._clips(prompts, num_frames, keys, given, settings)
-    if overlap_frames is None:
-      raise ValueError(
-        f"num_frames={num_frames}: the model was trained on {self.num_frames} frames; longer clips "
-        "need overlap_frames"
-      )
     clips = self._clips(prompts, self.num_frames, keys, given, settings)
     settings["sample_ids"] = sample_ids
     return self.extend(clips, prompts, num_frames, seed, overlap_frames=overlap_frames, **settings)
@@ -378,13 +375,12 @@ class Model:
       yield clips
 
   def _latents(self, video: UInt8[np.ndarray, "b f H W 3"]) -> Float[Array, "b t h w c"]:
-    batch = video if self.mesh is None else shard_padded(video, self.mesh)
+    batch = shard_padded(video, self.mesh)
     return self._run(self._encode, self.tokenizer.autoencoder, batch)
 
   def _run(self, function, *arguments, **settings):
     """Calls a function, on the mesh if there is one."""
-    with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
-      return function(*arguments, **settings)
+    return call_on(self.mesh, function, *arguments, **settings)
 
 
 def _run_scale(net, scale, size, *arguments, is_kept: bool) -> generate.Done:

@@ -12,6 +12,7 @@ from videoar_jax.models.nova.network import Nova as Network
 from videoar_jax.models.nova.network import template_of
 from videoar_jax.models.nova.sampler import Model
 from videoar_jax.models.nova.task import NovaLossConfig, NovaTask, is_part, null_of, plan_of
+from videoar_jax.models.prompts import text_settings
 from videoar_jax.parallel.rules import ShardingError
 from videoar_jax.train.state import flatten
 
@@ -58,12 +59,7 @@ class Nova:
 
   def network_config(self, values: dict, tokenizer, text) -> dict:
     """See `Family`."""
-    return values | {
-      "num_channels": tokenizer.num_channels,
-      "vocabulary_size": text.encoder.vocabulary_size,
-      "text_dim": text.encoder.text_dim,
-      "text_length": text.length,
-    }
+    return values | {"num_channels": tokenizer.num_channels} | text_settings(text)
 
   def check(self, run: Run) -> None:
     """See `Family`."""

@@ -1,6 +1,5 @@
 """A trained NOVA with its tokenizer and text encoder: from prompts to clips."""
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from videoar_jax.models.nova.config import NovaSampling
 from videoar_jax.models.nova.network import Nova
 from videoar_jax.models.nova.task import null_of, plan_of
 from videoar_jax.models.request import ClipRequests, first_frames
-from videoar_jax.parallel.mesh import num_batch_shards, shard_padded
+from videoar_jax.parallel.mesh import call_on, num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.rules import constrain, num_shards
 from videoar_jax.tokenizers.base import Tokenizer
@@ -116,12 +115,9 @@ class Model:
     num_frames = self.num_frames if num_frames is None else num_frames
     if overlap_frames is not None:
       self.requests.check_overlap_frames(overlap_frames)
+    else:
+      self.requests.check_is_trained_length(num_frames)
     if num_frames > self.num_frames:
-      if overlap_frames is None:
-        raise ValueError(
-          f"num_frames={num_frames}: the model was trained on {self.num_frames} frames; longer "
-          "clips need overlap_frames"
-        )
       settings["sample_ids"] = sample_ids
       clips = self.sample(prompts, None, seed, image=image, video=video, **settings)
       return self.extend(
@@ -256,13 +252,12 @@ class Model:
     return np.concatenate(clips)
 
   def _latents(self, video: UInt8[np.ndarray, "b f H W 3"]) -> Float[Array, "b t h w c"]:
-    batch = video if self.mesh is None else shard_padded(video, self.mesh)
+    batch = shard_padded(video, self.mesh)
     return self._run(self.tokenizer.encode, to_float(batch))
 
   def _run(self, function, *arguments, **settings):
     """Calls a function, on the mesh if there is one."""
-    with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
-      return function(*arguments, **settings)
+    return call_on(self.mesh, function, *arguments, **settings)
 
   def _sample_batch(
     self, generator, texts, seed, sample_ids, window, given, *, sampling, num_latents

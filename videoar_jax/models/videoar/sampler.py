@@ -1,6 +1,5 @@
 """The trained model: generates clips from prompts, images and clips."""
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.request import Request, Requests
 from videoar_jax.models.videoar.score import score
-from videoar_jax.parallel.mesh import num_batch_shards, shard_padded
+from videoar_jax.parallel.mesh import call_on, num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.rules import constrain
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
@@ -347,13 +346,12 @@ class Model:
 
   def _latents(self, video: UInt8[np.ndarray, "b f H W 3"]) -> Float[Array, "b t h w d"]:
     """Encodes clips, on the devices that share them."""
-    batch = video if self.mesh is None else shard_padded(video, self.mesh)
+    batch = shard_padded(video, self.mesh)
     return self._run(self._encode, self.tokenizer.autoencoder, batch)
 
   def _run(self, function, *arguments, **settings):
     """Calls a jitted function, on the mesh if there is one."""
-    with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
-      return function(*arguments, **settings)
+    return call_on(self.mesh, function, *arguments, **settings)
 
   def _bits(self, video: UInt8[np.ndarray, "b f H W 3"]) -> list[Array]:
     """Returns the bits of given frames."""
