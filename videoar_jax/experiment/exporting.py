@@ -54,6 +54,31 @@ def export_model(path: str | os.PathLike, out: str | os.PathLike, dtype: str = "
   return weights.num_parameters
 
 
+def export_weights(
+  path: str | os.PathLike, stage: str, out: str | os.PathLike, *, has_merged_adapters: bool = False
+) -> int:
+  """Writes the (averaged) weights of a run's stage as safetensors; returns their number.
+
+  Args:
+    path: the workdir.
+    stage: name of the stage.
+    out: the file.
+    has_merged_adapters: add adapters to the kernels that they belong to.
+  Raises:
+    FileNotFoundError: there is no run, or the stage has no checkpoint.
+    ValueError: the run has no such stage.
+    OSError: the file cannot be written.
+  """
+  workdir, run = load.find_run(path)
+  stages = {other.name: other for other in run.stages}
+  if stage not in stages:
+    raise ValueError(f"--stage={stage} is not in the run; it has {', '.join(stages)}")
+  mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
+  return Stages(run, workdir, mesh).export_params(
+    stages[stage], pathlib.Path(out), has_merged_adapters=has_merged_adapters
+  )
+
+
 # What says where clips are, which a shared model does not.
 _FILES = ("source", "path", "filter", "split_file", "stored_frame_rate")
 
