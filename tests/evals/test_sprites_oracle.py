@@ -178,6 +178,7 @@ def test_compare_pairs_objects_by_colour():
   assert not any(result.values())
 
 
+@pytest.mark.slow  # A figure of a quiet machine's.
 def test_takes_less_than_20_ms_a_clip():
   source = SpritesSource("test", num_frames=17, resolution=(64, 64), num_objects=2)
   videos = [source[index]["video"] for index in range(10)]
