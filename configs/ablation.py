@@ -12,10 +12,12 @@ variant is a config like any other:
 from ml_collections import ConfigDict
 
 from configs.common import (
+  TOY_GENERATOR,
   parse_arg,
   set_small_generator,
   set_small_tokenizer,
   set_sprites,
+  shrink_tokenizer,
   small_generator_loss,
   small_loop,
 )
@@ -95,18 +97,9 @@ def _vary(config: ConfigDict, variant: str) -> None:
 
 def _shrink(config: ConfigDict) -> None:
   """Shrinks a config so that it compiles in seconds; it learns nothing."""
-  config.data.resolution = (16, 16)
-  config.tokenizer.schedule = "1 2"
-  config.tokenizer.base_channels = 4
-  config.tokenizer.multipliers = (1, 1)
-  config.tokenizer.strides = ((2, 2),)
-  config.tokenizer.num_groups = 1
-  config.tokenizer.num_bits = 4
-  config.generator.patch_sizes = (1, 2)
-  sizes = {"num_layers": 1, "d_model": 16, "num_heads": 1, "num_kv_heads": 1, "head_dim": 16}
-  config.generator.update(sizes | {"mlp_dim": 16})
+  shrink_tokenizer(config)
+  config.generator.update(TOY_GENERATOR)
   config.stages = ("tokenizer", "cache", "generator")
   config.stage.cache.update({"num_clips": 8, "batch_size": 4})
-  for name, num_steps in (("tokenizer", 1), ("generator", 4)):
-    config.stage[name].loop.num_steps = num_steps
-    config.stage[name].loop.optimizer.kind = "adamw"
+  config.stage.generator.loop.num_steps = 4
+  config.stage.generator.loop.optimizer.kind = "adamw"

@@ -117,6 +117,30 @@ def small_loop(num_steps: int, batch_size: int, learning_rate: float, media_ever
   }
 
 
+# A VideoAR generator that compiles in seconds, on the grids of `shrink_tokenizer`.
+TOY_GENERATOR = {
+  "patch_sizes": (1, 2),
+  "num_layers": 1,
+  "d_model": 16,
+  "num_heads": 1,
+  "num_kv_heads": 1,
+  "head_dim": 16,
+  "mlp_dim": 16,
+}
+
+
+def shrink_tokenizer(config: ConfigDict) -> None:
+  """Shrinks clips and tokenizer so that it compiles in seconds, trained for one step."""
+  config.data.resolution = (16, 16)
+  config.tokenizer.update(base_channels=4, multipliers=(1, 1), strides=((2, 2),), num_groups=1)
+  if config.family == "nova":
+    config.tokenizer.num_channels = 2
+  else:
+    config.tokenizer.update(schedule="1 2", num_bits=4)
+  config.stage.tokenizer.loop.num_steps = 1
+  config.stage.tokenizer.loop.optimizer.kind = "adamw"
+
+
 def parse_arg(arg: str | None, **defaults):
   """Parses `"name=value,other=value"`, the part after the colon of `--config=FILE.py:...`.
 

@@ -4,11 +4,13 @@ import json
 import os
 import pathlib
 import re
+import time
 import types
 
 import pytest
 
 from configs import ablation as ablation_config
+from configs import families as families_config
 from videoar_jax import ablation
 from videoar_jax.experiment import parse
 from videoar_jax.experiment import run as runs
@@ -62,10 +64,10 @@ def test_table_has_means_and_deviations():
   assert len(rows) == 2 and rule.count("---") == len(cells[0])
   first, second = (dict(zip(cells[0], row, strict=True)) for row in cells[1:])
   assert first["variant"] == "first" and first["seeds"] == "3"
-  assert first["held-out loss, nats a bit"] == "0.3200 ± 0.0200"
+  assert first["held-out loss"] == "0.3200 ± 0.0200"
   assert first["held-out bits, %"] == "90.00 ± 0.00"
   assert first["size, %"] == "60 ± 10"
-  assert first["motion, %"] == "-"
+  assert "motion, %" not in first and "gFVD" not in first
   assert (second["size, %"], second["drift, points"], second["s a step"]) == ("50", "-2", "0.100")
 
 
@@ -189,6 +191,59 @@ def test_bad_input_is_one_line(tmp_path, fakes, capsys, flags, config, wanted):
 def test_an_unknown_variant_is_named():
   with pytest.raises(ValueError, match="variant='ropes' is unknown; there are baseline, rope"):
     ablation_config.get_config("variant=ropes")
+
+
+def test_processor_time_adds_up_over_interruptions(tmp_path, monkeypatch):
+  path, clock = tmp_path / "processor_s.json", iter([10.0, 13.0, 100.0, 104.0])
+  monkeypatch.setattr(time, "process_time", lambda: next(clock))
+  with pytest.raises(KeyboardInterrupt), ablation.processor_time(path):
+    raise KeyboardInterrupt
+  with ablation.processor_time(path) as used:
+    pass
+  assert used() == 7.0
+
+
+@pytest.mark.parametrize("stages", [("tokenizer",), ("generator",), ("generator", "tokenizer")])
+def test_stages_are_those_that_are_shared_and_then_generators(tmp_path, fakes, capsys, stages):
+  path = tmp_path / "config.py"
+  path.write_text(
+    "from configs import ablation\nVARIANTS = {'a': 'a'}\ndef get_config(arg=None):\n"
+    f"  config = ablation.get_config('quick=1')\n  config.stages = {stages}\n  return config\n"
+  )
+  assert ablate(tmp_path / "new", config=str(path)) == 2
+  assert f"config.stages={stages} must begin with a tokenizer" in capsys.readouterr().err
+
+
+def test_each_family_has_its_own_tokenizer(tmp_path, fakes):
+  config = str(CONFIG.parent / "families.py")
+  assert ablate(tmp_path, "--seeds=1", config=f"{config}:quick=1") == 0
+  assert fakes == [f"{name}_0" for name in families_config.VARIANTS]
+  assert [run.workdir.name for run in FakeRun.started[:2]] == ["shared_videoar", "shared_nova"]
+  for run in FakeRun.started[2:]:
+    family = run.workdir.name.split("_")[0]
+    assert run.config.family == family
+    assert (run.workdir / "tokenizer").resolve() == tmp_path / f"shared_{family}" / "tokenizer"
+
+
+def test_families_train_half_and_twice_the_steps():
+  steps = {}
+  for name in families_config.VARIANTS:
+    config = families_config.get_config(f"variant={name}")
+    family, time = name.rsplit("_", 1)
+    steps[family, time] = [config.stage[x].loop.num_steps for x in ("frames", "generator")]
+  for family in ("videoar", "nova"):
+    assert steps[family, "twice"] == [2 * n for n in steps[family, "one"]]
+    assert [2 * n for n in steps[family, "half"]] == steps[family, "one"]
+  with pytest.raises(ValueError, match="variant='nova' is unknown; there are videoar_half, nova"):
+    families_config.get_config("variant=nova")
+
+
+@pytest.mark.slow
+def test_two_families_from_end_to_end(tmp_path):
+  flags = ["--seeds=1", "--num_clips=4", "--num_long_clips=2"]
+  assert ablate(tmp_path, *flags, config=f"{CONFIG.parent / 'families.py'}:quick=1") == 0
+  table = (tmp_path / "ablation.md").read_text()
+  assert all(f"| {label} | 1 | 0.0" in table for label in families_config.VARIANTS.values())
 
 
 @pytest.mark.slow

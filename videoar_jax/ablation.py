@@ -2,20 +2,23 @@
 
   python -m videoar_jax.ablation --workdir=runs/ablation --seeds=3
 
-All share one tokenizer and one cache of latents, so each variant only trains its generator. The
-same command resumes after an interruption. The workdir contains:
+Variants of one family share a tokenizer and, where the config has one, a cache of latents, so each
+only trains its generator. The same command resumes after an interruption. The workdir contains:
 
-shared/              run of the tokenizer and the cache
+shared/              run of the tokenizer and the cache; of several families, shared_FAMILY/
 VARIANT_SEED/        run of a generator, with its scores.json
 ablation.md, .json   means and standard deviations over seeds, rewritten after each run
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
 import statistics
 import sys
+import time
+from collections.abc import Callable, Iterator
 
 from videoar_jax.experiment.command_line import (
   Parser,
@@ -25,12 +28,16 @@ from videoar_jax.experiment.command_line import (
 )
 
 _ATTRIBUTES = ("size", "colour", "shape", "motion", "background", "all")
-# Columns of the table: title, path in the scores, factor, digits.
+# Columns of the table: title, path in the scores, factor, digits. Without values, one is left out.
 _COLUMNS = {
-  "loss": ("held-out loss, nats a bit", ("teacher_forced", "loss"), 1, 4),
+  "parameters": ("parameters, M", ("parameters",), 1e-6, 2),
+  "processor": ("training, processor minutes", ("processor_s",), 1 / 60, 1),
+  "loss": ("held-out loss", ("teacher_forced", "loss"), 1, 4),
   "bits": ("held-out bits, %", ("teacher_forced", "bit_accuracy"), 100, 2),
   **{name: (f"{name}, %", ("prompts", "generated", "all", name), 100, 0) for name in _ATTRIBUTES},
+  "gfvd": ("gFVD", ("gfvd", "value"), 1, 0),
   "drift": ("drift, points", ("drift_points",), 1, 0),
+  "clip": ("s a clip", ("seconds_a_clip",), 1, 3),
   "step": ("s a step", ("seconds_a_step",), 1, 3),
 }
 
@@ -78,14 +85,21 @@ def _ablate(options: argparse.Namespace) -> str:
     return file["get_config"](",".join(filter(None, (argument, f"variant={variant}"))))
 
   runs = {variant: [] for variant in variants}
+  families = {variant: config_of(variant).family for variant in variants}
+  shared = {variant: "shared" for variant in variants}
+  if len(set(families.values())) > 1:
+    shared = {variant: f"shared_{family}" for variant, family in families.items()}
   try:
-    _train_shared(config_of(next(iter(variants))), workdir / "shared")
+    for folder in dict.fromkeys(shared.values()):
+      first = next(variant for variant in variants if shared[variant] == folder)
+      _train_shared(config_of(first), workdir / folder)
     # Seed by seed, so that variants can be compared early.
     for seed in range(options.seeds):
       for variant in variants:
         config = config_of(variant)
         config.seed = seed
-        runs[variant].append(_run(config, workdir, f"{variant}_{seed}", options))
+        folder = workdir / f"{variant}_{seed}"
+        runs[variant].append(_run(config, folder, workdir / shared[variant], options))
         _write(workdir, variants, runs)
   except Preempted as stopped:
     return f"{stopped}. The same command resumes from there."
@@ -95,26 +109,40 @@ def _ablate(options: argparse.Namespace) -> str:
 
 
 def _train_shared(config, workdir: pathlib.Path) -> None:
-  """Trains the tokenizer and encodes the clips."""
+  """Trains the tokenizer and, if there is a cache, encodes the clips."""
   from videoar_jax.experiment.run import Run
 
-  names = list(config.stages)
-  kinds = [config.stage[name].get("kind", name) for name in names]
-  if "cache" not in kinds or kinds[-1] != "generator":
-    raise ValueError(f"config.stages={tuple(names)} must have a cache, and a generator at its end")
-  del config.generator, config.stage[names[-1]]
-  config.stages = tuple(names[:-1])
+  shared, generators = _divide(config)
+  del config.generator
+  for name in generators:
+    del config.stage[name]
+  config.stages = shared
   Run(config, workdir).train()
 
 
-def _run(config, workdir: pathlib.Path, name: str, options: argparse.Namespace) -> dict:
-  """Trains a generator on the shared cache and scores it; returns its scores."""
+def _divide(config) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """Returns the stages that variants share, and those that train the generator.
+
+  Raises:
+    ValueError: there are none of a kind, or they are not in that order.
+  """
+  names = tuple(config.stages)
+  is_generator = [config.stage[name].get("kind", name) == "generator" for name in names]
+  num_shared = is_generator.index(True) if True in is_generator else len(names)
+  if not 0 < num_shared < len(names) or not all(is_generator[num_shared:]):
+    raise ValueError(
+      f"config.stages={names} must begin with a tokenizer or a cache, and end with generators"
+    )
+  return names[:num_shared], names[num_shared:]
+
+
+def _run(config, folder: pathlib.Path, shared: pathlib.Path, options: argparse.Namespace) -> dict:
+  """Trains a generator on what is shared and scores it; returns its scores."""
   from videoar_jax.experiment.run import Run
   from videoar_jax.interop.strict_json import write_json
 
-  folder, shared = workdir / name, workdir / "shared"
   folder.mkdir(parents=True, exist_ok=True)
-  for stage in config.stages[:-1]:
+  for stage in _divide(config)[0]:
     if config.stage[stage].get("kind", stage) == "cache":
       config.stage[stage].path = str(shared / stage)
     elif not (folder / stage).exists():
@@ -125,15 +153,36 @@ def _run(config, workdir: pathlib.Path, name: str, options: argparse.Namespace) 
   asked = {"num_clips": options.num_clips, "num_long_clips": options.num_long_clips}
   path = folder / "scores.json"
   before = json.loads(path.read_text()) if path.exists() else {}
-  if run.train() or before.get("asked") != asked:
+  with processor_time(folder / "processor_s.json") as used:
+    has_trained = run.train()
+  if has_trained or before.get("asked") != asked:
     speed = seconds_a_step(folder / stage.name / "metrics.jsonl", first)
     before = {
       "asked": asked,
       **_score(folder, run, options),
+      "processor_s": used(),
       "seconds_a_step": speed or before.get("seconds_a_step"),
     }
     write_json(path, before)
   return before
+
+
+@contextlib.contextmanager
+def processor_time(path: pathlib.Path) -> Iterator[Callable[[], float]]:
+  """Adds this process' processor time to a file, also if it is interrupted; yields a reader.
+
+  A run that resumes goes on counting. What a killed process used is not counted.
+  """
+  from videoar_jax.interop.strict_json import write_json
+
+  def used() -> float:
+    return json.loads(path.read_text()) if path.exists() else 0.0
+
+  before, started = used(), time.process_time()
+  try:
+    yield used
+  finally:
+    write_json(path, before + time.process_time() - started)
 
 
 def seconds_a_step(path: pathlib.Path, first: int) -> float | None:
@@ -156,17 +205,26 @@ def _score(folder: pathlib.Path, run, options: argparse.Namespace) -> dict:
   """Measures a trained generator on test clips."""
   from videoar_jax.evals import scores
   from videoar_jax.evals.generation import long_clips_of, measure
+  from videoar_jax.evals.metric_networks import load_networks
   from videoar_jax.experiment.load import load_model
+  from videoar_jax.nn.layers import count_parameters
 
   model, data = load_model(folder), run.stages.run.data
+  num_clips = min(options.num_clips, len(run.test_source))
+  # FVD needs converted weights; without them it has no column.
+  networks, _ = load_networks({"i3d": "gfvd"}, data, num_clips, {})
   result = measure(
     model,
     run.test_source,
-    min(options.num_clips, len(run.test_source)),
+    num_clips,
     oracle=scores.oracle_of(data),
+    i3d_params=networks.get("i3d"),
     long_clips=long_clips_of(model, data, options.num_long_clips),
   ).scores()
-  return result | {"drift_points": drift_points(result["drift"]["accuracy"])}
+  return result | {
+    "parameters": count_parameters(model.generator),
+    "drift_points": drift_points(result["drift"]["accuracy"]),
+  }
 
 
 def drift_points(accuracy: dict[str, list[dict[str, float]]] | None) -> float | None:
@@ -210,13 +268,17 @@ def table(labels: dict[str, str], runs: dict[str, list[dict]]) -> str:
     labels: label of each variant.
     runs: scores of each variant's runs.
   """
-  titles = ["variant", "seeds", *(title for title, *_ in _COLUMNS.values())]
+  summaries = {variant: summary(runs[variant]) for variant in labels if runs[variant]}
+  columns = {
+    name: column
+    for name, column in _COLUMNS.items()
+    if any(name in values for values in summaries.values())
+  }
+  titles = ["variant", "seeds", *(title for title, *_ in columns.values())]
   lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-  for variant, label in labels.items():
-    if runs[variant]:
-      columns = summary(runs[variant])
-      cells = [_cell(columns.get(name), digits) for name, (*_, digits) in _COLUMNS.items()]
-      lines.append(f"| {label} | {len(runs[variant])} | {' | '.join(cells)} |")
+  for variant, values in summaries.items():
+    cells = [_cell(values.get(name), digits) for name, (*_, digits) in columns.items()]
+    lines.append(f"| {labels[variant]} | {len(runs[variant])} | {' | '.join(cells)} |")
   return "\n".join(lines)
 
 
@@ -228,10 +290,12 @@ def _cell(values: dict | None, digits: int) -> str:
 
 
 _NOTE = """
-Mean ± standard deviation over seeds. Loss and bits are teacher-forced, on real test clips. The
+Mean ± standard deviation over seeds. Loss and bits are teacher-forced, on real test clips; the loss
+is in nats a bit, or NOVA's squared error of what its diffusion head predicts. The
 oracle's accuracies are the shares of generated clips that show what their prompts ask for; "all"
 means every attribute at once. Drift is the accuracy of size, colour, shape and background in the
-last quarter of clips of four times the length, minus that in the first. Seconds are a median.
+last quarter of clips of four times the length, minus that in the first. Training is that of the
+generator, with compilation. Seconds a step are a median; seconds a clip are those of a full batch.
 """
 
 
