@@ -15,6 +15,7 @@ from videoar_jax.experiment import run
 from videoar_jax.models.nova import generate, orders
 from videoar_jax.models.nova.config import NovaConfig
 from videoar_jax.models.nova.noise import Flow
+from videoar_jax.models.nova.task import NovaLossConfig
 from videoar_jax.models.nova.temporal import TemporalEncoder
 from videoar_jax.models.nova.tokens import patchify
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
@@ -128,13 +129,38 @@ def test_every_token_is_filled_in_once():
 
 def test_known_tokens_of_training_follow_the_distribution():
   keys = jax.random.split(jax.random.key(0), 4000)
-  known = np.asarray(jax.vmap(lambda key: orders.draw_num_known(key, 1000))(keys))
-  assert known.min() >= 0 and known.max() <= orders.most_known(1000) == 300
+  known = np.asarray(jax.vmap(lambda key: orders.UnknownShare().draw_num_known(key, 1000))(keys))
+  assert known.min() >= 0 and known.max() <= orders.UnknownShare().most_known(1000) == 300
   # Of a normal distribution around all unknown, cut off at 0.7, with deviation 0.25.
   x = np.linspace(0, 1.2, 10_001)
   density = np.exp(-(x**2) / 2)
   expected = 250 * (x * density).sum() / density.sum()
   assert abs(known.mean() - expected) < 6
+
+
+def test_shares_of_unknown_tokens_can_be_uniform():
+  share = orders.UnknownShare(least=0.0, deviation=10.0)
+  keys = jax.random.split(jax.random.key(0), 16_000)
+  known = np.asarray(jax.vmap(lambda key: share.draw_num_known(key, 16))(keys))
+  counts = np.bincount(known, minlength=16)
+  assert len(counts) == 16 == share.most_known(16) + 1  # One is always unknown.
+  # Rounding gives half of the interval to 0, and one and a half to 15.
+  np.testing.assert_allclose(counts[1:15], 1000, rtol=0.15)
+  np.testing.assert_allclose(counts[[0, 15]], [500, 1500], rtol=0.15)
+  assert orders.UnknownShare(least=1.0).most_known(16) == 0
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"min_unknown": 1.5}, r"min_unknown=1\.5 must be in \[0, 1\]"),
+    ({"min_unknown": -0.1}, r"min_unknown=-0\.1 must be"),
+    ({"unknown_deviation": 0.0}, r"unknown_deviation=0\.0 must be positive"),
+  ],
+)
+def test_shares_that_do_not_exist_are_refused(fields, message):
+  with pytest.raises(ValueError, match=message):
+    NovaLossConfig(**fields)
 
 
 def test_a_later_slot_does_not_change_an_earlier_one():

@@ -11,6 +11,7 @@ from jaxprs import products
 from videoar_jax.models.nova import flops, generate, loss
 from videoar_jax.models.nova.config import NovaConfig
 from videoar_jax.models.nova.network import template_of
+from videoar_jax.models.nova.orders import UnknownShare
 from videoar_jax.models.nova.tokens import NUM_FREQUENCIES
 
 CONFIG = NovaConfig(
@@ -36,7 +37,11 @@ FULL = dataclasses.replace(CONFIG, mixer_rank=0, positions="rope", d_model=64)
 CLIPS, REPEATS = 2, 3
 
 
-def loss_of(config, num_frames, size=(4, 6)):
+PUBLIC = UnknownShare()
+ANY = UnknownShare(0.0, 10.0)
+
+
+def loss_of(config, num_frames, size=(4, 6), unknown=PUBLIC):
   """Returns a function from a network to its loss, and the shape of such a network."""
   num_tokens = size[0] * size[1] // config.patch_size**2
 
@@ -51,19 +56,24 @@ def loss_of(config, num_frames, size=(4, 6)):
       config.token_width,
       REPEATS,
       config.process(),
+      unknown,
     )
     prefix = net.temporal.prefix(text, None, jnp.float32)
-    return sum(loss.losses(net, latents, prefix, draws, config.process()))
+    return sum(loss.losses(net, latents, prefix, draws, config.process(), unknown))
 
   template = template_of(config)
   return total, template.module(template.shapes)
 
 
 @pytest.mark.parametrize("num_frames", [1, 3])
-@pytest.mark.parametrize("config", [CONFIG, LABELS, FULL], ids=["default", "labels", "full"])
-def test_flops_are_those_of_the_program(config, num_frames):
-  total, net = loss_of(config, num_frames)
-  sizes = flops.Sizes.of(config, (num_frames, 4, 6))
+@pytest.mark.parametrize(
+  ("config", "unknown"),
+  [(CONFIG, PUBLIC), (LABELS, PUBLIC), (FULL, PUBLIC), (CONFIG, ANY)],
+  ids=["default", "labels", "full", "any_share"],
+)
+def test_flops_are_those_of_the_program(config, unknown, num_frames):
+  total, net = loss_of(config, num_frames, unknown=unknown)
+  sizes = flops.Sizes.of(config, (num_frames, 4, 6), unknown)
   # All clips share the embeddings of their frames' times.
   into, out = 2 * NUM_FREQUENCIES * config.d_model, config.d_model**2
   has_times = num_frames * (config.positions == "absolute")

@@ -14,6 +14,7 @@ import numpy as np
 from videoar_jax.models.nova import orders
 from videoar_jax.models.nova.config import NovaConfig
 from videoar_jax.models.nova.generate import Plan, set_groups
+from videoar_jax.models.nova.orders import UnknownShare
 from videoar_jax.models.nova.tokens import NUM_FREQUENCIES
 
 _NUM_MOTION = 2  # Motion tokens.
@@ -28,22 +29,30 @@ class Sizes:
     num_frames: latent frames.
     slot: of a frame in the temporal encoder.
     frame: of a frame in the spatial transformer.
+    known: places for known tokens of a frame in training.
   """
 
   prefix: int
   num_frames: int
   slot: int
   frame: int
+  known: int
 
   @classmethod
-  def of(cls, config: NovaConfig, latent_shape: tuple[int, int, int]) -> "Sizes":
+  def of(
+    cls,
+    config: NovaConfig,
+    latent_shape: tuple[int, int, int],
+    unknown: UnknownShare = UnknownShare(),  # noqa: B008, it is frozen.
+  ) -> "Sizes":
     """Returns those of a clip with latents of (t, h, w)."""
     t, *cells = latent_shape
     slot, frame = (
       math.prod(side // size for side in cells)
       for size in (config.video_patch_size, config.patch_size)
     )
-    return cls(config.text_length + _NUM_MOTION * config.has_motion, t, slot, frame)
+    prefix = config.text_length + _NUM_MOTION * config.has_motion
+    return cls(prefix, t, slot, frame, max(unknown.most_known(frame), 1))
 
   @property
   def total(self) -> int:
@@ -60,11 +69,6 @@ class Sizes:
     """Pairs (query, key) of it: the prefix and slot 0 see each other, later slots all before."""
     seen = self.prefix + self.slot * np.arange(1, self.num_frames + 1)
     return int(seen[0] ** 2 + self.slot * seen[1:].sum())
-
-  @property
-  def known(self) -> int:
-    """Places for known tokens of a frame in training."""
-    return max(orders.most_known(self.frame), 1)
 
 
 def attention_flops(config: NovaConfig, sizes: Sizes) -> int:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from videoar_jax.models.nova import orders
 from videoar_jax.models.nova.network import Nova
 from videoar_jax.models.nova.noise import NoiseProcess
+from videoar_jax.models.nova.orders import UnknownShare
 from videoar_jax.models.nova.tokens import patchify
 from videoar_jax.parallel.rules import constrain, num_shards
 
@@ -30,7 +31,13 @@ class Draws(NamedTuple):
 
 
 def draw(
-  key: Array, num_frames: int, num_tokens: int, width: int, repeats: int, process: NoiseProcess
+  key: Array,
+  num_frames: int,
+  num_tokens: int,
+  width: int,
+  repeats: int,
+  process: NoiseProcess,
+  unknown: UnknownShare = UnknownShare(),  # noqa: B008, it is frozen.
 ) -> Draws:
   """Draws the random numbers of a step.
 
@@ -40,12 +47,13 @@ def draw(
     num_tokens, width: of a frame, and of a token.
     repeats: `r`, how often each token is noised.
     process: draws the noise levels.
+    unknown: draws how many tokens are unknown.
   """
   keys = jax.random.split(key, 4)
   rows = repeats * num_frames
   return Draws(
     orders.order_of(jax.random.uniform(keys[0], (num_frames, num_tokens))),
-    orders.draw_num_known(keys[1], num_tokens),
+    unknown.draw_num_known(keys[1], num_tokens),
     jax.random.normal(keys[2], (rows, num_tokens, width)),
     process.draw(keys[3], (rows, num_tokens)),
   )
@@ -79,6 +87,7 @@ def errors(
   prefix: Float[Array, "b n m"],
   draws: Draws,
   process: NoiseProcess,
+  unknown: UnknownShare = UnknownShare(),  # noqa: B008, it is frozen.
 ) -> Errors:
   """Returns how far predictions are from their targets.
 
@@ -91,6 +100,7 @@ def errors(
     prefix: of the prompts, see `TemporalEncoder.prefix`.
     draws: random numbers.
     process: how tokens get noisy.
+    unknown: with which the random numbers were drawn.
   """
   b, t, h, w, _ = latents.shape
   size = net.config.patch_size
@@ -98,7 +108,7 @@ def errors(
   conditions = conditions.reshape(b * t, *conditions.shape[2:])
   tokens = patchify(latents, size).reshape(b * t, -1, net.config.token_width)
   num_tokens = tokens.shape[1]
-  order = draws.order[:, : max(orders.most_known(num_tokens), 1)]
+  order = draws.order[:, : max(unknown.most_known(num_tokens), 1)]
   z = net.spatial(
     conditions, tokens.astype(prefix.dtype), order, draws.num_known, (h // size, w // size)
   )
@@ -141,6 +151,7 @@ def losses(
   prefix: Float[Array, "b n m"],
   draws: Draws,
   process: NoiseProcess,
+  unknown: UnknownShare = UnknownShare(),  # noqa: B008, it is frozen.
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Returns the loss of first frames and that of later ones; see `errors` and `parts_of`."""
-  return parts_of(errors(net, latents, prefix, draws, process).by_frame())
+  return parts_of(errors(net, latents, prefix, draws, process, unknown).by_frame())

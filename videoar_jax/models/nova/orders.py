@@ -1,12 +1,38 @@
 """In which order, and in which sets, a frame's tokens become known. Source: NOVA section 10."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-MIN_UNKNOWN = 0.7  # Least share of unknown tokens in training.
-_SPREAD = 0.25  # Of the share's normal distribution, which is cut off at both ends.
+
+@dataclasses.dataclass(frozen=True)
+class UnknownShare:
+  """The share of a frame's tokens that is unknown in a training step.
+
+  It is drawn from a normal distribution around 1 that is cut off at 1 and at `least`.
+
+  Attributes:
+    least: the smallest share.
+    deviation: of the distribution before it is cut off; large ones make it uniform.
+  """
+
+  least: float = 0.7
+  deviation: float = 0.25
+
+  def most_known(self, num_tokens: int) -> int:
+    """Returns the largest number of known tokens of a frame; one is always unknown."""
+    return min(round((1 - self.least) * num_tokens), num_tokens - 1)
+
+  def draw_num_known(self, key: Array, num_tokens: int) -> Int[Array, ""]:
+    """Draws how many of a frame's tokens are known."""
+    low = (self.least - 1) / self.deviation
+    share = 1 + self.deviation * jax.random.truncated_normal(key, low, 0.0)
+    # Not above, whatever the rounding of the share.
+    known = jnp.round((1 - share) * num_tokens)
+    return jnp.minimum(known, self.most_known(num_tokens)).astype(jnp.int32)
 
 
 def set_sizes(num_steps: int, num_tokens: int) -> Int[np.ndarray, "n"]:
@@ -23,19 +49,6 @@ def set_sizes(num_steps: int, num_tokens: int) -> Int[np.ndarray, "n"]:
   unknown = np.cos(np.pi / 2 * np.arange(num_steps + 1) / num_steps)
   sizes = -np.diff(np.round(unknown * num_tokens).astype(int))
   return sizes[sizes > 0]
-
-
-def most_known(num_tokens: int) -> int:
-  """Returns the largest number of known tokens of a frame in training."""
-  return round((1 - MIN_UNKNOWN) * num_tokens)
-
-
-def draw_num_known(key: Array, num_tokens: int) -> Int[Array, ""]:
-  """Draws how many of a frame's tokens are known in a training step."""
-  low = (MIN_UNKNOWN - 1) / _SPREAD
-  share = 1 + _SPREAD * jax.random.truncated_normal(key, low, 0.0)
-  # Not above, whatever the rounding of the share.
-  return jnp.minimum(jnp.round((1 - share) * num_tokens), most_known(num_tokens)).astype(jnp.int32)
 
 
 def order_of(uniform: Float[Array, "b l"]) -> Int[Array, "b l"]:

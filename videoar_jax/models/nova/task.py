@@ -1,6 +1,7 @@
 """Trains NOVA: diffusion of a frame's unknown tokens, given the known ones and earlier frames."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from videoar_jax.models.nova import generate, loss
 from videoar_jax.models.nova.config import NovaConfig, NovaSampling
 from videoar_jax.models.nova.flops import Sizes, training_flops
 from videoar_jax.models.nova.network import Nova
+from videoar_jax.models.nova.orders import UnknownShare
 from videoar_jax.parallel.hardware import peak_flops
 from videoar_jax.tokenizers.base import TokenizerConfig, TokenizerFamily
 from videoar_jax.tokenizers.decoding import decode
@@ -24,6 +26,10 @@ class NovaLossConfig:
 
   Attributes:
     repeats: how often each token is noised in a step, with other noise.
+    min_unknown: least share of a frame's tokens that is unknown in a step. Sampling ends with few
+      unknown ones, which few tokens a frame do not teach by themselves: take less for these.
+    unknown_deviation: of the share's normal distribution, which is cut off at 1, its mean, and
+      below; large for a uniform one.
     text_dropout: share of prompts that are replaced by "no condition", which guidance needs.
     sample_posterior: draw latents from the tokenizer's distribution at every step, as the public
       code does; otherwise its means. Outside training, latents are always the means.
@@ -32,6 +38,8 @@ class NovaLossConfig:
   """
 
   repeats: int = 4
+  min_unknown: float = 0.7
+  unknown_deviation: float = 0.25
   text_dropout: float = 0.1
   sample_posterior: bool = True
   frozen: tuple[str, ...] = ()
@@ -40,8 +48,17 @@ class NovaLossConfig:
     object.__setattr__(self, "frozen", tuple(self.frozen))
     if self.repeats < 1:
       raise ValueError(f"repeats={self.repeats} must be at least 1")
+    if not 0 <= self.min_unknown <= 1:
+      raise ValueError(f"min_unknown={self.min_unknown} must be in [0, 1]")
+    if not 0 < self.unknown_deviation < math.inf:
+      raise ValueError(f"unknown_deviation={self.unknown_deviation} must be positive")
     if not 0 <= self.text_dropout < 1:
       raise ValueError(f"text_dropout={self.text_dropout} must be in [0, 1)")
+
+  @property
+  def unknown(self) -> UnknownShare:
+    """How many tokens are unknown in a step."""
+    return UnknownShare(self.min_unknown, self.unknown_deviation)
 
 
 # Stands for what prompts lack, and is random for good.
@@ -122,7 +139,7 @@ class NovaTask:
     self.tokenizer, self.frozen = tokenizer, tokenizer_params
     self.text_encoder, self.adversary = text_encoder, None
     self.plan = plan_of(config, sampling, latent_shape)
-    self.sizes = Sizes.of(config, latent_shape)
+    self.sizes = Sizes.of(config, latent_shape, settings.unknown)
 
   def init(self, key) -> Nova:
     """Makes the network."""
@@ -156,11 +173,10 @@ class NovaTask:
       text = jnp.where(is_dropped, jnp.asarray(null_of(self.text_encoder)), text)
     num_tokens = (h // self.config.patch_size) * (w // self.config.patch_size)
     process = self.config.process()
-    draws = loss.draw(
-      keys[1], b * t, num_tokens, self.config.token_width, self.settings.repeats, process
-    )
+    unknown, width = self.settings.unknown, self.config.token_width
+    draws = loss.draw(keys[1], b * t, num_tokens, width, self.settings.repeats, process, unknown)
     prefix = module.temporal.prefix(text, batch.get("flow"), dtype)
-    first, later = loss.losses(module, latents, prefix, draws, process)
+    first, later = loss.losses(module, latents, prefix, draws, process, unknown)
     metrics = {"loss_first": first, "loss_later": later} if t > 1 else {}
     return first + later, metrics
 

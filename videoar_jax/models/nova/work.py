@@ -23,7 +23,7 @@ _NORMED = 6  # Arrays of a block's width besides its products: norms, sums.
 
 def sizes_of(run: Run, stage: Stage) -> flops.Sizes:
   """Returns the tokens of a stage's clips."""
-  return flops.Sizes.of(run.generator, _latent_shape(run, stage))
+  return flops.Sizes.of(run.generator, _latent_shape(run, stage), stage.loss.unknown)
 
 
 def _latent_shape(run: Run, stage: Stage) -> tuple[int, int, int]:
