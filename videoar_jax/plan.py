@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
   what = parser.add_mutually_exclusive_group(required=True)
   what.add_argument("--config", help="config file, with its argument")
   what.add_argument("--model", help="folder of a model from `convert`; its weights are not read")
-  what.add_argument("--like", metavar="NAME", help="public model, such as infinity_2b; needs no files")
+  what.add_argument("--like", metavar="NAME", help="public model, without any of its files")
   parser.add_argument("--topology", required=True, help="such as v5e:4x8, v5p:4x4x4, h100:4x8")
   parser.add_argument("--mesh", help="such as fsdp:32,sequence:2; default: the config's")
   parser.add_argument("--stage", help="stage to plan; default: the last one")
@@ -48,7 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     "--search", type=int, default=0, metavar="N", help="find the N fastest meshes that fit"
   )
   parser.add_argument(
-    "--decode", type=int, metavar="N", help="plan sampling of N clips together; default: 1 of models"
+    "--decode",
+    type=int,
+    metavar="N",
+    help="plan sampling of N clips together; default for models: 1",
   )
   parser.add_argument(
     "--dtype", choices=("float32", "bfloat16"), default="float32", help="type for --decode"

@@ -1,4 +1,4 @@
-"""Models of random weights in the layouts of public ones, for plans and trials without downloads."""
+"""Models of random weights with the layouts of public ones: for plans, and for trials."""
 
 import math
 import pathlib

@@ -161,13 +161,13 @@ class Infinity:
   def sampling_work(self, run: Run, stage: Stage, batch_size: int) -> tuple[int, float]:
     """See `Family`."""
     layout = _layout(run, stage.data)
-    rows = batch_size * work.num_passes(run, layout)
-    return layout.num_scales, rows * work.sampling_flops(run.generator, layout)
+    passes = work.num_passes(run.sampling, layout)
+    return layout.num_scales, batch_size * work.sampling_flops(run.generator, layout, passes)
 
   def sampling_program(self, run, stage, template, mesh, num_clips: int, dtype) -> SamplingProgram:
     """See `Family`."""
-    layout = _layout(run, stage.data)
-    return work.sampling_program(run, layout, template, mesh, num_clips, jnp.dtype(dtype))
+    layout, settings = _layout(run, stage.data), (run.generator, run.sampling, run.text.encoder)
+    return work.sampling_program(*settings, layout, mesh, num_clips, jnp.dtype(dtype))
 
 
 def sampled_resolution(

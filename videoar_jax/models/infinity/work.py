@@ -3,31 +3,42 @@
 Norms, modulation and the resizing of codes are not counted.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from videoar_jax.models.base import Run, SamplingProgram, SamplingWork
+from videoar_jax.models.base import SamplingProgram, SamplingWork
 from videoar_jax.models.decoding_work import CachedLayers
-from videoar_jax.models.infinity.config import InfinityConfig, by_scale
+from videoar_jax.models.infinity.config import InfinityConfig, InfinitySampling, by_scale
 from videoar_jax.models.infinity.layout import Layout
+from videoar_jax.models.infinity.network import template_of
 from videoar_jax.models.infinity.task import sample
 from videoar_jax.parallel.rules import replicated, sharding_of
 from videoar_jax.parallel.traffic import gathered_bytes
-from videoar_jax.train.state import Template, with_shardings
+from videoar_jax.train.state import with_shardings
 
 
-def sampling_flops(config: InfinityConfig, layout: Layout) -> int:
-  """Returns the FLOPs of sampling an image, without guidance."""
+def sampling_flops(config: InfinityConfig, layout: Layout, num_passes: int) -> int:
+  """Returns the FLOPs of sampling an image.
+
+  Args:
+    config: the network.
+    layout: of an image.
+    num_passes: see `num_passes`.
+  """
   m, text = config.d_model, config.text_length
   # Self-attention has four products with weights, attention to the prompt two, and its keys two.
   weights = 6 * m**2 + 2 * m * config.mlp_dim
   total = config.num_layers * text * 2 * m**2
   # Pooling of the prompt, and its projection.
   total += text * (3 * m * config.text_width + m**2)
-  ends = m * 3 * config.token_width
   for num, length in zip(layout.sizes, _lengths(layout), strict=True):
-    total += num * (config.num_layers * (weights + 2 * (length + text) * m) + ends)
-  return 2 * total
+    logits = 2 * m * config.token_width
+    total += num * (config.num_layers * (weights + 2 * (length + text) * m) + logits)
+  # The first token is made of the prompt.
+  inputs = (layout.length - 1) * m * config.token_width
+  return 2 * (num_passes * total + inputs)
 
 
 def _lengths(layout: Layout) -> list[int]:
@@ -35,34 +46,41 @@ def _lengths(layout: Layout) -> list[int]:
   return [layout.slice_of(s).stop for s in range(layout.num_scales)]
 
 
-def num_passes(run: Run, layout: Layout) -> int:
-  """Returns how often the network runs for an image's step: twice with guidance."""
-  table = by_scale("guidance", run.sampling.guidance, layout.num_scales)
+def num_passes(sampling: InfinitySampling, layout: Layout) -> int:
+  """Returns how many rows of the network an image has: two with guidance, which share inputs."""
+  table = by_scale("guidance", sampling.guidance, layout.num_scales)
   return 1 if (table == 1).all() else 2
 
 
 def sampling_program(
-  run: Run, layout: Layout, template: Template, mesh, num_images: int, dtype: jnp.dtype
+  config: InfinityConfig,
+  sampling: InfinitySampling,
+  encoder: Any,
+  layout: Layout,
+  mesh,
+  num_images: int,
+  dtype: jnp.dtype,
 ) -> SamplingProgram:
   """Returns the sampler's program.
 
   Args:
-    run: with the network and the settings of sampling.
+    config: the network.
+    sampling: how images are sampled.
+    encoder: of prompts, with `encode` and `null`.
     layout: of an image.
-    template: of the network.
     mesh: devices, or an abstract one.
     num_images: that are sampled together.
     dtype: of the weights.
   Raises:
     ShardingError: the mesh does not divide the heads.
   """
-  config, encoder = run.generator, run.text.encoder
+  template = template_of(config)
   cast = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), template.shapes)
   params = with_shardings(cast, template.shardings(mesh))
-  net, passes, null = template.module(params), num_passes(run, layout), encoder.null()
+  net, passes, null = template.module(params), num_passes(sampling, layout), encoder.null()
 
   def sample_latents(net, text, seed):
-    found = sample(net, layout, text, seed, encoder, run.sampling)
+    found = sample(net, layout, text, seed, encoder, sampling)
     return found.quantized
 
   split = sharding_of(("batch",) + (None,) * null.ndim, (num_images, *null.shape), mesh)
@@ -85,14 +103,14 @@ def sampling_program(
     ),
     settings={},
     params=params,
-    work=_sampling_work(config, layout, layers, params),
+    work=_sampling_work(config, layout, layers, num_images, params),
     description="guided" if passes > 1 else "not guided",
     num_parts=1,
   )
 
 
 def _sampling_work(
-  config: InfinityConfig, layout: Layout, layers: CachedLayers, params: dict
+  config: InfinityConfig, layout: Layout, layers: CachedLayers, num_images: int, params: dict
 ) -> SamplingWork:
   """Estimates the sampling of images.
 
@@ -100,6 +118,7 @@ def _sampling_work(
     config: the network.
     layout: of an image.
     layers: on the mesh.
+    num_images: that are sampled together.
     params: shapes of the parameters, with their shardings.
   """
   used, gathered = gathered_bytes(params, jax.tree.map(lambda x: x.sharding, params))
@@ -113,7 +132,7 @@ def _sampling_work(
     links += gathered + layers.sum_bytes(num, 3)
   return SamplingWork(
     num_steps=layout.num_scales,
-    flops=layers.rows * sampling_flops(config, layout),
+    flops=num_images * sampling_flops(config, layout, layers.rows // num_images),
     memory_traffic=memory,
     link_traffic=links,
     # The last scale's are seen by none after it.

@@ -149,13 +149,14 @@ class InfinityStar:
 
   def sampling_work(self, run: Run, stage: Stage, batch_size: int) -> tuple[int, float]:
     """See `Family`."""
-    layout, rows = _layout(run, stage.data), batch_size * work.num_passes(run)
-    return work.num_steps(layout), rows * work.sampling_flops(run.generator, layout)
+    layout, passes = _layout(run, stage.data), work.num_passes(run.sampling)
+    flops = work.sampling_flops(run.generator, layout, passes)
+    return work.num_steps(layout), batch_size * flops
 
   def sampling_program(self, run, stage, template, mesh, num_clips: int, dtype) -> SamplingProgram:
     """See `Family`."""
-    layout = _layout(run, stage.data)
-    return work.sampling_program(run, layout, mesh, num_clips, jnp.dtype(dtype))
+    layout, settings = _layout(run, stage.data), (run.generator, run.sampling)
+    return work.sampling_program(*settings, layout, mesh, num_clips, jnp.dtype(dtype))
 
 
 def _layout(run: Run, clip: ClipShape | Data) -> Layout:

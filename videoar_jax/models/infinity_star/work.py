@@ -8,10 +8,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from videoar_jax.models.base import Run, SamplingProgram, SamplingWork
+from videoar_jax.models.base import SamplingProgram, SamplingWork
 from videoar_jax.models.decoding_work import CachedLayers
 from videoar_jax.models.infinity_star import generate, sampler
-from videoar_jax.models.infinity_star.config import InfinityStarConfig
+from videoar_jax.models.infinity_star.config import InfinityStarConfig, InfinityStarSampling
 from videoar_jax.models.infinity_star.layout import Layout
 from videoar_jax.models.infinity_star.network import template_of
 from videoar_jax.nn.cache import Cache
@@ -20,8 +20,14 @@ from videoar_jax.parallel.traffic import gathered_bytes
 from videoar_jax.train.state import with_shardings
 
 
-def sampling_flops(config: InfinityStarConfig, layout: Layout) -> int:
-  """Returns the FLOPs of sampling a clip, without guidance."""
+def sampling_flops(config: InfinityStarConfig, layout: Layout, num_passes: int) -> int:
+  """Returns the FLOPs of sampling a clip.
+
+  Args:
+    config: the network.
+    layout: of a clip.
+    num_passes: see `num_passes`.
+  """
   k, m = config.head_dim, config.d_model
   heads, kv_heads = config.num_heads * k, config.num_kv_heads * k
   weights = m * (2 * heads + 2 * kv_heads) + 3 * m * config.mlp_dim
@@ -30,12 +36,12 @@ def sampling_flops(config: InfinityStarConfig, layout: Layout) -> int:
     return config.num_layers * num * (weights + 2 * length * heads)
 
   text = layout.text_length
-  total = blocks(text, text) + text * config.text_dim * m
+  total, inputs = blocks(text, text) + text * config.text_dim * m, 0
   for scale, seen in zip(layout.scales, _seen(layout), strict=True):
     n = scale.num_tokens
-    ends = n * m * (config.num_channels + 2 * scale.num_bits)
-    total += scale.repetitions * (blocks(n, n + seen) + ends)
-  return 2 * total
+    total += scale.repetitions * (blocks(n, n + seen) + 2 * n * m * scale.num_bits)
+    inputs += scale.repetitions * n * m * config.num_channels
+  return 2 * (num_passes * total + inputs)
 
 
 def _seen(layout: Layout) -> list[int]:
@@ -49,18 +55,24 @@ def num_steps(layout: Layout) -> int:
   return 1 + sum(scale.repetitions for scale in layout.schedule)
 
 
-def num_passes(run: Run) -> int:
-  """Returns how often the network runs for a clip's step: twice with guidance."""
-  return 1 if run.sampling.guidance == 1 else 2
+def num_passes(sampling: InfinityStarSampling) -> int:
+  """Returns how many rows of the network a clip has: two with guidance, which share inputs."""
+  return 1 if sampling.guidance == 1 else 2
 
 
 def sampling_program(
-  run: Run, layout: Layout, mesh, num_clips: int, dtype: jnp.dtype
+  config: InfinityStarConfig,
+  sampling: InfinityStarSampling,
+  layout: Layout,
+  mesh,
+  num_clips: int,
+  dtype: jnp.dtype,
 ) -> SamplingProgram:
   """Returns the sampler's program for the scale that costs most.
 
   Args:
-    run: with the network and the settings of sampling.
+    config: the network.
+    sampling: how clips are sampled.
     layout: of a clip.
     mesh: devices, or an abstract one.
     num_clips: that are sampled together.
@@ -69,11 +81,11 @@ def sampling_program(
     ShardingError: the mesh does not divide the heads.
   """
   # Adapters are merged for sampling.
-  config = dataclasses.replace(run.generator, lora_rank=0)
+  config = dataclasses.replace(config, lora_rank=0)
   template = template_of(config)
   cast = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), template.shapes)
   params = with_shardings(cast, template.shardings(mesh))
-  net, passes = template.module(params), num_passes(run)
+  net, passes = template.module(params), num_passes(sampling)
   layers = CachedLayers(
     mesh,
     passes * num_clips,
@@ -100,7 +112,7 @@ def sampling_program(
   split = sharding_of(("batch", None, None, None, None), total, mesh)
   documents = [layout.text_length]
   documents += [] if context is None else [sizes[context]]
-  guidance = generate.Guidance.of(run.sampling)
+  guidance = generate.Guidance.of(sampling)
   arguments = (
     net,
     dataclasses.replace(scale, start=0, pyramid=0),
@@ -153,7 +165,7 @@ def _sampling_work(
     links += count * (gathered + layers.sum_bytes(num, 2))
   return SamplingWork(
     num_steps=num_steps(layout),
-    flops=layers.rows * sampling_flops(config, layout),
+    flops=num_clips * sampling_flops(config, layout, layers.rows // num_clips),
     memory_traffic=memory,
     link_traffic=links,
     cache_bytes=layers.cache_bytes(max(_kept(layout))),
@@ -166,4 +178,3 @@ def _kept(layout: Layout) -> list[int]:
     seen + (scale.num_tokens if generate.is_kept(layout, s) else 0)
     for s, (scale, seen) in enumerate(zip(layout.scales, _seen(layout), strict=True))
   ]
-
