@@ -263,7 +263,7 @@ def _add_random(parser: argparse.ArgumentParser) -> None:
   from videoar_jax.converters.layouts import NAMES
 
   add, unset = parser.add_argument, argparse.SUPPRESS
-  add("--like", required=True, default=unset, choices=NAMES, help="the public model")
+  add("--like", required=True, default=unset, help=f"the public model: {', '.join(NAMES)}")
   add("--out", required=True, default=unset, help="new folder for the result", type=_path)
   add("--dtype", choices=WEIGHT_DTYPES, default="bfloat16", help="of the generator's weights")
   parser.set_defaults(run=_write_random)

@@ -38,13 +38,11 @@ class PublicLayout:
   """The layout of a public model.
 
   Attributes:
-    name: such as `infinity_2b`.
     config: of the network.
     settings: config of a run of it, without paths.
     tokenizer: description of its tokenizer.
   """
 
-  name: str
   config: Any
   settings: dict
   tokenizer: Saved
@@ -118,12 +116,8 @@ def _nova(name: str, size: str, side: int | tuple[int, int], is_video: bool) -> 
 def _layout(
   name: str, config: Any, settings: dict, family: str, tokenizer: TokenizerConfig
 ) -> PublicLayout:
-  return PublicLayout(name, config, settings, Saved(family, tokenizer, source_of(name)))
-
-
-def source_of(name: str) -> str:
-  """Returns where a model of random weights is from, for display."""
-  return f"random weights, in the layout of {name}"
+  source = f"random weights, with the layout of {name}"
+  return PublicLayout(config, settings, Saved(family, tokenizer, source))
 
 
 # Family, then what its function takes.
