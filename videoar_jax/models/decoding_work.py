@@ -73,11 +73,29 @@ class CachedLayers:
       num_queries: tokens of a call.
       length: positions that they attend to.
     """
-    keys = self.keys(length)
-    shards = self.num_kv_heads // keys.sharding.shard_shape(keys.shape)[2]
-    heads = self.device_rows * self.num_layers * self.num_heads / shards
-    scores = heads * num_queries * length * (3 * 4 + 2 * self.dtype.itemsize)
+    scores = self.num_layers * self._device_heads * num_queries * length
+    scores *= 3 * 4 + 2 * self.dtype.itemsize
     return num_query_blocks(num_queries) * self.cache_bytes(length) + scores
+
+  @property
+  def _device_heads(self) -> float:
+    """Heads of queries of a device, over its rows."""
+    keys = self.keys(1)
+    shards = self.num_kv_heads // keys.sharding.shard_shape(keys.shape)[2]
+    return self.device_rows * self.num_heads / shards
+
+  def held_bytes(self, num_tokens: int, length: int, width: float) -> float:
+    """Returns the bytes of activations that a device holds at once.
+
+    Args:
+      num_tokens: of a call.
+      length: positions that they attend to.
+      width: of the arrays that a layer holds at once, on a device.
+    """
+    block = -(-num_tokens // num_query_blocks(num_tokens))
+    # Scores in float32, and their exponentials in the type of activations.
+    scores = self._device_heads * block * length * (4 + self.dtype.itemsize)
+    return self.device_rows * num_tokens * width * self.dtype.itemsize + scores
 
   def token_bytes(self, num_tokens: int, width: float) -> float:
     """Returns the bytes of writing and reading activations.
