@@ -138,7 +138,7 @@ def test_too_little_memory_is_said_before_loading(folder, monkeypatch):
   monkeypatch.setattr(model_folder, "available_bytes", lambda: needed - 1)
   sizes = rf"{needed / 2**30:.1f} GiB of memory for its weights in float32, .* in bfloat16, but"
   with monkeypatch.context() as patch:
-    patch.setattr(jax, "make_array_from_callback", lambda *_: pytest.fail("weights are read"))
+    patch.setattr(model_folder, "_array", lambda *_: pytest.fail("weights are read"))
     with pytest.raises(ValueError, match=f"needs {sizes}"):
       videoar_jax.load_model(folder)
   model = videoar_jax.load_model(folder, dtype="bfloat16")

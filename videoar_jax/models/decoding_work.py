@@ -84,18 +84,24 @@ class CachedLayers:
     shards = self.num_kv_heads // keys.sharding.shard_shape(keys.shape)[2]
     return self.device_rows * self.num_heads / shards
 
-  def held_bytes(self, num_tokens: int, length: int, width: float) -> float:
-    """Returns the bytes of activations that a device holds at once.
+  def held_bytes(self, num_tokens: int, length: int, mlp_dim: int) -> float:
+    """Returns the most bytes of activations that a device holds at once.
+
+    In attention these are the residual, queries, keys with values, and the result, beside the
+    scores of a block of queries; in the MLP the residual, the normalized one, and two of the width
+    of the MLP. TPU's compiler needs as much (docs/plans.md).
 
     Args:
       num_tokens: of a call.
       length: positions that they attend to.
-      width: of the arrays that a layer holds at once, on a device.
+      mlp_dim: width of the MLP.
     """
     block = -(-num_tokens // num_query_blocks(num_tokens))
-    # Scores in float32, and their exponentials in the type of activations.
+    # In float32, and their exponentials in the type of activations.
     scores = self._device_heads * block * length * (4 + self.dtype.itemsize)
-    return self.device_rows * num_tokens * width * self.dtype.itemsize + scores
+    number = self.device_rows * num_tokens * self.dtype.itemsize
+    wide = 2 * mlp_dim / self.mesh.shape["tensor"]
+    return max(4 * self.d_model * number + scores, (2 * self.d_model + wide) * number)
 
   def token_bytes(self, num_tokens: int, width: float) -> float:
     """Returns the bytes of writing and reading activations.

@@ -125,8 +125,6 @@ def _sampling_work(
   tensor, text = layers.mesh.shape["tensor"], config.text_length
   # Norms and sums, whole on every device; products of both attentions, and the MLP.
   width = 6 * config.d_model + (6 * config.d_model + 2 * config.mlp_dim) / tensor
-  # The residual before and after, normalized, and a branch; both sides of GELU.
-  held = 4 * config.d_model + 2 * config.mlp_dim / tensor
   memory = links = 0.0
   for num, length in zip(layout.sizes, _lengths(layout), strict=True):
     attention = layers.attention_bytes(num, length) + layers.attention_bytes(num, text)
@@ -140,7 +138,7 @@ def _sampling_work(
     # The last scale's are seen by none after it.
     cache_bytes=layers.cache_bytes(text + layout.length - layout.sizes[-1]),
     activation_bytes=max(
-      layers.held_bytes(num, length, held)
+      layers.held_bytes(num, length, config.mlp_dim)
       for num, length in zip(layout.sizes, _lengths(layout), strict=True)
     ),
   )

@@ -154,8 +154,6 @@ def _sampling_work(
   # Norms and sums, whole on every device; queries, keys, values, their mixture, and the MLP.
   split = 2 * (config.num_heads + config.num_kv_heads) * k + 3 * config.mlp_dim
   width = 4 * config.d_model + split / tensor
-  # The residual before and after, normalized, and a branch; two of the MLP's three arrays.
-  held = 4 * config.d_model + 2 * config.mlp_dim / tensor
   calls = [(1, layout.text_length, layout.text_length)]
   calls += [
     (scale.repetitions, scale.num_tokens, scale.num_tokens + seen)
@@ -171,7 +169,9 @@ def _sampling_work(
     memory_traffic=memory,
     link_traffic=links,
     cache_bytes=layers.cache_bytes(max(_kept(layout))),
-    activation_bytes=max(layers.held_bytes(num, length, held) for _, num, length in calls),
+    activation_bytes=max(
+      layers.held_bytes(num, length, config.mlp_dim) for _, num, length in calls
+    ),
   )
 
 
