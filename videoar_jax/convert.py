@@ -13,6 +13,10 @@ the Hugging Face hub: hf://OWNER/NAME[/PATH][@REVISION].
 
 uploads a model's folder to it.
 
+  python -m videoar_jax.convert random --like=infinity_star_480p --out=FOLDER
+
+writes a model of random weights with the layout of a public one, for plans and trials.
+
   python -m videoar_jax.convert infinity_tokenizer --checkpoint=FILE --out=FOLDER
 
 FILE is a .safetensors file, or a .pth file, which needs PyTorch. Only tensors are read from a .pth
@@ -255,6 +259,22 @@ def _export_model(options: argparse.Namespace) -> str:
   )
 
 
+def _add_random(parser: argparse.ArgumentParser) -> None:
+  from videoar_jax.converters.layouts import NAMES
+
+  add, unset = parser.add_argument, argparse.SUPPRESS
+  add("--like", required=True, default=unset, help=f"the public model: {', '.join(NAMES)}")
+  add("--out", required=True, default=unset, help="new folder for the result", type=_path)
+  add("--dtype", choices=WEIGHT_DTYPES, default="bfloat16", help="of the generator's weights")
+  parser.set_defaults(run=_write_random)
+
+
+def _write_random(options: argparse.Namespace) -> str:
+  from videoar_jax.converters.random_weights import write_random
+
+  return write_random(**_settings(options))
+
+
 def _add_push(parser: argparse.ArgumentParser) -> None:
   add, unset = parser.add_argument, argparse.SUPPRESS
   add("--model", required=True, default=unset, type=_path, help="the model's folder")
@@ -369,6 +389,7 @@ COMMANDS = {
   "nova": ("a public NOVA, with its autoencoder and text encoder", _add_nova),
   "infinity": ("a public Infinity, text to image", _add_infinity),
   "infinity_star": ("a public InfinityStar, text and image to video", _add_infinity_star),
+  "random": ("random weights with the layout of a public model", _add_random),
   "infinity_tokenizer": ("Infinity's public image tokenizer", _add_infinity_tokenizer),
   "star_tokenizer": ("InfinityStar's public video autoencoder", _add_star_tokenizer),
   "kl_tokenizer": ("public continuous autoencoders of images and video", _add_kl_tokenizer),

@@ -1,8 +1,10 @@
 """Models as folders: the same clips as the run, nothing else needed, damage is named."""
 
 import json
+import math
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from tiny_runs import make_config, save_tokenizer
@@ -11,9 +13,10 @@ import videoar_jax
 from videoar_jax import convert, sample
 from videoar_jax.experiment import file_copies, model_folder, parse, run
 from videoar_jax.experiment.stages import Stages
+from videoar_jax.interop import tensors
 from videoar_jax.models.videoar.task import GeneratorTask
-from videoar_jax.parallel.mesh import make_mesh
-from videoar_jax.train.state import flatten
+from videoar_jax.parallel.mesh import MeshConfig, make_mesh
+from videoar_jax.train.state import flatten, with_shardings
 
 PROMPTS = ["a large red circle moves left", "a small blue star moves up"]
 
@@ -126,6 +129,34 @@ def test_the_copy_of_a_tokenizer_is_replaced_until_something_is_trained(folder, 
   file_copies.check_same_tokenizer(
     values | {"frozen_tokenizer": str(tmp_path / "two")}, tmp_path / "w"
   )
+
+
+def test_too_little_memory_is_said_before_loading(folder, monkeypatch):
+  """In the type that is asked for, whatever the type in the file."""
+  shapes = tensors.shapes(folder / model_folder.WEIGHTS)
+  needed = 4 * sum(map(math.prod, shapes.values()))
+  monkeypatch.setattr(model_folder, "available_bytes", lambda: needed - 1)
+  sizes = rf"{needed / 2**30:.1f} GiB of memory for its weights in float32, .* in bfloat16, but"
+  with monkeypatch.context() as patch:
+    patch.setattr(model_folder, "_array", lambda *_: pytest.fail("weights are read"))
+    with pytest.raises(ValueError, match=f"needs {sizes}"):
+      videoar_jax.load_model(folder)
+  model = videoar_jax.load_model(folder, dtype="bfloat16")
+  assert {str(x.dtype) for x in jax.tree.leaves(model.generator)} == {"bfloat16"}
+  whole = tensors.read(folder / model_folder.WEIGHTS)["norm_out.scale"]
+  np.testing.assert_array_equal(model.generator.norm_out.scale[...], whole.astype("bfloat16"))
+
+
+def test_a_stage_starts_from_weights_of_half_precision(folder, tmp_path):
+  half = tmp_path / "half.safetensors"
+  whole = tensors.read(folder / model_folder.WEIGHTS)
+  tensors.write(half, {name: x.astype("bfloat16") for name, x in whole.items()})
+  stages = Stages(parse.finalize(make_config()), tmp_path, make_mesh(MeshConfig()))
+  template = stages.module_template(stages.run.stages[-1])
+  abstract = with_shardings(template.shapes, template.shardings(stages.mesh))
+  for name, found in model_folder.load_initial(half, abstract).items():
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, whole[name].astype("bfloat16").astype(np.float32))
 
 
 def test_damage_is_named(folder, tmp_path, capsys):

@@ -15,7 +15,7 @@ from videoar_jax.experiment import parse, run, workdir
 from videoar_jax.experiment.defaults import complete
 from videoar_jax.experiment.stages import Stages
 from videoar_jax.experiment.validate import check_init, check_mixtures
-from videoar_jax.interop import weights
+from videoar_jax.interop import tensors, weights
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.train.checkpoint import Checkpointer
 from videoar_jax.train.state import flatten
@@ -157,7 +157,7 @@ def save_random(stages, stage):
   return params
 
 
-def test_weights_are_handed_over_in_parts(tmp_path):
+def test_weights_are_handed_over_in_parts(tmp_path, monkeypatch):
   """From a stage and from a file, each device loads only its shard of a generator."""
   settings = parse.finalize(make_mixed_config())
   mesh = make_mesh(MeshConfig(data=1, fsdp=2), jax.devices()[:2])
@@ -182,6 +182,7 @@ def test_weights_are_handed_over_in_parts(tmp_path):
   values.generator.mlp_dim = 8
   with pytest.raises(ValueError, match=r"stage\.II\.init\.from=.*shape: "):
     check_init(Stages(parse.finalize(values), tmp_path, mesh))
+  monkeypatch.setattr(tensors, "read", lambda path: pytest.fail(f"{path} is read whole"))
   for given, stage in ((stages, second), (from_file, from_file.run.stages[2])):
     got = given.first_state(stage, Catching(), 0)
     jax.tree.map(np.testing.assert_array_equal, got, params)

@@ -66,6 +66,7 @@ def test_prompts_are_encoded_with_the_tokenizers_own_special_tokens(tmp_path, va
     if ids:
       np.testing.assert_allclose(found[: len(ids)], expected_of(module, ids), atol=1e-5)
   np.testing.assert_array_equal(encoder.null(), encoder.encode(""))
+  assert encoder.num_bytes == sum(x.nbytes for x in jax.tree.leaves(module))
 
 
 def test_long_prompts_are_cut_before_the_end_token(folder, caplog):

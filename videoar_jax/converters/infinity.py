@@ -55,21 +55,12 @@ def convert_infinity_model(
     ValueError, OSError: names the file or the flag, and the reason.
   """
 
-  def settings_of(config: InfinityConfig) -> dict:
-    size = _size_of("infinity", config)
-    settings = model_settings("infinity", config)
-    settings.data.resolution = resolution or ((256, 256) if size == "125m" else (1024, 1024))
-    settings.data.num_frames = 1
-    settings.text.length = config.text_length
-    settings.sampling.update(RELEASED.get(size, {}))
-    return settings.to_dict()
-
   return _convert(
     "Infinity",
     checkpoint,
     out,
     infinity,
-    settings_of,
+    lambda config: image_settings(config, resolution),
     convert_infinity,
     tokenizer=tokenizer,
     text_encoder=text_encoder,
@@ -100,24 +91,47 @@ def convert_star_model(
   if num_frames not in STAR_FRAMES or (size == "720p" and num_frames != STAR_FRAMES[0]):
     raise ValueError(f"--num_frames={num_frames}: {size} has 81 frames, and 480p also 161")
 
-  def settings_of(config: InfinityStarConfig) -> dict:
-    settings = model_settings("infinity_star", config)
-    settings.data.resolution = STAR_RESOLUTIONS[size]
-    settings.data.num_frames, settings.data.frame_rate = num_frames, STAR_RATE
-    settings.text.length = config.text_length
-    return settings.to_dict()
-
   return _convert(
     "InfinityStar",
     checkpoint,
     out,
     star,
-    settings_of,
+    lambda config: video_settings(config, size, num_frames),
     convert_star,
     tokenizer=tokenizer,
     text_encoder=text_encoder,
     dtype=dtype,
   )
+
+
+def image_settings(config: InfinityConfig, resolution: tuple[int, int] | None = None) -> dict:
+  """Returns the config of an Infinity, without paths.
+
+  Args:
+    config: the network.
+    resolution: see `convert_infinity_model`.
+  """
+  size = _size_of("infinity", config)
+  settings = model_settings("infinity", config)
+  settings.data.resolution = resolution or ((256, 256) if size == "125m" else (1024, 1024))
+  settings.data.num_frames = 1
+  settings.text.length = config.text_length
+  settings.sampling.update(RELEASED.get(size, {}))
+  return settings.to_dict()
+
+
+def video_settings(config: InfinityStarConfig, size: str, num_frames: int) -> dict:
+  """Returns the config of an InfinityStar, without paths.
+
+  Args:
+    config: the network.
+    size, num_frames: see `convert_star_model`.
+  """
+  settings = model_settings("infinity_star", config)
+  settings.data.resolution = STAR_RESOLUTIONS[size]
+  settings.data.num_frames, settings.data.frame_rate = num_frames, STAR_RATE
+  settings.text.length = config.text_length
+  return settings.to_dict()
 
 
 def _size_of(family: str, config: Any) -> str | None:

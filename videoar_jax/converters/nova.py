@@ -76,7 +76,7 @@ def convert_nova(
   except ValueError as error:
     raise ValueError(f"{folder}: {error}") from error
   config, lines = _with_noise(checkpoint, config)
-  settings = _settings(values, config)
+  settings = settings_of(values, config)
   with tempfile.TemporaryDirectory() as scratch:
     folder = pathlib.Path(scratch)
     parts = [tokenizer_part(tokenizer, checkpoint / "vae", folder, _convert_vae)]
@@ -134,9 +134,12 @@ def _check_settings(path: pathlib.Path, values: dict, wanted: dict) -> None:
       raise ValueError(f"{path}: {field}={values[field]!r} is not supported, only {value!r}")
 
 
-def _settings(values: dict, config: NovaConfig) -> dict:
-  """Returns the config of the model, without paths.
+def settings_of(values: dict, config: NovaConfig) -> dict:
+  """Returns the config of a NOVA, without paths.
 
+  Args:
+    values: of its `transformer/config.json`.
+    config: the network.
   Raises:
     ValueError: the transformer's config says no size of a picture.
   """

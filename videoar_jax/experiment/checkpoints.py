@@ -106,7 +106,12 @@ class StageCheckpoints:
     return template, jax.tree.map(lambda x: place(x, replicated(self.mesh)), params)
 
   def load_params(
-    self, stage: StageConfig, step: int | None = None, *, is_split: bool = False
+    self,
+    stage: StageConfig,
+    step: int | None = None,
+    *,
+    is_split: bool = False,
+    dtype: np.dtype | None = None,
   ) -> tuple[Template, dict]:
     """Returns a stage's structure and its (averaged, where kept) parameters.
 
@@ -114,12 +119,13 @@ class StageCheckpoints:
       stage: the stage.
       step: of the checkpoint; None for the newest.
       is_split: whether to shard over devices, as in training; otherwise replicated.
+      dtype: to read a model's folder in; None for the type of its file. Checkpoints have their own.
     Raises:
       FileNotFoundError: the stage has no checkpoint.
     """
     template, part, abstract = self._part(stage, is_split)
     if model_folder.is_model(self.workdir):
-      return template, model_folder.load_params(self.workdir, abstract)
+      return template, model_folder.load_params(self.workdir, abstract, dtype)
     with self.reader(stage) as checkpointer:
       return template, checkpointer.restore_item(part, abstract, step)
 

@@ -63,14 +63,12 @@ def load_tokenizer(path: str | os.PathLike, *, mesh: MeshConfig | None = None) -
   # A tokenizer needs no text: files of the text encoder may be missing.
   devices = None if mesh is None else make_mesh(mesh)
   stages, wanted, step = _open(path, devices, needs_text=False)
-  if stages.run.frozen_tokenizer is not None:
-    template, params = stages.frozen_tokenizer()
-    module = template.module(params)
-    return stages.run.tokenizer_family.make_tokenizer(module, stages.run.data.resolution)
-  stage = _stage(stages.run, "tokenizer", wanted)
-  step = step if stage.name == wanted else None
-  module = _module(stages, stage, step)
-  return stages.run.tokenizer_family.make_tokenizer(module, stage.data.resolution)
+  run = stages.run
+  stage = None if run.frozen_tokenizer is not None else _stage(run, "tokenizer", wanted)
+  data = run.data if stage is None else stage.data
+  step = step if stage is not None and stage.name == wanted else None
+  module = _tokenizer_module(stages, stage, step)
+  return run.tokenizer_family.make_tokenizer(module, data.resolution)
 
 
 def load_model(
@@ -105,15 +103,11 @@ def load_model(
   if devices is not None:
     stages.run.family.check_mesh(stages.run, devices)
   stage = _stage(stages.run, "generator", wanted)
-  if stages.run.frozen_tokenizer is None:
-    tokenizer = _module(stages, stages.stage_before(stage, "tokenizer"), None)
-  else:
-    template, params = stages.frozen_tokenizer()
-    tokenizer = template.module(params)
+  tokenizer = _tokenizer_module(stages, stages.stage_before(stage, "tokenizer"), None)
   return stages.run.family.make_model(
     stages.run,
     stage,
-    _module(stages, stage, step, is_split=True),
+    _module(stages, stage, step, is_split=True, dtype=jnp.dtype(dtype)),
     tokenizer,
     resolution=resolution,
     mesh=devices,
@@ -265,10 +259,22 @@ def _stage(run: RunConfig, kind: str, name: str | None) -> StageConfig:
   return [other for other in stages if run.stages.index(other) < run.stages.index(named)][-1]
 
 
-def _module(stages: Stages, stage, step: int | None, *, is_split: bool = False) -> nnx.Module:
+def _tokenizer_module(stages: Stages, stage: StageConfig | None, step: int | None) -> nnx.Module:
+  """Returns the tokenizer that a stage trained; the run's frozen one, if it has that."""
+  if stages.run.frozen_tokenizer is None:
+    return _module(stages, stage, step)
+  template, params = stages.frozen_tokenizer()
+  return template.module(params)
+
+
+def _module(
+  stages: Stages, stage: StageConfig, step: int | None, *, is_split: bool = False, dtype=None
+) -> nnx.Module:
   try:
-    template, params = stages.load_params(stage, step, is_split=is_split)
+    template, params = stages.load_params(stage, step, is_split=is_split, dtype=dtype)
   except ValueError as error:
+    if is_model(stages.workdir):
+      raise
     # Further sentences of the message are about the library's settings.
     reason = str(error).partition(". ")[0]
     raise ValueError(

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from videoar_jax.experiment import parse, paths
 from videoar_jax.experiment.defaults import complete
 from videoar_jax.interop import hub, tensors
+from videoar_jax.interop import weights as weight_files
 from videoar_jax.interop.atomic import replacing
 from videoar_jax.interop.strict_json import write_json
 from videoar_jax.interop.tensor_files import TensorFiles
@@ -202,16 +203,15 @@ def check_hashes(folder: pathlib.Path) -> int:
   return len(files)
 
 
-def load_params(folder: pathlib.Path, abstract: dict) -> dict:
+def load_params(folder: pathlib.Path, abstract: dict, dtype: np.dtype | None = None) -> dict:
   """Reads a model's weights, each device only its own shards.
 
   Args:
     folder: of the model.
     abstract: shapes with shardings.
-  Returns:
-    The parameters, in the type that they are stored in.
+    dtype: of the parameters; None for the type that they are stored in.
   Raises:
-    ValueError: they are of another network.
+    ValueError: they are of another network, or there is too little memory.
   """
   files = TensorFiles(folder / WEIGHTS)
   wanted = flatten(abstract)
@@ -221,25 +221,63 @@ def load_params(folder: pathlib.Path, abstract: dict) -> dict:
     raise ValueError(
       f"{folder / WEIGHTS} is not of the network that {CONFIG} describes: {other[0][0]} differs"
     )
-  _check_memory(folder, files.num_bytes)
-  return unflatten(
-    {
-      name: jax.make_array_from_callback(leaf.shape, leaf.sharding, files.reader(name))
-      for name, leaf in wanted.items()
-    }
-  )
+  _check_memory(folder, sum(map(math.prod, shapes.values())), dtype, files.num_bytes)
+  return unflatten({name: _array(files.reader(name), leaf, dtype) for name, leaf in wanted.items()})
 
 
-def _check_memory(folder: pathlib.Path, num_bytes: int) -> None:
-  """Raises ValueError if a model on the CPU needs more memory than there is."""
+def load_initial(
+  path: str | os.PathLike, abstract: dict, *, may_lack: bool = False
+) -> dict[str, jax.Array]:
+  """Reads weights to train from, each device only its own shards.
+
+  Args:
+    path: of a file, or of a model's folder.
+    abstract: shapes with shardings.
+    may_lack: some may be missing, but not all.
+  Returns:
+    float32 parameters by name, those that there are.
+  Raises:
+    ValueError: there are none, or they are damaged, or of another network.
+  """
+  file, wanted = weights_of(path), flatten(abstract)
+  shapes = {name: leaf.shape for name, leaf in wanted.items()}
+  names = weight_files.check_file(file, shapes, may_lack=may_lack)
+  reader, float32 = TensorFiles(file).reader, np.dtype(np.float32)
+  return {name: _array(reader(own), wanted[name], float32) for name, own in names.items()}
+
+
+def _array(read: Callable, leaf: jax.ShapeDtypeStruct, dtype: np.dtype | None) -> jax.Array:
+  """Returns an array of a shape and a sharding, given a function from slices to their values."""
+  # JAX counts this as an implicit transfer, as in `rules.place`.
+  with jax.transfer_guard_host_to_device("allow"):
+    return jax.make_array_from_callback(
+      leaf.shape, leaf.sharding, lambda index: np.asarray(read(index), dtype)
+    )
+
+
+def _check_memory(
+  folder: pathlib.Path, num_parameters: int, dtype: np.dtype | None, num_stored: int
+) -> None:
+  """Raises ValueError if a model on the CPU needs more memory than there is.
+
+  Args:
+    folder: of the model.
+    num_parameters: of its generator.
+    dtype: that they will have; None for that in which they are stored.
+    num_stored: bytes of the file.
+  """
   if jax.default_backend() != "cpu":
     return
   free = available_bytes()
-  if free is not None and num_bytes > free:
-    raise ValueError(
-      f"{folder} needs {num_bytes / 2**30:.1f} GiB of memory for its weights as they are stored, "
-      f"but {free / 2**30:.1f} GiB are free; take a smaller model, or more memory"
-    )
+  needed = num_stored if dtype is None else num_parameters * dtype.itemsize
+  if free is None or needed <= free:
+    return
+  kind = "as they are stored" if dtype is None else f"in {dtype.name}"
+  raise ValueError(
+    f"{folder} needs {needed / 2**30:.1f} GiB of memory for its weights {kind}, "
+    f"{2 * num_parameters / 2**30:.1f} GiB in bfloat16, but {free / 2**30:.1f} GiB are free; take "
+    "--dtype=bfloat16, a smaller model, or more memory"
+  )
 
 
 def available_bytes() -> int | None:

@@ -12,7 +12,6 @@ from videoar_jax.experiment.checkpoints import StageCheckpoints, check_last, ini
 from videoar_jax.experiment.inputs import Batches, media_batch
 from videoar_jax.experiment.schema import StageConfig
 from videoar_jax.experiment.token_cache import Cache, check_fits, encode, encoder_fingerprint
-from videoar_jax.interop import weights
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.parallel import processes
 from videoar_jax.parallel.rules import place
@@ -95,7 +94,7 @@ class Stages(StageCheckpoints):
       return trainer.begin_again(state)
     params = self._first_params(stage, seed)
     if params is not None:
-      # Parameters from a file are replicated.
+      # Those of an image tokenizer are replicated.
       shardings = flatten(trainer.template.shardings(self.mesh))
       placed = {name: place(x, shardings[name]) for name, x in flatten(params).items()}
       params = unflatten(placed)
@@ -111,12 +110,13 @@ class Stages(StageCheckpoints):
       before = self.stage_before(stage, stage.kind)
       return None if before is None else self.hand_over(before, is_split=True)[1]
     if not self.is_inflated(stage):
-      shapes, may_lack = self.shapes(stage), stage.init.missing == "random"
+      template, may_lack = self.module_template(stage), stage.init.missing == "random"
+      abstract = with_shardings(template.shapes, template.shardings(self.mesh))
       try:
-        found = weights.load(model_folder.weights_of(path), shapes, may_lack=may_lack)
+        found = model_folder.load_initial(path, abstract, may_lack=may_lack)
       except ValueError as error:
         raise ValueError(f"stage.{stage.name}.init.from={path}: {error}") from error
-      missing = ", ".join(name for name in shapes if name not in found)
+      missing = ", ".join(name for name in flatten(abstract) if name not in found)
       if missing:
         log.info("stage %s: not in %s, so random: %s", stage.name, path, missing)
       return unflatten(found)

@@ -11,6 +11,7 @@ import pathlib
 import pickle
 import tarfile
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -140,18 +141,24 @@ def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
   tensors.write(path, {key: np.asarray(value, np.float32) for key, value in arrays.items()})
 
 
-def check_file(path: str | os.PathLike, shapes: Shapes, *, may_lack: bool = False) -> None:
+def check_file(
+  path: str | os.PathLike, shapes: Shapes, *, may_lack: bool = False
+) -> dict[str, str]:
   """Makes the checks of `load`, but reads only the file's header.
 
   Args:
     path, shapes, may_lack: see `load`.
+  Returns:
+    The name in the file of each parameter that it has.
   Raises:
     ValueError: the file is missing, damaged, or for another network.
   """
   found = tensors.shapes(_existing(path))
+  names = _names(found, shapes)
   # Broadcast views with these shapes, which take no memory.
-  views = {key: np.broadcast_to(np.float32(0), shape) for key, shape in found.items()}
-  _fitting(views, shapes, str(path), may_lack)
+  views = {name: np.broadcast_to(np.float32(0), found[own]) for name, own in names.items()}
+  check(views, shapes, str(path), may_lack=may_lack)
+  return names
 
 
 def load(
@@ -170,7 +177,9 @@ def load(
   Raises:
     ValueError: the file is missing, damaged, or for another network.
   """
-  arrays = _fitting(tensors.read(_existing(path)), shapes, str(path), may_lack)
+  arrays = tensors.read(_existing(path))
+  arrays = {name: arrays[own] for name, own in _names(arrays, shapes).items()}
+  check(arrays, shapes, str(path), may_lack=may_lack)
   return {key: np.asarray(value, np.float32) for key, value in arrays.items()}
 
 
@@ -181,16 +190,9 @@ def _existing(path: str | os.PathLike) -> pathlib.Path:
   return path
 
 
-def _fitting(
-  arrays: dict[str, np.ndarray], shapes: Shapes, place: str, may_lack: bool
-) -> dict[str, np.ndarray]:
-  """Returns the arrays of a network by its own names.
-
-  Raises:
-    ValueError: they are of another network.
-  """
-  bare = tensors.without_prefix(arrays)
-  if not arrays.keys() & shapes.keys() and bare.keys() & shapes.keys():
-    arrays = bare
-  check(arrays, shapes, place, may_lack=may_lack)
-  return arrays
+def _names(found: Mapping[str, Any], shapes: Shapes) -> dict[str, str]:
+  """Returns the names of arrays by those that a network may have: without a prefix of them all."""
+  bare = tensors.without_prefix({name: name for name in found})
+  if not found.keys() & shapes.keys() and bare.keys() & shapes.keys():
+    return bare
+  return {name: name for name in found}

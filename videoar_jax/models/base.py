@@ -123,9 +123,11 @@ class SamplingWork:
   Attributes:
     num_steps: calls of the network.
     flops: FLOPs over all devices.
-    memory_traffic: bytes of weights and cache that are read.
+    memory_traffic: bytes of weights and cache that are read; with the activations that are read and
+      written, where a family counts these.
     link_traffic: bytes sent to other devices.
     cache_bytes: of keys and values.
+    activation_bytes: the most that activations take besides; 0 where a family does not count them.
   """
 
   num_steps: int
@@ -133,6 +135,7 @@ class SamplingWork:
   memory_traffic: float
   link_traffic: float
   cache_bytes: int
+  activation_bytes: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,6 +86,11 @@ def make_ring(caches, length: int):
   return jax.tree.map(empty, caches)
 
 
+def num_query_blocks(num_queries: int) -> int:
+  """Returns in how many blocks `attend_cached` takes queries, one after the other."""
+  return -(-num_queries // _MAX_QUERIES)
+
+
 def attend_cached(
   query: Float[Array, "b q n k"],
   seen: Sequence[Cache],
@@ -99,7 +104,7 @@ def attend_cached(
     masks: for each cache, where a query may attend; None for everywhere.
   """
   q = query.shape[1]
-  num_blocks = -(-q // _MAX_QUERIES)
+  num_blocks = num_query_blocks(q)
   if num_blocks == 1:
     return _attend(query, seen, masks)
   size = -(-q // num_blocks)

@@ -10,6 +10,7 @@ from videoar_jax.planning.decoding import DecodePlan
 from videoar_jax.planning.step_plan import Memory, StepPlan
 from videoar_jax.train.trainer import NUM_SHOWN
 
+_SHOWN = f"{NUM_SHOWN} samples in training"
 _RATES = (
   f"Times are estimated at {estimate.SHARE_OF_FLOPS:.0%} of the datasheet's bfloat16 FLOP/s and "
   f"{estimate.SHARE_OF_BANDWIDTH:.0%} of its bandwidths"
@@ -34,10 +35,10 @@ def table(plan: StepPlan, memory: Memory | None, media: Memory | str | None = No
     ("state a device", bytes_text(plan.state_bytes)),
   ]
   if cost is None:
-    rows += _memory_rows(memory, None, chip) + _media_rows(media, chip)
+    rows += _memory_rows(memory, None, chip) + _peak_rows(_SHOWN, media, chip)
     return "\n".join([*_aligned(rows), "This family has no step estimate."])
   rows += _memory_rows(memory, None if cost.activation_bytes is None else cost.memory, chip)
-  lines = [*_aligned(rows + _media_rows(media, chip) + _time_rows(plan, cost))]
+  lines = [*_aligned(rows + _peak_rows(_SHOWN, media, chip) + _time_rows(plan, cost))]
   lines.append(f"{_RATES}; parts overlap, so the slowest counts.")
   if stage.mixture:
     lines.append("This is the largest of the stage's shapes; others take at most as long.")
@@ -67,16 +68,20 @@ def _time_rows(plan: StepPlan, cost: estimate.Cost) -> list[tuple[str, str]]:
   return [*rows, (f"{stage.loop.num_steps} steps", f"{days:.3g} days")]
 
 
-def decode_table(plan: DecodePlan, memory: Memory | None) -> str:
-  """Returns memory, FLOPs and time of decoding clips, without the tokenizer's decoder.
+def decode_table(
+  plan: DecodePlan, memory: Memory | None, pixels: Memory | str | None = None
+) -> str:
+  """Returns memory, FLOPs and time of sampling clips.
 
   Args:
-    plan: the decoding.
-    memory: from the compiler; None to estimate it.
+    plan: the sampling.
+    memory: of the generator's largest program, from the compiler; None to estimate it.
+    pixels: of decoding pixels, from the compiler, or why that does not compile; None leaves it out.
   """
   chip, cost, clips = plan.pod.chip, plan.sampling.work, plan.num_clips
   seconds = estimate.sampling_seconds(cost, chip, plan.mesh.size)
-  time, held = sum(seconds.values()), plan.parameter_bytes + cost.cache_bytes
+  time, held = sum(seconds.values()), plan.parameter_bytes + plan.tokenizer_bytes
+  held += cost.cache_bytes + cost.activation_bytes
   shape = "x".join(map(str, (plan.stage.data.num_frames, *plan.stage.data.resolution)))
   what = plan.sampling.description
   rows = [
@@ -84,16 +89,26 @@ def decode_table(plan: DecodePlan, memory: Memory | None) -> str:
     ("devices", f"{plan.mesh.size} ({plan.pod.name}), mesh {estimate.mesh_name(plan.mesh)}"),
     ("parameters", f"{count_parameters(plan.template.shapes):,}"),
     ("parameters a device", bytes_text(plan.parameter_bytes)),
+    ("tokenizer a device", bytes_text(plan.tokenizer_bytes)),
+    *_encoder_rows(plan),
     ("cache a device", bytes_text(cost.cache_bytes)),
     *_memory_rows(memory, held, chip),
+    *_peak_rows("pixels", pixels, chip),
     ("FLOPs", f"{cost.flops:.3g}"),
     ("memory traffic a device", bytes_text(cost.memory_traffic)),
     ("sent between devices", bytes_text(cost.link_traffic)),
     ("time by part", ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())),
     ("all clips", f"{time:.3g} s, {time / plan.sampling.num_parts:.3g} s a latent frame"),
-    ("clips a second", f"{clips / time:.3g}"),
+    ("their pixels", f"{plan.pixel_seconds:.3g} s, for products alone"),
+    ("clips a second", f"{clips / (time + plan.pixel_seconds):.3g}"),
   ]
   return "\n".join([*_aligned(rows), f"{_RATES}; parts do not overlap."])
+
+
+def _encoder_rows(plan: DecodePlan) -> list[tuple[str, str]]:
+  """Returns the memory of the text encoder, which the peak does not include."""
+  num_bytes = plan.encoder_bytes
+  return [("text encoder, on one device", f"{bytes_text(num_bytes)} more")] if num_bytes else []
 
 
 def parameters_table(plan: StepPlan) -> str:
@@ -136,15 +151,15 @@ def _memory_rows(memory: Memory | None, estimated: float | None, chip: Chip) -> 
   ]
 
 
-def _media_rows(media: Memory | str | None, chip: Chip) -> list[tuple[str, str]]:
-  """Returns the memory of samples in training, next to the state."""
-  if media is None:
+def _peak_rows(name: str, memory: Memory | str | None, chip: Chip) -> list[tuple[str, str]]:
+  """Returns the memory of a program besides the first, or why it does not compile."""
+  if memory is None:
     return []
-  text = media
-  if isinstance(media, Memory):
-    share = media.peak / chip.device_memory
-    text = f"peak a device {bytes_text(media.peak)}, {share:.0%} of its memory"
-  return [(f"{NUM_SHOWN} samples in training", text)]
+  text = memory
+  if isinstance(memory, Memory):
+    share = memory.peak / chip.device_memory
+    text = f"peak a device {bytes_text(memory.peak)}, {share:.0%} of its memory"
+  return [(name, text)]
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:

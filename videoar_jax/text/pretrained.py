@@ -66,6 +66,11 @@ class PretrainedText:
     return PretrainedText, (self.path, self.length, self.dtype)
 
   @property
+  def num_bytes(self) -> int:
+    """Bytes of the weights, which stay on the device once they are loaded."""
+    return self._folder.num_parameters * np.dtype(self.dtype).itemsize
+
+  @property
   def num_cut(self) -> int:
     """Number of different prompts so far that were too long."""
     return len(self._cut)

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -92,16 +92,43 @@ def save_tokenizer(folder: str | os.PathLike, saved: Saved, params: dict) -> Non
     ValueError: the folder is not empty.
     OSError: it cannot be written.
   """
+  weights = flatten(params)
+  shapes = {name: leaf.shape for name, leaf in weights.items()}
+  save_each(folder, saved, shapes, lambda name: np.asarray(weights[name]))
+
+
+def save_each(
+  folder: str | os.PathLike,
+  saved: Saved,
+  shapes: Mapping[str, tuple[int, ...]],
+  make: Callable[[str], np.ndarray],
+) -> None:
+  """Writes a tokenizer whose weights are made one at a time, atomically.
+
+  Args:
+    folder: new or empty.
+    saved: its description.
+    shapes: of its parameters, by their names in files.
+    make: returns a parameter by name.
+  Raises:
+    ValueError: the folder is not empty.
+    OSError: it cannot be written.
+  """
   folder = pathlib.Path(folder).absolute()
   check_new(folder)
   folder.parent.mkdir(parents=True, exist_ok=True)
-  weights = flatten(params)
-  kinds = {name: (leaf.shape, np.dtype(np.float32)) for name, leaf in weights.items()}
+  kinds = {name: (shape, np.dtype(np.float32)) for name, shape in shapes.items()}
   with replacing(folder) as partial:
     partial.mkdir()
-    tensors.write_each(partial / WEIGHTS_FILE, kinds, lambda name: np.asarray(weights[name]))
-    text = to_json(dataclasses.asdict(saved), indent=2)
-    (partial / CONFIG_FILE).write_text(text + "\n")
+    tensors.write_each(partial / WEIGHTS_FILE, kinds, make)
+    save_description(partial, saved)
+
+
+def save_description(folder: pathlib.Path, saved: Saved) -> None:
+  """Writes a tokenizer's description alone into a folder, which is all that plans read."""
+  folder.mkdir(parents=True, exist_ok=True)
+  text = to_json(dataclasses.asdict(saved), indent=2)
+  (folder / CONFIG_FILE).write_text(text + "\n")
 
 
 def read_saved(folder: str | os.PathLike, family: TokenizerFamily) -> Saved:

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import nnx
 
-from videoar_jax.models.base import ClipShape, Curves, Run, Stage
+from videoar_jax.models.base import ClipShape, Curves, Run, SamplingProgram, Stage
+from videoar_jax.models.infinity import work
 from videoar_jax.models.infinity.config import InfinityConfig, InfinitySampling, by_scale
 from videoar_jax.models.infinity.layout import Layout, layout_of
 from videoar_jax.models.infinity.network import Infinity as Network
@@ -157,11 +158,16 @@ class Infinity:
     found = sample(module, layout, text, seed, run.text.encoder, run.sampling)
     return found.quantized[:, None]
 
-  def sampling_work(self, run: Run, stage: Stage, batch_size: int) -> None:
+  def sampling_work(self, run: Run, stage: Stage, batch_size: int) -> tuple[int, float]:
     """See `Family`."""
+    layout = _layout(run, stage.data)
+    passes = work.num_passes(run.sampling, layout)
+    return layout.num_scales, batch_size * work.sampling_flops(run.generator, layout, passes)
 
-  def sampling_program(self, run, stage, template, mesh, num_clips: int, dtype) -> None:
+  def sampling_program(self, run, stage, template, mesh, num_clips: int, dtype) -> SamplingProgram:
     """See `Family`."""
+    layout, settings = _layout(run, stage.data), (run.generator, run.sampling, run.text.encoder)
+    return work.sampling_program(*settings, layout, mesh, num_clips, jnp.dtype(dtype))
 
 
 def sampled_resolution(

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from videoar_jax.models.base import ClipShape, Curves, Data, Run, Stage
-from videoar_jax.models.infinity_star import generate
+from videoar_jax.models.base import ClipShape, Curves, Data, Run, SamplingProgram, Stage
+from videoar_jax.models.infinity_star import generate, work
 from videoar_jax.models.infinity_star.config import InfinityStarConfig, InfinityStarSampling
 from videoar_jax.models.infinity_star.layout import Layout
 from videoar_jax.models.infinity_star.network import InfinityStar as Network
@@ -147,11 +147,16 @@ class InfinityStar:
     keys = sample_keys(seed, jnp.arange(len(text)))
     return generate.generate(module, plan, prompts, jax.random.key_data(keys))
 
-  def sampling_work(self, run: Run, stage: Stage, batch_size: int) -> None:
+  def sampling_work(self, run: Run, stage: Stage, batch_size: int) -> tuple[int, float]:
     """See `Family`."""
+    layout, passes = _layout(run, stage.data), work.num_passes(run.sampling)
+    flops = work.sampling_flops(run.generator, layout, passes)
+    return work.num_steps(layout), batch_size * flops
 
-  def sampling_program(self, run, stage, template, mesh, num_clips: int, dtype) -> None:
+  def sampling_program(self, run, stage, template, mesh, num_clips: int, dtype) -> SamplingProgram:
     """See `Family`."""
+    layout, settings = _layout(run, stage.data), (run.generator, run.sampling)
+    return work.sampling_program(*settings, layout, mesh, num_clips, jnp.dtype(dtype))
 
 
 def _layout(run: Run, clip: ClipShape | Data) -> Layout:

@@ -250,6 +250,11 @@ class Plan:
     return cls(layout, Guidance.of(sampling), *temperatures)
 
 
+def is_kept(layout: Layout, number: int) -> bool:
+  """Returns whether a later scale sees the scale of a number, so that its keys are kept."""
+  return layout.scales[number].is_last and number + 1 < len(layout.scales)
+
+
 def pyramids(
   net: InfinityStar,
   plan: Plan,
@@ -288,7 +293,7 @@ def pyramids(
       keys,
       np.asarray(first_id - layout.text_length, np.int32),
       jnp.stack(given[s]) if s < len(given) else None,
-      is_kept=scale.is_last and s + 1 < len(layout.scales),
+      is_kept=is_kept(layout, s),
     )
     if scale.is_last:
       yield total

@@ -40,7 +40,7 @@ class Layout:
   def __post_init__(self):
     if self.kept is None:
       object.__setattr__(self, "kept", tuple(range(len(self.schedule))))
-    for s, context in zip(self.kept, self._contexts, strict=True):
+    for s, context in zip(self.kept, self.contexts, strict=True):
       if context is not None and context not in self.kept:
         raise ValueError(f"kept={self.kept}: scale {s} sees scale {context}, which is left out")
 
@@ -50,7 +50,7 @@ class Layout:
     return tuple(self.schedule[s] for s in self.kept)
 
   @functools.cached_property
-  def _contexts(self) -> tuple[int | None, ...]:
+  def contexts(self) -> tuple[int | None, ...]:
     """Number of the scale that each scale in the sequence sees besides itself, or None."""
     ends = [s for s, scale in enumerate(self.schedule) if scale.is_last]
     pyramids = (self.schedule[s].pyramid for s in self.kept)
@@ -83,7 +83,7 @@ class Layout:
     text = len(self.kept)
     seen = [
       (s, text) if context is None else (s, text, self.kept.index(context))
-      for s, context in enumerate(self._contexts)
+      for s, context in enumerate(self.contexts)
     ]
     sizes = (*(scale.num_tokens for scale in self.scales), self.text_length)
     return DocumentRule(sizes, (*seen, (text,)))

@@ -82,7 +82,7 @@ class Model:
     self._prompts = jax.jit(generate.prompts_of, static_argnames="is_guided")
     self._read = jax.jit(generate.read_prompts)
     self._encode = jax.jit(lambda module, video: encode(module.encoder, video))
-    self._run_scale = jax.jit(_run_scale, static_argnames=("scale", "size", "is_kept"))
+    self._run_scale = scale_program()
     self._quantize = jax.jit(
       lambda latents, schedule: quantize(latents, schedule).bits, static_argnums=1
     )
@@ -339,6 +339,11 @@ class Model:
   def _run(self, function, *arguments, **settings):
     """Calls a function, on the mesh if there is one."""
     return call_on(self.mesh, function, *arguments, **settings)
+
+
+def scale_program() -> Callable[..., generate.Done]:
+  """Returns the program of a scale, which takes what `generate.run_scale` takes."""
+  return jax.jit(_run_scale, static_argnames=("scale", "size", "is_kept"))
 
 
 def _run_scale(net, scale, size, *arguments, is_kept: bool) -> generate.Done:

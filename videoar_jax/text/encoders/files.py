@@ -7,6 +7,7 @@ tokenizer.json                           here, or in ../tokenizer, as `diffusers
 
 import hashlib
 import logging
+import math
 import os
 import pathlib
 
@@ -87,6 +88,12 @@ class EncoderFolder:
     views = {key: np.broadcast_to(zero, files.shapes[key]) for key in sorted(found - unneeded)}
     weights.check(views, wanted, str(self.path))
     return files, names
+
+  @property
+  def num_parameters(self) -> int:
+    """Number of the network's parameters."""
+    config = self.config
+    return sum(math.prod(x.shape) * len(_keys(x, config)) for x in config.tensors().values())
 
   def load(self, dtype: str, device):
     """Loads the network, one parameter at a time.
