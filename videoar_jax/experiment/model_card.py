@@ -127,6 +127,9 @@ def _commands(repository: str, values: dict) -> list[str]:
 
 def _settings(sampling: dict) -> Iterator[tuple[str, str]]:
   for name, value in sampling.items():
+    if isinstance(value, dict):  # A section.
+      yield from ((f"{name}.{field}", text) for field, text in _settings(value))
+      continue
     if isinstance(value, str) and value.endswith(".json"):
       value = pathlib.Path(value).name
     if value is not None:
