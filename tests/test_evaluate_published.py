@@ -15,7 +15,7 @@ from videoar_jax.experiment import load, parse
 from videoar_jax.interop import weights
 from videoar_jax.text.tokenizers import ByteTokenizer
 
-SIDE = 16
+SIDE = 64
 WIDTH = i3d.NUM_POOLED + i3d.NUM_CLASSES
 
 

@@ -74,7 +74,7 @@ def torch_i3d(torch, params, video):
   return x.mean((2, 3, 4)).numpy(), logits.mean((2, 3, 4)).numpy()
 
 
-def test_equals_an_implementation_in_torch(monkeypatch):
+def test_equals_an_implementation_in_torch(monkeypatch, without_type_checks):
   """The same random weights; features, and so the score, agree. Small frames take less time."""
   torch = pytest.importorskip("torch", reason="PyTorch is not installed")
   monkeypatch.setattr(i3d, "SIDE", 64)

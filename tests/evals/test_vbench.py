@@ -26,7 +26,7 @@ PROMPTS = [
 class Painter:
   """Shows each clip's number as its colour; is killed after so many batches."""
 
-  num_frames, resolution, batch_size = 3, (16, 16), 4
+  num_frames, resolution, batch_size = 5, (64, 64), 4
 
   def __init__(self):
     self.text_encoder = ByteTokenizer(72)
@@ -37,7 +37,7 @@ class Painter:
       raise KeyboardInterrupt
     self.calls.append(list(zip(prompts, sample_ids, strict=True)))
     clips = np.array(sample_ids, np.uint8)[:, None, None, None, None]
-    return np.broadcast_to(clips, (len(prompts), self.num_frames, 16, 16, 3))
+    return np.broadcast_to(clips, (len(prompts), self.num_frames, 64, 64, 3))
 
   def num_steps(self, num_frames=None):
     return 12
@@ -126,6 +126,7 @@ def test_processes_share_the_clips(tmp_path, model, monkeypatch):
   for process in range(2):
     monkeypatch.setattr(jax, "process_index", lambda process=process: process)
     model.calls.clear()
+    (tmp_path / str(process) / "videos").mkdir(parents=True)
     # Alone, neither has all.
     with pytest.raises(
       ValueError, match=r"lacks \d+ of 35 clips, such as .*; run the same command"
