@@ -46,7 +46,8 @@ def features_of(
   own = starts[jax.process_index() :: jax.process_count()]
   blocks = {}
   # The time that is left comes from this process's own share.
-  with tqdm(total=len(own) * BLOCK, desc=what, unit="clip", disable=None) as bar:
+  total = sum(len(items[start : start + BLOCK]) for start in own)
+  with tqdm(total=total, desc=what, unit="clip", disable=None) as bar:
     for start in own:
       part = items[start : start + BLOCK]
       path = folder / f"{start:06}.npz"

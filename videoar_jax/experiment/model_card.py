@@ -13,7 +13,7 @@ from videoar_jax.interop.tensor_files import TensorFiles
 SHEET = "samples.png"
 _LIBRARY = "videoar_jax"
 _LICENSE = r"[a-z0-9][a-z0-9.+-]*"  # Such as apache-2.0, cc-by-4.0.
-_NO_SCORES = ("data", "seconds")  # Sections of results that say how they were measured.
+_NO_SCORES = ("data", "protocol", "seconds")  # Sections of results that say how they were measured.
 
 
 def model_card(
