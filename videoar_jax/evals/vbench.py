@@ -29,8 +29,8 @@ SCORES = "vbench_scores.json"
 
 NUM_SAMPLES = 5  # Clips of a prompt that the evaluator reads: `VBench.build_full_info_json`.
 # Of this dimension the evaluator reads clips that `static_filter.py` found to be still: five a
-# prompt, which takes more to choose from. VBench's authors recommend "e.g., 40" (VBench issue 94);
-# published sets of clips have 25 (issue 84).
+# prompt, which takes more to choose from. VBench's authors recommend "e.g., 40" (thread 94 of its
+# page on GitHub); published sets of clips have 25 (thread 84).
 NUM_STILL_SAMPLES = 25
 STILL = "temporal_flickering"
 _MOST = max(NUM_SAMPLES, NUM_STILL_SAMPLES)
