@@ -150,9 +150,12 @@ def test_processes_share_clips(ucf, model, monkeypatch):
   params, protocol = {"gain": np.full(1, 2.0)}, protocols.UCF101_10K
   monkeypatch.setattr(published.jax, "process_count", lambda: 2)
   rows = []
-  monkeypatch.setattr(
-    published.feature_cache, "gather", lambda blocks, num, width: rows.append(sorted(blocks)) or 0
-  )
+
+  def gather(blocks, num, width):
+    rows.append(sorted(blocks))
+    return np.zeros((num, width), np.float32)
+
+  monkeypatch.setattr(published.feature_cache, "gather", gather)
   for process in range(2):
     monkeypatch.setattr(published.jax, "process_index", lambda process=process: process)
     model.made.clear()

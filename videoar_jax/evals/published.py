@@ -148,6 +148,8 @@ class _Reader:
   resolution: tuple[int, int]
 
   def read(self, clips: Sequence[RealClip]) -> UInt8[np.ndarray, "b f H W 3"]:
+    if not clips:
+      return np.zeros((0, self.protocol.num_frames, *self.resolution, 3), np.uint8)
     return np.stack([self._read(clip) for clip in clips])
 
   def _read(self, clip: RealClip) -> UInt8[np.ndarray, "f H W 3"]:
