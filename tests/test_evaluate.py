@@ -17,6 +17,7 @@ from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.evals import fvd, i3d, metrics, reconstruction, scores
 from videoar_jax.evals.media import write_mp4
 from videoar_jax.experiment import load, parse
+from videoar_jax.experiment.data_flags import changed_data
 from videoar_jax.interop import weights
 from videoar_jax.tokenizers import files, lpips
 from videoar_jax.tokenizers.base import Tokenizer
@@ -181,7 +182,7 @@ def test_folder_with_few_clips(tmp_path, workdir, fake_networks, capsys):
 def test_other_data_have_no_settings_of_the_own_source(tmp_path, own):
   data = DataConfig(path="/own", background=(1, 2, 3), **own)
   for name, path in (("sprites", None), (str(tmp_path), str(tmp_path))):
-    found = evaluate._data(argparse.Namespace(data=name), data)
+    found = changed_data(argparse.Namespace(data=name), data)
     source = "folder" if path else "sprites"
     assert found == DataConfig(source=source, path=path, background=(1, 2, 3))
 

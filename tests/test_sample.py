@@ -161,6 +161,8 @@ def test_prompts_with_one_name_get_files_of_their_own(tmp_path, model):
     (["--guidance={tmp}/small.json"], "has shape (1, 2)"),
     (["--temperature=-1"], "--temperature=-1.0"),
     (["--top_p=0"], "--top_p=0.0 must be in (0, 1]"),
+    (["--prefix_guidance=much"], "--prefix_guidance=much must be WEIGHT or WEIGHT,SHARE"),
+    (["--prefix_guidance=0.5,2"], "--prefix_guidance.share=2.0 must be in (0, 1]"),
     (["--seed=-1"], "--seed=-1"),
     (["--prompt=" + "long " * 20], "text.length"),
     (["--out={tmp}/small.json"], "is a file; name a folder"),

@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -168,6 +168,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         # A text where families differ: which of them it is for is not known yet.
         kinds = {_kind_of(x, field.name) for x in FAMILIES.values() if _has(x, field.name)}
         kind = kinds.pop() if len(kinds) == 1 else str
+        kind = kind if isinstance(kind, type) else str  # Sections are parsed when errors name them.
         # argparse interprets percent signs.
         text = texts.get(field.name, "").replace("%", "%%")
         group.add_argument(f"--{field.name}", type=kind, default=argparse.SUPPRESS, help=text)
@@ -178,9 +179,11 @@ def _has(family: Family, name: str) -> bool:
   return name in fields_of(family.sampling)
 
 
-def _kind_of(family: Family, name: str) -> type:
-  """Returns the type of a family's setting: int, float or str."""
+def _kind_of(family: Family, name: str) -> Callable[[str], Any]:
+  """Returns what makes a family's setting of text: int, float, str, or a section's `parse`."""
   hint = typing.get_type_hints(family.sampling)[name]
+  if dataclasses.is_dataclass(hint):
+    return hint.parse
   return next(kind for kind in (int, float, str) if hint is kind or kind in typing.get_args(hint))
 
 
@@ -201,10 +204,12 @@ def _check_family(options: argparse.Namespace, family: Family) -> None:
     owner = next(key for key, other in FAMILIES.items() if _has(other, name))
     raise ValueError(f"--{name} is a setting of {owner}, but the run's family is {own}; remove it")
   for name, value in _settings_of(options).items():
+    kind = _kind_of(family, name)
     try:
-      setattr(options, name, _kind_of(family, name)(value))
-    except ValueError:
-      raise ValueError(f"--{name}={value} is not a number") from None
+      setattr(options, name, kind(value))
+    except ValueError as error:
+      text = f"{name}={value} is not a number" if isinstance(kind, type) else error
+      raise ValueError(f"--{text}") from None
   try:
     family.sampling(**_settings_of(options))
   except ValueError as error:

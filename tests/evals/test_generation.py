@@ -84,6 +84,17 @@ def test_fvd_is_of_the_captions_own_clips(source, monkeypatch):
   }
 
 
+def test_the_own_protocol_has_the_numbers_that_it_always_had(source, monkeypatch):
+  """Those of the code before there were other protocols, on the same clips."""
+  monkeypatch.setattr(fvd, "MIN_CLIPS", 3)
+  monkeypatch.setattr(fvd, "features", mean_colour)
+  found = generation.measure(Painter(source, darken), source, NUM_CLIPS, i3d_params=GAIN).scores()
+  assert found["gfvd"] == {
+    "value": pytest.approx(46664.92096565562, rel=1e-6),
+    "real_against_other_real_clips": pytest.approx(8242.848926665964, rel=1e-6),
+  }
+
+
 def test_what_a_model_does_not_have_is_not_measured(source):
   found = generation.measure(Painter(source), source, 2).scores()
   left_out = ("gfvd", "prompts", "teacher_forced", "steps_a_clip", "drift")

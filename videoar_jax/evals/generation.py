@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 
 from videoar_jax.data.pipeline import DataConfig, make_source
 from videoar_jax.evals import drift, fvd, i3d, scores
+from videoar_jax.evals.cost import cost_lines
 from videoar_jax.evals.media import contact_sheet, side_by_side, write_mp4, write_png
 from videoar_jax.interop.strict_json import write_json
 
@@ -236,6 +237,7 @@ def table(result: dict) -> str:
   ]
   lines.append(f"{'seconds a clip':26}{result['seconds_a_clip']:8.2f}")
   lines += [] if steps is None else [f"{'steps a clip':26}{steps:8}"]
+  lines += cost_lines(result["cost"])
   if result["prompts"]:
     lines += ["", _prompt_table(result["prompts"])]
   if result["teacher_forced"]:

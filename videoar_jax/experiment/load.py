@@ -240,6 +240,19 @@ def generator_stage(
   return _stage(run, "generator", wanted), step
 
 
+def describe_checkpoint(path: str | os.PathLike) -> str:
+  """Returns the name of a generator, and the step of its checkpoint, as `RUN/generator at 2400`.
+
+  Raises:
+    FileNotFoundError, ValueError: as `load_model`.
+  """
+  workdir, run = find_run(path)
+  stage, step = generator_stage(path, workdir, run)
+  mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
+  step = Stages(run, workdir, mesh).latest_step(stage) if step is None else step
+  return f"{hub.origin(path) or workdir}/{stage.name} at {step}"
+
+
 def _stage(run: RunConfig, kind: str, name: str | None) -> StageConfig:
   """Returns the stage of a kind to load for the name of any stage; None is the last one."""
   named = next((other for other in run.stages if other.name == name), None)

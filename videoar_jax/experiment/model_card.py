@@ -13,7 +13,7 @@ from videoar_jax.interop.tensor_files import TensorFiles
 SHEET = "samples.png"
 _LIBRARY = "videoar_jax"
 _LICENSE = r"[a-z0-9][a-z0-9.+-]*"  # Such as apache-2.0, cc-by-4.0.
-_NO_SCORES = ("data", "seconds")  # Sections of results that say how they were measured.
+_NO_SCORES = ("data", "protocol", "seconds")  # Sections of results that say how they were measured.
 
 
 def model_card(
@@ -127,6 +127,9 @@ def _commands(repository: str, values: dict) -> list[str]:
 
 def _settings(sampling: dict) -> Iterator[tuple[str, str]]:
   for name, value in sampling.items():
+    if isinstance(value, dict):  # A section.
+      yield from ((f"{name}.{field}", text) for field, text in _settings(value))
+      continue
     if isinstance(value, str) and value.endswith(".json"):
       value = pathlib.Path(value).name
     if value is not None:

@@ -24,6 +24,7 @@ from videoar_jax.tokenizers.pixels import to_float, to_uint8
 
 SCHEDULE = ((1, 1), (2, 2))
 PROMPTS = ["a", "bc", ""]
+OFF = {"weight": 0.0, "share": 0.25}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def model(random_autoencoder):
     Tokenizer(random_autoencoder(config), SCHEDULE),
     ByteTokenizer(5),
     layout,
-    defaults={"guidance": "ucf101", "temperature": 1.0, "top_p": 1.0},
+    defaults={"guidance": "ucf101", "temperature": 1.0, "top_p": 1.0, "prefix_guidance": OFF},
   )
 
 
@@ -129,6 +130,17 @@ def test_stream_hands_frames_out_before_the_next_are_begun(model, clips, monkeyp
   assert counts == [1, 2, 3, 4, 5]
   assert [part.shape[1] for part in parts] == [1, 2, 2, 2, 2]
   assert near(np.concatenate(parts, axis=1), clips)
+
+
+def test_prefix_guidance_in_clips_and_streams(model, clips, video):
+  """It changes clips, streams are the same, and given frames come back as they are."""
+  guidance = {"prefix_guidance": {"weight": 2.0, "share": 1.0}}
+  guided = model.sample(PROMPTS, seed=3, video=video, **guidance)
+  assert near(guided[:, :5], coded(model, video))
+  assert not near(guided[:, 5:], model.sample(PROMPTS, seed=3, video=video)[:, 5:])
+  streamed = list(model.stream(PROMPTS, seed=3, video=video, **guidance))
+  assert near(np.concatenate(streamed, axis=1), guided)
+  np.testing.assert_array_equal(model.sample(PROMPTS, seed=3, prefix_guidance=OFF), clips)
 
 
 def test_given_frames_come_back_coded_and_lead_on(model, clips, video):

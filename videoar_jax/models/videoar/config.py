@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from videoar_jax.models.videoar.guidance import check_guidance
+from videoar_jax.models.videoar.prefix import PrefixGuidanceConfig
 from videoar_jax.nn.attention import BACKENDS
 from videoar_jax.parallel.rules import AnyMesh, ShardingError
 
@@ -115,12 +116,15 @@ class SamplingConfig:
     top_p: a bit's value is never drawn if its probability is 1 - top_p or less.
     window: earlier latent frames that a frame attends to, also in longer clips than those of
       training; by default, as many as in training.
+    prefix_guidance: guidance away from what a corrupted prefix would lead to, as WEIGHT or
+      WEIGHT,SHARE on the command line of `sample`; off by default.
   """
 
   guidance: str = "constant:1"
   temperature: float = 1.0
   top_p: float = 1.0
   window: int | None = None
+  prefix_guidance: PrefixGuidanceConfig = dataclasses.field(default_factory=PrefixGuidanceConfig)
 
   def __post_init__(self):
     if not (math.isfinite(self.temperature) and self.temperature >= 0):

@@ -29,6 +29,7 @@ from videoar_jax.models.prompts import Text, is_text
 from videoar_jax.models.videoar import patches
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
+from videoar_jax.models.videoar.prefix import PrefixGuidance, combine, corrupt
 from videoar_jax.nn.cache import Cache, join, make_ring, write
 from videoar_jax.nn.resize import area_resize, linear_resize
 from videoar_jax.nn.rope import rotate
@@ -52,7 +53,7 @@ class Decoded(NamedTuple):
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=("text", "cache", "text_mask", "keys", "before", "frame"),
-  meta_fields=(),
+  meta_fields=("is_prefix_guided",),
 )
 @dataclasses.dataclass(frozen=True)
 class State:
@@ -60,12 +61,14 @@ class State:
 
   Attributes:
     text: keys and values of the prompt, for all layers; `rows` is `b`, or `2 b` with the
-      unconditional half last.
+      unconditional half last; with prefix guidance the same rows follow again, for the corrupted
+      prefix.
     cache: keys and values of the frames in the ring.
     text_mask: false on padding.
     keys: a key for each sample.
     before: the last frame's accumulated codes.
     frame: number of the next frame.
+    is_prefix_guided: whether there are rows for a corrupted prefix, see `prefix`.
   """
 
   # JAX also puts other objects into the fields: shardings, placeholders.
@@ -77,11 +80,13 @@ class State:
   keys: Array
   before: Float[Array, "b h w d"]
   frame: Int[Array, ""]
+  is_prefix_guided: bool = False
 
   @property
   def num_halves(self) -> int:
     """2 with guidance, else 1."""
-    return self.text_mask.shape[0] // self.before.shape[0]
+    num = self.text_mask.shape[0] // self.before.shape[0]
+    return num // 2 if self.is_prefix_guided else num
 
 
 def num_slots(num_frames: int, window: int | None) -> int:
@@ -98,6 +103,7 @@ def start(
   *,
   slots: int,
   is_guided: bool = True,
+  is_prefix_guided: bool = False,
 ) -> State:
   """Reads the prompt.
 
@@ -109,10 +115,13 @@ def start(
     keys: a key for each sample.
     slots: earlier frames that a frame sees, see `num_slots`.
     is_guided: false leaves the unconditional half out, as for a guidance of 1 everywhere.
+    is_prefix_guided: whether the steps that follow take `prefix_guidance`.
   """
   b, p, *_ = text.shape
   if is_guided:
     text = jnp.concatenate([text, jnp.broadcast_to(null_text, text.shape)])
+  if is_prefix_guided:
+    text = jnp.concatenate([text, text])
   text_mask = is_text(text)
   # Padding sees itself, so that its softmax is defined.
   visible = layout.visible(slice(p))[:, :p]
@@ -123,7 +132,7 @@ def start(
   _, own = model.step(x, model.angles(layout.positions[:p]), (), (mask,))
   cache = make_ring(own, slots * _slot_size(layout))
   before = jnp.zeros((b, *layout.grid, model.config.num_bits))
-  return State(own, cache, text_mask, keys, before, jnp.zeros((), jnp.int32))
+  return State(own, cache, text_mask, keys, before, jnp.zeros((), jnp.int32), is_prefix_guided)
 
 
 def decode_frame(
@@ -135,6 +144,7 @@ def decode_frame(
   temperature: float | Array = 1.0,
   top_p: float | Array = 1.0,
   trained_frames: int | Int[Array, ""] | None = None,
+  prefix_guidance: PrefixGuidance | None = None,
 ) -> tuple[State, Decoded]:
   """Generates the bits of the next frame.
 
@@ -146,8 +156,9 @@ def decode_frame(
     temperature: see `sample_bits`.
     top_p: see `sample_bits`.
     trained_frames: frames after which the prompt moves along in time; None for never.
+    prefix_guidance: see `prefix`; None if the state has no rows for it.
   """
-  state = _write_final(model, layout, state, trained_frames)
+  state = _write_final(model, layout, state, trained_frames, prefix_guidance)
   past, past_masks = _past(model, layout, state, trained_frames)
   b, *_, d = state.before.shape
   keys = jax.vmap(lambda key: jax.random.fold_in(key, state.frame))(state.keys)
@@ -155,14 +166,17 @@ def decode_frame(
   all_bits, all_logits = [], []
   for s, grid in enumerate(layout.schedule):
     features = _scale_features(model, layout, total, state.before, s)
+    features = _with_corrupted(features, state, state.frame, layout.num_scales + s, prefix_guidance)
     seen = past if own is None else (*past, own)
     masks = (*past_masks, *[None] * (len(seen) + 1 - len(past)))
     y, new = _step(model, layout, state, features, layout.scale_slice(s), seen, masks)
     own = new if own is None else join(own, new)
     logits = patches.to_cells(model.logits(y), layout, s, d)
-    if state.num_halves == 2:
-      conditional, unconditional = jnp.split(logits, 2)
-      logits = guidance[s] * conditional + (1 - guidance[s]) * unconditional
+    if prefix_guidance is None:
+      logits = _guided(logits, state, guidance[s])
+    else:
+      true, corrupted = (_guided(part, state, guidance[s]) for part in jnp.split(logits, 2))
+      logits = combine(true, corrupted, prefix_guidance)
     scale_keys = jax.vmap(lambda key, s=s: jax.random.fold_in(key, s))(keys)
     bits = sample_bits(scale_keys, logits, temperature=temperature, top_p=top_p)
     bits = bits.reshape(b, *grid, d)
@@ -173,6 +187,29 @@ def decode_frame(
   return state, Decoded(all_bits, total, jnp.concatenate(all_logits, 1))
 
 
+def _guided(logits: Float[Array, "rows q d"], state: State, scale) -> Float[Array, "b q d"]:
+  """Returns the logits that classifier-free guidance gives."""
+  if state.num_halves == 1:
+    return logits
+  conditional, unconditional = jnp.split(logits, 2)
+  return scale * conditional + (1 - scale) * unconditional
+
+
+def _with_corrupted(
+  features, state: State, frame, number: int, guidance: PrefixGuidance | None
+) -> Float[Array, "rows n c"]:
+  """Returns the features of one scale, followed by corrupted ones if the state has rows for them.
+
+  `number` makes draws differ, also from those of the bits, which have the numbers of the scales.
+  """
+  if guidance is None:
+    return features
+  keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, frame), number))(
+    state.keys
+  )
+  return jnp.concatenate([features, corrupt(features, keys, guidance.share)])
+
+
 def write_frame(
   model: Generator,
   layout: Layout,
@@ -180,16 +217,19 @@ def write_frame(
   bits: list[UInt8[Array, "b _y _x d"]],
   *,
   trained_frames: int | Int[Array, ""] | None = None,
+  prefix_guidance: PrefixGuidance | None = None,
 ) -> tuple[State, Float[Array, "b h w d"]]:
   """Appends a given frame's bits to the state; also returns its accumulated codes.
 
   All scales are processed at once. With `context="full_frame"` none are: later frames only see
-  their sum. `trained_frames` is as in `decode_frame`.
+  their sum. `trained_frames` and `prefix_guidance` are as in `decode_frame`.
   """
-  state = _write_final(model, layout, state, trained_frames)
+  state = _write_final(model, layout, state, trained_frames, prefix_guidance)
   features, total = [], jnp.zeros_like(state.before)
   for s, scale_bits in enumerate(bits):
-    features.append(_scale_features(model, layout, total, state.before, s))
+    own = _scale_features(model, layout, total, state.before, s)
+    number = layout.num_scales + s
+    features.append(_with_corrupted(own, state, state.frame, number, prefix_guidance))
     total = total + linear_resize(bits_to_codes(scale_bits), layout.grid)
   own = None
   if layout.context == "scales":
@@ -215,6 +255,7 @@ def decode(
   window: int | None = None,
   trained_frames: int | Int[Array, ""] | None = None,
   conditioning: list[UInt8[Array | np.ndarray, "b u _y _x d"]] | None = None,
+  prefix_guidance: PrefixGuidance | None = None,
 ) -> Decoded:
   """Generates the bits of a clip.
 
@@ -230,6 +271,7 @@ def decode(
     window: number of earlier frames a frame sees; None for all.
     trained_frames: see `decode_frame`.
     conditioning: bits of the clip's first frames, which it continues.
+    prefix_guidance: see `prefix`; None for none, at half the cost.
   Raises:
     ValueError: the layout is longer than the model's learned positions, or the given frames leave
       nothing to generate.
@@ -242,21 +284,23 @@ def decode(
     )
   slots = num_slots(layout.num_frames, window)
   is_guided = guidance is not None
-  state = start(model, layout, text, null_text, keys, slots=slots, is_guided=is_guided)
+  kind = {"is_guided": is_guided, "is_prefix_guided": prefix_guidance is not None}
+  state = start(model, layout, text, null_text, keys, slots=slots, **kind)
   if not is_guided:
     guidance = jnp.ones((layout.num_frames, layout.num_scales))
 
   def first(x):
     return jnp.moveaxis(x, 1, 0)
 
+  moves = {"trained_frames": trained_frames, "prefix_guidance": prefix_guidance}
   if num_conditioning:
 
     def read(state, bits):
-      return write_frame(model, layout, state, bits, trained_frames=trained_frames)
+      return write_frame(model, layout, state, bits, **moves)
 
     state, latents = jax.lax.scan(read, state, jax.tree.map(first, conditioning))
 
-  settings = {"temperature": temperature, "top_p": top_p, "trained_frames": trained_frames}
+  settings = {"temperature": temperature, "top_p": top_p, **moves}
 
   def next_frame(state, row):
     return decode_frame(model, layout, state, row, **settings)
@@ -338,7 +382,7 @@ def _scale_features(
 def _step(
   model: Generator, layout: Layout, state: State, features, tokens, seen, masks, frame=None
 ):
-  """Runs the network on some tokens of a frame, by default the next one, in both halves."""
+  """Runs the network on some tokens of a frame, by default the next one, in all rows."""
   frame = state.frame if frame is None else frame
   features = features.astype(model.feature_in.kernel.dtype)
   x = model.embed_features(features, layout, frame == 0, tokens)
@@ -346,7 +390,8 @@ def _step(
     at = layout.text_length + frame * layout.frame_stride
     numbers = at + jnp.arange(tokens.start, tokens.stop)
     x = x + model.position_embedding(numbers).astype(x.dtype)
-  x = jnp.tile(x, (state.num_halves, 1, 1))
+  parts = jnp.split(x, 2) if state.is_prefix_guided else [x]
+  x = jnp.concatenate([jnp.tile(part, (state.num_halves, 1, 1)) for part in parts])
   origin = layout.text_length + frame * jnp.array([1, 0, 0])
   angles = model.angles(origin + layout.frame_positions[tokens])
   return model.step(x, angles, seen, masks)
@@ -361,7 +406,11 @@ def _end_frame(layout: Layout, state: State, own, total) -> State:
 
 
 def _write_final(
-  model: Generator, layout: Layout, state: State, trained_frames: int | Int[Array, ""] | None
+  model: Generator,
+  layout: Layout,
+  state: State,
+  trained_frames: int | Int[Array, ""] | None,
+  prefix_guidance: PrefixGuidance | None,
 ) -> State:
   """With `context="full_frame"`, adds the previous frame's complete latent to the cache."""
   if layout.context == "scales" or not _slots(layout, state):
@@ -372,6 +421,8 @@ def _write_final(
 
   def run(state):
     features = model.final_features(state.before.reshape(b, -1, d), layout)
+    number = 2 * layout.num_scales
+    features = _with_corrupted(features, state, before, number, prefix_guidance)
     past, masks = _past(model, layout, state, trained_frames, before)
     return _step(model, layout, state, features, tokens, past, (*masks, None), before)[1]
 

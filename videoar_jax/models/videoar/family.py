@@ -125,7 +125,13 @@ class VideoAR:
       tokenizer,
       tokenizer_params,
       run.text.encoder,
-      dataclasses.asdict(run.sampling) | {"guidance": table, "window": sampling_window(run, stage)},
+      {
+        "guidance": table,
+        "temperature": run.sampling.temperature,
+        "top_p": run.sampling.top_p,
+        "window": sampling_window(run, stage),
+        "prefix_guidance": run.sampling.prefix_guidance.active(),
+      },
       others=(*stage_layouts(run, stage), widest_layout(run)),
     )
 
@@ -185,13 +191,15 @@ class VideoAR:
       temperature=run.sampling.temperature,
       top_p=run.sampling.top_p,
       window=sampling_window(run, stage),
+      prefix_guidance=run.sampling.prefix_guidance.active(),
     ).quantized
 
   def sampling_work(self, run: Run, stage: Stage, batch_size: int) -> tuple[int, float]:
     """See `Family`."""
     layout = layout_of(run, stage.data)
-    halves = 2 if work.is_guided(run, layout) else 1
-    return 1 + layout.num_steps, halves * batch_size * forward_flops(run.generator, layout)
+    rows = 2 if work.is_guided(run, layout) else 1
+    rows *= 2 if run.sampling.prefix_guidance.active() else 1
+    return 1 + layout.num_steps, rows * batch_size * forward_flops(run.generator, layout)
 
   def sampling_program(self, run, stage, template, mesh, num_clips: int, dtype) -> SamplingProgram:
     """See `Family`."""

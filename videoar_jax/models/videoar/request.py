@@ -15,6 +15,7 @@ from videoar_jax.models.request import ClipRequests, sample_keys
 from videoar_jax.models.videoar.config import SamplingConfig
 from videoar_jax.models.videoar.guidance import guidance_table
 from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.models.videoar.prefix import PrefixGuidance, PrefixGuidanceConfig
 from videoar_jax.tokenizers.bsq.config import BSQConfig
 
 
@@ -30,6 +31,7 @@ class Request:
     window: earlier frames that a frame sees; None for all.
     table: guidance, None for 1 everywhere; further frames repeat its last row.
     temperature, top_p: see `bits.sample_bits`.
+    prefix_guidance: see `prefix`; None for none.
     conditioning: frames to continue, `[b, f, H, W, 3]`, if any.
     epoch: frames that precede this window of a longer clip; makes its random draws differ.
   """
@@ -42,6 +44,7 @@ class Request:
   table: np.ndarray | None
   temperature: float
   top_p: float
+  prefix_guidance: PrefixGuidance | None
   conditioning: np.ndarray | None
   epoch: int = 0
 
@@ -107,6 +110,8 @@ class Requests(ClipRequests):
     self.check_prompts(prompts)
     settings = self.with_defaults(settings)
     settings["guidance"] = str(settings["guidance"])  # Callers may give a number.
+    if isinstance(given := settings.get("prefix_guidance"), dict):
+      settings["prefix_guidance"] = PrefixGuidanceConfig(**given)
     sampling = SamplingConfig(**settings, window=self.window if window is None else window)
     sample_ids = self.check_sample_ids(sample_ids, len(prompts))
     if is_stream:
@@ -133,6 +138,7 @@ class Requests(ClipRequests):
       None if (table == 1).all() else table,
       sampling.temperature,
       sampling.top_p,
+      sampling.prefix_guidance.active(),
       conditioning,
     )
 

@@ -34,7 +34,8 @@ class Model:
     tokenizer: the tokenizer it was trained on.
     text_encoder: maps prompts to tokens, with `encode` and `null`.
     layout: the sequence of the training clips.
-    defaults: `guidance`, `temperature` and `top_p` of calls that do not set them.
+    defaults: `guidance`, `temperature`, `top_p` and `prefix_guidance` of calls that do not set
+      them.
     window: earlier latent frames that a frame sees in training; None for all.
     sampling_window: the same in samples; None for as many as in training.
     trained_frames: latent frames of the longest training clips; None for those of the layout.
@@ -82,7 +83,8 @@ class Model:
     # Without a mesh as with one: memory does not grow with the clips.
     self._encode = jax.jit(lambda module, video: encode(module.encoder, video))
     self._to_pixels = jax.jit(lambda module, latents: decode_pixels(module.decoder, latents))
-    self._start = jax.jit(decode.start, static_argnames=("layout", "slots", "is_guided"))
+    kind = ("layout", "slots", "is_guided", "is_prefix_guided")
+    self._start = jax.jit(decode.start, static_argnames=kind)
     self._write_frame = jax.jit(decode.write_frame, static_argnums=1, donate_argnums=2)
     self._decode_frame = jax.jit(decode.decode_frame, static_argnums=1, donate_argnums=2)
 
@@ -140,7 +142,8 @@ class Model:
       overlap_frames: for clips beyond the trained length, see `extend`; these need it or a window.
       sample_ids: numbers of the clips under the seed; None counts from 0.
       **settings: `guidance`, see `guidance.guidance_table`; `temperature` of the bits, 0 takes the
-        likelier value; `top_p`, see `bits.sample_bits`. Defaults are in the run's config.
+        likelier value; `top_p`, see `bits.sample_bits`; `prefix_guidance`, `{"weight": 0.5,
+        "share": 0.25}`, see `prefix`. Defaults are in the run's config.
     Raises:
       ValueError: a prompt is too long, a number is out of range, or frames do not fit.
     """
@@ -280,7 +283,9 @@ class Model:
       request.keys(),
       slots=slots,
       is_guided=table is not None,
+      is_prefix_guided=request.prefix_guidance is not None,
     )
+    moves = {"trained_frames": trained, "prefix_guidance": request.prefix_guidance}
     t, pixels = 0, None
     if request.conditioning is not None:
       bits = self._bits(request.conditioning)
@@ -288,7 +293,7 @@ class Model:
       for i in range(t):
         frame_bits = [scale[:, i] for scale in bits]
         state, total = self._run(
-          self._write_frame, self.generator, layout, state, frame_bits, trained_frames=trained
+          self._write_frame, self.generator, layout, state, frame_bits, **moves
         )
         latents.append(total)
       frames, pixels = self.tokenizer.decode_chunk(jnp.stack(latents, 1))
@@ -299,7 +304,7 @@ class Model:
       )
       draws = {"temperature": request.temperature, "top_p": request.top_p}
       state, out = self._run(
-        self._decode_frame, self.generator, layout, state, row, trained_frames=trained, **draws
+        self._decode_frame, self.generator, layout, state, row, **moves, **draws
       )
       frames, pixels = self.tokenizer.decode_chunk(out.quantized[:, None], pixels)
       yield np.asarray(to_uint8(frames))
@@ -319,6 +324,7 @@ class Model:
         None if request.conditioning is None else self._bits(request.conditioning[rows]),
         request.temperature,
         request.top_p,
+        request.prefix_guidance,
         layout=request.layout,
         window=request.window,
       )
@@ -327,7 +333,18 @@ class Model:
     return np.concatenate(clips)
 
   def _sample_batch(
-    self, generator, texts, key_data, table, conditioning, temperature, top_p, *, layout, window
+    self,
+    generator,
+    texts,
+    key_data,
+    table,
+    conditioning,
+    temperature,
+    top_p,
+    prefix_guidance,
+    *,
+    layout,
+    window,
   ) -> Float[Array, "b t h w d"]:
     decoded = decode.decode(
       generator,
@@ -341,6 +358,7 @@ class Model:
       window=window,
       trained_frames=self._trained_frames(layout.num_frames),
       conditioning=conditioning,
+      prefix_guidance=prefix_guidance,
     )
     return constrain(decoded.quantized, ("batch", None, None, None, None))
 

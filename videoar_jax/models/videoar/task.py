@@ -87,7 +87,8 @@ class GeneratorTask:
     tokenizer: structure of the frozen autoencoder.
     tokenizer_params: its parameters.
     text_encoder: with `null`.
-    sampling: `guidance` (a table `[t, s]`), `temperature` and `top_p` of the samples to show.
+    sampling: `guidance` (a table `[t, s]`), `temperature`, `top_p`, `window` and `prefix_guidance`
+      (as `decode` takes it) of the samples to show.
     others: layouts of batches of other shapes, if any.
   """
 
@@ -183,6 +184,7 @@ class GeneratorTask:
       temperature=self.sampling["temperature"],
       top_p=self.sampling["top_p"],
       window=self.sampling["window"],
+      prefix_guidance=self.sampling["prefix_guidance"],
     )
     decoder = self.tokenizer.module(frozen).decoder
     return {"samples": decode_pixels(decoder, decoded.quantized)}

@@ -13,6 +13,7 @@ from videoar_jax.models.videoar import decode
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.flops import forward_flops, training_flops, visible_pairs
 from videoar_jax.models.videoar.layout import Layout
+from videoar_jax.models.videoar.prefix import PrefixGuidance
 from videoar_jax.models.videoar.sequences import guidance_of, layout_of, sampling_window
 from videoar_jax.nn.cache import cache_axes
 from videoar_jax.parallel.mesh import num_batch_shards
@@ -110,7 +111,7 @@ def sampling_program(
     ShardingError: the mesh does not divide the heads.
   """
   layout, text = layout_of(run, stage.data), run.text.encoder.null()
-  guided = is_guided(run, layout)
+  guided, prefix = is_guided(run, layout), run.sampling.prefix_guidance.active()
   cast = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), template.shapes)
   params = with_shardings(cast, template.shardings(mesh))
   model = template.module(params)
@@ -118,6 +119,7 @@ def sampling_program(
     decode.start,
     slots=decode.num_slots(layout.num_frames, sampling_window(run, stage)),
     is_guided=guided,
+    is_prefix_guided=prefix is not None,
   )
   state = jax.eval_shape(
     lambda model, texts: start(model, layout, texts, text, sample_keys(0, jnp.arange(num_clips))),
@@ -143,16 +145,19 @@ def sampling_program(
   whole = replicated(mesh)
   row = jax.ShapeDtypeStruct((layout.num_scales,), jnp.float32, sharding=whole)
   number = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+  settings = {"temperature": number, "top_p": number}
+  if prefix is not None:
+    settings["prefix_guidance"] = PrefixGuidance(number, number)
   return SamplingProgram(
     # As `sampler.Model` does.
     program=jax.jit(decode.decode_frame, static_argnums=1, donate_argnums=2),
     arguments=(model, layout, state, row),
-    settings={"temperature": number, "top_p": number},
+    settings=settings,
     params=params,
     work=_sampling_work(
       run.generator, layout, len(state.text_mask), params, (state.text, state.cache), mesh
     ),
-    description="guided" if guided else "not guided",
+    description=("guided" if guided else "not guided") + (", also by prefix" if prefix else ""),
     num_parts=layout.num_frames,
   )
 
