@@ -143,7 +143,7 @@ def generate(
   null: Array,
   flow: Float[Array, "b"] | None,
   draws: Draws,
-  given: Float[Array, "b g h w c"] | None = None,
+  conditioning: Float[Array, "b g h w c"] | None = None,
 ) -> Float[Array, "b t h w c"]:
   """Returns latents of clips.
 
@@ -154,7 +154,7 @@ def generate(
     null: the same for "no condition", broadcast against `text`.
     flow: how much moves; None for the default.
     draws: random numbers.
-    given: latents of the first frames, if they are given; fewer than the clip has.
+    conditioning: latents of the first frames, fewer than the clip has; None to generate all.
   """
   config, weights = net.config, net.temporal.start.dtype
   dtype = jnp.dtype(config.dtype) if weights == jnp.float32 else weights
@@ -175,10 +175,10 @@ def generate(
     net.temporal.angles(n, 0, 1, video_grid),
     num_prefix=n,
   )
-  if given is None:
+  if conditioning is None:
     first = fill(anchor, 0)[:, None]
   else:
-    first = patchify(given.astype(jnp.float32), config.patch_size)
+    first = patchify(conditioning.astype(jnp.float32), config.patch_size)
   if plan.num_frames > 1:
     cache = write(make_ring(cache, n + plan.num_frames * v), cache, 0)
 
@@ -196,7 +196,7 @@ def generate(
     x = fill(condition, t)
     return (cache, x), x
 
-  for t in range(1, first.shape[1]):  # Given frames are only remembered.
+  for t in range(1, first.shape[1]):  # Conditioning frames are only remembered.
     _, cache = condition_of(cache, first[:, t - 1], t)
   rest = jnp.arange(first.shape[1], plan.num_frames)
   tokens = first
