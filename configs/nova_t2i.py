@@ -62,7 +62,7 @@ def nova_config(args: ConfigDict) -> ConfigDict:
   config = default_config({"generator": "generator"}, family="nova")
   config.frozen_tokenizer = args.vae
   config.data.source, config.data.path = "shards", args.data
-  config.data.num_threads = 16
+  config.data.num_threads, config.data.p_short_caption = 16, 0.5
   config.text.update(tokenizer=args.text, length=256, dtype="bfloat16")
   config.mesh.data, config.mesh.fsdp = 1, -1
   # Made by one host of the pod, a clip at a time.

@@ -162,8 +162,14 @@ def test_what_is_wrong_is_named(pipeline, tmp_path, capsys):
     "shape: image_decoder.head.bias is (15,), which does not make (16,)",
   ):
     assert text in said
-  public_nova.write_transformer(tmp_path / "other", {"layer.weight": np.zeros((2, 2), np.float32)})
-  assert "this is not a NOVA transformer" in refused(tmp_path / "other")
+  for name, looks in (
+    ("layer.weight", "its names begin with layer.weight"),
+    ("pos_start", "it looks like Infinity's transformer"),
+    ("encoder.conv_in.weight", "it looks like a continuous autoencoder"),
+  ):
+    public_nova.write_transformer(tmp_path / name, {name: np.zeros((2, 2), np.float32)})
+    said = refused(tmp_path / name)
+    assert "this is not a NOVA transformer" in said and looks in said
   public_nova.write_transformer(tmp_path / "noise", num_files=1)
   for change, text in (
     ({"_class_name": "PNDMScheduler"}, "'PNDMScheduler' is unknown; known are DDPMScheduler"),
@@ -173,5 +179,10 @@ def test_what_is_wrong_is_named(pipeline, tmp_path, capsys):
   ):
     public_nova.write_scheduler(tmp_path / "noise", public_nova.DDPM | change)
     assert text in refused(tmp_path / "noise")
+  public_nova.write_scheduler(tmp_path / "noise", public_nova.DDPM)
+  for change in ({"image_base_size": [3, 4]}, {"video_base_size": [9, 1, 4]}, {"image_size": 64}):
+    values = json.dumps(public_nova.CONFIG | change)
+    (tmp_path / "noise" / "transformer" / "config.json").write_text(values)
+    assert "does not fit image_size=" in refused(tmp_path / "noise")
   (tmp_path / "noise" / "transformer" / "config.json").write_text("{}")
   assert "config.json has no video_base_size" in refused(tmp_path / "noise")

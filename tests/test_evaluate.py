@@ -175,7 +175,7 @@ def test_folder_with_few_clips(tmp_path, workdir, fake_networks, capsys):
     {"source": "folder", "split_file": "list.txt"},
     {
       **{"source": "folder", "is_flipped": True, "is_randomly_cropped": True},
-      **{"p_drop_caption": 0.1, "frame_rates": (4.0, 8.0)},
+      **{"p_drop_caption": 0.1, "p_short_caption": 0.5, "frame_rates": (4.0, 8.0)},
     },
   ],
 )

@@ -11,6 +11,7 @@ from PIL import Image
 from videoar_jax.data import buckets
 from videoar_jax.data.pipeline import DataConfig, make_source
 from videoar_jax.data.sources.base import EncodedSource
+from videoar_jax.data.sources.captions import first_sentence
 from videoar_jax.text.tokenizers import make_text_encoder
 from videoar_jax.tokenizers.bsq.schedules import PUBLIC
 
@@ -59,6 +60,23 @@ def test_captions_are_drawn_and_dropped(folder):
   assert [test[0]["caption"], test[1]["caption"]] == ["a", "d"]
 
 
+def test_captions_are_cut_to_their_first_sentence(tmp_path):
+  """Half of them, in training, if a sample has one alone; and all are checked before it begins."""
+  long, several = "A fox runs. It is 3.5 m away!", ["One. Two.", "Three? Four."]
+  for name in ("a.mp4", "b.mp4"):
+    write_video(tmp_path / name, 40, 30)
+  lines = [{"file": "a.mp4", "caption": long}, {"file": "b.mp4", "captions": several}]
+  (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  source, seen, checked = make(tmp_path, p_short_caption=0.5), collections.Counter(), []
+  seen.update(source[i]["caption"] for i in range(200))
+  assert set(seen) == {long, "A fox runs.", *several} and 30 < seen[long] < 70
+  source.check_captions(lambda caption: checked.append(caption) or np.zeros(1))
+  assert set(checked) == set(seen)
+  assert make(tmp_path, "test", p_short_caption=1.0)[0]["caption"] == long
+  sentences = {"No end": "No end", "A.b c": "A.b c", "Hi!\nYou?": "Hi!", "Why? So.": "Why?"}
+  assert {text: first_sentence(text) for text in sentences} == sentences
+
+
 def test_dropped_captions_of_classes_are_the_null_class(folder):
   encoder = make_text_encoder("classes", 1, ("a", "b", "c", "d"))
   source = EncodedSource(make(folder, p_drop_caption=0.5), encoder.encode)
@@ -104,6 +122,7 @@ def test_a_source_is_reshaped_without_reading_it_anew(folder):
   ("options", "message"),
   [
     ({"p_drop_caption": 1.5}, r"data\.p_drop_caption is 1.5"),
+    ({"p_short_caption": -1}, r"data\.p_short_caption is -1"),
     ({"frame_rates": (8.0, 0.0)}, r"data\.frame_rates"),
     ({"source": "sprites", "path": None, "is_flipped": True}, r"data\.is_flipped applies to files"),
   ],

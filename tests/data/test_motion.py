@@ -14,6 +14,7 @@ from videoar_jax.data.pipeline import DataConfig, make_iterator, make_source
 from videoar_jax.data.sources import latents, records
 from videoar_jax.data.sources.motion import flow_of
 from videoar_jax.data.synthetic.sprites import SpritesSource
+from videoar_jax.experiment import data_listing
 
 CLIP = {"num_frames": 2, "resolution": (32, 64)}
 FLOWS = {"a.mp4": 2.5, "b.mp4": 0, "c.mp4": None}
@@ -69,6 +70,20 @@ def test_every_source_of_files_reads_it(tmp_path, video, make):
   )
   assert batch["flow"].dtype == np.float32
   np.testing.assert_array_equal(np.sort(batch["flow"]), np.float32([0, 2.5, math.nan]))
+
+
+@pytest.mark.parametrize("make", [make_folder, make_index])
+def test_another_motion_is_noticed(tmp_path, video, monkeypatch, make):
+  """By the cache, which stores it, and by a run that is resumed."""
+  data = DataConfig(**CLIP, **make(tmp_path, video))
+  source = make_source(data, "train")
+  assert source.known_flows() == {"a.mp4": 2.5, "b.mp4": 0}
+  before = latents.describe_clips(source), data_listing.describe(source)["captions"]
+  monkeypatch.setitem(FLOWS, "c.mp4", 1.0)
+  make(tmp_path, video)
+  source = make_source(data, "train")
+  assert latents.describe_clips(source) != before[0]
+  assert data_listing.describe(source)["captions"] != before[1]
 
 
 @pytest.mark.parametrize("make", [make_folder, make_index])

@@ -149,7 +149,7 @@ def caption(folder):
     ),
     (change, r"1 changed \(class4/v04\.png\)"),
     (add_class, r"1 added \(class0a/new\.png\); 9 classes have other numbers \('class1' 1 -> 2"),
-    (caption, r"captions changed"),
+    (caption, r"captions or motion changed"),
   ],
 )
 def test_changed_data_is_refused_unless_allowed(tmp_path, monkeypatch, make, said):

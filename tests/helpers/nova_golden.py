@@ -13,7 +13,7 @@ from videoar_jax.models.nova import convert
 from videoar_jax.models.nova.network import Nova, network_of
 from videoar_jax.models.nova.tokens import patchify
 
-NUM_HEADS = 4  # Of all reference networks.
+NUM_HEADS = 4  # Of all reference networks without rotary positions.
 _SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared"
 FOLDER = pathlib.Path(os.environ.get("VIDEOAR_GOLDEN", _SHARED / "golden")) / "nova"
 
@@ -23,11 +23,21 @@ def cases(pattern: str) -> list[str]:
   return sorted(path.name for path in FOLDER.glob(pattern))
 
 
+def model_of(case: str) -> str:
+  """Returns the network of a case that does not name it: of those there are, the longest name that
+  the case's begins with, after its kind."""
+  names = [path.name.removesuffix(".config.json") for path in FOLDER.glob("*.config.json")]
+  return max((x for x in names if case.removeprefix("train_").startswith(f"{x}_")), key=len)
+
+
 def config_of(model: str):
   """Returns the settings and tensors of a reference network."""
   tensors = load_file(FOLDER / f"{model}.safetensors")
   values = json.loads((FOLDER / f"{model}.config.json").read_text())
-  return convert.config_of(values, tensors, NUM_HEADS), tensors
+  width = tensors["mask_embed.bos_token"].shape[-1]
+  # Rotary positions take heads of at least 32.
+  heads = width // 32 if values.get("rotary_pos_embed") else NUM_HEADS
+  return convert.config_of(values, tensors, min(NUM_HEADS, heads)), tensors
 
 
 def load(model: str) -> Nova:

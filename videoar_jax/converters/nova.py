@@ -134,6 +134,19 @@ def _check_settings(path: pathlib.Path, values: dict, wanted: dict) -> None:
       raise ValueError(f"{path}: {field}={values[field]!r} is not supported, only {value!r}")
 
 
+def _check_tables(values: dict, config: NovaConfig, size: tuple[int, int]) -> None:
+  """Raises ValueError if tables of positions have other sides than pictures have tokens."""
+  stride = values.get("image_stride", 8)
+  patches = {"image_base_size": config.patch_size, "video_base_size": config.video_patch_size}
+  for field, patch in patches.items():
+    wanted, found = [side // stride // patch for side in size], values.get(field)
+    if found is not None and list(found)[-2:] != wanted:
+      raise ValueError(
+        f"transformer/config.json: {field}={found} does not fit image_size={size[0]}x{size[1]}, "
+        f"which has {wanted[0]}x{wanted[1]} tokens"
+      )
+
+
 def settings_of(values: dict, config: NovaConfig) -> dict:
   """Returns the config of a NOVA, without paths.
 
@@ -141,12 +154,14 @@ def settings_of(values: dict, config: NovaConfig) -> dict:
     values: of its `transformer/config.json`.
     config: the network.
   Raises:
-    ValueError: the transformer's config says no size of a picture.
+    ValueError: the transformer's config says no size of a picture, or its tables of positions have
+      another.
   """
   if "image_size" not in values:
     raise ValueError("transformer/config.json: image_size is missing")
   result, size = model_settings("nova", config), values["image_size"]
   result.data.resolution = tuple(size) if isinstance(size, list | tuple) else (size, size)
+  _check_tables(values, config, result.data.resolution)
   result.data.num_frames = NUM_FRAMES if config.time_base > 1 else 1
   result.data.frame_rate = FRAME_RATE
   result.text.length = config.text_length

@@ -64,6 +64,8 @@ class DataConfig:
       the resolution's.
     background: RGB colour behind the transparent pixels of files.
     p_drop_caption: share of the training captions that are replaced by the empty one.
+    p_short_caption: share of the training captions that are cut to their first sentence, of samples
+      that have one caption alone; of several, one is drawn as it is.
     num_threads: threads that read clips; 0 reads them in the training loop itself.
     prefetch: batches to read ahead.
   """
@@ -89,6 +91,7 @@ class DataConfig:
   is_randomly_cropped: bool = False
   background: tuple[int, int, int] = (255, 255, 255)
   p_drop_caption: float = 0.0
+  p_short_caption: float = 0.0
   num_threads: int = 4
   prefetch: int = 4
 
@@ -137,9 +140,11 @@ class DataConfig:
         raise ValueError(f"data.{name} is {getattr(self, name)}; set it to {least} or more.")
     if not all(rate > 0 for rate in self.frame_rates):
       raise ValueError(f"data.frame_rates is {self.frame_rates}; set them to more than 0.")
-    if not 0 <= self.p_drop_caption <= 1:
-      raise ValueError(f"data.p_drop_caption is {self.p_drop_caption}; set it between 0 and 1.")
-    options = ("frame_rates", "is_flipped", "is_randomly_cropped", "p_drop_caption")
+    shares = ("p_drop_caption", "p_short_caption")
+    for name in shares:
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f"data.{name} is {getattr(self, name)}; set it between 0 and 1.")
+    options = ("frame_rates", "is_flipped", "is_randomly_cropped", *shares)
     used = [name for name in options if getattr(self, name)]
     if used and self.source == "sprites":
       raise ValueError(f"data.{used[0]} applies to files, not to sprites; leave it unset.")
@@ -225,6 +230,7 @@ def make_source(data: DataConfig, split: str) -> SpritesSource | ClipSource:
     "is_randomly_cropped": data.is_randomly_cropped,
     "background": data.background,
     "p_drop_caption": data.p_drop_caption,
+    "p_short_caption": data.p_short_caption,
     "clips_per_file": data.clips_per_file,
     "max_bad_share": data.max_bad_share,
   }

@@ -12,7 +12,8 @@ from videoar_jax.experiment.command_line import parse_resolution
 # Fields of the run's own data that other sources may refuse; most are of training clips alone.
 _OTHER_DATA = {
   **{"split_file": None, "filter": None, "stored_frame_rate": None, "frame_rates": ()},
-  **{"is_flipped": False, "is_randomly_cropped": False, "p_drop_caption": 0.0},
+  **{"is_flipped": False, "is_randomly_cropped": False},
+  **{"p_drop_caption": 0.0, "p_short_caption": 0.0},
 }
 
 

@@ -1,9 +1,9 @@
 """What the sources of a run listed when it began: data that changed since then is noticed.
 
 `WORKDIR/data.json` has, for each section of the config that names files and for each split, the
-samples with the sizes of their files, the names of the classes, and hashes of captions and of an
-index; or the name of another section with the same listing. Paths and times of modification do not
-count: data may be moved.
+samples with the sizes of their files, the names of the classes, and hashes of captions and motion,
+and of an index; or the name of another section with the same listing. Paths and times of
+modification do not count: data may be moved.
 """
 
 import hashlib
@@ -43,10 +43,16 @@ def describe(source) -> dict | None:
     "num_samples": len(sizes),
     "samples": sizes if len(sizes) <= _MAX_LISTED else None,
     "hash": _hash(sizes),
-    "captions": _hash(source.known_captions()),
+    "captions": _hash(_captions_of(source)),
     "index": hashlib.sha256(path.read_bytes()).hexdigest()[:16] if is_index else None,
     "class_names": list(getattr(source, "class_names", [])),
   }
+
+
+def _captions_of(source) -> list:
+  """Returns a source's captions and, if it knows any, how much moves in its clips."""
+  captions, flows = source.known_captions(), source.known_flows()
+  return [captions, flows] if flows else captions
 
 
 def _hash(value) -> str:
@@ -133,7 +139,7 @@ def _changes(before: dict, now: dict) -> list[str]:
     changes.append(f"{len(numbers)} classes are now {len(now['class_names'])}")
   # Captions of other samples differ in any case.
   if not changes and before["captions"] != now["captions"]:
-    changes.append("captions changed")
+    changes.append("captions or motion changed")
   if not changes and before["index"] != now["index"]:
     changes.append("the entries of the index changed")
   return changes

@@ -17,6 +17,7 @@ _KNOWN = {
   "pos_start": "Infinity's transformer",
   "encoder.conv_in.conv.weight": "an image or video tokenizer of Infinity or InfinityStar",
   "image_encoder.patch_embed.proj.weight": "NOVA's transformer",
+  "encoder.conv_in.weight": "a continuous autoencoder, as NOVA's vae/",
   "encoder.block.0.layer.0.SelfAttention.q.weight": "a T5 encoder",
 }
 

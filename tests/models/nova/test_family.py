@@ -14,7 +14,7 @@ from videoar_jax import convert, sample
 from videoar_jax.experiment import run
 from videoar_jax.models.nova import generate, orders
 from videoar_jax.models.nova.config import NovaConfig
-from videoar_jax.models.nova.noise import Flow
+from videoar_jax.models.nova.noise import DDPM, Flow
 from videoar_jax.models.nova.task import NovaLossConfig
 from videoar_jax.models.nova.temporal import TemporalEncoder
 from videoar_jax.models.nova.tokens import patchify
@@ -107,15 +107,18 @@ def test_the_command_takes_the_flags_of_the_family(workdir, tmp_path, capsys):
     assert text in capsys.readouterr().err
 
 
-def test_sets_of_any_grouping_make_the_same_clip(model, monkeypatch):
+def test_sets_and_steps_of_any_grouping_make_the_same_clip(model, monkeypatch):
   net, text = model.generator, jnp.asarray(model.text_encoder.encode(PROMPTS[0]))[None]
   null = jnp.asarray(model.text_encoder.null())
-  plan = generate.Plan(2, (4, 4), 5, 2, Flow(), generate.Guidance(2.0))
+  plan = generate.Plan(2, (4, 4), 5, 5, DDPM(), generate.Guidance(2.0))
   draws = generate.key_draws(0, jnp.arange(1), plan, net.config)
   made = []
-  for groups in (1, 5):
+  # In one chunk, and in three of two steps, of which the last one has a step too many.
+  largest = orders.set_sizes(5, 16).max()
+  for groups, ahead in ((1, 2**25), (5, 2 * 2 * largest * net.head.num_factors)):
     monkeypatch.setattr(generate, "_NUM_GROUPS", groups)
-    # A new function each time, since the number of groups is no argument.
+    monkeypatch.setattr(generate, "_MAX_FACTORS", int(ahead))
+    # A new function each time, since the numbers are no arguments.
     make = jax.jit(lambda net: generate.generate(net, plan, text, null, None, draws))
     made.append(make(net))
   np.testing.assert_allclose(made[0], made[1], atol=1e-5)

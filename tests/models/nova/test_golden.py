@@ -27,7 +27,7 @@ parametrize = functools.partial(pytest.mark.parametrize, "name")
 @parametrize(golden.cases("*_forward.npz"))
 def test_temporal_encoder(name):
   arrays = np.load(golden.FOLDER / name)
-  net = golden.load(name.removesuffix("_forward.npz"))
+  net = golden.load(golden.model_of(name))
   config, clips = net.config, golden.clips(arrays["x"])
   b, t, h, w, _ = clips.shape
   grid = h // config.video_patch_size, w // config.video_patch_size
@@ -61,7 +61,7 @@ def test_temporal_encoder(name):
 @parametrize(golden.cases("*_forward.npz"))
 def test_spatial_transformer_and_head(name):
   arrays = np.load(golden.FOLDER / name)
-  net = golden.load(name.removesuffix("_forward.npz"))
+  net = golden.load(golden.model_of(name))
   clips, size = golden.clips(arrays["x"]), net.config.patch_size
   grid = clips.shape[2] // size, clips.shape[3] // size
   condition, known = jnp.asarray(arrays["indicator"])[:, -1], arrays["prev_ids"][..., 0]
@@ -93,14 +93,14 @@ def test_spatial_transformer_and_head(name):
 @parametrize(golden.cases("train_*.npz"))
 def test_losses_and_gradients(name):
   arrays = np.load(golden.FOLDER / name)
-  _, model, kind = name.removesuffix(".npz").split("_")[:3]
+  model = golden.model_of(name)
   net = golden.load(model)
   config, clips = net.config, golden.clips(arrays["x"])
   text = golden.prompts(arrays, config, arrays["text_dropout_rand"] < arrays["p_drop"])
   flow = golden.flow(arrays, config)
-  process = DDPM() if kind == "ddpm" else Flow()
-  level = jnp.asarray(arrays["timestep_draw"])
-  level = level if kind == "ddpm" else process.level_of(level)
+  is_flow, level = "flow_index" in arrays, jnp.asarray(arrays["timestep_draw"])
+  process = Flow() if is_flow else DDPM()
+  level = process.level_of(level) if is_flow else level
   order = orders.order_of(jnp.asarray(arrays["u_dist"][..., 0]))
   num_known = arrays["prev_ids"].shape[1]
   np.testing.assert_array_equal(order[:, :num_known], arrays["prev_ids"][..., 0])

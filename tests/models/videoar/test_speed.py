@@ -1,14 +1,11 @@
 """Speed of a training step, compared with the same network in PyTorch, if that is installed."""
 
-import contextlib
-import statistics
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from speed import medians, optimized
 
 from configs.common import generator_size
 from videoar_jax.models.bits import cross_entropy
@@ -71,13 +68,6 @@ def llama(torch, config, visible):
   return Llama()
 
 
-@contextlib.contextmanager
-def optimized():
-  jax.config.update("jax_disable_most_optimizations", False)
-  yield
-  jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.mark.slow
 def test_gradient_beside_torch(monkeypatch, capsys):
   """Medians of alternating forward and gradient runs of `small` at 17x128x128 pixels.
@@ -99,7 +89,6 @@ def test_gradient_beside_torch(monkeypatch, capsys):
     logits = model(jnp.ones((BATCH, 1), jnp.int32), features, LAYOUT)
     return jnp.mean(cross_entropy(logits, labels))
 
-  # The suite compiles without optimizations.
   with optimized():
     ours = jax.jit(jax.value_and_grad(loss)).lower(model, features, labels).compile()
   visible = torch.from_numpy(LAYOUT.mask().visible())
@@ -118,14 +107,7 @@ def test_gradient_beside_torch(monkeypatch, capsys):
     "ours": lambda: jax.block_until_ready(ours(model, features, labels)),
     "torch": theirs,
   }
-  times = {name: [] for name in calls}
-  for i in range(6):
-    for name, call in calls.items():
-      begin = time.perf_counter()
-      call()
-      if i:
-        times[name].append(time.perf_counter() - begin)
-  medians = {name: statistics.median(values) for name, values in times.items()}
+  found = medians(calls, 5)
   with capsys.disabled():
-    print(f"\nforward and gradient: ours {medians['ours']:.3f} s, torch {medians['torch']:.3f} s")
-  assert medians["ours"] <= 1.6 * medians["torch"]
+    print(f"\nforward and gradient: ours {found['ours']:.3f} s, torch {found['torch']:.3f} s")
+  assert found["ours"] <= 1.6 * found["torch"]

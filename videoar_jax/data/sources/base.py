@@ -15,7 +15,7 @@ import numpy as np
 from videoar_jax.data.bad_samples import BadSamples, bad_sample, cause_of
 from videoar_jax.data.media import clips
 from videoar_jax.data.media.colour import WHITE, Colour
-from videoar_jax.data.sources.captions import CutCaptions
+from videoar_jax.data.sources.captions import CutCaptions, first_sentence
 from videoar_jax.data.sources.media_files import printable
 from videoar_jax.data.sources.motion import UNKNOWN
 from videoar_jax.data.synthetic.sprites import SPLITS
@@ -34,6 +34,7 @@ class ClipParams:
     crop: (y, x) of the crop, between the first and the last possible position.
     is_flipped: whether the clip is mirrored, left to right.
     caption: which of the captions; None for the empty one.
+    is_short: whether a caption that is the only one is cut to its first sentence.
   """
 
   where: float
@@ -41,6 +42,7 @@ class ClipParams:
   crop: tuple[float, float] = (0.5, 0.5)
   is_flipped: bool = False
   caption: float | None = 0.0
+  is_short: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,7 @@ class ClipSource:
   are shared out among all others.
 
   A subclass defines `_find`, which finds a sample, `_file_of`, if it has files, and
-  `_known_captions`, if it knows any.
+  `_known_captions` and `_known_flow`, if it knows any.
 
   Args:
     files: names of the samples.
@@ -90,6 +92,8 @@ class ClipSource:
     is_randomly_cropped: crop a clip of another aspect ratio at random; else at the centre.
     background: RGB colour behind transparent pixels.
     p_drop_caption: share of the captions that are replaced by the empty one.
+    p_short_caption: share of the captions that are cut to their first sentence, of samples that
+      have one alone.
     bad_samples: list of the samples that cannot be read.
 
   Attributes:
@@ -114,6 +118,7 @@ class ClipSource:
     is_randomly_cropped: bool = False,
     background: Colour = WHITE,
     p_drop_caption: float = 0.0,
+    p_short_caption: float = 0.0,
   ):
     self.files, self.split, self.bad_samples = files, split, bad_samples
     self.num_frames, self.resolution = num_frames, tuple(resolution)
@@ -121,6 +126,7 @@ class ClipSource:
     self.seed, self.clips_per_file = seed, clips_per_file
     self.is_flipped, self.is_randomly_cropped = is_flipped, is_randomly_cropped
     self.background, self.p_drop_caption = background, p_drop_caption
+    self.p_short_caption = p_short_caption
     self.class_names: list[str] = []
     self.cut_captions = CutCaptions(bad_samples.source)
 
@@ -138,6 +144,15 @@ class ClipSource:
     """Returns the captions that are known without reading samples."""
     return [caption for i in range(len(self.files)) for caption in self._known_captions(i)]
 
+  def _known_flow(self, position: int) -> float:
+    """Returns how much moves in a sample, if that is known without reading it; else `UNKNOWN`."""
+    return UNKNOWN
+
+  def known_flows(self) -> dict[str, float]:
+    """Returns how much moves in the samples of which that is known without reading them."""
+    flows = {file: self._known_flow(position) for position, file in enumerate(self.files)}
+    return {file: flow for file, flow in flows.items() if not math.isnan(flow)}
+
   def check_captions(self, encode: Callable[[str], np.ndarray]) -> None:
     """Finds captions that have to be cut, and samples without one that can be encoded.
 
@@ -148,6 +163,8 @@ class ClipSource:
     """
     for position, file in enumerate(self.files):
       errors, captions = [], self._known_captions(position)
+      if self.p_short_caption and len(captions) == 1:
+        captions = [*captions, first_sentence(captions[0])]
       for caption in captions:
         try:
           self.cut_captions.fit(file, caption, encode)
@@ -289,7 +306,10 @@ class ClipSource:
   ) -> dict:
     """Returns a clip with its caption; the caption is encoded before the clip is decoded."""
     sample = self._find(position)
-    caption = "" if params.caption is None else choose(sample.captions, params.caption)
+    captions = sample.captions
+    if params.is_short and len(captions) == 1:  # Of several, some are short already.
+      captions = [first_sentence(captions[0])]
+    caption = "" if params.caption is None else choose(captions, params.caption)
     item = {"caption": caption, "class_id": sample.class_id or 0, "flow": np.float32(sample.flow)}
     if encode is not None:
       try:
@@ -303,13 +323,14 @@ class ClipSource:
     if self.split == "test":
       return ClipParams((visit % self.clips_per_file + 0.5) / self.clips_per_file)
     entropy = np.random.SeedSequence((self.seed, SPLITS.index(self.split), index))
-    chance = np.random.Generator(np.random.Philox(entropy)).random(7).tolist()
+    chance = np.random.Generator(np.random.Philox(entropy)).random(8).tolist()
     return ClipParams(
       where=chance[0],
       rate=chance[1],
       crop=(chance[2], chance[3]) if self.is_randomly_cropped else (0.5, 0.5),
       is_flipped=self.is_flipped and chance[4] < 0.5,
       caption=None if chance[5] < self.p_drop_caption else chance[6],
+      is_short=chance[7] < self.p_short_caption,
     )
 
   def _find(self, position: int) -> Sample:

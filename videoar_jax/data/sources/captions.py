@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import posixpath
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,6 +61,11 @@ def _is_missing(value) -> bool:
 def clean_text(text: str) -> str:
   """Returns a text without blanks around it and without halves of surrogate pairs."""
   return text.strip().encode("utf-8", "replace").decode()
+
+
+def first_sentence(caption: str) -> str:
+  """Returns a caption up to the first full stop, question or exclamation mark before a blank."""
+  return re.split(r"(?<=[.!?])\s", caption, maxsplit=1)[0]
 
 
 def class_id_of(facts: dict) -> int | None:

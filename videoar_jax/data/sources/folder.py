@@ -161,6 +161,9 @@ class FolderSource(ClipSource):
   def _known_captions(self, position: int) -> list[str]:
     return self._videos[position].captions
 
+  def _known_flow(self, position: int) -> float:
+    return self._videos[position].flow
+
   def _file_of(self, position: int) -> str:
     return str(self.path / self.files[position])
 

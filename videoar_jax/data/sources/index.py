@@ -200,6 +200,9 @@ class IndexSource(ClipSource):
     except ValueError:
       return []
 
+  def _known_flow(self, position: int) -> float:
+    return flow_of(self._entries[self.files[position]])
+
   def aspect_ratios(self) -> list[float]:
     """Returns height / width of each sample, in the order of `files`.
 

@@ -40,7 +40,7 @@ class Index:
     encoder: settings of the network that encoded the clips.
     fingerprint: fingerprint of its weights.
     data: settings of the source.
-    clips: hash of the source's files and captions, from `describe_clips`.
+    clips: hash of the source's files, captions and motion, from `describe_clips`.
     latent_shape: shape of a clip's latent, `[t, h, w, d]`.
     epoch_size: clips in one epoch of the source.
     num_clips: clips in all shards, one or more epochs.
@@ -80,8 +80,10 @@ class Index:
 
 
 def describe_clips(source) -> str:
-  """Returns a hash of a source's files and captions, which shows whether they changed."""
+  """Returns a hash of a source's files, captions and motion, which shows whether they changed."""
   facts = [getattr(source, "files", None), source.known_captions()]
+  if flows := getattr(source, "known_flows", dict)():
+    facts.append(flows)  # Without any, the hash is that of earlier versions.
   return hashlib.sha256(to_json(facts).encode()).hexdigest()[:16]
 
 

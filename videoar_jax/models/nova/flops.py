@@ -126,10 +126,13 @@ def sampling_flops(config: NovaConfig, sizes: Sizes, plan: Plan) -> int:
   blocks, heads = _block_weights(config), _head_weights(config)
   first = sizes.prefix + sizes.slot
   tokens = sizes.temporal
-  pairs = first**2 + (t - 1) * sizes.slot * (sizes.temporal + sizes.slot)
+  # A slot after the last frame is computed, too, but for images.
+  later = t if t > 1 else 0
+  tokens += sizes.slot * (later > 0)
+  pairs = first**2 + later * sizes.slot * (sizes.temporal + sizes.slot)
   patch = config.video_patch_size**2 * config.num_channels * config.d_model
   temporal = config.num_video_layers * (tokens * blocks + 2 * pairs * config.d_model)
-  temporal += t * sizes.slot * patch + (t - 1) * sizes.slot * _mixer_weights(config)
+  temporal += (1 + later) * sizes.slot * patch + later * sizes.slot * _mixer_weights(config)
   temporal += _prefix_weights(config) + _prefix_inputs(config)
 
   half, spatial = config.num_image_layers // 2, 0
@@ -139,13 +142,12 @@ def sampling_flops(config: NovaConfig, sizes: Sizes, plan: Plan) -> int:
       spatial += half * len(group.sizes) * length * (blocks + 2 * length * config.d_model)
   num_sets = sum(len(group.sizes) for group in groups)
   spatial += num_sets * sizes.frame * config.token_width * config.d_model
-  # Sets are padded to the largest.
-  largest = max(int(group.sizes.max()) for group in groups)
+  num_places = sum(len(group.sizes) * group.largest for group in groups)
   times = plan.noise.steps(plan.num_diffusion_steps).times
   num_guided = int((times >= plan.guidance.trunc).sum()) if passes > 1 else 0
   num_calls = passes * num_guided + len(times) - num_guided
   own = num_calls * (heads + config.token_width * config.head_mlp_dim)
-  head = num_sets * largest * (passes * _condition_weights(config) + own)
+  head = num_places * (passes * _condition_weights(config) + own)
   return 2 * (passes * (temporal + t * spatial) + t * head)
 
 

@@ -1,7 +1,7 @@
 """Generates latents: frame by frame, each set by set, each token by diffusion.
 
-The whole clip is one program of static shapes: sets of tokens, which differ in size, are padded to
-the largest, and the tokens that the spatial encoder sees to the most of a few groups of steps.
+The whole clip is one program of static shapes: sets of tokens, which differ in size, and the tokens
+that the spatial encoder sees are padded to the most of a few groups of steps.
 
 Source: NOVA sections 8 to 12.
 """
@@ -17,14 +17,16 @@ from jaxtyping import Array, Float, Int, UInt
 
 from videoar_jax.models.nova import orders
 from videoar_jax.models.nova.config import NovaConfig
+from videoar_jax.models.nova.head import Factors
 from videoar_jax.models.nova.network import Nova
-from videoar_jax.models.nova.noise import NoiseProcess
+from videoar_jax.models.nova.noise import NoiseProcess, Steps
 from videoar_jax.models.nova.spatial import write as write_tokens
 from videoar_jax.models.nova.tokens import patchify, unpatchify
 from videoar_jax.models.request import sample_keys
 from videoar_jax.nn.cache import make_ring, write
 
-_NUM_GROUPS = 4  # Of steps with the same static shapes.
+_NUM_GROUPS = 8  # Of steps with the same static shapes.
+_MAX_FACTORS = 2**25  # Numbers that the head computes ahead for steps of diffusion.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,7 @@ def generate(
   null: Array,
   flow: Float[Array, "b"] | None,
   draws: Draws,
-  given: Float[Array, "b g h w c"] | None = None,
+  conditioning: Float[Array, "b g h w c"] | None = None,
 ) -> Float[Array, "b t h w c"]:
   """Returns latents of clips.
 
@@ -154,7 +156,7 @@ def generate(
     null: the same for "no condition", broadcast against `text`.
     flow: how much moves; None for the default.
     draws: random numbers.
-    given: latents of the first frames, if they are given; fewer than the clip has.
+    conditioning: latents of the first frames, fewer than the clip has; None to generate all.
   """
   config, weights = net.config, net.temporal.start.dtype
   dtype = jnp.dtype(config.dtype) if weights == jnp.float32 else weights
@@ -175,14 +177,12 @@ def generate(
     net.temporal.angles(n, 0, 1, video_grid),
     num_prefix=n,
   )
-  if given is None:
-    first = fill(anchor, 0)[:, None]
-  else:
-    first = patchify(given.astype(jnp.float32), config.patch_size)
-  if plan.num_frames > 1:
-    cache = write(make_ring(cache, n + plan.num_frames * v), cache, 0)
+  if plan.num_frames == 1:
+    return unpatchify(fill(anchor, 0)[:, None], grid, config.patch_size)
+  cache = write(make_ring(cache, n + plan.num_frames * v), cache, 0)
 
   def condition_of(cache, x, t):
+    """Returns the condition of frame `t`, given the one before it, which the cache then has."""
     latents = unpatchify(x.astype(dtype), grid, config.patch_size)[:, None]
     is_seen = jnp.arange(n + plan.num_frames * v) < n + t * v
     y, new = net.temporal.step(
@@ -192,17 +192,19 @@ def generate(
     return condition, write(cache, new, n + t * v)
 
   def step(carry, t):
-    condition, cache = condition_of(*carry, t)
+    condition, cache = carry
     x = fill(condition, t)
-    return (cache, x), x
+    # After the last frame, one for nothing: so, the program has one place that fills a frame.
+    return condition_of(cache, x, t + 1), x
 
-  for t in range(1, first.shape[1]):  # Given frames are only remembered.
-    _, cache = condition_of(cache, first[:, t - 1], t)
-  rest = jnp.arange(first.shape[1], plan.num_frames)
-  tokens = first
-  if len(rest):
-    _, made = jax.lax.scan(step, (cache, first[:, -1]), rest)
-    tokens = jnp.concatenate([first, jnp.moveaxis(made, 0, 1)], axis=1)
+  known = jnp.zeros((b, 0, grid[0] * grid[1], config.token_width))
+  if conditioning is not None:
+    known = patchify(conditioning.astype(jnp.float32), config.patch_size)
+  carry = anchor, cache
+  for t in range(known.shape[1]):  # Conditioning frames are only remembered.
+    carry = condition_of(carry[1], known[:, t], t + 1)
+  _, made = jax.lax.scan(step, carry, jnp.arange(known.shape[1], plan.num_frames))
+  tokens = jnp.concatenate([known, jnp.moveaxis(made, 0, 1)], axis=1)
   return unpatchify(tokens, grid, config.patch_size)
 
 
@@ -224,12 +226,14 @@ class SetGroup(NamedTuple):
     known: tokens that are known before it.
     sizes: tokens that it fills in.
     capacity: places for known tokens.
+    largest: places for tokens that are filled in.
   """
 
   index: Int[np.ndarray, "n"]
   known: Int[np.ndarray, "n"]
   sizes: Int[np.ndarray, "n"]
   capacity: int
+  largest: int
 
 
 def set_groups(sizes: Int[np.ndarray, "n"]) -> list[SetGroup]:
@@ -237,7 +241,8 @@ def set_groups(sizes: Int[np.ndarray, "n"]) -> list[SetGroup]:
   known = np.cumsum(sizes) - sizes
   parts = np.array_split(np.arange(len(sizes)), min(_NUM_GROUPS, len(sizes)))
   return [
-    SetGroup(part, known[part], sizes[part], max(int(known[part].max()), 1)) for part in parts
+    SetGroup(part, known[part], sizes[part], max(int(known[part].max()), 1), int(sizes[part].max()))
+    for part in parts
   ]
 
 
@@ -245,18 +250,17 @@ def _fill(net: Nova, plan: Plan, draws: Draws, order, grid, condition, frame):
   """Returns a frame's tokens `[b, l, p]`, filled in set by set."""
   b, l = order.shape
   sizes = orders.set_sizes(plan.num_ar_steps, l)
-  largest = int(sizes.max())
   # Beyond the last token, where writes are dropped.
-  padded = jnp.pad(order, ((0, 0), (0, largest)), constant_values=l)
+  padded = jnp.pad(order, ((0, 0), (0, int(sizes.max()))), constant_values=l)
   passes = plan.guidance.num_passes
   x = jnp.zeros((b, l, net.config.token_width))
 
-  def step(x, i, num_known, size, scale, capacity):
-    shown = jnp.tile(order[:, :capacity], (passes, 1))
+  def step(x, i, num_known, size, scale, group):
+    shown = jnp.tile(order[:, : group.capacity], (passes, 1))
     tokens = jnp.tile(x.astype(condition.dtype), (passes, 1, 1))
     z = net.spatial(condition, tokens, shown, num_known, grid)
-    chosen = jax.lax.dynamic_slice_in_dim(padded, num_known, largest, axis=1)
-    chosen = jnp.where(jnp.arange(largest) < size, chosen, l)
+    chosen = jax.lax.dynamic_slice_in_dim(padded, num_known, group.largest, axis=1)
+    chosen = jnp.where(jnp.arange(group.largest) < size, chosen, l)
     sample = _denoise(net, plan, draws, z, chosen, frame, i, scale)
     values = jnp.take_along_axis(sample, jnp.minimum(chosen, l - 1)[..., None], axis=1)
     return write_tokens(x, chosen, values)
@@ -264,8 +268,8 @@ def _fill(net: Nova, plan: Plan, draws: Draws, order, grid, condition, frame):
   scales = _scales(plan.guidance, len(sizes))
   for group in set_groups(sizes):
 
-    def body(x, step_of, capacity=group.capacity):
-      return step(x, *step_of, capacity), None
+    def body(x, step_of, group=group):
+      return step(x, *step_of, group), None
 
     each = (group.index, group.known, group.sizes, scales[group.index])
     x, _ = jax.lax.scan(body, x, tuple(map(jnp.asarray, each)))
@@ -290,30 +294,58 @@ def _denoise(net: Nova, plan: Plan, draws: Draws, z, chosen, frame, step, scale)
   z = jnp.take_along_axis(z, jnp.tile(places, (passes, 1, 1)), axis=1)
   condition, x = net.head.condition(z), draws.start(frame, step)
 
-  def predict(x, time, num_passes):
+  def predict(x, factors, num_passes):
     own = jnp.take_along_axis(x, places, axis=1).astype(z.dtype)
-    own = net.head.predict(jnp.tile(own, (num_passes, 1, 1)), time, condition[: num_passes * b])
+    own = net.head.predict_with(jnp.tile(own, (num_passes, 1, 1)), factors)
     whole = jnp.tile(x, (num_passes, 1, 1))
     return write_tokens(whole, jnp.tile(chosen, (num_passes, 1)), own.astype(x.dtype))
 
-  def body(x, step_of, num_passes):
-    i, time, keep, add, noise = step_of
-    prediction = predict(x, time, num_passes)
-    if num_passes > 1:
-      prediction = plan.guidance.mix(prediction, scale)
-    x = keep * x + add * prediction
-    if steps.noise.any():
-      x = x + noise * draws.fresh(frame, step, i)
-    return x, None
+  def run(x, part, num_passes):
+    """Takes some of the steps, in chunks whose factors are computed at once."""
+    own = condition[: num_passes * b]
+
+    def chunk(x, each):
+      factors = net.head.factors(each[1].times[:, None, None], own)
+
+      def body(x, step_of):
+        i, index, (_, keep, add, noise) = step_of
+        # Not scanned over: the first axis of blocks is that of layers.
+        of_step = Factors(factors.blocks[:, i], factors.out[i])
+        prediction = predict(x, of_step, num_passes)
+        if num_passes > 1:
+          prediction = plan.guidance.mix(prediction, scale)
+        x = keep * x + add * prediction
+        if steps.noise.any():
+          x = x + noise * draws.fresh(frame, step, index)
+        return x, None
+
+      return jax.lax.scan(body, x, (jnp.arange(len(each[0])), *each))
+
+    numbers = own.shape[0] * own.shape[1] * net.head.num_factors
+    each = _chunks(steps, part, max(_MAX_FACTORS // numbers, 1))
+    return jax.lax.scan(chunk, x, jax.tree.map(jnp.asarray, each))[0]
 
   is_guided = (steps.times >= plan.guidance.trunc) & (passes > 1)
   index = np.arange(len(steps.times))
   # Noise levels fall, so that guidance ends once.
   for part, num_passes in ((index[is_guided], passes), (index[~is_guided], 1)):
     if len(part):
-      each = tuple(jnp.asarray(values[part]) for values in (index, *steps))
-      x, _ = jax.lax.scan(functools.partial(body, num_passes=num_passes), x, each)
+      x = run(x, part, num_passes)
   return x
+
+
+def _chunks(steps: Steps, part: Int[np.ndarray, "n"], most: int) -> tuple[np.ndarray, Steps]:
+  """Returns the numbers of some steps, and the steps, in chunks `[q, c]` of at most that many.
+
+  Steps that fill up the last chunk change nothing.
+  """
+  num_chunks = -(-len(part) // most)
+  added = -len(part) % num_chunks
+  index = np.append(part, np.full(added, part[-1]))
+  chosen = Steps(*(values[index] for values in steps))
+  for values, nothing in ((chosen.keep, 1), (chosen.add, 0), (chosen.noise, 0)):
+    values[len(part) :] = nothing
+  return jax.tree.map(lambda x: x.reshape(num_chunks, -1), (index, chosen))
 
 
 def key_draws(

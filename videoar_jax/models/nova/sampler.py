@@ -100,11 +100,11 @@ class Model:
 
     Args:
       prompts: texts.
-      num_frames: 1 + tau k pixel frames, given ones included, at most as many as in training
+      num_frames: 1 + tau k pixel frames, conditioning ones included, at most as many as in training
         without `overlap_frames`; None for as many.
       seed: random seed.
-      image: the first frame, one for all prompts or one each. Given frames are returned as
-        reconstructed by the tokenizer.
+      image: the first frame, one for all prompts or one each. Conditioning frames are returned
+        as reconstructed by the tokenizer.
       video: instead, the first 1 + tau k frames.
       overlap_frames: for longer clips, see `extend`.
       sample_ids: numbers of the clips under the seed; None counts from 0.
@@ -214,13 +214,20 @@ class Model:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
   def _clips(
-    self, prompts, num_frames: int, seed: int, given, sample_ids, settings: dict, window: int = 0
+    self,
+    prompts,
+    num_frames: int,
+    seed: int,
+    conditioning,
+    sample_ids,
+    settings: dict,
+    window: int = 0,
   ):
     """Generates clips of at most the trained length, one batch after the other.
 
     Args:
       prompts, num_frames, seed, sample_ids, settings: see `sample`.
-      given: their first frames; None for none.
+      conditioning: their first frames; None for none.
       window: frames before them, which have other random numbers.
     """
     requests, num = self.requests, len(prompts)
@@ -230,9 +237,9 @@ class Model:
       raise ValueError(f"motion={sampling.motion}: the model was trained without motion tokens")
     num_latents = requests.check_frames(num_frames)
     sample_ids = requests.check_sample_ids(sample_ids, num)
-    if given is not None:
-      given = requests.check_conditioning(given, num, "video")
-      requests.check_conditioning_length(given.shape[1], num_latents)
+    if conditioning is not None:
+      conditioning = requests.check_conditioning(conditioning, num, "video")
+      requests.check_conditioning_length(conditioning.shape[1], num_latents)
     texts = np.stack([self.text_encoder.encode(prompt) for prompt in prompts])
     clips = []
     for rows, count in requests.batches(num):
@@ -243,7 +250,7 @@ class Model:
         np.uint64(seed),
         sample_ids[rows],
         np.uint32(window),
-        None if given is None else self._latents(given[rows]),
+        None if conditioning is None else self._latents(conditioning[rows]),
         sampling=sampling,
         num_latents=num_latents,
       )
@@ -260,7 +267,7 @@ class Model:
     return call_on(self.mesh, function, *arguments, **settings)
 
   def _sample_batch(
-    self, generator, texts, seed, sample_ids, window, given, *, sampling, num_latents
+    self, generator, texts, seed, sample_ids, window, conditioning, *, sampling, num_latents
   ):
     _, h, w = self.tokenizer.config.latent_shape(1, self.resolution)
     plan = plan_of(generator.config, sampling, (num_latents, h, w))
@@ -272,7 +279,7 @@ class Model:
       jnp.asarray(null_of(self.text_encoder)),
       flow,
       generate.key_draws(seed, sample_ids, plan, generator.config, window),
-      given,
+      conditioning,
     )
     return constrain(latents.astype(jnp.float32), ("batch", None, None, None, None))
 

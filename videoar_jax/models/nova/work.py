@@ -109,8 +109,8 @@ def sampling_work(run: Run, stage: Stage, batch_size: int) -> tuple[int, float]:
   plan = plan_of(run.generator, run.sampling, _latent_shape(run, stage))
   total = flops.sampling_flops(run.generator, sizes_of(run, stage), plan)
   shapes = template_of(run.generator).shapes
-  reads = _reads(run.generator, plan)
-  read = sum(count * count_parameters(shapes[part]) for part, count in reads.items())
+  parts, reads = _parts(shapes), _reads(run.generator, plan)
+  read = sum(count * count_parameters(parts[name]) for name, count in reads.items())
   return read // count_parameters(shapes), batch_size * total
 
 
@@ -119,13 +119,29 @@ def _num_sets(config: NovaConfig, plan: generate.Plan) -> int:
   return len(orders.set_sizes(plan.num_ar_steps, num_tokens))
 
 
+def _parts(params: dict) -> dict[str, dict]:
+  """Returns the parts of the network that run equally often."""
+  head, in_steps = params["head"], ("embed", "out")
+  steps = {name: head[name] for name in in_steps}
+  sets = {name: x for name, x in head.items() if name not in (*in_steps, "blocks")}
+  # What tokens are scaled and shifted by is computed for all steps at once.
+  blocks = {name: x for name, x in head["blocks"].items() if name != "modulated"}
+  return {
+    "temporal": params["temporal"],
+    "spatial": params["spatial"],
+    "sets": sets | {"blocks": head["blocks"]["modulated"]},
+    "steps": steps | {"blocks": blocks},
+  }
+
+
 def _reads(config: NovaConfig, plan: generate.Plan) -> dict[str, int]:
-  """Returns how often each part of the network runs for a clip."""
+  """Returns how often each of `_parts` runs for a clip."""
   sets = plan.num_frames * _num_sets(config, plan)
   return {
     "temporal": plan.num_frames,
     "spatial": sets,
-    "head": sets * plan.num_diffusion_steps,
+    "sets": sets,
+    "steps": sets * plan.num_diffusion_steps,
   }
 
 
@@ -178,7 +194,8 @@ def _sampling_work(
     params: shapes of the parameters, with their shardings.
     mesh: devices, or an abstract one.
   """
-  split = jax.tree.map(lambda x: x.sharding, params)
+  parts = _parts(params)
+  split = jax.tree.map(lambda x: x.sharding, parts)
   dtype, passes = jax.tree.leaves(params)[0].dtype, plan.guidance.num_passes
   cache_bytes = 0
   if sizes.num_frames > 1:
@@ -190,7 +207,7 @@ def _sampling_work(
   reads, sets = _reads(config, plan), _num_sets(config, plan)
   used, gathered = 0.0, 0.0
   for name, count in reads.items():
-    read, sent = gathered_bytes(params[name], split[name])
+    read, sent = gathered_bytes(parts[name], split[name])
     used, gathered = used + count * read, gathered + count * sent
   tokens = sizes.temporal * config.num_video_layers
   groups = generate.set_groups(orders.set_sizes(plan.num_ar_steps, sizes.frame))
