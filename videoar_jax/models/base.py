@@ -71,6 +71,19 @@ class Stage(Protocol):
 
 
 @runtime_checkable
+class CaptionLoss(Protocol):
+  """A stage's loss that completes captions, as prompts are completed; other losses need not."""
+
+  def complete_caption(self, text: str, seconds: float) -> str:
+    """Returns a caption as the network gets it.
+
+    Args:
+      text: of the data.
+      seconds: duration of the clip; 0 for images.
+    """
+
+
+@runtime_checkable
 class Run(Protocol):
   """The fields of a run that families read; see `experiment.schema.RunConfig`.
 

@@ -9,6 +9,7 @@ from videoar_jax.tokenizers.star.schedules import Pyramid, public_grids_of, rele
 BACKENDS = ("auto", "dense", "blocked")
 PRODUCTS = ("query", "key", "value", "out", "gate", "up", "down")
 GUIDANCE_KINDS = ("apg", "cfg")
+DURATION = "<<<t={seconds}s>>>"  # What captions and prompts of videos begin with.
 RELEASED = ("0.40M", "0.90M")  # Sizes of the released models: 480p and 720p.
 
 
@@ -176,7 +177,7 @@ class InfinityStarSampling:
   image_temperature: float = 1.0
   video_temperature: float = 0.4
   negative_prompt: str = ""
-  prompt_prefix: str = "<<<t={seconds}s>>>"
+  prompt_prefix: str = DURATION
   prompt_suffix: str = ", Close-up on big objects, emphasize scale and detail"
 
   def __post_init__(self):
@@ -198,5 +199,15 @@ class InfinityStarSampling:
       text: of the user.
       seconds: duration of the clip; 0 for images, which have no prefix.
     """
-    prefix = self.prompt_prefix.replace("{seconds}", str(round(seconds))) if seconds else ""
-    return f"{prefix}{text}{self.prompt_suffix}"
+    return f"{with_duration(self.prompt_prefix, text, seconds)}{self.prompt_suffix}"
+
+
+def with_duration(prefix: str, text: str, seconds: float) -> str:
+  """Returns a text with what those of videos begin with.
+
+  Args:
+    prefix: `{seconds}` stands for the duration.
+    text: of the user or the data.
+    seconds: duration of the clip; 0 for images, which have no prefix.
+  """
+  return f"{prefix.replace('{seconds}', str(round(seconds)))}{text}" if seconds else text
