@@ -24,8 +24,9 @@ from videoar_jax.models.families import FAMILIES
 from videoar_jax.models.infinity import convert as infinity
 from videoar_jax.models.infinity.config import RELEASED, InfinityConfig
 from videoar_jax.models.infinity_star import convert as star
-from videoar_jax.models.infinity_star.config import InfinityStarConfig
+from videoar_jax.models.infinity_star.config import INTERACTIVE, InfinityStarConfig
 from videoar_jax.tokenizers.files import check_new
+from videoar_jax.tokenizers.star.schedules import released_pyramid
 
 # (H, W) of the released videos; both have the same network.
 STAR_RESOLUTIONS = {"480p": (480, 848), "720p": (720, 1280)}
@@ -85,6 +86,7 @@ def convert_star_model(
   text_encoder: pathlib.Path | None = None,
   size: str = "480p",
   num_frames: int = STAR_FRAMES[0],
+  interactive: bool = False,
   dtype: str | None = None,
 ) -> str:
   """Converts InfinityStar; returns a summary.
@@ -93,18 +95,24 @@ def convert_star_model(
     checkpoint, out, tokenizer, text_encoder, dtype: see `convert_infinity_model`.
     size: "480p" or "720p"; the checkpoints differ in nothing that shows.
     num_frames: of a clip, one of `STAR_FRAMES`; at 720p the first.
+    interactive: whether it is the interactive model, of 480p.
   Raises:
     ValueError, OSError: names the file or the flag, and the reason.
   """
 
   if num_frames not in STAR_FRAMES or (size == "720p" and num_frames != STAR_FRAMES[0]):
     raise ValueError(f"--num_frames={num_frames}: {size} has 81 frames, and 480p also 161")
+  if interactive and size != "480p":
+    raise ValueError(f"--interactive: there is no such model of {size}; remove one of them")
 
   def settings_of(config: InfinityStarConfig) -> dict:
     settings = model_settings("infinity_star", config)
     settings.data.resolution = STAR_RESOLUTIONS[size]
     settings.data.num_frames, settings.data.frame_rate = num_frames, STAR_RATE
     settings.text.length = config.text_length
+    if interactive:
+      settings.sampling.update(INTERACTIVE)
+      settings.generator.image_repetitions = released_pyramid("0.40M", 9 / 16).clip_repetitions
     return settings.to_dict()
 
   return _convert(

@@ -87,9 +87,7 @@ class Batches:
         batch_size=lambda shape, part=part: self.run.batch_size_of(
           stage, part, ClipShape(shape[0], shape[1:]), shards
         ),
-        encoder=lambda shape, part=part: (
-          stage_encoder(self.run, stage, part.data, shape[0]).encode
-        ),
+        encoder=lambda shape, part=part: stage_encoder(self.run, stage, part.data, shape[0]).encode,
         share=part.weight,
       )
     return Mixture(buckets, seed=seed, fields=self._fields(stage))

@@ -214,9 +214,7 @@ class Stages(StageCheckpoints):
       log.info("stage %s: resumes from step %d", stage.name, step)
     run_log = self._open_log(stage, step)
     try:
-      media = media_batch(
-        stage.data, test_source, stage_encoder(self.run, stage, stage.data)
-      )
+      media = media_batch(stage.data, test_source, stage_encoder(self.run, stage, stage.data))
       held_out = batches.held_out(stage, test_source)
       clock.count_rest("start")
       clock.lose(run_log.lost_s)

@@ -245,6 +245,19 @@ class Model(Sampler, Protocol):
 
 
 @runtime_checkable
+class ClipwiseFamily(Protocol):
+  """A family that codes several latent frames as one; those of others stand for themselves."""
+
+  def overlaps(self, run: Run, num_frames: int) -> tuple[int, ...]:
+    """Returns how many frames of a clip may be given: those that end where such a part ends.
+
+    Args:
+      run: the run.
+      num_frames: of the whole clip, which is longer.
+    """
+
+
+@runtime_checkable
 class Family(Protocol):
   """A kind of generator.
 

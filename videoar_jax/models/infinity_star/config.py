@@ -12,6 +12,15 @@ GUIDANCE_KINDS = ("apg", "cfg")
 DURATION = "<<<t={seconds}s>>>"  # What captions and prompts of videos begin with.
 RELEASED = ("0.40M", "0.90M")  # Sizes of the released models: 480p and 720p.
 
+# Settings of sampling of the released script for the interactive model.
+INTERACTIVE = {
+  "guidance_kind": "cfg",
+  "guidance": 3.0,
+  "image_temperature": 0.5,
+  "video_temperature": 0.5,
+  "prompt_suffix": "",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class InfinityStarConfig:

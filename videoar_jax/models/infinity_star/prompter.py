@@ -32,6 +32,4 @@ class Prompter:
     """
     sampling = self.sampling if sampling is None else sampling
     seconds = self.seconds if seconds is None else seconds
-    return encode_completed(
-      self.text_encoder, text, lambda words: sampling.prompt(words, seconds)
-    )
+    return encode_completed(self.text_encoder, text, lambda words: sampling.prompt(words, seconds))

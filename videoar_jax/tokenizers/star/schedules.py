@@ -118,6 +118,14 @@ class Pyramid:
       for scale in self._scales(pyramid, start, stop)
     )
 
+  def whole(self, num_latents: int) -> Schedule:
+    """Returns the scales of frames that a single pyramid codes, with the first frame's repetitions.
+
+    Args:
+      num_latents: latent frames.
+    """
+    return tuple(self._scales(0, 0, num_latents))
+
   def _scales(self, pyramid: int, start: int, stop: int) -> list[Scale]:
     repetitions = self.clip_repetitions if pyramid else self.image_repetitions
     scales = []
@@ -172,8 +180,12 @@ def public_grids(name: str, ratio: float) -> tuple[Grid, ...]:
   """
   if name not in NUM_SCALES:
     raise ValueError(f"{name!r} is no size; take one of {', '.join(NUM_SCALES)}")
-  nearest = min(PUBLIC, key=lambda key: abs(ratio - key))
-  return PUBLIC[nearest][: NUM_SCALES[name]]
+  return PUBLIC[_nearest(ratio)][: NUM_SCALES[name]]
+
+
+def _nearest(ratio: float) -> float:
+  """Returns the ratio of the table that is nearest."""
+  return min(PUBLIC, key=lambda key: abs(ratio - key))
 
 
 def public_grids_of(grid: Grid) -> tuple[str, tuple[Grid, ...]] | None:
@@ -183,6 +195,13 @@ def public_grids_of(grid: Grid) -> tuple[str, tuple[Grid, ...]] | None:
       if grids[num_scales - 1] == grid:
         return name, grids[:num_scales]
   return None
+
+
+def nearest_grid(h: float, w: float) -> Grid:
+  """Returns the public latent grid nearest to h x w cells: in aspect ratio, then in size."""
+  grids = PUBLIC[_nearest(h / w)]
+  known = [grids[num - 1] for num in NUM_SCALES.values()]
+  return min(known, key=lambda other: abs(math.log(other[0] * other[1] / (h * w))))
 
 
 # Repetitions of the released models. All have three but the clips' last scales.
