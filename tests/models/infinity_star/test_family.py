@@ -187,4 +187,4 @@ def test_clips_of_public_models_have_the_nearest_public_size(tokenizer, caplog):
   settings = parse.finalize(make_config(tokenizer))
   assert sampled_resolution(settings, settings.stages[0], (48, 64)) == (48, 64)
   settings.family.make_task(settings, settings.stages[0], None, {})
-  assert "clips of 32x32 pixels have no public scales" in caplog.text
+  assert "no public table of scales for clips of 32x32 pixels" in caplog.text

@@ -249,7 +249,8 @@ def test_interactive_clips(name):
       ).whole(int(arrays["schedule"][0][0]))
     )
   )
-  plan = generate.Plan.of(Layout(golden.TEXT_LENGTH, schedule), sampling_of(arrays))
+  sampling = sampling_of(arrays)
+  plan = generate.Plan.of(Layout(golden.TEXT_LENGTH, schedule), sampling)
   conditions = conditions_of(first, former[:, 1:], plan.layout)
   for condition, kind in zip(conditions, ("semantic", "detail"), strict=True):
     theirs = arrays[f"cond_{kind}_input"]
@@ -265,7 +266,7 @@ def test_interactive_clips(name):
       steps.extend((step, r) for step in done.steps for r in range(len(step.inputs)))
       return done
 
-    prompts = prompts_in(arrays, net, plan.guidance.scale != 1)
+    prompts = prompts_in(arrays, net, sampling.guidance != 1)
     context = tuple(generate.read_latents(net, *x, len(prompts.rows)) for x in conditions)
     latents = generate.generate(net, plan, prompts, None, (), context, run=run)
     return latents, [(step.bits[r], step.logits[r]) for step, r in steps]

@@ -51,6 +51,11 @@ def make_model(random_autoencoder, config, shape=(13, (16, 24))):
   return Model(make_net(config), tokenizer, Words(), shape, SAMPLING, frame_rate=5.0)
 
 
+@pytest.fixture(scope="module")
+def model(random_autoencoder):
+  return make_model(random_autoencoder, STORIES)
+
+
 def places_of(scale_id, frames, grid):
   """Rotary positions, one cell after the other."""
   return [
@@ -115,8 +120,7 @@ def test_cached_sampling_is_teacher_forcing():
       np.testing.assert_allclose(step.logits[0][2 * row :][:2], expected, atol=1e-4)
 
 
-def test_a_story_goes_on_from_the_clip_before_and_the_first_frame(random_autoencoder):
-  model = make_model(random_autoencoder, STORIES)
+def test_a_story_goes_on_from_the_clip_before_and_the_first_frame(model):
   video = np.random.default_rng(0).integers(0, 256, (2, 17, 16, 24, 3), np.uint8)
   words = model.text_encoder.text_encoder
   story = model.interact(["", ""], 1, video=video)
@@ -129,8 +133,8 @@ def test_a_story_goes_on_from_the_clip_before_and_the_first_frame(random_autoenc
   assert first.shape == second.shape == (2, 12, 16, 24, 3) and words.asked[0] == "2left"
   assert (first != second).any()
 
-  def clips(seed=1, prompts=("left", "right"), **changed):
-    story = model.interact(["", ""], seed, video=changed.get("video", video))
+  def clips(seed=1, prompts=("left", "right")):
+    story = model.interact(["", ""], seed, video=video)
     return [story.extend([*prompts]), story.extend(["left", "up"])]
 
   for ours, expected in zip(clips(), (first, second), strict=True):
@@ -143,16 +147,15 @@ def test_a_story_goes_on_from_the_clip_before_and_the_first_frame(random_autoenc
     assert (ours[0] != expected[0]).any()
 
 
-def test_a_story_may_begin_with_a_prompt_or_an_image(random_autoencoder):
-  model = make_model(random_autoencoder, STORIES)
+@pytest.mark.slow
+def test_a_story_may_begin_with_a_prompt_or_an_image(model):
   image = np.full((16, 24, 3), 90, np.uint8)
   story = model.interact(["left"], 3, image=image)
   np.testing.assert_array_equal(story.frames, model.sample(["left"], seed=3, image=image))
   assert story.extend(["right"]).shape == (1, 12, 16, 24, 3)
 
 
-def test_what_does_not_fit_is_named(random_autoencoder):
-  model = make_model(random_autoencoder, STORIES)
+def test_what_does_not_fit_is_named(model, random_autoencoder):
   with pytest.raises(ValueError, match="video: 9 frames are less than a clip's 13"):
     model.interact([""], video=np.zeros((9, 16, 24, 3), np.uint8))
   with pytest.raises(ValueError, match="temperature: no such setting"):

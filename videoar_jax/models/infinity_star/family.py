@@ -112,8 +112,8 @@ class InfinityStar:
     for size in dict.fromkeys(shape.resolution for shape in stage.shapes):
       if not run.generator.schedule and not _is_public(run, size):
         log.warning(
-          "stage %s: clips of %dx%d pixels have no public scales, so theirs are growing steps; the "
-          "nearest public size is %dx%d, or set generator.schedule",
+          "stage %s: there is no public table of scales for clips of %dx%d pixels; the nearest is "
+          "that of %dx%d, see generator.schedule",
           *(stage.name, *size, *_nearest(run, size)),
         )
     return InfinityStarTask(
