@@ -5,11 +5,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from videoar_jax.models.base import Model
-
 
 def sample_shots(
-  model: Model,
+  model: Any,
   prompts: list[str],
   num_videos: int,
   num_frames: int | None,
@@ -20,7 +18,7 @@ def sample_shots(
   """Generates videos of several shots; each continues from the last frames of the previous one.
 
   Args:
-    model: extends clips.
+    model: has `sample` and `extend`, see `base.Model`.
     prompts: of the shots.
     num_videos: how many videos to make.
     num_frames: of the first shot; later ones add equally many, but for the first frame.

@@ -34,7 +34,7 @@ def make_config(tokenizer):
   config = default_config({"generator": "generator"}, family="infinity_star")
   config.frozen_tokenizer = str(tokenizer)
   config.data.update(SHAPE)
-  config.text.update(tokenizer="words", length=20)
+  config.text.update(tokenizer="words", length=24)
   config.generator.update(num_layers=1, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8)
   config.generator.update(mlp_dim=16, semantic_bits=4, clip_length=1, min_detail_tokens=4)
   config.sampling.update(guidance=3.0, prompt_suffix=".")
@@ -91,10 +91,11 @@ def test_a_loaded_model_continues_images(workdir):
   clip = model.sample([PROMPT], image=image, prompt_prefix="")
   assert clip.shape == (1, 9, 32, 32, 3) and clip.dtype == np.uint8
   assert set(model.score([PROMPT], clip)) == {"loss", "bit_accuracy"}
-  # The 10 signs around the user's words leave room for 9 of them.
-  with pytest.raises(ValueError, match="has 22 words") as error:
-    model.text_encoder.encode("one two three four five six seven eight nine ten eleven twelve")
-  assert error.value.cut == "one two three four five six seven eight nine"
+  # The 10 signs around the user's words leave room for 13 of them.
+  words = [f"word{i}" for i in range(16)]
+  with pytest.raises(ValueError, match="has 26 words") as error:
+    model.text_encoder.encode(" ".join(words))
+  assert error.value.cut == " ".join(words[:13])
 
 
 def test_what_does_not_fit_is_named(tokenizer):

@@ -45,7 +45,7 @@ class Words:
     return np.array(tokens + [0] * (6 - len(tokens)), np.int32)
 
 
-def make_model(random_autoencoder, config, shape=(13, (16, 24))):
+def make_model(random_autoencoder, config, shape=(7, (16, 24))):
   tokenizer = Tokenizer(random_autoencoder(AUTOENCODER))
   shape = ClipShape(*shape)
   return Model(make_net(config), tokenizer, Words(), shape, SAMPLING, frame_rate=5.0)
@@ -124,13 +124,13 @@ def test_a_story_goes_on_from_the_clip_before_and_the_first_frame(model):
   video = np.random.default_rng(0).integers(0, 256, (2, 17, 16, 24, 3), np.uint8)
   words = model.text_encoder.text_encoder
   story = model.interact(["", ""], 1, video=video)
-  latents = model.tokenizer.encode(jnp.asarray(video[:, 4:] / 127.5 - 1.0, jnp.float32))
+  latents = model.tokenizer.encode(jnp.asarray(video[:, 10:] / 127.5 - 1.0, jnp.float32))
   recoded = np.asarray(model.tokenizer.decode(latents) + 1) * 127.5
   assert np.abs(story.frames - np.clip(recoded, 0, 255)).max() <= 1
   assert not words.asked
   first = story.extend(["left", "right"])
   second = story.extend(["left", "up"])
-  assert first.shape == second.shape == (2, 12, 16, 24, 3) and words.asked[0] == "2left"
+  assert first.shape == second.shape == (2, 6, 16, 24, 3) and words.asked[0] == "1left"
   assert (first != second).any()
 
   def clips(seed=1, prompts=("left", "right")):
@@ -152,17 +152,17 @@ def test_a_story_may_begin_with_a_prompt_or_an_image(model):
   image = np.full((16, 24, 3), 90, np.uint8)
   story = model.interact(["left"], 3, image=image)
   np.testing.assert_array_equal(story.frames, model.sample(["left"], seed=3, image=image))
-  assert story.extend(["right"]).shape == (1, 12, 16, 24, 3)
+  assert story.extend(["right"]).shape == (1, 6, 16, 24, 3)
 
 
 def test_what_does_not_fit_is_named(model, random_autoencoder):
-  with pytest.raises(ValueError, match="video: 9 frames are less than a clip's 13"):
-    model.interact([""], video=np.zeros((9, 16, 24, 3), np.uint8))
+  with pytest.raises(ValueError, match="video: 5 frames are less than a clip's 7"):
+    model.interact([""], video=np.zeros((5, 16, 24, 3), np.uint8))
   with pytest.raises(ValueError, match="temperature: no such setting"):
     model.interact([""], temperature=1.0)
-  short = make_model(random_autoencoder, STORIES, shape=(9, (16, 24)))
-  with pytest.raises(ValueError, match=r"begins with a clip of 13 frames, but .* trained on 9"):
+  short = make_model(random_autoencoder, STORIES, shape=(5, (16, 24)))
+  with pytest.raises(ValueError, match=r"begins with a clip of 7 frames, but .* trained on 5"):
     short.interact(["left"])
-  few = make_model(random_autoencoder, CONFIG, shape=(13, (16, 16)))
+  few = make_model(random_autoencoder, CONFIG, shape=(7, (16, 16)))
   with pytest.raises(ValueError, match=r"needs at least 8 scales.* cells have 3"):
     few.interact(["left"])
