@@ -32,8 +32,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config = fine_tuning_config(args.weights)
   config.data.source, config.data.path = "folder", args.data
   config.generator.update(lora_rank=args.lora, dtype="bfloat16")
-  # Captions are trained as they are.
-  config.sampling.update(prompt_prefix="", prompt_suffix="")
+  # Captions have the duration before them, as prompts do, but nothing after them.
+  config.sampling.prompt_suffix = ""
   config.mesh.data, config.mesh.fsdp = 1, -1
   config.report.update(num_clips=8, num_prompts=4, batch_size=1, dtype="bfloat16")
   config.report.mesh = "tensor:-1"

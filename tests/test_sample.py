@@ -10,6 +10,7 @@ import types
 import av
 import numpy as np
 import pytest
+from media_files import encode
 from PIL import Image
 from type_checks import stand_in
 
@@ -320,6 +321,41 @@ def test_shots_go_on_from_each_other(tmp_path, model):
   ]
   with av.open(str(tmp_path / "a_star_0_1.mp4")) as container:
     assert sum(1 for _ in container.decode(video=0)) == 13
+
+
+def test_the_interactive_mode_goes_on_from_clip_to_clip(tmp_path, model, capsys):
+  flags = ["--workdir=w", "--num_samples=2", f"--out={tmp_path / 'out'}", "--interactive"]
+  prompts = ["--prompt=a star", "--prompt=b"]
+  assert "--interactive: this model has no" in expect_error(capsys, *flags, *prompts)
+  for flag in ("--multi_shot", "--stream"):
+    assert "exclude each other" in expect_error(capsys, *flags, *prompts, flag)
+  assert "--num_frames: clips of --int" in expect_error(capsys, *flags, *prompts, "--num_frames=5")
+  calls = []
+
+  def interact(prompts, seed, **settings):
+    first = settings.pop("video", np.zeros((9, 64, 64, 3), np.uint8)).mean((1, 2, 3))
+    calls.append((prompts, seed, np.round(first / 20).tolist(), settings))
+
+    def extend(prompts, **settings):
+      calls.append((prompts, settings))
+      return np.zeros((2, 8, 64, 64, 3), np.uint8)
+
+    return types.SimpleNamespace(frames=np.zeros((2, 9, 64, 64, 3), np.uint8), extend=extend)
+
+  model.interact, model.clip_frames = interact, 9
+  assert run(*flags, *prompts, "--seed=3", "--top_p=0.5") == 0
+  assert calls == [(["a star"] * 2, 3, [0] * 9, {"top_p": 0.5}), (["b"] * 2, {"top_p": 0.5})]
+  with av.open(str(tmp_path / "out" / "a_star_3_1.mp4")) as container:
+    assert sum(1 for _ in container.decode(video=0)) == 17
+  # From the last frames of a video, each prompt with a clip of its own.
+  calls.clear()
+  frames = [np.full((64, 64, 3), 20 * i, np.uint8) for i in range(12)]
+  encode(tmp_path / "a.mp4", frames)
+  assert run(*flags, *prompts, f"--video={tmp_path / 'a.mp4'}") == 0
+  assert calls == [([""] * 2, 0, list(range(3, 12)), {}), (["a star"] * 2, {}), (["b"] * 2, {})]
+  encode(tmp_path / "short.mp4", frames[:8])
+  error = expect_error(capsys, *flags, *prompts, f"--video={tmp_path / 'short.mp4'}")
+  assert "short.mp4 is too short: the model goes on from the last 9 frames" in error
 
 
 def test_many_prompts_share_batches_and_devices(tmp_path, model, monkeypatch):

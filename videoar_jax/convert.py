@@ -177,6 +177,11 @@ def _add_infinity_star(parser: argparse.ArgumentParser) -> None:
     default=81,
     help="of a clip by default, 81 or 161; with 161, --video continues a whole clip of 81",
   )
+  parser.add_argument(
+    "--interactive",
+    action="store_true",
+    help="it is the interactive model: settings for `sample --interactive`",
+  )
   parser.set_defaults(run=_convert_infinity_star)
 
 
@@ -251,7 +256,9 @@ def _export_model(options: argparse.Namespace) -> str:
     ValueError, OSError: names what is missing.
   """
   from videoar_jax.experiment.exporting import export_model
+  from videoar_jax.runtime.log_files import quiet_libraries
 
+  quiet_libraries()
   num = export_model(options.workdir, options.out, options.dtype)
   return (
     f"{options.out}: {num:,} parameters; sample with --model={options.out}, or start from it with "
@@ -319,7 +326,9 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
 
 def _export_weights(options: argparse.Namespace) -> str:
   from videoar_jax.experiment.exporting import export_weights
+  from videoar_jax.runtime.log_files import quiet_libraries
 
+  quiet_libraries()
   num = export_weights(
     options.workdir, options.stage, options.out, has_merged_adapters=options.merge_lora
   )

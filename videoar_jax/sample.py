@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from videoar_jax.data.conditioning import read_image, read_video
+from videoar_jax.data.conditioning import read_image, read_last_frames, read_video
 from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.data.sources.folder import class_names
 from videoar_jax.evals.sample_files import Out, file_stems, write_frames
@@ -31,8 +31,10 @@ from videoar_jax.experiment.command_line import (
 from videoar_jax.experiment.fields import attribute_docs, fields_of
 from videoar_jax.experiment.load import find_run, find_stage, load_model
 from videoar_jax.experiment.schema import RunConfig, StageConfig
-from videoar_jax.models.base import Family
+from videoar_jax.models.base import ClipwiseFamily, Family
 from videoar_jax.models.families import FAMILIES
+from videoar_jax.models.request import check_overlap
+from videoar_jax.models.shots import sample_shots, sample_story
 from videoar_jax.runtime.compilation_cache import use_compilation_cache
 from videoar_jax.runtime.log_files import quiet_libraries
 from videoar_jax.text.prompts import read_prompts
@@ -64,7 +66,7 @@ def _run(options: argparse.Namespace) -> str:
     text_features=features,
     resolution=None if resolution is None else parse_resolution(resolution),
   )
-  settings = _settings(options, model, prompts, stage.data)
+  settings = _settings(options, model, prompts, run, stage.data)
   files = []
   out = Out(pathlib.Path(options.out), stage.data.frame_rate)
   for names, texts, clips in _clips(options, model, prompts, settings):
@@ -145,6 +147,13 @@ def _parser() -> argparse.ArgumentParser:
     action="store_true",
     help="the prompts are shots of one video: each continues from the last --overlap_frames (1 "
     "if not set) frames of the previous shot, with equally many new frames",
+  )
+  add(
+    "--interactive",
+    action="store_true",
+    help="the prompts are clips of one video, each of which goes on from the whole clip before and "
+    "the very first frame, for InfinityStar's interactive model; the first one goes on from the "
+    "last frames of --video, if it is given",
   )
   add(
     "--text_features",
@@ -229,8 +238,19 @@ def _check(options: argparse.Namespace, run: RunConfig, stage: StageConfig) -> l
   _check_family(options, run.family)
   if options.resize and not (hasattr(options, "image") or hasattr(options, "video")):
     raise ValueError("--resize: there is nothing to resize; add --image or --video")
-  if options.multi_shot and options.stream:
-    raise ValueError("--multi_shot and --stream exclude each other; leave one out")
+  chosen = [f"--{name}" for name in ("multi_shot", "interactive", "stream") if vars(options)[name]]
+  if len(chosen) > 1:
+    raise ValueError(f"{' and '.join(chosen)} exclude each other; leave one out")
+  for name in ("num_frames", "overlap_frames"):
+    if options.interactive and hasattr(options, name):
+      raise ValueError(f"--{name}: clips of --interactive have a length of their own; remove it")
+  if hasattr(options, "overlap_frames") and isinstance(run.family, ClipwiseFamily):
+    try:
+      num_frames, stride = stage.data.num_frames, run.tokenizer.temporal_stride
+      fits = run.family.overlaps(run, num_frames)
+      check_overlap(options.overlap_frames, num_frames, stride, fits)
+    except ValueError as error:
+      raise ValueError(f"--{error}") from None
   if hasattr(options, "class_id"):
     return [_class_name(options.workdir, run, stage, number) for number in options.class_id]
   if hasattr(options, "prompts_file"):
@@ -260,7 +280,9 @@ def _class_name(workdir: str, run: RunConfig, stage: StageConfig, number: int) -
   return names[number]
 
 
-def _settings(options: argparse.Namespace, model, prompts: list[str], data: DataConfig) -> dict:
+def _settings(
+  options: argparse.Namespace, model, prompts: list[str], run: RunConfig, data: DataConfig
+) -> dict:
   """Returns the keyword arguments of `Model.sample`, checked before the first clip is generated.
 
   Raises:
@@ -277,16 +299,20 @@ def _settings(options: argparse.Namespace, model, prompts: list[str], data: Data
       f"--overlap_frames={options.overlap_frames} is for clips longer than the trained "
       f"{model.num_frames} frames, or --multi_shot; set --num_frames, or leave it out"
     )
-  for flag, method in (("stream", "stream"), ("multi_shot", "extend")):
+  for flag, method, what in (
+    ("stream", "stream", "makes images"),
+    ("multi_shot", "extend", "makes images"),
+    ("interactive", "interact", "has no interactive mode"),
+  ):
     if getattr(options, flag) and not hasattr(model, method):
-      raise ValueError(f"--{flag}: this model makes images; leave it out")
+      raise ValueError(f"--{flag}: this model {what}; leave it out")
   settings = _settings_of(options)
   if not hasattr(model.text_encoder, "text_encoder"):  # Else settings add words to prompts.
     for prompt in prompts:
       model.text_encoder.encode(prompt)
   if hasattr(options, "overlap_frames"):
     settings["overlap_frames"] = options.overlap_frames
-  return settings | _conditioning(options, model, num_frames, data)
+  return settings | _conditioning(options, model, num_frames, run, data)
 
 
 def _clips(
@@ -298,15 +324,19 @@ def _clips(
   """
   num_frames, out = getattr(options, "num_frames", None), pathlib.Path(options.out)
   stems = file_stems(prompts, out, options.seed, options.num_samples)
-  if options.stream or options.multi_shot:
-    groups = [prompts] if options.multi_shot else [[prompt] for prompt in prompts]
+  if options.stream or options.multi_shot or options.interactive:
+    groups = [[prompt] for prompt in prompts] if options.stream else [prompts]
     for group, stem in zip(groups, stems, strict=False):
       names = [f"{stem}_{options.seed}_{i}" for i in range(options.num_samples)]
       if options.stream:
         frames = model.stream(group * options.num_samples, num_frames, options.seed, **settings)
         clips = write_frames([out / name for name in names], frames)
       else:
-        clips = _shots(options, model, group, settings)
+        videos = (group, options.num_samples)
+        if options.interactive:
+          clips = sample_story(model, *videos, options.seed, **settings)
+        else:
+          clips = sample_shots(model, *videos, num_frames, options.seed, **settings)
       yield names, [f"{' | '.join(group)}   #{i}" for i in range(options.num_samples)], clips
     return
   wanted = [
@@ -325,26 +355,8 @@ def _clips(
     )
 
 
-def _shots(options: argparse.Namespace, model, prompts: list[str], settings: dict) -> np.ndarray:
-  """Returns clips of several shots; each continues from the last frames of the previous one."""
-  first, *more = ([prompt] * options.num_samples for prompt in prompts)
-  num_frames, overlap_frames = (
-    getattr(options, "num_frames", None),
-    settings.pop("overlap_frames", 1),
-  )
-  clips = model.sample(first, num_frames, options.seed, **settings)
-  settings = {name: settings[name] for name in settings if name not in ("image", "video")}
-  added = clips.shape[1] - 1
-  for texts in more:
-    length = clips.shape[1] + added
-    clips = model.extend(
-      clips, texts, length, options.seed, overlap_frames=overlap_frames, **settings
-    )
-  return clips
-
-
 def _conditioning(
-  options, model, num_frames: int | None, data: DataConfig
+  options, model, num_frames: int | None, run: RunConfig, data: DataConfig
 ) -> dict[str, np.ndarray]:
   """Reads the image or the video that clips start with.
 
@@ -354,18 +366,23 @@ def _conditioning(
   how = {"is_resized": options.resize, "background": data.background}
   if hasattr(options, "image"):
     return {"image": read_image(options.image, model.resolution, **how)}
+  if hasattr(options, "video") and options.interactive:
+    shape, num_frames = (model.resolution, data.frame_rate), model.clip_frames
+    return {"video": read_last_frames(options.video, *shape, num_frames=num_frames, **how)}
   if hasattr(options, "video"):
-    stride = model.tokenizer.config.temporal_stride
     # With overlap_frames, the first window of trained length has to hold the given frames.
     longest = (
       model.num_frames if hasattr(options, "overlap_frames") else num_frames or model.num_frames
     )
+    stride = model.tokenizer.config.temporal_stride
+    lengths = range(1, max(1, longest - stride) + 1, stride)
+    if isinstance(run.family, ClipwiseFamily):
+      lengths = run.family.overlaps(run, longest) or (1,)
     video = read_video(
       options.video,
       model.resolution,
       data.frame_rate,
-      stride=stride,
-      max_frames=max(1, longest - stride),
+      lengths=lengths,
       **how,
     )
     return {"video": video}

@@ -24,7 +24,7 @@ def write(path, num_frames, codec):
 
 
 def read(path, *, frame_rate=8.0, max_frames=9, is_resized=False):
-  options = {"stride": 4, "max_frames": max_frames, "is_resized": is_resized}
+  options = {"lengths": range(1, max_frames + 1, 4), "is_resized": is_resized}
   return read_video(str(path), SIZE, frame_rate, **options)
 
 
@@ -61,7 +61,7 @@ def test_what_is_behind_transparent_pixels(tmp_path):
     stream.height, stream.width, stream.pix_fmt = *SIZE, "rgba"
     frame = av.VideoFrame.from_ndarray(np.zeros((*SIZE, 4), np.uint8), format="rgba")
     container.mux([*stream.encode(frame), *stream.encode()])
-  options = {"stride": 4, "max_frames": 1, "is_resized": False, "background": background}
+  options = {"lengths": (1,), "is_resized": False, "background": background}
   video = read_video(str(tmp_path / "a.mov"), SIZE, 8.0, **options)
   for found in (image, video):
     assert (found == background).all()

@@ -51,12 +51,14 @@ def make(length=12, share=0.75, seed=3):
     num_frames=(1, 2),
     resolutions=((4, 8), (8, 4)),
     batch_size=batch_size,
+    encoder=lambda shape: tokenize,
     share=share,
   )
   sprites = SpritesSource("train", num_frames=1, resolution=(8, 8))
   settings = {"num_frames": (2,), "resolutions": ((8, 8),), "batch_size": batch_size}
+  settings["encoder"] = lambda shape: tokenize
   found += make_buckets("sprites", sprites, share=1 - share, **settings)
-  return Mixture(found, seed=seed, tokenize=tokenize)
+  return Mixture(found, seed=seed)
 
 
 def take(mixture, count, state=None, **options):
@@ -163,11 +165,12 @@ def test_turns_are_as_even_as_they_can_be():
 
 def test_what_cannot_be_mixed_is_named():
   settings = {"num_frames": (1,), "batch_size": batch_size, "share": 1.0}
+  settings["encoder"] = lambda shape: tokenize
   with pytest.raises(ValueError, match="files: no sample is nearest to 8x8 pixels"):
     make_buckets("files", Source(9), resolutions=((4, 8), (8, 8), (8, 4)), **settings)
   [bucket] = make_buckets("files", Source(9), resolutions=((4, 8),), **settings)
   with pytest.raises(ValueError, match="they must sum to 1"):
-    Mixture([bucket, bucket], seed=0, tokenize=tokenize)
+    Mixture([bucket, bucket], seed=0)
   with pytest.raises(ValueError, match=r"files 2x4x8 would be 0\.03% of the batches"):
     make(share=0.001)
   with pytest.raises(ValueError, match=r"a batch of 2 clips .* does not divide over 4 processes"):

@@ -192,7 +192,8 @@ def test_captions_that_are_too_long_are_cut(captions, caplog):
 def test_captions_of_a_mixture_that_are_too_long_are_cut(captions):
   encode = ByteTokenizer(8).encode
   settings = {"num_frames": (5,), "resolutions": ((32, 64),), "batch_size": lambda _: 3}
-  mixture = Mixture(make_buckets("a", captions, share=1.0, **settings), seed=0, tokenize=encode)
+  settings["encoder"] = lambda _: encode
+  mixture = Mixture(make_buckets("a", captions, share=1.0, **settings), seed=0)
   batch = mixture.read(0)
   assert sorted(frame_numbers(video)[0] for video in batch["video"]) == [1, 2, 3]
   assert not captions.skipped and captions.cut_captions.files == {"a.array_record/1"}

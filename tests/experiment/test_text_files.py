@@ -10,6 +10,7 @@ from tiny_runs import make_config
 
 from videoar_jax.data.pipeline import make_source
 from videoar_jax.experiment import parse, run
+from videoar_jax.experiment.captions import stage_encoder
 from videoar_jax.experiment.inputs import Batches, media_batch
 from videoar_jax.experiment.load import find_run
 from videoar_jax.experiment.stages import Stages
@@ -64,7 +65,7 @@ def test_a_tokenizer_is_trained_without_the_encoder(tmp_path, monkeypatch, stage
   with contextlib.closing(batches.iterator(stage, [source], 0)) as iterator:
     assert next(iterator)["text"].shape == shape
   test_source = make_source(found.data, "test")
-  media = media_batch(stage.data, test_source, batches.text_encoder(stage))
+  media = media_batch(stage.data, test_source, stage_encoder(batches.run, stage, stage.data))
   assert media["text"].shape[1:] == shape[1:]
   assert len(loads) == (stage.kind == "generator")
 

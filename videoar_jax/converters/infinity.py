@@ -24,8 +24,9 @@ from videoar_jax.models.families import FAMILIES
 from videoar_jax.models.infinity import convert as infinity
 from videoar_jax.models.infinity.config import RELEASED, InfinityConfig
 from videoar_jax.models.infinity_star import convert as star
-from videoar_jax.models.infinity_star.config import InfinityStarConfig
+from videoar_jax.models.infinity_star.config import INTERACTIVE, InfinityStarConfig
 from videoar_jax.tokenizers.files import check_new
+from videoar_jax.tokenizers.star.schedules import released_pyramid
 
 # (H, W) of the released videos; both have the same network.
 STAR_RESOLUTIONS = {"480p": (480, 848), "720p": (720, 1280)}
@@ -76,6 +77,7 @@ def convert_star_model(
   text_encoder: pathlib.Path | None = None,
   size: str = "480p",
   num_frames: int = STAR_FRAMES[0],
+  interactive: bool = False,
   dtype: str | None = None,
 ) -> str:
   """Converts InfinityStar; returns a summary.
@@ -84,19 +86,22 @@ def convert_star_model(
     checkpoint, out, tokenizer, text_encoder, dtype: see `convert_infinity_model`.
     size: "480p" or "720p"; the checkpoints differ in nothing that shows.
     num_frames: of a clip, one of `STAR_FRAMES`; at 720p the first.
+    interactive: whether it is the interactive model, of 480p.
   Raises:
     ValueError, OSError: names the file or the flag, and the reason.
   """
 
   if num_frames not in STAR_FRAMES or (size == "720p" and num_frames != STAR_FRAMES[0]):
     raise ValueError(f"--num_frames={num_frames}: {size} has 81 frames, and 480p also 161")
+  if interactive and size != "480p":
+    raise ValueError(f"--interactive: there is no such model of {size}; remove one of them")
 
   return _convert(
     "InfinityStar",
     checkpoint,
     out,
     star,
-    lambda config: video_settings(config, size, num_frames),
+    lambda config: video_settings(config, size, num_frames, interactive=interactive),
     convert_star,
     tokenizer=tokenizer,
     text_encoder=text_encoder,
@@ -120,17 +125,22 @@ def image_settings(config: InfinityConfig, resolution: tuple[int, int] | None = 
   return settings.to_dict()
 
 
-def video_settings(config: InfinityStarConfig, size: str, num_frames: int) -> dict:
+def video_settings(
+  config: InfinityStarConfig, size: str, num_frames: int, *, interactive: bool = False
+) -> dict:
   """Returns the config of an InfinityStar, without paths.
 
   Args:
     config: the network.
-    size, num_frames: see `convert_star_model`.
+    size, num_frames, interactive: see `convert_star_model`.
   """
   settings = model_settings("infinity_star", config)
   settings.data.resolution = STAR_RESOLUTIONS[size]
   settings.data.num_frames, settings.data.frame_rate = num_frames, STAR_RATE
   settings.text.length = config.text_length
+  if interactive:
+    settings.sampling.update(INTERACTIVE)
+    settings.generator.image_repetitions = released_pyramid("0.40M", 9 / 16).clip_repetitions
   return settings.to_dict()
 
 

@@ -120,7 +120,8 @@ def check_fits(settings: dict, files: Mapping[str, pathlib.Path], config: Any) -
   if text is not None:
     values = values | {"text": settings["text"] | {"tokenizer": str(text)}}
   found = parse.finalize(values).generator
-  for name, wanted in dataclasses.asdict(config).items():
+  for name in FAMILIES[settings["family"]].derived:
+    wanted = getattr(config, name)
     if getattr(found, name) != wanted:
       raise ValueError(
         f"the generator's {name} is {wanted}, but {getattr(found, name)} with this tokenizer and "

@@ -1,5 +1,7 @@
 """Reads the images and videos that a sample continues, at the model's size and frame rate."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import UInt8
 
@@ -35,8 +37,7 @@ def read_video(
   resolution: tuple[int, int],
   frame_rate: float,
   *,
-  stride: int,
-  max_frames: int,
+  lengths: Sequence[int],
   is_resized: bool,
   background: Colour = WHITE,
 ) -> UInt8[np.ndarray, "f H W 3"]:
@@ -46,8 +47,7 @@ def read_video(
     path: the file.
     resolution: see `read_image`.
     frame_rate: frames per second to read at; the file may have any rate.
-    stride: tau; the result has 1 + tau k frames.
-    max_frames: largest number of frames in the result.
+    lengths: numbers of frames that the result may have, from 1 on, rising.
     is_resized: resize and drop last frames to fit; else size and length must match.
     background: see `read_image`.
   Raises:
@@ -57,20 +57,58 @@ def read_video(
     if not is_resized:
       _check_size(path, clips.shown_size(path), resolution)
     # One frame more than allowed shows that the video is too long.
-    end_s = (max_frames + 1) / frame_rate
+    end_s = (lengths[-1] + 1) / frame_rate
     video = clips.decode_video(path, resolution, end_s=end_s, background=background)
   except ValueError as error:
     raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
   num_frames = video.clock.count(video.last, frame_rate)
-  fitting = 1 + (min(num_frames, max_frames) - 1) // stride * stride
+  fitting = max(length for length in lengths if length <= num_frames)
   if num_frames != fitting and not is_resized:
-    number = f"more than {max_frames}" if num_frames > max_frames else num_frames
+    number = f"more than {lengths[-1]}" if num_frames > lengths[-1] else num_frames
+    needed = " or ".join(map(str, lengths))
+    if isinstance(lengths, range):
+      needed = f"1 + {lengths.step} k, at most {lengths[-1]}"
     raise ValueError(
-      f"{path} has {number} frames at {frame_rate:g} a second, but the model needs "
-      f"1 + {stride} k, at most {max_frames}; cut it to {fitting}, or let --resize do so"
+      f"{path} has {number} frames at {frame_rate:g} a second, but the model needs {needed}; cut "
+      f"it to {fitting}, or let --resize do so"
     )
   wanted = video.clock.wanted(0.0, fitting, frame_rate)
   return video.frames[np.searchsorted(video.ticks, wanted, side="right") - 1]
+
+
+def read_last_frames(
+  path: str,
+  resolution: tuple[int, int],
+  frame_rate: float,
+  *,
+  num_frames: int,
+  is_resized: bool,
+  background: Colour = WHITE,
+) -> UInt8[np.ndarray, "f H W 3"]:
+  """Reads the last frames of a video that may be longer, at the model's frame rate.
+
+  Args:
+    path, resolution, frame_rate, background: see `read_video`.
+    num_frames: how many.
+    is_resized: resize frames to fit; else their size must match.
+  Raises:
+    ValueError: the file cannot be read, its size does not match, or it is too short.
+  """
+  span_s = (num_frames - 1) / frame_rate
+  try:
+    if not is_resized:
+      _check_size(path, clips.shown_size(path), resolution)
+    # A little less, since times are rounded.
+    start_s = clips.probe(path).last_s - span_s
+    if start_s > -1e-3:
+      shape = (num_frames, frame_rate, resolution)
+      return clips.read_clip(path, max(start_s, 0.0), *shape, (0.5, 0.5), background)
+  except ValueError as error:
+    raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
+  raise ValueError(
+    f"{path} is too short: the model goes on from the last {num_frames} frames at {frame_rate:g} a "
+    "second; give a longer video"
+  )
 
 
 def _check_size(path: str, size: tuple[int, int], wanted: tuple[int, int]) -> None:

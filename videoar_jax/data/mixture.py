@@ -35,6 +35,7 @@ class Bucket:
     readers: the source at each number of frames; items are those of `make_source`.
     shapes: clip shape of each reader.
     batch_sizes: clips in a global batch of each shape.
+    encoders: for each shape, maps a caption to an array, see `EncodedSource`.
     share: share of the batches that come from this bucket, divided equally among its shapes.
   """
 
@@ -44,6 +45,7 @@ class Bucket:
   readers: tuple
   shapes: tuple[Shape, ...]
   batch_sizes: tuple[int, ...]
+  encoders: tuple[Callable[[str], np.ndarray], ...]
   share: float
 
 
@@ -54,6 +56,7 @@ def make_buckets(
   num_frames: Sequence[int],
   resolutions: Sequence[tuple[int, int]],
   batch_size: Callable[[Shape], int],
+  encoder: Callable[[Shape], Callable[[str], np.ndarray]],
   share: float,
 ) -> list[Bucket]:
   """Divides a source into buckets: each sample goes to the resolution of nearest aspect ratio.
@@ -64,6 +67,8 @@ def make_buckets(
     num_frames: lengths of clips; the batches of a bucket alternate between them.
     resolutions: (H, W) of each bucket.
     batch_size: maps a shape to the size of its global batch.
+    encoder: maps a shape to what maps its captions to arrays of fixed shape. If that raises
+      ValueError, another sample takes the place of this one.
     share: share of the batches that come from this source.
   Raises:
     ValueError: a resolution has no sample, or the source does not know its samples' sizes.
@@ -90,7 +95,8 @@ def make_buckets(
     # equally often.
     readers = tuple(source.reshaped(frames, (height, width)) for frames in num_frames)
     weight = len(samples) / (sum(sizes) / len(sizes))
-    found.append(Bucket(name, samples, len(source), readers, shapes, sizes, weight))
+    encoders = tuple(map(encoder, shapes))
+    found.append(Bucket(name, samples, len(source), readers, shapes, sizes, encoders, weight))
   total = sum(bucket.share for bucket in found)
   return [dataclasses.replace(bucket, share=share * bucket.share / total) for bucket in found]
 
@@ -115,22 +121,13 @@ class Mixture:
   Args:
     buckets: from `make_buckets`; shares sum to 1.
     seed: seed of the shuffling; each bucket and each epoch has its own order.
-    tokenize: maps a caption to an array of fixed shape. If it raises ValueError, another sample
-      takes the place of this one.
     fields: further fields of items to put into batches, beside clips, texts and ids.
   Raises:
     ValueError: shares do not sum to 1, or one is too small to get a batch.
   """
 
-  def __init__(
-    self,
-    buckets: list[Bucket],
-    *,
-    seed: int,
-    tokenize: Callable[[str], np.ndarray],
-    fields: tuple[str, ...] = (),
-  ):
-    self.buckets, self._tokenize, self._fields = buckets, tokenize, fields
+  def __init__(self, buckets: list[Bucket], *, seed: int, fields: tuple[str, ...] = ()):
+    self.buckets, self._fields = buckets, fields
     if abs(sum(bucket.share for bucket in buckets) - 1) > 1e-6:
       raise ValueError(
         f"shares of the mixture are {[b.share for b in buckets]}; they must sum to 1"
@@ -199,7 +196,7 @@ class Mixture:
     """Returns this process's shard of a batch."""
     b, s, items = self.items(batch)
     size = len(items) // process_count
-    reader = EncodedSource(self.buckets[b].readers[s], self._tokenize)
+    reader = EncodedSource(self.buckets[b].readers[s], self.buckets[b].encoders[s])
     clips = [reader[item] for item in items[process_index * size : (process_index + 1) * size]]
     return {
       "video": np.stack([clip["video"] for clip in clips]),

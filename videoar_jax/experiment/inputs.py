@@ -10,23 +10,15 @@ from jax.sharding import Mesh
 from videoar_jax.data.mixture import Mixture, make_buckets
 from videoar_jax.data.pipeline import DataConfig, make_iterator, windows_of
 from videoar_jax.data.sources.base import EncodedSource
+from videoar_jax.experiment.captions import stage_encoder
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.base import ClipShape
 from videoar_jax.parallel.mesh import num_batch_shards, process_shard
-from videoar_jax.text.pretrained import PretrainedText
 from videoar_jax.train.trainer import NUM_SHOWN
 
 log = logging.getLogger(__name__)
 
 TOKENS_TOLERANCE = 0.1  # Larger relative deviations of a batch's tokens are logged.
-
-
-class _NoText:
-  """Stands for a text encoder where nothing reads captions."""
-
-  @staticmethod
-  def encode(text: str) -> np.ndarray:
-    return np.zeros(1, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +58,7 @@ class Batches:
       sources[0],
       batch_size=stage.loop.batch_size,
       seed=seed,
-      tokenize=self.text_encoder(stage).encode,
+      tokenize=stage_encoder(self.run, stage, stage.data).encode,
       fields=self._fields(stage),
       windows=windows_of(stage.data),
       **processes,
@@ -95,19 +87,10 @@ class Batches:
         batch_size=lambda shape, part=part: self.run.batch_size_of(
           stage, part, ClipShape(shape[0], shape[1:]), shards
         ),
+        encoder=lambda shape, part=part: stage_encoder(self.run, stage, part.data, shape[0]).encode,
         share=part.weight,
       )
-    tokenize = self.text_encoder(stage).encode
-    return Mixture(buckets, seed=seed, tokenize=tokenize, fields=self._fields(stage))
-
-  def text_encoder(self, stage: StageConfig):
-    """Returns what encodes a stage's captions.
-
-    A tokenizer reads none: the weights of a pretrained encoder stay on disk.
-    """
-    encoder = self.run.text.encoder
-    is_read = stage.kind == "generator" or not isinstance(encoder, PretrainedText)
-    return encoder if is_read else _NoText
+    return Mixture(buckets, seed=seed, fields=self._fields(stage))
 
   def _fields(self, stage: StageConfig) -> tuple[str, ...]:
     """Returns the fields of a stage's batches besides clips and texts."""
@@ -134,7 +117,7 @@ class Batches:
       source,
       batch_size=size,
       seed=self.run.seed,
-      tokenize=self.text_encoder(stage).encode,
+      tokenize=stage_encoder(self.run, stage, stage.data).encode,
       fields=self._fields(stage),
       windows=windows_of(stage.data),
       process_index=part,

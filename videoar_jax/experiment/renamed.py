@@ -72,6 +72,8 @@ def with_new_names(values: dict) -> dict:
   stages = {k: _with_parts(x) for k, x in values.get("stage", {}).items()}
   if "family" not in values:  # Earlier versions did not save it.
     stages = {name: _with_unset_texts(section) for name, section in stages.items()}
+  if values.get("family") == "infinity_star":
+    stages = {name: _with_plain_captions(section) for name, section in stages.items()}
   values = {**values, "stage": stages}
   flat = _flatten(values)
   result: dict = {}
@@ -126,6 +128,14 @@ def _with_unset_texts(section: dict) -> dict:
   if "mixture" in section:
     section["mixture"] = {name: unset(part) for name, part in section["mixture"].items()}
   return section
+
+
+def _with_plain_captions(section: dict) -> dict:
+  """Returns a stage's section in which captions are taken as they are, as they once were."""
+  loss = section.get("loss", {})
+  if section.get("kind") != "generator" or not loss:
+    return section
+  return section | {"loss": {"caption_prefix": ""} | loss}
 
 
 def new_name(name: str) -> str | None:

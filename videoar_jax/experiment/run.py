@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from videoar_jax.data.bad_samples import write_bad_samples
 from videoar_jax.data.pipeline import DataConfig, make_source
 from videoar_jax.experiment import data_listing, file_copies, parse, paths
+from videoar_jax.experiment.captions import source_encoder
 from videoar_jax.experiment.defaults import complete
 from videoar_jax.experiment.schema import StageConfig
 from videoar_jax.experiment.stages import Stages
@@ -198,6 +199,6 @@ class Run:
     """
     if (data, split) not in self._opened:
       source = make_source(data, split)
-      check_captions(source, self.stages.run.text.encoder)
+      check_captions(source, source_encoder(self.stages.run, data))
       self._opened[data, split] = source
     return self._opened[data, split]

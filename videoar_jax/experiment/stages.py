@@ -8,6 +8,7 @@ import jax
 from videoar_jax.data.sources.base import EncodedSource
 from videoar_jax.data.sources.latents import Index, LatentsSource
 from videoar_jax.experiment import model_folder
+from videoar_jax.experiment.captions import source_encoder, stage_encoder
 from videoar_jax.experiment.checkpoints import StageCheckpoints, check_last, init_path
 from videoar_jax.experiment.inputs import Batches, media_batch
 from videoar_jax.experiment.schema import StageConfig
@@ -57,7 +58,7 @@ class Stages(StageCheckpoints):
     folder, batch_size = cache.folder(self.workdir), cache.config.batch_size
     log.info("stage %s: %d clips in %s", cache.name, index.num_clips, folder)
     # Clips whose captions cannot be encoded are replaced here, as other unusable samples are.
-    source = EncodedSource(source, self.run.text.encoder.encode)
+    source = EncodedSource(source, source_encoder(self.run, cache.data).encode)
     encode(
       folder, index, source, self.run.tokenizer_family, template, params, self.mesh, batch_size
     )
@@ -213,7 +214,7 @@ class Stages(StageCheckpoints):
       log.info("stage %s: resumes from step %d", stage.name, step)
     run_log = self._open_log(stage, step)
     try:
-      media = media_batch(stage.data, test_source, batches.text_encoder(stage))
+      media = media_batch(stage.data, test_source, stage_encoder(self.run, stage, stage.data))
       held_out = batches.held_out(stage, test_source)
       clock.count_rest("start")
       clock.lose(run_log.lost_s)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,6 @@ from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import num_batch_shards, process_shard
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES
 from videoar_jax.text.pretrained import PretrainedText
-from videoar_jax.text.tokenizers import TextEncoder
 
 
 def check_mixtures(stages: StageCheckpoints) -> None:
@@ -100,9 +100,12 @@ def check_report(stages: StageCheckpoints) -> None:
       raise ValueError(f"report.mesh={run.report.mesh}: {error}") from None
 
 
-def check_captions(source, encoder: TextEncoder) -> None:
+def check_captions(source, encoder: Any) -> None:
   """Finds captions of a source that have to be cut, or cannot be encoded, before it is read.
 
+  Args:
+    source: from `make_source`.
+    encoder: of its captions, with `encode`; or what completes them before it, see `captions`.
   Raises:
     ValueError: too many cannot be encoded, or a caption of sprites does not fit.
   """
@@ -116,7 +119,7 @@ def check_captions(source, encoder: TextEncoder) -> None:
     encoder.encode(caption)
 
 
-def check_null_text(encoder: TextEncoder) -> None:
+def check_null_text(encoder: Any) -> None:
   """Checks that all processes compute the same features of "", a constant of their programs.
 
   Raises:

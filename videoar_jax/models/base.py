@@ -71,6 +71,19 @@ class Stage(Protocol):
 
 
 @runtime_checkable
+class CaptionLoss(Protocol):
+  """A stage's loss that completes captions, as prompts are completed; other losses need not."""
+
+  def complete_caption(self, text: str, seconds: float) -> str:
+    """Returns a caption as the network gets it.
+
+    Args:
+      text: of the data.
+      seconds: duration of the clip; 0 for images.
+    """
+
+
+@runtime_checkable
 class Run(Protocol):
   """The fields of a run that families read; see `experiment.schema.RunConfig`.
 
@@ -232,6 +245,19 @@ class Model(Sampler, Protocol):
 
   def num_steps(self, num_frames: int | None = None) -> int:
     """Returns how often the network is called for a clip."""
+
+
+@runtime_checkable
+class ClipwiseFamily(Protocol):
+  """A family that codes several latent frames as one; those of others stand for themselves."""
+
+  def overlaps(self, run: Run, num_frames: int) -> tuple[int, ...]:
+    """Returns how many frames of a clip may be given: those that end where such a part ends.
+
+    Args:
+      run: the run.
+      num_frames: of the whole clip, which is longer.
+    """
 
 
 @runtime_checkable

@@ -23,6 +23,7 @@ class ClipRequests:
     defaults: values of the family's settings that a request does not set.
     num_shards: devices that share a batch.
     batch_size: clips that are made together; None for about `BATCH_SIZE`, which the devices share.
+    overlaps: see `check_overlap`.
   Raises:
     ValueError: the devices cannot share batches of that size.
   """
@@ -36,8 +37,9 @@ class ClipRequests:
     defaults: dict[str, Any],
     num_shards: int = 1,
     batch_size: int | None = None,
+    overlaps: Sequence[int] | None = None,
   ):
-    self.text_encoder, self.config = text_encoder, config
+    self.text_encoder, self.config, self.overlaps = text_encoder, config, overlaps
     self.num_frames, self.resolution = shape
     self.defaults, self.num_shards = defaults, num_shards
     self.batch_size = self.padded(BATCH_SIZE) if batch_size is None else batch_size
@@ -108,14 +110,7 @@ class ClipRequests:
 
   def check_overlap_frames(self, overlap_frames: int) -> None:
     """Raises ValueError if a window of the trained length cannot start from that many frames."""
-    tau = self.config.temporal_stride
-    if not 1 <= overlap_frames < self.num_frames or (overlap_frames - 1) % tau:
-      raise ValueError(
-        f"overlap_frames={overlap_frames} must be 1 + {tau} k, from 1 to {self.num_frames - tau} "
-        f"frames: the rest of the trained {self.num_frames} is new"
-        if self.num_frames > 1
-        else "overlap_frames: the model was trained on single frames and cannot continue a clip"
-      )
+    check_overlap(overlap_frames, self.num_frames, self.config.temporal_stride, self.overlaps)
 
   def check_extension(
     self, clips: np.ndarray, num: int, num_frames: int, overlap_frames: int
@@ -166,6 +161,36 @@ class ClipRequests:
         f"video: {num_conditioning} frames leave nothing of num_frames={num_frames} to generate; "
         "give fewer, ask for more, or use extend"
       )
+
+
+def check_overlap(
+  overlap_frames: int, num_frames: int, stride: int, overlaps: Sequence[int] | None = None
+) -> None:
+  """Checks how many last frames of a clip a window of longer clips starts from.
+
+  Args:
+    overlap_frames: the number.
+    num_frames: of a window.
+    stride: tau, pixel frames of a latent frame.
+    overlaps: the numbers that there may be; None for all 1 + tau k.
+  Raises:
+    ValueError: a window cannot start from that many; names those that it can.
+  """
+  if num_frames == 1:
+    raise ValueError(
+      "overlap_frames: the model was trained on single frames and cannot continue a clip"
+    )
+  if overlaps is not None:
+    if overlap_frames not in overlaps:
+      raise ValueError(
+        f"overlap_frames={overlap_frames} must be {' or '.join(map(str, overlaps))}: the first "
+        "frame, or it and whole clips of the quantizer, since others end within one"
+      )
+  elif not 1 <= overlap_frames < num_frames or (overlap_frames - 1) % stride:
+    raise ValueError(
+      f"overlap_frames={overlap_frames} must be 1 + {stride} k, from 1 to {num_frames - stride} "
+      f"frames: the rest of the trained {num_frames} is new"
+    )
 
 
 def first_frames(image, video) -> np.ndarray | None:

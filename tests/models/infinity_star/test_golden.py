@@ -1,5 +1,6 @@
 """InfinityStar against reference numbers of the public code."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file
 
 from videoar_jax.models.infinity_star import convert, generate, loss
 from videoar_jax.models.infinity_star.config import InfinityStarSampling
+from videoar_jax.models.infinity_star.interactive import conditions_of
 from videoar_jax.models.infinity_star.layout import Layout
 from videoar_jax.models.infinity_star.network import rotary_angles
 from videoar_jax.models.infinity_star.sequences import released_parts
@@ -222,6 +224,63 @@ def given_bits(arrays, layout):
   latents = next(arrays[key] for key in arrays if key.startswith("raw_") and "latent" in key)
   schedule = layout.schedule[:num]
   return quantize(golden.clips(latents)[:, : schedule[-1].stop], schedule).bits
+
+
+@parametrize(golden.cases("e_interact_*.npz"))
+def test_interactive_clips(name):
+  arrays = golden.read(name)
+  net, grids = golden.load(name), [tuple(map(int, row[1:])) for row in arrays["schedule"]]
+  first, former = (
+    golden.clips(arrays[f"{key}_features"]) for key in ("first_frame", "former_clip")
+  )
+  num_semantic = int(arrays.get("semantic_scales", 8))
+  schedule = tuple(
+    dataclasses.replace(
+      scale,
+      is_detail=s >= num_semantic,
+      num_bits=64 if s >= num_semantic else 16,
+    )
+    for s, scale in enumerate(
+      Pyramid(
+        grids=tuple(grids),
+        image_repetitions=tuple(int(x) for x in arrays["reps"][: len(grids)]),
+        clip_repetitions=(1,) * len(grids),
+        min_detail_tokens=1,
+      ).whole(int(arrays["schedule"][0][0]))
+    )
+  )
+  sampling = sampling_of(arrays)
+  plan = generate.Plan.of(Layout(golden.TEXT_LENGTH, schedule), sampling)
+  conditions = conditions_of(first, former[:, 1:], plan.layout)
+  for condition, kind in zip(conditions, ("semantic", "detail"), strict=True):
+    theirs = arrays[f"cond_{kind}_input"]
+    theirs = theirs if theirs.ndim == 3 else np.moveaxis(theirs, 1, -1)
+    assert golden.error(condition.latents.reshape(1, -1, 64), theirs.reshape(1, -1, 64)) < 1e-5
+
+  @jax.jit
+  def sample(net):
+    steps = []
+
+    def run(*arguments, **settings):
+      done = generate.run_scale(*arguments, **settings)
+      steps.extend((step, r) for step in done.steps for r in range(len(step.inputs)))
+      return done
+
+    prompts = prompts_in(arrays, net, sampling.guidance != 1)
+    context = tuple(generate.read_latents(net, *x, len(prompts.rows)) for x in conditions)
+    latents = generate.generate(net, plan, prompts, None, (), context, run=run)
+    return latents, [(step.bits[r], step.logits[r]) for step, r in steps]
+
+  latents, found = sample(net)
+  for k, (bits, logits) in enumerate(found):
+    shape = arrays[f"bits_shape_{k}"]
+    packed = np.unpackbits(arrays[f"bits_{k}"])[: np.prod(shape)]
+    np.testing.assert_array_equal(np.asarray(bits).reshape(shape), packed.reshape(shape), str(k))
+    raw = arrays[f"rawlogits_{k}"]
+    ours = logits.reshape(*logits.shape[:2], -1)[:, :: 6 if raw.shape[1] < logits.shape[1] else 1]
+    assert golden.error(ours, raw) < LOGITS, k
+  returned = jnp.concatenate([former[:, 1:], latents], axis=1)[:, -21:]
+  assert golden.error(returned, golden.clips(arrays["returned_latents"])) < 1e-5
 
 
 @parametrize(golden.cases("c_varlen_*.npz"))

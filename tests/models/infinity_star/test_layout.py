@@ -37,6 +37,21 @@ def test_public_sequences_have_the_published_lengths():
   assert layout.first_ids[14] == 512 + 42
 
 
+def test_sizes_without_a_table_have_the_scales_of_the_nearest_one():
+  """Up to their own grid, with the released repetitions, parts and kinds of scales."""
+  public, near = (layout_of(InfinityStarConfig(), (21, 30, w)).schedule for w in (53, 52))
+  for ours, other in zip(near, public, strict=True):
+    grid = other.grid if other.grid != (30, 53) else (30, 52)
+    assert ours == dataclasses.replace(other, grid=grid)
+  assert len(released_parts(near)) == 6
+  # Grids that do not fit are left out; far smaller ones have steps of their own.
+  grids = InfinityStarConfig().pyramid((17, 17)).grids
+  assert grids == (*((s, s) for s in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12)), (17, 17))
+  flat = InfinityStarConfig().pyramid((6, 60)).grids
+  assert flat[-1] == (6, 60) and max(h for h, _ in flat) == 6
+  assert InfinityStarConfig().pyramid((2, 2)).grids == ((1, 1), (2, 2))
+
+
 def test_ids_count_all_repetitions_also_of_scales_that_are_left_out():
   assert LAYOUT.first_ids == (5, 7, 8, 11, 12, 14, 15, 16, 18)
   part = dataclasses.replace(LAYOUT, kept=(0, 2, 4))

@@ -192,7 +192,7 @@ def test_wrong_requests_are_named(model, without_type_checks):
     ({"temperature": 1.0}, "temperature: no such setting; there are guidance_kind"),
     ({"num_frames": 13}, "num_frames=13: the model was trained on 11 frames"),
     ({"video": video}, "video: 3 frames end within a clip .* give one of 1, 5, 9$"),
-    ({"num_frames": 13, "overlap_frames": 3}, "overlap_frames: 3 frames end within a clip"),
+    ({"num_frames": 13, "overlap_frames": 3}, "overlap_frames=3 must be 1 or 5 or 9: the first"),
     ({"sample_ids": [1]}, "sample_ids: needs one for each of 2 prompts"),
   ):
     with pytest.raises(ValueError, match=text):

@@ -4,12 +4,27 @@ import dataclasses
 import math
 
 from videoar_jax.tokenizers.bsq.schedules import default_schedule, parse_schedule
-from videoar_jax.tokenizers.star.schedules import Pyramid, public_grids_of, released_pyramid
+from videoar_jax.tokenizers.star.schedules import (
+  NUM_SCALES,
+  Pyramid,
+  nearest_grids,
+  released_pyramid,
+)
 
 BACKENDS = ("auto", "dense", "blocked")
 PRODUCTS = ("query", "key", "value", "out", "gate", "up", "down")
 GUIDANCE_KINDS = ("apg", "cfg")
+DURATION = "<<<t={seconds}s>>>"  # What captions and prompts of videos begin with.
 RELEASED = ("0.40M", "0.90M")  # Sizes of the released models: 480p and 720p.
+
+# Settings of sampling of the released script for the interactive model.
+INTERACTIVE = {
+  "guidance_kind": "cfg",
+  "guidance": 3.0,
+  "image_temperature": 0.5,
+  "video_temperature": 0.5,
+  "prompt_suffix": "",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +47,8 @@ class InfinityStarConfig:
       "up" and "down" of the MLP.
     attention: "dense", or "blocked", which skips tiles that no token sees; "auto" is "blocked".
     schedule: grids of the scales, such as "1x1 2x3 4x6", ending with the latent grid of the run's
-      clips. If it is "", and for clips of other sizes, they are the public ones, or growing steps.
+      clips. If it is "", and for clips of other sizes, they are those of the nearest public size,
+      or for far smaller clips growing steps.
     image_repetitions: repetitions of each scale of the first frame; by default the released ones,
       or 3.
     clip_repetitions: the same of each later clip; by default the released ones, or 3 for all but
@@ -125,12 +141,13 @@ class InfinityStarConfig:
     Raises:
       ValueError: numbers of repetitions do not fit the scales.
     """
-    own, public = parse_schedule(self.schedule), public_grids_of(grid)
-    is_own = bool(own) and own[-1] == tuple(grid)
-    if public is not None and public[0] in RELEASED and not is_own:
-      default = released_pyramid(public[0], grid[0] / grid[1])
+    grid = tuple(grid)
+    own, public = parse_schedule(self.schedule), nearest_grids(grid)
+    is_own = bool(own) and own[-1] == grid
+    name, grids = (None, own) if is_own else public or (None, default_schedule(grid))
+    if name in RELEASED and len(grids) == NUM_SCALES[name]:
+      default = dataclasses.replace(released_pyramid(name, grid[0] / grid[1]), grids=grids)
     else:
-      grids = own if is_own else (public[1] if public else default_schedule(tuple(grid)))
       ends = (2, 1)[-len(grids) :]
       default = Pyramid(
         grids=grids,
@@ -176,7 +193,7 @@ class InfinityStarSampling:
   image_temperature: float = 1.0
   video_temperature: float = 0.4
   negative_prompt: str = ""
-  prompt_prefix: str = "<<<t={seconds}s>>>"
+  prompt_prefix: str = DURATION
   prompt_suffix: str = ", Close-up on big objects, emphasize scale and detail"
 
   def __post_init__(self):
@@ -198,5 +215,15 @@ class InfinityStarSampling:
       text: of the user.
       seconds: duration of the clip; 0 for images, which have no prefix.
     """
-    prefix = self.prompt_prefix.replace("{seconds}", str(round(seconds))) if seconds else ""
-    return f"{prefix}{text}{self.prompt_suffix}"
+    return f"{with_duration(self.prompt_prefix, text, seconds)}{self.prompt_suffix}"
+
+
+def with_duration(prefix: str, text: str, seconds: float) -> str:
+  """Returns a text with what those of videos begin with.
+
+  Args:
+    prefix: `{seconds}` stands for the duration.
+    text: of the user or the data.
+    seconds: duration of the clip; 0 for images, which have no prefix.
+  """
+  return f"{prefix.replace('{seconds}', str(round(seconds)))}{text}" if seconds else text

@@ -1,5 +1,6 @@
 """InfinityStar as a family; see `models.base.Family`."""
 
+import logging
 from typing import Any, ClassVar
 
 import jax
@@ -12,11 +13,14 @@ from videoar_jax.models.infinity_star.config import InfinityStarConfig, Infinity
 from videoar_jax.models.infinity_star.layout import Layout
 from videoar_jax.models.infinity_star.network import InfinityStar as Network
 from videoar_jax.models.infinity_star.sampler import Model
-from videoar_jax.models.infinity_star.sequences import layout_of, released_parts
+from videoar_jax.models.infinity_star.sequences import given_lengths, layout_of, released_parts
 from videoar_jax.models.infinity_star.task import InfinityStarLossConfig, InfinityStarTask
 from videoar_jax.models.prompts import text_settings
 from videoar_jax.models.request import sample_keys
 from videoar_jax.parallel.rules import ShardingError
+from videoar_jax.tokenizers.star.schedules import nearest_grid, public_grids_of
+
+log = logging.getLogger(__name__)
 
 
 def _size(num_layers: int, num_heads: int, num_kv_heads: int, mlp_dim: int, **more) -> dict:
@@ -66,7 +70,10 @@ class InfinityStar:
       for shape in (stage.data, *stage.shapes):
         schedule = _layout(run, shape).schedule
         if stage.loss.parts == "released" and schedule[-1].pyramid:
-          released_parts(schedule)
+          try:
+            released_parts(schedule)
+          except ValueError as error:
+            raise ValueError(f"stage.{stage.name}.{error}") from None
 
   def check_mesh(self, run: Run, mesh) -> None:
     """See `Family`."""
@@ -77,6 +84,10 @@ class InfinityStar:
         f"mesh.tensor={mesh.shape['tensor']} x mesh.sequence={mesh.shape['sequence']}; take fewer "
         "devices for them"
       )
+
+  def overlaps(self, run: Run, num_frames: int) -> tuple[int, ...]:
+    """See `ClipwiseFamily`."""
+    return given_lengths(_layout(run, ClipShape(num_frames, run.data.resolution)), run.tokenizer)
 
   def num_tokens(self, run: Run, shape: ClipShape) -> int:
     """See `Family`."""
@@ -98,6 +109,13 @@ class InfinityStar:
 
   def make_task(self, run: Run, stage: Stage, tokenizer, tokenizer_params: dict):
     """See `Family`."""
+    for size in dict.fromkeys(shape.resolution for shape in stage.shapes):
+      if not run.generator.schedule and not _is_public(run, size):
+        log.warning(
+          "stage %s: there is no public table of scales for clips of %dx%d pixels; the nearest is "
+          "that of %dx%d, see generator.schedule",
+          *(stage.name, *size, *_nearest(run, size)),
+        )
     return InfinityStarTask(
       run.generator,
       _layout(run, stage.data),
@@ -121,7 +139,7 @@ class InfinityStar:
     batch_size=None,
   ) -> Model:
     """See `Family`."""
-    shape = ClipShape(stage.data.num_frames, tuple(resolution or stage.data.resolution))
+    shape = ClipShape(stage.data.num_frames, sampled_resolution(run, stage, resolution))
     return Model(
       module,
       run.tokenizer_family.make_tokenizer(tokenizer_module),
@@ -157,6 +175,45 @@ class InfinityStar:
     """See `Family`."""
     layout, settings = _layout(run, stage.data), (run.generator, run.sampling)
     return work.sampling_program(*settings, layout, mesh, num_clips, jnp.dtype(dtype))
+
+
+def sampled_resolution(
+  run: Run, stage: Stage, resolution: tuple[int, int] | None
+) -> tuple[int, int]:
+  """Returns the (H, W) of the clips that a network makes where a resolution is asked for.
+
+  One that was trained on a public size makes the nearest public one, and says so in the log; others
+  make any that the tokenizer can code.
+
+  Args:
+    run: the run that trained the network.
+    stage: the stage that did.
+    resolution: (H, W) in pixels; None for that of the stage.
+  """
+  trained = tuple(stage.data.resolution)
+  if resolution is None or not _is_public(run, trained):
+    return tuple(resolution or trained)
+  size = _nearest(run, resolution)
+  if size != tuple(resolution):
+    log.warning(
+      "resolution=%dx%d: clips have %dx%d pixels, the nearest public size", *resolution, *size
+    )
+  return size
+
+
+def _is_public(run: Run, resolution: tuple[int, int]) -> bool:
+  """Returns whether clips have the scales of a public table."""
+  _, h, w = run.tokenizer.latent_shape(1, resolution)
+  grids = run.generator.pyramid((h, w)).grids
+  found = public_grids_of((h, w))
+  return found is not None and found[1] == grids
+
+
+def _nearest(run: Run, resolution: tuple[int, int]) -> tuple[int, int]:
+  """Returns the public (H, W) in pixels nearest to a resolution."""
+  stride = run.tokenizer.spatial_stride
+  h, w = nearest_grid(resolution[0] / stride, resolution[1] / stride)
+  return h * stride, w * stride
 
 
 def _layout(run: Run, clip: ClipShape | Data) -> Layout:

@@ -105,6 +105,25 @@ def read_prompts(net: InfinityStar, prompts: Prompts) -> Caches:
   return net.step(rows, places, (), (mask,))[1]
 
 
+def read_latents(
+  net: InfinityStar,
+  latents: Float[Array, "b t h w c"],
+  places: Float[Array | np.ndarray, "n 4"],
+  num_passes: int,
+) -> Caches:
+  """Returns the keys and values of latents that see themselves alone.
+
+  Args:
+    net: the network.
+    latents: of earlier frames.
+    places: their rotary positions.
+    num_passes: `g`, rows of `Prompts`, which see the same.
+  """
+  x = latents.reshape(len(latents), -1, latents.shape[-1])
+  x = net.codes_in(x.astype(net.activation_dtype))
+  return net.step(jnp.tile(x, (num_passes, 1, 1)), places, (), (None,))[1]
+
+
 @functools.partial(
   jax.tree_util.register_dataclass, data_fields=("scale", "threshold"), meta_fields=("kind",)
 )
@@ -261,6 +280,7 @@ def pyramids(
   prompts: Prompts,
   keys: UInt32[Array | np.ndarray, "b _k"] | None,
   given: Sequence[Sequence[UInt8[Array, "b _t _h _w _d"]]] = (),
+  context: tuple[Caches, ...] = (),
   *,
   read: Callable[..., Caches] = read_prompts,
   run: Callable[..., Done] = run_scale,
@@ -273,10 +293,11 @@ def pyramids(
     prompts: see `prompts_of`.
     keys: data of a key for each clip; None takes the likelier value of each bit.
     given: bits of each repetition of the first scales, if they are not generated.
+    context: what the first pyramid sees besides the prompt.
     read, run: `read_prompts` and `run_scale`, or jitted versions of them.
   """
   layout = plan.layout
-  prompt, context, total = read(net, prompts), (), None
+  prompt, total = read(net, prompts), None
   for s, (scale, first_id) in enumerate(zip(layout.scales, layout.first_ids, strict=True)):
     temperature = plan.video_temperature if scale.pyramid else plan.image_temperature
     total, kept, _ = run(

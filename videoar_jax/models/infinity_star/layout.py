@@ -13,6 +13,7 @@ Source: INFINITY sections S1, S4 and S6.
 import dataclasses
 import functools
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -150,11 +151,24 @@ def positions(scale: Scale, size: tuple[int, int], scale_id: int) -> Float[np.nd
     size: (H, W) of the latents.
     scale_id: of the repetition.
   """
-  frames = np.arange(scale.start, scale.stop, dtype=np.float32)
+  return grid_positions(range(scale.start, scale.stop), scale.grid, size, scale_id)
+
+
+def grid_positions(
+  frames: Sequence[int], grid: tuple[int, int], size: tuple[int, int], scale_id: int
+) -> Float[np.ndarray, "n 4"]:
+  """Returns the rotary positions of the cells of frames.
+
+  Args:
+    frames: their numbers.
+    grid: (h, w) of their cells.
+    size: (H, W) of the latents.
+    scale_id: of all.
+  """
   # In single precision: double precision rounds some rows and columns to others.
   rows, columns = (
     np.rint(np.arange(num, dtype=np.float32) * np.float32(whole / num))
-    for num, whole in zip(scale.grid, size, strict=True)
+    for num, whole in zip(grid, size, strict=True)
   )
-  grid = np.meshgrid(np.float32([scale_id]), frames, rows, columns, indexing="ij")
-  return np.stack(grid, axis=-1).reshape(-1, 4)
+  axes = (np.float32([scale_id]), np.asarray(frames, np.float32), rows, columns)
+  return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 4)

@@ -1,10 +1,9 @@
 """Prompts as InfinityStar gets them, with what they begin and end with. Source: INFINITY S8."""
 
-import contextlib
-
 import numpy as np
 
 from videoar_jax.models.infinity_star.config import InfinityStarSampling
+from videoar_jax.text.completed import encode_completed
 
 
 class Prompter:
@@ -29,21 +28,8 @@ class Prompter:
       sampling: what prompts begin and end with; None for the default.
       seconds: duration of the clip; None for the default.
     Raises:
-      ValueError: it cannot be encoded. If it is only too long, the error has an attribute `cut`, as
-        `text.tokenizers.PromptTooLong` has: the user's words that fit.
+      ValueError: it cannot be encoded, see `encode_completed`.
     """
     sampling = self.sampling if sampling is None else sampling
     seconds = self.seconds if seconds is None else seconds
-    words = text.split(" ")
-    try:
-      return self.text_encoder.encode(sampling.prompt(text, seconds))
-    except ValueError as error:
-      if not hasattr(error, "cut"):
-        raise
-      del error.cut
-      while words and not hasattr(error, "cut"):
-        words.pop()
-        with contextlib.suppress(ValueError):
-          self.text_encoder.encode(sampling.prompt(" ".join(words), seconds))
-          error.cut = " ".join(words)
-      raise
+    return encode_completed(self.text_encoder, text, lambda words: sampling.prompt(words, seconds))

@@ -12,23 +12,19 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8, UInt32
 
 from videoar_jax.models.base import ClipShape
-from videoar_jax.models.infinity_star import generate, loss
+from videoar_jax.models.infinity_star import generate
 from videoar_jax.models.infinity_star.config import InfinityStarSampling
+from videoar_jax.models.infinity_star.interactive import Story, conditions_of, layout_of_clip
 from videoar_jax.models.infinity_star.layout import Layout
 from videoar_jax.models.infinity_star.network import InfinityStar, with_merged_adapters
+from videoar_jax.models.infinity_star.programs import Programs
 from videoar_jax.models.infinity_star.prompter import Prompter
-from videoar_jax.models.infinity_star.sequences import layout_of
+from videoar_jax.models.infinity_star.sequences import given_lengths, layout_of
 from videoar_jax.models.request import ClipRequests, first_frames, sample_keys
-from videoar_jax.parallel.mesh import call_on, num_batch_shards, shard_padded
+from videoar_jax.parallel.mesh import num_batch_shards
 from videoar_jax.parallel.processes import fetch
-from videoar_jax.parallel.rules import constrain
 from videoar_jax.tokenizers.base import Tokenizer
-from videoar_jax.tokenizers.decoding import decode
-from videoar_jax.tokenizers.encoding import encode
 from videoar_jax.tokenizers.pixels import to_uint8
-from videoar_jax.tokenizers.star.quantizer import corrupt, draw, quantize
-
-_REWEIGHT = 4.0  # Of the loss that clips are scored by, the released one.
 
 
 class Model:
@@ -36,6 +32,7 @@ class Model:
 
   Attributes:
     default_overlap_frames: that a longer clip continues from; half a clip would end within one.
+    clip_frames: of the first clip in interactive mode, and of the last frames of one that is given.
 
   Args:
     generator: the network; with a mesh, its parameters must already be on it.
@@ -67,7 +64,7 @@ class Model:
     batch_size: int | None = None,
   ):
     self.generator = jax.tree.map(lambda x: x.astype(dtype), with_merged_adapters(generator))
-    self.tokenizer, self.mesh, self.frame_rate = tokenizer, mesh, frame_rate
+    self.tokenizer, self.frame_rate = tokenizer, frame_rate
     self.num_frames, self.resolution = shape
     self.text_encoder = Prompter(text_encoder, sampling, self._seconds(shape.num_frames))
     self.requests = ClipRequests(
@@ -77,19 +74,11 @@ class Model:
       defaults=dataclasses.asdict(sampling),
       num_shards=1 if mesh is None else num_batch_shards(mesh),
       batch_size=batch_size,
+      overlaps=given_lengths(self._layout(shape.num_frames), tokenizer.config),
     )
     self.batch_size = self.requests.batch_size
-    self._prompts = jax.jit(generate.prompts_of, static_argnames="is_guided")
-    self._read = jax.jit(generate.read_prompts)
-    self._encode = jax.jit(lambda module, video: encode(module.encoder, video))
-    self._run_scale = scale_program()
-    self._quantize = jax.jit(
-      lambda latents, schedule: quantize(latents, schedule).bits, static_argnums=1
-    )
-    self._score = jax.jit(_score, static_argnames="layout")
-    self._decode = jax.jit(
-      lambda module, parts: decode(module.decoder, jnp.concatenate(parts, axis=1))
-    )
+    self.clip_frames = 1 + tokenizer.config.temporal_stride * generator.config.clip_length
+    self._programs = Programs(self.generator, tokenizer, mesh)
 
   def num_steps(self, num_frames: int | None = None) -> int:
     """Returns how often the network runs for a clip: for the prompt, and each repetition.
@@ -132,7 +121,7 @@ class Model:
     """
     num_frames = self.num_frames if num_frames is None else num_frames
     if overlap_frames is not None:
-      self._check_overlap_frames(overlap_frames)
+      self.requests.check_overlap_frames(overlap_frames)
     else:
       self.requests.check_is_trained_length(num_frames)
     given, keys = first_frames(image, video), self._keys(prompts, seed, sample_ids)
@@ -168,7 +157,6 @@ class Model:
       ValueError: as `sample`.
     """
     clips = self.requests.check_extension(clips, len(prompts), num_frames, overlap_frames)
-    self._check_overlap_frames(overlap_frames)
     while clips.shape[1] < num_frames:
       keys = self._keys(prompts, seed, sample_ids, clips.shape[1])
       head = clips[:, -overlap_frames:]
@@ -205,6 +193,68 @@ class Model:
     request = self._request(prompts, length, keys(), first_frames(image, video), settings)
     return self._stream(request, prompts, wanted, keys, settings)
 
+  def interact(
+    self,
+    prompts: list[str],
+    seed: int = 0,
+    *,
+    image: UInt8[np.ndarray, "*b H W 3"] | None = None,
+    video: UInt8[np.ndarray, "*b u H W 3"] | None = None,
+    sample_ids: Sequence[int] | None = None,
+    **settings: Any,
+  ) -> Story:
+    """Begins stories, whose clips are made one after the other: the interactive mode.
+
+    For networks that were trained for it. The first clip has a latent frame and a clip of the
+    quantizer, 81 frames in the public models; later ones go on from the clip before. All stories
+    are one batch.
+
+    Args:
+      prompts: of the first clips; with `video`, one for each story, which is not read.
+      image, seed, sample_ids, **settings: see `sample`.
+      video: the first clips, at least as long; stories go on from their last frames.
+    Returns:
+      The stories: `frames` are those of the first clips, as reconstructed by the tokenizer if they
+      are given; `extend(prompts)` returns those of the next.
+    Raises:
+      ValueError: as `sample`; or the network cannot make such clips.
+    """
+    num_frames = self.clip_frames
+    self.requests.check_prompts(prompts)
+    self.requests.check_devices(len(prompts))
+    keys = functools.partial(self._keys, prompts, seed, sample_ids)
+    layout = layout_of_clip(self.generator.config, self._layout(num_frames).grid)
+    if video is None and num_frames > self.num_frames:
+      raise ValueError(
+        f"interactive mode begins with a clip of {num_frames} frames, but the model was trained "
+        f"on {self.num_frames}; give that clip as video"
+      )
+    if video is None:
+      request = self._request(prompts, num_frames, keys(), first_frames(image, None), settings)
+      latents = jnp.concatenate(list(request(np.arange(len(prompts)))), axis=1)
+    else:
+      given = self.requests.check_conditioning(first_frames(image, video), len(prompts), "video")
+      if given.shape[1] < num_frames:
+        raise ValueError(f"video: {given.shape[1]} frames are less than a clip's {num_frames}")
+      latents = self._programs.encode(given[:, -num_frames:])
+
+    def next_latents(prompts, num_so_far: int, first, previous, settings):
+      sampling = InfinityStarSampling(**self.requests.with_defaults(settings))
+      text, negative = self._encode_prompts(prompts, sampling, self._seconds(num_frames))
+      embedded = self._programs.prompts(text, negative, sampling.guidance != 1)
+      context = tuple(
+        self._programs.read_latents(*condition, len(embedded.rows))
+        for condition in conditions_of(first, previous, layout)
+      )
+      plan = generate.Plan.of(layout, sampling)
+      (latents,) = self._programs.pyramids(plan, embedded, keys(num_so_far), (), context)
+      return latents
+
+    def pixels(parts):
+      return fetch(self._programs.decode(parts))
+
+    return Story(pixels([latents]), latents, next_latents, pixels, num_frames - 1)
+
   def score(
     self, prompts: list[str], video: UInt8[np.ndarray, "b f H W 3"]
   ) -> dict[str, Float[np.ndarray, "b"]]:
@@ -224,8 +274,7 @@ class Model:
     texts = np.stack([self.text_encoder.encode(prompt, seconds=seconds) for prompt in prompts])
     parts = []
     for rows, num in self.requests.batches(len(prompts)):
-      latents = self._latents(video[rows])
-      found = self._run(self._score, self.generator, texts[rows], latents, layout=layout)
+      found = self._programs.score(texts[rows], self._programs.encode(video[rows]), layout)
       parts.append({name: fetch(values)[:num] for name, values in found.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -237,22 +286,17 @@ class Model:
     """Returns the duration that a prompt names; 0 for images."""
     return (num_frames - 1) / self.frame_rate
 
-  def _check_overlap_frames(self, overlap_frames: int) -> None:
-    self.requests.check_overlap_frames(overlap_frames)
-    self._num_given_scales(self._layout(self.num_frames), overlap_frames, "overlap_frames")
-
-  def _num_given_scales(self, layout: Layout, num_frames: int, name: str) -> int:
+  def _num_given_scales(self, layout: Layout, num_frames: int) -> int:
     """Returns how many scales given frames have; raises ValueError unless they fill pyramids."""
-    tau = self.tokenizer.config.temporal_stride
-    stops = {scale.stop: s + 1 for s, scale in enumerate(layout.schedule) if scale.is_last}
-    num = stops.get(1 + (num_frames - 1) // tau)
-    if num is None:
-      fits = ", ".join(str(1 + tau * (stop - 1)) for stop in list(stops)[:-1])
+    fits = given_lengths(layout, self.tokenizer.config)
+    if num_frames not in fits:
       raise ValueError(
-        f"{name}: {num_frames} frames end within a clip of the quantizer, which codes "
-        f"{self.generator.config.clip_length} latent frames as one; give one of {fits}"
+        f"video: {num_frames} frames end within a clip of the quantizer, which codes "
+        f"{self.generator.config.clip_length} latent frames as one; give one of "
+        f"{', '.join(map(str, fits))}"
       )
-    return num
+    ends = [s for s, scale in enumerate(layout.schedule) if scale.is_last]
+    return 1 + ends[fits.index(num_frames)]
 
   def _keys(
     self, prompts: list[str], seed: int, sample_ids: Sequence[int] | None, window: int = 0
@@ -271,8 +315,7 @@ class Model:
     request = self._request(prompts, num_frames, keys, given, settings)
     clips = []
     for rows, num in self.requests.batches(len(prompts)):
-      pixels = self._run(self._decode, self.tokenizer.autoencoder, list(request(rows)))
-      clips.append(fetch(pixels)[:num])
+      clips.append(fetch(self._programs.decode(list(request(rows))))[:num])
     return np.concatenate(clips)
 
   def _request(
@@ -286,38 +329,29 @@ class Model:
     if given is not None:
       given = requests.check_conditioning(given, num, "video")
       requests.check_conditioning_length(given.shape[1], num_latents)
-      num_given = self._num_given_scales(layout, given.shape[1], "video")
-    seconds = self._seconds(num_frames)
-    texts = np.stack([self.text_encoder.encode(prompt, sampling, seconds) for prompt in prompts])
-    negative = None
-    if sampling.negative_prompt:
-      encoded = self.text_encoder.text_encoder.encode(sampling.negative_prompt)
-      negative = np.broadcast_to(encoded, texts.shape)
+      num_given = self._num_given_scales(layout, given.shape[1])
+    text, negative = self._encode_prompts(prompts, sampling, self._seconds(num_frames))
     plan = generate.Plan.of(layout, sampling)
     schedule = layout.schedule[:num_given]
 
     def generate_rows(rows: np.ndarray) -> Iterator[Array]:
-      embedded = self._run(
-        self._prompts,
-        self.generator,
-        texts[rows],
-        None if negative is None else negative[rows],
-        is_guided=sampling.guidance != 1,
+      embedded = self._programs.prompts(
+        text[rows], None if negative is None else negative[rows], sampling.guidance != 1
       )
       bits = ()
       if num_given:
-        bits = self._run(self._quantize, self._latents(given[rows]), schedule)
-      return generate.pyramids(
-        self.generator,
-        plan,
-        embedded,
-        keys[rows],
-        bits,
-        read=lambda *arguments: self._run(self._read, *arguments),
-        run=lambda *arguments, **fixed: self._run(self._run_scale, *arguments, **fixed),
-      )
+        bits = self._programs.quantize(self._programs.encode(given[rows]), schedule)
+      return self._programs.pyramids(plan, embedded, keys[rows], bits)
 
     return generate_rows
+
+  def _encode_prompts(self, prompts: list[str], sampling: InfinityStarSampling, seconds: float):
+    """Returns the text of prompts, and of what guidance leads away from, or None."""
+    text = np.stack([self.text_encoder.encode(prompt, sampling, seconds) for prompt in prompts])
+    if not sampling.negative_prompt:
+      return text, None
+    negative = self.text_encoder.text_encoder.encode(sampling.negative_prompt)
+    return text, np.broadcast_to(negative, text.shape)
 
   def _stream(self, request, prompts, wanted: float, keys, settings: dict):
     state, done = None, 0
@@ -331,41 +365,3 @@ class Model:
       clips = new[:, 1 : 1 + int(min(wanted - done, self.num_frames - 1))]
       done += clips.shape[1]
       yield clips
-
-  def _latents(self, video: UInt8[np.ndarray, "b f H W 3"]) -> Float[Array, "b t h w c"]:
-    batch = shard_padded(video, self.mesh)
-    return self._run(self._encode, self.tokenizer.autoencoder, batch)
-
-  def _run(self, function, *arguments, **settings):
-    """Calls a function, on the mesh if there is one."""
-    return call_on(self.mesh, function, *arguments, **settings)
-
-
-def scale_program() -> Callable[..., generate.Done]:
-  """Returns the program of a scale, which takes what `generate.run_scale` takes."""
-  return jax.jit(_run_scale, static_argnames=("scale", "size", "is_kept"))
-
-
-def _run_scale(net, scale, size, *arguments, is_kept: bool) -> generate.Done:
-  """Runs a scale, without what only tests look at."""
-  done = generate.run_scale(net, scale, size, *arguments, is_kept=is_kept)
-  total = constrain(done.total, ("batch", None, None, None, None))
-  return generate.Done(total, done.kept, [])
-
-
-def _score(net: InfinityStar, text, latents: Float[Array, "b t h w c"], layout: Layout):
-  # The same repetitions for all clips, whatever their batch.
-  drawn = draw(jax.random.key(0), layout.schedule, 1, 0.0)
-  selected = [jnp.broadcast_to(x, (len(latents),)) for x in drawn.selected]
-  found = loss.clip_losses(
-    net,
-    text,
-    corrupt(latents, layout.schedule, drawn._replace(selected=selected)),
-    selected,
-    layout,
-  )
-  weights = layout.weights(_REWEIGHT)
-  return {
-    "loss": found.cross_entropy @ (weights / weights.sum()),
-    "bit_accuracy": jnp.mean(found.accuracy, axis=1),
-  }

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from videoar_jax.models.infinity_star.config import InfinityStarConfig
 from videoar_jax.models.infinity_star.layout import Layout
+from videoar_jax.tokenizers.base import TokenizerConfig
 from videoar_jax.tokenizers.star.schedules import Schedule
 
 # Of the parts of one clip after the first frame, and of two; by the number of scales.
@@ -27,6 +28,19 @@ def layout_of(config: InfinityStarConfig, latent_shape: Sequence[int]) -> Layout
   """
   t, h, w = latent_shape
   return Layout(config.text_length, config.pyramid((h, w)).schedule(t))
+
+
+def given_lengths(layout: Layout, tokenizer: TokenizerConfig) -> tuple[int, ...]:
+  """Returns how many frames may be given of a clip, whose rest is then generated.
+
+  They are the first frame, and it with whole pyramids, which are coded as one.
+
+  Args:
+    layout: of the whole clip.
+    tokenizer: codes the frames.
+  """
+  stops = [scale.stop for scale in layout.schedule if scale.is_last]
+  return tuple(1 + tokenizer.temporal_stride * (stop - 1) for stop in stops[:-1])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,12 @@ from flax import nnx
 from jaxtyping import Array
 
 from videoar_jax.models.infinity_star import generate
-from videoar_jax.models.infinity_star.config import InfinityStarConfig, InfinityStarSampling
+from videoar_jax.models.infinity_star.config import (
+  DURATION,
+  InfinityStarConfig,
+  InfinityStarSampling,
+  with_duration,
+)
 from videoar_jax.models.infinity_star.layout import Layout
 from videoar_jax.models.infinity_star.loss import clip_losses, weighted_mean
 from videoar_jax.models.infinity_star.network import InfinityStar
@@ -35,12 +40,15 @@ class InfinityStarLossConfig:
     parts: scales of a video that a step trains on: "all", or "released", one of a few parts at
       random, as for the released models: small scales and at most one large one. All parts are in
       one program, of which a step runs one.
+    caption_prefix: what captions of videos begin with, as `sampling.prompt_prefix` does in prompts;
+      `{seconds}` stands for the duration.
   """
 
   flip_strength: float = 0.3
   reweight: float = 4.0
   text_dropout: float = 0.1
   parts: str = "all"
+  caption_prefix: str = DURATION
 
   def __post_init__(self):
     for name in ("flip_strength", "text_dropout"):
@@ -50,6 +58,10 @@ class InfinityStarLossConfig:
       raise ValueError(f"reweight={self.reweight} must be a number, 0 or more")
     if self.parts not in ("all", "released"):
       raise ValueError(f"parts={self.parts!r} must be 'all' or 'released'")
+
+  def complete_caption(self, text: str, seconds: float) -> str:
+    """Returns a caption as the network gets it; see `models.base.CaptionLoss`."""
+    return with_duration(self.caption_prefix, text, seconds)
 
 
 class InfinityStarTask:

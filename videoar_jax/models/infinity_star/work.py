@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from videoar_jax.models.base import SamplingProgram, SamplingWork
 from videoar_jax.models.decoding_work import CachedLayers
-from videoar_jax.models.infinity_star import generate, sampler
+from videoar_jax.models.infinity_star import generate, programs
 from videoar_jax.models.infinity_star.config import InfinityStarConfig, InfinityStarSampling
 from videoar_jax.models.infinity_star.layout import Layout
 from videoar_jax.models.infinity_star.network import template_of
@@ -127,7 +127,7 @@ def sampling_program(
     everywhere((), jnp.int32),
   )
   return SamplingProgram(
-    program=sampler.scale_program(),
+    program=programs.scale_program(),
     arguments=arguments,
     settings={"is_kept": generate.is_kept(layout, largest)},
     params=params,

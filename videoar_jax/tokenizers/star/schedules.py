@@ -21,6 +21,7 @@ _SIDES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 40, 60)
 _RATIOS = (1, 100 / 116, 3 / 4, 2 / 3, 9 / 16, 1 / 2, 2 / 5, 1 / 3)
 # Scales by the size of a frame in pixels; 0.40M is called 480p, 0.90M is called 720p.
 NUM_SCALES = {"0.06M": 11, "0.25M": 13, "0.40M": 14, "0.90M": 15}
+_LEAST_CELLS = 192  # Three quarters of the smallest public grids.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,14 @@ class Pyramid:
       for scale in self._scales(pyramid, start, stop)
     )
 
+  def whole(self, num_latents: int) -> Schedule:
+    """Returns the scales of frames that a single pyramid codes, with the first frame's repetitions.
+
+    Args:
+      num_latents: latent frames.
+    """
+    return tuple(self._scales(0, 0, num_latents))
+
   def _scales(self, pyramid: int, start: int, stop: int) -> list[Scale]:
     repetitions = self.clip_repetitions if pyramid else self.image_repetitions
     scales = []
@@ -172,8 +181,12 @@ def public_grids(name: str, ratio: float) -> tuple[Grid, ...]:
   """
   if name not in NUM_SCALES:
     raise ValueError(f"{name!r} is no size; take one of {', '.join(NUM_SCALES)}")
-  nearest = min(PUBLIC, key=lambda key: abs(ratio - key))
-  return PUBLIC[nearest][: NUM_SCALES[name]]
+  return PUBLIC[_nearest(ratio)][: NUM_SCALES[name]]
+
+
+def _nearest(ratio: float) -> float:
+  """Returns the ratio of the table that is nearest."""
+  return min(PUBLIC, key=lambda key: abs(ratio - key))
 
 
 def public_grids_of(grid: Grid) -> tuple[str, tuple[Grid, ...]] | None:
@@ -183,6 +196,28 @@ def public_grids_of(grid: Grid) -> tuple[str, tuple[Grid, ...]] | None:
       if grids[num_scales - 1] == grid:
         return name, grids[:num_scales]
   return None
+
+
+def nearest_grid(h: float, w: float) -> Grid:
+  """Returns the public latent grid nearest to h x w cells: in aspect ratio, then in size."""
+  grids = PUBLIC[_nearest(h / w)]
+  known = [grids[num - 1] for num in NUM_SCALES.values()]
+  return min(known, key=lambda other: abs(math.log(other[0] * other[1] / (h * w))))
+
+
+def nearest_grids(grid: Grid) -> tuple[str, tuple[Grid, ...]] | None:
+  """Returns the size and the grids of the public ones nearest to a latent grid, ending at it.
+
+  Those that do not fit into it are left out; None if it is far smaller than all public ones.
+  """
+  if (found := public_grids_of(grid)) is not None:
+    return found
+  h, w = grid
+  if h * w < _LEAST_CELLS:
+    return None
+  name, grids = public_grids_of(nearest_grid(h, w))
+  fitting = dict.fromkeys((min(y, h), min(x, w)) for y, x in grids[:-1])
+  return name, (*(other for other in fitting if other != (h, w)), (h, w))
 
 
 # Repetitions of the released models. All have three but the clips' last scales.
