@@ -73,7 +73,7 @@ def test_a_prefix_that_all_keys_share_is_left_out(suffix, tmp_path):
     torch.save({"vae": {key: torch.from_numpy(value) for key, value in named.items()}}, path)
   else:
     save_file(named, path)
-  found, _ = read_tensors(path, part="vae")
+  found, _ = read_tensors(path, parts=["vae"])
   assert found.keys() == arrays.keys()
   for key, value in arrays.items():
     np.testing.assert_array_equal(found[key], value)
