@@ -300,7 +300,7 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
   add, unset = parser.add_argument, argparse.SUPPRESS
   add("--model", required=True, default=unset, type=_path, help="the model's folder")
   add("--to", required=True, default=unset, help="OWNER/NAME; made if there is none")
-  add("--private", action="store_true", help="whether only its owner may read a new repository")
+  add("--private", action="store_true", help="fail if others may read the repository")
   add("--license", default=unset, help="of the weights, by the hub's name, such as apache-2.0")
   add("--scores", default=unset, type=_path, help="generation.json of `evaluate`, for the page")
   add("--sheet", default=unset, type=_path, help="PNG picture of samples, for the page")
