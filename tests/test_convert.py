@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import videoar_jax
 from videoar_jax import convert
+from videoar_jax.converters import infinity, tokenizers
 from videoar_jax.converters.checkpoints import read_tensors
 
 
@@ -73,10 +74,38 @@ def test_a_prefix_that_all_keys_share_is_left_out(suffix, tmp_path):
     torch.save({"vae": {key: torch.from_numpy(value) for key, value in named.items()}}, path)
   else:
     save_file(named, path)
-  found, _ = read_tensors(path, part="vae")
+  found, _ = read_tensors(path, parts=["vae"])
   assert found.keys() == arrays.keys()
   for key, value in arrays.items():
     np.testing.assert_array_equal(found[key], value)
+
+
+@pytest.mark.parametrize(
+  ("part", "parts", "others"),
+  [
+    ("gpt_fsdp", infinity.PARTS, []),
+    ("trainer.gpt_fsdp", infinity.PARTS, ["epoch", "trainer.vae_local"]),
+    ("trainer.gpt_wo_ddp", infinity.PARTS, ["epoch", "trainer.vae_local"]),
+    ("trainer.vae_local", tokenizers.PARTS, ["epoch", "trainer.gpt_fsdp"]),
+    ("state_dict", infinity.PARTS, []),
+  ],
+)
+def test_weights_in_training_checkpoints_are_found(part, parts, others, tmp_path):
+  """Whatever is beside them: settings, optimizers, other networks."""
+  torch = pytest.importorskip("torch", reason="a .pth file needs PyTorch")
+  whole = {}
+  for name in (part, *others):
+    *outer, last = name.split(".")
+    node = whole
+    for key in outer:
+      node = node.setdefault(key, {})
+    node[last] = 3 if name == "epoch" else {"module.x": torch.ones(2), "module.y": torch.zeros(3)}
+  torch.save(whole, tmp_path / "checkpoint.pth")
+  found, unused = read_tensors(tmp_path / "checkpoint.pth", parts=parts)
+  assert sorted(found) == ["x", "y"] and sorted(unused) == sorted(others)
+  torch.save({"epoch": 3, "best": {"x": torch.ones(2)}}, tmp_path / "checkpoint.pth")
+  with pytest.raises(ValueError, match=r"not tensors: epoch, best; save the tensors in"):
+    read_tensors(tmp_path / "checkpoint.pth", parts=parts)
 
 
 def test_a_pth_of_float8_gets_a_sentence(tmp_path):

@@ -9,6 +9,13 @@
 convert whole models, for `sample --model=FOLDER`; what is left out is named. What is read may be on
 the Hugging Face hub: hf://OWNER/NAME[/PATH][@REVISION].
 
+  python -m videoar_jax.convert videoar --config=FILE.py --template=TABLE.json
+  python -m videoar_jax.convert videoar --config=FILE.py --map=TABLE.json --checkpoint=FILE \\
+    --tokenizer=FILE --out=FOLDER
+
+convert weights of VideoAR by other code: the first writes a table of parameters to edit, which says
+what each is made of. Fields of the config are set as for `videoar_jax.main`.
+
   python -m videoar_jax.convert push --model=FOLDER --to=OWNER/NAME
 
 uploads a model's folder to it.
@@ -42,6 +49,7 @@ commands look for them: $VIDEOAR_JAX_WEIGHTS, or ~/.cache/videoar_jax/weights.
 import argparse
 import pathlib
 import sys
+from collections.abc import Callable
 
 from videoar_jax.converters.packages import convert_package
 from videoar_jax.experiment.command_line import (
@@ -49,7 +57,9 @@ from videoar_jax.experiment.command_line import (
   check_local,
   parse_resolution,
   print_result,
+  read_config,
 )
+from videoar_jax.experiment.overrides import split_overrides
 from videoar_jax.interop import hub, weights
 from videoar_jax.text.encoders.files import DTYPES
 
@@ -58,12 +68,18 @@ WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command line; returns the exit status: 2 for user errors."""
-  options = _parser().parse_args(argv)
-  return print_result(lambda: _run(options))
+  parser = _parser()
+  others, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+  options = parser.parse_args(others)
+  if overrides and options.command != "videoar":
+    parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+  return print_result(lambda: _run(options, overrides))
 
 
-def _run(options: argparse.Namespace) -> str | pathlib.Path:
+def _run(options: argparse.Namespace, overrides: list[str]) -> str | pathlib.Path:
   """Converts; returns what to print."""
+  if hasattr(options, "config"):
+    options.config = read_config(options.config, overrides)
   if hasattr(options, "out"):
     check_local(options.out, "--out")
   for name in ("checkpoint", "tokenizer", "text_encoder"):
@@ -100,16 +116,19 @@ def _path(text: str) -> pathlib.Path:
   return pathlib.Path(text).expanduser()
 
 
-def _add_parts(parser: argparse.ArgumentParser, tokenizer: str, text_encoder: str) -> None:
+def _add_parts(
+  parser: argparse.ArgumentParser, tokenizer: str, text_encoder: str | None = None
+) -> None:
   """Adds the flags of conversions of whole models.
 
   Args:
     parser: of the conversion.
-    tokenizer, text_encoder: what to name, for --help.
+    tokenizer, text_encoder: what to name, for --help; None for no flag.
   """
   add, unset = parser.add_argument, argparse.SUPPRESS
   add("--tokenizer", default=unset, type=_path, help=tokenizer)
-  add("--text_encoder", default=unset, type=_path, help=text_encoder)
+  if text_encoder is not None:
+    add("--text_encoder", default=unset, type=_path, help=text_encoder)
   add(
     "--dtype",
     choices=WEIGHT_DTYPES,
@@ -191,26 +210,48 @@ def _convert_infinity_star(options: argparse.Namespace) -> str:
   return convert_star_model(**_settings(options))
 
 
-def _add_star_tokenizer(parser: argparse.ArgumentParser) -> None:
-  _add_paths(parser, "the .safetensors or .pth file")
-  parser.set_defaults(run=_convert_star_tokenizer)
+def _add_videoar(parser: argparse.ArgumentParser) -> None:
+  add, unset = parser.add_argument, argparse.SUPPRESS
+  what = parser.add_mutually_exclusive_group(required=True)
+  add("--config", required=True, default=unset, help="config file that would train such a model")
+  what.add_argument("--map", default=unset, type=_path, help="JSON table, see docs/weights.md")
+  what.add_argument("--template", default=unset, type=_path, help="JSON table to write, to edit")
+  add("--checkpoint", default=unset, type=_path, help="weights; with --template, lists their names")
+  _add_parts(parser, "checkpoint of the tokenizer, or a converted one; default: --checkpoint")
+  add("--out", default=unset, help="new folder for the result", type=_path)
+  parser.set_defaults(run=_convert_videoar)
 
 
-def _convert_star_tokenizer(options: argparse.Namespace) -> str:
-  from videoar_jax.converters.tokenizers import convert_star
+def _convert_videoar(options: argparse.Namespace) -> str:
+  from videoar_jax.converters.videoar import convert_videoar, write_template
 
-  return convert_star(options.checkpoint, options.out)
+  settings = _settings(options)
+  if "template" in settings:
+    known = {"config": "config", "template": "path", "checkpoint": "checkpoint"}
+    wrong = settings.keys() - known
+    if wrong:
+      raise ValueError(f"--{min(wrong)} goes with --map, not with --template; leave it out")
+    return write_template(**{known[name]: value for name, value in settings.items()})
+  for name in ("checkpoint", "out"):
+    if name not in settings:
+      raise ValueError(f"--{name} is missing; --map needs it")
+  settings["table"] = settings.pop("map")
+  return convert_videoar(**settings)
 
 
-def _add_infinity_tokenizer(parser: argparse.ArgumentParser) -> None:
-  _add_paths(parser, "the .safetensors or .pth file")
-  parser.set_defaults(run=_convert_infinity_tokenizer)
+def _adds_tokenizer(function: str) -> Callable[[argparse.ArgumentParser], None]:
+  """Returns what adds the flags of a conversion in `converters.tokenizers`."""
 
+  def run(options: argparse.Namespace) -> str:
+    from videoar_jax.converters import tokenizers
 
-def _convert_infinity_tokenizer(options: argparse.Namespace) -> str:
-  from videoar_jax.converters.tokenizers import convert_infinity
+    return getattr(tokenizers, function)(options.checkpoint, options.out)
 
-  return convert_infinity(options.checkpoint, options.out)
+  def add(parser: argparse.ArgumentParser) -> None:
+    _add_paths(parser, "the .safetensors or .pth file")
+    parser.set_defaults(run=run)
+
+  return add
 
 
 def _add_kl_tokenizer(parser: argparse.ArgumentParser) -> None:
@@ -286,7 +327,7 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
   add, unset = parser.add_argument, argparse.SUPPRESS
   add("--model", required=True, default=unset, type=_path, help="the model's folder")
   add("--to", required=True, default=unset, help="OWNER/NAME; made if there is none")
-  add("--private", action="store_true", help="whether only its owner may read a new repository")
+  add("--private", action="store_true", help="fail if others may read the repository")
   add("--license", default=unset, help="of the weights, by the hub's name, such as apache-2.0")
   add("--scores", default=unset, type=_path, help="generation.json of `evaluate`, for the page")
   add("--sheet", default=unset, type=_path, help="PNG picture of samples, for the page")
@@ -395,12 +436,13 @@ COMMANDS = {
   "model": ("a run's generator with all it needs, to a folder to share", _add_model),
   "push": ("a model's folder, to the Hugging Face hub", _add_push),
   "weights": ("weights of a run's stage, to safetensors", _add_weights),
+  "videoar": ("weights of VideoAR by other code, by a table of their names", _add_videoar),
   "nova": ("a public NOVA, with its autoencoder and text encoder", _add_nova),
   "infinity": ("a public Infinity, text to image", _add_infinity),
   "infinity_star": ("a public InfinityStar, text and image to video", _add_infinity_star),
   "random": ("random weights with the layout of a public model", _add_random),
-  "infinity_tokenizer": ("Infinity's public image tokenizer", _add_infinity_tokenizer),
-  "star_tokenizer": ("InfinityStar's public video autoencoder", _add_star_tokenizer),
+  "infinity_tokenizer": ("Infinity's public image tokenizer", _adds_tokenizer("convert_infinity")),
+  "star_tokenizer": ("InfinityStar's public video autoencoder", _adds_tokenizer("convert_star")),
   "kl_tokenizer": ("public continuous autoencoders of images and video", _add_kl_tokenizer),
   "text_features": ("features of prompts, by a pretrained T5, umT5 or Phi-2", _add_text_features),
   "lpips": ("VGG16 and the heads of LPIPS, a perceptual distance of pictures", _add_lpips),

@@ -116,6 +116,39 @@ def test_a_second_upload_is_a_second_commit(model, server):
   assert "samples.png" not in first and "Scores" not in first["README.md"].decode()
 
 
+def test_files_of_an_earlier_model_are_deleted(model, server, tmp_path, capsys):
+  Image.new("RGB", (8, 8)).save(tmp_path / "sheet.png")
+  assert push(model, f"--sheet={tmp_path / 'sheet.png'}") == 0
+  files = server.files("me/new")
+  facts = json.loads(files["model.json"])
+  # As if the old model had another text encoder, and its owner had added a file.
+  old = {"text_encoder/config.json": b"{}", "text_encoder/model.safetensors": b"x"}
+  facts["files"] |= {name: {"bytes": len(x), "sha256": ""} for name, x in old.items()}
+  own = {"text_encoder/notes.txt": b"mine", "licence.txt": b"mine"}
+  server.put("me/new", files | old | own | {"model.json": json.dumps(facts).encode()})
+  capsys.readouterr()
+  assert push(model) == 0
+  assert " 6 files, 3 of an earlier model deleted, commit " in capsys.readouterr().out
+  found = server.files("me/new")
+  assert set(found) == {".gitattributes", "README.md", *contents(model), *own}
+  # What lists no files of ours says nothing of what to delete.
+  server.put("me/new", found | {"model.json": b"[]", "more.safetensors": b""})
+  assert push(model) == 0
+  assert set(server.files("me/new")) == {*found, "more.safetensors"}
+
+
+def test_what_must_be_private_is_not_sent_to_a_public_repository(model, server, capsys):
+  server.put("me/new", {})
+  assert push(model, "--private") == 2
+  said = capsys.readouterr().err
+  assert "--to=me/new is there already, and public; make it private on its page" in said
+  assert not server.files("me/new")
+  assert push(model) == 0
+  assert push(model, "--private", to="me/other") == 0
+  assert push(model, "--private", to="me/other") == 0
+  assert len(server.commits["me/other"]) == 3
+
+
 def test_images_are_images(model, tmp_path):
   folder = shutil.copytree(model, tmp_path / "images")
   values = parse.load_config(folder / "config.json")

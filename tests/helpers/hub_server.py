@@ -23,7 +23,8 @@ class Hub:
   Attributes:
     address: for $HF_ENDPOINT.
     commits: by repository, a list of (commit, files), the newest last.
-    closed: by repository, how it is refused to who sends no token: "private" or "gated".
+    closed: by repository, how it is refused to who sends no token: "private" or "gated"; a client
+      may create private ones.
     is_breaking: whether files end in the middle, and are refused afterwards.
     created: the requests to create repositories.
     messages: of clients' commits.
@@ -141,18 +142,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     status = 409 if name in self.hub.commits else 200
     if status == 200:
       self.hub.put(name, {".gitattributes": b""})
+      if wanted.get("private") or wanted.get("visibility") == "private":
+        self.hub.closed[name] = "private"
     self._answer({"url": f"{self.hub.address}/{name}"}, status)
 
   def _commit(self, name, lines):
-    files = dict(self.hub.files(name))
+    newest, files = self.hub.commits[name][-1]
+    files = dict(files)
     for line in lines:
       if line["key"] == "header":
+        if line["value"].get("parentCommit", newest) != newest:
+          return self._answer({"error": "another commit came between"}, 412)
         self.hub.messages.append(line["value"]["summary"])
+      elif line["key"] == "deletedFile":
+        del files[line["value"]["path"]]
       else:
         files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
     commit = self.hub.put(name, files)
     address = f"{self.hub.address}/{name}/commit/{commit}"
-    self._answer({"success": True, "commitOid": commit, "commitUrl": address})
+    return self._answer({"success": True, "commitOid": commit, "commitUrl": address})
 
   def _read(self):
     parts = unquote(urlsplit(self.path).path).strip("/").split("/")
@@ -172,7 +180,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     commit, files = found[-1]
     if is_api and what == "revision":
       siblings = [{"rfilename": path} for path in files]
-      return self._answer({"id": name, "sha": commit, "siblings": siblings, "private": False})
+      facts = {"id": name, "sha": commit, "siblings": siblings, "private": closed == "private"}
+      return self._answer(facts)
     if is_api:
       return self._answer(
         [

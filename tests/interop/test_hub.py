@@ -7,6 +7,7 @@ import sys
 import pytest
 from hub_server import TOKEN, Hub
 
+from videoar_jax import convert
 from videoar_jax.interop import hub
 
 pytest.importorskip("huggingface_hub")
@@ -83,7 +84,7 @@ def test_a_process_stays_with_one_commit(server, monkeypatch, caplog):
   assert old in hub.local(f"hf://me/model/model.json@{old}")
 
 
-def test_a_broken_download_leaves_no_file(server, tmp_path, monkeypatch):
+def test_a_broken_download_leaves_no_file(server, tmp_path, monkeypatch, capsys):
   server.put("me/model", {"model.json": b"x" * 100_000})
   server.is_breaking = True
   monkeypatch.setattr("time.sleep", lambda _: None)  # Between attempts.
@@ -91,6 +92,9 @@ def test_a_broken_download_leaves_no_file(server, tmp_path, monkeypatch):
     hub.local("hf://me/model")
   assert len(server.downloaded) == 1  # It began.
   assert not [x for x in (tmp_path / "home").rglob("*") if x.is_file() and x.stat().st_size > 5000]
+  assert convert.main(["infinity", "--checkpoint=hf://me/model", f"--out={tmp_path / 'out'}"]) == 2
+  assert "--checkpoint=hf://me/model: it cannot be downloaded" in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()
   server.is_breaking = False
   assert (pathlib.Path(hub.local("hf://me/model")) / "model.json").stat().st_size == 100_000
 

@@ -4,7 +4,7 @@ import json
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -53,14 +53,15 @@ def diffusers_tensors(checkpoint: pathlib.Path) -> Mapping[str, np.ndarray]:
 
 
 def read_tensors(
-  path: pathlib.Path, *, part: str | None = None
+  path: pathlib.Path, *, parts: Sequence[str] = ()
 ) -> tuple[Mapping[str, np.ndarray], list[str]]:
   """Opens the tensors of a checkpoint, which are read when they are looked up.
 
   Args:
     path: a .safetensors or a .pth file; an index of safetensors files; or a folder with safetensors
       files or with .pth, .pt or .bin files.
-    part: the entry of a .pth file to read, if it has one of this name.
+    parts: entries of a .pth file, such as "trainer.ema"; the first one that it has is read, or all
+      of it if it has none.
   Returns:
     (tensors by key, without a prefix that all keys share, such as `module.`; names of the other
     entries).
@@ -77,12 +78,23 @@ def read_tensors(
   if path.suffix == ".safetensors" or path.name.endswith(tensor_files.INDEX_SUFFIX):
     return tensor_files.without_prefix(TensorFiles(path)), []
   if path.suffix in PTH_SUFFIXES:
-    loaded = _load_pth(path)
-    inner = loaded.get(part) if isinstance(loaded, dict) else None
-    unused = [] if inner is None else [str(key) for key in loaded if key != part]
-    arrays = _to_arrays(path, loaded if inner is None else inner)
-    return tensor_files.without_prefix(arrays), unused
+    inner, unused = _inner(_load_pth(path), parts)
+    return tensor_files.without_prefix(_to_arrays(path, inner)), unused
   raise ValueError(f"{path} must be a .safetensors or a .pth file; rename it if it is one")
+
+
+def _inner(loaded, parts: Sequence[str]):
+  """Returns the first of some entries that a file has, and the names of those beside it."""
+  for part in parts:
+    inner, unused, place = loaded, [], ""
+    for name in part.split("."):
+      if not isinstance(inner, dict) or not isinstance(inner.get(name), dict):
+        break
+      unused += [f"{place}{key}" for key in inner if key != name]
+      inner, place = inner[name], f"{place}{name}."
+    else:
+      return inner, unused
+  return loaded, []
 
 
 def _shards(folder: pathlib.Path, files: list[pathlib.Path]) -> LazyTensors:
@@ -137,7 +149,9 @@ def _to_arrays(path: pathlib.Path, tensors) -> LazyTensors:
     raise ValueError(f"{path} holds a {type(tensors).__name__}, not tensors by key")
   other = [str(key) for key, value in tensors.items() if not hasattr(value, "is_floating_point")]
   if other:
-    raise ValueError(f"{path} holds entries that are not tensors: {', '.join(other)}")
+    inner = [str(key) for key, value in tensors.items() if isinstance(value, dict)]
+    fix = f"; save the tensors in one of them alone: {', '.join(inner)}" if inner else ""
+    raise ValueError(f"{path} holds entries that are not tensors: {', '.join(other)}{fix}")
   small = {
     str(key): str(value.dtype)
     for key, value in tensors.items()

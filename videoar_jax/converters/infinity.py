@@ -31,6 +31,12 @@ from videoar_jax.tokenizers.star.schedules import released_pyramid
 # (H, W) of the released videos; both have the same network.
 STAR_RESOLUTIONS = {"480p": (480, 848), "720p": (720, 1280)}
 STAR_FRAMES, STAR_RATE = (81, 161), 16.0
+# Where training checkpoints have the weights that are released by themselves: of training on many
+# devices, or on one; and where those of others often have them.
+PARTS = (
+  *(f"{trainer}{name}" for trainer in ("trainer.", "") for name in ("gpt_fsdp", "gpt_wo_ddp")),
+  *("state_dict", "model", "module"),
+)
 
 
 def convert_infinity_model(
@@ -176,8 +182,7 @@ def _convert(
     tokenizer, text_encoder, dtype: see `convert_infinity_model`.
   """
   check_new(out)
-  # Training checkpoints nest the weights that are released by themselves.
-  found, _ = read_tensors(checkpoint, part="gpt_fsdp")
+  found, _ = read_tensors(checkpoint, parts=PARTS)
   try:
     config = keys.config_of(shapes_of(found))
     public: PublicTensors = keys.public_tensors(found, config)

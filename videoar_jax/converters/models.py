@@ -11,6 +11,7 @@ from videoar_jax.experiment import model_folder, parse
 from videoar_jax.experiment.defaults import default_config
 from videoar_jax.interop import tensors
 from videoar_jax.interop.public_keys import PublicTensors
+from videoar_jax.interop.tensor_map import MappedTensors
 from videoar_jax.models.families import FAMILIES
 from videoar_jax.text.encoders.files import EncoderFolder
 from videoar_jax.tokenizers.files import saved_family
@@ -129,7 +130,7 @@ def check_fits(settings: dict, files: Mapping[str, pathlib.Path], config: Any) -
       )
 
 
-def weights_of(public: PublicTensors, dtype: str | None) -> model_folder.Weights:
+def weights_of(public: PublicTensors | MappedTensors, dtype: str | None) -> model_folder.Weights:
   """Returns the weights to write, in a type, or by default in that of the largest public tensor."""
   if dtype is None:
     largest = max(public.shapes, key=lambda name: np.prod(public.shapes[name]))

@@ -9,6 +9,9 @@ from videoar_jax.tokenizers.bsq import infinity
 from videoar_jax.tokenizers.kl import convert as kl
 from videoar_jax.tokenizers.star import convert as star
 
+# Where files have tokenizers: those of the tokenizer's training, and of the transformer's.
+PARTS = ("vae", "trainer.vae_local", "vae_local", "state_dict")
+
 
 def convert_infinity(checkpoint: pathlib.Path, out: pathlib.Path) -> str:
   """Converts Infinity's image tokenizer; returns a summary.
@@ -29,7 +32,7 @@ def convert_star(checkpoint: pathlib.Path, out: pathlib.Path) -> str:
 
 
 def _convert(checkpoint: pathlib.Path, out: pathlib.Path, family: str, module, name: str) -> str:
-  """Converts a file that may have the tokenizer as its part `vae`.
+  """Converts a file that may have the tokenizer as one of its `PARTS`.
 
   Args:
     checkpoint: the file.
@@ -39,7 +42,7 @@ def _convert(checkpoint: pathlib.Path, out: pathlib.Path, family: str, module, n
     name: what it is, for display.
   """
   files.check_new(out)
-  tensors, unused = read_tensors(checkpoint, part="vae")
+  tensors, unused = read_tensors(checkpoint, parts=PARTS)
   try:
     config, params = module.import_params(tensors)
   except ValueError as error:

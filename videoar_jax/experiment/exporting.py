@@ -46,9 +46,9 @@ def export_model(path: str | os.PathLike, out: str | os.PathLike, dtype: str = "
   )
   name = hub.origin(workdir) or workdir.name
   source = f"{name}, stage {stage.name}, {step or stages.latest_step(stage):,} steps"
-  values = _shared_values(values, run, stage)
+  values = shared_values(values, run, stage)
   with tempfile.TemporaryDirectory(dir=_parent(out)) as folder:
-    parts = _text_parts(run, values, pathlib.Path(folder))
+    parts = text_parts(run, values, pathlib.Path(folder))
     parts[model_folder.TOKENIZER] = _tokenizer(stages, stage, pathlib.Path(folder), source)
     model_folder.write(out, values, source, weights, parts)
   return weights.num_parameters
@@ -83,10 +83,15 @@ def export_weights(
 _FILES = ("source", "path", "filter", "split_file", "stored_frame_rate")
 
 
-def _shared_values(values: dict, run: RunConfig, stage: StageConfig) -> dict:
+def shared_values(values: dict, run: RunConfig, stage: StageConfig) -> dict:
   """Returns the config of a model: the generator's stages, the exported one last, without data.
 
   The other stages stay, since a network may be made for the longest clips of all.
+
+  Args:
+    values: the config of the run.
+    run: the run.
+    stage: whose network it is.
   """
   others = [other.name for other in run.generator_stages if other != stage]
   names = (*others, stage.name)
@@ -131,8 +136,14 @@ def _tokenizer(
   return path
 
 
-def _text_parts(run: RunConfig, values: dict, folder: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Returns the files of a run's text encoder and guidance, by their names in a model's folder."""
+def text_parts(run: RunConfig, values: dict, folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns the files of a run's text encoder and guidance, by their names in a model's folder.
+
+  Args:
+    run: the run.
+    values: its config.
+    folder: for files that are made.
+  """
   parts = {}
   if values["text"]["tokenizer"] not in paths.NAMED_TOKENIZERS:
     parts |= file_copies.text_parts(run.text, model_folder.TEXT_ENCODER, folder)

@@ -23,12 +23,13 @@ def push_model(
 ) -> str:
   """Uploads a model in one commit; returns a summary, with the address.
 
-  The folder is read alone. Files that it has besides those of the model stay where they are.
+  The folder is read alone. Files that it has besides those of the model stay where they are. Files
+  of an earlier model in the repository are deleted, unless this one has them; others stay.
 
   Args:
     folder: of the model.
     repository: OWNER/NAME; made if there is none.
-    is_private: whether a new repository is private.
+    is_private: whether the repository must be private; a new one is made so.
     license_name: see `model_card`.
     scores: JSON file that `evaluate` wrote, for the page.
     sheet: PNG picture of samples, for the page.
@@ -59,11 +60,29 @@ def push_model(
   if sheet is not None:
     files[SHEET] = sheet
   message = f"Upload a model of the family {model_folder.load_values(folder)['family']}"
-  address, commit = hub.push(repository, files, message, is_private=is_private, field="--to")
-  return (
-    f"{address}: {len(files)} files, commit {commit}; sample with --model=hf://{repository}, or "
-    f"start from it with config.stage.NAME.init.from=hf://{repository}"
+  pushed = hub.push(
+    repository,
+    files,
+    message,
+    is_private=is_private,
+    field="--to",
+    manifest=model_folder.FILE,
+    listed=_files_of,
   )
+  deleted = f", {pushed.num_deleted} of an earlier model deleted" if pushed.num_deleted else ""
+  return (
+    f"{pushed.address}: {len(files)} files{deleted}, commit {pushed.commit}; sample with "
+    f"--model=hf://{repository}, or start from it with "
+    f"config.stage.NAME.init.from=hf://{repository}"
+  )
+
+
+def _files_of(content: bytes) -> set[str]:
+  """Returns the files of a model that was uploaded, from its model.json; none if it is not ours."""
+  try:
+    return {*json.loads(content)["files"], SHEET}
+  except (ValueError, KeyError, TypeError):
+    return set()
 
 
 def _check_complete(folder: pathlib.Path, names: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ import os
 import pathlib
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,14 @@ class _Name(NamedTuple):
   def __str__(self) -> str:
     path = f"/{self.path}" if self.path else ""
     return f"hf://{self.repository}{path}" + (f"@{self.revision}" if self.revision else "")
+
+
+class Pushed(NamedTuple):
+  """An upload: the address of its repository, its commit, and how many old files it deleted."""
+
+  address: str
+  commit: str
+  num_deleted: int
 
 
 def is_hub(path: str | os.PathLike) -> bool:
@@ -109,27 +117,47 @@ def push(
   *,
   is_private: bool,
   field: str,
-) -> tuple[str, str]:
-  """Uploads files in one commit, so that nobody loads half of them.
+  manifest: str,
+  listed: Callable[[bytes], Collection[str]],
+) -> Pushed:
+  """Uploads files in one commit, so that nobody loads half of them, nor old ones beside new ones.
 
   Args:
     repository: OWNER/NAME; made if there is none.
     files: by their paths in the repository.
     message: of the commit.
-    is_private: whether a new repository is.
+    is_private: whether the repository must be private; a new one is made so.
     field: name of the flag that names the repository, for errors.
-  Returns:
-    The address of the repository, and the commit.
+    manifest: path of a file that lists the files of an upload. What that of the newest commit lists
+      and `files` lacks is deleted; other files stay.
+    listed: returns the paths that a manifest lists; none if it is not one.
   Raises:
-    ValueError: the hub cannot be reached, or refuses.
+    ValueError: the hub cannot be reached, or refuses, or the repository is public but must not be;
+      nothing was uploaded.
   """
   package = _package(repository)
   api = package.HfApi()
   operations = [package.CommitOperationAdd(name, content) for name, content in files.items()]
-  with _errors(f"{field}={repository}", "written"):
+  name = f"{field}={repository}"
+  with _errors(name, "written"):
     address = api.create_repo(repository, private=is_private or None, exist_ok=True)
-    done = api.create_commit(repository, operations, commit_message=message)
-  return str(address), done.oid
+    before = api.repo_info(repository)
+  if is_private and before.private is False:
+    raise ValueError(
+      f"{name} is there already, and public; make it private on its page, or leave out --private"
+    )
+  with _errors(name, "written"):
+    there = {sibling.rfilename for sibling in before.siblings or ()}
+    old: set[str] = set()
+    if manifest in there:
+      path = api.hf_hub_download(repository, manifest, revision=before.sha)
+      old = there & set(listed(pathlib.Path(path).read_bytes())) - files.keys()
+    operations += [package.CommitOperationDelete(path, is_folder=False) for path in sorted(old)]
+    # Refused if another upload came between.
+    done = api.create_commit(
+      repository, operations, commit_message=message, parent_commit=before.sha
+    )
+  return Pushed(str(address), done.oid, len(old))
 
 
 def _parse(path: str) -> _Name:

@@ -45,6 +45,16 @@ class Source(NamedTuple):
   is_stacked: bool = False
 
 
+def check_floats(name: str, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Returns a public tensor; raises ValueError if it is not of finite floating-point numbers."""
+  tensor = np.asarray(tensors[name])
+  if tensor.dtype.kind != "f" and tensor.dtype.name != "bfloat16":
+    raise ValueError(f"{name} is of type {tensor.dtype}, not of floating-point numbers")
+  if not np.isfinite(tensor).all():
+    raise ValueError(f"{name} holds values that are not finite")
+  return tensor
+
+
 class PublicTensors:
   """The parameters of a network, read from public tensors.
 
@@ -97,22 +107,13 @@ class PublicTensors:
     """
     source = self._sources[name]
     if not source.is_stacked:
-      return source.transform(self._tensor(source.names[0]))
+      return source.transform(check_floats(source.names[0], self._tensors))
     whole = None
     for i, public in enumerate(source.names):
-      part = source.transform(self._tensor(public))
+      part = source.transform(check_floats(public, self._tensors))
       whole = np.empty(self.shapes[name], part.dtype) if whole is None else whole
       whole[i] = part
     return whole
-
-  def _tensor(self, public: str) -> np.ndarray:
-    """Returns a public tensor; raises ValueError if it is not of finite floating-point numbers."""
-    tensor = np.asarray(self._tensors[public])
-    if tensor.dtype.kind != "f" and tensor.dtype.name != "bfloat16":
-      raise ValueError(f"{public} is of type {tensor.dtype}, not of floating-point numbers")
-    if not np.isfinite(tensor).all():
-      raise ValueError(f"{public} holds values that are not finite")
-    return tensor
 
   def source_dtype(self, name: str) -> np.dtype:
     """Returns the type of a parameter's public tensors."""

@@ -9,33 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
+from tiny_infinity import make_config
 
 import videoar_jax
 from videoar_jax import sample
 from videoar_jax.experiment import parse, run
-from videoar_jax.experiment.defaults import default_config
 from videoar_jax.models.bits import scale_weights
 from videoar_jax.models.infinity import task
 from videoar_jax.models.infinity.config import InfinitySampling
 from videoar_jax.models.infinity.family import sampled_resolution
 from videoar_jax.models.infinity.layout import Layout
+from videoar_jax.parallel.rules import ShardingError
 
 PROMPTS = ["a large red circle moves left", "a small blue star moves up"]
-
-
-def make_config():
-  config = default_config({"tokenizer": "tokenizer", "generator": "generator"}, family="infinity")
-  config.data.update(num_frames=1, resolution=(16, 16), frame_rate=4.0)
-  config.text.update(tokenizer="words", length=16)
-  config.tokenizer.update(num_bits=4, patch_size=4, base_channels=4, multipliers=(1, 1))
-  config.tokenizer.update(strides=((1, 1),), num_groups=1, num_mid_blocks=0, schedule="1 2 4")
-  config.generator.update(num_layers=2, d_model=16, num_heads=1, mlp_dim=16, num_pool_heads=2)
-  config.sampling.update(guidance="2,1.5", temperature="0.5")
-  config.report.update(num_clips=2, num_prompts=2)
-  for name in config.stages:
-    config.stage[name].loop.update(num_steps=4, batch_size=2, save_every=2, media_every=4)
-    config.stage[name].loop.optimizer.update(kind="adamw", warmup_steps=1)
-  return config
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +118,15 @@ def test_impossible_configs_are_named(field, value, text):
   config[section][name] = value
   with pytest.raises(ValueError, match=text):
     parse.finalize(config)
+
+
+def test_heads_that_devices_do_not_divide_are_named():
+  names = ("slice", "data", "fsdp", "sequence", "tensor")
+  mesh = AbstractMesh((1, 1, 1, 2, 1), names)
+  two, one = (parse.finalize(make_config(**{"generator.num_heads": num})) for num in (2, 1))
+  two.family.check_mesh(two, mesh)
+  with pytest.raises(ShardingError, match=r"num_heads=1 does not divide over mesh.tensor=1 x mesh"):
+    one.family.check_mesh(one, mesh)
 
 
 def test_public_networks_make_the_nearest_public_size(caplog):

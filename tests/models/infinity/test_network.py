@@ -234,9 +234,10 @@ def test_predictions_of_given_latents(net):
     np.testing.assert_allclose(shares[f"bit_accuracy/scale_{s}"], own, atol=1e-6)
 
 
-@pytest.mark.parametrize("axis", ["tensor", "fsdp"])
+@pytest.mark.parametrize("axis", ["tensor", "fsdp", "sequence"])
 def test_two_devices_equal_one(net, axis):
-  """Heads or samples are shared; images, losses and gradients are those of one device."""
+  """Heads, samples or tokens, of an odd number, are shared; the numbers are those of one device."""
+  assert LAYOUT.length % 2
   latents = jax.random.normal(jax.random.key(3), (2, 1, 6, 8, 3))
 
   def loss(net):

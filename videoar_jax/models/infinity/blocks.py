@@ -32,9 +32,10 @@ def modulated(x: Float[Array, "b l m"], scale, shift) -> Float[Array, "b l m"]:
   return (y * (1 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)).astype(x.dtype)
 
 
-def _split(x: Float[Array, "b l m"], num_heads: int) -> Float[Array, "b l n k"]:
+def _split(x: Float[Array, "b l m"], num_heads: int, sequence: str | None = None):
+  """Returns heads `[b, l, n, k]`, with a logical axis of the sequence."""
   x = x.reshape(*x.shape[:2], num_heads, -1)
-  return constrain(x, ("batch", None, "heads", None))
+  return constrain(x, ("batch", sequence, "heads", None))
 
 
 class SelfAttention(nnx.Module):
@@ -54,9 +55,11 @@ class SelfAttention(nnx.Module):
     )
     self.num_heads = config.num_heads
 
-  def __call__(self, x: Float[Array, "b l m"], angles: Float[Array, "l p"], attend: Attend):
+  def __call__(
+    self, x: Float[Array, "b l m"], angles: Float[Array, "l p"], attend: Attend, sequence=None
+  ):
     query, key, value = (
-      _split(project(x), self.num_heads) for project in (self.query, self.key, self.value)
+      _split(project(x), self.num_heads, sequence) for project in (self.query, self.key, self.value)
     )
     query, key = (unit_sphere(part.astype(jnp.float32)) for part in (query, key))
     scale = jnp.exp(jnp.minimum(self.log_scale[...].astype(jnp.float32), _MAX_LOG_SCALE))
@@ -85,8 +88,10 @@ class CrossAttention(nnx.Module):
     """Returns the keys and values `[b, P, n, k]` of a prompt."""
     return _split(self.key(rows), self.num_heads), _split(self.value(rows), self.num_heads)
 
-  def __call__(self, x: Float[Array, "b l m"], attend_prompt: Callable) -> Float[Array, "b l m"]:
-    y = attend_prompt(self, _split(self.query(x), self.num_heads))
+  def __call__(
+    self, x: Float[Array, "b l m"], attend_prompt: Callable, sequence=None
+  ) -> Float[Array, "b l m"]:
+    y = attend_prompt(self, _split(self.query(x), self.num_heads, sequence))
     return self.out(y.reshape(x.shape))
 
 
@@ -117,6 +122,7 @@ class Block(nnx.Module):
     attend: Attend,
     attend_prompt: Callable,
     branch_scale: Float[Array, "2 b"] | None = None,
+    sequence: str | None = None,
   ):
     """Returns the tokens, and what `attend` kept.
 
@@ -128,6 +134,7 @@ class Block(nnx.Module):
       attend_prompt: attention to the prompt, from the cross-attention and queries `[b, l, n, k]`.
       branch_scale: factor of the outputs of self-attention and of the MLP for each sample, 0 where
         it is dropped; None for 1.
+      sequence: logical axis of the tokens; None when sampling, where a scale may have one token.
     """
     parts = modulation.astype(jnp.float32) + self.modulation[...].astype(jnp.float32)
     gain1, gain2, scale1, scale2, shift1, shift2 = (parts[:, i, None] for i in range(6))
@@ -138,11 +145,11 @@ class Block(nnx.Module):
         return y
       return y * branch_scale[number][:, None, None].astype(y.dtype)
 
-    y, kept = self.attention(modulated(x, scale1, shift1), angles, attend)
+    y, kept = self.attention(modulated(x, scale1, shift1), angles, attend, sequence)
     x = x + branch(y, gain1, 0)
-    x = x + self.cross(self.cross_norm(x), attend_prompt)
+    x = x + self.cross(self.cross_norm(x), attend_prompt, sequence)
     y = self.down(jax.nn.gelu(self.up(modulated(x, scale2, shift2)), approximate=True))
-    return constrain(x + branch(y, gain2, 1), ("batch", "sequence", None)), kept
+    return constrain(x + branch(y, gain2, 1), ("batch", sequence, None)), kept
 
 
 def _last_scale(config: InfinityConfig) -> float:

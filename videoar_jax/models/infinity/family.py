@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import nnx
 
-from videoar_jax.models.base import ClipShape, Curves, Run, SamplingProgram, Stage
-from videoar_jax.models.infinity import work
+from videoar_jax.models.base import ClipShape, Curves, Run, SamplingProgram, Stage, StepWork
+from videoar_jax.models.infinity import flops, training_work, work
 from videoar_jax.models.infinity.config import InfinityConfig, InfinitySampling, by_scale
 from videoar_jax.models.infinity.layout import Layout, layout_of
 from videoar_jax.models.infinity.network import Infinity as Network
@@ -82,13 +82,12 @@ class Infinity:
 
   def check_mesh(self, run: Run, mesh) -> None:
     """See `Family`."""
-    if run.generator.num_heads % mesh.shape["tensor"]:
+    tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]
+    if run.generator.num_heads % (tensor * sequence):
       raise ShardingError(
-        f"generator.num_heads={run.generator.num_heads} does not divide over "
-        f"mesh.tensor={mesh.shape['tensor']}; take fewer devices for it"
+        f"generator.num_heads={run.generator.num_heads} does not divide over mesh.tensor={tensor} "
+        f"x mesh.sequence={sequence}; take fewer devices for them"
       )
-    if mesh.shape["sequence"] > 1:
-      raise ShardingError("mesh.sequence: this family does not split sequences; set it to 1")
 
   def num_tokens(self, run: Run, shape: ClipShape) -> int:
     """See `Family`."""
@@ -146,11 +145,14 @@ class Infinity:
       batch_size=batch_size,
     )
 
-  def flops(self, run: Run, stage: Stage) -> None:
+  def flops(self, run: Run, stage: Stage) -> tuple[int, int]:
     """See `Family`."""
+    layout = _layout(run, stage.data)
+    return flops.forward_flops(run.generator, layout), flops.training_flops(run.generator, layout)
 
-  def step_work(self, run: Run, stage: Stage, mesh) -> None:
+  def step_work(self, run: Run, stage: Stage, mesh) -> StepWork:
     """See `Family`."""
+    return training_work.step_work(run.generator, _layout(run, stage.data), stage, mesh)
 
   def sample_latents(self, run: Run, stage: Stage, module: Network, text, seed):
     """See `Family`."""

@@ -19,7 +19,7 @@ from videoar_jax.nn.attention import attend, attention
 from videoar_jax.nn.cache import Cache, attend_cached
 from videoar_jax.nn.mask import AttentionMask
 from videoar_jax.nn.splash import filled_length
-from videoar_jax.parallel.rules import is_for_tpu
+from videoar_jax.parallel.rules import constrain, is_for_tpu, num_shards
 from videoar_jax.train.state import Template
 
 
@@ -91,8 +91,11 @@ class Infinity(nnx.Module):
     """Runs the layers on a whole sequence."""
     length, rule = layout.length, layout.mask()
     mask = AttentionMask(rule, jnp.ones((len(x), rule.prefix), bool), None, self._backend())
-    # The kernel takes whole tiles; attention ignores the filler.
-    added = filled_length(length, 1) - length if mask.backend == "splash" else 0
+    # The kernel takes whole tiles, and devices equal parts; attention ignores the filler.
+    num_parts = num_shards("sequence")
+    added = -length % num_parts
+    if mask.backend == "splash":
+      added = filled_length(length, num_parts) - length
     x = jnp.pad(x, ((0, 0), (0, added), (0, 0)))
     ids = np.pad(layout.scale_ids, (0, added))
     angles = jnp.asarray(np.pad(layout.angles(self.config.head_dim), ((0, added), (0, 0))))
@@ -101,16 +104,21 @@ class Infinity(nnx.Module):
       return attention(query, *cross.keys_of(prompt.rows), prompt.mask[:, None])
 
     def attend_self(query, key, value):
-      return attend(query, key, value, mask), None
+      # Each device of a sequence gets all tokens of a part of the heads; see `nn.transformer`.
+      heads = ("batch", None, "attended_heads", None)
+      query, key, value = (constrain(part, heads) for part in (query, key, value))
+      y = constrain(attend(query, key, value, mask), heads)
+      return constrain(y, ("batch", "sequence", "heads", None)), None
 
     modulation = self.modulations(prompt)
 
     def body(x, layer):
       block, is_period, scale = layer
       x = self._with_levels(x, ids, is_period)
-      return block(x, modulation, angles, attend_self, attend_prompt, scale)
+      return block(x, modulation, angles, attend_self, attend_prompt, scale, "sequence")
 
-    x, _ = self._run_layers(body, self._with_levels(x, ids), branch_scale)
+    x = constrain(self._with_levels(x, ids), ("batch", "sequence", None))
+    x, _ = self._run_layers(body, x, branch_scale)
     return x[:, :length]
 
   def prompt_keys(self, prompt: Prompt) -> Cache:
