@@ -119,7 +119,7 @@ def test_plans_count_the_step_of_each_device():
   kept = []
   for remat in ("none", "dots", "full"):
     config = dataclasses.replace(run.generator, remat=remat)
-    kept.append(work._activations(config, _mesh(), 1.0)[0])
+    kept.append(training_work._activations(config, _mesh(), 1.0)[0])
   assert kept[0] > kept[2] and kept[1] > kept[2]
 
 
