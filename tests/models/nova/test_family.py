@@ -121,7 +121,7 @@ def test_sets_and_steps_of_any_grouping_make_the_same_clip(model, monkeypatch):
     # A new function each time, since the numbers are no arguments.
     make = jax.jit(lambda net: generate.generate(net, plan, text, null, None, draws))
     made.append(make(net))
-  np.testing.assert_allclose(made[0], made[1], atol=1e-5)
+  assert np.abs(made[0] - made[1]).max() < 1e-5 * np.abs(made[0]).max()
 
 
 def test_every_token_is_filled_in_once():

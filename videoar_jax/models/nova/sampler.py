@@ -234,7 +234,9 @@ class Model:
     requests.check_prompts(prompts)
     sampling = NovaSampling(**requests.with_defaults(settings))
     if sampling.motion is not None and not self.generator.config.has_motion:
-      raise ValueError(f"motion={sampling.motion}: the model was trained without motion tokens")
+      raise ValueError(
+        f"motion={sampling.motion}: the model was trained without motion tokens; leave it out"
+      )
     num_latents = requests.check_frames(num_frames)
     sample_ids = requests.check_sample_ids(sample_ids, num)
     if conditioning is not None:
