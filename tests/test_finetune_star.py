@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import REPOSITORY, command, run
@@ -117,7 +118,7 @@ def test_adapters_alone_are_trained_and_merge(model, clips, tmp_path, capsys):
   # Logits of the folder, and of the run's network with its adapters apart.
   layout = layout_of(net.config, (3, 2, 2))
   inputs = jax.random.normal(jax.random.key(5), (1, layout.num_tokens, 8))
-  text = videoar_jax.load_model(out).text_encoder.encode(PROMPT)[None]
+  text = jnp.asarray(videoar_jax.load_model(out).text_encoder.encode(PROMPT)[None])
   logits = jax.jit(lambda net: net(text, inputs, layout))
   apart, together = logits(net), logits(params_of(out)[0])
   for ours, expected in zip(together, apart, strict=True):

@@ -354,6 +354,7 @@ def test_the_interactive_mode_goes_on_from_clip_to_clip(tmp_path, model, capsys)
   assert run(*flags, *prompts, f"--video={tmp_path / 'a.mp4'}") == 0
   assert calls == [([""] * 2, 0, list(range(3, 12)), {}), (["a star"] * 2, {}), (["b"] * 2, {})]
   encode(tmp_path / "short.mp4", frames[:8])
+  capsys.readouterr()
   error = expect_error(capsys, *flags, *prompts, f"--video={tmp_path / 'short.mp4'}")
   assert "short.mp4 is too short: the model goes on from the last 9 frames" in error
 

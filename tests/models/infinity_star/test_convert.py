@@ -110,6 +110,11 @@ def test_all_that_is_wrong_is_named():
     assert text in str(error.value)
   with pytest.raises(ValueError, match=r"q_norm\.weight is missing"):
     convert.config_of({"cfg_uncond": (5, 3)})
+  # A file of a folder without an index.
+  shapes = {name: x.shape for name, x in make_tensors().items() if "block_chunks.0" not in name}
+  del shapes["text_proj.bias"], shapes["cfg_uncond"]
+  with pytest.raises(ValueError, match="cfg_uncond is missing: fetch all files of the checkpoint"):
+    convert.config_of(shapes)
 
 
 @pytest.mark.golden

@@ -40,6 +40,8 @@ def config_of(
   layers = _layers(names)
 
   def shape(name: str) -> tuple[int, ...]:
+    if name not in names and "semantic_head2.weight" in names:
+      raise ValueError(f"{name} is missing: fetch all files of the checkpoint")
     if name not in names:
       raise ValueError(
         f"this is not a transformer of InfinityStar, since {name} is missing; {looks_like(names)}"
