@@ -16,7 +16,7 @@ import videoar_jax
 from videoar_jax import sample
 from videoar_jax.experiment import parse, run
 from videoar_jax.models.bits import scale_weights
-from videoar_jax.models.infinity import task
+from videoar_jax.models.infinity import sampler, task
 from videoar_jax.models.infinity.config import InfinitySampling
 from videoar_jax.models.infinity.family import sampled_resolution
 from videoar_jax.models.infinity.layout import Layout
@@ -72,6 +72,19 @@ def test_images_are_sampled_and_scored(model):
   np.testing.assert_array_equal(*greedy)
   scores = model.score(PROMPTS, images)
   assert scores["loss"].shape == (2,) and (scores["loss"] > 0).all()
+
+
+def test_padding_that_all_prompts_have_is_left_out(model, monkeypatch):
+  whole = model.sample(PROMPTS, seed=1, top_k=1, negative_prompt=PROMPTS[0])
+  monkeypatch.setattr(sampler, "_ROWS", 4)
+  # Six words and an end.
+  assert model._texts(PROMPTS).shape == (2, 8)
+  np.testing.assert_array_equal(model._texts(PROMPTS), model._texts(PROMPTS, PROMPTS[1]))
+  assert model._texts(["red"], PROMPTS[0]).shape == (1, 8)
+  assert model._texts(["red"]).shape == (1, 4)
+  assert model._texts([""]).shape == (1, 4)
+  cut = model.sample(PROMPTS, seed=1, top_k=1, negative_prompt=PROMPTS[0])
+  assert np.abs(cut.astype(int) - whole).max() <= 1
 
 
 def test_wrong_requests_are_named(model):

@@ -140,13 +140,14 @@ def settings_of(
   Args:
     sampling: settings.
     num_scales: scales of an image.
-    text: of the prompts.
+    text: of the prompts, with as many rows as the negative prompt needs.
     text_encoder: encodes the negative prompt.
   """
   guidance = by_scale("guidance", sampling.guidance, num_scales)
   negative = None
   if sampling.negative_prompt is not None:
-    negative = jnp.broadcast_to(text_encoder.encode(sampling.negative_prompt), text.shape)
+    encoded = text_encoder.encode(sampling.negative_prompt)[: text.shape[1]]
+    negative = jnp.broadcast_to(encoded, text.shape)
   return {
     "guidance": None if (guidance == 1).all() else guidance,
     "temperature": by_scale("temperature", sampling.temperature, num_scales),

@@ -24,6 +24,8 @@ from videoar_jax.tokenizers.base import Tokenizer
 from videoar_jax.tokenizers.decoding import decode as decode_pixels
 from videoar_jax.tokenizers.encoding import encode
 
+_ROWS = 64  # Lengths of prompts are multiples of it.
+
 
 class Model:
   """Generates images, which are clips of one frame; see `models.base.Model`.
@@ -116,7 +118,7 @@ class Model:
       values[name] = as_text(values[name])
     sampling = InfinitySampling(**values)
     sample_ids = requests.check_sample_ids(sample_ids, num)
-    texts = np.stack([self.text_encoder.encode(prompt) for prompt in prompts])
+    texts = self._texts(prompts, sampling.negative_prompt)
     images = []
     for rows, count in requests.batches(num):
       latents = self._run(
@@ -170,8 +172,7 @@ class Model:
     """
     video = self.requests.check_conditioning(np.asarray(video), len(prompts), "video")
     self._check_frames(video.shape[1])
-    texts = np.stack([self.text_encoder.encode(prompt) for prompt in prompts])
-    parts = []
+    texts, parts = self._texts(prompts), []
     for rows, count in self.requests.batches(len(prompts)):
       batch = shard_padded(video[rows], self.mesh)
       latents = self._run(self._encode, self.tokenizer.autoencoder, batch)
@@ -182,6 +183,18 @@ class Model:
   def _check_frames(self, num_frames: float | None) -> None:
     if num_frames not in (None, 1):
       raise ValueError(f"num_frames={num_frames}: the model makes images, of 1 frame")
+
+  def _texts(self, prompts: list[str], negative: str | None = None):
+    """Returns encoded prompts, without rows at the end that are padding in all of them.
+
+    Most prompts are far shorter than the longest that the network takes, and padding costs as much
+    as text. Lengths are whole multiples of `_ROWS`, so that few programs are compiled.
+    """
+    others = [] if negative is None else [negative]
+    texts = np.stack([self.text_encoder.encode(prompt) for prompt in [*prompts, *others]])
+    is_used = (texts != 0).any(axis=(0, *range(2, texts.ndim)))
+    num = max(np.flatnonzero(is_used), default=0) + 1
+    return texts[: len(prompts), : -(-num // _ROWS) * _ROWS]
 
   def _run(self, function, *arguments, **settings):
     """Calls a function, on the mesh if there is one."""
