@@ -85,7 +85,11 @@ def inputs_of(bits):
 
 
 @pytest.mark.parametrize(
-  ("context", "table"), [("scales", TABLE), ("full_frame", None)], ids=["scales", "full_frame"]
+  ("context", "table"),
+  [
+    pytest.param("scales", TABLE, marks=pytest.mark.slow, id="scales"),
+    pytest.param("full_frame", None, id="full_frame"),
+  ],
 )
 def test_logits_are_those_of_whole_sequences(context, table):
   """Without a cache: the network runs on the true prefix, and on one that is corrupted here."""
@@ -139,6 +143,7 @@ def test_a_weight_of_nothing_changes_nothing():
   assert any((a != b).any() for a, b in zip(other.bits, off.bits, strict=True))
 
 
+@pytest.mark.slow
 def test_frames_one_by_one_and_given_ones():
   """A stream's steps are those of the loop; given frames get corrupted copies, too."""
   context = "full_frame"
