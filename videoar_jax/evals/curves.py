@@ -97,8 +97,12 @@ def _plot_curves(axes, records, curves: Curves) -> None:
     _plot(axes, records, metric, colour, label=label)
   if curves.chance is not None:
     axes.axhline(curves.chance, color=_INK, linewidth=0.8, linestyle=":", label="chance")
-  # Outside the axes, since curves may be anywhere.
-  axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+  if axes.lines:
+    # Outside the axes, since curves may be anywhere.
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+  else:
+    # Such as the loss of later frames in a stage of single ones.
+    axes.set_visible(False)
 
 
 def finish(axes, title: str, unit: str = "step") -> None:

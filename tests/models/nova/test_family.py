@@ -17,7 +17,7 @@ from videoar_jax.models.nova.config import NovaConfig
 from videoar_jax.models.nova.noise import DDPM, Flow
 from videoar_jax.models.nova.task import NovaLossConfig
 from videoar_jax.models.nova.temporal import TemporalEncoder
-from videoar_jax.models.nova.tokens import patchify
+from videoar_jax.models.nova.tokens import patchify, places, rotary_angles
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 
 PROMPTS = ["a large red circle moves left", "a small blue star moves up"]
@@ -139,6 +139,22 @@ def test_known_tokens_of_training_follow_the_distribution():
   density = np.exp(-(x**2) / 2)
   expected = 250 * (x * density).sum() / density.sum()
   assert abs(known.mean() - expected) < 6
+
+
+def test_a_small_base_tells_places_of_small_grids_apart():
+  def similarity(base):
+    table = places((4, 4), 64, base)
+    table = table / np.linalg.norm(table, axis=1, keepdims=True)
+    return (table @ table.T)[0, 1:].max()
+
+  assert 1 - similarity(10.0) > 2 * (1 - similarity(10_000.0))
+  np.testing.assert_array_equal(places((4, 4), 64), places((4, 4), 64, 10_000.0))
+  positions = jnp.array([[0.0, 1.0, 3.0]])
+  # An eighth of a head for time, then rows: from 1 radian a token down to 1 / base.
+  angles = rotary_angles(positions, 32, 10.0)[0]
+  np.testing.assert_allclose(angles[2:9], 10.0 ** (-np.arange(0, 14, 2) / 14), rtol=1e-6)
+  with pytest.raises(ValueError, match=r"generator\.position_base=0\.5 must be at least 1"):
+    NovaConfig(position_base=0.5)
 
 
 def test_shares_of_unknown_tokens_can_be_uniform():

@@ -28,6 +28,8 @@ class NovaConfig:
     mixer_rank: rank of the scaling and shift of the first frame's condition; 0 for full rank, None
       for none, so that each frame has its own condition.
     positions: "absolute" (sums of sines, added to tokens) or "rope" (rotary).
+    position_base: lowest frequency of positions, about 1 radian in so many tokens; small grids
+      learn from a small one, in which most frequencies tell places apart.
     has_motion: two tokens after the text say how much moves, and the frame rate.
     noise: process of the diffusion head: "ddpm", which predicts noise, or "flow", velocity.
     noise_shift: of "flow": above 1, more of the noise levels are high.
@@ -54,6 +56,7 @@ class NovaConfig:
   time_base: int = 16
   mixer_rank: int | None = 24
   positions: str = "absolute"
+  position_base: float = 10_000.0
   has_motion: bool = True
   noise: str = "ddpm"
   noise_shift: float = 1.0
@@ -89,6 +92,8 @@ class NovaConfig:
       raise ValueError(f"generator.noise_offset={self.noise_offset} must be 0 or more")
     if not self.noise_shift > 0:
       raise ValueError(f"generator.noise_shift={self.noise_shift} must be positive")
+    if not self.position_base >= 1:
+      raise ValueError(f"generator.position_base={self.position_base} must be at least 1")
     if self.d_model % (4 * self.num_heads):
       raise ValueError(
         f"generator.d_model={self.d_model} must be a multiple of 4 num_heads={4 * self.num_heads}"

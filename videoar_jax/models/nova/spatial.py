@@ -57,7 +57,7 @@ class SpatialTransformer(nnx.Module):
     x = jnp.where(known[..., None], self.patch(tokens), self.unknown[...].astype(tokens.dtype))
     angles = self._angles(v, grid)
     if angles is None:
-      x = x + places(grid, m).astype(x.dtype)
+      x = x + places(grid, m, self.config.position_base).astype(x.dtype)
     shown = jnp.take_along_axis(x, order[..., None], axis=1)
     shown = jnp.concatenate([condition, shown], axis=1)
     shown = self._run(
@@ -78,7 +78,7 @@ class SpatialTransformer(nnx.Module):
     row, column = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     own = np.stack([np.zeros_like(row), row, column], axis=1)
     positions = np.concatenate([np.zeros((num_conditions, 3)), own]).astype(np.float32)
-    return rotary_angles(jnp.asarray(positions), self.config.head_dim)
+    return rotary_angles(jnp.asarray(positions), self.config.head_dim, self.config.position_base)
 
   def _run(self, stack, x, angles, is_seen: Bool[Array, "l"]):
     """Runs blocks in which every token sees all that are seen."""

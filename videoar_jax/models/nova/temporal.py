@@ -136,7 +136,9 @@ class TemporalEncoder(nnx.Module):
       return tokens
     times = index * (self.config.time_base / num_frames)
     times = self.time_norm(self.time(times))[:, None]
-    return tokens + (times + places(grid, tokens.shape[-1])).astype(dtype)
+    return tokens + (times + places(grid, tokens.shape[-1], self.config.position_base)).astype(
+      dtype
+    )
 
   def angles(self, num_prefix: int, first: int | Array, num_slots: int, grid: tuple[int, int]):
     """Returns the rotary angles of a prefix and slots; None with absolute positions."""
@@ -147,7 +149,9 @@ class TemporalEncoder(nnx.Module):
     )
     own = jnp.stack([first + t, jnp.asarray(row), jnp.asarray(column)], axis=1)
     positions = jnp.concatenate([jnp.zeros((num_prefix, 3), own.dtype), own])
-    return rotary_angles(positions.astype(jnp.float32), self.config.head_dim)
+    return rotary_angles(
+      positions.astype(jnp.float32), self.config.head_dim, self.config.position_base
+    )
 
   def __call__(
     self, prefix: Float[Array, "b n m"], latents: Float[Array, "b t h w c"]

@@ -50,33 +50,37 @@ def waves(values: Float[Array | np.ndarray, "*b"]) -> tuple[Array, Array]:
   return jnp.sin(angles), jnp.cos(angles)
 
 
-def places(grid: tuple[int, int], width: int) -> Float[np.ndarray, "l m"]:
+def places(grid: tuple[int, int], width: int, base: float = 10_000.0) -> Float[np.ndarray, "l m"]:
   """Returns the embedding of each place of a grid: a quarter each of sines and cosines of columns,
   then of rows.
 
   Args:
     grid: tokens per column and per row.
     width: `m`, a multiple of 4.
+    base: the lowest frequency is about 1 radian in `base` tokens.
   """
-  frequencies = 10000.0 ** (-np.arange(width // 4) / (width // 4))
+  frequencies = base ** (-np.arange(width // 4) / (width // 4))
   rows, columns = np.divmod(np.arange(math.prod(grid)), grid[1])
   angles = [place[:, None] * frequencies for place in (columns, rows)]
   parts = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
   return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def rotary_angles(positions: Float[Array, "l 3"], head_dim: int) -> Float[Array, "l p"]:
+def rotary_angles(
+  positions: Float[Array, "l 3"], head_dim: int, base: float = 10_000.0
+) -> Float[Array, "l p"]:
   """Returns the angle of each pair of a head, for the variant with rotary positions.
 
   Args:
     positions: (time, row, column); an eighth of a head is for time, the rest for the others.
     head_dim: `k`.
+    base: see `places`.
   """
   time = head_dim // 8
   sizes = (time, (head_dim - time) // 2, (head_dim - time) // 2)
   parts = []
   for position, size in zip(positions.T, sizes, strict=True):
-    frequencies = 10000.0 ** (-np.arange(0, size, 2) / size)
+    frequencies = base ** (-np.arange(0, size, 2) / size)
     parts.append(position[:, None] * frequencies.astype(np.float32))
   return jnp.concatenate(parts, axis=1)
 
