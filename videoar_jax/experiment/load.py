@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 
 from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.experiment import file_copies, parse
+from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.command_line import check_local
 from videoar_jax.experiment.model_folder import is_model, load_values
 from videoar_jax.experiment.schema import RunConfig, StageConfig
-from videoar_jax.experiment.stages import Stages
 from videoar_jax.interop import hub
 from videoar_jax.models.base import Sampler
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
@@ -209,12 +209,12 @@ def _open(
   text_features: str | None = None,
   *,
   needs_text: bool = True,
-) -> tuple[Stages, str | None, int | None]:
+) -> tuple[StageCheckpoints, str | None, int | None]:
   """Returns the run of a path, and the stage and step that the path names, if any."""
   workdir, run = find_run(path, text_features, needs_text=needs_text)
   if mesh is None:
     mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
-  return Stages(run, workdir, mesh), *_named_in(path, workdir)
+  return StageCheckpoints(run, workdir, mesh), *_named_in(path, workdir)
 
 
 def _folder(path: str | os.PathLike) -> pathlib.Path:
@@ -265,7 +265,9 @@ def _stage(run: RunConfig, kind: str, name: str | None) -> StageConfig:
   return [other for other in stages if run.stages.index(other) < run.stages.index(named)][-1]
 
 
-def _module(stages: Stages, stage, step: int | None, *, is_split: bool = False) -> nnx.Module:
+def _module(
+  stages: StageCheckpoints, stage, step: int | None, *, is_split: bool = False
+) -> nnx.Module:
   try:
     template, params = stages.load_params(stage, step, is_split=is_split)
   except ValueError as error:
