@@ -22,13 +22,15 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 
 from videoar_jax.interop.atomic import replacing
 from videoar_jax.runtime.versions import installed
 
 log = logging.getLogger(__name__)
 
-_MAX_FILES = 24  # Of a folder; the oldest ones are removed.
+_MAX_FILES = 100  # Of a folder; those that were not used for longest are removed.
+_SUFFIX = ".program"
 _PACKAGE = pathlib.Path(__file__).parent.parent
 _CODE = ("nn", "parallel", "tokenizers", "models")  # Parts whose code becomes programs.
 _folder: pathlib.Path | None = None
@@ -71,29 +73,71 @@ class Program:
     key = tree, kinds, tuple(sorted(static.items()))
     arguments = jax.tree.unflatten(tree, leaves)
     if key not in self._compiled:
-      self._compiled[key] = self._find(_folder, tree, kinds, arguments, static)
+      return self._call_first(_folder, key, arguments, static)
     return self._compiled[key](*arguments)
 
-  def _find(self, folder: pathlib.Path, tree, kinds, arguments, static) -> Callable:
-    """Returns the program of some arguments, from its file if there is one."""
+  def _call_first(self, folder: pathlib.Path, key, arguments, static):
+    """Calls a program that this process has not called yet, from its file if there is one."""
+    tree, kinds, _ = key
     text = f"{self.name}\n{tree}\n{kinds}\n{sorted(static.items())}\n{_circumstances()}"
-    jitted = functools.partial(self.jitted, **static)
-    if " at 0x" in text:  # Something is described by its address.
-      return jitted
-    path = folder / hashlib.sha256(text.encode()).hexdigest()
+    if " at 0x" in text:  # Something is described by its address, which says nothing.
+      self._compiled[key] = functools.partial(self.jitted, **static)
+      return self._compiled[key](*arguments)
+    # Code that was edited often makes the same program: a small file for each state of the code
+    # names the file of the program.
+    note = folder / hashlib.sha256(f"{text}\n{_code_hash()}".encode()).hexdigest()
     in_tree = jax.tree.structure((arguments, {}))
-    if (program := _load(path, in_tree)) is not None:
-      return program
+    if note.is_file():
+      path = folder / note.read_text()
+    else:
+      lowered = self.jitted.lower(*arguments, **static)
+      path = folder / f"{_hash_of(lowered, text)}{_SUFFIX}"
+    program = _load(path, in_tree)
+    if program is not None:
+      try:
+        result = jax.block_until_ready(program(*arguments))
+        self._compiled[key] = program
+        _write(note, path.name.encode())
+        return result
+      except jax.errors.JaxRuntimeError as error:
+        _say_unused(path, error)
+    self._compiled[key] = program = self._compile(path, in_tree, arguments, static)
+    if path.is_file():
+      _write(note, path.name.encode())
+    return program(*arguments)
+
+  def _compile(self, path: pathlib.Path, in_tree, arguments, static) -> Callable:
+    """Compiles a program, and writes it to a file if it can be."""
     try:
-      compiled = self.jitted.lower(*arguments, **static).compile()
+      with _without_jax_cache():
+        compiled = self.jitted.lower(*arguments, **static).compile()
       payload, written_tree, out_tree = serialize_executable.serialize(compiled)
       if written_tree != in_tree or out_tree != jax.tree.structure(0):
         raise ValueError("its arguments or results are not plain")
-      _write(path, payload)
+      _write(path, hashlib.sha256(payload).digest() + payload)
     except Exception as error:  # Backends raise many types for what they cannot serialize.
       log.info("%s is not kept for later processes: %r", self.name, error)
-      return jitted
+      return functools.partial(self.jitted, **static)
     return compiled
+
+
+@contextlib.contextmanager
+def _without_jax_cache():
+  """Leaves JAX's cache out: what it loads cannot be serialized again, and fails when it is run."""
+  is_on = jax.config.jax_enable_compilation_cache
+  jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()
+  try:
+    yield
+  finally:
+    jax.config.update("jax_enable_compilation_cache", is_on)
+    compilation_cache.reset_cache()
+
+
+def _hash_of(lowered: jax.stages.Lowered, text: str) -> str:
+  """Returns a hash of a program before it is compiled, and of its circumstances."""
+  # The text has all constants, but no lines of code, which other edits move.
+  return hashlib.sha256(f"{text}\n{lowered.as_text()}".encode()).hexdigest()
 
 
 def _is_on_first_device(x) -> bool:
@@ -116,11 +160,15 @@ def _load(path: pathlib.Path, in_tree) -> Callable | None:
       payload, in_tree, jax.tree.structure(0), execution_devices=jax.devices()[:1]
     )
   except Exception as error:  # The library raises many types.
-    log.warning("the compiled program in %s is not used (%s); it is compiled again", path, error)
+    _say_unused(path, error)
     return None
   with contextlib.suppress(OSError):
     os.utime(path)  # The oldest files are removed.
   return program
+
+
+def _say_unused(path: pathlib.Path, error: Exception) -> None:
+  log.warning("the compiled program in %s is not used (%s); it is compiled again", path, error)
 
 
 def _is_own(path: pathlib.Path) -> bool:
@@ -129,14 +177,18 @@ def _is_own(path: pathlib.Path) -> bool:
   return not hasattr(os, "getuid") or (facts.st_uid == os.getuid() and not facts.st_mode & 0o022)
 
 
-def _write(path: pathlib.Path, payload: bytes) -> None:
-  path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-  with replacing(path) as partial:
-    partial.write_bytes(hashlib.sha256(payload).digest() + payload)
-    partial.chmod(0o600)
-  files = sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime)
-  for file in files[:-_MAX_FILES]:
-    file.unlink(missing_ok=True)
+def _write(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file for this user alone, and removes the oldest ones; no error if it cannot."""
+  try:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with replacing(path) as partial:
+      partial.write_bytes(content)
+      partial.chmod(0o600)
+    files = sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime)
+    for file in files[:-_MAX_FILES]:
+      file.unlink(missing_ok=True)
+  except OSError as error:
+    log.info("%s is not written: %s", path, error)
 
 
 @functools.cache
@@ -156,9 +208,7 @@ def _circumstances() -> str:
   flags = {name: os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
   versions = [installed(name) for name in ("Python", "jax", "jaxlib", "flax")]
   client = f"{device.platform} {device.client.platform_version} {device.device_kind}"
-  return "\n".join(
-    map(str, (_code_hash(), versions, client, _processor(), flags, sorted(settings.items())))
-  )
+  return "\n".join(map(str, (versions, client, _processor(), flags, sorted(settings.items()))))
 
 
 def _processor() -> str:
