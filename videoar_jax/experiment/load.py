@@ -17,6 +17,7 @@ from videoar_jax.experiment.model_folder import is_model, load_values
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.interop import hub
 from videoar_jax.models.base import Sampler
+from videoar_jax.nn.quantized import check_dtype
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.tokenizers.base import Tokenizer, TokenizerFamily
 from videoar_jax.tokenizers.families import TOKENIZERS
@@ -88,7 +89,8 @@ def load_model(
     path: a workdir, a checkpoint in one (`WORKDIR/generator/checkpoints/2400`), or the folder of a
       model from `python -m videoar_jax.convert`, here or on the hub (`hf://OWNER/NAME`, see `hub`).
     mesh: devices that share the work; each reads its part of the parameters. None for one device.
-    dtype: of the generator's weights and cache, "float32" or "bfloat16".
+    dtype: of the generator's weights and cache, "float32" or "bfloat16"; or "int8", of its layers'
+      weights, see `nn.quantized`.
     batch_size: clips that are made together, a multiple of the mesh's slice x data x fsdp; None for
       about 16.
     text_features: file of the prompts' features, or folder of their text encoder, for a model that
@@ -98,8 +100,9 @@ def load_model(
   Raises:
     FileNotFoundError: there is no run, or it has no checkpoint of a generator yet.
     ValueError: the devices do not fit, the checkpoint is a tokenizer's or of a network of another
-      size, or the network cannot make clips of that resolution.
+      size, its weights are int8 already, or the network cannot make clips of that resolution.
   """
+  check_dtype(dtype)
   devices = make_mesh(mesh) if isinstance(mesh, MeshConfig) else mesh
   stages, wanted, step = _open(path, devices, text_features)
   if devices is not None:

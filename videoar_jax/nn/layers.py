@@ -101,6 +101,7 @@ class Linear(nnx.Module):
   ):
     self.kernel = param(rngs, init or fan_in((num_in, num_out)), (num_in, num_out), axes)
     self.bias = param(rngs, zeros, (num_out,), axes[1:]) if use_bias else None
+    self.kernel_scale = nnx.data(None)  # Of int8 kernels, see `quantized`.
     down, up = (num_in, lora_rank), (lora_rank, num_out)
     has_adapter = lora_rank > 0
     self.lora_down = param(rngs, fan_in(down), down, (axes[0], None)) if has_adapter else None
@@ -109,8 +110,13 @@ class Linear(nnx.Module):
   def __call__(
     self, x: Float[Array, "*b i"], *, has_float32_result: bool = False
   ) -> Float[Array, "*b o"]:
-    kernel = self.kernel[...].astype(x.dtype)
-    multiply = functools.partial(product, "...i,io->...o") if has_float32_result else jnp.matmul
+    kernel, kind = self.kernel[...], x.dtype
+    multiply = functools.partial(product, "...i,io->...o")
+    if self.kernel_scale is not None:
+      x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    else:
+      kernel = kernel.astype(x.dtype)
+      multiply = multiply if has_float32_result else jnp.matmul
     if self.lora_down is not None:
       down, up = (weights[...].astype(x.dtype) for weights in (self.lora_down, self.lora_up))
       added = multiply(jnp.matmul(x, down), up)
@@ -120,8 +126,12 @@ class Linear(nnx.Module):
       y = multiply(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
     else:
       y = multiply(x, kernel)
+    if self.kernel_scale is not None:
+      y = y * self.kernel_scale[...]
     if self.lora_down is not None:
       y = y + added
+    if not has_float32_result:
+      y = y.astype(kind)
     return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 

@@ -19,6 +19,7 @@ from videoar_jax.models.infinity_star.network import InfinityStar, with_merged_a
 from videoar_jax.models.infinity_star.prompter import Prompter
 from videoar_jax.models.infinity_star.sequences import layout_of
 from videoar_jax.models.request import ClipRequests, first_frames, sample_keys
+from videoar_jax.nn.quantized import with_dtype
 from videoar_jax.parallel.mesh import call_on, num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.rules import constrain
@@ -66,7 +67,7 @@ class Model:
     dtype=jnp.float32,
     batch_size: int | None = None,
   ):
-    self.generator = jax.tree.map(lambda x: x.astype(dtype), with_merged_adapters(generator))
+    self.generator = with_dtype(with_merged_adapters(generator), dtype)
     self.tokenizer, self.mesh, self.frame_rate = tokenizer, mesh, frame_rate
     self.num_frames, self.resolution = shape
     self.text_encoder = Prompter(text_encoder, sampling, self._seconds(shape.num_frames))

@@ -17,6 +17,7 @@ from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.request import Request, Requests, request_keys
 from videoar_jax.models.videoar.score import score
+from videoar_jax.nn.quantized import with_dtype
 from videoar_jax.parallel.mesh import call_on, num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.programs import Program
@@ -103,7 +104,7 @@ class Model:
     dtype=jnp.float32,
     batch_size: int | None = None,
   ):
-    self.generator = jax.tree.map(lambda x: x.astype(dtype), generator)
+    self.generator = with_dtype(generator, dtype)
     self.tokenizer, self.layout, self.mesh = tokenizer, layout, mesh
     self.text_encoder, self.window = text_encoder, window
     self.trained_frames = layout.num_frames if trained_frames is None else trained_frames
