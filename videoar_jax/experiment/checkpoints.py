@@ -182,7 +182,7 @@ class StageCheckpoints:
         params = {stage.name: self.load_params(stage, origins[stage.name].step) for stage in wanted}
         parts = {name: (origin, params[name][1]) for name, origin in origins.items()}
         final_weights.write(self.workdir, parts)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # Of the disk, of memory, or any of the libraries' own types.
       log.warning("no %s is written: %s", self.workdir / final_weights.WEIGHTS, error)
 
   def export_params(
