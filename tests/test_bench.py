@@ -146,14 +146,16 @@ def test_sizes_are_those_of_the_configs():
     assert generator_size(name).to_dict() == values
 
 
-def test_sample_table(monkeypatch, capsys):
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_sample_table(monkeypatch, capsys, dtype):
   """Of a network that is smaller still."""
   settings = SMALLEST | {"context": "full_frame"}
   monkeypatch.setitem(bench.SIZES, "small", settings)
-  assert bench.main(["sample", "--size=small", "--repeats=1", "--batch_size=2"]) == 0
+  flags = ["sample", "--size=small", f"--dtype={dtype}", "--repeats=1", "--batch_size=2"]
+  assert bench.main(flags) == 0
   lines = capsys.readouterr().out.splitlines()
   # A step for the prompt, one for each scale, and one for each frame that others see.
-  assert "batches of 2" in lines[0]
+  assert f"{dtype}, batches of 2" in lines[0]
   assert "35 steps" in lines[-2] and "GFLOP, 0.00 GiB of weights" in lines[-2]
   assert float(lines[-1].split()[-1]) > 1  # Nothing is faster than the lower bound.
   assert bench.main(["sample", "--size=small", "--batch_size=0"]) == 2

@@ -48,6 +48,28 @@ def test_second_run_trains_nothing(trained):
   assert (trained / "generator" / "metrics.jsonl").read_bytes() == before
 
 
+# What takes long to import, and samples do not need.
+HEAVY = (
+  *("orbax", "grain", "matplotlib", "pyarrow", "tensorboardX", "tensorstore", "array_record"),
+  *("tensorflow", "tensorflow_datasets", "torch", "transformers", "scipy", "clu.metrics"),
+)
+
+
+def test_samples_need_neither_checkpoints_nor_what_training_needs(trained, tmp_path):
+  """A run ends with its weights in one file, which is all that `sample` reads."""
+  out = f"--out={tmp_path / 'out'}"
+  program = (
+    "import sys\n"
+    "from videoar_jax import sample\n"
+    f"status = sample.main(['--workdir={trained}', '--prompt=a', '--num_samples=1', '{out}'])\n"
+    f"print('imported:', sorted(set(sys.modules) & set({HEAVY!r})), status)\n"
+  )
+  done = run([sys.executable, "-c", program])
+  assert done.stdout.splitlines()[-1] == "imported: [] 0", done.stderr[-3000:]
+  assert "reading the checkpoint" not in done.stderr
+  assert (trained / "model.safetensors").is_file() and list((tmp_path / "out").glob("*.mp4"))
+
+
 def test_killed_run_ends_with_the_same_numbers(trained, tmp_path):
   """SIGKILL in every stage and one SIGTERM; the run resumes to the same losses, bit for bit."""
   workdir = tmp_path / "killed"

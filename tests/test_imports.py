@@ -28,7 +28,10 @@ ALLOWED = {
   "planning": {"parallel", "nn", "train", "tokenizers", "models", "experiment"},
 }
 # Every part may import these modules: they need nothing of the package, and no device.
-LEAVES = ("interop.atomic", "interop.caches", "interop.strict_json", "runtime.versions")
+LEAVES = (
+  *("interop.atomic", "interop.caches", "interop.strict_json"),
+  *("runtime.huge_pages", "runtime.versions"),
+)
 # No lower part may need an entry point: `main`, `sample` and what else lies at the top.
 EXCEPTIONS = {"": {"experiment"}}  # The package's own `__init__` opens the door to `load`.
 # Opens foreign checkpoints, where PyTorch is installed.

@@ -1,6 +1,9 @@
 """Autoregressive video models in JAX."""
 
 import importlib
+import sys
+
+from videoar_jax.runtime.huge_pages import restart_command
 
 __version__ = "0.1.0"
 
@@ -12,6 +15,9 @@ _MODULES = {
   "read_clip": "videoar_jax.data.media.clips",
 }
 __all__ = list(_MODULES)
+
+# Here and not in the commands, whose imports take a second.
+restart_command(sys.orig_argv, sys.argv)
 
 
 def __getattr__(name: str):

@@ -19,6 +19,7 @@ import sys
 from videoar_jax.evals import speed
 from videoar_jax.experiment.command_line import Parser, print_result
 from videoar_jax.models.families import FAMILIES
+from videoar_jax.nn.quantized import DTYPES
 
 SIZES = FAMILIES["videoar"].sizes
 
@@ -45,11 +46,11 @@ def main(argv: list[str] | None = None) -> int:
   command.set_defaults(run=speed.tokenizer_table)
   text = "time to generate a clip's latents, with guidance"
   command = commands.add_parser("sample", help=text, description=text)
-  _add_generator(command, batch_size=1)
+  _add_generator(command, batch_size=1, dtypes=DTYPES)
   command.set_defaults(run=speed.sample_table)
   text = "time of a generator's training step, and of its parts"
   command = commands.add_parser("train", help=text, description=text)
-  _add_generator(command, batch_size=4)
+  _add_generator(command, batch_size=4, dtypes=DTYPES[:2])
   command.set_defaults(run=speed.training_table)
   text = "rate of reading clips by number of threads, and how long a run would wait for them"
   command = commands.add_parser("data", help=text, description=text)
@@ -73,7 +74,9 @@ def main(argv: list[str] | None = None) -> int:
   return print_result(lambda: options.run(options))
 
 
-def _add_generator(command: argparse.ArgumentParser, *, batch_size: int) -> None:
+def _add_generator(
+  command: argparse.ArgumentParser, *, batch_size: int, dtypes: tuple[str, ...]
+) -> None:
   """Adds the flags for the generator and its measurement."""
   what = command.add_mutually_exclusive_group(required=True)
   what.add_argument(
@@ -86,7 +89,7 @@ def _add_generator(command: argparse.ArgumentParser, *, batch_size: int) -> None
   )
   command.add_argument(
     "--dtype",
-    choices=("float32", "bfloat16"),
+    choices=dtypes,
     default=argparse.SUPPRESS,
     help="of activations, and for `sample` of weights; default: the config's, or float32",
   )

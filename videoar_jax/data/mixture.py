@@ -8,9 +8,8 @@ of batches taken.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import grain
 import numpy as np
 
 from videoar_jax.data import buckets
@@ -134,6 +133,8 @@ class Mixture:
       )
     # Each kind of batch: (bucket index, shape index).
     self._kinds = [(b, s) for b, bucket in enumerate(buckets) for s in range(len(bucket.shapes))]
+    import grain  # Imported late, as in `pipeline`.
+
     shares = [buckets[b].share / len(buckets[b].shapes) for b, _ in self._kinds]
     self._turns = share_out(shares, PERIOD)
     for kind in sorted(set(range(len(self._kinds))) - set(self._turns.tolist())):
@@ -213,7 +214,7 @@ class Mixture:
     process_count: int = 1,
     num_threads: int = 4,
     prefetch: int = 4,
-  ) -> grain.DatasetIterator:
+  ) -> Iterator[dict]:
     """Returns an endless iterator over this process's shard of each batch.
 
     Args:
@@ -226,6 +227,8 @@ class Mixture:
     Raises:
       ValueError: the processes do not divide a batch.
     """
+    import grain
+
     for shape, size in self.shapes:
       if size % process_count:
         raise ValueError(

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import grain
 import numpy as np
 
 from videoar_jax.data.mixture import ENDLESS
@@ -310,7 +309,7 @@ def make_iterator(
   process_count: int = 1,
   num_threads: int = 4,
   prefetch: int = 4,
-) -> grain.DatasetIterator:
+) -> Iterator[dict]:
   """Returns an iterator over this process's shard of each global batch.
 
   Args:
@@ -336,6 +335,8 @@ def make_iterator(
   Raises:
     ValueError: the processes do not divide the batch, or there is no full batch.
   """
+  import grain  # Imported late: it takes half a second, and only training reads batches.
+
   if batch_size % process_count:
     raise ValueError(
       f"batch_size is {batch_size}, which does not divide over {process_count} processes; set it "

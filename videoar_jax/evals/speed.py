@@ -15,6 +15,7 @@ from videoar_jax.experiment.load import converted_family, find_run, load_tokeniz
 from videoar_jax.experiment.parse import finalize
 from videoar_jax.models.families import FAMILIES
 from videoar_jax.nn.layers import count_parameters
+from videoar_jax.nn.quantized import with_dtype
 from videoar_jax.parallel import roofline
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.tokenizers.bsq.config import BSQConfig
@@ -92,12 +93,8 @@ def sample_table(options: argparse.Namespace) -> str:
   _check_counts(options)
   run, stage = _generator_of(options)
   family, b = run.family, options.batch_size
-  dtype = jnp.dtype(getattr(options, "dtype", "float32"))
-
-  def make(key):
-    return jax.tree.map(lambda x: x.astype(dtype), family.make_module(run)(key))
-
-  model = jax.jit(make)(jax.random.key(0))
+  dtype = getattr(options, "dtype", "float32")
+  model = jax.jit(lambda key: with_dtype(family.make_module(run)(key), dtype))(jax.random.key(0))
   null = run.text.encoder.null()
   text, seed = jnp.ones((b, *null.shape), null.dtype), jnp.zeros((), jnp.int32)
 
@@ -109,13 +106,14 @@ def sample_table(options: argparse.Namespace) -> str:
   compile_s = time.perf_counter() - begin
   calls = {
     "clip": lambda: compiled(model, text, seed),
-    "product": roofline.products(dtype.name),
-    "read": roofline.reads(dtype.name),
+    # Products with int8 weights are of bfloat16 numbers.
+    "product": roofline.products("bfloat16" if dtype == "int8" else dtype),
+    "read": roofline.reads(dtype),
   }
   seconds = roofline.interleave(calls, options.repeats)
   product_rate, read_rate = (calls[name].amount / seconds[name] for name in ("product", "read"))
   lines = [
-    f"{_name_of(options)}: {count_parameters(model):,} parameters, {dtype.name}, batches of {b}, "
+    f"{_name_of(options)}: {count_parameters(model):,} parameters, {dtype}, batches of {b}, "
     f"on {jax.devices()[0].device_kind}",
     f"matrix product {product_rate / 1e9:,.0f} GFLOP/s, reading {read_rate / 1e9:.1f} GB/s, "
     f"compiled in {compile_s:.0f} s",
@@ -217,7 +215,8 @@ def _generator_of(options: argparse.Namespace):
   values = _config_of_size(options.size) if hasattr(options, "size") else None
   values = values or read_config(options.config).to_dict()
   if hasattr(options, "dtype") and values.get("generator"):
-    values["generator"]["dtype"] = options.dtype
+    # With int8 weights, activations are float32.
+    values["generator"]["dtype"] = "float32" if options.dtype == "int8" else options.dtype
   run = finalize(values)
   if not run.generator_stages:
     raise ValueError(f"--config={options.config} trains no generator; name one that does")

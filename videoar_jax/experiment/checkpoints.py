@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+import logging
 import pathlib
 from typing import Self
 
 import jax
 import numpy as np
 
-from videoar_jax.experiment import model_folder
+from videoar_jax.experiment import final_weights, model_folder
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.token_cache import Cache
 from videoar_jax.interop import hub, weights
@@ -16,8 +17,9 @@ from videoar_jax.nn.layers import count_parameters, merge_adapters
 from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.parallel.rules import AnyMesh, place, replicated
 from videoar_jax.tokenizers.files import read_params
-from videoar_jax.train.checkpoint import Checkpointer, Damaged
 from videoar_jax.train.state import Template, flatten, with_shardings
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +54,9 @@ class StageCheckpoints:
       return stage.loop.num_steps
     if not self.checkpoints(stage).is_dir():
       return 0
-    checkpointer = Checkpointer(self.checkpoints(stage), is_reader=True)
-    step = checkpointer.latest_step or 0
-    checkpointer.close()
-    return step
+    # Complete checkpoints are renamed to their steps; asking Orbax would import it.
+    names = [path.name for path in self.checkpoints(stage).iterdir() if path.is_dir()]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
   def is_finished(self, stage: StageConfig) -> bool:
     """Returns whether a stage has reached its last step."""
@@ -126,6 +127,10 @@ class StageCheckpoints:
     template, part, abstract = self._part(stage, is_split)
     if model_folder.is_model(self.workdir):
       return template, model_folder.load_params(self.workdir, abstract, dtype)
+    if wanted := self.latest_step(stage) if step is None else step:
+      origin = final_weights.origin_of(self.checkpoints(stage), wanted, part)
+      if (params := final_weights.load(self.workdir, stage.name, origin, abstract)) is not None:
+        return template, params
     with self.reader(stage) as checkpointer:
       return template, checkpointer.restore_item(part, abstract, step)
 
@@ -148,6 +153,9 @@ class StageCheckpoints:
       raise FileNotFoundError(
         f"no checkpoint in {self.checkpoints(stage)}; train stage {stage.name!r} first"
       )
+    # Imported late: Orbax takes half a second, and exported weights do not need it.
+    from videoar_jax.train.checkpoint import Checkpointer
+
     return contextlib.closing(Checkpointer(self.checkpoints(stage), is_reader=True))
 
   def hand_over(self, stage: StageConfig, *, is_split: bool = False) -> tuple[Template, dict]:
@@ -161,6 +169,27 @@ class StageCheckpoints:
       step, params = checkpointer.restore_newest_item(part, abstract)
     check_last(stage, step)
     return template, params
+
+  def write_final_weights(self) -> None:
+    """Writes the weights of a finished run that `load_params` then reads; see `final_weights`.
+
+    What fails is logged: the checkpoints have all of them.
+    """
+    last = self.run.stages[-1]
+    tokenizer = self.stage_before(last, "tokenizer") if last.kind == "generator" else None
+    wanted = [stage for stage in (last, tokenizer) if stage is not None]
+    try:
+      origins = {}
+      for stage in wanted:
+        _, part, _ = self._part(stage, False)
+        step = self.latest_step(stage)
+        origins[stage.name] = final_weights.origin_of(self.checkpoints(stage), step, part)
+      if not final_weights.are_of(self.workdir, origins):
+        params = {stage.name: self.load_params(stage, origins[stage.name].step) for stage in wanted}
+        parts = {name: (origin, params[name][1]) for name, origin in origins.items()}
+        final_weights.write(self.workdir, parts)
+    except Exception as error:  # Of the disk, of memory, or any of the libraries' own types.
+      log.warning("no %s is written: %s", self.workdir / final_weights.WEIGHTS, error)
 
   def export_params(
     self, stage: StageConfig, path: pathlib.Path, *, has_merged_adapters: bool = False
@@ -202,5 +231,7 @@ def init_path(stage: StageConfig) -> str | None:
 
 def check_last(stage: StageConfig, step: int) -> None:
   """Raises Damaged unless the step that could be read is the stage's last."""
+  from videoar_jax.train.checkpoint import Damaged
+
   if step < stage.loop.num_steps:
     raise Damaged(f"stage {stage.name} resumes from step {step} of {stage.loop.num_steps}")

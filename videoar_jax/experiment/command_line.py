@@ -46,9 +46,10 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--dtype",
-    choices=("float32", "bfloat16"),
+    choices=("float32", "bfloat16", "int8"),
     default="float32",
-    help="of the generator's weights and cache",
+    help="of the generator's weights and cache; int8: of its layers' weights, rounded per output "
+    "channel",
   )
   parser.add_argument(
     "--batch_size",

@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 
 from videoar_jax.data.pipeline import DataConfig
 from videoar_jax.experiment import file_copies, parse
+from videoar_jax.experiment.checkpoints import StageCheckpoints
 from videoar_jax.experiment.command_line import check_local
 from videoar_jax.experiment.model_folder import is_model, load_values
 from videoar_jax.experiment.schema import RunConfig, StageConfig
-from videoar_jax.experiment.stages import Stages
 from videoar_jax.interop import hub
 from videoar_jax.models.base import Sampler
+from videoar_jax.nn.quantized import check_dtype
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.tokenizers.base import Tokenizer, TokenizerFamily
 from videoar_jax.tokenizers.families import TOKENIZERS
@@ -86,7 +87,8 @@ def load_model(
     path: a workdir, a checkpoint in one (`WORKDIR/generator/checkpoints/2400`), or the folder of a
       model from `python -m videoar_jax.convert`, here or on the hub (`hf://OWNER/NAME`, see `hub`).
     mesh: devices that share the work; each reads its part of the parameters. None for one device.
-    dtype: of the generator's weights and cache, "float32" or "bfloat16".
+    dtype: of the generator's weights and cache, "float32" or "bfloat16"; or "int8", of its layers'
+      weights, see `nn.quantized`.
     batch_size: clips that are made together, a multiple of the mesh's slice x data x fsdp; None for
       about 16.
     text_features: file of the prompts' features, or folder of their text encoder, for a model that
@@ -96,8 +98,9 @@ def load_model(
   Raises:
     FileNotFoundError: there is no run, or it has no checkpoint of a generator yet.
     ValueError: the devices do not fit, the checkpoint is a tokenizer's or of a network of another
-      size, or the network cannot make clips of that resolution.
+      size, its weights are int8 already, or the network cannot make clips of that resolution.
   """
+  check_dtype(dtype)
   devices = make_mesh(mesh) if isinstance(mesh, MeshConfig) else mesh
   stages, wanted, step = _open(path, devices, text_features)
   if devices is not None:
@@ -203,12 +206,12 @@ def _open(
   text_features: str | None = None,
   *,
   needs_text: bool = True,
-) -> tuple[Stages, str | None, int | None]:
+) -> tuple[StageCheckpoints, str | None, int | None]:
   """Returns the run of a path, and the stage and step that the path names, if any."""
   workdir, run = find_run(path, text_features, needs_text=needs_text)
   if mesh is None:
     mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
-  return Stages(run, workdir, mesh), *_named_in(path, workdir)
+  return StageCheckpoints(run, workdir, mesh), *_named_in(path, workdir)
 
 
 def _folder(path: str | os.PathLike) -> pathlib.Path:
@@ -272,7 +275,7 @@ def _stage(run: RunConfig, kind: str, name: str | None) -> StageConfig:
   return [other for other in stages if run.stages.index(other) < run.stages.index(named)][-1]
 
 
-def _tokenizer_module(stages: Stages, stage: StageConfig | None, step: int | None) -> nnx.Module:
+def _tokenizer_module(stages: StageCheckpoints, stage: StageConfig | None, step: int | None) -> nnx.Module:
   """Returns the tokenizer that a stage trained; the run's frozen one, if it has that."""
   if stages.run.frozen_tokenizer is None:
     return _module(stages, stage, step)
@@ -281,7 +284,7 @@ def _tokenizer_module(stages: Stages, stage: StageConfig | None, step: int | Non
 
 
 def _module(
-  stages: Stages, stage: StageConfig, step: int | None, *, is_split: bool = False, dtype=None
+  stages: StageCheckpoints, stage: StageConfig, step: int | None, *, is_split: bool = False, dtype=None
 ) -> nnx.Module:
   try:
     template, params = stages.load_params(stage, step, is_split=is_split, dtype=dtype)

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import pathlib
 import re
 from typing import Any
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from videoar_jax.data.bad_samples import write_bad_samples
 from videoar_jax.data.pipeline import DataConfig, make_source
-from videoar_jax.experiment import data_listing, file_copies, parse, paths
+from videoar_jax.experiment import data_listing, file_copies, final_weights, parse, paths
 from videoar_jax.experiment.captions import source_encoder
 from videoar_jax.experiment.defaults import complete
 from videoar_jax.experiment.schema import StageConfig
@@ -30,6 +31,7 @@ from videoar_jax.experiment.validate import (
 from videoar_jax.experiment.workdir import check_same_config, check_shared, lock, write_facts
 from videoar_jax.parallel import processes
 from videoar_jax.parallel.mesh import make_mesh
+from videoar_jax.runtime import huge_pages
 from videoar_jax.runtime.compilation_cache import use_compilation_cache
 from videoar_jax.runtime.log_files import held_log, quiet_libraries, start_errors_log, start_log
 from videoar_jax.runtime.versions import untested_warning
@@ -106,6 +108,7 @@ class Run:
     check_shared(workdir)
     if warning := untested_warning():
       log.warning("%s", warning)
+    log.info("%s", huge_pages.describe(os.environ))
     for line in changes:
       log.info("config changed: %s", line)
     for line in changed_data:
@@ -141,7 +144,11 @@ class Run:
       if only is not None:
         self._check_only(only)
       try:
-        return self._train(only)
+        has_trained = self._train(only)
+        # Of several processes, none can hold all weights that their devices share.
+        if jax.process_count() == 1 and self.is_finished:
+          self.stages.write_final_weights()
+        return has_trained
       except Damaged as damaged:
         log.error("%s, then the later stages follow", damaged)
 
@@ -166,6 +173,7 @@ class Run:
         # The last report is outdated.
         if processes.is_first():
           (self.workdir / "report.md").unlink(missing_ok=True)
+          final_weights.remove(self.workdir)
         self.stages.on_mesh_of(stage).train(stage, *self._sources_of(stage))
         has_trained = True
       self._encode_after(stage.name)

@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Iterator
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -307,6 +306,8 @@ def _encode_clips(
   watchdog: Watchdog,
 ) -> Iterator[tuple[dict, np.ndarray]]:
   """Yields (item, latent) of clips in order; all processes encode their batches together."""
+  import grain  # Imported late, as in `data.pipeline`.
+
   # The last batches are padded, so that all have one shape.
   padded = [*clips, *itertools.repeat(clips[-1], rows * num_batches - len(clips))]
   dataset = grain.MapDataset.source(padded).map(lambda clip: source[clip])

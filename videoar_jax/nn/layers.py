@@ -4,9 +4,11 @@ Parameters are float32 `nnx.Param`s with logical axis names, which `parallel/rul
 mesh. Layers compute in the dtype of their input; normalisation statistics are float32.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +52,23 @@ def ones(key: Array, shape: tuple[int, ...]) -> Array:
   return jnp.ones(shape)
 
 
+# Whether parameters are made without values, see `without_values`.
+_IS_WITHOUT_VALUES = contextvars.ContextVar("is_without_values", default=False)
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+  """Makes parameters zeros without memory of their own, for modules whose structure is all.
+
+  Tracing the initializers takes most of the time in which a module is made abstractly.
+  """
+  token = _IS_WITHOUT_VALUES.set(True)
+  try:
+    yield
+  finally:
+    _IS_WITHOUT_VALUES.reset(token)
+
+
 def param(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
   """Makes a parameter with a logical name for each axis.
 
@@ -58,6 +77,8 @@ def param(rngs: nnx.Rngs, init: Callable, shape: tuple[int, ...], axes: Axes) ->
   """
   if len(axes) != len(shape):
     raise ValueError(f"axes {axes} do not name the {len(shape)} axes of shape {shape}")
+  if _IS_WITHOUT_VALUES.get():
+    return nnx.Param(np.broadcast_to(np.float32(0), shape), axes=axes)
   return nnx.Param(init(rngs.params(), shape), axes=axes)
 
 
@@ -80,6 +101,7 @@ class Linear(nnx.Module):
   ):
     self.kernel = param(rngs, init or fan_in((num_in, num_out)), (num_in, num_out), axes)
     self.bias = param(rngs, zeros, (num_out,), axes[1:]) if use_bias else None
+    self.kernel_scale = nnx.data(None)  # Of int8 kernels, see `quantized`.
     down, up = (num_in, lora_rank), (lora_rank, num_out)
     has_adapter = lora_rank > 0
     self.lora_down = param(rngs, fan_in(down), down, (axes[0], None)) if has_adapter else None
@@ -88,8 +110,13 @@ class Linear(nnx.Module):
   def __call__(
     self, x: Float[Array, "*b i"], *, has_float32_result: bool = False
   ) -> Float[Array, "*b o"]:
-    kernel = self.kernel[...].astype(x.dtype)
-    multiply = functools.partial(product, "...i,io->...o") if has_float32_result else jnp.matmul
+    kernel, kind = self.kernel[...], x.dtype
+    multiply = functools.partial(product, "...i,io->...o")
+    if self.kernel_scale is not None:
+      x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    else:
+      kernel = kernel.astype(x.dtype)
+      multiply = multiply if has_float32_result else jnp.matmul
     if self.lora_down is not None:
       down, up = (weights[...].astype(x.dtype) for weights in (self.lora_down, self.lora_up))
       added = multiply(jnp.matmul(x, down), up)
@@ -99,8 +126,12 @@ class Linear(nnx.Module):
       y = multiply(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
     else:
       y = multiply(x, kernel)
+    if self.kernel_scale is not None:
+      y = y * self.kernel_scale[...]
     if self.lora_down is not None:
       y = y + added
+    if not has_float32_result:
+      y = y.astype(kind)
     return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
@@ -208,6 +239,9 @@ product.defvjp(_product_forward, _product_backward)
 
 def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], key: Array, num: int) -> nnx.Module:
   """Makes `num` layers with stacked parameters (leading layer axis), for `jax.lax.scan`."""
+  if _IS_WITHOUT_VALUES.get():
+    layer = make(nnx.Rngs(params=key))
+    return jax.tree.map(lambda x: np.broadcast_to(x, (num, *x.shape)), layer)
   return jax.vmap(lambda layer_key: make(nnx.Rngs(params=layer_key)))(jax.random.split(key, num))
 
 

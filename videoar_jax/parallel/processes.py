@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from videoar_jax.parallel import compat
@@ -117,6 +116,8 @@ def wait_for_all(what: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:
     timeout_s: time limit in seconds, after which it raises.
   """
   if jax.process_count() > 1:
+    import orbax.checkpoint as ocp  # Imported late: it takes half a second.
+
     # The coordination service's barrier: collectives on devices have no time limit.
     ocp.multihost.get_barrier_sync_fn()(key=what, timeout_ms=1000 * timeout_s)
 

@@ -27,11 +27,9 @@ class Coder:
 
   def __init__(self, autoencoder: nnx.Module):
     self.autoencoder = autoencoder
-    # A whole clip is one chunk; its state is not returned, so the compiler removes it.
-    self._encode = jax.jit(lambda module, video: _encode(module, video, None)[0])
-    self._decode = jax.jit(lambda module, latents: _decode(module, latents, None)[0])
-    self._encode_chunk = jax.jit(_encode)
-    self._decode_chunk = jax.jit(_decode)
+    # Of functions that all coders share, so that a second coder compiles nothing.
+    self._encode, self._decode = jax.jit(_encode_clip), jax.jit(_decode_clip)
+    self._encode_chunk, self._decode_chunk = jax.jit(_encode), jax.jit(_decode)
 
   @property
   def config(self) -> TokenizerConfig:
@@ -131,6 +129,15 @@ def _encode(module: nnx.Module, video: Array, past: State | None):
 def _decode(module: nnx.Module, latents: Array, past: State | None):
   video, last = module.decoder.chunk(latents, past)
   return jnp.clip(video, -1.0, 1.0), last
+
+
+# A whole clip is one chunk; its state is not returned, so the compiler removes it.
+def _encode_clip(module: nnx.Module, video: Array):
+  return _encode(module, video, None)[0]
+
+
+def _decode_clip(module: nnx.Module, latents: Array):
+  return _decode(module, latents, None)[0]
 
 
 def chunk_ends(num_frames: int, chunk: int) -> list[int]:

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from jaxtyping import PyTree
 
+from videoar_jax.nn.layers import without_values
 from videoar_jax.parallel.rules import AnyMesh, replicated, sharding_of
 
 # {"params", "opt_state", "ema", "step", "discriminator", "anomaly"}, plain arrays; see
@@ -33,7 +34,10 @@ class Template:
   @classmethod
   def of(cls, make_module: Callable[[jax.Array], nnx.Module]) -> "Template":
     """Makes the template of a module abstractly, without computing its parameters."""
-    graphdef, variables = nnx.split(jax.eval_shape(make_module, jax.random.key(0)))
+    # The key is abstract, too: a real one would be computed, and its program compiled.
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with without_values():
+      graphdef, variables = nnx.split(jax.eval_shape(lambda key: make_module(key), key))
     leaves = jax.tree_util.tree_flatten_with_path(
       variables, is_leaf=lambda x: isinstance(x, nnx.Param)
     )[0]

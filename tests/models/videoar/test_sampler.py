@@ -116,13 +116,13 @@ def test_devices_share_any_number_of_clips(model, clips):
 
 
 def test_stream_hands_frames_out_before_the_next_are_begun(model, clips, monkeypatch):
-  decode_frame, begun = model._decode_frame, []
+  decode_frame, begun = sampler._decode_frame, []
 
   def count(*arguments, **settings):
     begun.append(1)
     return decode_frame(*arguments, **settings)
 
-  monkeypatch.setattr(model, "_decode_frame", count)
+  monkeypatch.setattr(sampler, "_decode_frame", count)
   parts, counts = [], []
   for part in model.stream(PROMPTS, seed=3):
     parts.append(part)

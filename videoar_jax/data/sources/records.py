@@ -9,14 +9,23 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-
-import grain
-from array_record.python.array_record_module import ArrayRecordWriter
+from typing import Protocol, runtime_checkable
 
 from videoar_jax.interop.atomic import replacing
 from videoar_jax.interop.strict_json import to_json
 
 SUFFIX = ".array_record"
+
+
+@runtime_checkable
+class Records(Protocol):
+  """Records by number, as Grain's `ArrayRecordDataSource` reads them."""
+
+  def __len__(self) -> int:
+    """Returns how many there are."""
+
+  def __getitem__(self, position: int) -> bytes:
+    """Returns a record."""
 
 
 def pack(header: dict, payload: bytes) -> bytes:
@@ -43,6 +52,9 @@ def unpack(record: bytes) -> tuple[dict, bytes]:
 
 def write_shard(path: Path, records: Iterable[bytes]) -> None:
   """Writes a file of records, atomically."""
+  # Imported late, here and below: many commands read no records.
+  from array_record.python.array_record_module import ArrayRecordWriter
+
   with replacing(path) as partial:
     # One record per group, so that each can be read without its neighbours.
     writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
@@ -54,12 +66,14 @@ def write_shard(path: Path, records: Iterable[bytes]) -> None:
         writer.close()
 
 
-def open_shards(paths: list[Path]) -> grain.sources.ArrayRecordDataSource:
+def open_shards(paths: list[Path]) -> Records:
   """Returns random access to the concatenated records of several files.
 
   Raises:
     ValueError: a file is damaged; the message names it.
   """
+  import grain
+
   for path in paths:
     try:
       grain.sources.ArrayRecordDataSource(os.fspath(path))

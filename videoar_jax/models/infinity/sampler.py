@@ -17,6 +17,7 @@ from videoar_jax.models.infinity.layout import layout_of
 from videoar_jax.models.infinity.network import Infinity
 from videoar_jax.models.infinity.task import predict
 from videoar_jax.models.request import ClipRequests, sample_keys
+from videoar_jax.nn.quantized import with_dtype
 from videoar_jax.parallel.mesh import call_on, num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.rules import constrain
@@ -56,7 +57,7 @@ class Model:
     dtype=jnp.float32,
     batch_size: int | None = None,
   ):
-    self.generator = jax.tree.map(lambda x: x.astype(dtype), generator)
+    self.generator = with_dtype(generator, dtype)
     self.tokenizer, self.text_encoder, self.mesh = tokenizer, text_encoder, mesh
     config = generator.config
     self.layout = layout_of(tokenizer.config, resolution, config.patch_size, config.rope_grid)

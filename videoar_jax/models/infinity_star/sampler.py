@@ -21,6 +21,7 @@ from videoar_jax.models.infinity_star.programs import Programs
 from videoar_jax.models.infinity_star.prompter import Prompter
 from videoar_jax.models.infinity_star.sequences import given_lengths, layout_of
 from videoar_jax.models.request import ClipRequests, first_frames, sample_keys
+from videoar_jax.nn.quantized import with_dtype
 from videoar_jax.parallel.mesh import num_batch_shards
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.tokenizers.base import Tokenizer
@@ -63,7 +64,7 @@ class Model:
     dtype=jnp.float32,
     batch_size: int | None = None,
   ):
-    self.generator = jax.tree.map(lambda x: x.astype(dtype), with_merged_adapters(generator))
+    self.generator = with_dtype(with_merged_adapters(generator), dtype)
     self.tokenizer, self.frame_rate = tokenizer, frame_rate
     self.num_frames, self.resolution = shape
     self.text_encoder = Prompter(text_encoder, sampling, self._seconds(shape.num_frames))

@@ -16,6 +16,7 @@ from videoar_jax.models.nova.config import NovaSampling
 from videoar_jax.models.nova.network import Nova
 from videoar_jax.models.nova.task import null_of, plan_of
 from videoar_jax.models.request import ClipRequests, first_frames
+from videoar_jax.nn.quantized import with_dtype
 from videoar_jax.parallel.mesh import call_on, num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.rules import constrain, num_shards
@@ -54,7 +55,7 @@ class Model:
     dtype=jnp.float32,
     batch_size: int | None = None,
   ):
-    self.generator = jax.tree.map(lambda x: x.astype(dtype), generator)
+    self.generator = with_dtype(generator, dtype)
     self.tokenizer, self.text_encoder, self.mesh = tokenizer, text_encoder, mesh
     self.requests = ClipRequests(
       text_encoder,

@@ -50,8 +50,13 @@ class Request:
 
   def keys(self, rows: np.ndarray | slice = slice(None)) -> Array:
     """Returns the keys of some clips."""
-    keys = sample_keys(self.seed, jnp.asarray(self.sample_ids[rows]))
-    return jax.vmap(lambda key: jax.random.fold_in(key, self.epoch))(keys) if self.epoch else keys
+    return request_keys(self.seed, jnp.asarray(self.sample_ids[rows]), self.epoch or None)
+
+
+def request_keys(seed, sample_ids, epoch) -> Array:
+  """Returns the keys of clips; see `Request`, in which an epoch of 0 is None here."""
+  keys = sample_keys(seed, sample_ids)
+  return keys if epoch is None else jax.vmap(lambda key: jax.random.fold_in(key, epoch))(keys)
 
 
 class Requests(ClipRequests):

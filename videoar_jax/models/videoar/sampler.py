@@ -15,15 +15,59 @@ from videoar_jax.models.request import first_frames
 from videoar_jax.models.videoar import decode
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
-from videoar_jax.models.videoar.request import Request, Requests
+from videoar_jax.models.videoar.request import Request, Requests, request_keys
 from videoar_jax.models.videoar.score import score
+from videoar_jax.nn.quantized import with_dtype
 from videoar_jax.parallel.mesh import call_on, num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
+from videoar_jax.parallel.programs import Program
 from videoar_jax.parallel.rules import constrain
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
-from videoar_jax.tokenizers.decoding import decode as decode_pixels
-from videoar_jax.tokenizers.encoding import encode
 from videoar_jax.tokenizers.pixels import to_uint8
+from videoar_jax.tokenizers.programs import to_latents, to_pixels
+
+
+def _sample_clips(
+  generator,
+  texts,
+  null_text,
+  seed,
+  sample_ids,
+  epoch,
+  table,
+  conditioning,
+  temperature,
+  top_p,
+  prefix_guidance,
+  *,
+  layout,
+  window,
+  trained_frames,
+) -> Float[Array, "b t h w d"]:
+  """Returns the latents of clips; see `Request` and `decode.decode`."""
+  decoded = decode.decode(
+    generator,
+    layout,
+    texts,
+    null_text,
+    request_keys(seed, sample_ids, epoch),
+    table,
+    temperature=temperature,
+    top_p=top_p,
+    window=window,
+    trained_frames=trained_frames,
+    conditioning=conditioning,
+    prefix_guidance=prefix_guidance,
+  )
+  return constrain(decoded.quantized, ("batch", None, None, None, None))
+
+
+# Programs of all models: a second one of the same kind compiles nothing.
+_sample = Program(_sample_clips, static_argnames=("layout", "window", "trained_frames"))
+_score = jax.jit(score, static_argnames=("layout", "window"))
+_start = jax.jit(decode.start, static_argnames=("layout", "slots", "is_guided", "is_prefix_guided"))
+_write_frame = jax.jit(decode.write_frame, static_argnums=1, donate_argnums=2)
+_decode_frame = jax.jit(decode.decode_frame, static_argnums=1, donate_argnums=2)
 
 
 class Model:
@@ -63,7 +107,7 @@ class Model:
     dtype=jnp.float32,
     batch_size: int | None = None,
   ):
-    self.generator = jax.tree.map(lambda x: x.astype(dtype), generator)
+    self.generator = with_dtype(generator, dtype)
     self.tokenizer, self.layout, self.mesh = tokenizer, layout, mesh
     self.text_encoder, self.window = text_encoder, window
     self.trained_frames = layout.num_frames if trained_frames is None else trained_frames
@@ -78,15 +122,6 @@ class Model:
       batch_size=batch_size,
       guidance_shapes=guidance_shapes,
     )
-    self._sample = jax.jit(self._sample_batch, static_argnames=("layout", "window"))
-    self._score = jax.jit(score, static_argnames=("layout", "window"))
-    # Without a mesh as with one: memory does not grow with the clips.
-    self._encode = jax.jit(lambda module, video: encode(module.encoder, video))
-    self._to_pixels = jax.jit(lambda module, latents: decode_pixels(module.decoder, latents))
-    kind = ("layout", "slots", "is_guided", "is_prefix_guided")
-    self._start = jax.jit(decode.start, static_argnames=kind)
-    self._write_frame = jax.jit(decode.write_frame, static_argnums=1, donate_argnums=2)
-    self._decode_frame = jax.jit(decode.decode_frame, static_argnums=1, donate_argnums=2)
 
   @property
   def num_frames(self) -> int:
@@ -262,9 +297,7 @@ class Model:
     parts = []
     for rows, num in self.requests.batches(len(prompts)):
       latents = self._latents(video[rows])
-      found = self._run(
-        self._score, self.generator, layout, texts[rows], latents, window=self.window
-      )
+      found = self._run(_score, self.generator, layout, texts[rows], latents, window=self.window)
       parts.append({name: fetch(values)[:num] for name, values in found.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -275,7 +308,7 @@ class Model:
   def _stream(self, request: Request, num_latents: float, slots: int):
     table, layout, trained = request.table, self.layout, self._trained_frames(num_latents)
     state = self._run(
-      self._start,
+      _start,
       self.generator,
       layout,
       request.texts,
@@ -293,7 +326,7 @@ class Model:
       for i in range(t):
         frame_bits = [scale[:, i] for scale in bits]
         state, total = self._run(
-          self._write_frame, self.generator, layout, state, frame_bits, **moves
+          _write_frame, self.generator, layout, state, frame_bits, **moves
         )
         latents.append(total)
       frames, pixels = self.tokenizer.decode_chunk(jnp.stack(latents, 1))
@@ -304,7 +337,7 @@ class Model:
       )
       draws = {"temperature": request.temperature, "top_p": request.top_p}
       state, out = self._run(
-        self._decode_frame, self.generator, layout, state, row, **moves, **draws
+        _decode_frame, self.generator, layout, state, row, **moves, **draws
       )
       frames, pixels = self.tokenizer.decode_chunk(out.quantized[:, None], pixels)
       yield np.asarray(to_uint8(frames))
@@ -312,60 +345,37 @@ class Model:
 
   def _generate(self, request: Request) -> UInt8[np.ndarray, "b f H W 3"]:
     """Generates clips, one batch after the other."""
-    clips = []
+    clips, guidance = [], request.prefix_guidance
+    guidance = guidance and guidance._replace(
+      weight=np.float32(guidance.weight), share=np.float32(guidance.share)
+    )
     for rows, num in self.requests.batches(len(request.texts)):
       batch = self._run(
-        self._sample,
+        _sample,
         self.generator,
         request.texts[rows],
+        np.asarray(self.text_encoder.null()),
         # As numbers, which every process has: keys are on a device of this one.
-        np.asarray(jax.random.key_data(request.keys(rows))),
+        np.uint32(request.seed),
+        np.asarray(request.sample_ids[rows], np.int32),
+        np.int32(request.epoch) if request.epoch else None,
         request.table,
         None if request.conditioning is None else self._bits(request.conditioning[rows]),
-        request.temperature,
-        request.top_p,
-        request.prefix_guidance,
+        np.float32(request.temperature),
+        np.float32(request.top_p),
+        guidance,
         layout=request.layout,
         window=request.window,
+        trained_frames=self._trained_frames(request.layout.num_frames),
       )
-      pixels = self._run(self._to_pixels, self.tokenizer.autoencoder, batch)
+      pixels = self._run(to_pixels, self.tokenizer.autoencoder, batch)
       clips.append(fetch(pixels)[:num])
     return np.concatenate(clips)
-
-  def _sample_batch(
-    self,
-    generator,
-    texts,
-    key_data,
-    table,
-    conditioning,
-    temperature,
-    top_p,
-    prefix_guidance,
-    *,
-    layout,
-    window,
-  ) -> Float[Array, "b t h w d"]:
-    decoded = decode.decode(
-      generator,
-      layout,
-      texts,
-      jnp.asarray(self.text_encoder.null()),
-      jax.random.wrap_key_data(key_data),
-      table,
-      temperature=temperature,
-      top_p=top_p,
-      window=window,
-      trained_frames=self._trained_frames(layout.num_frames),
-      conditioning=conditioning,
-      prefix_guidance=prefix_guidance,
-    )
-    return constrain(decoded.quantized, ("batch", None, None, None, None))
 
   def _latents(self, video: UInt8[np.ndarray, "b f H W 3"]) -> Float[Array, "b t h w d"]:
     """Encodes clips, on the devices that share them."""
     batch = shard_padded(video, self.mesh)
-    return self._run(self._encode, self.tokenizer.autoencoder, batch)
+    return self._run(to_latents, self.tokenizer.autoencoder, batch)
 
   def _run(self, function, *arguments, **settings):
     """Calls a jitted function, on the mesh if there is one."""
