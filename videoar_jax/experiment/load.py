@@ -252,7 +252,7 @@ def describe_checkpoint(path: str | os.PathLike) -> str:
   workdir, run = find_run(path)
   stage, step = generator_stage(path, workdir, run)
   mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
-  step = Stages(run, workdir, mesh).latest_step(stage) if step is None else step
+  step = StageCheckpoints(run, workdir, mesh).latest_step(stage) if step is None else step
   return f"{hub.origin(path) or workdir}/{stage.name} at {step}"
 
 
@@ -275,7 +275,9 @@ def _stage(run: RunConfig, kind: str, name: str | None) -> StageConfig:
   return [other for other in stages if run.stages.index(other) < run.stages.index(named)][-1]
 
 
-def _tokenizer_module(stages: StageCheckpoints, stage: StageConfig | None, step: int | None) -> nnx.Module:
+def _tokenizer_module(
+  stages: StageCheckpoints, stage: StageConfig | None, step: int | None
+) -> nnx.Module:
   """Returns the tokenizer that a stage trained; the run's frozen one, if it has that."""
   if stages.run.frozen_tokenizer is None:
     return _module(stages, stage, step)
@@ -284,7 +286,12 @@ def _tokenizer_module(stages: StageCheckpoints, stage: StageConfig | None, step:
 
 
 def _module(
-  stages: StageCheckpoints, stage: StageConfig, step: int | None, *, is_split: bool = False, dtype=None
+  stages: StageCheckpoints,
+  stage: StageConfig,
+  step: int | None,
+  *,
+  is_split: bool = False,
+  dtype=None,
 ) -> nnx.Module:
   try:
     template, params = stages.load_params(stage, step, is_split=is_split, dtype=dtype)

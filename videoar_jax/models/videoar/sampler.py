@@ -325,9 +325,7 @@ class Model:
       t, latents = bits[0].shape[1], []
       for i in range(t):
         frame_bits = [scale[:, i] for scale in bits]
-        state, total = self._run(
-          _write_frame, self.generator, layout, state, frame_bits, **moves
-        )
+        state, total = self._run(_write_frame, self.generator, layout, state, frame_bits, **moves)
         latents.append(total)
       frames, pixels = self.tokenizer.decode_chunk(jnp.stack(latents, 1))
       yield np.asarray(to_uint8(frames))
@@ -336,9 +334,7 @@ class Model:
         np.ones(layout.num_scales, np.float32) if table is None else table[min(t, len(table) - 1)]
       )
       draws = {"temperature": request.temperature, "top_p": request.top_p}
-      state, out = self._run(
-        _decode_frame, self.generator, layout, state, row, **moves, **draws
-      )
+      state, out = self._run(_decode_frame, self.generator, layout, state, row, **moves, **draws)
       frames, pixels = self.tokenizer.decode_chunk(out.quantized[:, None], pixels)
       yield np.asarray(to_uint8(frames))
       t += 1
