@@ -207,7 +207,7 @@ def test_captions_are_cut_where_they_are_shown_and_cached(captions, monkeypatch)
   np.testing.assert_array_equal(media["text"], [encoder.encode(text) for text in texts])
   report_config = types.SimpleNamespace(num_clips=3, num_prompts=3)
   text = types.SimpleNamespace(encoder=encoder)
-  run = stand_in(RunConfig, report=report_config, text=text, tokenizer_family=None)
+  run = stand_in(RunConfig, report=report_config, text=text, tokenizer_family=None, stages=())
   assert sorted(report._examples(run, captions)[1]) == sorted(CUT)
   # What is encoded once for all, with its caption.
   encoded = []
@@ -219,7 +219,7 @@ def test_captions_are_cut_where_they_are_shown_and_cached(captions, monkeypatch)
 
   fake = stand_in(stages.Stages, run=run, workdir=None, mesh=mesh, _encoder_of=encoder_of)
   config = types.SimpleNamespace(batch_size=1)
-  cache = stand_in(Cache, name="cache", folder=lambda _: None, config=config)
+  cache = stand_in(Cache, name="cache", folder=lambda _: None, config=config, data=DataConfig())
   fake.encode(cache, captions)
   assert [encoded[0][i]["caption"] for i in range(3)] == list(CUT)
 
