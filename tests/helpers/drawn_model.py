@@ -1,5 +1,7 @@
 """A model that draws its clips instead of computing them, for tests of the page."""
 
+import functools
+
 import numpy as np
 import tiny_runs
 from type_checks import stand_in
@@ -58,7 +60,13 @@ def drawn(num, start, count, seed, scale=SCALES):
   return frames
 
 
-def make_studio(wait=lambda: None, **changes):
-  """Returns a studio with such a model, for a run on moving shapes."""
-  run = parse.finalize(tiny_runs.make_config(**changes))
+@functools.cache
+def tiny_run():
+  """Returns the config of a run on moving shapes, which no test changes."""
+  return parse.finalize(tiny_runs.make_config())
+
+
+def make_studio(wait=lambda: None):
+  """Returns a studio with such a model."""
+  run = tiny_run()
   return Studio(DrawnModel(run.text.encoder, wait), run, run.generator_stages[-1])

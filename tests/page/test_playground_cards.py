@@ -59,7 +59,7 @@ def test_long_and_large_clips_are_drawn_small():
   frames = np.zeros((40, 256, 512, 3), np.uint8)
   frames[-1] = 255
   row = strip(frames, 40)
-  assert row.shape[0] == 64 and row.shape[1] == 17 * (128 + 8) - 8
+  assert row.shape[0] == 64 and row.shape[1] == 17 * (128 + 4) - 4
   assert row[:, -128:].min() == 255 and row[:, :128].max() == 0  # First and last are among them.
   assert data_uri(frames[0]).startswith("data:image/jpeg")
   assert "&lt;script&gt;" in notice("<script>", "waiting")
