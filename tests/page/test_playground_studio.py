@@ -155,6 +155,18 @@ def test_errors_of_the_model_name_their_field(studio):
   assert caught.value.message == "guidance=nan: is not for these scales."
 
 
+def test_warming_up_makes_the_usual_clips(studio):
+  studio.warm_up()
+  ((prompts, num_frames, _, _),) = studio.model.calls
+  assert len(prompts) == 4 and num_frames == NUM_FRAMES and len(studio.model.steps) == 3 * SCALES
+
+  def refuse(*_, **__):
+    raise ValueError("the prompt '' has no features")
+
+  studio.model.preview = refuse
+  studio.warm_up()  # What visitors write may have.
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_settings_of_every_family_go_there_and_back(name):
   family = FAMILIES[name]

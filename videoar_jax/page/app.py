@@ -157,7 +157,11 @@ class _Page:
     with gr.Row():
       self.dice = gr.Button("Another seed", size="sm", min_width=90)
       self.upload = gr.UploadButton(
-        "Start image", file_types=None, size="sm", min_width=90, elem_id="upload"
+        "Start image",
+        size="sm",
+        min_width=90,
+        elem_id="upload",
+        visible=studio.model.num_frames > 1,
       )
       self.forget = gr.Button("No image", size="sm", min_width=90, visible=False)
     self.start = gr.HTML(visible=False, elem_id="start")

@@ -90,7 +90,12 @@ def serve(studio: Studio, view: RunView | None, title: str, listener: socket.soc
 
   from videoar_jax.page.app import build
 
-  config = uvicorn.Config(build(studio, view, title), log_level="warning", access_log=False)
+  config = uvicorn.Config(
+    build(studio, view, title),
+    log_level="warning",
+    access_log=False,
+    timeout_graceful_shutdown=2,  # Pages that are open keep a connection.
+  )
   with contextlib.closing(listener), contextlib.suppress(KeyboardInterrupt):
     uvicorn.Server(config).run(sockets=[listener])
 

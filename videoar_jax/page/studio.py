@@ -1,5 +1,6 @@
 """Makes the clips of the page: who asked for what, one clip after the other, and when to stop."""
 
+import contextlib
 import dataclasses
 import pathlib
 import threading
@@ -205,14 +206,13 @@ class Studio:
     Raises:
       FieldError: the model does not take the wish.
     """
-    frames = wish.clips
-    yield Growth(wish, frames)
+    frames, part = wish.clips, None
     given: dict[str, Any] = {} if wish.image is None else {"image": wish.image}
     if wish.clips is not None:
       given = {"clips": wish.clips, "overlap_frames": self._overlap_frames()}
     settings = {name: value for name, value in wish.settings.items() if value is not None}
-    part = None
     try:
+      yield Growth(wish, frames)
       if stopped.is_set():
         return
       prompts = [wish.prompt] * self._padded(wish.num_clips)
@@ -236,11 +236,13 @@ class Studio:
 
   def warm_up(self) -> None:
     """Makes the usual clips once, so that what visitors ask for is compiled."""
-    values = [setting.default for setting in self.settings]
-    prompt = self.example_prompt()
-    wish = self.wish(prompt, DEFAULT_CLIPS, self.lengths[-1], 0, values)
-    for _ in self.make(wish, threading.Event()):
-      pass
+    values = {setting.name: setting.default for setting in self.settings}
+    num_clips = min(DEFAULT_CLIPS, self.model.batch_size)
+    wish = Wish(self.example_prompt(), num_clips, self.lengths[-1], 0, values)
+    # Where the page has no example, the empty prompt may not be one that the model knows.
+    with contextlib.suppress(FieldError):
+      for _ in self.make(wish, threading.Event()):
+        pass
 
   def example_prompt(self) -> str:
     """Returns the prompt that the page begins with."""
