@@ -1,19 +1,17 @@
 """The page in a real browser: as a person sees it. Needs gradio, playwright and Chromium."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 
 import av
 import pytest
 from commands import REPOSITORY, environment
-from drawn_model import SCALES, make_studio, tiny_run
+from drawn_model import SCALES
 from PIL import Image
-
-from videoar_jax.page import server
-from videoar_jax.page.run_view import RunView
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 WAIT_MS = 60_000
@@ -55,25 +53,36 @@ def visit(browser):
   assert not errors
 
 
+class Served:
+  """A process that serves a page."""
+
+  def __init__(self, command, **settings):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    self.process = subprocess.Popen(command, cwd=REPOSITORY, **pipes, **settings)
+    lines = list(iter(self._line, ""))
+    assert self.process.poll() is None, "".join(lines)
+
+  def _line(self):
+    line = self.process.stdout.readline()
+    if line.startswith("http://"):
+      self.address = line.split()[0]
+      return ""
+    return line
+
+  def end(self):
+    self.process.terminate()
+    self.process.communicate(timeout=30)
+
+
 @pytest.fixture
-def drawn(tmp_path):
-  """Yields the address of a page whose model waits a little in each step, and its studio."""
-  pytest.importorskip("gradio", reason="pip install 'videoar_jax[playground]'")
-  import uvicorn
-
-  from videoar_jax.page.app import build
-
-  studio = make_studio(lambda: time.sleep(0.4))
-  run = tiny_run()
-  listener = server.open_port("127.0.0.1", 0)
-  app = build(studio, RunView(tmp_path, run), "a drawn model")
-  web = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-  thread = threading.Thread(target=web.run, kwargs={"sockets": [listener]}, daemon=True)
-  thread.start()
-  yield server.address(listener), studio
-  web.should_exit = web.force_exit = True
-  thread.join(timeout=20)
-  listener.close()
+def drawn(browser, tmp_path):
+  """Yields the address of a page whose model draws slowly, and a function that reads its steps."""
+  paths = os.pathsep.join(str(REPOSITORY / path) for path in ("", "tests/helpers"))
+  program = REPOSITORY / "tests" / "helpers" / "serve_drawn.py"
+  served = Served([sys.executable, program, tmp_path], env=environment() | {"PYTHONPATH": paths})
+  lines = (tmp_path / "steps").read_text
+  yield served.address, lambda: [json.loads(line) for line in lines().splitlines()]
+  served.end()
 
 
 def download(page, number, path):
@@ -86,43 +95,43 @@ def download(page, number, path):
   return waiting.value.suggested_filename, frames
 
 
-def test_playground_from_prompt_to_file_and_screenshot(trained, visit, tmp_path):
-  """The command, with a trained model."""
+@pytest.fixture
+def made(trained):
+  """Yields the address of a page with a trained model: the command, as users start it."""
   command = [sys.executable, "-m", "videoar_jax.playground", f"--workdir={trained}", "--port=0"]
-  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-  with subprocess.Popen(command, cwd=REPOSITORY, env=environment(), **pipes) as process:
-    try:
-      lines = iter(process.stdout.readline, "")
-      address = next(line for line in lines if line.startswith("http://")).split()[0]
-      page = visit(address)
-      page.fill("#prompt textarea", "a small green star moves up")
-      page.click("#generate")
-      partial = page.wait_for_selector(f"{GROWING} .card img")
-      assert partial.get_attribute("src").startswith("data:image/")
-      page.wait_for_selector(FINISHED)
-      name, frames = download(page, 1, tmp_path / "clip.mp4")
-      assert name == "a_small_green_star_moves_up_0_1.mp4"
-      assert len(frames) == 5 and frames[0].shape == (256, 256, 3)
-      page.wait_for_function(
-        "[...document.querySelectorAll('.card video')].every(v => v.loop && v.currentTime > 0)"
-      )
-      page.click("#longer")
-      page.wait_for_function("document.querySelector('.status .step')?.innerText == '7 frames'")
-      _, longer = download(page, 1, tmp_path / "longer.mp4")
-      assert len(longer) == 7
-      page.screenshot(path=tmp_path / "page.png")
-      assert Image.open(tmp_path / "page.png").size == (1320, 1000)
-      page.click("role=tab[name='The run']")
-      page.wait_for_function("document.querySelector('img.curves')?.naturalWidth > 500")
-      assert "Reconstruction" in page.inner_text("#report")
-    finally:
-      process.terminate()
+  served = Served(command, env=environment())
+  yield served.address
+  served.end()
+
+
+def test_playground_from_prompt_to_file_and_screenshot(browser, made, visit, tmp_path):
+  page = visit(made)
+  page.fill("#prompt textarea", "a small green star moves up")
+  page.click("#generate")
+  partial = page.wait_for_selector(f"{GROWING} .card img")
+  assert partial.get_attribute("src").startswith("data:image/")
+  page.wait_for_selector(FINISHED)
+  name, frames = download(page, 1, tmp_path / "clip.mp4")
+  assert name == "a_small_green_star_moves_up_0_1.mp4"
+  assert len(frames) == 5 and frames[0].shape == (256, 256, 3)
+  page.wait_for_function(
+    "[...document.querySelectorAll('.card video')].every(v => v.loop && v.currentTime > 0)"
+  )
+  page.click("#longer")
+  page.wait_for_function("document.querySelector('.status .step')?.innerText == '7 frames'")
+  _, longer = download(page, 1, tmp_path / "longer.mp4")
+  assert len(longer) == 7
+  page.screenshot(path=tmp_path / "page.png")
+  assert Image.open(tmp_path / "page.png").size == (1320, 1000)
+  page.click("role=tab[name='The run']")
+  page.wait_for_function("document.querySelector('img.curves')?.naturalWidth > 500")
+  assert "Reconstruction" in page.inner_text("#report")
 
 
 def test_playground_menus_write_the_prompt_and_errors_stand_beside_their_field(
   drawn, visit, tmp_path
 ):
-  address, studio = drawn
+  address, steps = drawn
   page = visit(address)
   page.click("#colour_0 input")
   page.click("role=option[name='cyan']")
@@ -138,42 +147,41 @@ def test_playground_menus_write_the_prompt_and_errors_stand_beside_their_field(
   (tmp_path / "none.png").write_text("no picture")
   page.set_input_files("input[type=file]", tmp_path / "none.png")
   page.wait_for_selector("#start >> text=none.png cannot be read as an image")
-  assert not studio.model.steps
+  assert not steps()
   Image.new("RGB", (40, 20), (9, 99, 199)).save(tmp_path / "good.png")
   page.set_input_files("input[type=file]", tmp_path / "good.png")
   page.wait_for_selector("#start img")
   page.fill("#top_p input", "0.9")
   page.click("#generate")
   page.wait_for_selector(FINISHED)
-  (_, _, _, settings), *_ = studio.model.calls
-  assert tuple(settings["image"][0, 0]) == (9, 99, 199) and settings["top_p"] == 0.9
+  assert steps() == [{"top_p": 0.9, "pixel": [9, 99, 199]}] * 3 * SCALES
 
 
 def test_playground_cancelled_and_left_clips_are_not_decoded_on(drawn, visit):
-  address, studio = drawn
+  address, steps = drawn
   page = visit(address)
   page.click("#generate")
   page.wait_for_selector(GROWING)
   page.click("#cancel")
   page.wait_for_selector(".stage[data-state='stopped']")
   assert "cancelled at frame" in page.inner_text(".status .step")
-  done = len(studio.model.steps)
+  done = len(steps())
   time.sleep(1.5)
-  assert len(studio.model.steps) <= done + 1 < 3 * SCALES
+  assert len(steps()) <= done + 1 < 3 * SCALES
   other = visit(address)
   other.click("#generate")
   other.wait_for_selector(GROWING)
   other.context.close()
   time.sleep(1.5)
-  left = len(studio.model.steps)
+  left = len(steps())
   time.sleep(1.5)
-  assert len(studio.model.steps) == left < done + 1 + 3 * SCALES
+  assert len(steps()) == left < done + 1 + 3 * SCALES
   page.click("#generate")
   page.wait_for_selector(FINISHED)  # Whoever comes next is served.
 
 
 def test_playground_visitors_wait_their_turn_and_see_their_own_clips(drawn, visit, tmp_path):
-  address, studio = drawn
+  address, steps = drawn
   first, second = visit(address), visit(address)
   first.click("#generate")
   first.wait_for_selector(GROWING)
@@ -182,7 +190,7 @@ def test_playground_visitors_wait_their_turn_and_see_their_own_clips(drawn, visi
   second.click("#generate")
   second.wait_for_selector("text=Waiting for 1 before you")
   first.wait_for_selector(FINISHED)
-  assert len(studio.model.steps) <= 3 * SCALES + 1
+  assert len(steps()) <= 3 * SCALES + 1
   second.wait_for_selector(FINISHED)
   assert first.inner_text(".status .prompt") != second.inner_text(".status .prompt") == "a star"
   sources = [

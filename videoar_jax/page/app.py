@@ -3,6 +3,7 @@
 import random
 import threading
 from collections.abc import Iterator
+from html import escape
 from typing import Any
 
 import fastapi
@@ -108,7 +109,7 @@ class _Page:
     with gr.Blocks(
       title="videoar_jax playground", analytics_enabled=False, fill_width=True
     ) as self.blocks:
-      gr.HTML(f'<div id="title"><h1>videoar_jax playground</h1><span>{title}</span></div>')
+      gr.HTML(f'<div id="title"><h1>videoar_jax playground</h1><span>{escape(title)}</span></div>')
       with gr.Tabs():
         with gr.Tab("Make clips", id="clips"):
           self._add_clips()
@@ -375,4 +376,4 @@ class _Page:
 
 
 def _error(message: str) -> str:
-  return f'<p class="fieldError">{message}</p>'
+  return f'<p class="fieldError">{escape(message)}</p>'

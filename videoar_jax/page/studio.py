@@ -185,7 +185,7 @@ class Studio:
     self._check_prompt(prompt)
     if before is not None:
       clips = before.frames
-      length = clips.shape[1] + self.model.num_frames - self._overlap_frames()
+      length = self._longer(clips.shape[1])
       if length > MAX_FRAMES:
         raise FieldError("", f"Clips have at most {MAX_FRAMES} frames here.")
       return Wish(prompt, len(clips), length, before.wish.seed, settings, image=None, clips=clips)
@@ -235,14 +235,19 @@ class Studio:
     yield Growth(wish, frames, part, is_finished=True)
 
   def warm_up(self) -> None:
-    """Makes the usual clips once, so that what visitors ask for is compiled."""
+    """Makes the usual clips once, and longer, so that what visitors ask for is compiled."""
     values = {setting.name: setting.default for setting in self.settings}
     num_clips = min(DEFAULT_CLIPS, self.model.batch_size)
     wish = Wish(self.example_prompt(), num_clips, self.lengths[-1], 0, values)
     # Where the page has no example, the empty prompt may not be one that the model knows.
     with contextlib.suppress(FieldError):
-      for _ in self.make(wish, threading.Event()):
-        pass
+      *_, made = self.make(wish, threading.Event())
+      if self.can_continue:
+        longer = dataclasses.replace(
+          wish, num_frames=self._longer(made.frames.shape[1]), clips=made.frames
+        )
+        for _ in self.make(longer, threading.Event()):
+          pass
 
   def example_prompt(self) -> str:
     """Returns the prompt that the page begins with."""
@@ -267,6 +272,10 @@ class Studio:
       raise FieldError("prompt", message) from error
     except ValueError as error:
       raise FieldError("prompt", FieldError.of(error, ()).message) from error
+
+  def _longer(self, num_frames: int) -> int:
+    """Returns the length of clips that are continued by a window of the trained length."""
+    return num_frames + self.model.num_frames - self._overlap_frames()
 
   def _overlap_frames(self) -> int:
     """Returns how many last frames a longer clip continues from; by default about half."""
