@@ -74,15 +74,23 @@ class Served:
     self.process.communicate(timeout=30)
 
 
-@pytest.fixture
-def drawn(browser, tmp_path):
-  """Yields the address of a page whose model draws slowly, and a function that reads its steps."""
+@pytest.fixture(scope="module")
+def drawn_page(browser, tmp_path_factory):
+  """Yields the address of a page whose model draws slowly, and the file of its steps."""
+  folder = tmp_path_factory.mktemp("drawn")
   paths = os.pathsep.join(str(REPOSITORY / path) for path in ("", "tests/helpers"))
   program = REPOSITORY / "tests" / "helpers" / "serve_drawn.py"
-  served = Served([sys.executable, program, tmp_path], env=environment() | {"PYTHONPATH": paths})
-  lines = (tmp_path / "steps").read_text
-  yield served.address, lambda: [json.loads(line) for line in lines().splitlines()]
+  served = Served([sys.executable, program, folder], env=environment() | {"PYTHONPATH": paths})
+  yield served.address, folder / "steps"
   served.end()
+
+
+@pytest.fixture
+def drawn(drawn_page):
+  """Returns the address of that page, and a function that reads the steps since now."""
+  address, file = drawn_page
+  before = len(file.read_text().splitlines())
+  return address, lambda: [json.loads(line) for line in file.read_text().splitlines()[before:]]
 
 
 def download(page, number, path):
