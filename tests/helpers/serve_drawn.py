@@ -22,9 +22,10 @@ def main(folder: str) -> None:
   steps.touch()
 
   def wait():
-    asked = studio.model.calls[-1][3]
+    prompts, _, _, asked = studio.model.calls[-1]
     image = asked.get("image")
-    facts = {"top_p": asked["top_p"], "pixel": None if image is None else image[0, 0].tolist()}
+    pixel = None if image is None else image[0, 0].tolist()
+    facts = {"prompt": prompts[0], "top_p": asked["top_p"], "pixel": pixel}
     with steps.open("a") as file:
       file.write(json.dumps(facts) + "\n")
     time.sleep(STEP_S)
