@@ -25,6 +25,9 @@ ALLOWED = {
     *("parallel", "nn", "train", "data", "interop", "tokenizers", "models", "experiment"),
   },
   "converters": {"nn", "train", "text", "interop", "tokenizers", "models", "experiment"},
+  "page": {
+    *("parallel", "nn", "train", "data", "text", "interop", "models", "experiment", "evals"),
+  },
   "planning": {"parallel", "nn", "train", "tokenizers", "models", "experiment"},
 }
 # Every part may import these modules: they need nothing of the package, and no device.

@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 from tiny_networks import AUTOENCODER
 
-from videoar_jax.models.videoar import sampler
+from videoar_jax.models.preview import preview
+from videoar_jax.models.videoar import sampler, stepper
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.corruption import corrupt
 from videoar_jax.models.videoar.layout import Layout
@@ -116,13 +117,13 @@ def test_devices_share_any_number_of_clips(model, clips):
 
 
 def test_stream_hands_frames_out_before_the_next_are_begun(model, clips, monkeypatch):
-  decode_frame, begun = sampler._decode_frame, []
+  decode_frame, begun = stepper._decode_frame, []
 
   def count(*arguments, **settings):
     begun.append(1)
     return decode_frame(*arguments, **settings)
 
-  monkeypatch.setattr(sampler, "_decode_frame", count)
+  monkeypatch.setattr(stepper, "_decode_frame", count)
   parts, counts = [], []
   for part in model.stream(PROMPTS, seed=3):
     parts.append(part)
@@ -155,6 +156,49 @@ def test_given_frames_come_back_coded_and_lead_on(model, clips, video):
   out = model.sample(PROMPTS, seed=3, image=image)
   first = coded(model, image[None, None])
   assert near(out[:, :1], np.repeat(first, 3, axis=0))
+
+
+def test_previews_grow_scale_by_scale_into_the_samples(model, clips, monkeypatch):
+  decode_scale, begun = model.stepper._decode_scale, []
+
+  def count(*arguments, **settings):
+    begun.append(1)
+    return decode_scale(*arguments, **settings)
+
+  monkeypatch.setattr(model.stepper, "_decode_scale", count)
+  parts, counts = [], []
+  for part in preview(model, PROMPTS, 9, seed=3):
+    parts.append(part)
+    counts.append(len(begun))
+  assert counts == list(range(1, 11))  # None is begun before it is asked for.
+  steps = [(part.start, part.frames.shape[1], part.num_done, part.num_scales) for part in parts]
+  assert steps == [
+    (start, num, s, 2) for start, num in ((0, 1), (1, 2), (3, 2), (5, 2), (7, 2)) for s in (1, 2)
+  ]
+  assert near(np.concatenate([part.frames for part in parts[1::2]], axis=1), clips)
+  # A first scale alone is the same everywhere in a latent frame, so that it looks otherwise.
+  assert not near(parts[0].frames, clips[:, :1])
+
+
+def test_previews_begin_with_an_image_and_continue_clips(model, clips, video):
+  image = video[0, 0]
+  parts = list(preview(model, PROMPTS, 5, seed=3, image=image))
+  assert [(part.start, part.num_done) for part in parts] == [
+    (0, 2),
+    *((1, 1), (1, 2), (3, 1), (3, 2)),
+  ]
+  found = np.concatenate([part.frames for part in parts if part.num_done == 2], axis=1)
+  assert near(found, model.sample(PROMPTS, 5, seed=3, image=image))
+  longer = model.extend(clips, PROMPTS, 17, seed=3, overlap_frames=3)
+  parts = list(preview(model, PROMPTS, 17, seed=3, clips=clips, overlap_frames=3))
+  # Two windows, of three and of one latent frame.
+  assert [part.start for part in parts] == [9, 9, 11, 11, 13, 13, 15, 15]
+  found = np.concatenate([clips, *(part.frames for part in parts[1::2])], axis=1)
+  assert near(found, longer)
+  with pytest.raises(ValueError, match="take 11 or 13"):
+    preview(model, PROMPTS, 12, clips=clips)
+  with pytest.raises(ValueError, match="give one"):
+    model.preview(PROMPTS, 13, clips=clips, image=image)
 
 
 def test_a_window_of_samples_leaves_scores_as_in_training(model):

@@ -89,6 +89,27 @@ class State:
     return num // 2 if self.is_prefix_guided else num
 
 
+class PartialFrame(NamedTuple):
+  """A frame of which the first scales are there.
+
+  Attributes:
+    bits: of each scale, as in `Decoded`.
+    quantized: the sum of their codes `[b, h, w, d]`: decoded, what the frame looks like so far.
+    logits: of each scale, as in `Decoded`.
+    own: keys and values of their tokens; None before the first.
+  """
+
+  bits: list[UInt8[Array, "b _y _x d"]]
+  quantized: Float[Array, "b h w d"]
+  logits: list[Float[Array, "b _q d"]]
+  own: Any
+
+  @classmethod
+  def empty(cls, state: State) -> "PartialFrame":
+    """Returns a frame without any scale, the next one of a state."""
+    return cls([], jnp.zeros_like(state.before), [], None)
+
+
 def num_slots(num_frames: int, window: int | None) -> int:
   """Returns the number of earlier frames that the cache holds for a clip."""
   return num_frames - 1 if window is None else min(window, num_frames - 1)
@@ -158,33 +179,58 @@ def decode_frame(
     trained_frames: frames after which the prompt moves along in time; None for never.
     prefix_guidance: see `prefix`; None if the state has no rows for it.
   """
-  state = _write_final(model, layout, state, trained_frames, prefix_guidance)
-  past, past_masks = _past(model, layout, state, trained_frames)
-  b, *_, d = state.before.shape
+  state = begin_frame(model, layout, state, trained_frames, prefix_guidance)
+  past = _past(model, layout, state, trained_frames)
+  draws = {"temperature": temperature, "top_p": top_p, "prefix_guidance": prefix_guidance}
+  partial = PartialFrame.empty(state)
+  for s in range(layout.num_scales):
+    partial = decode_scale(model, layout, state, partial, guidance[s], past=past, **draws)
+  state = end_frame(layout, state, partial.own, partial.quantized)
+  return state, Decoded(partial.bits, partial.quantized, jnp.concatenate(partial.logits, 1))
+
+
+def decode_scale(
+  model: Generator,
+  layout: Layout,
+  state: State,
+  partial: PartialFrame,
+  guidance: Any,
+  *,
+  temperature: float | Array = 1.0,
+  top_p: float | Array = 1.0,
+  trained_frames: int | Int[Array, ""] | None = None,
+  prefix_guidance: PrefixGuidance | None = None,
+  past: Any = None,
+) -> PartialFrame:
+  """Generates the bits of the next scale of a frame, between `begin_frame` and `end_frame`.
+
+  Args:
+    model, layout, temperature, top_p, trained_frames, prefix_guidance: see `decode_frame`.
+    state: from `begin_frame`.
+    partial: the scales before.
+    guidance: a number, that of this scale.
+    past: what the frame sees of earlier ones, and masks; None to take it from the state.
+  """
+  past, past_masks = _past(model, layout, state, trained_frames) if past is None else past
+  s, (b, *_, d) = len(partial.bits), state.before.shape
+  features = _scale_features(model, layout, partial.quantized, state.before, s)
+  features = _with_corrupted(features, state, state.frame, layout.num_scales + s, prefix_guidance)
+  seen = past if partial.own is None else (*past, partial.own)
+  masks = (*past_masks, *[None] * (len(seen) + 1 - len(past)))
+  y, new = _step(model, layout, state, features, layout.scale_slice(s), seen, masks)
+  own = new if partial.own is None else join(partial.own, new)
+  logits = patches.to_cells(model.logits(y), layout, s, d)
+  if prefix_guidance is None:
+    logits = _guided(logits, state, guidance)
+  else:
+    true, corrupted = (_guided(part, state, guidance) for part in jnp.split(logits, 2))
+    logits = combine(true, corrupted, prefix_guidance)
   keys = jax.vmap(lambda key: jax.random.fold_in(key, state.frame))(state.keys)
-  total, own = jnp.zeros_like(state.before), None
-  all_bits, all_logits = [], []
-  for s, grid in enumerate(layout.schedule):
-    features = _scale_features(model, layout, total, state.before, s)
-    features = _with_corrupted(features, state, state.frame, layout.num_scales + s, prefix_guidance)
-    seen = past if own is None else (*past, own)
-    masks = (*past_masks, *[None] * (len(seen) + 1 - len(past)))
-    y, new = _step(model, layout, state, features, layout.scale_slice(s), seen, masks)
-    own = new if own is None else join(own, new)
-    logits = patches.to_cells(model.logits(y), layout, s, d)
-    if prefix_guidance is None:
-      logits = _guided(logits, state, guidance[s])
-    else:
-      true, corrupted = (_guided(part, state, guidance[s]) for part in jnp.split(logits, 2))
-      logits = combine(true, corrupted, prefix_guidance)
-    scale_keys = jax.vmap(lambda key, s=s: jax.random.fold_in(key, s))(keys)
-    bits = sample_bits(scale_keys, logits, temperature=temperature, top_p=top_p)
-    bits = bits.reshape(b, *grid, d)
-    total = total + linear_resize(bits_to_codes(bits), layout.grid)
-    all_bits.append(bits)
-    all_logits.append(logits)
-  state = _end_frame(layout, state, own, total)
-  return state, Decoded(all_bits, total, jnp.concatenate(all_logits, 1))
+  scale_keys = jax.vmap(lambda key: jax.random.fold_in(key, s))(keys)
+  bits = sample_bits(scale_keys, logits, temperature=temperature, top_p=top_p)
+  bits = bits.reshape(b, *layout.schedule[s], d)
+  quantized = partial.quantized + linear_resize(bits_to_codes(bits), layout.grid)
+  return PartialFrame([*partial.bits, bits], quantized, [*partial.logits, logits], own)
 
 
 def _guided(logits: Float[Array, "rows q d"], state: State, scale) -> Float[Array, "b q d"]:
@@ -224,7 +270,7 @@ def write_frame(
   All scales are processed at once. With `context="full_frame"` none are: later frames only see
   their sum. `trained_frames` and `prefix_guidance` are as in `decode_frame`.
   """
-  state = _write_final(model, layout, state, trained_frames, prefix_guidance)
+  state = begin_frame(model, layout, state, trained_frames, prefix_guidance)
   features, total = [], jnp.zeros_like(state.before)
   for s, scale_bits in enumerate(bits):
     own = _scale_features(model, layout, total, state.before, s)
@@ -239,7 +285,7 @@ def write_frame(
     masks = (*past_masks, (scales[None] <= scales[:, None])[None])
     features = jnp.concatenate(features, axis=1)
     _, own = _step(model, layout, state, features, tokens, past, masks)
-  return _end_frame(layout, state, own, total), total
+  return end_frame(layout, state, own, total), total
 
 
 def decode(
@@ -397,7 +443,7 @@ def _step(
   return model.step(x, angles, seen, masks)
 
 
-def _end_frame(layout: Layout, state: State, own, total) -> State:
+def end_frame(layout: Layout, state: State, own, total) -> State:
   """Returns the state after a frame; its scales enter the ring if later frames see them."""
   cache = state.cache
   if layout.context == "scales":
@@ -405,14 +451,18 @@ def _end_frame(layout: Layout, state: State, own, total) -> State:
   return dataclasses.replace(state, cache=cache, before=total, frame=state.frame + 1)
 
 
-def _write_final(
+def begin_frame(
   model: Generator,
   layout: Layout,
   state: State,
   trained_frames: int | Int[Array, ""] | None,
-  prefix_guidance: PrefixGuidance | None,
+  prefix_guidance: PrefixGuidance | None = None,
 ) -> State:
-  """With `context="full_frame"`, adds the previous frame's complete latent to the cache."""
+  """Returns a state that is ready for the next frame.
+
+  With `context="full_frame"`, adds the previous frame's complete latent to the cache.
+  `trained_frames` and `prefix_guidance` are as in `decode_frame`.
+  """
   if layout.context == "scales" or not _slots(layout, state):
     return state
   tokens = slice(layout.frame_size, layout.frame_stride)

@@ -11,19 +11,20 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
+from videoar_jax.models.preview import Preview
 from videoar_jax.models.request import first_frames
 from videoar_jax.models.videoar import decode
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.request import Request, Requests, request_keys
 from videoar_jax.models.videoar.score import score
+from videoar_jax.models.videoar.stepper import Stepper
 from videoar_jax.nn.quantized import with_dtype
 from videoar_jax.parallel.mesh import call_on, num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.programs import Program
 from videoar_jax.parallel.rules import constrain
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
-from videoar_jax.tokenizers.pixels import to_uint8
 from videoar_jax.tokenizers.programs import to_latents, to_pixels
 
 
@@ -65,9 +66,6 @@ def _sample_clips(
 # Programs of all models: a second one of the same kind compiles nothing.
 _sample = Program(_sample_clips, static_argnames=("layout", "window", "trained_frames"))
 _score = jax.jit(score, static_argnames=("layout", "window"))
-_start = jax.jit(decode.start, static_argnames=("layout", "slots", "is_guided", "is_prefix_guided"))
-_write_frame = jax.jit(decode.write_frame, static_argnums=1, donate_argnums=2)
-_decode_frame = jax.jit(decode.decode_frame, static_argnums=1, donate_argnums=2)
 
 
 class Model:
@@ -122,6 +120,7 @@ class Model:
       batch_size=batch_size,
       guidance_shapes=guidance_shapes,
     )
+    self.stepper = Stepper(self.generator, tokenizer, text_encoder, layout, mesh)
 
   @property
   def num_frames(self) -> int:
@@ -273,7 +272,50 @@ class Model:
     )
     num_latents = math.inf if is_endless else request.layout.num_frames
     slots = window if is_endless else decode.num_slots(num_latents, request.window)
-    return self._stream(request, num_latents, slots)
+    return self.stepper.stream(
+      request,
+      num_latents,
+      slots=slots,
+      trained_frames=self._trained_frames(num_latents),
+      bits=None if conditioning is None else self._bits(request.conditioning),
+    )
+
+  def preview(
+    self,
+    prompts: list[str],
+    num_frames: int | None = None,
+    seed: int = 0,
+    *,
+    image: UInt8[np.ndarray, "*b H W 3"] | None = None,
+    clips: UInt8[np.ndarray, "b u H W 3"] | None = None,
+    overlap_frames: int = 1,
+    window: int | None = None,
+    sample_ids: Sequence[int] | None = None,
+    **settings: Any,
+  ) -> Iterator[Preview]:
+    """Generates or continues clips, and yields what they look like after each scale.
+
+    Finished frames are those of `sample` or `extend`, up to floating-point rounding. All prompts
+    are one batch.
+
+    Args:
+      prompts, num_frames, seed, image, window, sample_ids, **settings: see `sample`.
+      clips: instead of an image, clips to continue, see `extend`; of them only new frames are
+        yielded.
+      overlap_frames: see `extend`.
+    Raises:
+      ValueError: as `sample` or `extend`; raised by the call, not by the first preview.
+    """
+    settings |= {"window": window, "sample_ids": sample_ids, "is_stream": True}
+    if clips is None:
+      given = first_frames(image, None)
+      return self._preview(self.requests.make(prompts, num_frames, seed, given, **settings))
+    if image is not None:
+      raise ValueError("image and clips: clips that are continued have a first frame; give one")
+    num_frames = self.num_frames if num_frames is None else num_frames
+    clips = self.requests.check_extension(clips, len(prompts), num_frames, overlap_frames)
+    request = self.requests.make(prompts, None, seed, clips[:, -overlap_frames:], **settings)
+    return self._preview_longer(request, clips, num_frames, overlap_frames)
 
   def score(
     self, prompts: list[str], video: UInt8[np.ndarray, "b f H W 3"]
@@ -305,39 +347,34 @@ class Model:
     """Returns after how many latent frames of a clip the prompt moves; None if it is no longer."""
     return None if num_latents <= self.trained_frames else self.trained_frames
 
-  def _stream(self, request: Request, num_latents: float, slots: int):
-    table, layout, trained = request.table, self.layout, self._trained_frames(num_latents)
-    state = self._run(
-      _start,
-      self.generator,
-      layout,
-      request.texts,
-      self.text_encoder.null(),
-      request.keys(),
-      slots=slots,
-      is_guided=table is not None,
-      is_prefix_guided=request.prefix_guidance is not None,
+  def _preview(self, request: Request, num_latents: int | None = None) -> Iterator[Preview]:
+    """Previews a clip of a request's length, or its first latent frames."""
+    length = request.layout.num_frames
+    return self.stepper.preview(
+      request,
+      length if num_latents is None else num_latents,
+      slots=decode.num_slots(length, request.window),
+      trained_frames=self._trained_frames(length),
+      bits=None if request.conditioning is None else self._bits(request.conditioning),
     )
-    moves = {"trained_frames": trained, "prefix_guidance": request.prefix_guidance}
-    t, pixels = 0, None
-    if request.conditioning is not None:
-      bits = self._bits(request.conditioning)
-      t, latents = bits[0].shape[1], []
-      for i in range(t):
-        frame_bits = [scale[:, i] for scale in bits]
-        state, total = self._run(_write_frame, self.generator, layout, state, frame_bits, **moves)
-        latents.append(total)
-      frames, pixels = self.tokenizer.decode_chunk(jnp.stack(latents, 1))
-      yield np.asarray(to_uint8(frames))
-    while t < num_latents:
-      row = (
-        np.ones(layout.num_scales, np.float32) if table is None else table[min(t, len(table) - 1)]
-      )
-      draws = {"temperature": request.temperature, "top_p": request.top_p}
-      state, out = self._run(_decode_frame, self.generator, layout, state, row, **moves, **draws)
-      frames, pixels = self.tokenizer.decode_chunk(out.quantized[:, None], pixels)
-      yield np.asarray(to_uint8(frames))
-      t += 1
+
+  def _preview_longer(
+    self, request: Request, clips, num_frames: int, overlap_frames: int
+  ) -> Iterator[Preview]:
+    """Previews what follows clips, window by window, each of which is a request like the first."""
+    done, head, tau = clips.shape[1], request.conditioning, self.tokenizer.config.temporal_stride
+    while done < num_frames:
+      request = dataclasses.replace(request, conditioning=head, epoch=done)
+      wanted = 1 + (overlap_frames - 1 + num_frames - done) // tau
+      frames = head
+      for part in self._preview(request, min(wanted, request.layout.num_frames)):
+        if part.start < overlap_frames:  # The given frames.
+          continue
+        yield part._replace(start=done + part.start - overlap_frames)
+        if part.num_done == part.num_scales:
+          frames = np.concatenate([frames, part.frames], axis=1)
+      done += frames.shape[1] - overlap_frames
+      head = frames[:, -overlap_frames:]
 
   def _generate(self, request: Request) -> UInt8[np.ndarray, "b f H W 3"]:
     """Generates clips, one batch after the other."""
