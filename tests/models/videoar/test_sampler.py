@@ -159,13 +159,13 @@ def test_given_frames_come_back_coded_and_lead_on(model, clips, video):
 
 
 def test_previews_grow_scale_by_scale_into_the_samples(model, clips, monkeypatch):
-  decode_scale, begun = model.stepper._decode_scale, []
+  decode_scale, begun = stepper._decode_scale, []
 
   def count(*arguments, **settings):
     begun.append(1)
     return decode_scale(*arguments, **settings)
 
-  monkeypatch.setattr(model.stepper, "_decode_scale", count)
+  monkeypatch.setattr(stepper, "_decode_scale", count)
   parts, counts = [], []
   for part in preview(model, PROMPTS, 9, seed=3):
     parts.append(part)
