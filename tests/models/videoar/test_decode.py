@@ -12,13 +12,8 @@ from tiny_networks import make_model
 
 from videoar_jax.models.request import sample_keys
 from videoar_jax.models.videoar.config import GeneratorConfig
-from videoar_jax.models.videoar.decode import (
-  Decoded,
-  decode,
-  decode_frame,
-  start,
-  write_frame,
-)
+from videoar_jax.models.videoar.decode import Decoded, decode, decode_frame
+from videoar_jax.models.videoar.decode_steps import start, write_frame
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.nn.cache import Cache, attend_cached

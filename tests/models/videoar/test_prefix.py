@@ -12,7 +12,8 @@ from tiny_networks import make_model
 from videoar_jax.models.request import sample_keys
 from videoar_jax.models.videoar import prefix
 from videoar_jax.models.videoar.config import GeneratorConfig, SamplingConfig
-from videoar_jax.models.videoar.decode import decode, decode_frame, start, write_frame
+from videoar_jax.models.videoar.decode import decode, decode_frame
+from videoar_jax.models.videoar.decode_steps import start, write_frame
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.prefix import PrefixGuidance, PrefixGuidanceConfig
 from videoar_jax.nn.resize import area_resize, linear_resize

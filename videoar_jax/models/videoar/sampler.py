@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, UInt8
 
 from videoar_jax.models.preview import Preview
 from videoar_jax.models.request import first_frames
-from videoar_jax.models.videoar import decode
+from videoar_jax.models.videoar import decode, decode_steps
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.request import Request, Requests, request_keys
@@ -271,7 +271,7 @@ class Model:
       prompts, wanted, seed, conditioning, window, is_stream=True, is_endless=is_endless, **settings
     )
     num_latents = math.inf if is_endless else request.layout.num_frames
-    slots = window if is_endless else decode.num_slots(num_latents, request.window)
+    slots = window if is_endless else decode_steps.num_slots(num_latents, request.window)
     return self.stepper.stream(
       request,
       num_latents,
@@ -353,7 +353,7 @@ class Model:
     return self.stepper.preview(
       request,
       length if num_latents is None else num_latents,
-      slots=decode.num_slots(length, request.window),
+      slots=decode_steps.num_slots(length, request.window),
       trained_frames=self._trained_frames(length),
       bits=None if request.conditioning is None else self._bits(request.conditioning),
     )

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, UInt8
 
 from videoar_jax.models.preview import Preview
-from videoar_jax.models.videoar import decode
+from videoar_jax.models.videoar import decode, decode_steps
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.request import Request
@@ -19,13 +19,15 @@ from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
 from videoar_jax.tokenizers.pixels import to_uint8
 
 # Programs of all models: a second one of the same kind compiles nothing.
-_start = jax.jit(decode.start, static_argnames=("layout", "slots", "is_guided", "is_prefix_guided"))
-_write_frame = jax.jit(decode.write_frame, static_argnums=1, donate_argnums=2)
+_start = jax.jit(
+  decode_steps.start, static_argnames=("layout", "slots", "is_guided", "is_prefix_guided")
+)
+_write_frame = jax.jit(decode_steps.write_frame, static_argnums=1, donate_argnums=2)
 _decode_frame = jax.jit(decode.decode_frame, static_argnums=1, donate_argnums=2)
-_begin_frame = jax.jit(decode.begin_frame, static_argnums=1, donate_argnums=2)
+_begin_frame = jax.jit(decode_steps.begin_frame, static_argnums=1, donate_argnums=2)
 # Not donated: the state serves all scales of a frame, and a scale's arrays all grow.
-_decode_scale = jax.jit(decode.decode_scale, static_argnums=1)
-_end_frame = jax.jit(decode.end_frame, static_argnums=0, donate_argnums=1)
+_decode_scale = jax.jit(decode_steps.decode_scale, static_argnums=1)
+_end_frame = jax.jit(decode_steps.end_frame, static_argnums=0, donate_argnums=1)
 
 
 class Stepper:
@@ -64,7 +66,7 @@ class Stepper:
     Args:
       request: what to generate.
       num_latents: latent frames; may be infinite.
-      slots: earlier frames that a frame sees, see `decode.num_slots`.
+      slots: earlier frames that a frame sees, see `decode_steps.num_slots`.
       trained_frames: see `decode.decode_frame`.
       bits: of the request's given frames, if any.
     """
@@ -104,7 +106,7 @@ class Stepper:
         trained_frames=trained_frames,
         prefix_guidance=request.prefix_guidance,
       )
-      partial, row = decode.PartialFrame.empty(state), self._guidance(request, t)
+      partial, row = decode_steps.PartialFrame.empty(state), self._guidance(request, t)
       for s in range(layout.num_scales):
         partial = self._run(
           *(_decode_scale, self.generator, layout, state, partial, row[s]),

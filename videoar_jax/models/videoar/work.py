@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from videoar_jax.models.base import Run, SamplingProgram, SamplingWork, Stage, StepWork
 from videoar_jax.models.request import sample_keys
-from videoar_jax.models.videoar import decode
+from videoar_jax.models.videoar import decode, decode_steps
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.flops import forward_flops, training_flops, visible_pairs
 from videoar_jax.models.videoar.layout import Layout
@@ -116,8 +116,8 @@ def sampling_program(
   params = with_shardings(cast, template.shardings(mesh))
   model = template.module(params)
   start = functools.partial(
-    decode.start,
-    slots=decode.num_slots(layout.num_frames, sampling_window(run, stage)),
+    decode_steps.start,
+    slots=decode_steps.num_slots(layout.num_frames, sampling_window(run, stage)),
     is_guided=guided,
     is_prefix_guided=prefix is not None,
   )
