@@ -1,4 +1,4 @@
-"""NOVA at a small size: continuous tokenizer, then generator. In progress: no times or scores yet.
+"""NOVA at a small size: continuous tokenizer, then generator. In progress: docs/nova.md has its scores.
 
 python -m videoar_jax.main --config=configs/nova_quickstart.py --workdir=runs/nova
 """
