@@ -1,4 +1,4 @@
-"""NOVA at a small size: continuous tokenizer, then generator. In progress: docs/nova.md has its scores.
+"""NOVA at a small size: continuous tokenizer, then generator. Scores so far: docs/nova.md.
 
 python -m videoar_jax.main --config=configs/nova_quickstart.py --workdir=runs/nova
 """
