@@ -49,21 +49,28 @@ commands look for them: $VIDEOAR_JAX_WEIGHTS, or ~/.cache/videoar_jax/weights.
 import argparse
 import pathlib
 import sys
-from collections.abc import Callable
 
+from videoar_jax.converters.commands import (
+  WEIGHT_DTYPES,
+  add_infinity,
+  add_infinity_star,
+  add_kl_tokenizer,
+  add_nova,
+  add_videoar,
+  adds_tokenizer,
+  path_of,
+  settings_of,
+)
 from videoar_jax.converters.packages import convert_package
 from videoar_jax.experiment.command_line import (
   Parser,
   check_local,
-  parse_resolution,
   print_result,
   read_config,
 )
 from videoar_jax.experiment.overrides import split_overrides
 from videoar_jax.interop import hub, weights
 from videoar_jax.text.encoders.files import DTYPES
-
-WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -94,184 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     prog="python -m videoar_jax.convert",
     description=__doc__,
   )
-  commands = parser.add_subparsers(dest="command", required=True, metavar="WHAT")
+  parsers = parser.add_subparsers(dest="command", required=True, metavar="WHAT")
   for name, (summary, add_arguments) in COMMANDS.items():
-    add_arguments(commands.add_parser(name, help=summary, description=summary))
+    add_arguments(parsers.add_parser(name, help=summary, description=summary))
   return parser
-
-
-def _add_paths(parser: argparse.ArgumentParser, checkpoint: str) -> None:
-  """Adds the flags of every conversion.
-
-  Args:
-    parser: of the conversion.
-    checkpoint: what to name, for --help.
-  """
-  add, unset = parser.add_argument, argparse.SUPPRESS
-  add("--checkpoint", required=True, default=unset, help=checkpoint, type=_path)
-  add("--out", required=True, default=unset, help="new folder for the result", type=_path)
-
-
-def _path(text: str) -> pathlib.Path:
-  return pathlib.Path(text).expanduser()
-
-
-def _add_parts(
-  parser: argparse.ArgumentParser, tokenizer: str, text_encoder: str | None = None
-) -> None:
-  """Adds the flags of conversions of whole models.
-
-  Args:
-    parser: of the conversion.
-    tokenizer, text_encoder: what to name, for --help; None for no flag.
-  """
-  add, unset = parser.add_argument, argparse.SUPPRESS
-  add("--tokenizer", default=unset, type=_path, help=tokenizer)
-  if text_encoder is not None:
-    add("--text_encoder", default=unset, type=_path, help=text_encoder)
-  add(
-    "--dtype",
-    choices=WEIGHT_DTYPES,
-    default=unset,
-    help="of the weights; default: as in the checkpoint",
-  )
-
-
-def _add_nova(parser: argparse.ArgumentParser) -> None:
-  _add_paths(parser, "folder of a pipeline, with transformer/, vae/ and text_encoder/")
-  _add_parts(
-    parser,
-    "autoencoder to use instead of vae/, public or converted",
-    "folder of a Phi-2 to use instead of text_encoder/",
-  )
-  parser.add_argument(
-    "--num_heads",
-    type=int,
-    default=argparse.SUPPRESS,
-    help="for a transformer of a width that no public one has",
-  )
-  parser.set_defaults(run=_convert_nova)
-
-
-def _convert_nova(options: argparse.Namespace) -> str:
-  from videoar_jax.converters.nova import convert_nova
-
-  return convert_nova(**_settings(options))
-
-
-def _settings(options: argparse.Namespace) -> dict:
-  """Returns the flags of a conversion that were given."""
-  return {name: value for name, value in vars(options).items() if name not in ("command", "run")}
-
-
-def _add_infinity(parser: argparse.ArgumentParser) -> None:
-  _add_paths(parser, "of the transformer: .pth or .safetensors file, or folder of shards")
-  _add_parts(parser, "image tokenizer, public or converted", "folder of the T5: flan-t5-xl")
-  parser.add_argument(
-    "--resolution",
-    default=argparse.SUPPRESS,
-    help="of images by default, such as 1024 or HEIGHTxWIDTH; default: 1024, or 256 for 125M",
-  )
-  parser.set_defaults(run=_convert_infinity)
-
-
-def _convert_infinity(options: argparse.Namespace) -> str:
-  from videoar_jax.converters.infinity import convert_infinity_model
-
-  settings = _settings(options)
-  if "resolution" in settings:
-    settings["resolution"] = parse_resolution(settings["resolution"])
-  return convert_infinity_model(**settings)
-
-
-def _add_infinity_star(parser: argparse.ArgumentParser) -> None:
-  _add_paths(parser, "of the transformer: folder of shards, or .pth or .safetensors file")
-  _add_parts(parser, "video autoencoder, public or converted", "folder of the T5: flan-t5-xl")
-  parser.add_argument(
-    "--size", choices=("480p", "720p"), default="480p", help="of the videos it was trained on"
-  )
-  parser.add_argument(
-    "--num_frames",
-    type=int,
-    default=81,
-    help="of a clip by default, 81 or 161; with 161, --video continues a whole clip of 81",
-  )
-  parser.add_argument(
-    "--interactive",
-    action="store_true",
-    help="it is the interactive model: settings for `sample --interactive`",
-  )
-  parser.set_defaults(run=_convert_infinity_star)
-
-
-def _convert_infinity_star(options: argparse.Namespace) -> str:
-  from videoar_jax.converters.infinity import convert_star_model
-
-  return convert_star_model(**_settings(options))
-
-
-def _add_videoar(parser: argparse.ArgumentParser) -> None:
-  add, unset = parser.add_argument, argparse.SUPPRESS
-  what = parser.add_mutually_exclusive_group(required=True)
-  add("--config", required=True, default=unset, help="config file that would train such a model")
-  what.add_argument("--map", default=unset, type=_path, help="JSON table, see docs/weights.md")
-  what.add_argument("--template", default=unset, type=_path, help="JSON table to write, to edit")
-  add("--checkpoint", default=unset, type=_path, help="weights; with --template, lists their names")
-  _add_parts(parser, "checkpoint of the tokenizer, or a converted one; default: --checkpoint")
-  add("--out", default=unset, help="new folder for the result", type=_path)
-  parser.set_defaults(run=_convert_videoar)
-
-
-def _convert_videoar(options: argparse.Namespace) -> str:
-  from videoar_jax.converters.videoar import convert_videoar, write_template
-
-  settings = _settings(options)
-  if "template" in settings:
-    known = {"config": "config", "template": "path", "checkpoint": "checkpoint"}
-    wrong = settings.keys() - known
-    if wrong:
-      raise ValueError(f"--{min(wrong)} goes with --map, not with --template; leave it out")
-    return write_template(**{known[name]: value for name, value in settings.items()})
-  for name in ("checkpoint", "out"):
-    if name not in settings:
-      raise ValueError(f"--{name} is missing; --map needs it")
-  settings["table"] = settings.pop("map")
-  return convert_videoar(**settings)
-
-
-def _adds_tokenizer(function: str) -> Callable[[argparse.ArgumentParser], None]:
-  """Returns what adds the flags of a conversion in `converters.tokenizers`."""
-
-  def run(options: argparse.Namespace) -> str:
-    from videoar_jax.converters import tokenizers
-
-    return getattr(tokenizers, function)(options.checkpoint, options.out)
-
-  def add(parser: argparse.ArgumentParser) -> None:
-    _add_paths(parser, "the .safetensors or .pth file")
-    parser.set_defaults(run=run)
-
-  return add
-
-
-def _add_kl_tokenizer(parser: argparse.ArgumentParser) -> None:
-  _add_paths(
-    parser,
-    "folder with config.json and safetensors files, the folder of its pipeline, or a .safetensors "
-    "or .pth file with config.json beside it",
-  )
-  parser.add_argument(
-    "--tiling",
-    action="store_true",
-    help="for the video autoencoder: code clips in tiles of 17 frames, as NOVA's public code does",
-  )
-  parser.set_defaults(run=_convert_kl_tokenizer)
-
-
-def _convert_kl_tokenizer(options: argparse.Namespace) -> str:
-  from videoar_jax.converters.tokenizers import convert_kl
-
-  return convert_kl(options.checkpoint, options.out, tiling=options.tiling)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -312,7 +145,7 @@ def _add_random(parser: argparse.ArgumentParser) -> None:
 
   add, unset = parser.add_argument, argparse.SUPPRESS
   add("--like", required=True, default=unset, help=f"the public model: {', '.join(NAMES)}")
-  add("--out", required=True, default=unset, help="new folder for the result", type=_path)
+  add("--out", required=True, default=unset, help="new folder for the result", type=path_of)
   add("--dtype", choices=WEIGHT_DTYPES, default="bfloat16", help="of the generator's weights")
   parser.set_defaults(run=_write_random)
 
@@ -320,17 +153,22 @@ def _add_random(parser: argparse.ArgumentParser) -> None:
 def _write_random(options: argparse.Namespace) -> str:
   from videoar_jax.converters.random_weights import write_random
 
-  return write_random(**_settings(options))
+  return write_random(**settings_of(options))
 
 
 def _add_push(parser: argparse.ArgumentParser) -> None:
   add, unset = parser.add_argument, argparse.SUPPRESS
-  add("--model", required=True, default=unset, type=_path, help="the model's folder")
+  add("--model", required=True, default=unset, type=path_of, help="the model's folder")
   add("--to", required=True, default=unset, help="OWNER/NAME; made if there is none")
   add("--private", action="store_true", help="fail if others may read the repository")
   add("--license", default=unset, help="of the weights, by the hub's name, such as apache-2.0")
-  add("--scores", default=unset, type=_path, help="generation.json of `evaluate`, for the page")
-  add("--sheet", default=unset, type=_path, help="PNG picture of samples, for the page")
+  add(
+    "--scores",
+    default=unset,
+    type=path_of,
+    help="generation.json of `evaluate`, for the page",
+  )
+  add("--sheet", default=unset, type=path_of, help="PNG picture of samples, for the page")
   parser.set_defaults(run=_push)
 
 
@@ -436,14 +274,20 @@ COMMANDS = {
   "model": ("a run's generator with all it needs, to a folder to share", _add_model),
   "push": ("a model's folder, to the Hugging Face hub", _add_push),
   "weights": ("weights of a run's stage, to safetensors", _add_weights),
-  "videoar": ("weights of VideoAR by other code, by a table of their names", _add_videoar),
-  "nova": ("a public NOVA, with its autoencoder and text encoder", _add_nova),
-  "infinity": ("a public Infinity, text to image", _add_infinity),
-  "infinity_star": ("a public InfinityStar, text and image to video", _add_infinity_star),
+  "videoar": ("weights of VideoAR by other code, by a table of their names", add_videoar),
+  "nova": ("a public NOVA, with its autoencoder and text encoder", add_nova),
+  "infinity": ("a public Infinity, text to image", add_infinity),
+  "infinity_star": ("a public InfinityStar, text and image to video", add_infinity_star),
   "random": ("random weights with the layout of a public model", _add_random),
-  "infinity_tokenizer": ("Infinity's public image tokenizer", _adds_tokenizer("convert_infinity")),
-  "star_tokenizer": ("InfinityStar's public video autoencoder", _adds_tokenizer("convert_star")),
-  "kl_tokenizer": ("public continuous autoencoders of images and video", _add_kl_tokenizer),
+  "infinity_tokenizer": (
+    "Infinity's public image tokenizer",
+    adds_tokenizer("convert_infinity"),
+  ),
+  "star_tokenizer": (
+    "InfinityStar's public video autoencoder",
+    adds_tokenizer("convert_star"),
+  ),
+  "kl_tokenizer": ("public continuous autoencoders of images and video", add_kl_tokenizer),
   "text_features": ("features of prompts, by a pretrained T5, umT5 or Phi-2", _add_text_features),
   "lpips": ("VGG16 and the heads of LPIPS, a perceptual distance of pictures", _add_lpips),
   "i3d": ("I3D trained on Kinetics-400, whose logits FVD compares", _add_i3d),

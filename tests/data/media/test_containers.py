@@ -99,6 +99,6 @@ def test_the_public_reader(tmp_path):
 
 def test_conditions_name_the_file(tmp_path):
   (tmp_path / "a.mp4").write_bytes(b"no video")
-  options = {"stride": 1, "max_frames": 8, "is_resized": True}
+  options = {"lengths": range(1, 9), "is_resized": True}
   with pytest.raises(ValueError, match=r"a\.mp4: cannot be opened as a video"):
     conditioning.read_video(str(tmp_path / "a.mp4"), SIZE, 8.0, **options)

@@ -40,7 +40,7 @@ def every_way(path, resolution, crop=(0.5, 0.5)):
   yield clips.resize_and_crop(next(clips.read_frames(path, 8.0)), resolution, crop)
   if crop == (0.5, 0.5):
     yield clips.clip_of(clips.decode_video(path, resolution), 0.0, 1, 8.0)[0]
-    options = {"stride": 1, "max_frames": 1, "is_resized": True}
+    options = {"lengths": range(1, 2), "is_resized": True}
     yield conditioning.read_video(str(path), resolution, 8.0, **options)[0]
 
 
@@ -81,7 +81,7 @@ def test_pixels_become_square(tmp_path, aspect):
 
 def test_a_size_that_must_match_is_the_shown_one(tmp_path):
   path = encode(tmp_path / "a.mp4", [corners(64, 32)] * 8, sample_aspect_ratio=Fraction(2))
-  options = {"stride": 1, "max_frames": 8, "is_resized": False}
+  options = {"lengths": range(1, 9), "is_resized": False}
   assert conditioning.read_video(str(path), (64, 64), 8.0, **options).shape == (8, 64, 64, 3)
   with pytest.raises(ValueError, match="is 64x64 pixels"):
     conditioning.read_video(str(path), (64, 32), 8.0, **options)

@@ -74,7 +74,7 @@ def test_avi_is_read_in_the_order_and_at_the_times_of_its_frames(tmp_path, kind)
   assert frame_numbers(clips.read_clip(path, 0.01, 8, 8.0, SIZE)) == [0, 3, 6, 9, 12, 15, 19, 22]
   pictures = [clips.resize_and_crop(picture, SIZE) for picture in clips.read_frames(path, 25.0)]
   assert frame_numbers(np.stack(pictures)) == list(range(NUM))
-  options = {"stride": 1, "max_frames": NUM, "is_resized": True}
+  options = {"lengths": range(1, NUM + 1), "is_resized": True}
   given = conditioning.read_video(str(path), SIZE, 25.0, **options)
   assert frame_numbers(given) == list(range(NUM))
   with pytest.raises(ValueError, match="ends before the clip does"):
