@@ -56,7 +56,13 @@ def _shrink(config: ConfigDict) -> None:
   shrink_tokenizer(config)
   if config.family == "nova":
     config.generator.update(
-      d_model=16, num_heads=1, num_video_layers=1, num_image_layers=2, head_mlp_dim=16
+      patch_size=1,
+      video_patch_size=1,
+      d_model=16,
+      num_heads=1,
+      num_video_layers=1,
+      num_image_layers=2,
+      head_mlp_dim=16,
     )
     config.sampling.update(num_ar_steps=2, num_diffusion_steps=2)
   else:

@@ -108,8 +108,10 @@ def test_plans_count_the_step_of_each_device():
   run = parse.finalize(make_config(**{"generator.num_heads": 4, "generator.d_model": 32}))
   (stage,) = run.generator_stages
   assert run.family.flops(run, stage)[1] == run.family.step_work(run, stage, _mesh()).flops
+  # Keys and values of a scale are computed once, as in training; but both halves of guidance share
+  # the inputs, and modulations are left out. Exactly: test_work.py.
   steps, total = run.family.sampling_work(run, stage, 3)
-  assert steps == 3 and total == 2 * 3 * run.family.flops(run, stage)[0]
+  assert steps == 3 and total == pytest.approx(2 * 3 * run.family.flops(run, stage)[0], rel=0.03)
   whole = run.family.step_work(run, stage, _mesh())
   parts = run.family.step_work(run, stage, _mesh(sequence=2))
   assert parts.activation_bytes == whole.activation_bytes / 2 and whole.sent_bytes == 0
