@@ -7,7 +7,7 @@
 # of the persistent compilation cache, `serialize` and `deserialize_and_load` report nothing either,
 # and only the call raises an error. So whoever stores programs has to leave the cache out.
 #
-# Seen on 2026-11-29 with jax 0.10.2, jaxlib 0.10.2, Python 3.11, x86-64, CPU:
+# Seen on 2026-11-29 with these versions: jax 0.10.2, jaxlib 0.10.2, Python 3.11, x86-64, CPU:
 #   compiled here: called
 #   from the cache: JaxRuntimeError: ... Function broadcast_add_fusion not found (type id: 1)
 #
