@@ -67,7 +67,9 @@ def metrics(workdir):
 def params_of(path):
   """Returns what a run or a model's folder has, adapters apart."""
   workdir, settings = load.find_run(path)
-  stages = load.StageCheckpoints(settings, workdir, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+  stages = load.StageCheckpoints(
+    settings, workdir, make_mesh(MeshConfig(data=1), jax.devices()[:1])
+  )
   template, params = stages.load_params(settings.stages[-1])
   return template.module(params), flatten(params)
 

@@ -36,7 +36,7 @@ class Painter:
     if len(self.calls) == self.last:
       raise KeyboardInterrupt
     self.calls.append(list(zip(prompts, sample_ids, strict=True)))
-    clips = np.array(sample_ids, np.uint8)[:, None, None, None, None]
+    clips = (np.array(sample_ids) % 256).astype(np.uint8)[:, None, None, None, None]
     return np.broadcast_to(clips, (len(prompts), self.num_frames, 64, 64, 3))
 
   def num_steps(self, num_frames=None):
