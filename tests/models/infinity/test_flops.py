@@ -13,7 +13,7 @@ from videoar_jax.experiment import parse
 from videoar_jax.models.infinity import flops, training_work
 from videoar_jax.models.infinity.config import InfinityConfig
 from videoar_jax.models.infinity.decode import decode
-from videoar_jax.models.infinity.layout import Layout
+from videoar_jax.models.infinity.layout import Layout, layout_of
 from videoar_jax.models.infinity.network import template_of
 from videoar_jax.models.request import sample_keys
 
@@ -108,10 +108,14 @@ def test_plans_count_the_step_of_each_device():
   run = parse.finalize(make_config(**{"generator.num_heads": 4, "generator.d_model": 32}))
   (stage,) = run.generator_stages
   assert run.family.flops(run, stage)[1] == run.family.step_work(run, stage, _mesh()).flops
-  # Keys and values of a scale are computed once, as in training; but both halves of guidance share
-  # the inputs, and modulations are left out. Exactly: test_work.py.
+  # Keys and values of a scale are computed once, as in training. But both halves of guidance share
+  # the inputs, and sampling leaves out modulations and the one query of the pool.
+  config, forward = run.generator, run.family.flops(run, stage)[0]
+  left_out = 9 * config.d_model**2 + 2 * config.text_length * config.d_model
+  layout = layout_of(run.tokenizer, stage.data.resolution, config.patch_size, config.rope_grid)
+  inputs = (layout.length - 1) * config.token_width * config.d_model
   steps, total = run.family.sampling_work(run, stage, 3)
-  assert steps == 3 and total == pytest.approx(2 * 3 * run.family.flops(run, stage)[0], rel=0.03)
+  assert steps == 3 and total == 3 * (2 * (forward - 2 * left_out) - 2 * inputs)
   whole = run.family.step_work(run, stage, _mesh())
   parts = run.family.step_work(run, stage, _mesh(sequence=2))
   assert parts.activation_bytes == whole.activation_bytes / 2 and whole.sent_bytes == 0
