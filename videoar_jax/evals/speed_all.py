@@ -58,8 +58,9 @@ def all_table(options: argparse.Namespace) -> str:
     raise ValueError(f"--size={options.size} is unknown; sizes are {', '.join(sizes)}")
   for name in ("train_batch", "tokenizer_batch", "sample_batches"):
     value = getattr(options, name)
-    if min(value if isinstance(value, list) else [value]) < 1:
-      raise ValueError(f"--{name}={value} must be at least 1")
+    numbers = value if isinstance(value, list) else [value]
+    if min(numbers) < 1:
+      raise ValueError(f"--{name}={' '.join(map(str, numbers))} must be at least 1")
   check_out(pathlib.Path(options.out))
   device = jax.devices()[0]
   facts = {

@@ -188,10 +188,8 @@ def with_prefix(value: float) -> str:
   """Returns a number with three digits and the prefix of a unit, such as "12.3 k"."""
   if value == 0 or not math.isfinite(value):
     return f"{value:g} "
-  exponent = min(15, max(-9, 3 * math.floor(math.log10(abs(value)) / 3)))
-  scaled = value / 10.0**exponent
-  if abs(float(f"{scaled:.3g}")) >= 1000 and exponent < 15:  # Such as 999.9.
-    exponent, scaled = exponent + 3, scaled / 1000
+  value = float(f"{value:.3g}")
+  order = math.floor(math.log10(abs(value)))
+  exponent = min(15, max(-9, 3 * (order // 3)))
   prefix = {-9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P"}[exponent]
-  digits = max(0, 2 - math.floor(math.log10(abs(scaled)) + 1e-9))
-  return f"{scaled:.{digits}f} {prefix}"
+  return f"{value / 10.0**exponent:.{max(0, 2 - order + exponent)}f} {prefix}"
