@@ -89,27 +89,30 @@ def test_failures_are_rows(tmp_path, capsys):
     ("absent", 4.0, fail(UnavailableError("is not | installed"))),
     ("large", 4.0, fail(no_memory)),
     ("wrong", 4.0, fail(ValueError("3 is not 4"))),
+    ("foreign", 4.0, fail(NotImplementedError("Q must be bf16, got float32"))),
     ("unchecked", 4.0, clock.taking(2.0, note="good", check=fail(TypeError("no")))),
     ("checked", 4.0, clock.taking(0.5, check=lambda: 0.125)),
   )
-  assert [row.status for row in rows] == ["unavailable", "failed", "failed", "done", "done"]
+  statuses = ["unavailable", "failed", "failed", "unavailable", "done", "done"]
+  assert [row.status for row in rows] == statuses
   assert rows[1].note.startswith("out of memory: RESOURCE_EXHAUSTED: Out of memory allocating")
   assert len(rows[1].note) == 160
   assert rows[2].note == "ValueError: 3 is not 4"
-  assert rows[3].seconds == 2.0 and rows[3].error is None
-  assert rows[3].note == "good; not checked: TypeError: no"
-  assert rows[4].error == 0.125
+  assert rows[3].note == "Q must be bf16, got float32"
+  assert rows[4].seconds == 2.0 and rows[4].error is None
+  assert rows[4].note == "good; not checked: TypeError: no"
+  assert rows[5].error == 0.125
   text = (tmp_path / "out" / "bench.md").read_text()
   lines = text.splitlines()
-  assert lines[0] == "device cpu" and len(lines) == 4 + 5 and "Running" not in text
+  assert lines[0] == "device cpu" and len(lines) == 4 + 6 and "Running" not in text
   assert len({len(line) for line in lines[2:]}) == 1  # Columns are aligned,
   assert {line.count("|") for line in lines[2:]} == {7}  # and a note opens no other one.
   assert "is not / installed" in text and "failed: ValueError: 3 is not 4" in text
   found = json.loads((tmp_path / "out" / "bench.json").read_text())
   assert found["device"] == "cpu" and found["running"] is None
-  assert found["rows"][4]["seconds"] == 0.5 and found["rows"][4]["error"] == 0.125
+  assert found["rows"][5]["seconds"] == 0.5 and found["rows"][5]["error"] == 0.125
   progress = capsys.readouterr().err.splitlines()
-  assert len(progress) == 5 and progress[-1] == "[5/5, 6 of 30 s] checked: 500 ms, 1.2e-01"
+  assert len(progress) == 6 and progress[-1] == "[6/6, 8 of 30 s] checked: 500 ms, 1.2e-01"
 
 
 @pytest.mark.parametrize("is_checking", [False, True])

@@ -162,8 +162,8 @@ def _measure(measurement: Measurement, report: Report) -> None:
     fields = dict(measurement.run())
     check = fields.pop("check", None)
     row = Row(measurement.name, **fields)
-  except UnavailableError as error:
-    check, row = None, Row(measurement.name, "unavailable", note=one_line(error))
+  except (UnavailableError, NotImplementedError) as error:  # The latter are of libraries.
+    check, row = None, Row(measurement.name, "unavailable", note=one_line(error)[:_LONGEST_NOTE])
   except Exception as error:  # The others are still of use.
     check, row = None, Row(measurement.name, "failed", note=reason(error))
   report.rows.append(row)
