@@ -134,6 +134,7 @@ def test_a_killed_run_leaves_what_it_has(tmp_path, is_checking):
 def test_cells():
   row = Row("product", seconds=2.5e-5, rate=7.9e14, unit="FLOP", share=0.834, error=0.00291)
   assert row.cells() == ("product", "25.0 µs", "790 TFLOP/s", "83%", "2.9e-03", "")
+  assert Row("clip", rate=0.0312, unit="clips").cells()[2] == "0.0312 clips/s"
   assert Row("product", "failed", note="why").cells() == ("product", "", "", "", "", "failed: why")
 
 

@@ -2,7 +2,8 @@
 
 The most important measurements come first: what does not fit into the time is skipped. Each result
 is compared with one in float32 whose products have their full precision ("highest"); on GPU and TPU
-float32 products are less precise by default.
+float32 products are less precise by default. Limits are measured once, so on a machine that does
+other work at times, shares of them say little.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from videoar_jax import __version__
@@ -34,10 +36,14 @@ from videoar_jax.models.videoar.sequences import layout_of
 from videoar_jax.nn.quantized import quantize, with_dtype
 from videoar_jax.parallel import roofline
 from videoar_jax.parallel.hardware import CHIPS
+from videoar_jax.tokenizers.autoencoder import Autoencoder, abstract_params, autoencoder_of
+from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.tokenizers.families import TOKENIZERS
 
 # Larger ones for accelerators, which are far from their limit with those for CPUs.
 _SIDE, _LENGTH = 8192, 2**24
+_SAMPLED = ("bfloat16", "float32", "int8")  # Types of weights, the most important first.
+_LIMIT_S = 2.0  # For each limit, besides the first calls.
 _SMALL_CHANNELS = 32  # Of the tokenizer of small generators, at full resolution.
 
 
@@ -88,32 +94,28 @@ class _Benchmarks:
 
   def measurements(self) -> list[Measurement]:
     """Returns all, the most important first."""
-    step, sample = functools.partial, self.sampling
-    # Weights are of the training's type first, then of the others.
-    first, *others = sorted(("bfloat16", "float32", "int8"), key=lambda x: x != "bfloat16")
-    batches = self.options.sample_batches
+    first, *others = _SAMPLED
+    batches, train_batch = self.options.sample_batches, self.options.train_batch
     return [
-      *(
-        Measurement(f"matrix products, {dtype}", 4.0, step(self.products, dtype))
-        for dtype in ("bfloat16", "float32")
-      ),
+      self._products("bfloat16"),
+      self._products("float32"),
       Measurement("reading memory", 4.0, self.reads),
-      Measurement("matrix products, int8 weights", 4.0, step(self.products, "int8")),
-      Measurement(
-        f"training step, {self.dtype}, batch {self.options.train_batch}", 60.0, self.training
-      ),
-      *(
-        Measurement(f"sampling, {first}, batch {b}", 50.0, step(sample, first, b)) for b in batches
-      ),
+      self._products("int8"),
+      Measurement(f"training step, {self.dtype}, batch {train_batch}", 60.0, self.training),
+      *(self._sampling(first, b) for b in batches),
       *self.attention().measurements(),
-      Measurement("tokenizer, encode", 30.0, step(self.tokenizer, "encode")),
-      Measurement("tokenizer, decode", 40.0, step(self.tokenizer, "decode")),
-      *(
-        Measurement(f"sampling, {dtype}, batch {b}", 50.0, step(sample, dtype, b))
-        for b in batches
-        for dtype in others
-      ),
+      Measurement("tokenizer, encode", 30.0, functools.partial(self.tokenizer, "encode")),
+      Measurement("tokenizer, decode", 40.0, functools.partial(self.tokenizer, "decode")),
+      *(self._sampling(dtype, b) for b in batches for dtype in others),
     ]
+
+  def _products(self, dtype: str) -> Measurement:
+    name = f"matrix products, {'int8 weights' if dtype == 'int8' else dtype}"
+    return Measurement(name, 4.0, functools.partial(self.products, dtype))
+
+  def _sampling(self, dtype: str, b: int) -> Measurement:
+    run = functools.partial(self.sampling, dtype, b)
+    return Measurement(f"sampling, {dtype}, batch {b}", 50.0, run)
 
   def run_of(self, dtype: str):
     """Returns a run with activations of a type in training, and its stage."""
@@ -123,7 +125,7 @@ class _Benchmarks:
   def products(self, dtype: str) -> dict:
     """Measures the rate of large matrix products."""
     product = roofline.products(dtype, self.side)
-    seconds = roofline.median_s(product)
+    seconds = roofline.median_s(product, limit_s=_LIMIT_S)
     rate = self.limits[dtype] = product.amount / seconds
     note = f"{self.side} a side"
     peak = _published("flops")
@@ -141,7 +143,7 @@ class _Benchmarks:
   def reads(self) -> dict:
     """Measures the rate of reading an array that is larger than caches."""
     read = roofline.reads("float32", self.length)
-    seconds = roofline.median_s(read)
+    seconds = roofline.median_s(read, limit_s=_LIMIT_S)
     rate = self.limits["read"] = read.amount / seconds
     num_bytes = 4 * 64 * self.length
     note, peak = f"{num_bytes / 2**30:.1f} GiB", _published("bandwidth")
@@ -214,7 +216,7 @@ class _Benchmarks:
     family, config, b = TOKENIZERS["bsq"], run.tokenizer, self.options.tokenizer_batch
     if FAMILIES["videoar"].sizes[self.options.size]["d_model"] < 1024:
       config = dataclasses.replace(config, base_channels=_SMALL_CHANNELS)
-    module = jax.jit(family.make_module(config))(jax.random.key(0))
+    module = _random_autoencoder(config)
     f, resolution = stage.data.num_frames, stage.data.resolution
     if part == "encode":
       shape = (f, *resolution, 3)
@@ -277,6 +279,18 @@ def _product_error(dtype: str) -> float:
   else:
     found = jnp.matmul(x.astype(dtype), weights.astype(dtype))
   return relative_error(found, reference)
+
+
+def _random_autoencoder(config: BSQConfig) -> Autoencoder:
+  """Returns a random network, drawn by numpy: compiling its initialization can take minutes."""
+  generator = np.random.default_rng(0)
+
+  def draw(leaf):
+    fan_in = math.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 10
+    drawn = generator.standard_normal(leaf.shape, np.float32)
+    return jnp.asarray(drawn * np.float32(fan_in**-0.5))
+
+  return autoencoder_of(config, jax.tree.map(draw, abstract_params(config)))
 
 
 def _published(field: str) -> float | None:

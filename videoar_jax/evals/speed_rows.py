@@ -47,7 +47,10 @@ class Row:
 
   def cells(self) -> tuple[str, ...]:
     """Returns the texts of the table's columns."""
-    rate = "" if self.rate is None else f"{with_prefix(self.rate)}{self.unit}/s"
+    number = None if self.rate is None else with_prefix(self.rate)
+    if number is not None and self.unit == "clips":  # Which have no prefix.
+      number = f"{self.rate:.3g} "
+    rate = "" if number is None else f"{number}{self.unit}/s"
     share = "" if self.share is None else f"{self.share:.0%}"
     error = "" if self.error is None else f"{self.error:.1e}"
     seconds = "" if self.seconds is None else f"{with_prefix(self.seconds)}s"
