@@ -2,8 +2,8 @@
 
 The most important measurements come first: what does not fit into the time is skipped. Each result
 is compared with one in float32 whose products have their full precision ("highest"); on GPU and TPU
-float32 products are less precise by default. Limits are measured once, so on a machine that does
-other work at times, shares of them say little.
+float32 products are less precise by default. The rate of products
+is measured again after each result that is compared with it.
 """
 
 import argparse
@@ -87,7 +87,8 @@ class _Benchmarks:
   def __init__(self, options: argparse.Namespace):
     self.options = options
     self.dtype = FAMILIES["videoar"].sizes[options.size]["dtype"]
-    self.limits: dict[str, float] = {}  # FLOP/s by type, and "read", bytes/s.
+    self.loops: dict[str, roofline.Roofline] = {}  # Products by type.
+    self.read_rate: float | None = None  # Bytes/s.
     is_cpu = jax.default_backend() == "cpu"
     self.side = roofline.SIDE if is_cpu else _SIDE
     self.length = 2**21 if is_cpu else _LENGTH
@@ -124,9 +125,9 @@ class _Benchmarks:
 
   def products(self, dtype: str) -> dict:
     """Measures the rate of large matrix products."""
-    product = roofline.products(dtype, self.side)
+    product = self.loops[dtype] = roofline.products(dtype, self.side)
     seconds = roofline.median_s(product, limit_s=_LIMIT_S)
-    rate = self.limits[dtype] = product.amount / seconds
+    rate = product.amount / seconds
     note = f"{self.side} a side"
     peak = _published("flops")
     if peak and dtype == "bfloat16":
@@ -144,7 +145,7 @@ class _Benchmarks:
     """Measures the rate of reading an array that is larger than caches."""
     read = roofline.reads("float32", self.length)
     seconds = roofline.median_s(read, limit_s=_LIMIT_S)
-    rate = self.limits["read"] = read.amount / seconds
+    rate = self.read_rate = read.amount / seconds
     num_bytes = 4 * 64 * self.length
     note, peak = f"{num_bytes / 2**30:.1f} GiB", _published("bandwidth")
     if peak:
@@ -198,8 +199,9 @@ class _Benchmarks:
         reference = jax.jit(functools.partial(teacher_forced_logits, run, stage))
         return relative_error(logits, reference(exact, text[:1], bits))
 
-    limits = [self.limits.get("read"), self.limits.get(dtype)]
-    least_s = None if None in limits else steps * weights / limits[0] + flops / limits[1]
+    rate, least_s = self.limit(dtype), None
+    if rate is not None and self.read_rate is not None:
+      least_s = steps * weights / self.read_rate + flops / rate
     note = f"{seconds / b:.3g} s a clip, {steps} steps, {with_prefix(weights)}B of weights"
     return {
       "seconds": seconds,
@@ -252,11 +254,21 @@ class _Benchmarks:
     config, rule, b = run.generator, layout_of(run, stage.data).mask(), self.options.train_batch
     flops = 4 * b * visible_pairs(rule) * config.num_heads * config.head_dim
     shape = (b, rule.length, config.num_heads, config.head_dim)
-    limit = functools.partial(self.limits.get, self.dtype)
+    limit = functools.partial(self.limit, self.dtype)
     return AttentionBench(rule, shape, config.num_kv_heads, self.dtype, flops, limit)
 
+  def limit(self, dtype: str) -> float | None:
+    """Returns the FLOP/s of products, measured now; None if they were not measured before.
+
+    The machine may do other work, or a hot device may have become slower.
+    """
+    if dtype not in self.loops:
+      return None
+    return self.loops[dtype].amount / roofline.median_s(self.loops[dtype], repeats=3, limit_s=1.0)
+
   def _share(self, rate: float, dtype: str) -> float | None:
-    return rate / self.limits[dtype] if dtype in self.limits else None
+    limit = self.limit(dtype)
+    return None if limit is None else rate / limit
 
 
 def _gradient_error(step: TrainingStep, exact: TrainingStep, params: PyTree) -> float:
