@@ -1,6 +1,7 @@
 """Estimated FLOPs against those of the program, and the tables."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -192,3 +193,87 @@ def test_data_table(tmp_path, capsys, without_type_checks):
   )
   assert bench.main(["data", f"--config={path}", "--seconds=0"]) == 2
   assert "--seconds=0.0 must be more than 0" in capsys.readouterr().err
+
+
+SMALL_ALL = ["all", "--size=tiny", "--train_batch=1", "--sample_batches", "1", "2"]
+SMALL_ALL += ["--tokenizer_batch=1"]
+MEASURED = [
+  "matrix products, bfloat16",
+  "matrix products, float32",
+  "reading memory",
+  "matrix products, int8 weights",
+  "training step, float32, batch 1",
+  "sampling, bfloat16, batch 1",
+  "sampling, bfloat16, batch 2",
+  *(
+    f"attention, {name}, {what}"
+    for name in ("blocked", "cuDNN, a frame at a time", "tokamax xla_chunked", "dense", "splash")
+    for what in ("forward", "with gradient")
+  ),
+  "tokenizer, encode",
+  "tokenizer, decode",
+  *(f"sampling, {dtype}, batch {b}" for b in (1, 2) for dtype in ("float32", "int8")),
+]
+
+
+def rows_of(folder):
+  rows = json.loads((folder / "bench.json").read_text())["rows"]
+  return {row["name"]: row for row in rows}
+
+
+def test_all_skips_what_does_not_fit(tmp_path, capsys):
+  """All of it, with less than a second."""
+  out = tmp_path / "new" / "folder"
+  assert bench.main([*SMALL_ALL, f"--out={out}", "--minutes=0.01"]) == 0
+  text = capsys.readouterr().out
+  assert text.strip() == (out / "bench.md").read_text().strip()
+  assert "size tiny, minutes 0.01" in text.splitlines()[0]
+  rows = rows_of(out)
+  assert list(rows) == MEASURED
+  assert {row["status"] for row in rows.values()} == {"skipped"}
+  assert "would take about 60 s of 1 s left" in rows["training step, float32, batch 1"]["note"]
+
+
+@pytest.mark.parametrize(
+  ("flags", "said"),
+  [
+    (["--minutes=0"], "--minutes=0 must be more than 0"),
+    (["--minutes=nan"], "--minutes=nan must be more than 0"),
+    (["--size=huge"], "--size=huge is unknown; sizes are tiny, small"),
+    (["--train_batch=0"], "--train_batch=0 must be at least 1"),
+    (["--sample_batches", "1", "0"], "--sample_batches=1 0 must be at least 1"),
+    (["--out={file}"], "is a file; name a folder"),
+    (["--out=gs://bucket/speed"], "is a URL"),
+  ],
+)
+def test_bad_flags_of_all_are_named(flags, said, tmp_path, capsys):
+  (tmp_path / "file").write_text("")
+  flags = [flag.format(file=tmp_path / "file") for flag in flags]
+  assert bench.main([*SMALL_ALL, f"--out={tmp_path}", *flags]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+  assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.slow
+def test_all(monkeypatch, tmp_path, without_type_checks):
+  """With an even smaller network that is trained in bfloat16, as `l` is, and enough time."""
+  monkeypatch.setitem(bench.SIZES, "tiny", SMALLEST | {"dtype": "bfloat16"})
+  monkeypatch.setattr(roofline, "SIDE", 128)
+  assert bench.main([*SMALL_ALL, f"--out={tmp_path}", "--minutes=60"]) == 0
+  rows = rows_of(tmp_path)
+  step = "training step, bfloat16, batch 1"
+  assert list(rows) == [step if "training" in name else name for name in MEASURED]
+  absent = {name for name, row in rows.items() if row["status"] == "unavailable"}
+  assert {name for name in MEASURED if "cuDNN" in name or "splash" in name} <= absent
+  for name, row in rows.items():
+    if name in absent:
+      continue
+    assert row["status"] == "done" and row["seconds"] > 0 and row["rate"] > 0, row
+    assert (row["share"] is None) == name.startswith(("matrix", "reading"))
+    if name != "reading memory":
+      is_rounded = "bfloat16" in name + row["note"] or "int8" in name
+      least, most = (1e-3, 0.1) if is_rounded else (0, 1e-4)
+      assert least <= row["error"] < most, row
+  tokens = rows[step]["note"].split()[0].replace(",", "")
+  assert float(tokens) == pytest.approx(651 / rows[step]["seconds"], rel=0.01)

@@ -5,21 +5,26 @@
   python -m videoar_jax.bench train --size=small
   python -m videoar_jax.bench train --config=configs/quickstart.py
   python -m videoar_jax.bench data --config=configs/quickstart.py --step_s=0.5
+  python -m videoar_jax.bench all --out=speed --minutes=8
 
 `tokenizer` measures a random network of the paper's size, or that of --tokenizer. `train` measures
 the training step of a generator on latents: of a named size with clips of 17x128x128 pixels, or of
 a config. The limit is the rate of large matrix products, measured in between, on the same device
 with the same type. For `sample`, it includes reading the weights in each step, at the rate of
-reading a large array. `data` reads the clips of a config's stage.
+reading a large array. `data` reads the clips of a config's stage. `all` measures one device in a
+few minutes, the most important first: limits, a training step, sampling in each type of weights,
+attention by every backend, and the tokenizer, each with its error relative to float32. The table is
+also in DIR/bench.md and DIR/bench.json, after every measurement.
 """
 
 import argparse
 import sys
 
-from videoar_jax.evals import speed
+from videoar_jax.evals import speed, speed_all
 from videoar_jax.experiment.command_line import Parser, print_result
 from videoar_jax.models.families import FAMILIES
 from videoar_jax.nn.quantized import DTYPES
+from videoar_jax.runtime.compilation_cache import use_compilation_cache
 
 SIZES = FAMILIES["videoar"].sizes
 
@@ -70,8 +75,33 @@ def main(argv: list[str] | None = None) -> int:
     help="seconds of a training step; adds the share of time that a run waits to the table",
   )
   command.set_defaults(run=speed.data_table)
+  text = "all that matters for speed on one device, in one table"
+  command = commands.add_parser("all", help=text, description=text)
+  command.add_argument(
+    "--out", required=True, default=argparse.SUPPRESS, help="folder of bench.md and bench.json"
+  )
+  command.add_argument(
+    "--minutes", type=float, default=8.0, help="time limit; what does not fit is skipped"
+  )
+  command.add_argument(
+    "--size", default="l", help=f"of a network for 17x128x128 pixels: {', '.join(SIZES)}"
+  )
+  command.add_argument("--train_batch", type=int, default=32, help="clips of a training step")
+  command.add_argument(
+    "--sample_batches", type=int, nargs="+", default=[1, 64], help="clips that are sampled together"
+  )
+  command.add_argument(
+    "--tokenizer_batch", type=int, default=8, help="clips that are encoded or decoded together"
+  )
+  command.set_defaults(run=_all_table)
   options = parser.parse_args(argv)
   return print_result(lambda: options.run(options))
+
+
+def _all_table(options: argparse.Namespace) -> str:
+  # A second run on a machine has more time for measurements.
+  use_compilation_cache()
+  return speed_all.all_table(options)
 
 
 def _add_generator(

@@ -9,18 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from videoar_jax.data.pipeline import make_source
+from videoar_jax.evals.speed_programs import TrainingStep, config_of_size
 from videoar_jax.experiment.command_line import parse_resolution, read_config
 from videoar_jax.experiment.inputs import Batches
 from videoar_jax.experiment.load import converted_family, find_run, load_tokenizer
 from videoar_jax.experiment.parse import finalize
-from videoar_jax.models.families import FAMILIES
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.nn.quantized import with_dtype
 from videoar_jax.parallel import roofline
-from videoar_jax.parallel.mesh import MeshConfig, make_mesh
+from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.tokenizers.families import TOKENIZERS
-from videoar_jax.train.trainer import Trainer
 
 
 def tokenizer_table(options: argparse.Namespace) -> str:
@@ -152,40 +151,24 @@ def training_table(options: argparse.Namespace) -> str:
   _check_counts(options)
   run, stage = _generator_of(options)
   config, b = run.generator, options.batch_size
-  task = run.family.make_task(run, stage, None, {})
-  mesh = make_mesh(MeshConfig(data=1), devices=jax.local_devices()[:1])
-  trainer = Trainer(task, stage.loop, mesh, seed=0)
-  null = run.text.encoder.null()
-  grid = run.tokenizer.latent_shape(stage.data.num_frames, stage.data.resolution)
-  batch = {"text": jnp.ones((b, *null.shape), null.dtype)}
-  batch["latents"] = jax.random.normal(jax.random.key(2), (b, *grid, run.tokenizer.num_encoded))
-  state = trainer.init()
-
-  def forward(params, batch):
-    module = trainer.template.module(params)
-    return task.loss(module, {}, batch, jax.random.key(4), is_training=True)[0]
-
-  def step():
-    nonlocal state
-    state, metrics = trainer.step(state, {}, batch, trainer.key)
-    return metrics
-
-  jitted, gradient = jax.jit(forward), jax.jit(jax.value_and_grad(forward))
+  step = TrainingStep(run, stage, b)
+  jitted, gradient = jax.jit(step.loss), jax.jit(jax.value_and_grad(step.loss))
   calls = {
-    "forward": lambda: jitted(state["params"], batch),
-    "with gradient": lambda: gradient(state["params"], batch),
+    "forward": lambda: jitted(step.state["params"], step.batch),
+    "with gradient": lambda: gradient(step.state["params"], step.batch),
     "whole step": step,
     "product": roofline.products(config.dtype),
   }
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(step.mesh):
     seconds = roofline.interleave(calls, options.repeats)
   limit = calls["product"].amount / seconds["product"]
   num_tokens = run.num_tokens(stage, stage.shape)
-  num_bytes = sum(x.nbytes for x in jax.tree.leaves(state["params"]))
+  params = step.state["params"]
+  num_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
   lines = [
-    f"{grid[0]} latent frames, {num_tokens} tokens, batches of {b}, {config.dtype}, "
-    f"on one device, {jax.devices()[0].device_kind}",
-    f"{count_parameters(state['params']):,} parameters, {num_bytes / 2**20:,.0f} MiB; "
+    f"{step.batch['latents'].shape[1]} latent frames, {num_tokens} tokens, batches of {b}, "
+    f"{config.dtype}, on one device, {jax.devices()[0].device_kind}",
+    f"{count_parameters(params):,} parameters, {num_bytes / 2**20:,.0f} MiB; "
     f"{stage.loop.optimizer.kind}",
     f"matrix products of {roofline.SIDE} a side: {limit / 1e9:,.0f} GFLOP/s",
     "",
@@ -212,7 +195,7 @@ def _generator_of(options: argparse.Namespace):
   Raises:
     ValueError: the config has no generator.
   """
-  values = _config_of_size(options.size) if hasattr(options, "size") else None
+  values = config_of_size(options.size) if hasattr(options, "size") else None
   values = values or read_config(options.config).to_dict()
   if hasattr(options, "dtype") and values.get("generator"):
     # With int8 weights, activations are float32.
@@ -221,23 +204,6 @@ def _generator_of(options: argparse.Namespace):
   if not run.generator_stages:
     raise ValueError(f"--config={options.config} trains no generator; name one that does")
   return run, run.generator_stages[-1]
-
-
-def _config_of_size(size: str) -> dict:
-  """Returns a class-conditional config for clips of 17x128x128 pixels."""
-  loop = {"num_steps": 1_000_000, "batch_size": 1, "optimizer": {}}
-  settings = FAMILIES["videoar"].sizes[size]
-  # On CPU, unrolling pays off for few layers.
-  scan_layers = jax.default_backend() != "cpu" or settings["num_layers"] > 12
-  return {
-    "data": {"num_frames": 17, "resolution": (128, 128)},
-    "text": {"tokenizer": "classes", "classes": ("one",), "length": 1},
-    "tokenizer": {"schedule": "1 2 3 4 6 8"},
-    "generator": settings | {"scan_layers": scan_layers, "dtype": "float32"},
-    "sampling": {"guidance": "constant:3"},
-    "stages": ("tokenizer", "generator"),
-    "stage": {"tokenizer": {"loop": loop}, "generator": {"loop": loop}},
-  }
 
 
 def data_table(options: argparse.Namespace) -> str:

@@ -50,14 +50,14 @@ def with_dtype(module: M, dtype) -> M:
         "that they were made from"
       )
     axes = layer.kernel.get_metadata()["axes"]
-    kernel, scale = _quantize(layer.kernel[...])
+    kernel, scale = quantize(layer.kernel[...])
     layer.kernel = nnx.Param(kernel, axes=axes)
     layer.kernel_scale = nnx.Param(scale, axes=axes[1:])
   return module
 
 
 @jax.jit
-def _quantize(
+def quantize(
   kernel: Float[Array, "*layers i o"],
 ) -> tuple[Int8[Array, "*layers i o"], Float[Array, "*layers o"]]:
   """Returns rounded weights, and the scale of each output channel."""

@@ -5,6 +5,7 @@ Any release may remove one. Each is looked up only when needed, so that everythi
 
 import dataclasses
 import importlib
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -40,6 +41,34 @@ def splash_attention() -> SplashAttention:
   masks = _module("jax", f"{_SPLASH}.splash_attention_mask", need)
   kernels = _module("jax", f"{_SPLASH}.splash_attention_kernel", need)
   return SplashAttention(kernels, masks, _attribute("jax", masks, "_ComputableMask", need))
+
+
+@dataclasses.dataclass(frozen=True)
+class TokamaxAttention:
+  """The attention kernels of tokamax, which is no requirement.
+
+  Attributes:
+    implementations: kernels by name.
+    Mask: masks with a range of keys for each query; the public function takes dense ones only.
+  """
+
+  implementations: Mapping[str, Callable]
+  Mask: type
+
+
+def tokamax_attention() -> TokamaxAttention:
+  """Returns tokamax's attention.
+
+  Raises:
+    ImportError: tokamax is not installed, or the installed one has moved or removed it.
+  """
+  api, base = (
+    importlib.import_module(f"tokamax._src.ops.attention.{name}") for name in ("api", "base")
+  )
+  try:
+    return TokamaxAttention(api.IMPLEMENTATIONS, base.Mask)
+  except AttributeError as error:
+    raise ImportError(f"tokamax {installed('tokamax')}: {error}") from error
 
 
 def distributed_state() -> Any:
