@@ -35,6 +35,8 @@ class NovaConfig:
     noise_shift: of "flow": above 1, more of the noise levels are high.
     noise_spacing: of the noise levels that "ddpm" samples at: "leading", "trailing" or "linspace".
     noise_offset: added to the levels of "leading".
+    has_noise_skip: of "flow": the head adds to its output what noisy tokens say of the velocity by
+      themselves, so that it need not learn to pass on the noise. Not in the paper.
     scan_layers: run layers as a loop, which compiles faster, instead of unrolled.
     remat: what the backward pass recomputes: "none", "dots" (all but matrix products) or "full".
     dtype: of activations.
@@ -62,6 +64,7 @@ class NovaConfig:
   noise_shift: float = 1.0
   noise_spacing: str = "leading"
   noise_offset: int = 0
+  has_noise_skip: bool = False
   scan_layers: bool = True
   remat: str = "none"
   dtype: str = "float32"
@@ -90,6 +93,8 @@ class NovaConfig:
         raise ValueError(f"generator.{name}={getattr(self, name)} must be at least {least}")
     if self.noise_offset < 0:
       raise ValueError(f"generator.noise_offset={self.noise_offset} must be 0 or more")
+    if self.has_noise_skip and self.noise != "flow":
+      raise ValueError(f"generator.has_noise_skip is of noise='flow'; noise is {self.noise!r}")
     if not self.noise_shift > 0:
       raise ValueError(f"generator.noise_shift={self.noise_shift} must be positive")
     if not self.position_base >= 1:

@@ -294,9 +294,9 @@ def _denoise(net: Nova, plan: Plan, draws: Draws, z, chosen, frame, step, scale)
   z = jnp.take_along_axis(z, jnp.tile(places, (passes, 1, 1)), axis=1)
   condition, x = net.head.condition(z), draws.start(frame, step)
 
-  def predict(x, factors, num_passes):
+  def predict(x, time, factors, num_passes):
     own = jnp.take_along_axis(x, places, axis=1).astype(z.dtype)
-    own = net.head.predict_with(jnp.tile(own, (num_passes, 1, 1)), factors)
+    own = net.head.predict_with(jnp.tile(own, (num_passes, 1, 1)), time, factors)
     whole = jnp.tile(x, (num_passes, 1, 1))
     return write_tokens(whole, jnp.tile(chosen, (num_passes, 1)), own.astype(x.dtype))
 
@@ -308,10 +308,10 @@ def _denoise(net: Nova, plan: Plan, draws: Draws, z, chosen, frame, step, scale)
       factors = net.head.factors(each[1].times[:, None, None], own)
 
       def body(x, step_of):
-        i, index, (_, keep, add, noise) = step_of
+        i, index, (time, keep, add, noise) = step_of
         # Not scanned over: the first axis of blocks is that of layers.
         of_step = Factors(factors.blocks[:, i], factors.out[i])
-        prediction = predict(x, of_step, num_passes)
+        prediction = predict(x, time, of_step, num_passes)
         if num_passes > 1:
           prediction = plan.guidance.mix(prediction, scale)
         x = keep * x + add * prediction
