@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from configs import nova_quickstart, quickstart
 from configs.common import TOY_GENERATOR, parse_arg, shrink_tokenizer
 
-# Steps of the stages `frames` and `generator` in a time of 1. They were chosen so that both
-# families take the same processor time; the table says what they took.
+# Steps of the stages `frames` and `generator` in a time of 1. By the rates of both
+# quickstarts' stages, they take about equal time; the table says what they took.
 _STEPS = {"videoar": (1400, 1200), "nova": (450, 500)}
 _NAMES = {"videoar": "VideoAR", "nova": "NOVA"}
 _TIMES = {"half": 0.5, "one": 1, "twice": 2}
