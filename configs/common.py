@@ -1,5 +1,7 @@
 """Shared by config files: parsing of their argument, named sizes, small networks."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from videoar_jax.models.families import FAMILIES
@@ -41,6 +43,38 @@ def set_sprites(config: ConfigDict, version: int, level: int) -> None:
   config.data.version, config.data.num_objects = version, level
   config.text.tokenizer = "words"
   config.text.length = 13 if level == 1 else 22  # With the end token.
+
+
+# Stages that train the generator of a quickstart: single frames, of which a step on many different
+# ones costs less than one on few clips, then clips.
+_GENERATOR_STAGES = ("frames", "generator")
+
+
+def small_stages(is_cached: bool) -> dict[str, str]:
+  """Returns the kind of each stage of a quickstart.
+
+  Args:
+    is_cached: encode what the generator sees only once; see `set_caches`.
+  """
+  stages = {"images": "tokenizer", "tokenizer": "tokenizer"}
+  if is_cached:
+    stages |= {f"{name}_latents": "cache" for name in _GENERATOR_STAGES}
+  return stages | dict.fromkeys(_GENERATOR_STAGES, "generator")
+
+
+def set_caches(config: ConfigDict, num_epochs: int = 3) -> None:
+  """Sets how much the caches of `small_stages` hold.
+
+  Args:
+    config: with the number of steps of each stage.
+    num_epochs: how often a stage sees each of its clips. Encoding them anew each time would take a
+      tenth of the time of training.
+  """
+  for name in _GENERATOR_STAGES:
+    stage, cache = config.stage[name], config.stage[f"{name}_latents"]
+    cache.data.num_frames = stage.data.num_frames
+    cache.num_clips = math.ceil(stage.loop.num_steps * stage.loop.batch_size / num_epochs)
+    cache.batch_size = 64 if name == "frames" else 16
 
 
 def set_small_tokenizer(config: ConfigDict, image_steps: int, tokenizer_steps: int) -> None:

@@ -46,6 +46,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     f"image_steps={args.image_steps},tokenizer_steps={args.tokenizer_steps},"
     f"frame_steps={frame_steps},generator_steps={generator_steps}"
   )
+  # All variants of a family read the same clips, as many as a time of 1 takes three times.
+  for stage, steps in zip(("frames", "generator"), _STEPS[family], strict=True):
+    clips = steps * config.stage[stage].loop.batch_size * args.scale / 3
+    config.stage[f"{stage}_latents"].num_clips = max(1, round(clips))
   if args.quick:
     _shrink(config)
   return config
@@ -67,6 +71,7 @@ def _shrink(config: ConfigDict) -> None:
     config.sampling.update(num_ar_steps=2, num_diffusion_steps=2)
   else:
     config.generator.update(TOY_GENERATOR)
-  config.stages = ("tokenizer", "generator")
+  config.stages = ("tokenizer", "generator_latents", "generator")
+  config.stage.generator_latents.num_clips = 8
   config.stage.generator.loop.num_steps = 2
   config.stage.generator.loop.optimizer.kind = "adamw"

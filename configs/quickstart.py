@@ -11,11 +11,13 @@ from ml_collections import ConfigDict
 
 from configs.common import (
   parse_arg,
+  set_caches,
   set_small_generator,
   set_small_tokenizer,
   set_sprites,
   small_generator_loss,
   small_loop,
+  small_stages,
 )
 from videoar_jax.experiment.defaults import default_config
 
@@ -35,21 +37,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     version=2,
     level=1,
     size="tiny",
-    image_steps=900,
-    tokenizer_steps=680,
+    image_steps=1000,
+    tokenizer_steps=780,
     frame_steps=2800,
     generator_steps=2400,
     long_steps=0,
   )
-  # Tokenizer and generator each begin with single frames: a step on many different ones costs less
-  # than one on few clips.
-  kinds = {
-    "images": "tokenizer",
-    "tokenizer": "tokenizer",
-    "frames": "generator",
-    "generator": "generator",
-  }
-  config = default_config(kinds | ({"long": "generator"} if args.long_steps else {}))
+  # A later stage of longer clips would need a cache of its own.
+  is_cached = args.data == "sprites" and not args.long_steps
+  kinds = small_stages(is_cached) | ({"long": "generator"} if args.long_steps else {})
+  config = default_config(kinds)
   config.data.num_frames = 9
   config.data.resolution = (64, 64)
   if args.data == "sprites":
@@ -86,4 +83,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     stage.loss.update(small_generator_loss())
     # In so short a training flipped bits cost shapes, see docs/ablation.md.
     stage.loss.corruption.p_max = 0.0
+  if is_cached:
+    set_caches(config)
   return config

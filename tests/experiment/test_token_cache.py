@@ -311,6 +311,27 @@ def test_a_generator_reads_the_last_cache_after_the_last_tokenizer():
   assert [stage.cache and stage.cache.name for stage in stages] == [None, "cache", None, None]
 
 
+def test_a_generator_reads_the_last_cache_of_its_clips():
+  values = make_config()
+  values.stage.images = {"kind": "cache", "num_clips": 4, "data": {"num_frames": 1}}
+  values.stage.other = {"kind": "cache", "num_clips": 4}
+  values.stage.first = values.stage.generator.copy_and_resolve_references()
+  values.stage.first.data.num_frames = 1
+  for names, read in (
+    (("cache", "images", "first", "generator"), ["images", "cache"]),
+    (("cache", "other", "images", "generator"), ["other"]),
+    (("cache", "generator", "other"), ["cache"]),
+  ):
+    values.stages = ("tokenizer", *names)
+    run = parse.finalize(values)
+    assert [stage.cache.name for stage in run.stages[1:]] == read
+  values.stages = ("tokenizer", "cache", "first")
+  with pytest.raises(
+    ValueError, match=r"stage\.first: data\.num_frames is 1, but 5 in stage\.cache"
+  ):
+    parse.finalize(values)
+
+
 def test_weights_go_out_to_safetensors_and_start_another_run(stages, tmp_path, capsys):
   path, name = tmp_path / "weights.safetensors", stages.run.stages[0].name
   (stages.workdir / "config.json").write_text(json.dumps(make_config().to_dict()))

@@ -46,8 +46,8 @@ def get_config(arg=None):
 
 The argument of `default_config` maps the names of the stages, in order, to their kinds: a stage
 trains a `"tokenizer"` or a `"generator"`, or it encodes the clips once with the latest tokenizer
-into a `"cache"`, which later generator stages read. A `ConfigDict` with only some of the fields
-works, too.
+into a `"cache"`, which later generator stages of the same `data` read. A `ConfigDict` with only
+some of the fields works, too.
 
 The command line can set any field, with `--config.FIELD=VALUE` or `--config.FIELD VALUE`:
 

@@ -144,7 +144,7 @@ def _stages(
   if twice:
     raise ValueError(f"config.stages names {twice[0]!r} twice; give each its own name and section")
   stages, caches = [], []
-  source: StageConfig | Cache | None = None  # The last tokenizer or cache so far.
+  readable: list[Cache] = []  # Those of the last tokenizer so far.
   for name in names:
     if name not in settings:
       raise ValueError(
@@ -155,8 +155,8 @@ def _stages(
     if section["kind"] == "cache":
       if not is_frozen and not any(stage.kind == "tokenizer" for stage in stages):
         raise ValueError(f"{path} encodes before any tokenizer is trained; put one before it")
-      source = _cache(section, path, name, stages[-1].name if stages else "", data)
-      caches.append(source)
+      caches.append(_cache(section, path, name, stages[-1].name if stages else "", data))
+      readable.append(caches[-1])
       continue
     kind, tokenizer_family = section["kind"], TOKENIZERS[family.tokenizer]
     if is_frozen and kind == "tokenizer":
@@ -169,13 +169,7 @@ def _stages(
     clips = _changed(data, section["data"], f"{path}.data")
     mixture = _mixture(section["mixture"], f"{path}.mixture", clips)
     init = build(InitConfig, section["init"], f"{path}.init")
-    cache = source if kind == "generator" and isinstance(source, Cache) else None
-    if cache is not None and cache.data != clips:
-      field = next(name for name, x in vars(clips).items() if x != getattr(cache.data, name))
-      raise ValueError(
-        f"{path}: data.{field} is {getattr(clips, field)!r}, but {getattr(cache.data, field)!r} in "
-        f"stage.{cache.name}, which it reads; set both to one value, or add a cache stage for it"
-      )
+    cache = _cache_of(clips, readable, path) if kind == "generator" else None
     if mixture and cache is not None:
       raise ValueError(f"{path}.mixture is for stages that read clips, but this one reads a cache")
     stage = StageConfig(
@@ -192,7 +186,7 @@ def _stages(
     if stage.init.with_optimizer:
       _check_with_optimizer(stage, [other for other in stages if other.kind == kind], path)
     stages.append(stage)
-    source = stage if kind == "tokenizer" else source
+    readable = [] if kind == "tokenizer" else readable
   kinds = [stage.kind for stage in stages]
   has_tokenizer = is_frozen or "generator" not in kinds
   if not has_tokenizer and "tokenizer" not in kinds[: kinds.index("generator")]:
@@ -203,6 +197,21 @@ def _stages(
   if not stages:
     raise ValueError("config.stages trains nothing; name at least one stage that does")
   return tuple(stages), tuple(caches)
+
+
+def _cache_of(clips: DataConfig, caches: list[Cache], path: str) -> Cache | None:
+  """Returns the cache that a generator stage reads: the last one of its clips; None without any."""
+  if not caches:
+    return None
+  for cache in reversed(caches):
+    if cache.data == clips:
+      return cache
+  last = caches[-1]
+  field = next(name for name, x in vars(clips).items() if x != getattr(last.data, name))
+  raise ValueError(
+    f"{path}: data.{field} is {getattr(clips, field)!r}, but {getattr(last.data, field)!r} in "
+    f"stage.{last.name}, which it reads; set both to one value, or add a cache stage for it"
+  )
 
 
 def _check_with_optimizer(stage: StageConfig, before: list[StageConfig], path: str) -> None:
