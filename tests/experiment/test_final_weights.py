@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from compiling import compiled_by
 from tiny_runs import make_config, save_run, save_tokenizer
 
 import videoar_jax
@@ -143,19 +144,10 @@ def test_a_disk_that_cannot_be_written_costs_a_line(workdir, caplog, monkeypatch
 
 
 def test_a_second_model_compiles_nothing(finished):
-  compiled = []
-
-  def note(name, seconds, **facts):
-    if name.endswith("backend_compile_duration"):
-      compiled.append(facts.get("fun_name"))
-
   def use():
     return videoar_jax.load_model(finished).sample(["a"], seed=1)
 
   expected = use()
-  jax.monitoring.register_event_duration_secs_listener(note)
-  try:
-    np.testing.assert_array_equal(use(), expected)
-  finally:
-    jax.monitoring.unregister_event_duration_listener(note)
+  clips, compiled = compiled_by(use)
+  np.testing.assert_array_equal(clips, expected)
   assert not compiled

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import compiled_by
 from flax import nnx
 from tiny_nova import make_config
 
@@ -45,6 +46,16 @@ def test_a_clip_does_not_depend_on_its_batch(model):
   assert np.abs(alone[0].astype(int) - both[1]).max() <= 1
   other = model.sample(PROMPTS[1:], seed=2, sample_ids=[1])
   assert np.abs(other[0].astype(int) - both[1]).max() > 1
+
+
+def test_a_second_model_compiles_nothing(workdir, model):
+  expected = model.sample(PROMPTS[:1], seed=3)
+  scores = model.score(PROMPTS[:1], expected)
+  other = videoar_jax.load_model(workdir)
+  clips, compiled = compiled_by(lambda: other.sample(PROMPTS[:1], seed=3))
+  np.testing.assert_array_equal(clips, expected)
+  found, more = compiled_by(lambda: other.score(PROMPTS[:1], expected))
+  assert found == scores and not compiled + more
 
 
 def test_clips_begin_with_what_is_given(model):

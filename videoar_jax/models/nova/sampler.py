@@ -19,12 +19,71 @@ from videoar_jax.models.request import ClipRequests, first_frames
 from videoar_jax.nn.quantized import with_dtype
 from videoar_jax.parallel.mesh import call_on, num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
+from videoar_jax.parallel.programs import Program
 from videoar_jax.parallel.rules import constrain, num_shards
 from videoar_jax.tokenizers.base import Tokenizer
-from videoar_jax.tokenizers.decoding import decode
 from videoar_jax.tokenizers.pixels import to_float
+from videoar_jax.tokenizers.programs import to_pixels
 
 _REPEATS = 4  # How often a clip's tokens are noised to score it.
+
+
+def _sample_clips(
+  generator: Nova,
+  texts,
+  null,
+  seed,
+  sample_ids,
+  window,
+  conditioning,
+  *,
+  sampling: NovaSampling,
+  latent_shape: tuple[int, int, int],
+) -> Float[Array, "b t h w c"]:
+  plan = plan_of(generator.config, sampling, latent_shape)
+  flow = None if sampling.motion is None else jnp.full(len(texts), sampling.motion)
+  latents = generate.generate(
+    generator,
+    plan,
+    texts,
+    jnp.asarray(null),
+    flow,
+    generate.key_draws(seed, sample_ids, plan, generator.config, window),
+    conditioning,
+  )
+  return constrain(latents.astype(jnp.float32), ("batch", None, None, None, None))
+
+
+def _score_clips(generator: Nova, texts, latents: Float[Array, "b t h w c"]) -> dict[str, Array]:
+  """Scores one clip of each device at a time."""
+  config, (b, t, h, w, _) = generator.config, latents.shape
+  process, num_tokens = config.process(), h * w // config.patch_size**2
+  own = loss.draw(jax.random.key(0), t, num_tokens, config.token_width, _REPEATS, process)
+  num = num_shards("batch")
+
+  def for_each(x):
+    """Repeats the draws of a clip's frames for each clip of a group."""
+    frames = x.reshape(-1, 1, t, *x.shape[1:])
+    return jnp.broadcast_to(frames, (len(frames), num, *frames.shape[2:])).reshape(-1, *x.shape[1:])
+
+  draws = loss.Draws(for_each(own.order), own.num_known, for_each(own.noise), for_each(own.level))
+
+  def group(pair):
+    text, clips = pair
+    prefix = generator.temporal.prefix(text, None, jnp.dtype(config.dtype))
+    return loss.parts_of(loss.errors(generator, clips, prefix, draws, process).by_clip())
+
+  def split(x):  # Every group has a clip of each device.
+    return jnp.swapaxes(jnp.reshape(x, (num, b // num, *x.shape[1:])), 0, 1)
+
+  parts = jax.lax.map(group, (split(jnp.asarray(texts)), split(latents)))
+  first, later = (jnp.swapaxes(part, 0, 1).reshape(b) for part in parts)
+  return {"loss": first + later, "loss_first": first, "loss_later": later}
+
+
+# Programs of all models: a second one of the same kind compiles nothing.
+_sample = Program(_sample_clips, static_argnames=("sampling", "latent_shape"))
+_score = jax.jit(_score_clips)
 
 
 class Model:
@@ -67,9 +126,6 @@ class Model:
     )
     self.num_frames, self.resolution = shape
     self.batch_size = self.requests.batch_size
-    self._sample = jax.jit(self._sample_batch, static_argnames=("sampling", "num_latents"))
-    self._score = jax.jit(_score)
-    self._decode = jax.jit(lambda module, latents: decode(module.decoder, latents))
 
   def num_steps(self, num_frames: int | None = None) -> int:
     """Returns how often the transformers run for a clip: once for each frame and for each set.
@@ -210,7 +266,7 @@ class Model:
     parts = []
     for rows, num in self.requests.batches(len(prompts)):
       latents = self._latents(video[rows])
-      found = self._run(self._score, self.generator, texts[rows], latents)
+      found = self._run(_score, self.generator, texts[rows], latents)
       parts.append({name: fetch(values)[:num] for name, values in found.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -244,20 +300,22 @@ class Model:
       conditioning = requests.check_conditioning(conditioning, num, "video")
       requests.check_conditioning_length(conditioning.shape[1], num_latents)
     texts = np.stack([self.text_encoder.encode(prompt) for prompt in prompts])
+    latent_shape = self.tokenizer.config.latent_shape(num_frames, self.resolution)
     clips = []
     for rows, count in requests.batches(num):
       latents = self._run(
-        self._sample,
+        _sample,
         self.generator,
         texts[rows],
+        null_of(self.text_encoder),
         np.uint64(seed),
         sample_ids[rows],
         np.uint32(window),
         None if conditioning is None else self._latents(conditioning[rows]),
         sampling=sampling,
-        num_latents=num_latents,
+        latent_shape=latent_shape,
       )
-      pixels = self._run(self._decode, self.tokenizer.autoencoder, latents)
+      pixels = self._run(to_pixels, self.tokenizer.autoencoder, latents)
       clips.append(fetch(pixels)[:count])
     return np.concatenate(clips)
 
@@ -268,47 +326,3 @@ class Model:
   def _run(self, function, *arguments, **settings):
     """Calls a function, on the mesh if there is one."""
     return call_on(self.mesh, function, *arguments, **settings)
-
-  def _sample_batch(
-    self, generator, texts, seed, sample_ids, window, conditioning, *, sampling, num_latents
-  ):
-    _, h, w = self.tokenizer.config.latent_shape(1, self.resolution)
-    plan = plan_of(generator.config, sampling, (num_latents, h, w))
-    flow = None if sampling.motion is None else jnp.full(len(texts), sampling.motion)
-    latents = generate.generate(
-      generator,
-      plan,
-      texts,
-      jnp.asarray(null_of(self.text_encoder)),
-      flow,
-      generate.key_draws(seed, sample_ids, plan, generator.config, window),
-      conditioning,
-    )
-    return constrain(latents.astype(jnp.float32), ("batch", None, None, None, None))
-
-
-def _score(generator: Nova, texts, latents: Float[Array, "b t h w c"]) -> dict[str, Array]:
-  """Scores one clip of each device at a time."""
-  config, (b, t, h, w, _) = generator.config, latents.shape
-  process, num_tokens = config.process(), h * w // config.patch_size**2
-  own = loss.draw(jax.random.key(0), t, num_tokens, config.token_width, _REPEATS, process)
-  num = num_shards("batch")
-
-  def for_each(x):
-    """Repeats the draws of a clip's frames for each clip of a group."""
-    frames = x.reshape(-1, 1, t, *x.shape[1:])
-    return jnp.broadcast_to(frames, (len(frames), num, *frames.shape[2:])).reshape(-1, *x.shape[1:])
-
-  draws = loss.Draws(for_each(own.order), own.num_known, for_each(own.noise), for_each(own.level))
-
-  def group(pair):
-    text, clips = pair
-    prefix = generator.temporal.prefix(text, None, jnp.dtype(config.dtype))
-    return loss.parts_of(loss.errors(generator, clips, prefix, draws, process).by_clip())
-
-  def split(x):  # Every group has a clip of each device.
-    return jnp.swapaxes(jnp.reshape(x, (num, b // num, *x.shape[1:])), 0, 1)
-
-  parts = jax.lax.map(group, (split(jnp.asarray(texts)), split(latents)))
-  first, later = (jnp.swapaxes(part, 0, 1).reshape(b) for part in parts)
-  return {"loss": first + later, "loss_first": first, "loss_later": later}
