@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import compiled_by
 from jax.sharding import AbstractMesh
 from tiny_infinity import make_config
 
@@ -55,6 +56,17 @@ def test_it_resumes_bit_for_bit(workdir, tmp_path, monkeypatch):
   assert records(copy) == whole
   ours, theirs = (videoar_jax.load_model(folder).generator for folder in (copy, workdir))
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_a_second_model_compiles_nothing(workdir, model):
+  settings = {"seed": 3, "negative_prompt": PROMPTS[1]}
+  expected = model.sample(PROMPTS[:1], **settings)
+  scores = model.score(PROMPTS[:1], expected)
+  other = videoar_jax.load_model(workdir)
+  images, compiled = compiled_by(lambda: other.sample(PROMPTS[:1], **settings))
+  found, more = compiled_by(lambda: other.score(PROMPTS[:1], expected))
+  np.testing.assert_array_equal(images, expected)
+  assert found == scores and not compiled + more
 
 
 def test_images_are_sampled_and_scored(model):

@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from compiling import compiled_by
 from tiny_star import SHAPE, write_tokenizer
 
 import videoar_jax
@@ -90,7 +91,13 @@ def test_a_loaded_model_continues_images(workdir):
   image = np.full((32, 32, 3), 90, np.uint8)
   clip = model.sample([PROMPT], image=image, prompt_prefix="")
   assert clip.shape == (1, 9, 32, 32, 3) and clip.dtype == np.uint8
-  assert set(model.score([PROMPT], clip)) == {"loss", "bit_accuracy"}
+  scores = model.score([PROMPT], clip)
+  assert set(scores) == {"loss", "bit_accuracy"}
+  other = videoar_jax.load_model(workdir)
+  again, compiled = compiled_by(lambda: other.sample([PROMPT], image=image, prompt_prefix=""))
+  found, more = compiled_by(lambda: other.score([PROMPT], clip))
+  np.testing.assert_array_equal(again, clip)
+  assert found == scores and not compiled + more
   # The 10 signs around the user's words leave room for 13 of them.
   words = [f"word{i}" for i in range(16)]
   with pytest.raises(ValueError, match="has 26 words") as error:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from videoar_jax.models.bits import sample_bits
 from videoar_jax.models.infinity.config import InfinitySampling, by_scale
@@ -132,8 +132,18 @@ def _mixer(guidance, guidance_layers: tuple[int, ...], model: Infinity):
   return mix
 
 
+def negative_of(sampling: InfinitySampling, text_encoder) -> Shaped[np.ndarray, "n ..."] | None:
+  """Returns the text of a request's negative prompt, tokens or features; None without one."""
+  if sampling.negative_prompt is None:
+    return None
+  return text_encoder.encode(sampling.negative_prompt)
+
+
 def settings_of(
-  sampling: InfinitySampling, num_scales: int, text: Text, text_encoder
+  sampling: InfinitySampling,
+  num_scales: int,
+  text: Text,
+  negative: Shaped[Array | np.ndarray, "n ..."] | None,
 ) -> dict[str, Any]:
   """Returns the keyword arguments of `decode` for the settings of a request.
 
@@ -141,13 +151,11 @@ def settings_of(
     sampling: settings.
     num_scales: scales of an image.
     text: of the prompts, with as many rows as the negative prompt needs.
-    text_encoder: encodes the negative prompt.
+    negative: see `negative_of`.
   """
   guidance = by_scale("guidance", sampling.guidance, num_scales)
-  negative = None
-  if sampling.negative_prompt is not None:
-    encoded = text_encoder.encode(sampling.negative_prompt)[: text.shape[1]]
-    negative = jnp.broadcast_to(encoded, text.shape)
+  if negative is not None:
+    negative = jnp.broadcast_to(negative[: text.shape[1]], text.shape)
   return {
     "guidance": None if (guidance == 1).all() else guidance,
     "temperature": by_scale("temperature", sampling.temperature, num_scales),

@@ -12,20 +12,46 @@ from jaxtyping import Array, Float, UInt8
 
 from videoar_jax.models.base import ClipShape
 from videoar_jax.models.infinity.config import InfinitySampling, as_text
-from videoar_jax.models.infinity.decode import decode, settings_of
-from videoar_jax.models.infinity.layout import layout_of
+from videoar_jax.models.infinity.decode import decode, negative_of, settings_of
+from videoar_jax.models.infinity.layout import Layout, layout_of
 from videoar_jax.models.infinity.network import Infinity
 from videoar_jax.models.infinity.task import predict
 from videoar_jax.models.request import ClipRequests, sample_keys
 from videoar_jax.nn.quantized import with_dtype
 from videoar_jax.parallel.mesh import call_on, num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
+from videoar_jax.parallel.programs import Program
 from videoar_jax.parallel.rules import constrain
 from videoar_jax.tokenizers.base import Tokenizer
-from videoar_jax.tokenizers.decoding import decode as decode_pixels
-from videoar_jax.tokenizers.encoding import encode
+from videoar_jax.tokenizers.programs import to_latents, to_pixels
 
 _ROWS = 64  # Lengths of prompts are multiples of it.
+
+
+def _sample_images(
+  generator: Infinity,
+  texts,
+  negative,
+  seed,
+  sample_ids,
+  *,
+  sampling: InfinitySampling,
+  layout: Layout,
+) -> Float[Array, "b 1 h w d"]:
+  settings = settings_of(sampling, layout.num_scales, texts, negative)
+  found = decode(generator, layout, texts, sample_keys(seed, sample_ids), **settings)
+  latents = found.quantized[:, None].astype(jnp.float32)
+  return constrain(latents, ("batch", None, None, None, None))
+
+
+def _score_images(generator: Infinity, texts, latents, *, layout: Layout) -> dict[str, Array]:
+  losses, shares = predict(generator, layout, texts, latents)
+  return {"loss": jnp.mean(losses, axis=(1, 2))} | shares
+
+
+# Programs of all models: a second one of the same kind compiles nothing.
+_sample = Program(_sample_images, static_argnames=("sampling", "layout"))
+_score = jax.jit(_score_images, static_argnames="layout")
 
 
 class Model:
@@ -71,10 +97,6 @@ class Model:
     )
     self.num_frames, self.resolution = 1, tuple(resolution)
     self.batch_size = self.requests.batch_size
-    self._sample = jax.jit(self._sample_batch, static_argnames="sampling")
-    self._score = jax.jit(self._score_batch)
-    self._encode = jax.jit(lambda module, video: encode(module.encoder, video))
-    self._to_pixels = jax.jit(lambda module, latents: decode_pixels(module.decoder, latents))
 
   def num_steps(self, num_frames: int | None = None) -> int:
     """Returns how often the transformer runs for an image: once for each scale."""
@@ -120,14 +142,16 @@ class Model:
     sampling = InfinitySampling(**values)
     sample_ids = requests.check_sample_ids(sample_ids, num)
     texts = self._texts(prompts, sampling.negative_prompt)
+    negative = negative_of(sampling, self.text_encoder)
     images = []
     for rows, count in requests.batches(num):
       latents = self._run(
-        self._sample,
-        *(self.generator, texts[rows], np.uint64(seed), sample_ids[rows]),
+        _sample,
+        *(self.generator, texts[rows], negative, np.uint64(seed), sample_ids[rows]),
         sampling=sampling,
+        layout=self.layout,
       )
-      pixels = self._run(self._to_pixels, self.tokenizer.autoencoder, latents)
+      pixels = self._run(to_pixels, self.tokenizer.autoencoder, latents)
       images.append(fetch(pixels)[:count])
     return np.concatenate(images)
 
@@ -176,8 +200,8 @@ class Model:
     texts, parts = self._texts(prompts), []
     for rows, count in self.requests.batches(len(prompts)):
       batch = shard_padded(video[rows], self.mesh)
-      latents = self._run(self._encode, self.tokenizer.autoencoder, batch)
-      found = self._run(self._score, self.generator, texts[rows], latents)
+      latents = self._run(to_latents, self.tokenizer.autoencoder, batch)
+      found = self._run(_score, self.generator, texts[rows], latents, layout=self.layout)
       parts.append({name: fetch(values)[:count] for name, values in found.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -200,13 +224,3 @@ class Model:
   def _run(self, function, *arguments, **settings):
     """Calls a function, on the mesh if there is one."""
     return call_on(self.mesh, function, *arguments, **settings)
-
-  def _sample_batch(self, generator, texts, seed, sample_ids, *, sampling: InfinitySampling):
-    settings = settings_of(sampling, self.layout.num_scales, texts, self.text_encoder)
-    found = decode(generator, self.layout, texts, sample_keys(seed, sample_ids), **settings)
-    latents = found.quantized[:, None].astype(jnp.float32)
-    return constrain(latents, ("batch", None, None, None, None))
-
-  def _score_batch(self, generator, texts, latents) -> dict[str, Array]:
-    losses, shares = predict(generator, self.layout, texts, latents)
-    return {"loss": jnp.mean(losses, axis=(1, 2))} | shares

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from videoar_jax.models.bits import SCALE_WEIGHTINGS, cross_entropy, scale_weights
 from videoar_jax.models.infinity.config import InfinityConfig, InfinitySampling
-from videoar_jax.models.infinity.decode import Decoded, decode, settings_of
+from videoar_jax.models.infinity.decode import Decoded, decode, negative_of, settings_of
 from videoar_jax.models.infinity.layout import Layout
 from videoar_jax.models.infinity.network import Infinity
 from videoar_jax.models.prompts import Text
@@ -215,5 +215,5 @@ def sample(
 ) -> Decoded:
   """Samples an image for each prompt, with the numbers 0, 1 and so on under a seed."""
   keys = sample_keys(seed, jnp.arange(len(text)))
-  settings = settings_of(sampling, layout.num_scales, text, text_encoder)
+  settings = settings_of(sampling, layout.num_scales, text, negative_of(sampling, text_encoder))
   return decode(module, layout, text, keys, **settings)
