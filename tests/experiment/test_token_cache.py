@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 
 import jax
 import numpy as np
@@ -309,6 +310,31 @@ def test_a_generator_reads_the_last_cache_after_the_last_tokenizer():
   values.stages = ("tokenizer", "cache", "generator", "more", "last")
   stages = parse.finalize(values).stages
   assert [stage.cache and stage.cache.name for stage in stages] == [None, "cache", None, None]
+
+
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_batches_that_are_encoded_at_a_time_keep_their_order(num):
+  running, most = set(), [0]
+
+  def function(value):
+    running.add(value)
+    most[0] = max(most[0], len(running))
+    time.sleep(0.02 if value % 2 else 0.0)
+    running.remove(value)
+    if value == 8:
+      raise ValueError("the eighth")
+    return value
+
+  found = []
+  with pytest.raises(ValueError, match="the eighth"):
+    found.extend(token_cache._map_ahead(function, iter(range(20)), num))
+  assert found == list(range(8)) and most[0] <= num
+  assert list(token_cache._map_ahead(function, iter(range(8)), num)) == list(range(8))
+  values = iter(range(8))
+  some = token_cache._map_ahead(function, values, num)
+  assert next(some) == 0
+  some.close()
+  assert next(values) == num  # No more are taken than are computed at a time.
 
 
 def test_a_generator_reads_the_last_cache_of_its_clips():

@@ -1,5 +1,6 @@
 """The token cache: the trained tokenizer encodes the data once, for all later stages."""
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -9,7 +10,9 @@ import logging
 import pathlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -32,8 +35,11 @@ from videoar_jax.tokenizers.base import TokenizerConfig, TokenizerFamily
 from videoar_jax.train.state import Template, flatten
 
 log = logging.getLogger(__name__)
+T, U = TypeVar("T"), TypeVar("U")
 
 _NUM_THREADS = 4
+# Batches that one device encodes at a time: on CPU, small convolutions keep only one core busy.
+_NUM_AHEAD = 2
 # A batch that takes longer ends the process, like a training step that exceeds its timeout.
 BATCH_TIMEOUT_S = 3600
 
@@ -314,11 +320,16 @@ def _encode_clips(
   dataset = dataset.batch(rows, batch_fn=list)
   options = grain.ReadOptions(num_threads=_NUM_THREADS, prefetch_buffer_size=_NUM_THREADS)
   left = len(clips)
+
+  def encode_items(items: list[dict]) -> tuple[list[dict], np.ndarray]:
+    video = shard_batch(np.stack([item["video"] for item in items]), mesh)
+    with jax.set_mesh(mesh):
+      return items, _own_rows(encode_batch(params, video))
+
+  # Programs of several devices must start in the same order on each of them.
+  num_ahead = _NUM_AHEAD if mesh.size == 1 else 1
   with contextlib.closing(iter(dataset.to_iter_dataset(options))) as batches:
-    for items in clock.each("data", batches):
-      video = shard_batch(np.stack([item["video"] for item in items]), mesh)
-      with jax.set_mesh(mesh):
-        encoded = _own_rows(encode_batch(params, video))
+    for items, encoded in _map_ahead(encode_items, clock.each("data", batches), num_ahead):
       kept = items[:left]
       yield from zip(kept, encoded, strict=False)
       left -= len(kept)
@@ -326,6 +337,25 @@ def _encode_clips(
       watchdog.beat()
       if processes.is_preemption_agreed():
         raise Preempted("SIGTERM: stopped while clips were encoded", signal.SIGTERM)
+
+
+def _map_ahead(function: Callable[[T], U], values: Iterable[T], num: int) -> Iterator[U]:
+  """Yields the function of each value in order, and computes as many at a time, in threads."""
+  if num == 1:
+    yield from map(function, values)
+    return
+  with ThreadPoolExecutor(num) as threads:
+    waiting: collections.deque[Future[U]] = collections.deque()
+    try:
+      for value in values:
+        waiting.append(threads.submit(function, value))
+        if len(waiting) == num:
+          yield waiting.popleft().result()
+      while waiting:
+        yield waiting.popleft().result()
+    finally:
+      for future in waiting:
+        future.cancel()
 
 
 def _own_rows(array: jax.Array) -> np.ndarray:
