@@ -1,7 +1,5 @@
 """Shared by config files: parsing of their argument, named sizes, small networks."""
 
-import math
-
 from ml_collections import ConfigDict
 
 from videoar_jax.models.families import FAMILIES
@@ -73,7 +71,7 @@ def set_caches(config: ConfigDict, num_epochs: int = 3) -> None:
   for name in _GENERATOR_STAGES:
     stage, cache = config.stage[name], config.stage[f"{name}_latents"]
     cache.data.num_frames = stage.data.num_frames
-    cache.num_clips = math.ceil(stage.loop.num_steps * stage.loop.batch_size / num_epochs)
+    cache.num_clips = -(-stage.loop.num_steps * stage.loop.batch_size // num_epochs)
     cache.batch_size = 64 if name == "frames" else 16
 
 
