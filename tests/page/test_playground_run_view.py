@@ -29,10 +29,10 @@ def write(workdir, stage, steps, num_steps, loss=0.5):
 
 def test_stages_show_how_far_they_are(run, tmp_path):
   view = RunView(tmp_path, run)
-  empty = view.html()
-  assert "0 of 680" in empty and "curves.png" not in empty
+  empty, steps = view.html(), run.stages[0].loop.num_steps
+  assert f"0 of {steps}" in empty and "curves.png" not in empty
   assert "when the last stage ends" in view.report()
-  write(tmp_path, "tokenizer", [680], 680)
+  write(tmp_path, "tokenizer", [steps], steps)
   write(tmp_path, "generator", [1, 2], 4, loss=0.25)
   text = view.html()
   assert '"stageRow done"><b>tokenizer' in text and '"stageRow live"><b>generator' in text
