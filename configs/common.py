@@ -65,8 +65,8 @@ def set_caches(config: ConfigDict, num_epochs: int = 3) -> None:
 
   Args:
     config: with the number of steps of each stage.
-    num_epochs: how often a stage sees each of its clips. Encoding them anew each time would take a
-      tenth of the time of training.
+    num_epochs: how often a stage sees each of its clips. Encoding them each time would take a tenth
+      of the time of training on one core.
   """
   for name in _GENERATOR_STAGES:
     stage, cache = config.stage[name], config.stage[f"{name}_latents"]

@@ -40,19 +40,26 @@ def get_config(arg: str | None = None) -> ConfigDict:
   if args.variant not in VARIANTS:
     raise ValueError(f"variant={args.variant!r} is unknown; there are {', '.join(VARIANTS)}")
   family, time = args.variant.rsplit("_", 1)
-  factor = args.scale * _TIMES[time]
-  frame_steps, generator_steps = (max(1, round(factor * steps)) for steps in _STEPS[family])
-  config = {"videoar": quickstart, "nova": nova_quickstart}[family].get_config(
-    f"image_steps={args.image_steps},tokenizer_steps={args.tokenizer_steps},"
-    f"frame_steps={frame_steps},generator_steps={generator_steps}"
-  )
-  # All variants of a family read the same clips, as many as a time of 1 takes three times.
-  for stage, steps in zip(("frames", "generator"), _STEPS[family], strict=True):
-    clips = steps * config.stage[stage].loop.batch_size * args.scale / 3
-    config.stage[f"{stage}_latents"].num_clips = max(1, round(clips))
+  config = _quickstart(family, args, _TIMES[time])
+  # All variants of a family read the same clips, those of the longest training.
+  longest = _quickstart(family, args, max(_TIMES.values()))
+  for name in config.stages:
+    if config.stage[name].kind == "cache":
+      config.stage[name].num_clips = longest.stage[name].num_clips
   if args.quick:
     _shrink(config)
   return config
+
+
+def _quickstart(family: str, args: ConfigDict, time: float) -> ConfigDict:
+  """Returns the quickstart of a family, with the steps of a time."""
+  frame_steps, generator_steps = (
+    max(1, round(args.scale * time * steps)) for steps in _STEPS[family]
+  )
+  return {"videoar": quickstart, "nova": nova_quickstart}[family].get_config(
+    f"image_steps={args.image_steps},tokenizer_steps={args.tokenizer_steps},"
+    f"frame_steps={frame_steps},generator_steps={generator_steps}"
+  )
 
 
 def _shrink(config: ConfigDict) -> None:

@@ -226,11 +226,13 @@ def test_each_family_has_its_own_tokenizer(tmp_path, fakes):
 
 
 def test_families_train_half_and_twice_the_steps():
-  steps = {}
+  steps, clips = {}, {}
   for name in families_config.VARIANTS:
     config = families_config.get_config(f"variant={name}")
     family, time = name.rsplit("_", 1)
     steps[family, time] = [config.stage[x].loop.num_steps for x in ("frames", "generator")]
+    caches = [config.stage[f"{x}_latents"].num_clips for x in ("frames", "generator")]
+    assert clips.setdefault(family, caches) == caches  # They are shared.
   for family in ("videoar", "nova"):
     assert steps[family, "twice"] == [2 * n for n in steps[family, "one"]]
     assert [2 * n for n in steps[family, "half"]] == steps[family, "one"]

@@ -330,6 +330,8 @@ def test_batches_that_are_encoded_at_a_time_keep_their_order(num):
     found.extend(token_cache._map_ahead(function, iter(range(20)), num))
   assert found == list(range(8)) and most[0] <= num
   assert list(token_cache._map_ahead(function, iter(range(8)), num)) == list(range(8))
+  together = threading.Barrier(num)  # Breaks unless as many wait at a time.
+  list(token_cache._map_ahead(lambda _: together.wait(timeout=20), iter(range(2 * num)), num))
   values = iter(range(8))
   some = token_cache._map_ahead(function, values, num)
   assert next(some) == 0
