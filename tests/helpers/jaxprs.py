@@ -4,7 +4,7 @@ import math
 
 
 def products(jaxpr) -> int:
-  """Returns the FLOPs of all matrix products in a program."""
+  """Returns the FLOPs of all matrix products in a program, but for those in branches."""
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == "dot_general":
@@ -19,3 +19,15 @@ def products(jaxpr) -> int:
       elif hasattr(value, "eqns"):
         total += times * products(value)
   return total
+
+
+def branches(jaxpr) -> list:
+  """Returns the branches of a program's only conditional."""
+  found = []
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "cond":
+      found.append([branch.jaxpr for branch in equation.params["branches"]])
+    inner = (x.jaxpr for x in equation.params.values() if hasattr(x, "jaxpr"))
+    found += [each for each in map(branches, inner) if each]
+  assert len(found) <= 1
+  return found[0] if found else []

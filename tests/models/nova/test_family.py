@@ -1,6 +1,7 @@
 """NOVA from config to clips, through the commands, at a size that compiles fast."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ from tiny_nova import make_config
 import videoar_jax
 from videoar_jax import convert, sample
 from videoar_jax.experiment import run
-from videoar_jax.models.nova import generate, orders
+from videoar_jax.models.nova import generate, loss, orders
 from videoar_jax.models.nova.config import NovaConfig
+from videoar_jax.models.nova.network import Nova
 from videoar_jax.models.nova.noise import DDPM, Flow
 from videoar_jax.models.nova.task import NovaLossConfig
 from videoar_jax.models.nova.temporal import TemporalEncoder
@@ -180,9 +182,58 @@ def test_shares_of_unknown_tokens_can_be_uniform():
   assert orders.UnknownShare(least=1.0).most_known(16) == 0
 
 
+def test_ranges_of_known_tokens_are_equally_likely():
+  share = orders.UnknownShare(least=0.0, deviation=0.4, num_groups=4)
+  groups = share.groups(1024)
+  assert [known for low, high in groups for known in range(low, high + 1)] == list(range(1024))
+  keys = jax.random.split(jax.random.key(0), 16_000)
+  known = np.asarray(jax.vmap(lambda key: share.draw_num_known(key, 1024))(keys))
+  counts = [np.sum((known >= low) & (known <= high)) for low, high in groups]
+  np.testing.assert_allclose(counts, 4000, rtol=0.05)
+  # No range is empty.
+  assert share.groups(2) == ((0, 0), (1, 1))
+  assert orders.UnknownShare(least=1.0, num_groups=3).groups(16) == ((0, 0),)
+
+
+def test_branches_make_the_loss_and_gradients_of_one_program():
+  config = NovaConfig(
+    d_model=16, num_heads=2, num_video_layers=1, num_image_layers=2, head_mlp_dim=8,
+    num_head_layers=1, patch_size=1, video_patch_size=2, num_channels=2, mixer_rank=0,
+    text_dim=0, vocabulary_size=8, text_length=3, has_motion=False, noise="flow",
+  )  # fmt: skip
+  net, process = Nova(nnx.Rngs(0), config), config.process()
+  structure, params = nnx.split(net)
+  latents = jax.random.normal(jax.random.key(1), (2, 3, 4, 4, 2))
+  whole, divided = (orders.UnknownShare(0.0, 0.4, num) for num in (1, 3))
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def step(num_known, unknown):
+    draws = loss.draw(jax.random.key(2), 6, 16, 2, 2, process)._replace(num_known=num_known)
+
+    def total(params):
+      net = nnx.merge(structure, params)
+      prefix = net.temporal.prefix(jnp.ones((2, 3), jnp.int32), None, jnp.float32)
+      result, parts = loss.training_loss(net, latents, prefix, draws, process, unknown)
+      # Twice, so that the gradient is not that of the loss itself.
+      return 2 * result + parts[0], parts
+
+    return jax.value_and_grad(total, has_aux=True)(params)
+
+  for known in {0, *(edge for group in divided.groups(16) for edge in group)}:
+    expected, found = (step(known, unknown) for unknown in (whole, divided))
+    np.testing.assert_allclose(found[0][0], expected[0][0], rtol=1e-5)
+    np.testing.assert_allclose(found[0][1], expected[0][1], rtol=1e-5)
+    gradients, wanted = (
+      np.concatenate([np.ravel(x) for x in jax.tree.leaves(each[1])]) for each in (found, expected)
+    )
+    np.testing.assert_allclose(gradients, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+    assert np.abs(wanted).max() > 1e-3
+
+
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
+    ({"num_known_groups": 0}, r"num_known_groups=0 must be at least 1"),
     ({"min_unknown": 1.5}, r"min_unknown=1\.5 must be in \[0, 1\]"),
     ({"min_unknown": -0.1}, r"min_unknown=-0\.1 must be"),
     ({"unknown_deviation": 0.0}, r"unknown_deviation=0\.0 must be positive"),

@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from jaxprs import products
+from jaxprs import branches, products
 
 from videoar_jax.models.nova import flops, generate, loss
 from videoar_jax.models.nova.config import NovaConfig
@@ -59,7 +59,7 @@ def loss_of(config, num_frames, size=(4, 6), unknown=PUBLIC):
       unknown,
     )
     prefix = net.temporal.prefix(text, None, jnp.float32)
-    return sum(loss.losses(net, latents, prefix, draws, config.process(), unknown))
+    return loss.training_loss(net, latents, prefix, draws, config.process(), unknown)[0]
 
   template = template_of(config)
   return total, template.module(template.shapes)
@@ -83,6 +83,23 @@ def test_flops_are_those_of_the_program(config, unknown, num_frames):
   found = products(jax.make_jaxpr(jax.grad(total))(net).jaxpr)
   times = 2 * has_times * (2 * into + 3 * out)
   assert found == CLIPS * flops.training_flops(config, sizes, REPEATS) + times
+
+
+def test_flops_are_those_of_each_branch():
+  unknown = UnknownShare(0.0, 0.4, num_groups=3)
+  total, net = loss_of(LABELS, 3, unknown=unknown)
+  whole = flops.Sizes.of(LABELS, (3, 4, 6), unknown)
+  jaxpr = jax.make_jaxpr(jax.grad(total))(net).jaxpr
+  # As above: embeddings of frames' times.
+  times = 2 * 3 * (2 * 2 * NUM_FREQUENCIES * LABELS.d_model + 3 * LABELS.d_model**2)
+  outside, counted = products(jaxpr) - times, [products(each) for each in branches(jaxpr)]
+  groups = whole.groups(unknown)
+  assert len(groups) == 3 and len(set(counted)) == 3
+  for sizes, inside in zip(groups, counted, strict=True):
+    assert outside + inside == CLIPS * flops.training_flops(LABELS, sizes, REPEATS)
+  mean = flops.step_flops(LABELS, whole, REPEATS, unknown)
+  assert CLIPS * mean == pytest.approx(outside + sum(counted) / 3)
+  assert mean < 0.9 * flops.training_flops(LABELS, whole, REPEATS)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])

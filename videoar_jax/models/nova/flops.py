@@ -1,7 +1,8 @@
 """Counts the FLOPs of NOVA, two per multiply-add.
 
 Counted are products with weights, and attention over the pairs of tokens that see each other, as
-they are run: the encoder's known tokens are padded to the most that may be known. Norms, softmax,
+they are run: the encoder's known tokens are padded to the most that may be known, and the head
+runs on known ones, too. Norms, softmax,
 lookups, rematerialization, and embeddings of what all tokens share, such as a frame's time, are not
 counted.
 """
@@ -30,6 +31,7 @@ class Sizes:
     slot: of a frame in the temporal encoder.
     frame: of a frame in the spatial transformer.
     known: places for known tokens of a frame in training.
+    noised: tokens of a frame that the head is trained on.
   """
 
   prefix: int
@@ -37,6 +39,7 @@ class Sizes:
   slot: int
   frame: int
   known: int
+  noised: int
 
   @classmethod
   def of(
@@ -45,14 +48,21 @@ class Sizes:
     latent_shape: tuple[int, int, int],
     unknown: UnknownShare = UnknownShare(),  # noqa: B008, it is frozen.
   ) -> "Sizes":
-    """Returns those of a clip with latents of (t, h, w)."""
+    """Returns those of a clip with latents of (t, h, w), the most that a step may have."""
     t, *cells = latent_shape
     slot, frame = (
       math.prod(side // size for side in cells)
       for size in (config.video_patch_size, config.patch_size)
     )
     prefix = config.text_length + _NUM_MOTION * config.has_motion
-    return cls(prefix, t, slot, frame, max(unknown.most_known(frame), 1))
+    return cls(prefix, t, slot, frame, max(unknown.most_known(frame), 1), frame)
+
+  def groups(self, unknown: UnknownShare) -> list["Sizes"]:
+    """Returns those of each range of known tokens, which are about equally likely."""
+    return [
+      dataclasses.replace(self, known=max(known.most, 1), noised=self.frame - known.least)
+      for known in unknown.groups(self.frame)
+    ]
 
   @property
   def total(self) -> int:
@@ -93,7 +103,7 @@ def forward_flops(config: NovaConfig, sizes: Sizes, repeats: int) -> int:
   weights = (temporal + spatial) * _block_weights(config)
   weights += sum(_inputs(config, sizes, repeats)) + _prefix_weights(config)
   weights += (sizes.num_frames - 1) * sizes.slot * _mixer_weights(config)
-  tokens = sizes.num_frames * sizes.frame
+  tokens = sizes.num_frames * sizes.noised
   noisy = _head_weights(config) + config.head_mlp_dim**2  # The latter for its noise level.
   weights += tokens * (_condition_weights(config) + repeats * noisy)
   return 2 * weights + attention_flops(config, sizes)
@@ -106,6 +116,19 @@ def training_flops(config: NovaConfig, sizes: Sizes, repeats: int) -> int:
   and cosines, are not needed.
   """
   return 3 * forward_flops(config, sizes, repeats) - 2 * sum(_inputs(config, sizes, repeats))
+
+
+def step_flops(config: NovaConfig, sizes: Sizes, repeats: int, unknown: UnknownShare) -> float:
+  """Returns the mean of `training_flops` over the ranges of known tokens.
+
+  Args:
+    config: the network.
+    sizes: the most of a clip.
+    repeats: how often each token is noised.
+    unknown: with the ranges.
+  """
+  groups = sizes.groups(unknown)
+  return sum(training_flops(config, each, repeats) for each in groups) / len(groups)
 
 
 def layer_flops(config: NovaConfig, sizes: Sizes, repeats: int) -> int:
@@ -189,7 +212,7 @@ def _inputs(config: NovaConfig, sizes: Sizes, repeats: int) -> tuple[int, ...]:
   """Returns the multiply-adds of products with inputs of the network, in training."""
   m, width, frames = config.d_model, config.head_mlp_dim, sizes.num_frames
   patch = config.video_patch_size**2 * config.num_channels
-  noisy = repeats * frames * sizes.frame
+  noisy = repeats * frames * sizes.noised
   level = 2 * NUM_FREQUENCIES * width
   return (
     _prefix_inputs(config),

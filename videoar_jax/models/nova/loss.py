@@ -4,12 +4,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from flax import nnx
+from jaxtyping import Array, Float, Int, Shaped
 
 from videoar_jax.models.nova import orders
+from videoar_jax.models.nova.head import Head
 from videoar_jax.models.nova.network import Nova
 from videoar_jax.models.nova.noise import NoiseProcess
-from videoar_jax.models.nova.orders import UnknownShare
+from videoar_jax.models.nova.orders import KnownRange, UnknownShare
+from videoar_jax.models.nova.spatial import SpatialTransformer
 from videoar_jax.models.nova.tokens import patchify
 from videoar_jax.parallel.rules import constrain, num_shards
 
@@ -81,6 +84,71 @@ class Errors(NamedTuple):
     return jnp.sum(self.squared, (0, 3)) / (total[:, None] + 1e-5)
 
 
+def _frames(net: Nova, latents, prefix) -> tuple[Float[Array, "_b v m"], Float[Array, "_b l p"]]:
+  """Returns the condition and the tokens of each frame, of clip 0, of clip 1, and so on."""
+  b, t = latents.shape[:2]
+  conditions = net.temporal.conditions(net.temporal(prefix, latents))
+  tokens = patchify(latents, net.config.patch_size)
+  return tuple(x.reshape(b * t, *x.shape[2:]) for x in (conditions, tokens))
+
+
+def _errors(
+  spatial: SpatialTransformer,
+  head: Head,
+  conditions: Float[Array, "_b v m"],
+  tokens: Float[Array, "_b l p"],
+  shape: tuple[int, ...],
+  draws: Draws,
+  process: NoiseProcess,
+  known: KnownRange,
+) -> Errors:
+  """Returns how far predictions are from their targets, of tokens that may be unknown.
+
+  Args:
+    spatial, head: parts of the network.
+    conditions, tokens: of frames.
+    shape: of the clips' latents.
+    draws: random numbers.
+    process: how tokens get noisy.
+    known: how many tokens may be known. The encoder's part of a frame is padded to the most; the
+      head leaves out the first tokens in the frame's order, which are known for certain.
+  """
+  b, t, h, w, _ = shape
+  size = spatial.config.patch_size
+  z = spatial(
+    conditions,
+    tokens.astype(conditions.dtype),
+    draws.order[:, : max(known.most, 1)],
+    draws.num_known,
+    (h // size, w // size),
+  )
+  noise, level = (
+    x.reshape(-1, *tokens.shape[:2], *x.shape[2:]) for x in (draws.noise, draws.level)
+  )
+  # Place of each token in its frame's order: the first ones are known.
+  place = jnp.argsort(draws.order, axis=1)
+  if known.least:
+    rest = draws.order[:, known.least :]
+    tokens, z, place = (_take(x, rest) for x in (tokens, z, place))
+    noise, level = (jax.vmap(lambda x: _take(x, rest))(x) for x in (noise, level))
+  repeats = len(noise)
+  noisy = process.add(jnp.broadcast_to(tokens, noise.shape), noise, level)
+  # The mesh axis for sequences splits a frame's tokens, if it divides them.
+  axis = "sequence" if tokens.shape[1] % num_shards("sequence") == 0 else None
+  split = (None, "batch", axis, None)
+  inputs = constrain(noisy.tokens.astype(z.dtype), split)
+  prediction = head.predict(inputs, noisy.time, head.condition(constrain(z, split[1:])))
+  prediction = prediction.astype(jnp.float32)
+  error = jnp.mean(jnp.square(prediction - noisy.target), axis=-1).reshape(repeats, b, t, -1)
+  weights = (place >= draws.num_known).reshape(b, t, -1).astype(jnp.float32)
+  return Errors(error * weights, weights)
+
+
+def _take(x: Shaped[Array, "b l *p"], index: Int[Array, "b k"]) -> Shaped[Array, "b k *p"]:
+  """Returns some tokens of each frame."""
+  return jax.vmap(lambda x, i: x[i])(x, index)
+
+
 def errors(
   net: Nova,
   latents: Float[Array, "b t h w c"],
@@ -102,32 +170,9 @@ def errors(
     process: how tokens get noisy.
     unknown: with which the random numbers were drawn.
   """
-  b, t, h, w, _ = latents.shape
-  size = net.config.patch_size
-  conditions = net.temporal.conditions(net.temporal(prefix, latents))
-  conditions = conditions.reshape(b * t, *conditions.shape[2:])
-  tokens = patchify(latents, size).reshape(b * t, -1, net.config.token_width)
-  num_tokens = tokens.shape[1]
-  order = draws.order[:, : max(unknown.most_known(num_tokens), 1)]
-  z = net.spatial(
-    conditions, tokens.astype(prefix.dtype), order, draws.num_known, (h // size, w // size)
-  )
-  noise, level = (
-    x.reshape(-1, *tokens.shape[:2], *x.shape[2:]) for x in (draws.noise, draws.level)
-  )
-  repeats = len(noise)
-  noisy = process.add(jnp.broadcast_to(tokens, noise.shape), noise, level)
-  # The mesh axis for sequences splits a frame's tokens, if it divides them.
-  axis = "sequence" if num_tokens % num_shards("sequence") == 0 else None
-  split = (None, "batch", axis, None)
-  inputs = constrain(noisy.tokens.astype(z.dtype), split)
-  prediction = net.head.predict(inputs, noisy.time, net.head.condition(constrain(z, split[1:])))
-  prediction = prediction.astype(jnp.float32)
-  # Place of each token in its frame's order: the first ones are known.
-  is_unknown = jnp.argsort(draws.order, axis=1) >= draws.num_known
-  error = jnp.mean(jnp.square(prediction - noisy.target), axis=-1).reshape(repeats, b, t, -1)
-  weights = is_unknown.reshape(b, t, -1).astype(jnp.float32)
-  return Errors(error * weights, weights)
+  conditions, tokens = _frames(net, latents, prefix)
+  known = KnownRange(0, unknown.most_known(tokens.shape[1]))
+  return _errors(net.spatial, net.head, conditions, tokens, latents.shape, draws, process, known)
 
 
 def parts_of(by_frame: Float[Array, "*b t"]) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
@@ -155,3 +200,67 @@ def losses(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Returns the loss of first frames and that of later ones; see `errors` and `parts_of`."""
   return parts_of(errors(net, latents, prefix, draws, process, unknown).by_frame())
+
+
+def training_loss(
+  net: Nova,
+  latents: Float[Array, "b t h w c"],
+  prefix: Float[Array, "b n m"],
+  draws: Draws,
+  process: NoiseProcess,
+  unknown: UnknownShare = UnknownShare(),  # noqa: B008, it is frozen.
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
+  """Returns the sum of `losses`, and both; only the sum has a gradient.
+
+  With `unknown.num_groups`, the program has a branch for each range of known tokens. In a branch
+  that is taken when few are known, the encoder has fewer of them, in the others the head has
+  fewer unknown ones.
+  """
+  groups = unknown.groups(draws.order.shape[1])
+  if len(groups) == 1:
+    both = losses(net, latents, prefix, draws, process, unknown)
+    return sum(both), jax.lax.stop_gradient(both)
+  structure, params = nnx.split((net.spatial, net.head))
+
+  def make_branch(known: KnownRange):
+    def branch(params, conditions, tokens, draws):
+      parts = nnx.merge(structure, params)
+      found = _errors(*parts, conditions, tokens, latents.shape, draws, process, known)
+      both = parts_of(found.by_frame())
+      return sum(both), both
+
+    return branch
+
+  branches = [make_branch(known) for known in groups]
+  index = sum((draws.num_known > known.most).astype(jnp.int32) for known in groups[:-1])
+  total, both = _switch(branches, index, params, *_frames(net, latents, prefix), draws)
+  return total, jax.lax.stop_gradient(both)
+
+
+def _switch(branches, index: Int[Array, ""], params, conditions, tokens, draws: Draws):
+  """Returns what one of several branches does.
+
+  Its gradient is computed with it: that of `jax.lax.switch` would fill, in every step, what all
+  other branches keep for the backward pass.
+
+  Args:
+    branches: from what follows to a loss, and metrics without a gradient.
+    index: of the branch to take.
+    params, conditions: with a gradient.
+    tokens, draws: without.
+  """
+
+  @jax.custom_vjp
+  def run(index, *given):
+    return jax.lax.switch(index, branches, *given)
+
+  def forward(index, *given):
+    with_gradients = [jax.value_and_grad(branch, (0, 1), has_aux=True) for branch in branches]
+    return jax.lax.switch(index, with_gradients, *given)
+
+  def backward(gradients, outputs):
+    scaled = jax.tree.map(lambda x: outputs[0].astype(x.dtype) * x, gradients)
+    return None, *scaled, None, None
+
+  run.defvjp(forward, backward)
+  return run(index, params, conditions, tokens, draws)

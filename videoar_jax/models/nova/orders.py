@@ -1,11 +1,20 @@
 """In which order, and in which sets, a frame's tokens become known. Source: NOVA section 10."""
 
 import dataclasses
+import statistics
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+
+class KnownRange(NamedTuple):
+  """Numbers of known tokens of a frame, from `least` to `most`."""
+
+  least: int
+  most: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,14 +26,30 @@ class UnknownShare:
   Attributes:
     least: the smallest share.
     deviation: of the distribution before it is cut off; large ones make it uniform.
+    num_groups: of numbers of known tokens, see `groups`.
   """
 
   least: float = 0.7
   deviation: float = 0.25
+  num_groups: int = 1
 
   def most_known(self, num_tokens: int) -> int:
     """Returns the largest number of known tokens of a frame; one is always unknown."""
     return min(round((1 - self.least) * num_tokens), num_tokens - 1)
+
+  def groups(self, num_tokens: int) -> tuple[KnownRange, ...]:
+    """Divides how many tokens of a frame are known into ranges that are about equally likely.
+
+    There are fewer than `num_groups` if a frame has too few tokens.
+    """
+    most, normal = self.most_known(num_tokens), statistics.NormalDist()
+    within = normal.cdf((1 - self.least) / self.deviation) - 0.5
+    tops = {most}
+    for i in range(1, self.num_groups):
+      quantile = normal.inv_cdf(0.5 + within * i / self.num_groups)
+      tops.add(min(round(self.deviation * quantile * num_tokens), most))
+    tops = sorted(tops)
+    return tuple(map(KnownRange, (0, *(top + 1 for top in tops[:-1])), tops))
 
   def draw_num_known(self, key: Array, num_tokens: int) -> Int[Array, ""]:
     """Draws how many of a frame's tokens are known."""

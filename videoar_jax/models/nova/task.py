@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from videoar_jax.models.nova import generate, loss
 from videoar_jax.models.nova.config import NovaConfig, NovaSampling
-from videoar_jax.models.nova.flops import Sizes, training_flops
+from videoar_jax.models.nova.flops import Sizes, step_flops
 from videoar_jax.models.nova.network import Nova
 from videoar_jax.models.nova.orders import UnknownShare
 from videoar_jax.parallel.hardware import peak_flops
@@ -30,6 +30,8 @@ class NovaLossConfig:
       unknown ones, which few tokens a frame do not teach by themselves: take less for these.
     unknown_deviation: of the share's normal distribution, which is cut off at 1, its mean, and
       below; large for a uniform one.
+    num_known_groups: into how many ranges the numbers of known tokens are divided, each with its
+      own branch of the program: steps compute less padding, and take longer to compile.
     text_dropout: share of prompts that are replaced by "no condition", which guidance needs.
     sample_posterior: draw latents from the tokenizer's distribution at every step, as the public
       code does; otherwise its means. Outside training, latents are always the means.
@@ -40,6 +42,7 @@ class NovaLossConfig:
   repeats: int = 4
   min_unknown: float = 0.7
   unknown_deviation: float = 0.25
+  num_known_groups: int = 1
   text_dropout: float = 0.1
   sample_posterior: bool = True
   frozen: tuple[str, ...] = ()
@@ -52,13 +55,15 @@ class NovaLossConfig:
       raise ValueError(f"min_unknown={self.min_unknown} must be in [0, 1]")
     if not 0 < self.unknown_deviation < math.inf:
       raise ValueError(f"unknown_deviation={self.unknown_deviation} must be positive")
+    if self.num_known_groups < 1:
+      raise ValueError(f"num_known_groups={self.num_known_groups} must be at least 1")
     if not 0 <= self.text_dropout < 1:
       raise ValueError(f"text_dropout={self.text_dropout} must be in [0, 1)")
 
   @property
   def unknown(self) -> UnknownShare:
     """How many tokens are unknown in a step."""
-    return UnknownShare(self.min_unknown, self.unknown_deviation)
+    return UnknownShare(self.min_unknown, self.unknown_deviation, self.num_known_groups)
 
 
 # Stands for what prompts lack, and is random for good.
@@ -176,9 +181,8 @@ class NovaTask:
     unknown, width = self.settings.unknown, self.config.token_width
     draws = loss.draw(keys[1], b * t, num_tokens, width, self.settings.repeats, process, unknown)
     prefix = module.temporal.prefix(text, batch.get("flow"), dtype)
-    first, later = loss.losses(module, latents, prefix, draws, process, unknown)
-    metrics = {"loss_first": first, "loss_later": later} if t > 1 else {}
-    return first + later, metrics
+    total, (first, later) = loss.training_loss(module, latents, prefix, draws, process, unknown)
+    return total, {"loss_first": first, "loss_later": later} if t > 1 else {}
 
   def _latents(self, frozen, batch, key: jax.Array | None) -> Array:
     """Returns the latents of a batch; in training, with a key, as `sample_posterior` says."""
@@ -199,7 +203,8 @@ class NovaTask:
     rates = {"tokens_per_s": clips_per_s * self.sizes.total}
     peak = peak_flops()
     if peak is not None:
-      flops = training_flops(self.config, self.sizes, self.settings.repeats)
+      settings = self.settings
+      flops = step_flops(self.config, self.sizes, settings.repeats, settings.unknown)
       rates["flops_utilisation"] = clips_per_s * flops / peak
     return rates
 

@@ -40,7 +40,7 @@ def step_work(run: Run, stage: Stage, mesh) -> StepWork:
   """
   config, sizes, repeats = run.generator, sizes_of(run, stage), stage.loss.repeats
   clips = stage.loop.batch_size / num_batch_shards(mesh)
-  total = flops.training_flops(config, sizes, repeats)
+  total = flops.step_flops(config, sizes, repeats, stage.loss.unknown)
   recomputed = {
     "none": 0,
     "dots": flops.attention_flops(config, sizes),
