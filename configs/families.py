@@ -14,7 +14,7 @@ from configs.common import TOY_GENERATOR, parse_arg, shrink_tokenizer
 
 # Steps of the stages `frames` and `generator` in a time of 1. By the rates of both
 # quickstarts' stages, they take about equal time; the table says what they took.
-_STEPS = {"videoar": (1400, 1200), "nova": (400, 300)}
+_STEPS = {"videoar": (1400, 1200), "nova": (400, 260)}
 _NAMES = {"videoar": "VideoAR", "nova": "NOVA"}
 _TIMES = {"half": 0.5, "one": 1, "twice": 2}
 
