@@ -146,12 +146,11 @@ def _blocked(query, key, value, attention_mask: AttentionMask):
   # Split, not slice: the gradient of each slice would be as long as the sequence.
   starts = [rule.slice_of(group).start for group in range(rule.num_groups)]
   first, *queries = jnp.split(query, starts, axis=3)
-  parts = [_softmax(first, key[:, :, prefix], value[:, :, prefix], mask)]
+  cut_key, cut_value = (_Segments(x, rule) for x in (key, value))
+  parts = [_softmax(first, cut_key.join(prefix), cut_value.join(prefix), mask)]
   for group, rows in enumerate(queries):
     slices, own = _seen_slices(rule, group), rule.slice_of(group)
-    keys, values = (
-      jnp.concatenate([x[:, :, part] for part in slices], axis=2) for x in (key, value)
-    )
+    keys, values = (x.join(*slices) for x in (cut_key, cut_value))
     position, before = np.arange(keys.shape[2]), keys.shape[2] - rows.shape[3]
     first, end = (places[own, None] - own.start + before for places in rule.own)
     is_own = (first <= position) & (position < end)
@@ -159,6 +158,25 @@ def _blocked(query, key, value, attention_mask: AttentionMask):
     mask = attention_mask.keys_of(group)[:, None] & ((position < before) | is_own)
     parts.append(_softmax(rows, keys, values, mask))
   return _tokens_first(jnp.concatenate(parts, axis=3))
+
+
+class _Segments:
+  """Keys or values `[b, g, l, k]`, cut where a slice begins or ends that some group sees."""
+
+  def __init__(self, x: Float[Array, "b g l k"], rule: BlockCausalMask):
+    groups = (_seen_slices(rule, group) for group in range(rule.num_groups))
+    edges = {edge for parts in groups for part in parts for edge in (part.start, part.stop)}
+    self.edges = sorted(edges | {0, x.shape[2]})
+    self.parts = jnp.split(x, self.edges[1:-1], axis=2)
+
+  def join(self, *slices: slice) -> Float[Array, "b g s k"]:
+    """Returns slices, one after the other."""
+    found = [
+      self.parts[i]
+      for part in slices
+      for i in range(self.edges.index(part.start), self.edges.index(part.stop))
+    ]
+    return jnp.concatenate(found, axis=2)
 
 
 def _seen_slices(rule: BlockCausalMask, group: int) -> tuple[slice, ...]:
