@@ -244,5 +244,5 @@ def step_blocks(
 
 
 def block_of(blocks: Block, i: int) -> Block:
-  """Returns one of stacked blocks."""
-  return jax.tree.map(lambda weight: weight[i], blocks)
+  """Returns one of stacked blocks, or of those that are apart already."""
+  return blocks[i] if isinstance(blocks, nnx.List) else jax.tree.map(lambda x: x[i], blocks)

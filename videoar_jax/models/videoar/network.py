@@ -3,6 +3,8 @@
 Source: VIDEOAR sections 3.1 to 3.4.
 """
 
+import copy
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -15,7 +17,7 @@ from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.nn import layers
 from videoar_jax.nn.mask import AttentionMask
 from videoar_jax.nn.rope import rope_angles
-from videoar_jax.nn.transformer import make_blocks, run_blocks, step_blocks
+from videoar_jax.nn.transformer import block_of, make_blocks, run_blocks, step_blocks
 from videoar_jax.parallel.rules import constrain, is_for_tpu
 
 
@@ -161,6 +163,17 @@ class Generator(nnx.Module):
   def run(self, x: Float[Array, "b l m"], angles, mask: AttentionMask) -> Float[Array, "b l m"]:
     """Runs the blocks on a whole sequence."""
     return run_blocks(self.blocks, x, angles, mask, self.config)
+
+  def with_blocks_apart(self) -> "Generator":
+    """Returns the network with each block's weights in arrays of their own, if layers are unrolled.
+
+    In a loop, XLA would copy each block out of the stacked ones in every iteration.
+    """
+    if self.config.scan_layers:
+      return self
+    apart = copy.copy(self)
+    apart.blocks = nnx.List([block_of(self.blocks, i) for i in range(self.config.num_layers)])
+    return apart
 
   def step(self, x: Float[Array, "b q m"], angles, seen: tuple, masks: tuple):
     """Runs the blocks for the next tokens of a sequence.
