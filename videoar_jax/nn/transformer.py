@@ -215,12 +215,17 @@ def run_blocks(
 
 
 def step_blocks(
-  blocks: Block, x: Float[Array, "b q m"], angles, seen: tuple, masks: tuple, config: BlockConfig
+  blocks: Block | nnx.List,
+  x: Float[Array, "b q m"],
+  angles,
+  seen: tuple,
+  masks: tuple,
+  config: BlockConfig,
 ):
-  """Runs stacked blocks for the next tokens of a sequence.
+  """Runs blocks for the next tokens of a sequence.
 
   Args:
-    blocks: with a leading layer axis.
+    blocks: with a leading layer axis, or a list.
     x: the tokens.
     angles: their rotary angles.
     seen: keys and values from earlier steps to attend to.
@@ -243,6 +248,6 @@ def step_blocks(
   return x, news
 
 
-def block_of(blocks: Block, i: int) -> Block:
+def block_of(blocks: Block | nnx.List, i: int) -> Block:
   """Returns one of stacked blocks, or of those that are apart already."""
   return blocks[i] if isinstance(blocks, nnx.List) else jax.tree.map(lambda x: x[i], blocks)
