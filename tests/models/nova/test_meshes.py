@@ -32,7 +32,7 @@ MESHES = {
 }
 
 
-def make_run(num_devices):
+def make_run(num_devices, num_groups):
   """So that the devices divide heads, widths and batches, but not the tokens of a sequence."""
   return make_config(
     **{
@@ -41,6 +41,7 @@ def make_run(num_devices):
       "generator.head_mlp_dim": 2 * num_devices,
       "generator.has_motion": True,
       "stage.generator.loop.batch_size": num_devices,
+      "stage.generator.loss.num_known_groups": num_groups,
       "stage.tokenizer.loop.batch_size": num_devices,
     }
   )
@@ -79,9 +80,9 @@ def shown(stages, stage):
   return np.asarray(clips, int)
 
 
-def compare(num_devices, meshes, num_steps, *, has_samples):
+def compare(num_devices, meshes, num_steps, *, num_groups=1, has_samples):
   """Trains and samples on one device and on several, and compares."""
-  values = make_run(num_devices)
+  values = make_run(num_devices, num_groups)
   devices = jax.devices()[:num_devices]
   with tempfile.TemporaryDirectory() as folder:
     workdir = pathlib.Path(folder)
@@ -116,7 +117,7 @@ def test_eight_devices_equal_one():
   lines = (
     f"import sys; sys.path[:0] = {paths!r}",
     "import test_meshes",
-    "test_meshes.compare(8, test_meshes.MESHES, 3, has_samples=True)",
+    "test_meshes.compare(8, test_meshes.MESHES, 3, num_groups=2, has_samples=True)",
   )
   flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
   flags["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
