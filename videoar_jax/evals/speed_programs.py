@@ -26,13 +26,14 @@ def config_of_size(size: str, dtype: str = "float32") -> dict:
   """
   loop = {"num_steps": 1_000_000, "batch_size": 1, "optimizer": {}}
   settings = FAMILIES["videoar"].sizes[size]
-  # On CPU, unrolling pays off for few layers.
+  # On CPU, unrolling pays off for few layers, of which nothing can then be recomputed.
   scan_layers = jax.default_backend() != "cpu" or settings["num_layers"] > 12
+  run = {"scan_layers": scan_layers, "remat": "full" if scan_layers else "none"}
   return {
     "data": {"num_frames": 17, "resolution": (128, 128)},
     "text": {"tokenizer": "classes", "classes": ("one",), "length": 1},
     "tokenizer": {"schedule": "1 2 3 4 6 8"},
-    "generator": settings | {"scan_layers": scan_layers, "dtype": dtype},
+    "generator": settings | run | {"dtype": dtype},
     "sampling": {"guidance": "constant:3"},
     "stages": ("tokenizer", "generator"),
     "stage": {"tokenizer": {"loop": loop}, "generator": {"loop": loop}},

@@ -261,12 +261,14 @@ def run_stacked(
     x: what layers hand on.
     stacked: the layers, and what belongs to each, with a leading layer axis.
     is_scanned: run layers as a loop, which compiles faster, instead of unrolled.
-    remat: what the backward pass recomputes; "none" or a name of `REMAT_POLICIES`.
+    remat: what the backward pass recomputes; "none" or a name of `REMAT_POLICIES`. On CPU, layers
+      are then a loop: XLA would find unrolled ones in the forward pass, and keep those.
   Returns:
     The last `x`, and what each layer kept, with a leading layer axis.
   """
   if remat != "none":
     body = jax.checkpoint(body, policy=REMAT_POLICIES[remat])
+    is_scanned = is_scanned or is_for_cpu()
   if is_scanned:
     return jax.lax.scan(body, x, stacked)
   kept = []
