@@ -69,6 +69,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # The paper's draws know at most 5 of a frame's 16 tokens, which sampling goes beyond. With
     # uniform ones, prompts are seldom needed: known tokens show most of what they say.
     stage.loss.min_unknown, stage.loss.unknown_deviation = 0.0, 0.4
-    stage.loss.num_known_groups = 2
+    stage.loss.num_known_ranges = 2
   set_caches(config, num_epochs=6)
   return config

@@ -26,7 +26,7 @@ def config_of_size(size: str, dtype: str = "float32") -> dict:
   """
   loop = {"num_steps": 1_000_000, "batch_size": 1, "optimizer": {}}
   settings = FAMILIES["videoar"].sizes[size]
-  # On CPU, unrolling pays off for few layers, of which nothing can then be recomputed.
+  # On CPU, unrolling pays off for few layers. Rematerialized ones are not unrolled there.
   scan_layers = jax.default_backend() != "cpu" or settings["num_layers"] > 12
   run = {"scan_layers": scan_layers, "remat": "full" if scan_layers else "none"}
   return {

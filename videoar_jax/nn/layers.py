@@ -219,7 +219,7 @@ def product(spec: str, x: Array, y: Array) -> Array:
   """Returns an einsum accumulated in float32, with a gradient in the operands' dtype.
 
   Autodiff would compute the gradient from float32 arrays, which is slow on accelerators. On CPU,
-  XLA converts bfloat16 to float32 unless the result is float32, which then takes half the time.
+  XLA uses its instructions of bfloat16 only for float32 results, which takes half the time.
   """
   return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 

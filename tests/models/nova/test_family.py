@@ -182,17 +182,29 @@ def test_shares_of_unknown_tokens_can_be_uniform():
   assert orders.UnknownShare(least=1.0).most_known(16) == 0
 
 
-def test_ranges_of_known_tokens_are_equally_likely():
-  share = orders.UnknownShare(least=0.0, deviation=0.4, num_groups=4)
-  groups = share.groups(1024)
-  assert [known for low, high in groups for known in range(low, high + 1)] == list(range(1024))
-  keys = jax.random.split(jax.random.key(0), 16_000)
-  known = np.asarray(jax.vmap(lambda key: share.draw_num_known(key, 1024))(keys))
-  counts = [np.sum((known >= low) & (known <= high)) for low, high in groups]
-  np.testing.assert_allclose(counts, 4000, rtol=0.05)
-  # No range is empty.
-  assert share.groups(2) == ((0, 0), (1, 1))
-  assert orders.UnknownShare(least=1.0, num_groups=3).groups(16) == ((0, 0),)
+@pytest.mark.parametrize(
+  ("share", "num_tokens"),
+  [
+    (orders.UnknownShare(least=0.0, deviation=0.4, num_ranges=4), 1024),
+    (orders.UnknownShare(least=0.0, deviation=0.4, num_ranges=2), 16),
+    (orders.UnknownShare(num_ranges=3), 64),
+    (orders.UnknownShare(least=0.0, deviation=10.0, num_ranges=3), 9),
+  ],
+)
+def test_ranges_of_known_tokens_are_about_equally_likely(share, num_tokens):
+  ranges, most = share.ranges(num_tokens), share.most_known(num_tokens)
+  assert [x for low, high, _ in ranges for x in range(low, high + 1)] == list(range(most + 1))
+  keys = jax.random.split(jax.random.key(0), 20_000)
+  known = np.asarray(jax.vmap(lambda key: share.draw_num_known(key, num_tokens))(keys))
+  found = [np.mean((known >= low) & (known <= high)) for low, high, _ in ranges]
+  np.testing.assert_allclose(found, [chance for *_, chance in ranges], atol=0.015)
+  np.testing.assert_allclose(found, 1 / share.num_ranges, atol=0.08)
+
+
+def test_no_range_of_known_tokens_is_empty():
+  share = orders.UnknownShare(least=0.0, deviation=0.4, num_ranges=4)
+  assert [each[:2] for each in share.ranges(2)] == [(0, 0), (1, 1)]
+  assert orders.UnknownShare(least=1.0, num_ranges=3).ranges(16) == ((0, 0, 1.0),)
 
 
 def test_branches_make_the_loss_and_gradients_of_one_program():
@@ -219,7 +231,9 @@ def test_branches_make_the_loss_and_gradients_of_one_program():
 
     return jax.value_and_grad(total, has_aux=True)(params)
 
-  for known in {0, *(edge for group in divided.groups(16) for edge in group)}:
+  ranges = divided.ranges(16)
+  assert len(ranges) == 3
+  for known in {edge for low, high, _ in ranges for edge in (low, high)}:
     expected, found = (step(known, unknown) for unknown in (whole, divided))
     np.testing.assert_allclose(found[0][0], expected[0][0], rtol=1e-5)
     np.testing.assert_allclose(found[0][1], expected[0][1], rtol=1e-5)
@@ -233,7 +247,7 @@ def test_branches_make_the_loss_and_gradients_of_one_program():
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"num_known_groups": 0}, r"num_known_groups=0 must be at least 1"),
+    ({"num_known_ranges": 0}, r"num_known_ranges=0 must be at least 1"),
     ({"min_unknown": 1.5}, r"min_unknown=1\.5 must be in \[0, 1\]"),
     ({"min_unknown": -0.1}, r"min_unknown=-0\.1 must be"),
     ({"unknown_deviation": 0.0}, r"unknown_deviation=0\.0 must be positive"),

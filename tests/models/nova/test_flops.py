@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jaxprs import branches, products
 
@@ -86,19 +87,20 @@ def test_flops_are_those_of_the_program(config, unknown, num_frames):
 
 
 def test_flops_are_those_of_each_branch():
-  unknown = UnknownShare(0.0, 0.4, num_groups=3)
+  unknown = UnknownShare(0.0, 0.4, num_ranges=3)
   total, net = loss_of(LABELS, 3, unknown=unknown)
   whole = flops.Sizes.of(LABELS, (3, 4, 6), unknown)
   jaxpr = jax.make_jaxpr(jax.grad(total))(net).jaxpr
   # As above: embeddings of frames' times.
   times = 2 * 3 * (2 * 2 * NUM_FREQUENCIES * LABELS.d_model + 3 * LABELS.d_model**2)
   outside, counted = products(jaxpr) - times, [products(each) for each in branches(jaxpr)]
-  groups = whole.groups(unknown)
-  assert len(groups) == 3 and len(set(counted)) == 3
-  for sizes, inside in zip(groups, counted, strict=True):
+  ranges = whole.ranges(unknown)
+  assert len(ranges) == 3 and len(set(counted)) == 3
+  for (sizes, _), inside in zip(ranges, counted, strict=True):
     assert outside + inside == CLIPS * flops.training_flops(LABELS, sizes, REPEATS)
-  mean = flops.step_flops(LABELS, whole, REPEATS, unknown)
-  assert CLIPS * mean == pytest.approx(outside + sum(counted) / 3)
+  mean = flops.mean_flops(flops.training_flops, LABELS, whole, unknown, REPEATS)
+  chances = [chance for _, chance in ranges]
+  assert CLIPS * mean == pytest.approx(outside + np.dot(chances, counted))
   assert mean < 0.9 * flops.training_flops(LABELS, whole, REPEATS)
 
 

@@ -32,7 +32,7 @@ MESHES = {
 }
 
 
-def make_run(num_devices, num_groups):
+def make_run(num_devices, num_ranges):
   """So that the devices divide heads, widths and batches, but not the tokens of a sequence."""
   return make_config(
     **{
@@ -41,7 +41,7 @@ def make_run(num_devices, num_groups):
       "generator.head_mlp_dim": 2 * num_devices,
       "generator.has_motion": True,
       "stage.generator.loop.batch_size": num_devices,
-      "stage.generator.loss.num_known_groups": num_groups,
+      "stage.generator.loss.num_known_ranges": num_ranges,
       "stage.tokenizer.loop.batch_size": num_devices,
     }
   )
@@ -80,9 +80,9 @@ def shown(stages, stage):
   return np.asarray(clips, int)
 
 
-def compare(num_devices, meshes, num_steps, *, num_groups=1, has_samples):
+def compare(num_devices, meshes, num_steps, *, num_ranges=1, has_samples):
   """Trains and samples on one device and on several, and compares."""
-  values = make_run(num_devices, num_groups)
+  values = make_run(num_devices, num_ranges)
   devices = jax.devices()[:num_devices]
   with tempfile.TemporaryDirectory() as folder:
     workdir = pathlib.Path(folder)
@@ -117,7 +117,7 @@ def test_eight_devices_equal_one():
   lines = (
     f"import sys; sys.path[:0] = {paths!r}",
     "import test_meshes",
-    "test_meshes.compare(8, test_meshes.MESHES, 3, num_groups=2, has_samples=True)",
+    "test_meshes.compare(8, test_meshes.MESHES, 3, num_ranges=2, has_samples=True)",
   )
   flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
   flags["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

@@ -121,6 +121,7 @@ def test_gradients_with_remat_or_unrolled_equal_those_without(layout):
     {"remat": "dots"},
     {"remat": "full", "attention": "dense"},
     {"remat": "none", "scan_layers": False},
+    {"remat": "full", "scan_layers": False},
   ):
     for a, b in zip(gradient(**settings), expected, strict=True):
       np.testing.assert_allclose(a, b, atol=1e-4)

@@ -118,7 +118,7 @@ class Infinity(nnx.Module):
       return block(x, modulation, angles, attend_self, attend_prompt, scale, "sequence")
 
     x = constrain(self._with_levels(x, ids), ("batch", "sequence", None))
-    x, _ = self._run_layers(body, x, branch_scale)
+    x, _ = self._run_layers(body, x, branch_scale, self.config.remat)
     return x[:, :length]
 
   def prompt_keys(self, prompt: Prompt) -> Cache:
@@ -190,13 +190,12 @@ class Infinity(nnx.Module):
     levels = self.level_embedding.table[...][ids].astype(x.dtype)
     return x + levels if is_period is True else x + jnp.where(is_period, levels, 0)
 
-  def _run_layers(self, body, x, extra):
+  def _run_layers(self, body, x, extra, remat: str = "none"):
     period, number = self.config.level_embedding_period, np.arange(self.config.num_layers)
     # The first layer's are added before.
     is_period = jnp.asarray((number % period == 0) & (number > 0)) if period else None
     stacked = (self.blocks, is_period, extra)
-    config = self.config
-    return layers.run_stacked(body, x, stacked, is_scanned=config.scan_layers, remat=config.remat)
+    return layers.run_stacked(body, x, stacked, is_scanned=self.config.scan_layers, remat=remat)
 
 
 def template_of(config: InfinityConfig) -> Template:

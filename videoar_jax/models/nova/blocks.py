@@ -91,7 +91,7 @@ def run(
     attend = lambda q, k, v: (attend_masked(q, k, v, mask), None)  # noqa: E731
     return block(x, angles, attend, "sequence")
 
-  return _run(body, x, blocks, config)[0][:, :length]
+  return _run(body, x, blocks, config, config.remat)[0][:, :length]
 
 
 def step(blocks: Block, x: Float[Array, "b l m"], angles, attend: Attend, config: NovaConfig, seen):
@@ -113,8 +113,8 @@ def step(blocks: Block, x: Float[Array, "b l m"], angles, attend: Attend, config
     extra = () if seen is None else (caches,)
     return block(x, angles, lambda q, k, v: attend(q, k, v, *extra), None)
 
-  return _run(body, x, (blocks, seen), config)
+  return _run(body, x, (blocks, seen), config, "none")
 
 
-def _run(body: Callable, x: Array, stacked, config: NovaConfig):
-  return layers.run_stacked(body, x, stacked, is_scanned=config.scan_layers, remat=config.remat)
+def _run(body: Callable, x: Array, stacked, config: NovaConfig, remat: str):
+  return layers.run_stacked(body, x, stacked, is_scanned=config.scan_layers, remat=remat)

@@ -139,8 +139,10 @@ class Nova:
 
   def flops(self, run: Run, stage: Stage) -> tuple[int, int]:
     """See `Family`."""
-    clip = run.generator, work.sizes_of(run, stage), stage.loss.repeats
-    return flops.forward_flops(*clip), flops.training_flops(*clip)
+    clip = run.generator, work.sizes_of(run, stage), stage.loss.unknown, stage.loss.repeats
+    return tuple(
+      round(flops.mean_flops(count, *clip)) for count in (flops.forward_flops, flops.training_flops)
+    )
 
   def step_work(self, run: Run, stage: Stage, mesh) -> StepWork:
     """See `Family`."""

@@ -2,13 +2,14 @@
 
 Counted are products with weights, and attention over the pairs of tokens that see each other, as
 they are run: the encoder's known tokens are padded to the most that may be known, and the head
-runs on known ones, too. Norms, softmax,
+leaves out only those that are known for certain. Norms, softmax,
 lookups, rematerialization, and embeddings of what all tokens share, such as a frame's time, are not
 counted.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -57,11 +58,14 @@ class Sizes:
     prefix = config.text_length + _NUM_MOTION * config.has_motion
     return cls(prefix, t, slot, frame, max(unknown.most_known(frame), 1), frame)
 
-  def groups(self, unknown: UnknownShare) -> list["Sizes"]:
-    """Returns those of each range of known tokens, which are about equally likely."""
+  def ranges(self, unknown: UnknownShare) -> list[tuple["Sizes", float]]:
+    """Returns those of each range of known tokens, and how likely it is."""
     return [
-      dataclasses.replace(self, known=max(known.most, 1), noised=self.frame - known.least)
-      for known in unknown.groups(self.frame)
+      (
+        dataclasses.replace(self, known=max(known.most, 1), noised=self.frame - known.least),
+        known.chance,
+      )
+      for known in unknown.ranges(self.frame)
     ]
 
   @property
@@ -118,17 +122,17 @@ def training_flops(config: NovaConfig, sizes: Sizes, repeats: int) -> int:
   return 3 * forward_flops(config, sizes, repeats) - 2 * sum(_inputs(config, sizes, repeats))
 
 
-def step_flops(config: NovaConfig, sizes: Sizes, repeats: int, unknown: UnknownShare) -> float:
-  """Returns the mean of `training_flops` over the ranges of known tokens.
+def mean_flops(count: Callable, config: NovaConfig, sizes: Sizes, unknown: UnknownShare, *rest):
+  """Returns the mean FLOPs over the ranges of known tokens.
 
   Args:
+    count: such as `training_flops`.
     config: the network.
     sizes: the most of a clip.
-    repeats: how often each token is noised.
     unknown: with the ranges.
+    *rest: further arguments of `count`.
   """
-  groups = sizes.groups(unknown)
-  return sum(training_flops(config, each, repeats) for each in groups) / len(groups)
+  return sum(chance * count(config, each, *rest) for each, chance in sizes.ranges(unknown))
 
 
 def layer_flops(config: NovaConfig, sizes: Sizes, repeats: int) -> int:

@@ -113,7 +113,7 @@ class Head(nnx.Module):
     """
     condition = self._at(time, condition)
     body = lambda x, block: (block(x, block.modulated.factors(condition)), None)  # noqa: E731
-    x, _ = self._run(body, self.embed(noisy), self.blocks)
+    x, _ = self._run(body, self.embed(noisy), self.blocks, self.config.remat)
     out = self.out(self.modulated(x, self.modulated.factors(condition))[0])
     return self._complete(noisy, time, out)
 
@@ -159,6 +159,5 @@ class Head(nnx.Module):
   def _at(self, time, condition):
     return condition + self.time(time.astype(jnp.float32)).astype(condition.dtype)
 
-  def _run(self, body, x, stacked):
-    config = self.config
-    return layers.run_stacked(body, x, stacked, is_scanned=config.scan_layers, remat=config.remat)
+  def _run(self, body, x, stacked, remat: str = "none"):
+    return layers.run_stacked(body, x, stacked, is_scanned=self.config.scan_layers, remat=remat)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
@@ -111,7 +112,8 @@ def _errors(
     draws: random numbers.
     process: how tokens get noisy.
     known: how many tokens may be known. The encoder's part of a frame is padded to the most; the
-      head leaves out the first tokens in the frame's order, which are known for certain.
+      head leaves out the first tokens in the frame's order, which are known for certain, but for
+      some where a sequence's devices would not have equal parts.
   """
   b, t, h, w, _ = shape
   size = spatial.config.patch_size
@@ -125,16 +127,20 @@ def _errors(
   noise, level = (
     x.reshape(-1, *tokens.shape[:2], *x.shape[2:]) for x in (draws.noise, draws.level)
   )
+  num_tokens, num_parts = tokens.shape[1], num_shards("sequence")
+  num_left_out = known.least - (known.least % num_parts if num_tokens % num_parts == 0 else 0)
   # Place of each token in its frame's order: the first ones are known.
-  place = jnp.argsort(draws.order, axis=1)
-  if known.least:
-    rest = draws.order[:, known.least :]
-    tokens, z, place = (_take(x, rest) for x in (tokens, z, place))
+  if num_left_out:
+    rest = draws.order[:, num_left_out:]
+    place = jnp.broadcast_to(jnp.arange(num_left_out, num_tokens), rest.shape)
+    tokens, z = _take(tokens, rest), _take(z, rest)
     noise, level = (jax.vmap(lambda x: _take(x, rest))(x) for x in (noise, level))
+  else:
+    place = jnp.argsort(draws.order, axis=1)
   repeats = len(noise)
   noisy = process.add(jnp.broadcast_to(tokens, noise.shape), noise, level)
   # The mesh axis for sequences splits a frame's tokens, if it divides them.
-  axis = "sequence" if tokens.shape[1] % num_shards("sequence") == 0 else None
+  axis = "sequence" if num_tokens % num_parts == 0 else None
   split = (None, "batch", axis, None)
   inputs = constrain(noisy.tokens.astype(z.dtype), split)
   prediction = head.predict(inputs, noisy.time, head.condition(constrain(z, split[1:])))
@@ -171,7 +177,7 @@ def errors(
     unknown: with which the random numbers were drawn.
   """
   conditions, tokens = _frames(net, latents, prefix)
-  known = KnownRange(0, unknown.most_known(tokens.shape[1]))
+  known = KnownRange(0, unknown.most_known(tokens.shape[1]), 1.0)
   return _errors(net.spatial, net.head, conditions, tokens, latents.shape, draws, process, known)
 
 
@@ -212,12 +218,11 @@ def training_loss(
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
   """Returns the sum of `losses`, and both; only the sum has a gradient.
 
-  With `unknown.num_groups`, the program has a branch for each range of known tokens. In a branch
-  that is taken when few are known, the encoder has fewer of them, in the others the head has
-  fewer unknown ones.
+  The program has a branch for each of `unknown.ranges`: the fewer tokens may be known, the fewer
+  the encoder has, and the more are known for certain, the fewer the head has.
   """
-  groups = unknown.groups(draws.order.shape[1])
-  if len(groups) == 1:
+  ranges = unknown.ranges(draws.order.shape[1])
+  if len(ranges) == 1:
     both = losses(net, latents, prefix, draws, process, unknown)
     return sum(both), jax.lax.stop_gradient(both)
   structure, params = nnx.split((net.spatial, net.head))
@@ -231,8 +236,8 @@ def training_loss(
 
     return branch
 
-  branches = [make_branch(known) for known in groups]
-  index = sum((draws.num_known > known.most).astype(jnp.int32) for known in groups[:-1])
+  branches = [make_branch(known) for known in ranges]
+  index = jnp.sum(draws.num_known > np.array([known.most for known in ranges[:-1]]))
   total, both = _switch(branches, index, params, *_frames(net, latents, prefix), draws)
   return total, jax.lax.stop_gradient(both)
 
@@ -240,8 +245,8 @@ def training_loss(
 def _switch(branches, index: Int[Array, ""], params, conditions, tokens, draws: Draws):
   """Returns what one of several branches does.
 
-  Its gradient is computed with it: that of `jax.lax.switch` would fill, in every step, what all
-  other branches keep for the backward pass.
+  Its gradient is computed with it: that of `jax.lax.switch` would write zeros, in every step, for
+  what the other branches would have kept.
 
   Args:
     branches: from what follows to a loss, and metrics without a gradient.

@@ -11,10 +11,16 @@ from jaxtyping import Array, Float, Int
 
 
 class KnownRange(NamedTuple):
-  """Numbers of known tokens of a frame, from `least` to `most`."""
+  """Numbers of known tokens of a frame.
+
+  Attributes:
+    least, most: the smallest and the largest.
+    chance: how likely they are, from 0 to 1.
+  """
 
   least: int
   most: int
+  chance: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,30 +32,32 @@ class UnknownShare:
   Attributes:
     least: the smallest share.
     deviation: of the distribution before it is cut off; large ones make it uniform.
-    num_groups: of numbers of known tokens, see `groups`.
+    num_ranges: into how many the numbers of known tokens are divided, see `ranges`.
   """
 
   least: float = 0.7
   deviation: float = 0.25
-  num_groups: int = 1
+  num_ranges: int = 1
 
   def most_known(self, num_tokens: int) -> int:
     """Returns the largest number of known tokens of a frame; one is always unknown."""
     return min(round((1 - self.least) * num_tokens), num_tokens - 1)
 
-  def groups(self, num_tokens: int) -> tuple[KnownRange, ...]:
-    """Divides how many tokens of a frame are known into ranges that are about equally likely.
+  def ranges(self, num_tokens: int) -> tuple[KnownRange, ...]:
+    """Divides the numbers of known tokens of a frame into ranges, as equally likely as they can be.
 
-    There are fewer than `num_groups` if a frame has too few tokens.
+    There are fewer than `num_ranges` if a frame has too few tokens.
     """
-    most, normal = self.most_known(num_tokens), statistics.NormalDist()
-    within = normal.cdf((1 - self.least) / self.deviation) - 0.5
-    tops = {most}
-    for i in range(1, self.num_groups):
-      quantile = normal.inv_cdf(0.5 + within * i / self.num_groups)
-      tops.add(min(round(self.deviation * quantile * num_tokens), most))
-    tops = sorted(tops)
-    return tuple(map(KnownRange, (0, *(top + 1 for top in tops[:-1])), tops))
+    most, width = self.most_known(num_tokens), self.deviation * num_tokens
+    # Counts are rounded, and the largest stands for all that would be above.
+    edges = np.array([*np.arange(most) + 0.5, (1 - self.least) * num_tokens]) / width
+    # How likely it is that no more are known: half of a normal distribution, cut off.
+    below = np.array([statistics.NormalDist().cdf(x) - 0.5 for x in edges])
+    below = below / below[-1] if most else np.ones(1)
+    parts = np.arange(1, self.num_ranges) / self.num_ranges
+    tops = sorted({*(int(np.argmin(np.abs(below - part))) for part in parts), most})
+    firsts, chances = (0, *(top + 1 for top in tops[:-1])), np.diff(below[tops], prepend=0.0)
+    return tuple(map(KnownRange, firsts, tops, map(float, chances)))
 
   def draw_num_known(self, key: Array, num_tokens: int) -> Int[Array, ""]:
     """Draws how many of a frame's tokens are known."""

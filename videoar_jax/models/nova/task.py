@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from videoar_jax.models.nova import generate, loss
 from videoar_jax.models.nova.config import NovaConfig, NovaSampling
-from videoar_jax.models.nova.flops import Sizes, step_flops
+from videoar_jax.models.nova.flops import Sizes, mean_flops, training_flops
 from videoar_jax.models.nova.network import Nova
 from videoar_jax.models.nova.orders import UnknownShare
 from videoar_jax.parallel.hardware import peak_flops
@@ -30,7 +30,7 @@ class NovaLossConfig:
       unknown ones, which few tokens a frame do not teach by themselves: take less for these.
     unknown_deviation: of the share's normal distribution, which is cut off at 1, its mean, and
       below; large for a uniform one.
-    num_known_groups: into how many ranges the numbers of known tokens are divided, each with its
+    num_known_ranges: into how many ranges the numbers of known tokens are divided, each with its
       own branch of the program: steps compute less padding, and take longer to compile.
     text_dropout: share of prompts that are replaced by "no condition", which guidance needs.
     sample_posterior: draw latents from the tokenizer's distribution at every step, as the public
@@ -42,7 +42,7 @@ class NovaLossConfig:
   repeats: int = 4
   min_unknown: float = 0.7
   unknown_deviation: float = 0.25
-  num_known_groups: int = 1
+  num_known_ranges: int = 1
   text_dropout: float = 0.1
   sample_posterior: bool = True
   frozen: tuple[str, ...] = ()
@@ -55,15 +55,15 @@ class NovaLossConfig:
       raise ValueError(f"min_unknown={self.min_unknown} must be in [0, 1]")
     if not 0 < self.unknown_deviation < math.inf:
       raise ValueError(f"unknown_deviation={self.unknown_deviation} must be positive")
-    if self.num_known_groups < 1:
-      raise ValueError(f"num_known_groups={self.num_known_groups} must be at least 1")
+    if self.num_known_ranges < 1:
+      raise ValueError(f"num_known_ranges={self.num_known_ranges} must be at least 1")
     if not 0 <= self.text_dropout < 1:
       raise ValueError(f"text_dropout={self.text_dropout} must be in [0, 1)")
 
   @property
   def unknown(self) -> UnknownShare:
     """How many tokens are unknown in a step."""
-    return UnknownShare(self.min_unknown, self.unknown_deviation, self.num_known_groups)
+    return UnknownShare(self.min_unknown, self.unknown_deviation, self.num_known_ranges)
 
 
 # Stands for what prompts lack, and is random for good.
@@ -204,7 +204,9 @@ class NovaTask:
     peak = peak_flops()
     if peak is not None:
       settings = self.settings
-      flops = step_flops(self.config, self.sizes, settings.repeats, settings.unknown)
+      flops = mean_flops(
+        training_flops, self.config, self.sizes, settings.unknown, settings.repeats
+      )
       rates["flops_utilisation"] = clips_per_s * flops / peak
     return rates
 

@@ -40,11 +40,12 @@ def step_work(run: Run, stage: Stage, mesh) -> StepWork:
   """
   config, sizes, repeats = run.generator, sizes_of(run, stage), stage.loss.repeats
   clips = stage.loop.batch_size / num_batch_shards(mesh)
-  total = flops.step_flops(config, sizes, repeats, stage.loss.unknown)
+  clip = config, sizes, stage.loss.unknown
+  total = flops.mean_flops(flops.training_flops, *clip, repeats)
   recomputed = {
     "none": 0,
-    "dots": flops.attention_flops(config, sizes),
-    "full": flops.layer_flops(config, sizes, repeats),
+    "dots": flops.mean_flops(flops.attention_flops, *clip),
+    "full": flops.mean_flops(flops.layer_flops, *clip, repeats),
   }[config.remat]
   passes = 4 if config.remat == "full" else 3
   kept, moved = _activations(config, sizes, repeats, mesh, clips)

@@ -121,7 +121,7 @@ def decode(
     raise ValueError(
       f"conditioning: {num_conditioning} frames leave nothing of {layout.num_frames} to generate"
     )
-  model = model.with_blocks_apart()
+  model = model.unstacked()
   slots = num_slots(layout.num_frames, window)
   is_guided = guidance is not None
   kind = {"is_guided": is_guided, "is_prefix_guided": prefix_guidance is not None}

@@ -3,8 +3,7 @@
 Source: VIDEOAR sections 3.1 to 3.4.
 """
 
-import copy
-
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -164,14 +163,15 @@ class Generator(nnx.Module):
     """Runs the blocks on a whole sequence."""
     return run_blocks(self.blocks, x, angles, mask, self.config)
 
-  def with_blocks_apart(self) -> "Generator":
+  def unstacked(self) -> "Generator":
     """Returns the network with each block's weights in arrays of their own, if layers are unrolled.
 
-    In a loop, XLA would copy each block out of the stacked ones in every iteration.
+    In a loop, XLA would copy each block out of the stacked ones in every iteration. The copies of
+    before the loop take as much memory again.
     """
     if self.config.scan_layers:
       return self
-    apart = copy.copy(self)
+    apart = jax.tree.map(lambda x: x, self)
     apart.blocks = nnx.List([block_of(self.blocks, i) for i in range(self.config.num_layers)])
     return apart
 
