@@ -9,7 +9,7 @@
 #
 # Seen on 2026-11-30 with these versions: jax 0.10.2, jaxlib 0.10.2, Python 3.11, x86-64, CPU;
 # temporary memory of the gradient of 12 layers, in units of one activation:
-#   unrolled 51, unrolled with checkpoint 51, scanned 49, scanned with checkpoint 17
+#   unrolled 48, unrolled with checkpoint 48, scanned 87, scanned with checkpoint 17
 #
 # Usage: bash findings/jax-checkpoint-unrolled-cpu.sh    (exits with 0 if it is still so)
 
