@@ -28,12 +28,12 @@ def config_of_size(size: str, dtype: str = "float32") -> dict:
   settings = FAMILIES["videoar"].sizes[size]
   # On CPU, unrolling pays off for few layers. Rematerialized ones are not unrolled there.
   scan_layers = jax.default_backend() != "cpu" or settings["num_layers"] > 12
-  run = {"scan_layers": scan_layers, "remat": "full" if scan_layers else "none"}
+  layers = {"scan_layers": scan_layers, "remat": "full" if scan_layers else "none"}
   return {
     "data": {"num_frames": 17, "resolution": (128, 128)},
     "text": {"tokenizer": "classes", "classes": ("one",), "length": 1},
     "tokenizer": {"schedule": "1 2 3 4 6 8"},
-    "generator": settings | run | {"dtype": dtype},
+    "generator": settings | layers | {"dtype": dtype},
     "sampling": {"guidance": "constant:3"},
     "stages": ("tokenizer", "generator"),
     "stage": {"tokenizer": {"loop": loop}, "generator": {"loop": loop}},

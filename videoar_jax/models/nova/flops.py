@@ -2,9 +2,8 @@
 
 Counted are products with weights, and attention over the pairs of tokens that see each other, as
 they are run: the encoder's known tokens are padded to the most that may be known, and the head
-leaves out only those that are known for certain. Norms, softmax,
-lookups, rematerialization, and embeddings of what all tokens share, such as a frame's time, are not
-counted.
+leaves out only those that are known for certain. Norms, softmax, lookups, rematerialization, and
+embeddings of what all tokens share, such as a frame's time, are not counted.
 """
 
 import dataclasses

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from videoar_jax.models.nova import orders
 from videoar_jax.models.nova.head import Head
@@ -133,8 +133,9 @@ def _errors(
   if num_left_out:
     rest = draws.order[:, num_left_out:]
     place = jnp.broadcast_to(jnp.arange(num_left_out, num_tokens), rest.shape)
-    tokens, z = _take(tokens, rest), _take(z, rest)
-    noise, level = (jax.vmap(lambda x: _take(x, rest))(x) for x in (noise, level))
+    take = jax.vmap(lambda x, index: x[index])  # Of each frame.
+    tokens, z = take(tokens, rest), take(z, rest)
+    noise, level = (jax.vmap(take, (0, None))(x, rest) for x in (noise, level))
   else:
     place = jnp.argsort(draws.order, axis=1)
   repeats = len(noise)
@@ -148,11 +149,6 @@ def _errors(
   error = jnp.mean(jnp.square(prediction - noisy.target), axis=-1).reshape(repeats, b, t, -1)
   weights = (place >= draws.num_known).reshape(b, t, -1).astype(jnp.float32)
   return Errors(error * weights, weights)
-
-
-def _take(x: Shaped[Array, "b l *p"], index: Int[Array, "b k"]) -> Shaped[Array, "b k *p"]:
-  """Returns some tokens of each frame."""
-  return jax.vmap(lambda x, i: x[i])(x, index)
 
 
 def errors(
@@ -214,7 +210,7 @@ def training_loss(
   prefix: Float[Array, "b n m"],
   draws: Draws,
   process: NoiseProcess,
-  unknown: UnknownShare = UnknownShare(),  # noqa: B008, it is frozen.
+  unknown: UnknownShare,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
   """Returns the sum of `losses`, and both; only the sum has a gradient.
 
