@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videoar_jax.parallel import programs
+from videoar_jax.parallel import compiler, programs
 from videoar_jax.parallel.programs import Program, keep_programs_in
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -177,3 +177,18 @@ def test_what_cannot_be_stored_still_runs(folder, caplog):
   with caplog.at_level(logging.INFO):
     np.testing.assert_array_equal(program(X)[1], X + 1)
   assert "is not kept for later processes" in caplog.text and not folder.exists()
+
+
+@pytest.mark.parametrize(("has_avx512", "keys"), [(True, 1), (False, 2)])
+def test_compilers_options_are_valid_and_only_for_cpu(monkeypatch, has_avx512, keys):
+  monkeypatch.setattr(compiler, "_has_avx512", lambda: has_avx512)
+  assert compiler.compiler_options("cpu") is None  # Tests disable most optimizations.
+  jax.config.update("jax_disable_most_optimizations", False)
+  try:
+    assert compiler.compiler_options("tpu", is_decoding=True) is None
+    options = compiler.compiler_options("cpu", is_decoding=True)
+    assert len(options) == keys and len(compiler.compiler_options("cpu")) == 1
+    found = jax.jit(lambda x: x @ x.T, compiler_options=options)(X)
+  finally:
+    jax.config.update("jax_disable_most_optimizations", True)
+  np.testing.assert_allclose(found, X @ X.T)

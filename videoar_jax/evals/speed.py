@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import resource
 import time
 
@@ -14,9 +15,11 @@ from videoar_jax.experiment.command_line import parse_resolution, read_config
 from videoar_jax.experiment.inputs import Batches
 from videoar_jax.experiment.load import converted_family, find_run, load_tokenizer
 from videoar_jax.experiment.parse import finalize
+from videoar_jax.models.families import FAMILIES
 from videoar_jax.nn.layers import count_parameters
 from videoar_jax.nn.quantized import with_dtype
 from videoar_jax.parallel import roofline
+from videoar_jax.parallel.compiler import compiler_options
 from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.tokenizers.families import TOKENIZERS
@@ -101,7 +104,8 @@ def sample_table(options: argparse.Namespace) -> str:
     return family.sample_latents(run, stage, model, text, seed)
 
   begin = time.perf_counter()
-  compiled = jax.jit(sample).lower(model, text, seed).compile()
+  settings = compiler_options(jax.default_backend(), is_decoding=family is FAMILIES["videoar"])
+  compiled = jax.jit(sample, compiler_options=settings).lower(model, text, seed).compile()
   compile_s = time.perf_counter() - begin
   calls = {
     "clip": lambda: compiled(model, text, seed),
@@ -152,7 +156,8 @@ def training_table(options: argparse.Namespace) -> str:
   run, stage = _generator_of(options)
   config, b = run.generator, options.batch_size
   step = TrainingStep(run, stage, b)
-  jitted, gradient = jax.jit(step.loss), jax.jit(jax.value_and_grad(step.loss))
+  jit = functools.partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
+  jitted, gradient = jit(step.loss), jit(jax.value_and_grad(step.loss))
   calls = {
     "forward": lambda: jitted(step.state["params"], step.batch),
     "with gradient": lambda: gradient(step.state["params"], step.batch),

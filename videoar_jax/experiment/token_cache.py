@@ -26,8 +26,9 @@ from videoar_jax.experiment.command_line import check_local
 from videoar_jax.experiment.diff import differing_fields
 from videoar_jax.interop.atomic import remove_partials
 from videoar_jax.parallel import processes
+from videoar_jax.parallel.compiler import compiler_options
 from videoar_jax.parallel.mesh import process_shard, shard_batch
-from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES
+from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, platform_of
 from videoar_jax.runtime.goodput import GoodputTracker, report_at_exit
 from videoar_jax.runtime.preemption import Preempted
 from videoar_jax.runtime.watchdog import Watchdog
@@ -296,7 +297,8 @@ def _make_encode(family: TokenizerFamily, tokenizer: Template, mesh: Mesh, dtype
     return family.encode_posterior(tokenizer.module(params), video).astype(dtype)
 
   split = NamedSharding(mesh, PartitionSpec(LOGICAL_AXIS_RULES["batch"]))
-  return jax.jit(encode_batch, out_shardings=split)
+  options = compiler_options(platform_of(mesh))
+  return jax.jit(encode_batch, out_shardings=split, compiler_options=options)
 
 
 def _encode_clips(

@@ -46,9 +46,20 @@ def sample_bits(
     temperature: divides the logits; 0 takes the likelier value.
     top_p: values of probability <= 1 - top_p are never drawn; 1 keeps both.
   """
+  uniform = jax.vmap(lambda key: jax.random.uniform(key, logits.shape[1:]))(keys)
+  return drawn_bits(uniform, logits, temperature=temperature, top_p=top_p)
+
+
+def drawn_bits(
+  uniform: Float[Array, "b n d"],
+  logits: Float[Array, "b n d"],
+  *,
+  temperature: float | np.floating | Array,
+  top_p: float | Array,
+) -> UInt8[Array, "b n d"]:
+  """Returns the bits that uniform random numbers in [0, 1) stand for; see `sample_bits`."""
   safe = jnp.where(temperature > 0, temperature, 1.0)
   p = jax.nn.sigmoid(logits / safe)
   likelier = p > 0.5
-  uniform = jax.vmap(lambda key: jax.random.uniform(key, logits.shape[1:]))(keys)
   is_dropped = (jnp.minimum(p, 1 - p) <= 1 - top_p) | (temperature <= 0)
   return jnp.where(is_dropped, likelier, uniform < p).astype(jnp.uint8)

@@ -15,7 +15,7 @@ from videoar_jax.nn.attention import attend
 from videoar_jax.nn.cache import Cache, attend_cached
 from videoar_jax.nn.rope import rotate
 from videoar_jax.nn.splash import filled_length
-from videoar_jax.parallel.rules import constrain, num_shards
+from videoar_jax.parallel.rules import constrain, is_for_cpu, num_shards
 
 
 @runtime_checkable
@@ -85,6 +85,8 @@ class Projections:
 
 
 PLAIN = Projections()
+# Weights of a layer up to which decoding on CPU runs layers as a loop.
+_MAX_LOOPED = 2**20
 
 
 def _sequence_axis(seen: tuple[Cache, ...] | None) -> str | None:
@@ -230,7 +232,7 @@ def step_blocks(
     angles: their rotary angles.
     seen: keys and values from earlier steps to attend to.
     masks: `[#b, #q, l]` for each of `seen`, and for the tokens themselves; None for all true.
-    config: how to run layers.
+    config: how to run layers, see `steps_in_loop`.
   Returns:
     `[b, q, m]`, and the tokens' keys and values: stacked, or a list if layers are unrolled.
   """
@@ -239,13 +241,24 @@ def step_blocks(
     block, caches = layer
     return block(x, angles, masks, seen=caches)
 
-  if config.scan_layers:
+  if steps_in_loop(blocks, config):
     return jax.lax.scan(body, x, (blocks, seen))
   news = []
   for i in range(config.num_layers):
     x, new = body(x, (block_of(blocks, i), tuple(caches[i] for caches in seen)))
     news.append(new)
   return x, news
+
+
+def steps_in_loop(blocks: Block | nnx.List, config: BlockConfig) -> bool:
+  """Returns whether `step_blocks` runs layers as a loop, even if training unrolls them.
+
+  On CPU, a loop copies each layer's weights in every step. While they stay in the processor's cache
+  that takes less time than unrolled layers take to compile and to start.
+  """
+  if isinstance(blocks, nnx.List) or config.scan_layers:
+    return config.scan_layers
+  return is_for_cpu() and layers.count_parameters(blocks) <= _MAX_LOOPED * config.num_layers
 
 
 def block_of(blocks: Block | nnx.List, i: int) -> Block:

@@ -25,6 +25,7 @@ from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
 from videoar_jax.interop.atomic import replacing
+from videoar_jax.parallel.compiler import compiler_options
 from videoar_jax.runtime.versions import installed
 
 log = logging.getLogger(__name__)
@@ -52,14 +53,29 @@ class Program:
     function: from arrays in trees, passed by position, and static values, passed by name, to one
       array. It must not depend on anything else but the package's code.
     static_argnames: names of the static values, which are hashable and whose `repr` says all.
-  Attributes:
-    jitted: the function under `jax.jit`, for other calls.
+    is_decoding: see `compiler_options`.
   """
 
-  def __init__(self, function: Callable, *, static_argnames: tuple[str, ...] = ()):
+  def __init__(
+    self,
+    function: Callable,
+    *,
+    static_argnames: tuple[str, ...] = (),
+    is_decoding: bool = False,
+  ):
     self.name = f"{function.__module__}.{function.__qualname__}"
-    self.jitted = jax.jit(function, static_argnames=static_argnames)
+    self._function, self._static_argnames = function, static_argnames
+    self._is_decoding = is_decoding
     self._compiled: dict[Any, Callable] = {}
+
+  @functools.cached_property
+  def jitted(self) -> Callable:
+    """The function under `jax.jit`, for other calls. Made late: it asks for the backend."""
+    return jax.jit(
+      self._function,
+      static_argnames=self._static_argnames,
+      compiler_options=compiler_options(jax.default_backend(), is_decoding=self._is_decoding),
+    )
 
   def __call__(self, *arguments, **static):
     """Calls the function."""

@@ -92,7 +92,12 @@ def is_for_cpu() -> bool:
 
 def _platform() -> str:
   """Returns the platform of the current trace, by the current mesh or the default backend."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
+  return platform_of(jax.sharding.get_abstract_mesh())
+
+
+def platform_of(mesh: AnyMesh) -> str:
+  """Returns a mesh's platform, or the default backend's: "cpu", "tpu", or a GPU's name."""
+  device = mesh.abstract_device if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0]
   if device is None:
     return jax.default_backend()
   return "tpu" if "TPU" in device.device_kind else device.device_kind

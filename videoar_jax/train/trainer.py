@@ -1,12 +1,15 @@
 """A task on a mesh: the jitted train step, and its sharded state."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 from clu.metrics import Average
 
 from videoar_jax.parallel import processes
-from videoar_jax.parallel.rules import AnyMesh, replicated
+from videoar_jax.parallel.compiler import compiler_options
+from videoar_jax.parallel.rules import AnyMesh, platform_of, replicated
 from videoar_jax.train import anomaly
 from videoar_jax.train import state as train_state
 from videoar_jax.train.adversary import AdversaryTrainer
@@ -66,12 +69,13 @@ class Trainer:
     self.abstract_state = train_state.with_shardings(abstract, self.shardings)
     # `keep_unused`: the step of a generator does not use the tokenizer's decoder, but the decoder
     # stays in memory for samples. As an argument, it counts in the planned memory of the step.
-    self.step = jax.jit(
+    jit = functools.partial(jax.jit, compiler_options=compiler_options(platform_of(mesh)))
+    self.step = jit(
       self._step, donate_argnums=0, out_shardings=(self.shardings, None), keep_unused=True
     )
     # Replicated, since process 0 writes the media to the log.
-    self.media = jax.jit(self._media, out_shardings=replicated(mesh))
-    self.evaluate = jax.jit(self._evaluate, out_shardings=replicated(mesh))
+    self.media = jit(self._media, out_shardings=replicated(mesh))
+    self.evaluate = jit(self._evaluate, out_shardings=replicated(mesh))
     # Replicates the key once; else each step would have to copy it from one device.
     self.place_key = jax.jit(lambda key: key, out_shardings=replicated(mesh))
     self.learning_rate = learning_rate_schedule(config.optimizer, num_steps)

@@ -16,6 +16,7 @@ from videoar_jax.models.videoar.decode import Decoded, decode, decode_frame
 from videoar_jax.models.videoar.decode_steps import start, write_frame
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
+from videoar_jax.nn import transformer
 from videoar_jax.nn.cache import Cache, attend_cached
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.train.state import Template
@@ -108,8 +109,11 @@ def test_ring_does_not_grow(model):
 
 @pytest.mark.parametrize("context", ["scales", "full_frame"])
 @pytest.mark.parametrize("is_scanned", [True, False])
-def test_later_frames_are_as_far_from_the_prompt_as_the_last_trained_one(context, is_scanned):
+def test_later_frames_are_as_far_from_the_prompt_as_the_last_trained_one(
+  context, is_scanned, monkeypatch
+):
   """A window of given frames leads to the same logits wherever it stands in a clip."""
+  monkeypatch.setattr(transformer, "_MAX_LOOPED", 0)
   layout = dataclasses.replace(LAYOUT, context=context)
   model = make_model(dataclasses.replace(CONFIG, scan_layers=is_scanned), layout, noise=0.3)
   draw = np.random.default_rng(0).integers
@@ -149,9 +153,19 @@ def test_attention_to_parts_is_attention_to_the_whole():
   np.testing.assert_allclose(attend_cached(q, parts, (mask, None)), expected, atol=1e-6)
 
 
-def test_unrolled_layers_equal_scanned_ones(free):
+def test_unrolled_layers_equal_scanned_ones(free, monkeypatch):
+  monkeypatch.setattr(transformer, "_MAX_LOOPED", 0)
   unrolled = decoded(make_model(dataclasses.replace(CONFIG, scan_layers=False), LAYOUT, noise=0.3))
   np.testing.assert_allclose(unrolled.logits, free.logits, atol=1e-5)
+
+
+def test_small_layers_are_a_loop_in_decoding(free):
+  config = dataclasses.replace(CONFIG, scan_layers=False)
+  looped = make_model(config, LAYOUT, noise=0.3)
+  state = start(looped, LAYOUT, TEXT, NULL, sample_keys(0, jnp.arange(2)), slots=1)
+  assert looped.unstacked() is looped and isinstance(state.cache, Cache)
+  for a, b in zip(decoded(looped).bits, free.bits, strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_guidance_of_one_needs_no_second_half(model):

@@ -41,7 +41,8 @@ class GeneratorConfig:
       one for each scale. A token of 2x2 cells has all their bits.
     scan_layers: scan over the stacked blocks, so that compile time does not grow with depth;
       without it each block is compiled separately, which runs a quarter faster on CPU with
-      `remat="none"`; there, other settings of `remat` always scan in training.
+      `remat="none"`; there, other settings of `remat` always scan in training, and small blocks
+      are always scanned in decoding.
     dtype: of activations in training, "float32" or "bfloat16"; parameters, gradients and logits are
       float32. `load_model` sets the type for sampling.
     remat: which of a block's activations the backward pass recomputes: "none"; "dots", all but

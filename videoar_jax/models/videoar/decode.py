@@ -23,6 +23,7 @@ from videoar_jax.models.videoar.decode_steps import (
   State,
   begin_frame,
   decode_scale,
+  draw,
   end_frame,
   num_slots,
   past_of,
@@ -73,10 +74,12 @@ def decode_frame(
   """
   state = begin_frame(model, layout, state, trained_frames, prefix_guidance)
   past = past_of(model, layout, state, trained_frames)
-  draws = {"temperature": temperature, "top_p": top_p, "prefix_guidance": prefix_guidance}
+  settings = {"temperature": temperature, "top_p": top_p, "prefix_guidance": prefix_guidance}
+  uniform = draw(layout, state, range(layout.num_scales))
   partial = PartialFrame.empty(state)
   for s in range(layout.num_scales):
-    partial = decode_scale(model, layout, state, partial, guidance[s], past=past, **draws)
+    given = {"past": past, "uniform": uniform[:, s]}
+    partial = decode_scale(model, layout, state, partial, guidance[s], **given, **settings)
   state = end_frame(layout, state, partial.own, partial.quantized)
   return state, Decoded(partial.bits, partial.quantized, jnp.concatenate(partial.logits, 1))
 

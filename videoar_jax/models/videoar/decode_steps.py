@@ -14,6 +14,7 @@ Source: VIDEOAR section 4.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from videoar_jax.models.bits import sample_bits
+from videoar_jax.models.bits import drawn_bits
 from videoar_jax.models.prompts import Text, is_text
 from videoar_jax.models.videoar import patches
 from videoar_jax.models.videoar.layout import Layout
@@ -184,6 +185,7 @@ def decode_scale(
   trained_frames: int | Int[Array, ""] | None = None,
   prefix_guidance: PrefixGuidance | None = None,
   past: Any = None,
+  uniform: Float[Array, "b n"] | None = None,
 ) -> PartialFrame:
   """Generates the bits of the next scale of a frame, between `begin_frame` and `end_frame`.
 
@@ -193,6 +195,7 @@ def decode_scale(
     partial: the scales before.
     guidance: a number, that of this scale.
     past: what the frame sees of earlier ones, and masks; None to take it from the state.
+    uniform: random numbers of this scale, from `draw`; None to draw them.
   """
   past, past_masks = past_of(model, layout, state, trained_frames) if past is None else past
   s, (b, *_, d) = len(partial.bits), state.before.shape
@@ -208,12 +211,28 @@ def decode_scale(
   else:
     true, corrupted = (_guided(part, state, guidance) for part in jnp.split(logits, 2))
     logits = combine(true, corrupted, prefix_guidance)
-  keys = jax.vmap(lambda key: jax.random.fold_in(key, state.frame))(state.keys)
-  scale_keys = jax.vmap(lambda key: jax.random.fold_in(key, s))(keys)
-  bits = sample_bits(scale_keys, logits, temperature=temperature, top_p=top_p)
+  uniform = draw(layout, state, [s])[:, 0] if uniform is None else uniform
+  uniform = uniform[:, : logits[0].size].reshape(logits.shape)
+  bits = drawn_bits(uniform, logits, temperature=temperature, top_p=top_p)
   bits = bits.reshape(b, *layout.schedule[s], d)
   quantized = partial.quantized + linear_resize(bits_to_codes(bits), layout.grid)
   return PartialFrame([*partial.bits, bits], quantized, [*partial.logits, logits], own)
+
+
+def draw(layout: Layout, state: State, scales: Sequence[int]) -> Float[Array, "b s n"]:
+  """Returns random numbers in [0, 1) for the next frame's bits in some scales.
+
+  Each scale has as many as the largest one: then all are drawn by one operation, which takes far
+  less time to compile than one for each. Those of a sample, frame and scale are always the same.
+  """
+  num = max(layout.cell_sizes) * state.before.shape[-1]
+
+  def uniform(key, s):
+    return jax.random.uniform(jax.random.fold_in(key, s), (num,))
+
+  keys = jax.vmap(lambda key: jax.random.fold_in(key, state.frame))(state.keys)
+  by_scale = jax.vmap(uniform, in_axes=(None, 0))
+  return jax.vmap(by_scale, in_axes=(0, None))(keys, jnp.asarray(scales))
 
 
 def end_frame(layout: Layout, state: State, own, total) -> State:

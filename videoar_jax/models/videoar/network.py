@@ -16,7 +16,13 @@ from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.nn import layers
 from videoar_jax.nn.mask import AttentionMask
 from videoar_jax.nn.rope import rope_angles
-from videoar_jax.nn.transformer import block_of, make_blocks, run_blocks, step_blocks
+from videoar_jax.nn.transformer import (
+  block_of,
+  make_blocks,
+  run_blocks,
+  step_blocks,
+  steps_in_loop,
+)
 from videoar_jax.parallel.rules import constrain, is_for_tpu
 
 
@@ -164,12 +170,12 @@ class Generator(nnx.Module):
     return run_blocks(self.blocks, x, angles, mask, self.config)
 
   def unstacked(self) -> "Generator":
-    """Returns the network with each block's weights in arrays of their own, if layers are unrolled.
+    """Returns the network with each block's weights in arrays of their own, if steps unroll layers.
 
     In a loop, XLA would copy each block out of the stacked ones in every iteration. The copies of
     before the loop take as much memory again.
     """
-    if self.config.scan_layers:
+    if steps_in_loop(self.blocks, self.config):
       return self
     apart = jax.tree.map(lambda x: x, self)
     apart.blocks = nnx.List([block_of(self.blocks, i) for i in range(self.config.num_layers)])

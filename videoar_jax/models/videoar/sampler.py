@@ -64,7 +64,9 @@ def _sample_clips(
 
 
 # Programs of all models: a second one of the same kind compiles nothing.
-_sample = Program(_sample_clips, static_argnames=("layout", "window", "trained_frames"))
+_sample = Program(
+  _sample_clips, static_argnames=("layout", "window", "trained_frames"), is_decoding=True
+)
 _score = jax.jit(score, static_argnames=("layout", "window"))
 
 
