@@ -179,9 +179,9 @@ def test_what_cannot_be_stored_still_runs(folder, caplog):
   assert "is not kept for later processes" in caplog.text and not folder.exists()
 
 
-@pytest.mark.parametrize(("has_avx512", "keys"), [(True, 1), (False, 2)])
-def test_compilers_options_are_valid_and_only_for_cpu(monkeypatch, has_avx512, keys):
-  monkeypatch.setattr(compiler, "_has_avx512", lambda: has_avx512)
+@pytest.mark.parametrize(("has_avx2_only", "keys"), [(False, 1), (True, 2)])
+def test_compilers_options_are_valid_and_only_for_cpu(monkeypatch, has_avx2_only, keys):
+  monkeypatch.setattr(compiler, "_has_avx2_only", lambda: has_avx2_only)
   assert compiler.compiler_options("cpu") is None  # Tests disable most optimizations.
   jax.config.update("jax_disable_most_optimizations", False)
   try:

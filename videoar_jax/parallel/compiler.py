@@ -25,15 +25,15 @@ def compiler_options(platform: str, *, is_decoding: bool = False) -> dict[str, i
   if platform != "cpu" or jax.config.values["jax_disable_most_optimizations"]:
     return None
   options: dict[str, int | str] = {"xla_backend_optimization_level": 2}
-  if is_decoding and not _has_avx512():
+  if is_decoding and _has_avx2_only():
     options[_YNNPACK] = _REDUCTIONS
   return options
 
 
 @functools.cache
-def _has_avx512() -> bool:
-  """Returns whether the processor has AVX-512, as far as can be told: on Linux."""
+def _has_avx2_only() -> bool:
+  """Returns whether the processor has AVX2 without AVX-512; false where Linux does not say so."""
   with contextlib.suppress(OSError):
     words = pathlib.Path("/proc/cpuinfo").read_text().split()
-    return "avx512f" in words or "avx2" not in words
-  return True
+    return "avx2" in words and "avx512f" not in words
+  return False
