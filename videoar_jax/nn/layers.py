@@ -160,6 +160,11 @@ class Embedding(nnx.Module):
     return jnp.take(self.table[...], index, axis=0)
 
 
+def at_least_float32(x: Array) -> Array:
+  """Returns numbers as float32; float64, which tests may use, stays."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 class RMSNorm(nnx.Module):
   """Root-mean-square normalisation over the last axis."""
 
@@ -168,7 +173,7 @@ class RMSNorm(nnx.Module):
     self.epsilon = epsilon
 
   def __call__(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
-    x32 = x.astype(jnp.float32)
+    x32 = at_least_float32(x)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.epsilon)
     return (x32 * inverse * self.scale[...]).astype(x.dtype)
 
@@ -182,7 +187,7 @@ class LayerNorm(nnx.Module):
     self.epsilon = epsilon
 
   def __call__(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
-    x32 = x.astype(jnp.float32)
+    x32 = at_least_float32(x)
     centred = x32 - jnp.mean(x32, -1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), -1, keepdims=True)
     y = centred * jax.lax.rsqrt(variance + self.epsilon)
@@ -207,7 +212,7 @@ class GroupNorm(nnx.Module):
 
   def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
     b, t, h, w, c = x.shape
-    grouped = x.astype(jnp.float32).reshape(b, t, h * w, self.num_groups, c // self.num_groups)
+    grouped = at_least_float32(x).reshape(b, t, h * w, self.num_groups, c // self.num_groups)
     mean = jnp.mean(grouped, (2, 4), keepdims=True)
     variance = jnp.mean(jnp.square(grouped - mean), (2, 4), keepdims=True)
     normed = ((grouped - mean) * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)

@@ -143,7 +143,7 @@ class Discriminator(nnx.Module):
     x = _activate(self.conv_in(x))
     for level in range(len(self.config.multipliers)):
       x = getattr(self, f"down_{level}")(x)
-    return self.head(_activate(self.conv_out(x)))[..., 0].astype(jnp.float32)
+    return layers.at_least_float32(self.head(_activate(self.conv_out(x)))[..., 0])
 
 
 def _activate(x):

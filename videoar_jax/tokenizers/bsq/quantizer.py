@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
+from videoar_jax.nn.layers import at_least_float32
 from videoar_jax.nn.resize import area_resize, linear_resize
 from videoar_jax.tokenizers.bsq.schedules import Schedule
 
@@ -117,7 +118,7 @@ def bit_entropies(normalized: Float[Array, "*b d"], *, sharpness: float = 100.0)
     first and a large second value. Under `jax.jit` over a mesh the mean is over the global batch.
   """
   d = normalized.shape[-1]
-  p = jax.nn.sigmoid(-4.0 * normalized.astype(jnp.float32) * sharpness / math.sqrt(d))
+  p = jax.nn.sigmoid(-4.0 * at_least_float32(normalized) * sharpness / math.sqrt(d))
   batch = tuple(range(normalized.ndim - 1))
   per_sample = jnp.mean(jnp.sum(_binary_entropy(p), -1))
   codebook = jnp.sum(_binary_entropy(jnp.mean(p, batch)))
