@@ -180,7 +180,7 @@ def test_what_cannot_be_stored_still_runs(folder, caplog):
 
 
 @pytest.mark.parametrize(("has_avx2_only", "keys"), [(False, 1), (True, 2)])
-def test_compilers_options_are_valid_and_only_for_cpu(monkeypatch, has_avx2_only, keys):
+def test_compiler_options_are_valid_and_only_for_cpu(monkeypatch, has_avx2_only, keys):
   monkeypatch.setattr(compiler, "_has_avx2_only", lambda: has_avx2_only)
   assert compiler.compiler_options("cpu") is None  # Tests disable most optimizations.
   jax.config.update("jax_disable_most_optimizations", False)
@@ -192,3 +192,17 @@ def test_compilers_options_are_valid_and_only_for_cpu(monkeypatch, has_avx2_only
   finally:
     jax.config.update("jax_disable_most_optimizations", True)
   np.testing.assert_allclose(found, X @ X.T)
+
+
+@pytest.mark.parametrize("is_decoding", [False, True])
+def test_programs_are_compiled_with_the_options(monkeypatch, is_decoding):
+  asked = []
+
+  def options(platform, **settings):
+    asked.append((platform, settings))
+    return {"no_such_option": 1}
+
+  monkeypatch.setattr(programs, "compiler_options", options)
+  with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+    Program(lambda x: x + 1, is_decoding=is_decoding)(X)
+  assert asked == [("cpu", {"is_decoding": is_decoding})]

@@ -35,6 +35,7 @@ from videoar_jax.models.videoar.flops import visible_pairs
 from videoar_jax.models.videoar.sequences import layout_of
 from videoar_jax.nn.quantized import quantize, with_dtype
 from videoar_jax.parallel import roofline
+from videoar_jax.parallel.compiler import compiler_options
 from videoar_jax.parallel.hardware import CHIPS
 from videoar_jax.tokenizers.autoencoder import Autoencoder, abstract_params, autoencoder_of
 from videoar_jax.tokenizers.bsq.config import BSQConfig
@@ -186,7 +187,8 @@ class _Benchmarks:
     model = with_dtype(exact, dtype)
     null = run.text.encoder.null()
     text, seed = jnp.ones((b, *null.shape), null.dtype), jnp.zeros((), jnp.int32)
-    program = jax.jit(functools.partial(sample_clips, run, stage))
+    settings = compiler_options(jax.default_backend(), is_decoding=True)
+    program = jax.jit(functools.partial(sample_clips, run, stage), compiler_options=settings)
     compiled = program.lower(model, text, seed).compile()
     seconds = roofline.median_s(lambda: compiled(model, text, seed).quantized)
     decoded = compiled(model, text, seed)
@@ -229,7 +231,7 @@ class _Benchmarks:
     def code(module, x):
       return module.encoder(x) if part == "encode" else module.decoder(x)
 
-    program = jax.jit(code)
+    program = jax.jit(code, compiler_options=compiler_options(jax.default_backend()))
     seconds = roofline.median_s(lambda: program(module, x))
     found = program(module, x)[:1]
 

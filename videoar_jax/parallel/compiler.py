@@ -15,12 +15,13 @@ def compiler_options(platform: str, *, is_decoding: bool = False) -> dict[str, i
   """Returns `compiler_options` of `jax.jit`, or None for JAX's own.
 
   LLVM's last level of optimization takes a third to a half of the time in which programs are
-  compiled for CPU, and makes them no faster. Decoding is 10 to 20% faster where small products are
-  left to Eigen, which was measured on a processor without AVX-512; on others they stay as they are.
+  compiled for CPU, and makes them no faster. VideoAR's decoding in float32 is 9 to 22% faster if
+  Eigen has its products, on a processor with AVX2 only; others were not measured, so they keep what
+  XLA chooses. Figures are in docs/speed.md.
 
   Args:
     platform: of the devices, such as "cpu".
-    is_decoding: whether products are of few rows, and of float32.
+    is_decoding: whether the program decodes scale by scale: many products, most of few rows.
   """
   if platform != "cpu" or jax.config.values["jax_disable_most_optimizations"]:
     return None

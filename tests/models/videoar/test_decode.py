@@ -13,7 +13,7 @@ from tiny_networks import make_model
 from videoar_jax.models.request import sample_keys
 from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.decode import Decoded, decode, decode_frame
-from videoar_jax.models.videoar.decode_steps import start, write_frame
+from videoar_jax.models.videoar.decode_steps import draw, start, write_frame
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.nn import transformer
@@ -157,6 +157,19 @@ def test_unrolled_layers_equal_scanned_ones(free, monkeypatch):
   monkeypatch.setattr(transformer, "_MAX_LOOPED", 0)
   unrolled = decoded(make_model(dataclasses.replace(CONFIG, scan_layers=False), LAYOUT, noise=0.3))
   np.testing.assert_allclose(unrolled.logits, free.logits, atol=1e-5)
+
+
+def test_numbers_of_a_scale_do_not_depend_on_which_scales_are_drawn_with_it(model):
+  keys = sample_keys(0, jnp.arange(2))
+  state = start(model, LAYOUT, TEXT, NULL, keys, slots=1)
+  state = dataclasses.replace(state, frame=jnp.int32(3))
+  together = draw(LAYOUT, state, range(LAYOUT.num_scales))
+  for s, cells in enumerate(LAYOUT.cell_sizes):
+    np.testing.assert_array_equal(together[:, s], draw(LAYOUT, state, [s])[:, 0])
+    for i, key in enumerate(keys):
+      scale_key = jax.random.fold_in(jax.random.fold_in(key, 3), s)
+      expected = jax.random.uniform(scale_key, (cells, 6))
+      np.testing.assert_array_equal(together[i, s, : cells * 6], expected.ravel())
 
 
 def test_small_layers_are_a_loop_in_decoding(free):
