@@ -17,7 +17,7 @@ def test_blocks_of_queries_equal_all_at_once(monkeypatch, num_queries):
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
   query = draw(2, num_queries, 4, 8)
-  seen = [Cache(draw(2, 2, length, 8), draw(2, 2, length, 8)) for length in (5, 3, 4)]
+  seen = [Cache(draw(2, 2, 8, length), draw(2, 2, length, 8)) for length in (5, 3, 4)]
   masks = [rng.random((2, num_queries, 5)) < 0.5, rng.random((1, 1, 3)) < 0.5, None]
   expected = attend_cached(query, seen, masks)
   monkeypatch.setattr(cache, "_MAX_QUERIES", 3)

@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from videoar_jax.nn.cache import cache_axes, num_query_blocks
+from videoar_jax.nn.cache import Cache, cache_axes, num_query_blocks
 from videoar_jax.parallel.mesh import num_batch_shards
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, AnyMesh, sharding_of
 from videoar_jax.parallel.traffic import device_bytes
@@ -38,7 +38,7 @@ class CachedLayers:
 
   @property
   def cache_axes(self) -> tuple[str | None, ...]:
-    """Logical axes of keys and values `[b, g, l, k]`."""
+    """Logical axes of keys `[b, g, k, l]`, and of values `[b, g, l, k]`."""
     axes = LOGICAL_AXIS_RULES["attended_heads"]
     return cache_axes(self.num_kv_heads, math.prod(self.mesh.shape[axis] for axis in axes))
 
@@ -47,20 +47,24 @@ class CachedLayers:
     """Rows of a device."""
     return self.rows / num_batch_shards(self.mesh)
 
-  def keys(self, length: int) -> jax.ShapeDtypeStruct:
-    """Returns the shape of the keys, or the values, of `length` positions, with its sharding.
+  def cache(self, length: int) -> Cache:
+    """Returns the shapes of the keys and values of `length` positions, with their shardings.
 
     Raises:
       ShardingError: the mesh does not divide the heads.
     """
-    shape = (self.num_layers, self.rows, self.num_kv_heads, length, self.head_dim)
-    split = sharding_of(self.cache_axes, shape, self.mesh)
-    return jax.ShapeDtypeStruct(shape, self.dtype, sharding=split)
+
+    def part(*positions: int) -> jax.ShapeDtypeStruct:
+      shape = (self.num_layers, self.rows, self.num_kv_heads, *positions)
+      split = sharding_of(self.cache_axes, shape, self.mesh)
+      return jax.ShapeDtypeStruct(shape, self.dtype, sharding=split)
+
+    return Cache(part(self.head_dim, length), part(length, self.head_dim))
 
   def cache_bytes(self, length: int) -> int:
     """Returns the bytes of the keys and values of `length` positions."""
-    keys = self.keys(length)
-    return 2 * device_bytes(keys, keys.sharding)
+    cache = self.cache(length)
+    return device_bytes(cache, jax.tree.map(lambda x: x.sharding, cache))
 
   def attention_bytes(self, num_queries: int, length: int) -> float:
     """Returns the bytes that attention reads and writes.
@@ -80,7 +84,7 @@ class CachedLayers:
   @property
   def _device_heads(self) -> float:
     """Heads of queries of a device, over its rows."""
-    keys = self.keys(1)
+    keys = self.cache(1).keys
     shards = self.num_kv_heads // keys.sharding.shard_shape(keys.shape)[2]
     return self.device_rows * self.num_heads / shards
 

@@ -12,6 +12,7 @@ from videoar_jax.models.infinity_star import generate, work
 from videoar_jax.models.infinity_star.config import InfinityStarSampling
 from videoar_jax.models.infinity_star.network import template_of
 from videoar_jax.models.infinity_star.sequences import layout_of
+from videoar_jax.nn.cache import length_of
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.parallel.rules import ShardingError
 from videoar_jax.tokenizers.star.quantizer import code_of_bits, input_of
@@ -65,7 +66,7 @@ def test_the_planned_program_is_that_of_the_largest_scale():
   _, scale, size, *arguments = planned.arguments
   # Both clips have a scale of that size, but the second one sees more: that of the first.
   wanted, largest, is_kept = max(
-    seen, key=lambda call: (call[1].num_tokens, sum(x.keys.shape[3] for x in call[0][2]))
+    seen, key=lambda call: (call[1].num_tokens, sum(map(length_of, call[0][2])))
   )
   assert (scale, size) == (largest, LAYOUT.grid) and planned.settings == {"is_kept": is_kept}
   assert is_kept
@@ -77,7 +78,7 @@ def test_the_planned_program_is_that_of_the_largest_scale():
   prompt, context = arguments[2]
   assert context.keys.sharding.shard_shape(context.keys.shape)[2] == 1
   # Two passes of two layers, keys and values, in float32: half of the heads are here.
-  length = prompt.keys.shape[3] + context.keys.shape[3] + scale.num_tokens
+  length = length_of(prompt) + length_of(context) + scale.num_tokens
   assert planned.work.cache_bytes == 2 * 2 * 2 * length * CONFIG.head_dim * 4
   assert planned.work.num_steps == 1 + sum(scale.repetitions for scale in LAYOUT.scales)
 

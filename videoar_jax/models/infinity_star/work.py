@@ -14,7 +14,6 @@ from videoar_jax.models.infinity_star import generate, programs
 from videoar_jax.models.infinity_star.config import InfinityStarConfig, InfinityStarSampling
 from videoar_jax.models.infinity_star.layout import Layout
 from videoar_jax.models.infinity_star.network import template_of
-from videoar_jax.nn.cache import Cache
 from videoar_jax.parallel.rules import replicated, sharding_of
 from videoar_jax.parallel.traffic import gathered_bytes
 from videoar_jax.train.state import with_shardings
@@ -105,9 +104,6 @@ def sampling_program(
   def everywhere(shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
 
-  def caches(length: int) -> Cache:
-    return Cache(layers.keys(length), layers.keys(length))
-
   total = (num_clips, scale.num_frames, *layout.grid, config.num_channels)
   split = sharding_of(("batch", None, None, None, None), total, mesh)
   documents = [layout.text_length]
@@ -119,7 +115,7 @@ def sampling_program(
     layout.grid,
     jax.ShapeDtypeStruct(total, jnp.float32, sharding=split),
     everywhere((scale.num_tokens, 4)),
-    tuple(caches(length) for length in documents),
+    tuple(map(layers.cache, documents)),
     everywhere((passes, num_clips, layout.text_length), jnp.bool_),
     generate.Guidance(guidance.kind, everywhere(()), everywhere(())),
     everywhere(()),

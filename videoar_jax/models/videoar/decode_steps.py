@@ -28,7 +28,7 @@ from videoar_jax.models.videoar import patches
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.prefix import PrefixGuidance, combine, corrupt
-from videoar_jax.nn.cache import Cache, join, make_ring, write
+from videoar_jax.nn.cache import Cache, join, length_of, make_ring, write
 from videoar_jax.nn.resize import area_resize, linear_resize
 from videoar_jax.nn.rope import rotate
 from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes
@@ -321,7 +321,7 @@ def _slot_size(layout: Layout) -> int:
 
 
 def _slots(layout: Layout, state: State) -> int:
-  return jax.tree.leaves(state.cache)[0].shape[-2] // _slot_size(layout)
+  return length_of(state.cache) // _slot_size(layout)
 
 
 def _moved(model: Generator, layout: Layout, text, num_frames: Array):
@@ -332,8 +332,8 @@ def _moved(model: Generator, layout: Layout, text, num_frames: Array):
 
   angles = jnp.broadcast_to(angles, (layout.text_length, angles.shape[-1]))
 
-  def turn(keys: Float[Array, "b g l k"]) -> Float[Array, "b g l k"]:
-    return rotate(keys.swapaxes(1, 2), angles).swapaxes(1, 2)
+  def turn(keys: Float[Array, "b g k l"]) -> Float[Array, "b g k l"]:
+    return rotate(keys.transpose(0, 3, 1, 2), angles).transpose(0, 2, 3, 1)
 
   def move(cache: Cache) -> Cache:
     # Keys of scanned layers are stacked.

@@ -15,7 +15,7 @@ from videoar_jax.models.videoar.flops import forward_flops, training_flops, visi
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.prefix import PrefixGuidance
 from videoar_jax.models.videoar.sequences import guidance_of, layout_of, sampling_window
-from videoar_jax.nn.cache import cache_axes
+from videoar_jax.nn.cache import cache_axes, length_of
 from videoar_jax.parallel.mesh import num_batch_shards
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, replicated, sharding_of
 from videoar_jax.parallel.traffic import device_bytes, gathered_bytes
@@ -181,7 +181,7 @@ def _sampling_work(
   sizes, num_steps = layout.scale_sizes, layout.num_steps
   num_latents = num_steps - layout.num_frames * layout.num_scales  # Complete ones, after frames.
   num_tokens = layout.length - layout.text_length
-  length = sum(jax.tree.leaves(part)[0].shape[-2] for part in cache)
+  length = sum(map(length_of, cache))
   own_pairs = sum(size * sum(sizes[: s + 1]) for s, size in enumerate(sizes))
   pairs = num_tokens * length + layout.num_frames * own_pairs + num_latents * layout.final_size**2
   heads = config.num_heads * config.head_dim
