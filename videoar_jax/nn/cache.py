@@ -12,13 +12,15 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from videoar_jax.nn.layers import product
 from videoar_jax.parallel.rules import constrain, num_shards
 
 # Queries whose scores are held at once: a scale of many tokens sees all of a long clip.
 _MAX_QUERIES = 256
+# Ranges of a cache that is filling; each is a branch that takes time to compile.
+_MAX_RANGES = 4
 
 
 def cache_axes(num_heads: int, num_head_shards: int) -> tuple[str | None, ...]:
@@ -80,6 +82,72 @@ def _map(function: Callable, *caches):
   return jax.tree.map(apply, *caches, is_leaf=lambda x: isinstance(x, Cache))
 
 
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=("caches", "num_written", "layer"),
+  meta_fields=("lengths",),
+)
+@dataclasses.dataclass(frozen=True)
+class Filling:
+  """Stacked caches of which only the first positions are written.
+
+  A loop over layers copies each layer's cache, and attention reads all of it. This copies and reads
+  the shortest of some ranges that holds what is written.
+
+  Attributes:
+    caches: with a leading layer axis.
+    num_written: how many positions are written.
+    lengths: of the ranges, ascending; the last one is that of the caches.
+    layer: the layer that attends.
+  """
+
+  __no_type_check__ = True
+
+  caches: Cache
+  num_written: Int[Array, ""]
+  lengths: tuple[int, ...]
+  layer: Int[Array, ""] | None = None
+
+  @classmethod
+  def of(cls, caches: Cache, num_written: Int[Array, ""], part: int) -> "Filling":
+    """Makes it of caches that are written `part` positions at a time."""
+    num_parts = length_of(caches) // part
+    parts = {-(-num_parts * i // _MAX_RANGES) for i in range(_MAX_RANGES + 1)}
+    return cls(caches, num_written, tuple(part * num for num in sorted(parts)))
+
+  def attend(self, query, at: int, seen: Sequence[Cache], masks: Sequence):
+    """Attends to the written part of the layer's cache and to others; see `attend_cached`.
+
+    Args:
+      query: queries.
+      at: place of this cache among them all.
+      seen: the others.
+      masks: of all.
+    """
+
+    def attend_to(length: int, query, filling: Filling, seen):
+      seen, parts = list(seen), list(masks)
+      mask = parts.pop(at)
+      if length:
+        seen.insert(at, filling._first(length))
+        parts.insert(at, None if mask is None else mask[..., :length])
+      return attend_cached(query, seen, parts)
+
+    branches = [functools.partial(attend_to, length) for length in self.lengths]
+    is_longer = jnp.asarray(self.lengths[:-1]) < self.num_written
+    return jax.lax.switch(jnp.sum(is_longer), branches, query, self, tuple(seen))
+
+  def _first(self, length: int) -> Cache:
+    """Returns the first positions of the layer's cache."""
+
+    def first(x, axis):
+      sizes = [1, *x.shape[1:]]
+      sizes[axis] = length
+      return jax.lax.dynamic_slice(x, (self.layer, *(0,) * (x.ndim - 1)), sizes)[0]
+
+    return _map(first, self.caches)
+
+
 def write(caches, new, offset: Array | int):
   """Returns caches, stacked or a list of one per layer, with `new` written at a position."""
 
@@ -112,16 +180,19 @@ def num_query_blocks(num_queries: int) -> int:
 
 def attend_cached(
   query: Float[Array, "b q n k"],
-  seen: Sequence[Cache],
+  seen: Sequence[Cache | Filling],
   masks: Sequence[Bool[Array | np.ndarray, "#b #q _l"] | None],
 ) -> Float[Array, "b q n k"]:
   """Softmax attention to several caches of one layer, without concatenating them.
 
   Args:
     query: queries; heads `n` share the `g` key and value heads in equal groups.
-    seen: caches to attend to.
+    seen: caches to attend to; at most one of them is filling.
     masks: for each cache, where a query may attend; None for everywhere.
   """
+  for at, cache in enumerate(seen):
+    if isinstance(cache, Filling):
+      return cache.attend(query, at, (*seen[:at], *seen[at + 1 :]), masks)
   q = query.shape[1]
   num_blocks = num_query_blocks(q)
   if num_blocks == 1:

@@ -107,6 +107,18 @@ def test_ring_does_not_grow(model):
   np.testing.assert_array_equal(changed, [True] * 5 + [False] * 5)
 
 
+def test_slots_that_are_not_written_are_not_read(model):
+  """On CPU, in a loop over layers."""
+  state = start(model, LAYOUT, TEXT, NULL, sample_keys(0, jnp.arange(2)), slots=4, is_guided=False)
+  bits = [jnp.ones((2, *grid, 6), jnp.uint8) for grid in LAYOUT.schedule]
+  state, _ = write_frame(model, LAYOUT, state, bits)
+  keys = state.cache.keys.at[..., LAYOUT.frame_size :].set(jnp.nan)
+  values = state.cache.values.at[..., LAYOUT.frame_size :, :].set(jnp.nan)
+  unread = dataclasses.replace(state, cache=Cache(keys, values))
+  (_, found), (_, expected) = (decode_frame(model, LAYOUT, x, jnp.ones(2)) for x in (unread, state))
+  np.testing.assert_array_equal(found.logits, expected.logits)
+
+
 @pytest.mark.parametrize("context", ["scales", "full_frame"])
 @pytest.mark.parametrize("is_scanned", [True, False])
 def test_later_frames_are_as_far_from_the_prompt_as_the_last_trained_one(

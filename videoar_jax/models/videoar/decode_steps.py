@@ -28,9 +28,11 @@ from videoar_jax.models.videoar import patches
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.prefix import PrefixGuidance, combine, corrupt
-from videoar_jax.nn.cache import Cache, join, length_of, make_ring, write
+from videoar_jax.nn.cache import Cache, Filling, join, length_of, make_ring, write
 from videoar_jax.nn.resize import area_resize, linear_resize
 from videoar_jax.nn.rope import rotate
+from videoar_jax.nn.transformer import steps_in_loop
+from videoar_jax.parallel.rules import is_for_cpu
 from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes
 
 
@@ -286,10 +288,14 @@ def past_of(
   frame, text = state.frame if frame is None else frame, state.text
   if trained_frames is not None:
     text = _moved(model, layout, text, jnp.maximum(frame - (trained_frames - 1), 0))
-  if not _slots(layout, state):
+  cache, slots, size = state.cache, _slots(layout, state), _slot_size(layout)
+  if not slots:
     return (text,), (state.text_mask[:, None],)
-  is_written = jnp.repeat(jnp.arange(_slots(layout, state)) < frame, _slot_size(layout))
-  return (text, state.cache), (state.text_mask[:, None], is_written[None, None])
+  is_written = jnp.repeat(jnp.arange(slots) < frame, size)
+  # On accelerators, branches were not measured.
+  if is_for_cpu() and steps_in_loop(model.blocks, model.config):
+    cache = Filling.of(cache, jnp.minimum(frame, slots) * size, size)
+  return (text, cache), (state.text_mask[:, None], is_written[None, None])
 
 
 def _guided(logits: Float[Array, "rows q d"], state: State, scale) -> Float[Array, "b q d"]:
