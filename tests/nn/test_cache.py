@@ -27,13 +27,14 @@ def test_blocks_of_queries_equal_all_at_once(monkeypatch, num_queries):
 
 
 @pytest.mark.parametrize("num_parts", [3, 6])
-def test_a_filling_cache_is_read_as_far_as_it_is_written(num_parts):
+def test_a_filling_cache_is_read_as_far_as_it_is_written(monkeypatch, num_parts):
   """As if it were whole, with a mask; what is beyond the range that is read may be anything."""
   rng = np.random.default_rng(1)
 
   def draw(*shape):
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
+  monkeypatch.setattr(cache, "_MIN_RANGE", 1)
   part, length = 2, 2 * num_parts
   query, other = draw(2, 3, 4, 8), Cache(draw(2, 2, 8, 5), draw(2, 2, 5, 8))
   caches = Cache(draw(3, 2, 2, 8, length), draw(3, 2, 2, length, 8))

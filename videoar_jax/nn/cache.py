@@ -19,8 +19,9 @@ from videoar_jax.parallel.rules import constrain, num_shards
 
 # Queries whose scores are held at once: a scale of many tokens sees all of a long clip.
 _MAX_QUERIES = 256
-# Ranges of a cache that is filling; each is a branch that takes time to compile.
+# Ranges of a cache that is filling, and their least positions: each takes time to compile.
 _MAX_RANGES = 4
+_MIN_RANGE = 128
 
 
 def cache_axes(num_heads: int, num_head_shards: int) -> tuple[str | None, ...]:
@@ -111,8 +112,11 @@ class Filling:
   @classmethod
   def of(cls, caches: Cache, num_written: Int[Array, ""], part: int) -> "Filling":
     """Makes it of caches that are written `part` positions at a time."""
-    num_parts = length_of(caches) // part
-    parts = {-(-num_parts * i // _MAX_RANGES) for i in range(_MAX_RANGES + 1)}
+    length = length_of(caches)
+    num_ranges = min(_MAX_RANGES, length // _MIN_RANGE)
+    if not num_ranges:
+      return cls(caches, num_written, (length,))
+    parts = {-(-length // part * i // num_ranges) for i in range(num_ranges + 1)}
     return cls(caches, num_written, tuple(part * num for num in sorted(parts)))
 
   def attend(self, query, at: int, seen: Sequence[Cache], masks: Sequence):

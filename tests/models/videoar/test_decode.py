@@ -16,7 +16,7 @@ from videoar_jax.models.videoar.decode import Decoded, decode, decode_frame
 from videoar_jax.models.videoar.decode_steps import draw, start, write_frame
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
-from videoar_jax.nn import transformer
+from videoar_jax.nn import cache, transformer
 from videoar_jax.nn.cache import Cache, attend_cached
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.train.state import Template
@@ -35,6 +35,12 @@ CONFIG = GeneratorConfig(
 TEXT = jnp.array([[3, 4, 5, 1], [7, 1, 0, 0]])
 NULL = jnp.array([1, 0, 0, 0])
 TABLE = np.linspace(0.5, 4.0, 10, dtype=np.float32).reshape(5, 2)
+
+
+@pytest.fixture(autouse=True)
+def short_ranges(monkeypatch):
+  """Reads the ring by ranges, as if it were long."""
+  monkeypatch.setattr(cache, "_MIN_RANGE", 1)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +114,7 @@ def test_ring_does_not_grow(model):
 
 
 def test_slots_that_are_not_written_are_not_read(model):
-  """On CPU, in a loop over layers."""
+  """On CPU, in a loop over layers, if the ring is long."""
   state = start(model, LAYOUT, TEXT, NULL, sample_keys(0, jnp.arange(2)), slots=4, is_guided=False)
   bits = [jnp.ones((2, *grid, 6), jnp.uint8) for grid in LAYOUT.schedule]
   state, _ = write_frame(model, LAYOUT, state, bits)
