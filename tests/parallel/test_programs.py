@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videoar_jax.parallel import compiler, programs
+from videoar_jax.parallel import programs
 from videoar_jax.parallel.programs import Program, keep_programs_in
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -177,32 +177,3 @@ def test_what_cannot_be_stored_still_runs(folder, caplog):
   with caplog.at_level(logging.INFO):
     np.testing.assert_array_equal(program(X)[1], X + 1)
   assert "is not kept for later processes" in caplog.text and not folder.exists()
-
-
-@pytest.mark.parametrize(("has_avx2_only", "keys"), [(False, 1), (True, 2)])
-def test_compiler_options_are_valid_and_only_for_cpu(monkeypatch, has_avx2_only, keys):
-  monkeypatch.setattr(compiler, "_has_avx2_only", lambda: has_avx2_only)
-  assert compiler.compiler_options("cpu") is None  # Tests disable most optimizations.
-  jax.config.update("jax_disable_most_optimizations", False)
-  try:
-    assert compiler.compiler_options("tpu", is_decoding=True) is None
-    options = compiler.compiler_options("cpu", is_decoding=True)
-    assert len(options) == keys and len(compiler.compiler_options("cpu")) == 1
-    found = jax.jit(lambda x: x @ x.T, compiler_options=options)(X)
-  finally:
-    jax.config.update("jax_disable_most_optimizations", True)
-  np.testing.assert_allclose(found, X @ X.T)
-
-
-@pytest.mark.parametrize("is_decoding", [False, True])
-def test_programs_are_compiled_with_the_options(monkeypatch, is_decoding):
-  asked = []
-
-  def options(platform, **settings):
-    asked.append((platform, settings))
-    return {"no_such_option": 1}
-
-  monkeypatch.setattr(programs, "compiler_options", options)
-  with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
-    Program(lambda x: x + 1, is_decoding=is_decoding)(X)
-  assert asked == [("cpu", {"is_decoding": is_decoding})]

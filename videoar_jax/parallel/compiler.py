@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import pathlib
+from collections.abc import Callable
 
 import jax
 
@@ -29,6 +30,30 @@ def compiler_options(platform: str, *, is_decoding: bool = False) -> dict[str, i
   if is_decoding and _has_avx2_only():
     options[_YNNPACK] = _REDUCTIONS
   return options
+
+
+def jitted(function: Callable, *, is_decoding: bool = False, **settings) -> Callable:
+  """Returns a function under `jax.jit`, with `compiler_options` of the default backend.
+
+  The first call asks for the backend, not this one, so that it can be made when a module is
+  imported, before anyone has chosen a backend.
+
+  Args:
+    function: of arrays.
+    is_decoding: see `compiler_options`.
+    **settings: of `jax.jit`.
+  """
+
+  @functools.cache
+  def make() -> Callable:
+    options = compiler_options(jax.default_backend(), is_decoding=is_decoding)
+    return jax.jit(function, compiler_options=options, **settings)
+
+  @functools.wraps(function)
+  def call(*arguments, **named):
+    return make()(*arguments, **named)
+
+  return call
 
 
 @functools.cache

@@ -1,11 +1,14 @@
 """A trained autoencoder: video to latents and back, whole clips or in chunks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from videoar_jax.parallel.compiler import compiler_options
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.tokenizers.autoencoder import State
 from videoar_jax.tokenizers.base import TokenizerConfig
@@ -28,8 +31,9 @@ class Coder:
   def __init__(self, autoencoder: nnx.Module):
     self.autoencoder = autoencoder
     # Of functions that all coders share, so that a second coder compiles nothing.
-    self._encode, self._decode = jax.jit(_encode_clip), jax.jit(_decode_clip)
-    self._encode_chunk, self._decode_chunk = jax.jit(_encode), jax.jit(_decode)
+    jit = functools.partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
+    self._encode, self._decode = jit(_encode_clip), jit(_decode_clip)
+    self._encode_chunk, self._decode_chunk = jit(_encode), jit(_decode)
 
   @property
   def config(self) -> TokenizerConfig:

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -18,6 +17,7 @@ from videoar_jax.models.infinity.network import Infinity
 from videoar_jax.models.infinity.task import predict
 from videoar_jax.models.request import ClipRequests, sample_keys
 from videoar_jax.nn.quantized import with_dtype
+from videoar_jax.parallel.compiler import jitted
 from videoar_jax.parallel.mesh import call_on, num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.programs import Program
@@ -51,7 +51,7 @@ def _score_images(generator: Infinity, texts, latents, *, layout: Layout) -> dic
 
 # Programs of all models: a second one of the same kind compiles nothing.
 _sample = Program(_sample_images, static_argnames=("sampling", "layout"))
-_score = jax.jit(_score_images, static_argnames="layout")
+_score = jitted(_score_images, static_argnames="layout")
 
 
 class Model:

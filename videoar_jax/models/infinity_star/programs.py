@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, UInt8, UInt32
 from videoar_jax.models.infinity_star import generate, loss
 from videoar_jax.models.infinity_star.layout import Layout
 from videoar_jax.models.infinity_star.network import InfinityStar
+from videoar_jax.parallel.compiler import jitted
 from videoar_jax.parallel.mesh import call_on, shard_padded
 from videoar_jax.parallel.programs import Program
 from videoar_jax.parallel.rules import constrain
@@ -23,9 +24,9 @@ from videoar_jax.tokenizers.star.schedules import Schedule
 _REWEIGHT = 4.0  # Of the loss that clips are scored by, the released one.
 
 
-def scale_program() -> Callable[..., generate.Done]:
+def scale_program(jit: Callable = jax.jit) -> Callable[..., generate.Done]:
   """Returns the program of a scale, which takes what `generate.run_scale` takes."""
-  return jax.jit(_run_scale, static_argnames=("scale", "size", "is_kept"))
+  return jit(_run_scale, static_argnames=("scale", "size", "is_kept"))
 
 
 def _run_scale(net, scale, size, *arguments, is_kept: bool) -> generate.Done:
@@ -60,12 +61,12 @@ def _decode_parts(
 
 
 # Programs of all models: a second one of the same kind compiles nothing.
-_prompts = jax.jit(generate.prompts_of, static_argnames="is_guided")
-_read = jax.jit(generate.read_prompts)
-_read_latents = jax.jit(generate.read_latents, static_argnames="num_passes")
-_scale = scale_program()
-_quantize = jax.jit(lambda latents, schedule: quantize(latents, schedule).bits, static_argnums=1)
-_score = jax.jit(_score_clips, static_argnames="layout")
+_prompts = jitted(generate.prompts_of, static_argnames="is_guided")
+_read = jitted(generate.read_prompts)
+_read_latents = jitted(generate.read_latents, static_argnames="num_passes")
+_scale = scale_program(jitted)
+_quantize = jitted(lambda latents, schedule: quantize(latents, schedule).bits, static_argnums=1)
+_score = jitted(_score_clips, static_argnames="layout")
 _to_pixels = Program(_decode_parts)
 
 

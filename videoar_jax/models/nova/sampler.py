@@ -17,6 +17,7 @@ from videoar_jax.models.nova.network import Nova
 from videoar_jax.models.nova.task import null_of, plan_of
 from videoar_jax.models.request import ClipRequests, first_frames
 from videoar_jax.nn.quantized import with_dtype
+from videoar_jax.parallel.compiler import jitted
 from videoar_jax.parallel.mesh import call_on, num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.programs import Program
@@ -83,7 +84,7 @@ def _score_clips(generator: Nova, texts, latents: Float[Array, "b t h w c"]) -> 
 
 # Programs of all models: a second one of the same kind compiles nothing.
 _sample = Program(_sample_clips, static_argnames=("sampling", "latent_shape"))
-_score = jax.jit(_score_clips)
+_score = jitted(_score_clips)
 
 
 class Model:

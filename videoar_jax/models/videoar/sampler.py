@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -20,6 +19,7 @@ from videoar_jax.models.videoar.request import Request, Requests, request_keys
 from videoar_jax.models.videoar.score import score
 from videoar_jax.models.videoar.stepper import Stepper
 from videoar_jax.nn.quantized import with_dtype
+from videoar_jax.parallel.compiler import jitted
 from videoar_jax.parallel.mesh import call_on, num_batch_shards, shard_padded
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.programs import Program
@@ -67,7 +67,7 @@ def _sample_clips(
 _sample = Program(
   _sample_clips, static_argnames=("layout", "window", "trained_frames"), is_decoding=True
 )
-_score = jax.jit(score, static_argnames=("layout", "window"))
+_score = jitted(score, static_argnames=("layout", "window"))
 
 
 class Model:

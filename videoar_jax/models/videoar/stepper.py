@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -13,21 +12,28 @@ from videoar_jax.models.videoar import decode, decode_steps
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.request import Request
+from videoar_jax.parallel.compiler import jitted
 from videoar_jax.parallel.mesh import call_on
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
 from videoar_jax.tokenizers.pixels import to_uint8
 
 # Programs of all models: a second one of the same kind compiles nothing.
-_start = jax.jit(
-  decode_steps.start, static_argnames=("layout", "slots", "is_guided", "is_prefix_guided")
+_start = jitted(
+  decode_steps.start,
+  is_decoding=True,
+  static_argnames=("layout", "slots", "is_guided", "is_prefix_guided"),
 )
-_write_frame = jax.jit(decode_steps.write_frame, static_argnums=1, donate_argnums=2)
-_decode_frame = jax.jit(decode.decode_frame, static_argnums=1, donate_argnums=2)
-_begin_frame = jax.jit(decode_steps.begin_frame, static_argnums=1, donate_argnums=2)
+_write_frame = jitted(
+  decode_steps.write_frame, is_decoding=True, static_argnums=1, donate_argnums=2
+)
+_decode_frame = jitted(decode.decode_frame, is_decoding=True, static_argnums=1, donate_argnums=2)
+_begin_frame = jitted(
+  decode_steps.begin_frame, is_decoding=True, static_argnums=1, donate_argnums=2
+)
 # Not donated: the state serves all scales of a frame, and a scale's arrays all grow.
-_decode_scale = jax.jit(decode_steps.decode_scale, static_argnums=1)
-_end_frame = jax.jit(decode_steps.end_frame, static_argnums=0, donate_argnums=1)
+_decode_scale = jitted(decode_steps.decode_scale, is_decoding=True, static_argnums=1)
+_end_frame = jitted(decode_steps.end_frame, is_decoding=True, static_argnums=0, donate_argnums=1)
 
 
 class Stepper:
