@@ -8,8 +8,8 @@
 # is on the slow side of it.
 #
 # Seen with jax and jaxlib 0.10.2 on CPython 3.11, on 2026-12-01, two cores (Zen 4): batch 32, 4
-# heads of 64, 384 keys, float32: 10.6 ms for 31 queries and 6.7 ms for 32. On one core both take 6.5
-# ms. With 390 keys and a mask, in several parts: 9.9 ms for 30 queries, 4.7 ms for 32.
+# heads of 64, 384 keys, float32, medians of 15, two runs: 6.5 and 5.3 ms for 31 queries, 3.5 and 3.9
+# ms for 32. On one core 6.6 and 6.2 ms.
 #
 # Exits non-zero if the number of fusions changes. Times are printed only.
 set -euo pipefail
