@@ -54,6 +54,28 @@ def test_rewrite_equals_lax_where_time_is_not_causal(size, stride, time_pads, nu
   np.testing.assert_allclose(ours, theirs, atol=5e-6 * float(jnp.abs(theirs).max()))
 
 
+@pytest.mark.parametrize(
+  ("num_frames", "stride", "has_past", "num_taps"),
+  [
+    (1, 1, False, 1),
+    (2, 1, False, 2),
+    (3, 1, False, 3),
+    (1, 2, False, 1),
+    (3, 2, False, 3),
+    (1, 1, True, 3),
+    (4, 2, True, 3),
+  ],
+)
+def test_taps_that_see_only_padding_are_left_out(num_frames, stride, has_past, num_taps):
+  """A single frame costs no more than an image convolution, where `lax` convolves."""
+  x, kernel = jnp.ones((1, num_frames, 4, 4, 2)), jnp.ones((3, 3, 3, 2, 5))
+  past = jnp.ones((1, num_past(3, stride), 4, 4, 2)) if has_past else None
+  settings = {"stride": (stride, 1, 1), "pads": ((1, 1), (1, 1)), "rewrite": False}
+  jaxpr = jax.make_jaxpr(lambda x, kernel: conv3d(x, kernel, past=past, **settings))(x, kernel)
+  (conv,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "conv_general_dilated"]
+  assert conv.invars[1].aval.shape == (num_taps, 3, 3, 2, 5)
+
+
 def test_no_frame_sees_a_later_one():
   x = jax.random.normal(jax.random.key(0), (1, 6, 4, 4, 2))
   kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 2, 2))

@@ -55,6 +55,11 @@ def conv3d(
     rewrite = is_for_cpu()
   x = x if past is None else jnp.concatenate([past, x], axis=1)
   if not rewrite:
+    # Taps that see nothing but padding are left out: for single frames, all but the last one.
+    front, behind = time_pads
+    last = stride[0] * max(0, _num_out(x, kernel, stride, time_pads) - 1)
+    num_unused = max(0, front - last)
+    kernel, time_pads = kernel[num_unused:], (front - num_unused, behind)
     return jax.lax.conv_general_dilated(
       x,
       kernel,
@@ -70,10 +75,15 @@ def num_past(num_taps: int, stride: int) -> int:
   return max(0, num_taps - stride)
 
 
+def _num_out(x, kernel, stride, time_pads) -> int:
+  """Returns the number of frames of the result."""
+  return (sum(time_pads) + x.shape[1] - kernel.shape[0]) // stride[0] + 1
+
+
 def _sum_over_taps(x, kernel, stride, time_pads, pads):
   b, t, h, w, c = x.shape
-  step, (front, behind) = stride[0], time_pads
-  num_out = (front + t + behind - kernel.shape[0]) // step + 1
+  step, front = stride[0], time_pads[0]
+  num_out = _num_out(x, kernel, stride, time_pads)
   total = None
   for tap in reversed(range(kernel.shape[0])):
     # Output o uses frame o * step + tap - front. Skip outputs for which that is padding.
