@@ -78,9 +78,14 @@ class StageCheckpoints:
       return self.tokenizer_template()
     return Template.of(self.run.family.make_module(self.run))
 
-  def tokenizer_template(self) -> Template:
-    """Returns the structure of the tokenizer."""
-    return Template.of(self.run.tokenizer_family.make_module(self.run.tokenizer))
+  def tokenizer_template(self, *, is_trained: bool = True) -> Template:
+    """Returns the structure of the tokenizer, as it trains or in its type where it does not."""
+    template = Template.of(self.run.tokenizer_family.make_module(self.run.tokenizer))
+    if is_trained:
+      return template
+    dtype = self.run.tokenizer_dtype
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), template.shapes)
+    return dataclasses.replace(template, shapes=shapes)
 
   def tokenizer_for(self, stage: StageConfig) -> tuple[Template, dict]:
     """Returns structure and parameters, replicated, of the tokenizer that a generator stage uses.
@@ -90,8 +95,17 @@ class StageCheckpoints:
       ValueError: the files of a frozen tokenizer are damaged.
     """
     if self.run.frozen_tokenizer is None:
-      return self.hand_over(self.stage_before(stage, "tokenizer"))
+      return self.trained_tokenizer(self.stage_before(stage, "tokenizer"))
     return self.frozen_tokenizer()
+
+  def trained_tokenizer(self, stage: StageConfig) -> tuple[Template, dict]:
+    """Returns what a finished stage hands over, in the type that codes clips; see `hand_over`."""
+    template, params = self.hand_over(stage)
+    return template, self.in_tokenizer_dtype(params)
+
+  def in_tokenizer_dtype(self, params: dict) -> dict:
+    """Returns a tokenizer's parameters in the type in which it codes clips."""
+    return jax.tree.map(lambda x: x.astype(self.run.tokenizer_dtype), params)
 
   def frozen_tokenizer(self) -> tuple[Template, dict]:
     """Returns structure and parameters, replicated, of a tokenizer that no stage trains.
@@ -104,7 +118,8 @@ class StageCheckpoints:
       _, params = read_params(folder, self.run.tokenizer_family)
     except (ValueError, OSError) as error:
       raise ValueError(f"frozen_tokenizer={folder}: {error}") from error
-    return template, jax.tree.map(lambda x: place(x, replicated(self.mesh)), params)
+    params = jax.tree.map(lambda x: place(x, replicated(self.mesh)), params)
+    return template, self.in_tokenizer_dtype(params)
 
   def load_params(
     self,

@@ -84,6 +84,7 @@ def _run() -> Iterator[str]:
       ("seed", "int", "0", texts["seed"]),
       ("family", "str", '"videoar"', texts["family"]),
       ("frozen_tokenizer", "str", "None", texts["frozen_tokenizer"]),
+      ("tokenizer_dtype", "str", '"float32"', texts["tokenizer_dtype"]),
       ("stages", "(str, ...)", "required", "names of the stages that run, in order."),
       ("stage", "sections", "required", "the section of each stage, by its name."),
     ]

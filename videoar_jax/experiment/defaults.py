@@ -36,6 +36,7 @@ SECTIONS = (
   "seed",
   "family",
   "frozen_tokenizer",
+  "tokenizer_dtype",
   "data",
   "text",
   "tokenizer",
@@ -103,6 +104,7 @@ def complete(config: ConfigDict | dict) -> ConfigDict:
   }
   result = ConfigDict({"seed": _value(int, values, "seed", "config", 0), "family": name})
   result.frozen_tokenizer = config_dict.FieldReference(frozen, field_type=str)
+  result.tokenizer_dtype = _value(str, values, "tokenizer_dtype", "config", "float32")
   for section, (cls, without) in sections.items():
     result[section] = _section(cls, _values(values, section, "config"), section, without=without)
   result.stages = _value(tuple, values, "stages", "config", ())

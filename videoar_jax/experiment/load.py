@@ -280,7 +280,8 @@ def _tokenizer_module(
 ) -> nnx.Module:
   """Returns the tokenizer that a stage trained; the run's frozen one, if it has that."""
   if stages.run.frozen_tokenizer is None:
-    return _module(stages, stage, step)
+    module = _module(stages, stage, step)
+    return jax.tree.map(lambda x: x.astype(stages.run.tokenizer_dtype), module)
   template, params = stages.frozen_tokenizer()
   return template.module(params)
 

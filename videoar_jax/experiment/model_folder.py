@@ -112,7 +112,7 @@ def fine_tuning_config(folder: str | os.PathLike) -> ConfigDict:
     values["frozen_tokenizer"] = hub.origin(frozen) or frozen
   path = hub.origin(folder) or str(folder.absolute())
   stage = {"kind": "generator", "init": {"from": path}}
-  kept = ("family", "text", "generator", "sampling", "frozen_tokenizer")
+  kept = ("family", "text", "generator", "sampling", "frozen_tokenizer", "tokenizer_dtype")
   data = {name: values["data"][name] for name in ("num_frames", "resolution", "frame_rate")}
   return complete(
     {name: values[name] for name in kept}

@@ -87,6 +87,7 @@ def finalize(config: ConfigDict | dict) -> RunConfig:
     stages=stages,
     caches=caches,
     frozen_tokenizer=None if frozen is None else pathlib.Path(frozen).expanduser(),
+    tokenizer_dtype=values["tokenizer_dtype"],
   )
   _check_windows(run)
   tokenizer_family.check(tokenizer, None, data.resolution)

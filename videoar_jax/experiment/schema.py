@@ -261,6 +261,8 @@ class RunConfig:
     caches: those that encode.
     frozen_tokenizer: folder of a converted tokenizer, here or on the hub (`hf://OWNER/NAME/PATH`),
       which no stage trains; `tokenizer` is then left out.
+    tokenizer_dtype: type in which a tokenizer encodes clips for generators and caches, and makes
+      pixels of samples: "float32" or "bfloat16". It trains in float32 all the same.
   """
 
   seed: int
@@ -276,6 +278,11 @@ class RunConfig:
   stages: tuple[StageConfig, ...]
   caches: tuple[Cache, ...] = ()
   frozen_tokenizer: pathlib.Path | None = None
+  tokenizer_dtype: str = "float32"
+
+  def __post_init__(self):
+    if self.tokenizer_dtype not in ("float32", "bfloat16"):
+      raise ValueError(f'tokenizer_dtype={self.tokenizer_dtype!r} must be "float32" or "bfloat16"')
 
   @property
   def generator_stages(self) -> tuple[StageConfig, ...]:

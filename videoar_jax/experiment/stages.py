@@ -71,7 +71,7 @@ class Stages(StageCheckpoints):
       names = [stage.name for stage in self.run.stages]
       before = self.run.stages[: names.index(cache.after) + 1]
       tokenizer_stage = next(stage for stage in reversed(before) if stage.kind == "tokenizer")
-      template, params = self.hand_over(tokenizer_stage)
+      template, params = self.trained_tokenizer(tokenizer_stage)
     fingerprint = encoder_fingerprint(params)
     return template, params, cache.index(self.run.tokenizer, fingerprint, source)
 

@@ -80,7 +80,7 @@ class DecodePlan:
         "mesh.slice x mesh.data x mesh.fsdp; take a multiple"
       )
     stages = StageCheckpoints(run, pathlib.Path(), mesh)
-    template, frozen = stages.module_template(stage), stages.tokenizer_template()
+    template, frozen = stages.module_template(stage), stages.tokenizer_template(is_trained=False)
     whole = jax.tree.map(lambda _: replicated(mesh), frozen.shapes)
     tokenizer = frozen.module(with_shardings(frozen.shapes, whole))
     dtype = jnp.dtype(dtype)

@@ -10,6 +10,7 @@ decoding, the estimate covers the transformer only, and assumes that nothing ove
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.models.base import SamplingWork
@@ -135,7 +136,8 @@ def _encoder_bytes(run: RunConfig, stage: StageConfig, clips: float) -> float:
   if stage.cache is not None:
     return 0.0
   shape = (max(1, round(clips)), stage.data.num_frames, *stage.data.resolution)
-  return run.tokenizer_family.encode_bytes(run.tokenizer, shape)
+  share = jnp.dtype(run.tokenizer_dtype).itemsize / 4
+  return share * run.tokenizer_family.encode_bytes(run.tokenizer, shape)
 
 
 def mesh_name(mesh) -> str:

@@ -218,7 +218,7 @@ def _abstract_task(run: RunConfig, stage: StageConfig, mesh) -> tuple[Task, dict
     frozen = family.frozen_shapes(stage.loss)
     return family.make_task(run.tokenizer, stage.loss, resolution, frozen), frozen
   stages = StageCheckpoints(run, pathlib.Path(), mesh)
-  template = stages.tokenizer_template()
+  template = stages.tokenizer_template(is_trained=False)
   return run.family.make_task(run, stage, template, template.shapes), template.shapes
 
 

@@ -8,10 +8,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from videoar_jax.nn.layers import at_least_float32
 from videoar_jax.parallel.compiler import compiler_options
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.tokenizers.autoencoder import State
 from videoar_jax.tokenizers.base import TokenizerConfig
+from videoar_jax.tokenizers.pixels import in_type_of
 
 
 class Coder:
@@ -126,13 +128,13 @@ class Coder:
 
 
 def _encode(module: nnx.Module, video: Array, past: State | None):
-  encoded, last = module.encoder.chunk(video, past)
-  return module.config.latents_of(encoded), last
+  encoded, last = module.encoder.chunk(in_type_of(module, video), past)
+  return module.config.latents_of(at_least_float32(encoded)), last
 
 
 def _decode(module: nnx.Module, latents: Array, past: State | None):
-  video, last = module.decoder.chunk(latents, past)
-  return jnp.clip(video, -1.0, 1.0), last
+  video, last = module.decoder.chunk(in_type_of(module, latents), past)
+  return jnp.clip(at_least_float32(video), -1.0, 1.0), last
 
 
 # A whole clip is one chunk; its state is not returned, so the compiler removes it.

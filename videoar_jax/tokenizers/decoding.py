@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt8
 from videoar_jax.parallel.rules import num_shards
 from videoar_jax.tokenizers.batch_parts import MAX_PIXELS, part_of
 from videoar_jax.tokenizers.encoding import on_each_device
-from videoar_jax.tokenizers.pixels import to_uint8
+from videoar_jax.tokenizers.pixels import in_type_of, to_uint8
 
 
 def decode(
@@ -21,10 +21,11 @@ def decode(
   """Decodes accumulated codes to pixels; inside jit on a mesh, each device decodes its own.
 
   Args:
-    decoder: the network, whole on every device.
+    decoder: the network, whole on every device. It computes in the type of its weights.
     latents: of whole clips.
     max_pixels: most pixels that a device decodes at once, but at least a latent frame of one clip.
   """
+  latents = in_type_of(decoder, latents)
   config, (b, t, h, w, _) = decoder.config, latents.shape
   tau, stride, num_parts = config.temporal_stride, config.spatial_stride, num_shards("batch")
   shape = (b // num_parts, 1 + tau * (t - 1), h * stride, w * stride)

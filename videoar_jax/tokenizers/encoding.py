@@ -16,9 +16,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
+from videoar_jax.nn.layers import at_least_float32
 from videoar_jax.parallel.rules import LOGICAL_AXIS_RULES, num_shards
 from videoar_jax.tokenizers.batch_parts import MAX_PIXELS, part_of
-from videoar_jax.tokenizers.pixels import to_float
+from videoar_jax.tokenizers.pixels import in_type_of, to_float
 
 
 def encode(
@@ -27,16 +28,20 @@ def encode(
   """Encodes clips; inside jit on a mesh, each device encodes its own.
 
   Args:
-    encoder: the network, whole on every device.
+    encoder: the network, whole on every device. It computes in the type of its weights.
     video: clips of 1 + tau k frames.
     max_pixels: most pixels that a device encodes at once, but at least tau frames of one clip.
   """
   if video[..., 0].size <= num_shards("batch") * max_pixels:
-    return encoder(to_float(video))
+    return at_least_float32(encoder(_to_float(encoder, video)))
   config = encoder.config
   step = video.shape[1] if config.sees_whole_clips else config.temporal_stride
   size, _ = part_of(step, _own_shape(video), max_pixels)
-  return on_each_device(_in_chunks, encoder, video, size)
+  return at_least_float32(on_each_device(_in_chunks, encoder, video, size))
+
+
+def _to_float(encoder: nnx.Module, video: UInt8[Array, "*b"]) -> Float[Array, "*b"]:
+  return in_type_of(encoder, to_float(video))
 
 
 def _own_shape(x: Array) -> tuple[int, ...]:
@@ -75,14 +80,14 @@ def _in_chunks(encoder, video):
   """
   tau = encoder.config.temporal_stride
   if video.shape[1] == 1 or encoder.config.sees_whole_clips:
-    return encoder(to_float(video))
-  _, state = jax.eval_shape(encoder.chunk, jax.eval_shape(to_float, video[:, :1]))
+    return encoder(_to_float(encoder, video))
+  _, state = jax.eval_shape(lambda x: encoder.chunk(_to_float(encoder, x)), video[:, :1])
   state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
   padded = jnp.pad(video, ((0, 0), (tau - 1, 0), (0, 0), (0, 0), (0, 0)))
 
   def step(state, i):
     frames = jax.lax.dynamic_slice_in_dim(padded, i * tau, tau, axis=1)
-    latents, state = encoder.chunk(to_float(frames), state, i == 0)
+    latents, state = encoder.chunk(_to_float(encoder, frames), state, i == 0)
     return state, latents[:, 0]
 
   _, latents = jax.lax.scan(step, state, jnp.arange(padded.shape[1] // tau))

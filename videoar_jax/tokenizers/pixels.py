@@ -1,7 +1,9 @@
 """Converts pixels between uint8 and the floats of the networks."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 
@@ -12,4 +14,10 @@ def to_float(video: UInt8[Array | np.ndarray, "*b"]) -> Float[Array, "*b"]:
 
 def to_uint8(video: Float[Array | np.ndarray, "*b"]) -> UInt8[Array, "*b"]:
   """Maps [-1, 1] to pixels 0..255, rounded; values outside are clipped."""
-  return jnp.round((jnp.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+  video = jnp.clip(video, -1.0, 1.0).astype(jnp.float32)
+  return jnp.round((video + 1.0) * 127.5).astype(jnp.uint8)
+
+
+def in_type_of(module: nnx.Module, x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+  """Returns what a network is to code, in the type of its weights, in which it then computes."""
+  return x.astype(jax.tree.leaves(module)[0].dtype)

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from videoar_jax.nn.layers import at_least_float32
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.tokenizers.autoencoder import State
 from videoar_jax.tokenizers.coder import Coder, in_chunks
 from videoar_jax.tokenizers.kl.network import AutoencoderKL
 from videoar_jax.tokenizers.kl.tiling import tile_ends
+from videoar_jax.tokenizers.pixels import in_type_of
 
 
 class ImageCoder(Coder):
@@ -148,8 +150,10 @@ class OpenSoraCoder(Coder):
 
 
 def _encode(module: AutoencoderKL, video: Array, is_sliced: bool | None) -> Array:
-  return module.config.latents_of(module.encoder(video, is_sliced))
+  encoded = module.encoder(in_type_of(module, video), is_sliced)
+  return module.config.latents_of(at_least_float32(encoded))
 
 
 def _decode(module: AutoencoderKL, latents: Array, is_sliced: bool | None) -> Array:
-  return jnp.clip(module.decoder(latents, is_sliced), -1.0, 1.0)
+  video = module.decoder(in_type_of(module, latents), is_sliced)
+  return jnp.clip(at_least_float32(video), -1.0, 1.0)

@@ -5,8 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from videoar_jax.nn.layers import at_least_float32
+from videoar_jax.tokenizers.autoencoder import State
 from videoar_jax.tokenizers.coder import Coder, chunk_ends, in_chunks
+from videoar_jax.tokenizers.pixels import in_type_of
 from videoar_jax.tokenizers.star.network import StarAutoencoder
+
+
+def _moments_chunk(module: StarAutoencoder, video: Array, past: State | None):
+  moments, last = module.encoder.moments_chunk(in_type_of(module, video), past)
+  return at_least_float32(moments), last
 
 
 class StarTokenizer(Coder):
@@ -18,7 +26,7 @@ class StarTokenizer(Coder):
 
   def __init__(self, autoencoder: StarAutoencoder):
     super().__init__(autoencoder)
-    self._moments = jax.jit(lambda module, *args: module.encoder.moments_chunk(*args))
+    self._moments = jax.jit(_moments_chunk)
     self._latents_of = jax.jit(lambda module, *args: module.encoder.latents_of(*args))
 
   def draw(
