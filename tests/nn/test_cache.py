@@ -1,4 +1,4 @@
-"""Attention to caches: blocks of queries, caches that fill up, and how heads are split."""
+"""Attention to caches: blocks of queries, partial caches, and how heads are split."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from videoar_jax.nn import cache
-from videoar_jax.nn.cache import Cache, Filling, attend_cached, cache_axes
+from videoar_jax.nn.cache import Cache, PartialCache, attend_cached, cache_axes
 
 
 @pytest.mark.parametrize("num_queries", [6, 7])
@@ -27,7 +27,7 @@ def test_blocks_of_queries_equal_all_at_once(monkeypatch, num_queries):
 
 
 @pytest.mark.parametrize("num_parts", [3, 6])
-def test_a_filling_cache_is_read_as_far_as_it_is_written(monkeypatch, num_parts):
+def test_a_partial_cache_is_read_as_far_as_it_is_written(monkeypatch, num_parts):
   """As if it were whole, with a mask; what is beyond the range that is read may be anything."""
   rng = np.random.default_rng(1)
 
@@ -42,13 +42,13 @@ def test_a_filling_cache_is_read_as_far_as_it_is_written(monkeypatch, num_parts)
     mask = (np.arange(length) < num_written)[None, None]
     whole = [Cache(caches.keys[1], caches.values[1]), other]
     expected = attend_cached(query, whole, (mask, None))
-    filling = Filling.of(caches, jnp.int32(num_written), part)
-    read = min(x for x in filling.lengths if x >= num_written)
+    partial = PartialCache.of(caches, jnp.int32(num_written), part)
+    read = min(x for x in partial.lengths if x >= num_written)
     beyond = Cache(
       caches.keys.at[..., read:].set(jnp.nan), caches.values.at[..., read:, :].set(jnp.nan)
     )
-    filling = dataclasses.replace(filling, caches=beyond, layer=jnp.int32(1))
-    for seen, masks in (((filling, other), (mask, None)), ((other, filling), (None, mask))):
+    partial = dataclasses.replace(partial, caches=beyond, layer=jnp.int32(1))
+    for seen, masks in (((partial, other), (mask, None)), ((other, partial), (None, mask))):
       np.testing.assert_allclose(attend_cached(query, seen, masks), expected, atol=1e-6)
     assert read < num_written + (4 if num_parts == 6 else 1)
 

@@ -54,8 +54,8 @@ class CachedLayers:
       ShardingError: the mesh does not divide the heads.
     """
 
-    def part(*positions: int) -> jax.ShapeDtypeStruct:
-      shape = (self.num_layers, self.rows, self.num_kv_heads, *positions)
+    def part(*rest: int) -> jax.ShapeDtypeStruct:
+      shape = (self.num_layers, self.rows, self.num_kv_heads, *rest)
       split = sharding_of(self.cache_axes, shape, self.mesh)
       return jax.ShapeDtypeStruct(shape, self.dtype, sharding=split)
 

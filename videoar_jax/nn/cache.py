@@ -1,7 +1,7 @@
 """The key-value cache of decoding, and attention to it.
 
 A decoding step reads the cache and returns its own keys and values separately. The cache is written
-once per frame, so that a step never copies it.
+once per frame, so that a step need not write it.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from videoar_jax.parallel.rules import constrain, num_shards
 
 # Queries whose scores are held at once: a scale of many tokens sees all of a long clip.
 _MAX_QUERIES = 256
-# Ranges of a cache that is filling, and their least positions: each takes time to compile.
+# Ranges of a partly written cache, and their least positions: each takes time to compile.
 _MAX_RANGES = 4
 _MIN_RANGE = 128
 
@@ -37,7 +37,7 @@ def cache_axes(num_heads: int, num_head_shards: int) -> tuple[str | None, ...]:
 
 
 def _constrain(x: Array) -> Array:
-  """Constrains the sharding of keys or values, which are alike; layers are not sharded."""
+  """Constrains the sharding of keys or values, `[..., b, g, _, _]`; layers are not sharded."""
   axes = cache_axes(x.shape[-3], num_shards("attended_heads"))
   return constrain(x, (None,) * (x.ndim - 4) + axes)
 
@@ -89,7 +89,7 @@ def _map(function: Callable, *caches):
   meta_fields=("lengths",),
 )
 @dataclasses.dataclass(frozen=True)
-class Filling:
+class PartialCache:
   """Stacked caches of which only the first positions are written.
 
   A loop over layers copies each layer's cache, and attention reads all of it. This copies and reads
@@ -110,8 +110,14 @@ class Filling:
   layer: Int[Array, ""] | None = None
 
   @classmethod
-  def of(cls, caches: Cache, num_written: Int[Array, ""], part: int) -> "Filling":
-    """Makes it of caches that are written `part` positions at a time."""
+  def of(cls, caches: Cache, num_written: Int[Array, ""], part: int) -> "PartialCache":
+    """Makes it of caches that are written a part at a time.
+
+    Args:
+      caches: with a leading layer axis.
+      num_written: how many positions are written.
+      part: positions of a part, which divide those of the caches.
+    """
     length = length_of(caches)
     num_ranges = min(_MAX_RANGES, length // _MIN_RANGE)
     if not num_ranges:
@@ -119,7 +125,9 @@ class Filling:
     parts = {-(-length // part * i // num_ranges) for i in range(num_ranges + 1)}
     return cls(caches, num_written, tuple(part * num for num in sorted(parts)))
 
-  def attend(self, query, at: int, seen: Sequence[Cache], masks: Sequence):
+  def attend(
+    self, query: Float[Array, "b q n k"], at: int, seen: Sequence[Cache], masks: Sequence
+  ) -> Float[Array, "b q n k"]:
     """Attends to the written part of the layer's cache and to others; see `attend_cached`.
 
     Args:
@@ -129,17 +137,17 @@ class Filling:
       masks: of all.
     """
 
-    def attend_to(length: int, query, filling: Filling, seen):
-      seen, parts = list(seen), list(masks)
+    def attend_to(length: int):
+      caches, parts = list(seen), list(masks)
       mask = parts.pop(at)
       if length:
-        seen.insert(at, filling._first(length))
+        caches.insert(at, self._first(length))
         parts.insert(at, None if mask is None else mask[..., :length])
-      return attend_cached(query, seen, parts)
+      return attend_cached(query, caches, parts)
 
     branches = [functools.partial(attend_to, length) for length in self.lengths]
     is_longer = jnp.asarray(self.lengths[:-1]) < self.num_written
-    return jax.lax.switch(jnp.sum(is_longer), branches, query, self, tuple(seen))
+    return jax.lax.switch(jnp.sum(is_longer), branches)
 
   def _first(self, length: int) -> Cache:
     """Returns the first positions of the layer's cache."""
@@ -184,18 +192,18 @@ def num_query_blocks(num_queries: int) -> int:
 
 def attend_cached(
   query: Float[Array, "b q n k"],
-  seen: Sequence[Cache | Filling],
+  seen: Sequence[Cache | PartialCache],
   masks: Sequence[Bool[Array | np.ndarray, "#b #q _l"] | None],
 ) -> Float[Array, "b q n k"]:
   """Softmax attention to several caches of one layer, without concatenating them.
 
   Args:
     query: queries; heads `n` share the `g` key and value heads in equal groups.
-    seen: caches to attend to; at most one of them is filling.
+    seen: caches to attend to.
     masks: for each cache, where a query may attend; None for everywhere.
   """
   for at, cache in enumerate(seen):
-    if isinstance(cache, Filling):
+    if isinstance(cache, PartialCache):
       return cache.attend(query, at, (*seen[:at], *seen[at + 1 :]), masks)
   q = query.shape[1]
   num_blocks = num_query_blocks(q)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from videoar_jax.nn import layers
 from videoar_jax.nn.attention import attend
-from videoar_jax.nn.cache import Cache, Filling, attend_cached
+from videoar_jax.nn.cache import Cache, PartialCache, attend_cached
 from videoar_jax.nn.rope import rotate
 from videoar_jax.nn.splash import filled_length
 from videoar_jax.parallel.rules import constrain, is_for_cpu, num_shards
@@ -89,7 +89,7 @@ PLAIN = Projections()
 _MAX_LOOPED = 2**20
 
 
-def _sequence_axis(seen: tuple[Cache | Filling, ...] | None) -> str | None:
+def _sequence_axis(seen: tuple[Cache | PartialCache, ...] | None) -> str | None:
   """Returns the sequence's logical axis; None when decoding, where a step may be a single token."""
   return "sequence" if seen is None else None
 
@@ -109,7 +109,7 @@ class Attention(nnx.Module):
     self.key_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
     self.config = config
 
-  def __call__(self, x, angles, mask, seen: tuple[Cache | Filling, ...] | None):
+  def __call__(self, x, angles, mask, seen: tuple[Cache | PartialCache, ...] | None):
     b, l, _ = x.shape
     config = self.config
     sequence = _sequence_axis(seen)
@@ -174,7 +174,7 @@ class Block(nnx.Module):
     self.mlp_norm = layers.RMSNorm(rngs, config.d_model)
     self.mlp = GatedMLP(rngs, config, projections)
 
-  def __call__(self, x, angles, mask, seen: tuple[Cache | Filling, ...] | None = None):
+  def __call__(self, x, angles, mask, seen: tuple[Cache | PartialCache, ...] | None = None):
     y, new = self.attention(self.attention_norm(x), angles, mask, seen)
     x = x + y
     x = constrain(x + self.mlp(self.mlp_norm(x)), ("batch", _sequence_axis(seen), None))
@@ -230,7 +230,7 @@ def step_blocks(
     blocks: with a leading layer axis, or a list.
     x: the tokens.
     angles: their rotary angles.
-    seen: keys and values from earlier steps to attend to; `Filling` ones only in a loop.
+    seen: keys and values from earlier steps to attend to; `PartialCache` ones only in a loop.
     masks: `[#b, #q, l]` for each of `seen`, and for the tokens themselves; None for all true.
     config: how to run layers, see `steps_in_loop`.
   Returns:
@@ -246,13 +246,13 @@ def step_blocks(
     def loop_body(x, layer):
       number, block, caches = layer
       caches = (
-        dataclasses.replace(whole, layer=number) if isinstance(whole, Filling) else cache
+        dataclasses.replace(whole, layer=number) if isinstance(whole, PartialCache) else cache
         for whole, cache in zip(seen, caches, strict=True)
       )
       return body(x, (block, tuple(caches)))
 
-    # What is filling is not cut into layers here, but where it is known how much of it is read.
-    caches = tuple(None if isinstance(x, Filling) else x for x in seen)
+    # Partial caches are not cut into layers here, but where it is known how much of them is read.
+    caches = tuple(None if isinstance(x, PartialCache) else x for x in seen)
     return jax.lax.scan(loop_body, x, (jnp.arange(config.num_layers), blocks, caches))
   news = []
   for i in range(config.num_layers):

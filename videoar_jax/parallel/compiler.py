@@ -17,8 +17,8 @@ def compiler_options(platform: str, *, is_decoding: bool = False) -> dict[str, i
 
   LLVM's last level of optimization takes a third to a half of the time in which programs are
   compiled for CPU, and makes them no faster. VideoAR's decoding in float32 is 9 to 22% faster if
-  Eigen has its products, on a processor with AVX2 only; others were not measured, so they keep what
-  XLA chooses. Figures are in docs/speed.md.
+  Eigen has its products, on a processor with AVX2 only; with AVX-512 it is no faster, and others
+  were not measured, so they keep what XLA chooses. Figures are in docs/speed.md.
 
   Args:
     platform: of the devices, such as "cpu".
@@ -36,7 +36,8 @@ def jitted(function: Callable, *, is_decoding: bool = False, **settings) -> Call
   """Returns a function under `jax.jit`, with `compiler_options` of the default backend.
 
   The first call asks for the backend, not this one, so that it can be made when a module is
-  imported, before anyone has chosen a backend.
+  imported, before anyone has chosen a backend. Called inside another program, it becomes part of
+  that one.
 
   Args:
     function: of arrays.
@@ -44,14 +45,18 @@ def jitted(function: Callable, *, is_decoding: bool = False, **settings) -> Call
     **settings: of `jax.jit`.
   """
 
+  inside = jax.jit(function, **settings)  # Where JAX refuses options.
+
   @functools.cache
-  def make() -> Callable:
+  def alone() -> Callable:
     options = compiler_options(jax.default_backend(), is_decoding=is_decoding)
     return jax.jit(function, compiler_options=options, **settings)
 
   @functools.wraps(function)
   def call(*arguments, **named):
-    return make()(*arguments, **named)
+    leaves = jax.tree.leaves((arguments, named))
+    is_inside = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    return (inside if is_inside else alone())(*arguments, **named)
 
   return call
 

@@ -1,15 +1,12 @@
 """A trained autoencoder: video to latents and back, whole clips or in chunks."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from videoar_jax.nn.layers import at_least_float32
-from videoar_jax.parallel.compiler import compiler_options
+from videoar_jax.parallel.compiler import jitted
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.tokenizers.autoencoder import State
 from videoar_jax.tokenizers.base import TokenizerConfig
@@ -32,10 +29,7 @@ class Coder:
 
   def __init__(self, autoencoder: nnx.Module):
     self.autoencoder = autoencoder
-    # Of functions that all coders share, so that a second coder compiles nothing.
-    jit = functools.partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
-    self._encode, self._decode = jit(_encode_clip), jit(_decode_clip)
-    self._encode_chunk, self._decode_chunk = jit(_encode), jit(_decode)
+    self._encode, self._decode = _encode_whole, _decode_whole
 
   @property
   def config(self) -> TokenizerConfig:
@@ -80,7 +74,7 @@ class Coder:
       raise ValueError(f"video: a later chunk has {tau} k frames, got {num_frames}")
     self.config.latent_shape(num_frames + (state is not None), tuple(size))
     _check_state(state, (b, size[0] // p, size[1] // p))
-    return self._encode_chunk(self.autoencoder, jnp.asarray(video), state)
+    return _encode_part(self.autoencoder, jnp.asarray(video), state)
 
   def _check_video(self, video) -> None:
     if video.ndim != 5 or video.shape[-1] != 3:
@@ -119,7 +113,7 @@ class Coder:
     """
     self._check_latents(latents)
     _check_state(state, (latents.shape[0], *latents.shape[2:4]))
-    return self._decode_chunk(self.autoencoder, jnp.asarray(latents), state)
+    return _decode_part(self.autoencoder, jnp.asarray(latents), state)
 
   def _check_latents(self, latents) -> None:
     d = self.config.num_channels
@@ -144,6 +138,11 @@ def _encode_clip(module: nnx.Module, video: Array):
 
 def _decode_clip(module: nnx.Module, latents: Array):
   return _decode(module, latents, None)[0]
+
+
+# Programs of all coders: a second one of the same kind compiles nothing.
+_encode_part, _decode_part = jitted(_encode), jitted(_decode)
+_encode_whole, _decode_whole = jitted(_encode_clip), jitted(_decode_clip)
 
 
 def chunk_ends(num_frames: int, chunk: int) -> list[int]:

@@ -16,6 +16,7 @@ from videoar_jax.models.videoar.decode import decode, decode_frame
 from videoar_jax.models.videoar.decode_steps import start, write_frame
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.prefix import PrefixGuidance, PrefixGuidanceConfig
+from videoar_jax.nn import cache
 from videoar_jax.nn.resize import area_resize, linear_resize
 from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes
 
@@ -51,6 +52,12 @@ def test_a_share_of_positions_has_others_of_their_scale():
   assert not (found[0] == found[1] - 27).all()  # Each clip has draws of its own.
   one = features[:, :1]
   assert prefix.corrupt(one, keys, 1.0) is one  # There is no other position.
+
+
+@pytest.fixture(autouse=True)
+def short_ranges(monkeypatch):
+  """Reads the ring by ranges, as if it were long."""
+  monkeypatch.setattr(cache, "_MIN_RANGE", 1)
 
 
 @functools.cache

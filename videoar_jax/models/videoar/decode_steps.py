@@ -28,7 +28,7 @@ from videoar_jax.models.videoar import patches
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.prefix import PrefixGuidance, combine, corrupt
-from videoar_jax.nn.cache import Cache, Filling, join, length_of, make_ring, write
+from videoar_jax.nn.cache import Cache, PartialCache, join, length_of, make_ring, write
 from videoar_jax.nn.resize import area_resize, linear_resize
 from videoar_jax.nn.rope import rotate
 from videoar_jax.nn.transformer import steps_in_loop
@@ -294,7 +294,7 @@ def past_of(
   is_written = jnp.repeat(jnp.arange(slots) < frame, size)
   # On accelerators, branches were not measured.
   if is_for_cpu() and steps_in_loop(model.blocks, model.config):
-    cache = Filling.of(cache, jnp.minimum(frame, slots) * size, size)
+    cache = PartialCache.of(cache, jnp.minimum(frame, slots) * size, size)
   return (text, cache), (state.text_mask[:, None], is_written[None, None])
 
 

@@ -149,7 +149,7 @@ def sampling_program(
   if prefix is not None:
     settings["prefix_guidance"] = PrefixGuidance(number, number)
   return SamplingProgram(
-    # As `sampler.Model` does.
+    # As in streams.
     program=jax.jit(decode.decode_frame, static_argnums=1, donate_argnums=2),
     arguments=(model, layout, state, row),
     settings=settings,
@@ -165,7 +165,9 @@ def sampling_program(
 def _sampling_work(
   config: GeneratorConfig, layout: Layout, num_rows: int, params: dict, cache, mesh
 ) -> SamplingWork:
-  """Estimates the decoding of clips; attention runs over the whole cache, written or not.
+  """Estimates the decoding of clips.
+
+  Attention is to the whole cache, written or not, as on accelerators.
 
   Args:
     config: the network's.

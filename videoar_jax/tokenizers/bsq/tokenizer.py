@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from videoar_jax.parallel.compiler import jitted
 from videoar_jax.tokenizers.autoencoder import Autoencoder
 from videoar_jax.tokenizers.bsq import quantizer
 from videoar_jax.tokenizers.bsq.schedules import Schedule, check_schedule, default_schedule
@@ -26,6 +26,10 @@ class Codes:
   quantized: Float[Array, "b t h w d"]
 
 
+# Of all tokenizers.
+_quantize = jitted(quantizer.quantize, static_argnums=1)
+
+
 class Tokenizer(Coder):
   """An autoencoder with its schedule of scales.
 
@@ -37,7 +41,6 @@ class Tokenizer(Coder):
   def __init__(self, autoencoder: Autoencoder, schedule: Schedule | None = None):
     super().__init__(autoencoder)
     self.schedule = schedule
-    self._quantize = jax.jit(quantizer.quantize, static_argnums=1)
 
   def quantize(
     self, latents: Float[Array | np.ndarray, "b t h w d"], schedule: Schedule | None = None
@@ -56,5 +59,5 @@ class Tokenizer(Coder):
       schedule = self.schedule if is_trained_grid else default_schedule(grid)
     schedule = tuple((int(h), int(w)) for h, w in schedule)
     check_schedule(schedule, grid)
-    quantized = self._quantize(jnp.asarray(latents), schedule)
+    quantized = _quantize(jnp.asarray(latents), schedule)
     return Codes(quantized.bits, quantized.quantized)

@@ -1,11 +1,11 @@
 """The converted autoencoders: video to scaled latents and back."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from videoar_jax.nn.layers import at_least_float32
+from videoar_jax.parallel.compiler import jitted
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.tokenizers.autoencoder import State
 from videoar_jax.tokenizers.coder import Coder, in_chunks
@@ -42,11 +42,6 @@ class OpenSoraCoder(Coder):
     autoencoder: the converted module.
   """
 
-  def __init__(self, autoencoder: AutoencoderKL):
-    super().__init__(autoencoder)
-    self._encode_by_frame = jax.jit(lambda module, video: _encode(module, video, True))
-    self._decode_by_frame = jax.jit(lambda module, latents: _decode(module, latents, True))
-
   def encode(
     self, video: Float[Array | np.ndarray, "b f H W 3"], chunk: int | None = None
   ) -> Float[Array | np.ndarray, "b t h w d"]:
@@ -65,7 +60,7 @@ class OpenSoraCoder(Coder):
       return self._encode(self.autoencoder, jnp.asarray(video))
     tile = self.config.tile_frames
     if tile is None or video.shape[1] <= tile:
-      return fetch(self._encode_by_frame(self.autoencoder, jnp.asarray(video)))
+      return fetch(_encode_by_frame(self.autoencoder, jnp.asarray(video)))
     return in_chunks(self.encode_chunk, video, tile_ends(video.shape[1], tile), num_latents)
 
   def encode_chunk(
@@ -82,7 +77,7 @@ class OpenSoraCoder(Coder):
     self._check_video(video)
     video, is_start = self._tiles(video, state, self.config.tile_frames, "video")
     self.config.latent_shape(video.shape[1], video.shape[2:4])
-    latents = self._encode_by_frame(self.autoencoder, video)
+    latents = _encode_by_frame(self.autoencoder, video)
     return latents if is_start else latents[:, 1:], {"last": video[:, -1:]}
 
   def decode(
@@ -104,7 +99,7 @@ class OpenSoraCoder(Coder):
       return self._decode(self.autoencoder, jnp.asarray(latents))
     tile = self.config.tile_latents
     if tile is None or latents.shape[1] <= tile:
-      return fetch(self._decode_by_frame(self.autoencoder, jnp.asarray(latents)))
+      return fetch(_decode_by_frame(self.autoencoder, jnp.asarray(latents)))
     ends = tile_ends(latents.shape[1], tile)
     num_frames = 1 + self.config.temporal_stride * (ends[-1] - 1)
     return in_chunks(self.decode_chunk, latents, ends, num_frames)
@@ -122,7 +117,7 @@ class OpenSoraCoder(Coder):
     """
     self._check_latents(latents)
     latents, is_start = self._tiles(latents, state, self.config.tile_latents, "latents")
-    video = self._decode_by_frame(self.autoencoder, latents)
+    video = _decode_by_frame(self.autoencoder, latents)
     return video if is_start else video[:, 1:], {"last": latents[:, -1:]}
 
   def _tiles(self, x, state: State | None, size: int | None, name: str) -> tuple[Array, bool]:
@@ -149,11 +144,13 @@ class OpenSoraCoder(Coder):
     return jnp.concatenate([last, x], axis=1), False
 
 
-def _encode(module: AutoencoderKL, video: Array, is_sliced: bool | None) -> Array:
-  encoded = module.encoder(in_type_of(module, video), is_sliced)
+@jitted
+def _encode_by_frame(module: AutoencoderKL, video: Array) -> Array:
+  encoded = module.encoder(in_type_of(module, video), True)
   return module.config.latents_of(at_least_float32(encoded))
 
 
-def _decode(module: AutoencoderKL, latents: Array, is_sliced: bool | None) -> Array:
-  video = module.decoder(in_type_of(module, latents), is_sliced)
+@jitted
+def _decode_by_frame(module: AutoencoderKL, latents: Array) -> Array:
+  video = module.decoder(in_type_of(module, latents), True)
   return jnp.clip(at_least_float32(video), -1.0, 1.0)

@@ -6,15 +6,22 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from videoar_jax.nn.layers import at_least_float32
+from videoar_jax.parallel.compiler import jitted
 from videoar_jax.tokenizers.autoencoder import State
 from videoar_jax.tokenizers.coder import Coder, chunk_ends, in_chunks
 from videoar_jax.tokenizers.pixels import in_type_of
 from videoar_jax.tokenizers.star.network import StarAutoencoder
 
 
+@jitted
 def _moments_chunk(module: StarAutoencoder, video: Array, past: State | None):
   moments, last = module.encoder.moments_chunk(in_type_of(module, video), past)
   return at_least_float32(moments), last
+
+
+@jitted
+def _latents_of(module: StarAutoencoder, moments: Array, key: Array):
+  return module.encoder.latents_of(moments, key)
 
 
 class StarTokenizer(Coder):
@@ -23,11 +30,6 @@ class StarTokenizer(Coder):
   Args:
     autoencoder: the converted module.
   """
-
-  def __init__(self, autoencoder: StarAutoencoder):
-    super().__init__(autoencoder)
-    self._moments = jax.jit(_moments_chunk)
-    self._latents_of = jax.jit(lambda module, *args: module.encoder.latents_of(*args))
 
   def draw(
     self,
@@ -49,7 +51,7 @@ class StarTokenizer(Coder):
     tau = self.config.temporal_stride
     ends = [1 + tau * (end - 1) for end in chunk_ends(num_latents, chunk or num_latents)]
     moments = in_chunks(self._moments_of, video, ends, num_latents)
-    return self._latents_of(self.autoencoder, jnp.asarray(moments), key)
+    return _latents_of(self.autoencoder, jnp.asarray(moments), key)
 
   def _moments_of(self, video, state):
-    return self._moments(self.autoencoder, jnp.asarray(video), state)
+    return _moments_chunk(self.autoencoder, jnp.asarray(video), state)
