@@ -11,6 +11,7 @@ from videoar_jax.tokenizers.encoding import encode
 from videoar_jax.tokenizers.families import TOKENIZERS
 from videoar_jax.tokenizers.kl.config import KLConfig
 from videoar_jax.tokenizers.kl.layouts import ImageKLConfig, OpenSoraConfig
+from videoar_jax.tokenizers.pixels import to_uint8
 from videoar_jax.tokenizers.star.config import StarConfig
 
 PUBLIC = {"block_channels": (2, 2, 4, 4), "num_blocks": 1, "num_groups": 2, "num_channels": 3}
@@ -47,10 +48,30 @@ def test_they_code_nearly_what_float32_does(name):
   assert 1e-4 < relative_error(*encoded) < 0.05
   assert shown[0].dtype == np.uint8
   assert 0 < np.abs(np.int32(shown[0]) - np.int32(shown[1])).max() < 24
+  coders = (encode, half.encoder, video), (decode, half.decoder, latents)
+  for code, network, x in coders:
+    assert convolved_in(lambda network, x, code=code: code(network, x), network, x) == {"bfloat16"}
   tokenizer = family.make_tokenizer(half)
   pixels = video / np.float32(127.5) - 1
   assert relative_error(tokenizer.encode(pixels), latents) < 0.05
   assert tokenizer.decode(latents).dtype == np.float32
+
+
+def convolved_in(code, *arguments):
+  """Returns the types of all operands of convolutions and products."""
+  found, jaxprs = set(), [jax.make_jaxpr(code)(*arguments).jaxpr]
+  while jaxprs:
+    for eqn in jaxprs.pop().eqns:
+      if eqn.primitive.name in ("conv_general_dilated", "dot_general"):
+        found |= {x.aval.dtype.name for x in eqn.invars}
+      jaxprs += jax.core.jaxprs_in_params(eqn.params)
+  return found
+
+
+def test_pixels_are_rounded_in_float32():
+  values = jnp.linspace(-1.1, 1.1, 5000).astype(jnp.bfloat16)
+  np.testing.assert_array_equal(to_uint8(values), to_uint8(values.astype(jnp.float32)))
+  assert len(np.unique(to_uint8(values))) > 200
 
 
 def relative_error(found, expected):
@@ -69,3 +90,12 @@ def test_a_frame_at_a_time_is_the_whole(name):
     jax.jit(encode, static_argnums=2)(half.encoder, video, size) for size in (10**6, 1)
   )
   assert relative_error(parts, whole) < 0.02
+  tokenizer = TOKENIZERS[name].make_tokenizer(half)
+  pixels = video / np.float32(127.5) - 1
+  first, state = tokenizer.encode_chunk(pixels[:, :1])
+  later, _ = tokenizer.encode_chunk(pixels[:, 1:], state)
+  assert relative_error(jnp.concatenate([first, later], 1), tokenizer.encode(pixels)) < 0.02
+  assert {x.dtype.name for x in jax.tree.leaves(state)} == {"bfloat16"}
+  state = jax.tree.map(lambda x: x.astype(jnp.float32), state)
+  with pytest.raises(ValueError, match="is of a tokenizer in float32, this one computes in bfl"):
+    tokenizer.encode_chunk(pixels[:, 1:], state)

@@ -23,6 +23,7 @@ from videoar_jax.parallel.compiler import compiler_options
 from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.tokenizers.families import TOKENIZERS
+from videoar_jax.tokenizers.pixels import in_type_of
 
 
 def tokenizer_table(options: argparse.Namespace) -> str:
@@ -45,6 +46,8 @@ def tokenizer_table(options: argparse.Namespace) -> str:
   latent_shape = config.latent_shape(f, resolution)
   video = jax.random.uniform(jax.random.key(1), (b, f, *resolution, 3), minval=-1.0)
   latents = jax.random.normal(jax.random.key(2), (b, *latent_shape, config.num_channels))
+  video, latents = in_type_of(module, video), in_type_of(module, latents)
+  dtype = video.dtype.name
 
   # The module is an argument, so that its weights are not compiled in as constants.
   jit = functools.partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
@@ -52,7 +55,7 @@ def tokenizer_table(options: argparse.Namespace) -> str:
   calls = {
     "encode": lambda: encode(module, video),
     "decode": lambda: decode(module, latents),
-    "product": roofline.products("float32"),
+    "product": roofline.products(dtype),
   }
   seconds = roofline.interleave(calls, options.repeats)
   product, encode, decode = (
@@ -63,7 +66,7 @@ def tokenizer_table(options: argparse.Namespace) -> str:
 
   device = jax.devices()[0]
   lines = [
-    f"{f} frames of {resolution[0]}x{resolution[1]}, batches of {b}, float32, on "
+    f"{f} frames of {resolution[0]}x{resolution[1]}, batches of {b}, {dtype}, on "
     f"one device, {device.device_kind}",
     f"{count_parameters(module):,} parameters, {config.num_channels} "
     f"{'bits' if hasattr(config, 'num_bits') else 'channels'}, latent "

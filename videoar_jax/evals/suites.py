@@ -58,6 +58,7 @@ def measure_reconstruction(options: argparse.Namespace) -> Outcome:
   result = {
     "workdir": _origin(options),
     "data": _facts(data, source, num_clips),
+    "tokenizer_dtype": tokenizer.dtype.name,
     **found.scores(),
     "not_measured": missing,
     "seconds": time.perf_counter() - started,
@@ -73,7 +74,9 @@ def _reconstruction_devices(settings: dict) -> tuple:
     ValueError: a flag is for generators, or the devices cannot share the batch.
   """
   if settings["dtype"] != "float32":
-    raise ValueError("--dtype is of the generator; tokenizers are measured in float32; remove it")
+    raise ValueError(
+      "--dtype is of the generator; tokenizers are measured in the run's tokenizer_dtype; remove it"
+    )
   if settings["mesh"] is None:
     return None, settings["batch_size"]
   mesh = make_mesh(settings["mesh"])

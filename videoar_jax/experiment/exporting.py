@@ -132,7 +132,9 @@ def _tokenizer(
     return run.frozen_tokenizer
   path = folder / model_folder.TOKENIZER
   saved = Saved(run.tokenizer_family.name, run.tokenizer, source)
-  save_tokenizer(path, saved, stages.tokenizer_for(stage)[1])
+  # As trained, whatever the type that it codes clips in.
+  _, params = stages.hand_over(stages.stage_before(stage, "tokenizer"))
+  save_tokenizer(path, saved, params)
   return path
 
 

@@ -46,6 +46,8 @@ def converted_family(path: str | os.PathLike) -> TokenizerFamily | None:
 def load_tokenizer(path: str | os.PathLike, *, mesh: MeshConfig | None = None) -> Tokenizer:
   """Loads a tokenizer that a run trained, or that `python -m videoar_jax.convert` made.
 
+  It computes in the type that the run's config names, `tokenizer_dtype`; without a run in float32.
+
   Args:
     path: a workdir, a checkpoint in one (`WORKDIR/tokenizer/checkpoints/680`; a generator's
       checkpoint stands for the tokenizer that it was trained with), or a folder with a converted

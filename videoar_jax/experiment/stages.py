@@ -73,7 +73,8 @@ class Stages(StageCheckpoints):
       tokenizer_stage = next(stage for stage in reversed(before) if stage.kind == "tokenizer")
       template, params = self.trained_tokenizer(tokenizer_stage)
     fingerprint = encoder_fingerprint(params)
-    return template, params, cache.index(self.run.tokenizer, fingerprint, source)
+    run = self.run
+    return template, params, cache.index(run.tokenizer, fingerprint, source, run.tokenizer_dtype)
 
   def make_trainer(self, stage: StageConfig, seed: int) -> Trainer:
     """Returns a stage's trainer."""

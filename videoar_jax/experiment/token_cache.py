@@ -116,9 +116,16 @@ class Cache:
     has_posterior = encoder.num_encoded != encoder.num_channels
     return self.config.posterior_dtype if has_posterior else latents.DTYPE
 
-  def index(self, encoder: TokenizerConfig, fingerprint: str, source) -> latents.Index:
+  def index(
+    self, encoder: TokenizerConfig, fingerprint: str, source, tokenizer_dtype: str = "float32"
+  ) -> latents.Index:
     """Returns the index of the finished cache of a source and an encoder.
 
+    Args:
+      encoder: its settings.
+      fingerprint: of its weights.
+      source: of clips.
+      tokenizer_dtype: of the run.
     Raises:
       ValueError: the source has fewer clips than are asked for.
     """
@@ -140,6 +147,7 @@ class Cache:
       clips_per_shard=self.config.clips_per_shard,
       files=_files_hash(source),
       dtype=self.dtype(encoder),
+      tokenizer_dtype=tokenizer_dtype,
     )
 
 

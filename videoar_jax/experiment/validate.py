@@ -142,8 +142,9 @@ def check_cache(stages: StageCheckpoints, cache: Cache, source) -> None:
     ValueError: it was not; names the fields.
   """
   # The tokenizer may not be trained yet.
-  index = cache.index(stages.run.tokenizer, "", source)
-  network = stages.run.tokenizer_family.network
+  run = stages.run
+  index = cache.index(run.tokenizer, "", source, run.tokenizer_dtype)
+  network = run.tokenizer_family.network
   check_fits(cache.folder(stages.workdir), index, network, but=("fingerprint",))
 
 

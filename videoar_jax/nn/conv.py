@@ -55,7 +55,7 @@ def conv3d(
     rewrite = is_for_cpu()
   x = x if past is None else jnp.concatenate([past, x], axis=1)
   if not rewrite:
-    # Taps that see nothing but padding are left out: for single frames, all but the last one.
+    # Taps that see only the padding before are left out: for single frames, all but the last one.
     front, behind = time_pads
     last = stride[0] * max(0, _num_out(x, kernel, stride, time_pads) - 1)
     num_unused = max(0, front - last)

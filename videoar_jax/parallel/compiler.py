@@ -36,8 +36,8 @@ def jitted(function: Callable, *, is_decoding: bool = False, **settings) -> Call
   """Returns a function under `jax.jit`, with `compiler_options` of the default backend.
 
   The first call asks for the backend, not this one, so that it can be made when a module is
-  imported, before anyone has chosen a backend. Called inside another program, it becomes part of
-  that one.
+  imported, before anyone has chosen a backend. A call with traced arguments becomes part of the
+  program that they are of.
 
   Args:
     function: of arrays.

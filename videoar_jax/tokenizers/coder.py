@@ -10,7 +10,7 @@ from videoar_jax.parallel.compiler import jitted
 from videoar_jax.parallel.processes import fetch
 from videoar_jax.tokenizers.autoencoder import State
 from videoar_jax.tokenizers.base import TokenizerConfig
-from videoar_jax.tokenizers.pixels import in_type_of
+from videoar_jax.tokenizers.pixels import in_type_of, type_of
 
 
 class Coder:
@@ -35,6 +35,11 @@ class Coder:
   def config(self) -> TokenizerConfig:
     """Static settings of the network."""
     return self.autoencoder.config
+
+  @property
+  def dtype(self) -> np.dtype:
+    """Type of the weights, in which it computes."""
+    return type_of(self.autoencoder)
 
   def encode(
     self, video: Float[Array | np.ndarray, "b f H W 3"], chunk: int | None = None
@@ -73,7 +78,7 @@ class Coder:
     if state is not None and (num_frames < tau or num_frames % tau):
       raise ValueError(f"video: a later chunk has {tau} k frames, got {num_frames}")
     self.config.latent_shape(num_frames + (state is not None), tuple(size))
-    _check_state(state, (b, size[0] // p, size[1] // p))
+    _check_state(state, (b, size[0] // p, size[1] // p), self.dtype)
     return _encode_part(self.autoencoder, jnp.asarray(video), state)
 
   def _check_video(self, video) -> None:
@@ -112,7 +117,7 @@ class Coder:
       ValueError: the latents do not fit, or the state is of clips of another size or number.
     """
     self._check_latents(latents)
-    _check_state(state, (latents.shape[0], *latents.shape[2:4]))
+    _check_state(state, (latents.shape[0], *latents.shape[2:4]), self.dtype)
     return _decode_part(self.autoencoder, jnp.asarray(latents), state)
 
   def _check_latents(self, latents) -> None:
@@ -166,9 +171,13 @@ def in_chunks(code, x, ends: list[int], num_out: int) -> np.ndarray:
   return result
 
 
-def _check_state(state: State | None, wanted: tuple[int, int, int]) -> None:
+def _check_state(state: State | None, wanted: tuple[int, int, int], dtype: np.dtype) -> None:
   if state is None:
     return
   b, _, height, width, _ = state["conv_in"].shape
   if (b, height, width) != wanted:
     raise ValueError(f"state: has [b, height, width] = {(b, height, width)}, needs {wanted}")
+  if state["conv_in"].dtype != dtype:
+    raise ValueError(
+      f"state: is of a tokenizer in {state['conv_in'].dtype}, this one computes in {dtype}"
+    )

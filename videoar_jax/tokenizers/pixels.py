@@ -20,4 +20,9 @@ def to_uint8(video: Float[Array | np.ndarray, "*b"]) -> UInt8[Array, "*b"]:
 
 def in_type_of(module: nnx.Module, x: Float[Array, "*b"]) -> Float[Array, "*b"]:
   """Returns what a network is to code, in the type of its weights, in which it then computes."""
-  return x.astype(jax.tree.leaves(module)[0].dtype)
+  return x.astype(type_of(module))
+
+
+def type_of(module: nnx.Module) -> np.dtype:
+  """Returns the type of a network's weights."""
+  return jax.tree.leaves(module)[0].dtype

@@ -47,6 +47,7 @@ class Index:
     clips_per_shard: clips in every shard but the last.
     files: hash of the source's files and their sizes; "" for none, and in earlier versions.
     dtype: of the latents, in `DTYPES`.
+    tokenizer_dtype: in which the network encoded the clips.
   """
 
   encoder: dict
@@ -59,6 +60,7 @@ class Index:
   clips_per_shard: int
   files: str = ""
   dtype: str = DTYPE
+  tokenizer_dtype: str = "float32"
 
   @property
   def num_shards(self) -> int:
