@@ -31,6 +31,8 @@ SCHEDULE = ((1, 1), (2, 2))
 class BrighteningTokenizer(Tokenizer):
   """Returns slightly brighter clips; its bits are unrelated to them."""
 
+  dtype = np.dtype(np.float32)
+
   def __init__(self, config):
     self.config = config
 
@@ -107,7 +109,7 @@ def test_numbers_and_files(tmp_path, workdir, fake_networks, capsys):
   use = result["codebook_usage"]
   assert [scale["size"] for scale in use["scales"]] == ["1x1", "2x2"]
   assert use["flipping"] == 1
-  assert result["data"]["num_clips"] == 20
+  assert result["data"]["num_clips"] == 20 and result["tokenizer_dtype"] == "float32"
 
   lines = {line.split()[0]: line for line in printed.splitlines() if line.strip()}
   assert f"{psnr.mean():.2f}" in lines["PSNR,"]

@@ -31,6 +31,7 @@ class BrighteningTokenizer(Tokenizer):
   """Encodes nothing and returns slightly brighter clips. Records the input shapes."""
 
   config = types.SimpleNamespace(temporal_stride=1)
+  dtype = np.dtype(np.float32)
 
   def __init__(self):
     self.shapes = []

@@ -47,9 +47,10 @@ class TokenizerConfig(Protocol):
 
 @runtime_checkable
 class Tokenizer(Protocol):
-  """A trained tokenizer."""
+  """A trained tokenizer, which computes in `dtype`, that of its weights."""
 
   config: TokenizerConfig
+  dtype: np.dtype
 
   def encode(
     self, video: Float[Array, "b f H W 3"], chunk: int | None = None
