@@ -57,6 +57,10 @@ def test_they_code_nearly_what_float32_does(name):
   assert tokenizer.decode(latents).dtype == np.float32
 
 
+def is_jaxpr(x):
+  return hasattr(x, "eqns")
+
+
 def convolved_in(code, *arguments):
   """Returns the types of all operands of convolutions and products."""
   found, jaxprs = set(), [jax.make_jaxpr(code)(*arguments).jaxpr]
@@ -64,7 +68,8 @@ def convolved_in(code, *arguments):
     for eqn in jaxprs.pop().eqns:
       if eqn.primitive.name in ("conv_general_dilated", "dot_general"):
         found |= {x.aval.dtype.name for x in eqn.invars}
-      jaxprs += jax.core.jaxprs_in_params(eqn.params)
+      inner = [x for value in eqn.params.values() for x in jax.tree.leaves(value, is_leaf=is_jaxpr)]
+      jaxprs += [getattr(x, "jaxpr", x) for x in inner if is_jaxpr(x)]
   return found
 
 
