@@ -269,6 +269,11 @@ def steps_in_loop(blocks: Block | nnx.List, config: BlockConfig) -> bool:
   """
   if isinstance(blocks, nnx.List) or config.scan_layers:
     return config.scan_layers
+  return has_small_layers(blocks, config)
+
+
+def has_small_layers(blocks: Block, config: BlockConfig) -> bool:
+  """Returns whether decoding is on CPU and stacked layers have few weights there."""
   return is_for_cpu() and layers.count_parameters(blocks) <= _MAX_LOOPED * config.num_layers
 
 

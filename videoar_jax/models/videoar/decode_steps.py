@@ -31,8 +31,7 @@ from videoar_jax.models.videoar.prefix import PrefixGuidance, combine, corrupt
 from videoar_jax.nn.cache import Cache, PartialCache, join, length_of, make_ring, write
 from videoar_jax.nn.resize import area_resize, linear_resize
 from videoar_jax.nn.rope import rotate
-from videoar_jax.nn.transformer import steps_in_loop
-from videoar_jax.parallel.rules import is_for_cpu
+from videoar_jax.nn.transformer import has_small_layers
 from videoar_jax.tokenizers.bsq.quantizer import bits_to_codes
 
 
@@ -292,8 +291,9 @@ def past_of(
   if not slots:
     return (text,), (state.text_mask[:, None],)
   is_written = jnp.repeat(jnp.arange(slots) < frame, size)
-  # On accelerators, branches were not measured.
-  if is_for_cpu() and steps_in_loop(model.blocks, model.config):
+  # Branches take time to compile. In large layers attention is a small part, and accelerators were
+  # not measured.
+  if isinstance(cache, Cache) and has_small_layers(model.blocks, model.config):
     cache = PartialCache.of(cache, jnp.minimum(frame, slots) * size, size)
   return (text, cache), (state.text_mask[:, None], is_written[None, None])
 
