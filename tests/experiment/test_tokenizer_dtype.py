@@ -4,25 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import make_config, save_run, save_tokenizer
+from tiny_runs import make_config, open_stages, save_run, save_tokenizer
 
 from videoar_jax import convert, load_model, load_tokenizer
 from videoar_jax.data.sources import latents
 from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.experiment import parse
-from videoar_jax.experiment.stages import Stages
 from videoar_jax.experiment.validate import check_cache
 from videoar_jax.interop import tensors
-from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.tokenizers.pixels import to_float
 from videoar_jax.train.state import flatten
 
 HALF = {"tokenizer_dtype": "bfloat16"}
-
-
-def open_stages(workdir, **changes):
-  run = parse.finalize(make_config(**changes))
-  return Stages(run, workdir, make_mesh(run.mesh))
 
 
 def dtypes(tree):
@@ -46,7 +39,7 @@ def test_generators_and_caches_get_weights_of_that_type(workdir):
   """A cache of the other type is another one; the tokenizer itself goes on in float32."""
   fingerprints = set()
   for changes, dtype in (({}, jnp.float32), (HALF, jnp.bfloat16)):
-    stages = open_stages(workdir, **changes)
+    stages = open_stages(make_config(**changes), workdir)
     (cache,), generator = stages.run.caches, stages.run.stages[-1]
     source = SpritesSource("train", num_frames=5, resolution=(16, 16), frame_rate=4.0, version=2)
     _, params, index = stages._encoder_of(cache, source)
@@ -60,7 +53,7 @@ def test_generators_and_caches_get_weights_of_that_type(workdir):
 def test_loss_of_a_generator_differs_little(workdir, clips):
   losses = []
   for changes in ({}, HALF):
-    stages = open_stages(workdir, **changes)
+    stages = open_stages(make_config(**changes), workdir)
     task = stages.make_task(stages.run.stages[-1])
     text = np.stack([stages.run.text.encoder.encode("a red circle")] * 2)
     batch = {"text": jnp.asarray(text), "video": jnp.asarray(clips)}
@@ -98,7 +91,7 @@ def test_what_is_loaded_codes_in_that_type(tmp_path, clips):
 def test_a_model_is_exported_as_it_was_trained(tmp_path):
   save_run(make_config(**HALF), tmp_path / "run")
   assert convert.main(["model", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'it'}"]) == 0
-  stages = open_stages(tmp_path / "run", **HALF)
+  stages = open_stages(make_config(**HALF), tmp_path / "run")
   trained = flatten(stages.hand_over(stages.run.stages[0])[1])
   written = tensors.read(tmp_path / "it" / "tokenizer" / "tokenizer.safetensors")
   assert written.keys() == trained.keys()
@@ -115,8 +108,7 @@ def test_a_cache_of_the_other_type_is_named(workdir, tmp_path):
   for changes in ({}, HALF):
     config = make_config(**changes)
     config.stage.cache.update(where)
-    run = parse.finalize(config)
-    stages = Stages(run, workdir, make_mesh(run.mesh))
+    stages = open_stages(config, workdir)
     (cache,) = stages.run.caches
     if not changes:
       latents.write_index(tmp_path / "cache", stages._encoder_of(cache, source)[2])

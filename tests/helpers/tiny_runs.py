@@ -81,6 +81,12 @@ def make_mixed_config(**changes):
   return make_config(**settings | changes)
 
 
+def open_stages(values, workdir):
+  """Returns the stages of a run on its mesh."""
+  settings = parse.finalize(values)
+  return Stages(settings, workdir, make_mesh(settings.mesh))
+
+
 def save_run(values, workdir):
   """Writes a run whose stages all seem finished, with random weights."""
   for i in range(len(parse.finalize(values).stages)):
@@ -90,9 +96,8 @@ def save_run(values, workdir):
 
 def save_tokenizer(values, workdir, seed, index=0):
   """Saves the first stage of a run, or another one, as finished, without training it."""
-  settings = parse.finalize(values)
-  stages = Stages(settings, workdir, make_mesh(settings.mesh))
-  stage = settings.stages[index]
+  stages = open_stages(values, workdir)
+  stage = stages.run.stages[index]
   trainer = Trainer(stages.make_task(stage), stage.loop, stages.mesh, seed)
   checkpointer = Checkpointer(stages.checkpoints(stage))
   state = trainer.init() | {"step": jnp.int32(stage.loop.num_steps)}
