@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from videoar_jax.nn.conv import conv3d, num_past
+from videoar_jax.nn.conv import CausalConv3d, conv3d, num_past, without_zero_taps
 
 CASES = [
   ((1, 1, 1), ((1, 1), (1, 1)), 3, 5),
@@ -85,3 +86,42 @@ def test_no_frame_sees_a_later_one():
   moved = np.abs(np.asarray(changed - y)).max((0, 2, 3, 4)) > 1e-6
   # Output j sees frames 2j - 2 to 2j, so frame 3 moves output 2 alone.
   np.testing.assert_array_equal(moved, [False, False, True])
+
+
+@pytest.mark.parametrize(
+  ("stride", "num_zero", "num_left", "repeats_first"),
+  [
+    (1, 0, 3, False),
+    (1, 1, 2, False),
+    (1, 2, 1, False),
+    (1, 3, 1, False),
+    (2, 2, 2, False),
+    (1, 2, 1, True),
+    (1, 1, 2, True),
+  ],
+)
+def test_without_zero_taps(stride, num_zero, num_left, repeats_first):
+  """Whole clips, and chunks with states that a checkpoint could hold, give the same."""
+  settings = {"stride": (stride, 1, 1), "repeats_first": repeats_first}
+  conv = CausalConv3d(nnx.Rngs(0), 2, 5, **settings)
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 2, 5)).at[:num_zero].set(0)
+  conv.kernel.set_value(kernel)
+  short = without_zero_taps(nnx.List([conv]))[0]
+  assert len(short.kernel) == num_left and len(conv.kernel) == 3
+  x = jax.random.normal(jax.random.key(2), (1, 7, 4, 4, 2))
+  expected, _ = conv(x)
+  parts, past = [], None
+  for start, end in ((0, 1), (1, 3), (3, 7)):
+    part, past = short(x[:, start:end], past)
+    assert past.size
+    parts.append(part)
+  first, _ = short(x[:, [0, 0]], jnp.zeros_like(past), jnp.asarray(True))
+  for ours in (short(x)[0], jnp.concatenate(parts, axis=1)):
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+  np.testing.assert_allclose(first[:, -1], expected[:, 0], atol=1e-5)
+
+
+def test_zero_taps_between_others_stay():
+  conv = CausalConv3d(nnx.Rngs(0), 2, 2)
+  conv.kernel.set_value(jnp.ones(conv.kernel.shape).at[1].set(0))
+  assert len(without_zero_taps(nnx.List([conv]))[0].kernel) == 3

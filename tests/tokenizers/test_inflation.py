@@ -7,9 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from videoar_jax.nn.conv import without_zero_taps
 from videoar_jax.tokenizers.autoencoder import abstract_params, autoencoder_of
 from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.tokenizers.bsq.inflation import check_inflatable, inflate
+from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
+from videoar_jax.tokenizers.decoding import decode as decode_parts
+from videoar_jax.tokenizers.encoding import encode as encode_parts
+from videoar_jax.tokenizers.pixels import to_float, to_uint8
 from videoar_jax.train.state import flatten
 
 IMAGE = BSQConfig(
@@ -83,6 +88,33 @@ def test_with_random_taps_later_frames_see_earlier_ones(params):
   ]
   assert all((tap != 0).all() for tap in taps)
   assert len({float(tap[0]) for tap in taps}) == len(taps)
+
+
+def test_without_zero_taps_parts_of_clips_are_coded_the_same(params):
+  """Half of the taps are gone; states of chunks can be stored."""
+  whole = inflated(params, "zeros")
+  short = without_zero_taps(whole)
+  sizes = [
+    sum(leaf.size for leaf in jax.tree.leaves(module) if leaf.ndim == 5)
+    for module in (short, whole)
+  ]
+  assert sizes[0] < 0.5 * sizes[1]
+  pixels, latents = to_uint8(VIDEO_CLIP), encode(whole, VIDEO_CLIP)
+  for max_pixels in (1, 10**6):
+    ours = jax.jit(encode_parts, static_argnums=2)(short.encoder, pixels, max_pixels)
+    assert_close(ours, encode(whole, to_float(pixels)))
+    ours = jax.jit(decode_parts, static_argnums=2)(short.decoder, latents, max_pixels)
+    theirs = np.asarray(to_uint8(decode(whole, latents)), np.int32)
+    assert np.abs(ours - theirs).max() <= 1  # A value between two levels.
+  tokenizer = Tokenizer(short)
+  for code, x in ((tokenizer.encode_chunk, VIDEO_CLIP), (tokenizer.decode_chunk, latents)):
+    _, state = code(x[:, :1])
+    assert all(leaf.size for leaf in jax.tree.leaves(state))
+
+
+def test_random_taps_stay(params):
+  whole = inflated(params, "random")
+  jax.tree.map(np.testing.assert_array_equal, whole, without_zero_taps(whole))
 
 
 def test_other_bits_start_two_convolutions_anew(params):

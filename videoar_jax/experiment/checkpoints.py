@@ -8,11 +8,13 @@ from typing import Self
 
 import jax
 import numpy as np
+from flax import nnx
 
 from videoar_jax.experiment import final_weights, model_folder
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.experiment.token_cache import Cache
 from videoar_jax.interop import hub, weights
+from videoar_jax.nn.conv import without_zero_taps
 from videoar_jax.nn.layers import count_parameters, merge_adapters
 from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.parallel.rules import AnyMesh, place, replicated
@@ -90,13 +92,17 @@ class StageCheckpoints:
   def tokenizer_for(self, stage: StageConfig) -> tuple[Template, dict]:
     """Returns structure and parameters, replicated, of the tokenizer that a generator stage uses.
 
+    Temporal taps that are zero are left out.
+
     Raises:
       Damaged: as `hand_over`.
       ValueError: the files of a frozen tokenizer are damaged.
     """
     if self.run.frozen_tokenizer is None:
-      return self.trained_tokenizer(self.stage_before(stage, "tokenizer"))
-    return self.frozen_tokenizer()
+      template, params = self.trained_tokenizer(self.stage_before(stage, "tokenizer"))
+    else:
+      template, params = self.frozen_tokenizer()
+    return template, params_without_zero_taps(template, params)
 
   def trained_tokenizer(self, stage: StageConfig) -> tuple[Template, dict]:
     """Returns what a finished stage hands over, in the type that codes clips; see `hand_over`."""
@@ -250,3 +256,9 @@ def check_last(stage: StageConfig, step: int) -> None:
 
   if step < stage.loop.num_steps:
     raise Damaged(f"stage {stage.name} resumes from step {step} of {stage.loop.num_steps}")
+
+
+def params_without_zero_taps(template: Template, params: dict) -> dict:
+  """Returns a tokenizer's parameters that code clips alike; see `conv.without_zero_taps`."""
+  module = without_zero_taps(template.module(params))
+  return nnx.to_pure_dict(nnx.split(module)[1])

@@ -17,6 +17,7 @@ from videoar_jax.experiment.model_folder import is_model, load_values
 from videoar_jax.experiment.schema import RunConfig, StageConfig
 from videoar_jax.interop import hub
 from videoar_jax.models.base import Sampler
+from videoar_jax.nn.conv import without_zero_taps
 from videoar_jax.nn.quantized import check_dtype
 from videoar_jax.parallel.mesh import MeshConfig, make_mesh
 from videoar_jax.tokenizers.base import Tokenizer, TokenizerFamily
@@ -283,9 +284,11 @@ def _tokenizer_module(
   """Returns the tokenizer that a stage trained; the run's frozen one, if it has that."""
   if stages.run.frozen_tokenizer is None:
     module = _module(stages, stage, step)
-    return jax.tree.map(lambda x: x.astype(stages.run.tokenizer_dtype), module)
-  template, params = stages.frozen_tokenizer()
-  return template.module(params)
+    module = jax.tree.map(lambda x: x.astype(stages.run.tokenizer_dtype), module)
+  else:
+    template, params = stages.frozen_tokenizer()
+    module = template.module(params)
+  return without_zero_taps(module)
 
 
 def _module(

@@ -9,7 +9,12 @@ from videoar_jax.data.sources.base import EncodedSource
 from videoar_jax.data.sources.latents import Index, LatentsSource
 from videoar_jax.experiment import model_folder
 from videoar_jax.experiment.captions import source_encoder, stage_encoder
-from videoar_jax.experiment.checkpoints import StageCheckpoints, check_last, init_path
+from videoar_jax.experiment.checkpoints import (
+  StageCheckpoints,
+  check_last,
+  init_path,
+  params_without_zero_taps,
+)
 from videoar_jax.experiment.inputs import Batches, media_batch
 from videoar_jax.experiment.schema import StageConfig
 from videoar_jax.experiment.token_cache import Cache, check_fits, encode, encoder_fingerprint
@@ -74,7 +79,8 @@ class Stages(StageCheckpoints):
       template, params = self.trained_tokenizer(tokenizer_stage)
     fingerprint = encoder_fingerprint(params)
     run = self.run
-    return template, params, cache.index(run.tokenizer, fingerprint, source, run.tokenizer_dtype)
+    index = cache.index(run.tokenizer, fingerprint, source, run.tokenizer_dtype)
+    return template, params_without_zero_taps(template, params), index
 
   def make_trainer(self, stage: StageConfig, seed: int) -> Trainer:
     """Returns a stage's trainer."""

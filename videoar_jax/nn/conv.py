@@ -10,10 +10,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from videoar_jax.nn import layers
+from videoar_jax.parallel.processes import fetch
 from videoar_jax.parallel.rules import is_for_cpu
 
 # Default of `conv3d`'s `rewrite`; None: on CPU only. Tests of other things set it to False, because
@@ -141,7 +143,8 @@ class CausalConv3d(nnx.Module):
   Temporal stride 2 keeps frames 0, 2, 4 and so on.
 
   A clip may be processed in chunks: each call returns the last frames of its input, which are the
-  `past` of the next call; a call without `past` starts a clip. The first chunk has one frame more
+  `past` of the next call; a call without `past` starts a clip. Where the next call needs no frames,
+  one channel of the last one stands for them. The first chunk has one frame more
   than a multiple of the temporal stride, every other chunk a multiple. If all chunks must have the
   same length, pass `is_start` with the first one: the clip then starts at its last frame, its
   other frames are ignored, and its `past` must be zeros.
@@ -174,21 +177,58 @@ class CausalConv3d(nnx.Module):
   def __call__(
     self,
     x: Float[Array, "b t h w i"],
-    past: Float[Array, "b p h w i"] | None = None,
+    past: Float[Array, "b p h w _"] | None = None,
     is_start: Bool[Array, ""] | None = None,
-  ) -> tuple[Float[Array, "b u y x o"], Float[Array, "b q h w i"]]:
-    num_taps, size = self.kernel.shape[:2]
+  ) -> tuple[Float[Array, "b u y x o"], Float[Array, "b q h w _"]]:
+    num = num_past(len(self.kernel), self.stride[0])
+    if num == 0 and past is not None:
+      past = x[:, :0]
     if is_start is not None:
       is_before = is_start & (jnp.arange(x.shape[1]) < x.shape[1] - 1)
       before = x[:, -1:] if self.repeats_first else 0.0
       x = jnp.where(is_before[:, None, None, None], before, x)
     if self.repeats_first:
-      past = _copies_before(x, past, is_start, num_past(num_taps, self.stride[0]))
-    half = size // 2
+      past = _copies_before(x, past, is_start, num)
+    # A checkpoint cannot hold arrays without elements.
+    last = _last_frames(x, past, num) if num else x[:, -1:, :, :, :1]
+    return self.convolve(x, past), last
+
+  def convolve(
+    self, x: Float[Array, "b t h w i"], past: Float[Array, "b p h w i"] | None
+  ) -> Float[Array, "b u y x o"]:
+    """Convolves frames, after any number of frames before them; None starts a clip."""
+    half = self.kernel.shape[1] // 2
     pads = tuple((half, half) if step == 1 else (0, half) for step in self.stride[1:])
     y = conv3d(x, self.kernel[...].astype(x.dtype), stride=self.stride, pads=pads, past=past)
-    last = _last_frames(x, past, num_past(num_taps, self.stride[0]))
-    return y + self.bias[...].astype(x.dtype), last
+    return y + self.bias[...].astype(x.dtype)
+
+
+def without_zero_taps(module: nnx.Module) -> nnx.Module:
+  """Returns a network, with weights, that computes the same without taps that never count.
+
+  These are the earliest temporal taps of each `CausalConv3d`, as far as they are zero: those of a
+  network that started from images, until it is trained on clips. With temporal stride `s`, the last
+  `s` taps stay, so that chunks of frames fit. States of chunks then hold fewer frames.
+
+  It reads the weights, so it is not for use inside jit.
+  """
+  module = nnx.clone(module)
+  for _, layer in nnx.iter_graph(module):
+    if isinstance(layer, CausalConv3d):
+      kernel = layer.kernel[...]
+      num = _num_zero_taps(kernel, layer.stride[0])
+      if num:
+        layer.kernel.set_value(kernel[num:])
+  return module
+
+
+def _num_zero_taps(kernel: Float[Array, "kt kh kw i o"], num_kept: int) -> int:
+  """Returns how many of the first temporal taps are zero, but for the last `num_kept`."""
+  taps = fetch(kernel) if len(kernel) > num_kept else ()
+  num = 0
+  while num < len(taps) - num_kept and not np.any(taps[num]):
+    num += 1
+  return num
 
 
 def _copies_before(x, past, is_start, num):

@@ -5,6 +5,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
+from videoar_jax.nn.conv import without_zero_taps
 from videoar_jax.tokenizers.autoencoder import Autoencoder, autoencoder_of
 from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.tokenizers.bsq.inflation import check_inflatable, inflate
@@ -49,8 +50,8 @@ class BSQ(AutoencoderFamily):
   def load_converted(self, folder: pathlib.Path) -> Tokenizer:
     """See `TokenizerFamily`."""
     saved, params = read_params(folder, self)
-    params = jax.tree.map(jnp.asarray, params)
-    return self.make_tokenizer(autoencoder_of(saved.config, params))
+    module = autoencoder_of(saved.config, jax.tree.map(jnp.asarray, params))
+    return self.make_tokenizer(without_zero_taps(module))
 
   def check_init(self, folder: pathlib.Path, config: BSQConfig) -> None:
     """See `TokenizerFamily`."""

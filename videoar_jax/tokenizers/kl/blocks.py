@@ -79,13 +79,13 @@ def convolve(
   num_past, stride = layer.kernel.shape[0] - 1, layer.stride[0]
   if not is_sliced:
     x = frames(None)
-    y, _ = layer(x, jnp.repeat(x[:, :1], num_past, axis=1) if num_past else None)
+    y = layer.convolve(x, jnp.repeat(x[:, :1], num_past, axis=1) if num_past else None)
     return y if add is None else y + add(None)
 
   def one(number):
     index = jnp.maximum(number * stride - jnp.arange(num_past, -1, -1), 0)
     x = frames(index)
-    y, _ = layer(x[:, num_past:], x[:, :num_past] if num_past else None)
+    y = layer.convolve(x[:, num_past:], x[:, :num_past] if num_past else None)
     return (y if add is None else y + add(number[None]))[:, 0]
 
   return by_frame(one, (num_frames - 1) // stride + 1, frames(jnp.zeros(1, jnp.int32)))

@@ -5,6 +5,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
+from videoar_jax.nn.conv import without_zero_taps
 from videoar_jax.tokenizers.autoencoder import Autoencoder
 from videoar_jax.tokenizers.coder import Coder
 from videoar_jax.tokenizers.family import AutoencoderFamily, check_adversary
@@ -44,7 +45,8 @@ class KL(AutoencoderFamily):
     """See `TokenizerFamily`."""
     saved, params = read_params(folder, self)
     template = Template.of(self.make_module(saved.config))
-    return self.make_tokenizer(template.module(jax.tree.map(jnp.asarray, params)))
+    module = template.module(jax.tree.map(jnp.asarray, params))
+    return self.make_tokenizer(without_zero_taps(module))
 
   def check_init(self, folder: pathlib.Path, config: KLConfig) -> None:
     """See `TokenizerFamily`."""
