@@ -58,6 +58,12 @@ def test_chunks_equal_the_whole(tokenizer, video):
   np.testing.assert_array_equal(moved, np.arange(17) >= 5)
 
 
+def test_no_array_of_a_state_is_empty(tokenizer, video):
+  """Orbax does not store those, and states are stored."""
+  states = tokenizer.encode_chunk(video[:, :1])[1], tokenizer.decode_chunk(np.ones((2, 1, 2, 2, 6)))
+  assert all(leaf.size for leaf in jax.tree.leaves(states))
+
+
 def test_parts_of_a_batch_equal_the_whole(tokenizer, video):
   clips = np.asarray((video + 1) * 127, np.uint8)
   encoder = tokenizer.autoencoder.encoder
