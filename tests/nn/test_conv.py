@@ -115,6 +115,9 @@ def test_without_zero_taps(stride, num_zero, num_left, repeats_first):
     part, past = short(x[:, start:end], past)
     assert past.size
     parts.append(part)
+  # A state of the whole network fits, too.
+  again, _ = short(x[:, 3:], conv(x[:, :3])[1])
+  np.testing.assert_allclose(again, parts[-1], atol=1e-5)
   first, _ = short(x[:, [0, 0]], jnp.zeros_like(past), jnp.asarray(True))
   for ours in (short(x)[0], jnp.concatenate(parts, axis=1)):
     np.testing.assert_allclose(ours, expected, atol=1e-5)

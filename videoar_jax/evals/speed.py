@@ -24,6 +24,7 @@ from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.tokenizers.families import TOKENIZERS
 from videoar_jax.tokenizers.pixels import in_type_of
+from videoar_jax.train.state import Template
 
 
 def tokenizer_table(options: argparse.Namespace) -> str:
@@ -65,16 +66,19 @@ def tokenizer_table(options: argparse.Namespace) -> str:
   )
 
   device = jax.devices()[0]
+  num_parameters = count_parameters(Template.of(family.make_module(config)).shapes)
+  num_left_out = num_parameters - count_parameters(module)
   lines = [
     f"{f} frames of {resolution[0]}x{resolution[1]}, batches of {b}, {dtype}, on "
     f"one device, {device.device_kind}",
-    f"{count_parameters(module):,} parameters, {config.num_channels} "
+    f"{num_parameters:,} parameters, {config.num_channels} "
     f"{'bits' if hasattr(config, 'num_bits') else 'channels'}, latent "
     f"{'x'.join(map(str, latent_shape))}",
     f"matrix products of {roofline.SIDE} a side: {product / 1e9:,.0f} GFLOP/s",
-    "",
-    "          s a clip      pixels/s   GFLOP a clip   GFLOP/s  of the limit",
   ]
+  if num_left_out:
+    lines.append(f"{num_left_out:,} parameters are zero and left out; GFLOP count them")
+  lines += ["", "          s a clip      pixels/s   GFLOP a clip   GFLOP/s  of the limit"]
   flops = family.flops(config, f, resolution)
   parts = {
     "encode": (encode / b, flops[0]),

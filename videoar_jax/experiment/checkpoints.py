@@ -259,6 +259,6 @@ def check_last(stage: StageConfig, step: int) -> None:
 
 
 def params_without_zero_taps(template: Template, params: dict) -> dict:
-  """Returns a tokenizer's parameters that code clips alike; see `conv.without_zero_taps`."""
+  """Returns a tokenizer's parameters with which it codes the same; see `conv.without_zero_taps`."""
   module = without_zero_taps(template.module(params))
   return nnx.to_pure_dict(nnx.split(module)[1])

@@ -48,6 +48,7 @@ def load_tokenizer(path: str | os.PathLike, *, mesh: MeshConfig | None = None) -
   """Loads a tokenizer that a run trained, or that `python -m videoar_jax.convert` made.
 
   It computes in the type that the run's config names, `tokenizer_dtype`; without a run in float32.
+  Its kernels lack taps of earlier frames that are zero, so they may be shorter than in training.
 
   Args:
     path: a workdir, a checkpoint in one (`WORKDIR/tokenizer/checkpoints/680`; a generator's

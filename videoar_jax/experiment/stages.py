@@ -60,6 +60,7 @@ class Stages(StageCheckpoints):
       ValueError: its folder holds other latents.
     """
     template, params, index = self._encoder_of(cache, source)
+    params = params_without_zero_taps(template, params)
     folder, batch_size = cache.folder(self.workdir), cache.config.batch_size
     log.info("stage %s: %d clips in %s", cache.name, index.num_clips, folder)
     # Clips whose captions cannot be encoded are replaced here, as other unusable samples are.
@@ -80,7 +81,7 @@ class Stages(StageCheckpoints):
     fingerprint = encoder_fingerprint(params)
     run = self.run
     index = cache.index(run.tokenizer, fingerprint, source, run.tokenizer_dtype)
-    return template, params_without_zero_taps(template, params), index
+    return template, params, index
 
   def make_trainer(self, stage: StageConfig, seed: int) -> Trainer:
     """Returns a stage's trainer."""

@@ -144,7 +144,7 @@ class CausalConv3d(nnx.Module):
 
   A clip may be processed in chunks: each call returns the last frames of its input, which are the
   `past` of the next call; a call without `past` starts a clip. Where the next call needs no frames,
-  one channel of the last one stands for them. The first chunk has one frame more
+  one channel of the last one stands for them, and is not read. The first chunk has one frame more
   than a multiple of the temporal stride, every other chunk a multiple. If all chunks must have the
   same length, pass `is_start` with the first one: the clip then starts at its last frame, its
   other frames are ignored, and its `past` must be zeros.
@@ -181,8 +181,8 @@ class CausalConv3d(nnx.Module):
     is_start: Bool[Array, ""] | None = None,
   ) -> tuple[Float[Array, "b u y x o"], Float[Array, "b q h w _"]]:
     num = num_past(len(self.kernel), self.stride[0])
-    if num == 0 and past is not None:
-      past = x[:, :0]
+    if past is not None:
+      past = past[:, past.shape[1] - num :] if num else x[:, :0]
     if is_start is not None:
       is_before = is_start & (jnp.arange(x.shape[1]) < x.shape[1] - 1)
       before = x[:, -1:] if self.repeats_first else 0.0
@@ -224,9 +224,9 @@ def without_zero_taps(module: nnx.Module) -> nnx.Module:
 
 def _num_zero_taps(kernel: Float[Array, "kt kh kw i o"], num_kept: int) -> int:
   """Returns how many of the first temporal taps are zero, but for the last `num_kept`."""
-  taps = fetch(kernel) if len(kernel) > num_kept else ()
-  num = 0
-  while num < len(taps) - num_kept and not np.any(taps[num]):
+  # On CPU this is no copy. Elsewhere JAX would keep the copy, so taps are fetched one by one.
+  taps, num = fetch(kernel) if is_for_cpu() else kernel, 0
+  while num < len(taps) - num_kept and not np.any(fetch(taps[num])):
     num += 1
   return num
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from videoar_jax.nn.conv import without_zero_taps
 from videoar_jax.tokenizers.base import Tokenizer, TokenizerConfig
 from videoar_jax.tokenizers.encoding import encode
 from videoar_jax.tokenizers.files import is_saved, read_params
@@ -72,7 +73,8 @@ class FrozenFamily:
     """See `TokenizerFamily`."""
     saved, params = read_params(folder, self)
     template = Template.of(self.make_module(saved.config))
-    return self.make_tokenizer(template.module(jax.tree.map(jnp.asarray, params)))
+    module = template.module(jax.tree.map(jnp.asarray, params))
+    return self.make_tokenizer(without_zero_taps(module))
 
   def check_init(self, folder: pathlib.Path, config: TokenizerConfig) -> None:
     """See `TokenizerFamily`."""
