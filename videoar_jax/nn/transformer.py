@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from videoar_jax.nn import layers
 from videoar_jax.nn.attention import attend
-from videoar_jax.nn.cache import Cache, PartialCache, attend_cached
+from videoar_jax.nn.cache import Cache, PartialCache, attend_cached, join
 from videoar_jax.nn.rope import rotate
 from videoar_jax.nn.splash import filled_length
 from videoar_jax.parallel.rules import constrain, is_for_cpu, num_shards
@@ -109,7 +109,9 @@ class Attention(nnx.Module):
     self.key_norm = layers.RMSNorm(rngs, k) if config.has_qk_norm else None
     self.config = config
 
-  def __call__(self, x, angles, mask, seen: tuple[Cache | PartialCache, ...] | None):
+  def __call__(
+    self, x, angles, mask, seen: tuple[Cache | PartialCache, ...] | None, own: Cache | None = None
+  ):
     b, l, _ = x.shape
     config = self.config
     sequence = _sequence_axis(seen)
@@ -125,6 +127,7 @@ class Attention(nnx.Module):
       query, key = rotate(query, angles), rotate(key, angles)
     if seen is not None:
       new = Cache.of(key, value)
+      new = new if own is None else join(own, new)
       y = attend_cached(query, (*seen, new), mask)
     else:
       new, y = None, self._attend(query, key, value, mask)
@@ -174,8 +177,15 @@ class Block(nnx.Module):
     self.mlp_norm = layers.RMSNorm(rngs, config.d_model)
     self.mlp = GatedMLP(rngs, config, projections)
 
-  def __call__(self, x, angles, mask, seen: tuple[Cache | PartialCache, ...] | None = None):
-    y, new = self.attention(self.attention_norm(x), angles, mask, seen)
+  def __call__(
+    self,
+    x,
+    angles,
+    mask,
+    seen: tuple[Cache | PartialCache, ...] | None = None,
+    own: Cache | None = None,
+  ):
+    y, new = self.attention(self.attention_norm(x), angles, mask, seen, own)
     x = x + y
     x = constrain(x + self.mlp(self.mlp_norm(x)), ("batch", _sequence_axis(seen), None))
     return x, new
@@ -223,6 +233,7 @@ def step_blocks(
   seen: tuple,
   masks: tuple,
   config: BlockConfig,
+  own: Any = None,
 ):
   """Runs blocks for the next tokens of a sequence.
 
@@ -233,30 +244,34 @@ def step_blocks(
     seen: keys and values from earlier steps to attend to; `PartialCache` ones only in a loop.
     masks: `[#b, #q, l]` for each of `seen`, and for the tokens themselves; None for all true.
     config: how to run layers, see `steps_in_loop`.
+    own: keys and values, for all layers, of earlier tokens that the mask of the tokens themselves
+      covers, too; None without any.
   Returns:
-    `[b, q, m]`, and the tokens' keys and values: stacked, or a list if layers are unrolled.
+    `[b, q, m]`, and the tokens' keys and values, after those of `own`: stacked, or a list if layers
+    are unrolled.
   """
 
   def body(x, layer):
-    block, caches = layer
-    return block(x, angles, masks, seen=caches)
+    block, caches, own = layer
+    return block(x, angles, masks, seen=caches, own=own)
 
   if steps_in_loop(blocks, config):
 
     def loop_body(x, layer):
-      number, block, caches = layer
+      number, block, caches, own = layer
       caches = (
         dataclasses.replace(whole, layer=number) if isinstance(whole, PartialCache) else cache
         for whole, cache in zip(seen, caches, strict=True)
       )
-      return body(x, (block, tuple(caches)))
+      return body(x, (block, tuple(caches), own))
 
     # Partial caches are not cut into layers here, but where it is known how much of them is read.
     caches = tuple(None if isinstance(x, PartialCache) else x for x in seen)
-    return jax.lax.scan(loop_body, x, (jnp.arange(config.num_layers), blocks, caches))
+    return jax.lax.scan(loop_body, x, (jnp.arange(config.num_layers), blocks, caches, own))
   news = []
   for i in range(config.num_layers):
-    x, new = body(x, (block_of(blocks, i), tuple(caches[i] for caches in seen)))
+    before = None if own is None else own[i]
+    x, new = body(x, (block_of(blocks, i), tuple(caches[i] for caches in seen), before))
     news.append(new)
   return x, news
 

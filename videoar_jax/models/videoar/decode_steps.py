@@ -28,7 +28,7 @@ from videoar_jax.models.videoar import patches
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.models.videoar.prefix import PrefixGuidance, combine, corrupt
-from videoar_jax.nn.cache import Cache, PartialCache, join, length_of, make_ring, write
+from videoar_jax.nn.cache import Cache, PartialCache, length_of, make_ring, write
 from videoar_jax.nn.resize import area_resize, linear_resize
 from videoar_jax.nn.rope import rotate
 from videoar_jax.nn.transformer import has_small_layers
@@ -202,10 +202,9 @@ def decode_scale(
   s, (b, *_, d) = len(partial.bits), state.before.shape
   features = _scale_features(model, layout, partial.quantized, state.before, s)
   features = _with_corrupted(features, state, state.frame, layout.num_scales + s, prefix_guidance)
-  seen = past if partial.own is None else (*past, partial.own)
-  masks = (*past_masks, *[None] * (len(seen) + 1 - len(past)))
-  y, new = _step(model, layout, state, features, layout.scale_slice(s), seen, masks)
-  own = new if partial.own is None else join(partial.own, new)
+  masks = (*past_masks, None)
+  tokens = layout.scale_slice(s)
+  y, own = _step(model, layout, state, features, tokens, past, masks, own=partial.own)
   logits = patches.to_cells(model.logits(y), layout, s, d)
   if prefix_guidance is None:
     logits = _guided(logits, state, guidance)
@@ -363,7 +362,15 @@ def _scale_features(
 
 
 def _step(
-  model: Generator, layout: Layout, state: State, features, tokens, seen, masks, frame=None
+  model: Generator,
+  layout: Layout,
+  state: State,
+  features,
+  tokens,
+  seen,
+  masks,
+  frame=None,
+  own=None,
 ):
   """Runs the network on some tokens of a frame, by default the next one, in all rows."""
   frame = state.frame if frame is None else frame
@@ -377,7 +384,7 @@ def _step(
   x = jnp.concatenate([jnp.tile(part, (state.num_halves, 1, 1)) for part in parts])
   origin = layout.text_length + frame * jnp.array([1, 0, 0])
   angles = model.angles(origin + layout.frame_positions[tokens])
-  return model.step(x, angles, seen, masks)
+  return model.step(x, angles, seen, masks, own)
 
 
 def _write_slot(layout: Layout, state: State, own, frame):

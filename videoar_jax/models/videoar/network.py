@@ -3,6 +3,8 @@
 Source: VIDEOAR sections 3.1 to 3.4.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,7 +183,7 @@ class Generator(nnx.Module):
     apart.blocks = nnx.List([block_of(self.blocks, i) for i in range(self.config.num_layers)])
     return apart
 
-  def step(self, x: Float[Array, "b q m"], angles, seen: tuple, masks: tuple):
+  def step(self, x: Float[Array, "b q m"], angles, seen: tuple, masks: tuple, own: Any = None):
     """Runs the blocks for the next tokens of a sequence.
 
     Args:
@@ -189,10 +191,12 @@ class Generator(nnx.Module):
       angles: their rotary angles.
       seen: keys and values from earlier steps to attend to.
       masks: `[#b, #q, l]` for each of `seen`, and for the tokens themselves; None for all true.
+      own: keys and values to which those of the tokens are appended, see `step_blocks`.
     Returns:
-      `[b, q, m]`, and the tokens' keys and values: stacked, or a list if layers are unrolled.
+      `[b, q, m]`, and the tokens' keys and values, after those of `own`: stacked, or a list if
+      layers are unrolled.
     """
-    return step_blocks(self.blocks, x, angles, seen, masks, self.config)
+    return step_blocks(self.blocks, x, angles, seen, masks, self.config, own)
 
   def logits(self, x: Float[Array, "b n m"]) -> Float[Array, "b n i"]:
     """Returns float32 logits, one per bit of the tokens."""
