@@ -212,6 +212,7 @@ def test_captions_are_cut_where_they_are_shown_and_cached(captions, monkeypatch)
   # What is encoded once for all, with its caption.
   encoded = []
   monkeypatch.setattr(stages, "encode", lambda folder, index, source, *_: encoded.append(source))
+  monkeypatch.setattr(stages, "params_without_zero_taps", lambda template, params: params)
   index = types.SimpleNamespace(missing=lambda folder: [0], num_clips=3)
 
   def encoder_of(cache, source):
