@@ -129,4 +129,7 @@ def test_adapters_alone_are_trained_and_merge(model, clips, tmp_path, capsys):
   assert max(np.abs(a - b).max() for a, b in zip(unadapted, apart, strict=True)) > 1e-4
   clip, other = (videoar_jax.load_model(path).sample([PROMPT], seed=1) for path in (workdir, out))
   np.testing.assert_array_equal(clip, other)
+  rounded = [videoar_jax.load_model(path, dtype="int8") for path in (workdir, out)]
+  jax.tree.map(np.testing.assert_array_equal, *(each.generator for each in rounded))
+  assert rounded[0].sample([PROMPT], seed=1).shape == clip.shape
   capsys.readouterr()

@@ -65,6 +65,19 @@ def test_a_model_makes_the_clips_of_its_run(workdir, folder, clips, tmp_path):
   assert rounded.shape == clips.shape
 
 
+def test_a_model_is_rounded_to_int8(workdir, folder, clips, tmp_path):
+  """From a folder as from a run; a folder may be in bfloat16."""
+  ours, theirs = (videoar_jax.load_model(path, dtype="int8") for path in (folder, workdir))
+  jax.tree.map(np.testing.assert_array_equal, ours.generator, theirs.generator)
+  rounded = ours.sample(PROMPTS, seed=3)
+  assert rounded.shape == clips.shape and rounded.std() > 0
+  half, out = tmp_path / "half", tmp_path / "clips"
+  assert convert.main(["model", f"--workdir={folder}", f"--out={half}", "--dtype=bfloat16"]) == 0
+  flags = [f"--model={half}", f"--prompt={PROMPTS[0]}", "--num_samples=1", "--dtype=int8"]
+  assert sample.main([*flags, f"--out={out}"]) == 0
+  assert len(list(out.glob("*.mp4"))) == 1
+
+
 def test_a_stage_starts_from_a_model_with_a_frozen_tokenizer(workdir, folder, tmp_path):
   """With a cache before its first stage; the workdir needs neither folder afterwards."""
   model = shutil.copytree(folder, tmp_path / "model")

@@ -99,6 +99,12 @@ def test_logits_are_close():
   assert 1e-5 < error < 0.05
 
 
+def test_what_stays_is_float32_also_if_it_was_stored_in_bfloat16():
+  stored = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_model())
+  kinds = {x.dtype for x in jax.tree.leaves(with_dtype(stored, "int8"))}
+  assert kinds == {jnp.dtype(jnp.int8), jnp.dtype(np.float32)}
+
+
 def test_what_is_int8_already_is_refused():
   once = with_dtype(Net(), "int8")
   with pytest.raises(ValueError, match="the weights are int8 already; load the checkpoint"):

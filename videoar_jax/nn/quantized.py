@@ -53,7 +53,8 @@ def with_dtype(module: M, dtype) -> M:
     kernel, scale = quantize(layer.kernel[...])
     layer.kernel = nnx.Param(kernel, axes=axes)
     layer.kernel_scale = nnx.Param(scale, axes=axes[1:])
-  return module
+  # Others may have been stored in bfloat16.
+  return jax.tree.map(lambda x: x if x.dtype == jnp.int8 else x.astype(jnp.float32), module)
 
 
 @jax.jit

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh
 from tiny_infinity import make_config
 
 import videoar_jax
-from videoar_jax import sample
+from videoar_jax import convert, sample
 from videoar_jax.experiment import parse, run
 from videoar_jax.models.bits import scale_weights
 from videoar_jax.models.infinity import sampler, task
@@ -67,6 +67,13 @@ def test_a_second_model_compiles_nothing(workdir, model):
   found, more = compiled_by(lambda: other.score(PROMPTS[:1], expected))
   np.testing.assert_array_equal(images, expected)
   assert found == scores and not compiled + more
+
+
+def test_weights_are_rounded_to_int8(workdir, tmp_path):
+  assert convert.main(["model", f"--workdir={workdir}", f"--out={tmp_path / 'm'}"]) == 0
+  models = [videoar_jax.load_model(path, dtype="int8") for path in (tmp_path / "m", workdir)]
+  jax.tree.map(np.testing.assert_array_equal, *(each.generator for each in models))
+  assert models[0].sample(PROMPTS, seed=1).shape == (2, 1, 16, 16, 3)
 
 
 def test_images_are_sampled_and_scored(model):

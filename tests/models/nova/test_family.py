@@ -101,6 +101,9 @@ def test_an_exported_model_and_its_tokenizer_load(workdir, model, tmp_path):
   assert convert.main(["model", f"--workdir={workdir}", f"--out={tmp_path / 'm'}"]) == 0
   same = videoar_jax.load_model(tmp_path / "m").sample(PROMPTS, seed=1)
   np.testing.assert_array_equal(same, model.sample(PROMPTS, seed=1))
+  rounded = [videoar_jax.load_model(path, dtype="int8") for path in (tmp_path / "m", workdir)]
+  jax.tree.map(np.testing.assert_array_equal, *(each.generator for each in rounded))
+  assert rounded[0].sample(PROMPTS, seed=1).shape == same.shape
   video = np.zeros((1, 5, 16, 16, 3), np.float32)
   tokenizer = videoar_jax.load_tokenizer(tmp_path / "m" / "tokenizer")
   np.testing.assert_array_equal(tokenizer.encode(video), model.tokenizer.encode(video))
