@@ -12,7 +12,9 @@ venv_python=".venv/bin/python"
 
 # Large pages for malloc, which glibc reads before Python starts. Without them temporary arrays are
 # faulted in again at each step, and the quickstart's backward pass takes 1.6 times as long on CPU.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+if [[ "${VIDEOAR_JAX_HUGE_PAGES:-1}" != 0 ]]; then
+  export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+fi
 
 fail() {
   printf 'error: %s\n' "$*" >&2

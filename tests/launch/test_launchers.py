@@ -351,6 +351,13 @@ def test_xpk_refuses_what_its_yaml_cannot_hold():
   assert done.returncode == 1 and "line break" in done.stderr
 
 
+@pytest.mark.parametrize(("value", "expected"), [("", "glibc.malloc.hugetlb=1"), ("0", "")])
+def test_huge_pages_are_turned_off_by_the_variable(value, expected):
+  env = {"VIDEOAR_JAX_HUGE_PAGES": value, "GLIBC_TUNABLES": ""}
+  said = bash("-c", 'source launch/setup.sh && echo "${GLIBC_TUNABLES:-}"', env=env)
+  assert said.returncode == 0 and said.stdout.strip() == expected, said.stderr
+
+
 def test_help_is_the_comment_at_the_head():
   help_text = bash("launch/tpu.sh", "--help").stdout
   assert help_text.startswith("Trains on a TPU slice") and help_text.rstrip().endswith("again.")

@@ -13,6 +13,7 @@ from videoar_jax.models.videoar.config import GeneratorConfig
 from videoar_jax.models.videoar.layout import Layout
 from videoar_jax.models.videoar.network import Generator
 from videoar_jax.nn import conv
+from videoar_jax.parallel.compiler import compiler_options
 
 LAYOUT = Layout(1, 5, tuple((n, n) for n in (1, 2, 3, 4, 6, 8)))
 BATCH, BITS = 4, 48
@@ -72,7 +73,8 @@ def llama(torch, config, visible):
 def test_gradient_beside_torch(monkeypatch, capsys):
   """Medians of alternating forward and gradient runs of `small` at 17x128x128 pixels.
 
-  The goal is to be as fast; on two cores it takes 1.3 times as long. The bound guards against more.
+  In processes of their own ours takes 0.82 of PyTorch's time, on two cores; see docs/speed.md. In
+  one process both disturb each other, by up to a half: the bound guards against more.
   """
   torch = pytest.importorskip("torch")
   monkeypatch.setattr(conv, "REWRITE", True)
@@ -90,7 +92,9 @@ def test_gradient_beside_torch(monkeypatch, capsys):
     return jnp.mean(cross_entropy(logits, labels))
 
   with optimized():
-    ours = jax.jit(jax.value_and_grad(loss)).lower(model, features, labels).compile()
+    # As training compiles it.
+    jitted = jax.jit(jax.value_and_grad(loss), compiler_options=compiler_options("cpu"))
+    ours = jitted.lower(model, features, labels).compile()
   visible = torch.from_numpy(LAYOUT.mask().visible())
   other = llama(torch, config, visible)
   angles = torch.from_numpy(np.array(model.angles(LAYOUT.positions)))
@@ -107,7 +111,7 @@ def test_gradient_beside_torch(monkeypatch, capsys):
     "ours": lambda: jax.block_until_ready(ours(model, features, labels)),
     "torch": theirs,
   }
-  found = medians(calls, 5)
+  found = medians(calls, 7)
   with capsys.disabled():
     print(f"\nforward and gradient: ours {found['ours']:.3f} s, torch {found['torch']:.3f} s")
   assert found["ours"] <= 1.6 * found["torch"]
