@@ -154,6 +154,8 @@ def test_too_little_memory_is_said_before_loading(folder, monkeypatch):
     patch.setattr(model_folder, "_array", lambda *_: pytest.fail("weights are read"))
     with pytest.raises(ValueError, match=f"needs {sizes}"):
       videoar_jax.load_model(folder)
+    with pytest.raises(ValueError, match=r"GiB .* in int8 beside those that are stored, "):
+      videoar_jax.load_model(folder, dtype="int8")
   model = videoar_jax.load_model(folder, dtype="bfloat16")
   assert {str(x.dtype) for x in jax.tree.leaves(model.generator)} == {"bfloat16"}
   whole = tensors.read(folder / model_folder.WEIGHTS)["norm_out.scale"]

@@ -7,6 +7,7 @@ import pytest
 import tiny_nova
 import tiny_star
 from flax import nnx
+from speed import optimized
 from tiny_networks import LAYOUT, forward, make_batch, make_model
 
 from videoar_jax import load_model, sample
@@ -14,7 +15,7 @@ from videoar_jax.experiment import parse
 from videoar_jax.models.infinity.config import InfinityConfig
 from videoar_jax.models.infinity.network import Infinity
 from videoar_jax.nn.layers import Linear, stack_layers
-from videoar_jax.nn.quantized import with_dtype
+from videoar_jax.nn.quantized import quantize, with_dtype
 
 AXES = ("embed", "mlp")
 
@@ -103,6 +104,15 @@ def test_what_stays_is_float32_also_if_it_was_stored_in_bfloat16():
   stored = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_model())
   kinds = {x.dtype for x in jax.tree.leaves(with_dtype(stored, "int8"))}
   assert kinds == {jnp.dtype(jnp.int8), jnp.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rounding_needs_no_memory_beside_its_result(dtype):
+  kernel = jax.ShapeDtypeStruct((2, 256, 512), dtype)
+  with optimized():
+    compiled = jax.jit(lambda x: quantize(x)).lower(kernel).compile()
+  if jax.default_backend() == "cpu":  # Where 4 bytes a weight would be a copy in float32.
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * 2 * 256 * 512
 
 
 def test_what_is_int8_already_is_refused():

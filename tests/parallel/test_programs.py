@@ -109,18 +109,24 @@ def test_what_others_can_write_to_is_not_loaded(folder, caplog, what):
 
 
 @pytest.mark.parametrize("is_same", [True, False])
-def test_edited_code_is_traced_and_compiled_if_its_program_differs(folder, monkeypatch, is_same):
+def test_edited_code_is_traced_and_compiled_if_its_program_differs(
+  folder, monkeypatch, caplog, is_same
+):
   call()
   monkeypatch.setattr(programs, "_code_hash", lambda: "edited")
-  monkeypatch.setattr(programs.log, "info", pytest.fail)  # Nothing fails to be kept.
   edited = scale if is_same else lambda tree, shift, *, factor: scale(tree, shift, factor=5)
   monkeypatch.setattr(edited, "__qualname__", "scale")
   monkeypatch.setattr(edited, "__name__", "scale")
   program = Program(edited, static_argnames=("factor",))
   traced.clear()
   jax.clear_caches()
-  out = program({"x": X}, np.float32(1), factor=2)
+  with caplog.at_level(logging.INFO, logger=programs.log.name):
+    out = program({"x": X}, np.float32(1), factor=2)
   np.testing.assert_array_equal(out, (2 if is_same else 5) * X + 1)
+  said = [record.getMessage() for record in caplog.records if record.name == programs.log.name]
+  assert [line.partition(": ")[2] for line in said] == (
+    [] if is_same else ["none is kept for this code, machine and these versions"]
+  )
   assert traced and len(kept(folder)) == (1 if is_same else 2)
 
 

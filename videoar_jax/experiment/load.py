@@ -111,12 +111,10 @@ def load_model(
     stages.run.family.check_mesh(stages.run, devices)
   stage = _stage(stages.run, "generator", wanted)
   tokenizer = _tokenizer_module(stages, stages.stage_before(stage, "tokenizer"), None)
-  # Rounded weights are made of those that are stored.
-  read_dtype = None if dtype == "int8" else jnp.dtype(dtype)
   return stages.run.family.make_model(
     stages.run,
     stage,
-    _module(stages, stage, step, is_split=True, dtype=read_dtype),
+    _module(stages, stage, step, is_split=True, dtype=jnp.dtype(dtype)),
     tokenizer,
     resolution=resolution,
     mesh=devices,

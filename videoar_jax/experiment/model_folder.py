@@ -209,7 +209,8 @@ def load_params(folder: pathlib.Path, abstract: dict, dtype: np.dtype | None = N
   Args:
     folder: of the model.
     abstract: shapes with shardings.
-    dtype: of the parameters; None for the type that they are stored in.
+    dtype: of the parameters; None for the type that they are stored in, and so for int8, as rounded
+      weights are made of those.
   Raises:
     ValueError: they are of another network, or there is too little memory.
   """
@@ -222,6 +223,7 @@ def load_params(folder: pathlib.Path, abstract: dict, dtype: np.dtype | None = N
       f"{folder / WEIGHTS} is not of the network that {CONFIG} describes: {other[0][0]} differs"
     )
   _check_memory(folder, sum(map(math.prod, shapes.values())), dtype, files.num_bytes)
+  dtype = None if dtype == np.int8 else dtype
   return unflatten({name: _array(files.reader(name), leaf, dtype) for name, leaf in wanted.items()})
 
 
@@ -269,10 +271,13 @@ def _check_memory(
   if jax.default_backend() != "cpu":
     return
   free = available_bytes()
-  needed = num_stored if dtype is None else num_parameters * dtype.itemsize
+  needed = 0 if dtype is None else num_parameters * dtype.itemsize
+  if dtype is None or dtype == np.int8:
+    needed += num_stored
   if free is None or needed <= free:
     return
   kind = "as they are stored" if dtype is None else f"in {dtype.name}"
+  kind += " beside those that are stored" if dtype == np.int8 else ""
   raise ValueError(
     f"{folder} needs {needed / 2**30:.1f} GiB of memory for its weights {kind}, "
     f"{2 * num_parameters / 2**30:.1f} GiB in bfloat16, but {free / 2**30:.1f} GiB are free; take "

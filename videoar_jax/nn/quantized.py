@@ -1,8 +1,8 @@
 """Weights of sampling in a chosen type: float32, bfloat16, or int8 per output channel.
 
 Of int8 are the kernels of stacked layers, which are nearly all weights; embeddings, norms and the
-products at both ends stay float32, and so do activations and the cache. Products are of bfloat16
-numbers with float32 results, for which int8 numbers are exact.
+products at both ends are float32, and activations and the cache are as with float32 weights.
+Products are of bfloat16 numbers with float32 results, for which int8 numbers are exact.
 """
 
 from typing import TypeVar
@@ -62,7 +62,9 @@ def quantize(
   kernel: Float[Array, "*layers i o"],
 ) -> tuple[Int8[Array, "*layers i o"], Float[Array, "*layers o"]]:
   """Returns rounded weights, and the scale of each output channel."""
+  scale = jnp.max(jnp.abs(kernel.astype(jnp.float32)), axis=-2) / _LARGEST
+  # Without the barrier, both passes read one copy in float32.
+  scale, kernel = jax.lax.optimization_barrier((scale, kernel))
   kernel = kernel.astype(jnp.float32)
-  scale = jnp.max(jnp.abs(kernel), axis=-2) / _LARGEST
   scale = jnp.where(scale > 0, scale, 1.0)  # Of channels that are zero.
   return jnp.round(kernel / scale[..., None, :]).astype(jnp.int8), scale

@@ -124,7 +124,8 @@ class Program:
 
   def _compile(self, path: pathlib.Path, in_tree, arguments, static) -> Callable:
     """Compiles a program, and writes it to a file if it can be."""
-    log.info("compiling %s: none is kept for this code, machine and these versions", self.name)
+    if not path.exists():
+      log.info("compiling %s: none is kept for this code, machine and these versions", self.name)
     try:
       with _without_jax_cache():
         compiled = self.jitted.lower(*arguments, **static).compile()
