@@ -6,16 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import save_tokenizer
+from tiny_runs import open_stages, save_tokenizer
 
 from videoar_jax.data.sources import latents
 from videoar_jax.data.synthetic.sprites import SpritesSource
 from videoar_jax.experiment import parse
 from videoar_jax.experiment.defaults import default_config
-from videoar_jax.experiment.stages import Stages
 from videoar_jax.experiment.validate import check_cache
 from videoar_jax.models.nova.task import NovaLossConfig
-from videoar_jax.parallel.mesh import make_mesh
 from videoar_jax.planning.step_plan import _abstract_batch
 from videoar_jax.tokenizers.pixels import to_float
 
@@ -41,11 +39,6 @@ def make_config(**changes):
   return config
 
 
-def open_stages(workdir, **changes):
-  run = parse.finalize(make_config(**changes))
-  return Stages(run, workdir, make_mesh(run.mesh))
-
-
 @pytest.fixture(scope="module")
 def source():
   return SpritesSource("train", num_frames=5, resolution=(16, 16), frame_rate=4.0, version=2)
@@ -63,7 +56,7 @@ def caches(workdir, source):
   """Stages with caches of both types, by type."""
   found = {}
   for dtype in ("float32", "float16"):
-    stages = open_stages(workdir, posterior_dtype=dtype, path=str(workdir / dtype))
+    stages = open_stages(make_config(posterior_dtype=dtype, path=str(workdir / dtype)), workdir)
     stages.encode(stages.run.caches[0], source)
     found[dtype] = stages
   return found
@@ -110,13 +103,15 @@ def test_losses_are_those_of_clips(caches, source):
 
 
 def test_a_cache_of_another_type_is_stale(workdir, caches, source):
-  stages = open_stages(workdir, posterior_dtype="float32", path=str(workdir / "float16"))
+  stages = open_stages(
+    make_config(posterior_dtype="float32", path=str(workdir / "float16")), workdir
+  )
   with pytest.raises(ValueError, match=r"stale(.|\n)*dtype: 'float16' -> 'float32'"):
     check_cache(stages, stages.run.caches[0], source)
 
 
 def test_a_cache_of_means_from_an_earlier_version_is_stale(workdir, source, tmp_path):
-  stages = open_stages(workdir, path=str(tmp_path))
+  stages = open_stages(make_config(path=str(tmp_path)), workdir)
   _, _, index = stages._encoder_of(stages.run.caches[0], source)
   old = dataclasses.replace(index, latent_shape=(3, 4, 4, 2), dtype="bfloat16")
   latents.write_index(tmp_path, old)

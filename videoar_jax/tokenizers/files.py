@@ -10,11 +10,15 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from videoar_jax.interop import tensors
 from videoar_jax.interop.atomic import replacing
 from videoar_jax.interop.strict_json import to_json
+from videoar_jax.nn.conv import without_zero_taps
 from videoar_jax.tokenizers.base import TokenizerConfig, TokenizerFamily
 from videoar_jax.train.state import Template, flatten, unflatten
 
@@ -178,3 +182,14 @@ def read_params(folder: str | os.PathLike, family: TokenizerFamily) -> tuple[Sav
   if wanted != {name: leaf.shape for name, leaf in weights.items()}:
     raise ValueError(f"{path} does not fit {CONFIG_FILE} beside it; convert the checkpoint again")
   return saved, unflatten(weights)
+
+
+def read_module(folder: str | os.PathLike, family: TokenizerFamily) -> nnx.Module:
+  """Reads a family's network, to code clips; see `conv.without_zero_taps`.
+
+  Raises:
+    FileNotFoundError, ValueError: as `read_params`.
+  """
+  saved, params = read_params(folder, family)
+  template = Template.of(family.make_module(saved.config))
+  return without_zero_taps(template.module(jax.tree.map(jnp.asarray, params)))

@@ -3,15 +3,11 @@
 import dataclasses
 import pathlib
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from videoar_jax.nn.conv import without_zero_taps
 from videoar_jax.tokenizers.base import Tokenizer, TokenizerConfig
 from videoar_jax.tokenizers.encoding import encode
-from videoar_jax.tokenizers.files import is_saved, read_params
-from videoar_jax.train.state import Template
+from videoar_jax.tokenizers.files import is_saved, read_module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +67,7 @@ class FrozenFamily:
 
   def load_converted(self, folder: pathlib.Path) -> Tokenizer:
     """See `TokenizerFamily`."""
-    saved, params = read_params(folder, self)
-    template = Template.of(self.make_module(saved.config))
-    module = template.module(jax.tree.map(jnp.asarray, params))
-    return self.make_tokenizer(without_zero_taps(module))
+    return self.make_tokenizer(read_module(folder, self))
 
   def check_init(self, folder: pathlib.Path, config: TokenizerConfig) -> None:
     """See `TokenizerFamily`."""

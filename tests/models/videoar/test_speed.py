@@ -73,8 +73,8 @@ def llama(torch, config, visible):
 def test_gradient_beside_torch(monkeypatch, capsys):
   """Medians of alternating forward and gradient runs of `small` at 17x128x128 pixels.
 
-  In processes of their own ours takes 0.82 of PyTorch's time, on two cores; see docs/speed.md. In
-  one process both disturb each other, by up to a half: the bound guards against more.
+  In processes of their own ours takes 0.82 of PyTorch's time, on two cores; see docs/speed.md. Here
+  PyTorch's idle threads disturb ours: the bound guards against more than that.
   """
   torch = pytest.importorskip("torch")
   monkeypatch.setattr(conv, "REWRITE", True)

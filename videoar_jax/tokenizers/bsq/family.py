@@ -2,18 +2,14 @@
 
 import pathlib
 
-import jax
-import jax.numpy as jnp
-
-from videoar_jax.nn.conv import without_zero_taps
-from videoar_jax.tokenizers.autoencoder import Autoencoder, autoencoder_of
+from videoar_jax.tokenizers.autoencoder import Autoencoder
 from videoar_jax.tokenizers.bsq.config import BSQConfig
 from videoar_jax.tokenizers.bsq.inflation import check_inflatable, inflate
 from videoar_jax.tokenizers.bsq.schedules import check_schedule, parse_schedule
 from videoar_jax.tokenizers.bsq.task import TokenizerLossConfig, TokenizerTask
 from videoar_jax.tokenizers.bsq.tokenizer import Tokenizer
 from videoar_jax.tokenizers.family import AutoencoderFamily, check_adversary
-from videoar_jax.tokenizers.files import is_saved, read_params, read_saved
+from videoar_jax.tokenizers.files import is_saved, read_module, read_params, read_saved
 
 
 class BSQ(AutoencoderFamily):
@@ -49,9 +45,7 @@ class BSQ(AutoencoderFamily):
 
   def load_converted(self, folder: pathlib.Path) -> Tokenizer:
     """See `TokenizerFamily`."""
-    saved, params = read_params(folder, self)
-    module = autoencoder_of(saved.config, jax.tree.map(jnp.asarray, params))
-    return self.make_tokenizer(without_zero_taps(module))
+    return self.make_tokenizer(read_module(folder, self))
 
   def check_init(self, folder: pathlib.Path, config: BSQConfig) -> None:
     """See `TokenizerFamily`."""

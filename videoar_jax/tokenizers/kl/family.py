@@ -2,17 +2,12 @@
 
 import pathlib
 
-import jax
-import jax.numpy as jnp
-
-from videoar_jax.nn.conv import without_zero_taps
 from videoar_jax.tokenizers.autoencoder import Autoencoder
 from videoar_jax.tokenizers.coder import Coder
 from videoar_jax.tokenizers.family import AutoencoderFamily, check_adversary
-from videoar_jax.tokenizers.files import is_saved, read_params
+from videoar_jax.tokenizers.files import is_saved, read_module
 from videoar_jax.tokenizers.kl.config import KLConfig
 from videoar_jax.tokenizers.kl.task import KLLossConfig, KLTask
-from videoar_jax.train.state import Template
 
 _NOT_CONVERTED = "no public tokenizer of this kind can be converted yet; leave init.from out"
 
@@ -43,10 +38,7 @@ class KL(AutoencoderFamily):
 
   def load_converted(self, folder: pathlib.Path) -> Coder:
     """See `TokenizerFamily`."""
-    saved, params = read_params(folder, self)
-    template = Template.of(self.make_module(saved.config))
-    module = template.module(jax.tree.map(jnp.asarray, params))
-    return self.make_tokenizer(without_zero_taps(module))
+    return self.make_tokenizer(read_module(folder, self))
 
   def check_init(self, folder: pathlib.Path, config: KLConfig) -> None:
     """See `TokenizerFamily`."""
